@@ -1,0 +1,1 @@
+"""One file per artifact: thin Dagster assets over the domain packages."""

@@ -1,0 +1,1 @@
+"""Exact claims of (URL, TEXT) across segments."""

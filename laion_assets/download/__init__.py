@@ -1,0 +1,1 @@
+"""Guarded fetching, and img2dataset's formats."""

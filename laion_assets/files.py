@@ -1,0 +1,64 @@
+"""Files that are either the old version or the new one, never a torn one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the directory's entries (a rename, a new file) survive a power cut."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a path beside ``target`` to write; publish it as ``target`` when the block ends well.
+
+    The temporary name keeps the target's suffixes (libraries choose formats by them) and starts
+    with a dot, so that globs do not see it. On an exception it is removed and ``target`` stays
+    as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{uuid.uuid4().hex[:12]}.{target.name}")
+    try:
+        yield beside
+        fsync_file(beside)
+        os.replace(beside, target)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    fsync_directory(target.parent)
+
+
+def write_text(target: Path, text: str) -> None:
+    with atomic_path(target) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Publish ``value`` as JSON with sorted keys, so that equal values are equal bytes."""
+    write_text(target, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Scores, and subsets by recipe."""

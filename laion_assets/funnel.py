@@ -1,0 +1,165 @@
+"""The funnel: what went into a stage, what it kept, and why it refused the rest.
+
+Every stage of the way from a crawl to the dataset reports one :class:`StageCounts`. The reasons
+are a fixed vocabulary, so that a count can be followed from one segment to a whole crawl and from
+one version to the next. What a reason means in detail belongs to the stage's own package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+EXAMPLES_KEPT: Final = 5
+EXAMPLE_CHARS: Final = 300
+
+REASONS: Final[Mapping[str, Mapping[str, str]]] = {
+    "wat": {
+        "not_html": "the record is not the metadata of an HTTP response that holds HTML",
+        "bad_json": "the record's payload is not the JSON that a WAT record must be",
+        "bad_record": "the gzip member or the WARC header could not be read",
+        "truncated": "the file ended inside this record",
+    },
+    "pairs": {
+        "not_image": "an alt text on a link that is not IMG@/src",
+        "no_alt": "an image without an alt text, or with an empty one",
+        "alt_too_short": "the cleaned alt text is shorter than the minimum",
+        "alt_too_long": "the cleaned alt text is longer than the maximum",
+        "bad_url": "the image's URL, resolved as a browser does, is not a valid URL",
+        "url_scheme": "the URL is not http or https (data:, file:, ftp:, javascript: ...)",
+        "url_too_long": "the URL is longer than the maximum",
+        "language": "the text is not in one of the wanted languages",
+        "duplicate": "the same (URL, TEXT) came before in this segment",
+    },
+    "unique_pairs": {
+        "removed": "the URL or its host is on a removal list",
+        "blocked": "the URL or its host is on a blocklist",
+        "duplicate": "another segment holds the same (URL, TEXT)",
+    },
+    "images": {
+        "url_scheme": "a redirect led to something that is not http or https",
+        "dns": "the host's name has no address",
+        "private_address": "the host's address is not a public one",
+        "connect": "no connection, or it broke",
+        "tls": "the certificate could not be verified, or TLS failed",
+        "timeout": "the time for this image ran out",
+        "http_4xx": "the host answered 4xx",
+        "http_5xx": "the host answered 5xx",
+        "http_other": "the host answered with another status, or not with valid HTTP",
+        "redirects": "too many redirects",
+        "opt_out": "the host asks that the image is not used (X-Robots-Tag)",
+        "robots": "robots.txt disallows the URL",
+        "too_large": "more bytes than the limit",
+        "too_small": "fewer encoded bytes than the minimum (5,000)",
+        "removed": "the image's hash is on a removal list",
+        "blocked": "the image's hash is on a blocklist",
+        "unsupported_type": "not JPEG, PNG or WebP",
+        "too_many_pixels": "the header declares more pixels than the limit (decompression bomb)",
+        "animated": "the image has several frames",
+        "undecodable": "the bytes do not decode as an image",
+    },
+    "embeddings": {
+        "undecodable": "the stored image does not decode",
+    },
+    "subset": {
+        "below_threshold": "the similarity is below the model's threshold",
+        "unsafe_minor_text": "tagged NSFW or UNSURE, and the text names minors",
+        "unsafe_underage": "tagged NSFW or UNSURE, and an under-age category ranks first or second",
+        "unsafe_animal": "tagged NSFW or UNSURE, and an animal category ranks first",
+        "predicate": "outside the recipe's own conditions",
+    },
+}
+"""Stage, in the order of the way -> reason -> what it means."""
+
+STAGES: Final = tuple(REASONS)
+
+
+@dataclass
+class StageCounts:
+    """One stage's counts: ``n_in == kept + sum(rejects.values())`` once it is done.
+
+    ``examples`` keeps a few subjects (a URL, a text) of each reason for people to look at.
+    """
+
+    stage: str
+    n_in: int = 0
+    kept: int = 0
+    rejects: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.stage not in REASONS:
+            raise ValueError(f"unknown stage {self.stage!r}, known: {', '.join(STAGES)}")
+
+    def keep(self, n: int = 1) -> None:
+        """Count ``n`` subjects that went in and were kept."""
+        self.n_in += n
+        self.kept += n
+
+    def reject(self, reason: str, example: str | None = None, n: int = 1) -> None:
+        """Count ``n`` subjects that went in and were refused for ``reason``.
+
+        Raises ``KeyError`` for a reason outside the stage's vocabulary.
+        """
+        if reason not in REASONS[self.stage]:
+            raise KeyError(f"stage {self.stage!r} has no reason {reason!r}")
+        if n == 0:
+            return
+        self.n_in += n
+        self.rejects[reason] = self.rejects.get(reason, 0) + n
+        if example is not None:
+            self._example(reason, example)
+
+    def _example(self, reason: str, example: str) -> None:
+        kept = self.examples.setdefault(reason, [])
+        if len(kept) < EXAMPLES_KEPT:
+            kept.append(example[:EXAMPLE_CHARS])
+
+    def add(self, other: StageCounts) -> None:
+        """Add another part's counts of the same stage."""
+        if other.stage != self.stage:
+            raise ValueError(f"cannot add stage {other.stage!r} to {self.stage!r}")
+        self.n_in += other.n_in
+        self.kept += other.kept
+        for reason, n in other.rejects.items():
+            self.rejects[reason] = self.rejects.get(reason, 0) + n
+        for reason, examples in other.examples.items():
+            for example in examples:
+                self._example(reason, example)
+
+    @property
+    def adds_up(self) -> bool:
+        return self.n_in == self.kept + sum(self.rejects.values())
+
+    def rows(self) -> list[tuple[str, str, int]]:
+        """``(stage, reason, n)`` rows, with the pseudo-reasons ``in`` and ``kept`` first."""
+        rejects = [(self.stage, reason, n) for reason, n in sorted(self.rejects.items())]
+        return [(self.stage, "in", self.n_in), (self.stage, "kept", self.kept), *rejects]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "in": self.n_in,
+            "kept": self.kept,
+            "rejects": dict(sorted(self.rejects.items())),
+            "examples": dict(sorted(self.examples.items())),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> StageCounts:
+        return cls(
+            stage=value["stage"],
+            n_in=value["in"],
+            kept=value["kept"],
+            rejects=dict(value["rejects"]),
+            examples={reason: list(items) for reason, items in value["examples"].items()},
+        )
+
+
+def total(stage: str, parts: Iterable[StageCounts]) -> StageCounts:
+    """The sum of the parts' counts."""
+    counts = StageCounts(stage)
+    for part in parts:
+        counts.add(part)
+    return counts

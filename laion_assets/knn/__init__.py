@@ -1,0 +1,1 @@
+"""faiss indices over a subset's embeddings."""

@@ -1,0 +1,1 @@
+"""From a page's links to image-text pairs: text, URL, licence, language."""

@@ -1,0 +1,1 @@
+"""Lists of what must not be in the dataset: removals asked for, and blocklists of known-bad."""

@@ -1,0 +1,1 @@
+"""Safety tags over embeddings, by published rules."""

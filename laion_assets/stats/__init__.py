@@ -1,0 +1,1 @@
+"""Statistics, the catalog and the report, by DuckDB."""

@@ -1,0 +1,1 @@
+"""Streaming HTML pages out of WAT files."""

@@ -1,0 +1,1 @@
+"""The typed resources of the asset graph."""
