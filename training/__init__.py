@@ -1,0 +1,1 @@
+"""The recipe of the small CLIP that ships with the package. Not imported by ``laion_assets``."""
