@@ -1,0 +1,1 @@
+"""Where crawls come from: Common Crawl's layout, over any transport fsspec knows."""

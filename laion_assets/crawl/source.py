@@ -1,0 +1,172 @@
+"""Reading Common Crawl's layout: which crawls there are, their segments, and their WAT files.
+
+``collinfo.json`` lists the crawls; ``crawl-data/<crawl>/wat.paths.gz`` the WAT files of one, as
+``crawl-data/<crawl>/segments/<id>/wat/<name>.warc.wat.gz``. Both roots are fsspec URLs: https,
+s3 (``s3://commoncrawl/``), or a folder.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import fsspec
+from pydantic import BaseModel, Field
+
+from laion_assets.files import atomic_path
+from laion_assets.segments import CRAWL_NAME
+
+T = TypeVar("T")
+
+_BACK_OFF_S: Final = 0.5
+
+
+class CrawlSourceError(RuntimeError):
+    """The crawl source could not be read; the message names the URL and the cause."""
+
+
+class CrawlNotReadyError(CrawlSourceError):
+    """A crawl is listed, but its ``wat.paths.gz`` is not there (yet)."""
+
+
+class CrawlSourceOptions(BaseModel, frozen=True):
+    """Where the crawls are, and how much of them this deployment takes."""
+
+    collinfo_url: str = Field(
+        "https://index.commoncrawl.org/collinfo.json", description="The list of crawls"
+    )
+    data_url: str = Field(
+        "https://data.commoncrawl.org/",
+        description="The root of crawl-data/; s3://commoncrawl/ inside AWS",
+    )
+    segments_per_crawl: int = Field(100, ge=1, le=100, description="Segments a crawl has")
+    wat_files_per_segment: int | None = Field(
+        None, ge=1, description="Take the first N WAT files of each segment; null takes all"
+    )
+    wat_fraction: float = Field(
+        1.0, gt=0, le=1, description="Take this share of each segment's WAT files, seeded"
+    )
+    attempts: int = Field(5, ge=1, le=20, description="Tries for each request")
+    storage_options: dict[str, str] = Field(
+        default_factory=dict, description="Options for fsspec, such as endpoint_url"
+    )
+
+
+@dataclass(frozen=True)
+class CrawlInfo:
+    name: str
+    title: str
+
+
+@dataclass(frozen=True)
+class CrawlSegment:
+    """One segment of a crawl: its number (place among the sorted ids), real id and WAT paths."""
+
+    number: str
+    segment_id: str
+    wat_files: tuple[str, ...]
+
+
+class CrawlSource:
+    """Reads a crawl source. Picklable, so that worker processes can fetch by themselves."""
+
+    def __init__(self, options: CrawlSourceOptions) -> None:
+        self.options = options
+
+    def crawls(self) -> list[CrawlInfo]:
+        """All listed crawls, newest first. Raises :class:`CrawlSourceError`.
+
+        Crawls before 2013 have other names and no WAT files in this layout; they are left out.
+        """
+        url = self.options.collinfo_url
+        raw = self._retry(url, lambda: self._read(url))
+        try:
+            listed = [CrawlInfo(item["id"], item["name"]) for item in json.loads(raw)]
+        except (ValueError, TypeError, KeyError) as error:
+            raise CrawlSourceError(f"{url} is not a list of crawls: {error!r}") from error
+        named = [info for info in listed if CRAWL_NAME.fullmatch(info.name)]
+        return sorted(named, key=lambda info: info.name, reverse=True)
+
+    def segments(self, crawl: str) -> list[CrawlSegment]:
+        """The crawl's segments in the order of their ids.
+
+        Raises :class:`CrawlNotReadyError` if the crawl's paths are not published yet.
+        """
+        url = self._url(f"crawl-data/{crawl}/wat.paths.gz")
+        try:
+            raw = self._retry(url, lambda: self._read(url))
+        except FileNotFoundError as error:
+            raise CrawlNotReadyError(f"{url} is not there (yet)") from error
+        try:
+            paths = gzip.decompress(raw).decode("ascii").split()
+            by_id: dict[str, list[str]] = {}
+            for path in paths:
+                by_id.setdefault(path.split("/segments/")[1].split("/")[0], []).append(path)
+        except (OSError, EOFError, ValueError, IndexError) as error:
+            raise CrawlSourceError(f"{url} is not a list of WAT paths: {error!r}") from error
+        return [
+            CrawlSegment(f"{number:02d}", segment_id, tuple(sorted(by_id[segment_id])))
+            for number, segment_id in enumerate(sorted(by_id))
+        ]
+
+    def segment(self, crawl: str, number: str) -> CrawlSegment:
+        segments = self.segments(crawl)
+        for segment in segments:
+            if segment.number == number:
+                return segment
+        raise CrawlSourceError(f"{crawl} has {len(segments)} segments, and no segment {number}")
+
+    def taken(self, segment: CrawlSegment) -> list[str]:
+        """The WAT files of the segment that this deployment takes, in order."""
+        files: Sequence[str] = segment.wat_files
+        if self.options.wat_fraction < 1:
+            count = math.ceil(len(files) * self.options.wat_fraction)
+            files = sorted(random.Random(segment.segment_id).sample(files, count))
+        return list(files[: self.options.wat_files_per_segment])
+
+    def fetch(self, wat_file: str, to: Path) -> None:
+        """Copy one WAT file to the local path ``to``, whole or not at all."""
+        url = self._url(wat_file)
+
+        def copy() -> None:
+            filesystem, path = fsspec.core.url_to_fs(url, **self.options.storage_options)
+            with atomic_path(to) as beside:
+                filesystem.get_file(path, str(beside))
+
+        self._retry(url, copy)
+
+    def _url(self, path: str) -> str:
+        return f"{self.options.data_url.rstrip('/')}/{path}"
+
+    def _read(self, url: str) -> bytes:
+        with fsspec.open(url, "rb", **self._open_options(url)) as stream:
+            data: bytes = stream.read()
+        return data
+
+    def _open_options(self, url: str) -> dict[str, Any]:
+        options: dict[str, Any] = dict(self.options.storage_options)
+        if url.startswith(("http://", "https://")):
+            # Streamed, not in ranges: servers of a list of crawls may not know its size.
+            options["block_size"] = 0
+        return options
+
+    def _retry(self, url: str, call: Callable[[], T]) -> T:
+        for attempt in range(1, self.options.attempts + 1):
+            try:
+                return call()
+            except FileNotFoundError:
+                raise
+            except Exception as error:
+                if attempt == self.options.attempts:
+                    raise CrawlSourceError(
+                        f"{url} could not be read in {attempt} tries: {error!r}"
+                    ) from error
+                time.sleep(_BACK_OFF_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+        raise AssertionError("unreachable")

@@ -1,0 +1,313 @@
+"""The lake: one folder per asset and segment, replaced as a whole or not at all.
+
+A stage writes into a staging folder that outlives a killed process. When the same partition is
+made again with the same inputs, code and configuration (the *fingerprint*), the stage finds its
+finished parts there and goes on; otherwise staging starts empty. Publishing writes
+``_manifest.json`` and exchanges the staging folder with the partition's folder in one system call.
+
+The lake is a local or mounted folder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, Field
+
+from laion_assets.files import fsync_directory, fsync_file, sha256_file, write_json
+from laion_assets.funnel import StageCounts
+from laion_assets.progress import Log, silent
+from laion_assets.segments import SegmentKey
+
+MANIFEST: Final = "_manifest.json"
+_FINGERPRINT: Final = ".fingerprint.json"
+_RENAME_EXCHANGE: Final = 2
+_AT_FDCWD: Final = -100
+
+
+class LakeError(RuntimeError):
+    """The lake cannot do what was asked; the message says what and why."""
+
+
+class NotPublishedError(LakeError):
+    """A partition that is needed has not been materialized."""
+
+
+class PartitionBusyError(LakeError):
+    """Another process is making the same partition."""
+
+
+class LakeOptions(BaseModel, frozen=True):
+    """Where the lake is."""
+
+    root: str = Field("lake", description="Folder of all artifacts; relative to where you start")
+    busy_timeout_s: float = Field(
+        120.0, gt=0, description="How long to wait for another process that makes a partition"
+    )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a published partition says of itself."""
+
+    asset: str
+    crawl: str | None
+    segment: str | None
+    run_id: str
+    code_version: str
+    fingerprint: str
+    data_version: str
+    started: str
+    seconds: float
+    bytes: int
+    files: Sequence[Mapping[str, Any]]
+    counts: Sequence[StageCounts]
+    metadata: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        value = dict(self.__dict__)
+        value["counts"] = [counts.to_json() for counts in self.counts]
+        return value
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        value["counts"] = [StageCounts.from_json(counts) for counts in value["counts"]]
+        return cls(**value)
+
+    def stage(self, name: str) -> StageCounts:
+        for counts in self.counts:
+            if counts.stage == name:
+                return counts
+        raise KeyError(f"{self.asset} counted no stage {name!r}")
+
+
+@dataclass
+class Staging:
+    """A partition in the making. The stage fills ``path``; the asset sets counts and metadata."""
+
+    path: Path
+    resumed: bool
+    counts: list[StageCounts] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    not_content: tuple[str, ...] = ()
+    """Patterns of file names that say how a run went and not what it made: times, run ids. They
+    are published, but two partitions that differ in them alone have the same data version."""
+    manifest: Manifest | None = None
+    """Set when the partition has been published."""
+
+    @property
+    def published(self) -> Manifest:
+        if self.manifest is None:
+            raise LakeError(f"{self.path} has not been published")
+        return self.manifest
+
+
+class Lake:
+    """The folder of all assets. Reads see published partitions only."""
+
+    def __init__(self, options: LakeOptions) -> None:
+        text = options.root
+        if "://" in text and not text.startswith("file://"):
+            raise LakeError(
+                f"the lake {text!r} is not a folder: mount the store, or give a local path"
+            )
+        self.root = Path(text.removeprefix("file://")).absolute()
+        self.busy_timeout_s = options.busy_timeout_s
+
+    def folder(self, asset: str, key: SegmentKey | None = None) -> Path:
+        """Where the partition is, or will be, published."""
+        return self.root / asset / key.hive if key else self.root / asset
+
+    def published(self, asset: str, key: SegmentKey | None = None) -> Path:
+        """The folder of a partition that must be there. Raises :class:`NotPublishedError`."""
+        folder = self.folder(asset, key)
+        if not (folder / MANIFEST).exists():
+            of = f" of {key}" if key else ""
+            raise NotPublishedError(f"{asset}{of} has not been materialized (no {folder})")
+        return folder
+
+    def manifest(self, asset: str, key: SegmentKey | None = None) -> Manifest:
+        return Manifest.read(self.published(asset, key))
+
+    def segments(self, asset: str) -> list[SegmentKey]:
+        """The published segments of an asset, sorted."""
+        found = (self.root / asset).glob(f"crawl=*/segment=*/{MANIFEST}")
+        return sorted(
+            SegmentKey(
+                path.parent.parent.name.removeprefix("crawl="),
+                path.parent.name.removeprefix("segment="),
+            )
+            for path in found
+        )
+
+    @contextmanager
+    def publish(
+        self,
+        asset: str,
+        key: SegmentKey | None = None,
+        *,
+        inputs: Mapping[str, str],
+        code_version: str,
+        run_id: str = "",
+        log: Log = silent,
+    ) -> Iterator[Staging]:
+        """Make one partition: yield its staging folder, publish it when the block ends well.
+
+        ``inputs`` maps what the partition is made of to its data version. An exception leaves
+        the staging folder for a later resume and the published partition as it was. Raises
+        :class:`PartitionBusyError` if another process holds the partition too long.
+        """
+        fingerprint = _digest({"inputs": dict(inputs), "code_version": code_version})
+        name = f"{key.crawl}.{key.segment}" if key else "all"
+        path = self.root / ".staging" / asset / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_name(f".{name}.lock"), self.busy_timeout_s, log):
+            started, clock = datetime.now(UTC), time.monotonic()
+            staging = Staging(path, _prepare(path, fingerprint))
+            if staging.resumed:
+                log(f"{asset}: going on where an earlier run of this partition stopped")
+            yield staging
+            (path / _FINGERPRINT).unlink()
+            files = _describe(path)
+            staging.manifest = Manifest(
+                asset=asset,
+                crawl=key.crawl if key else None,
+                segment=key.segment if key else None,
+                run_id=run_id,
+                code_version=code_version,
+                fingerprint=fingerprint,
+                data_version=_content_version(files, staging.not_content),
+                started=started.isoformat(timespec="seconds"),
+                seconds=round(time.monotonic() - clock, 3),
+                bytes=sum(item["bytes"] for item in files),
+                files=files,
+                counts=staging.counts,
+                metadata=staging.metadata,
+            )
+            write_json(path / MANIFEST, staging.manifest.to_json())
+            _replace_folder(path, self.folder(asset, key))
+
+    def drop(self, asset: str, key: SegmentKey) -> None:
+        """Delete a partition, published or in the making."""
+        for folder in (
+            self.folder(asset, key),
+            self.root / ".staging" / asset / f"{key.crawl}.{key.segment}",
+        ):
+            if folder.exists():
+                doomed = self.root / ".staging" / f".dropped.{os.getpid()}.{time.monotonic_ns()}"
+                doomed.parent.mkdir(parents=True, exist_ok=True)
+                folder.rename(doomed)
+                shutil.rmtree(doomed)
+
+
+def _digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _content_version(files: Sequence[Mapping[str, Any]], not_content: Sequence[str]) -> str:
+    return _digest(
+        [
+            [item["name"], item["sha256"]]
+            for item in files
+            if not any(fnmatch(item["name"], pattern) for pattern in not_content)
+        ]
+    )
+
+
+def _prepare(path: Path, fingerprint: str) -> bool:
+    """Make the staging folder ready; True if it holds parts of a run with this fingerprint."""
+    marker = path / _FINGERPRINT
+    if marker.exists() and json.loads(marker.read_text())["fingerprint"] == fingerprint:
+        return True
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+    write_json(marker, {"fingerprint": fingerprint})
+    return False
+
+
+def _describe(folder: Path) -> list[dict[str, Any]]:
+    """Name, size and SHA-256 of every file below the folder, fsynced; temporary files removed."""
+    described = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            continue
+        relative = path.relative_to(folder)
+        if any(part.startswith(".") for part in relative.parts) or relative.name == MANIFEST:
+            path.unlink()
+            continue
+        fsync_file(path)
+        described.append(
+            {"name": str(relative), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        )
+    return described
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    """Put ``new`` in ``target``'s place at once; what was there is deleted afterwards."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fsync_directory(new)
+    if not target.exists():
+        new.rename(target)
+    else:
+        _exchange(new, target)
+    fsync_directory(target.parent)
+    if new.exists():
+        shutil.rmtree(new)
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Swap two folders by renameat2(RENAME_EXCHANGE), or by two renames where that is missing."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    renameat2 = getattr(libc, "renameat2", None)
+    if renameat2 is not None:
+        done = renameat2(
+            _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE
+        )
+        if done == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+            raise OSError(code, os.strerror(code), str(first), None, str(second))
+    aside = first.with_name(f".{first.name}.aside")
+    second.rename(aside)
+    first.rename(second)
+    aside.rename(first)
+
+
+@contextmanager
+def _locked(path: Path, timeout_s: float, log: Log) -> Iterator[None]:
+    """Hold an exclusive lock that the system releases when the process dies."""
+    with path.open("a") as handle:
+        deadline = time.monotonic() + timeout_s
+        waiting = False
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise PartitionBusyError(
+                        f"another process has held {path} for over {timeout_s:.0f} s"
+                    ) from error
+                if not waiting:
+                    log(f"another process is making this partition, waiting ({path})")
+                    waiting = True
+                time.sleep(0.2)
+        yield

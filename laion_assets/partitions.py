@@ -1,0 +1,39 @@
+"""One partition is one Common Crawl segment: crawl (dynamic) by segment number (static).
+
+Two dimensions, not one list of keys: adding a crawl is then one key and not a hundred, and
+automation over ten thousand partitions stays quick.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import dagster as dg
+
+from laion_assets.segments import SegmentKey, segment_names
+
+CRAWL: Final = "crawl"
+SEGMENT: Final = "segment"
+
+crawls = dg.DynamicPartitionsDefinition(name="crawls")
+
+
+def segment_partitions(segments_per_crawl: int) -> dg.MultiPartitionsDefinition:
+    return dg.MultiPartitionsDefinition(
+        {
+            CRAWL: crawls,
+            SEGMENT: dg.StaticPartitionsDefinition(segment_names(segments_per_crawl)),
+        }
+    )
+
+
+def partition_key(key: SegmentKey) -> dg.MultiPartitionKey:
+    return dg.MultiPartitionKey({CRAWL: key.crawl, SEGMENT: key.segment})
+
+
+def segment_key(key: str) -> SegmentKey:
+    """The segment of a Dagster partition key. Raises ``ValueError`` for any other key."""
+    if isinstance(key, dg.MultiPartitionKey):
+        dimensions = key.keys_by_dimension
+        return SegmentKey(dimensions[CRAWL], dimensions[SEGMENT])
+    return SegmentKey.parse(key)

@@ -1,0 +1,121 @@
+"""All configuration of a deployment: one TOML file, typed and validated.
+
+`LAION_ASSETS_CONFIG` names the file; without it, the sample world's is used. This is the one
+place that reads the environment for anything but secrets.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from importlib import resources as package_files
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from laion_assets.clip.options import ClipOptions
+from laion_assets.crawl.source import CrawlSourceOptions
+from laion_assets.download.options import DownloadOptions
+from laion_assets.filtering.recipe import Recipe
+from laion_assets.knn.options import IndexOptions
+from laion_assets.pairs.rules import PairRules
+from laion_assets.safety.options import SafetyOptions
+
+CONFIG_VARIABLE: Final = "LAION_ASSETS_CONFIG"
+
+
+class SettingsError(ValueError):
+    """The settings file is absent or wrong; the message says which field and why."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LakeOptions(BaseModel, frozen=True):
+    root: str = Field("lake", description="Folder of all artifacts; relative to where you start")
+    busy_timeout_s: float = Field(
+        120.0, gt=0, description="How long to wait for another process that makes a partition"
+    )
+
+
+class Discovery(_Section):
+    """Which crawls and segments the sensor takes."""
+
+    newest: int | None = Field(None, ge=1, description="Only the N newest crawls; null takes all")
+    only: tuple[str, ...] = Field((), description="Only these crawls; empty takes any")
+    segments: int | None = Field(
+        None, ge=1, description="Only the first N segments of each crawl; null takes all"
+    )
+    interval_s: int = Field(3600, ge=1, description="Seconds between two looks at the crawl list")
+
+
+class Work(_Section):
+    """How a machine's cores are used."""
+
+    workers: int = Field(2, ge=1, description="Processes that read WAT files in one partition")
+
+
+class Settings(_Section):
+    """A whole deployment."""
+
+    lake: LakeOptions = LakeOptions()
+    crawl_source: CrawlSourceOptions = CrawlSourceOptions()
+    discovery: Discovery = Discovery()
+    work: Work = Work()
+    pairs: PairRules = PairRules()
+    download: DownloadOptions = DownloadOptions()
+    clip: ClipOptions = ClipOptions()
+    safety: SafetyOptions = SafetyOptions()
+    subset: Recipe = Recipe()
+    index: IndexOptions = IndexOptions()
+
+
+def sample_config() -> Path:
+    """The sample world's settings file."""
+    return Path(str(package_files.files("laion_assets"))) / "deployments" / "sample.toml"
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read and validate a settings file. Raises :class:`SettingsError`."""
+    if path is None:
+        named = os.environ.get(CONFIG_VARIABLE)
+        path = Path(named) if named else sample_config()
+    try:
+        with path.open("rb") as stream:
+            values = tomllib.load(stream)
+    except OSError as error:
+        raise SettingsError(f"the settings file {path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+    _refuse_unknown_keys(path, values)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise SettingsError(f"{path}: {problems}") from error
+
+
+def _refuse_unknown_keys(path: Path, values: dict[str, object]) -> None:
+    """A misspelt key must not silently mean the default.
+
+    The options classes do not forbid extra fields themselves because Dagster's resources, which
+    inherit from them, add their own.
+    """
+    for section, content in values.items():
+        field = Settings.model_fields.get(section)
+        if field is None:
+            known = ", ".join(Settings.model_fields)
+            raise SettingsError(f"{path}: no section [{section}]; known: {known}")
+        model = field.annotation
+        if not isinstance(content, dict) or not isinstance(model, type):
+            raise SettingsError(f"{path}: [{section}] must be a table")
+        assert issubclass(model, BaseModel)
+        unknown = sorted(set(content) - set(model.model_fields))
+        if unknown:
+            known = ", ".join(model.model_fields)
+            raise SettingsError(f"{path}: [{section}] has no {', '.join(unknown)}; known: {known}")
