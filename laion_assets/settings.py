@@ -19,6 +19,7 @@ from laion_assets.crawl.source import CrawlSourceOptions
 from laion_assets.download.options import DownloadOptions
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.knn.options import IndexOptions
+from laion_assets.lake import LakeOptions
 from laion_assets.pairs.rules import PairRules
 from laion_assets.safety.options import SafetyOptions
 
@@ -31,13 +32,6 @@ class SettingsError(ValueError):
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LakeOptions(BaseModel, frozen=True):
-    root: str = Field("lake", description="Folder of all artifacts; relative to where you start")
-    busy_timeout_s: float = Field(
-        120.0, gt=0, description="How long to wait for another process that makes a partition"
-    )
 
 
 class Discovery(_Section):

@@ -1,0 +1,39 @@
+# The README's commands. Each does its own set-up in .venv and is quick the second time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test ui lint clean sample-crawl train
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13), "Python 3.11 or 3.12 is needed: make PYTHON=python3.11"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/laion-assets demo
+
+ui: setup
+	$(BIN)/laion-assets ui
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Remakes the shipped CLIP, and after it the sample crawl's pictures and plan (needs the registries).
+train: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[training]'
+	$(BIN)/python -m training.train
+	$(BIN)/python -m training.sample_images
+
+# Forgets the demo: its lake, its Dagster instance, the built sample crawl.
+clean:
+	rm -rf .demo .dagster_home

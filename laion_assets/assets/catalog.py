@@ -1,0 +1,38 @@
+"""`catalog.duckdb`: views over all the lake's parquet, for ad-hoc SQL."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from laion_assets.assets.making import materialized, publishing
+from laion_assets.automation import follow_upstream
+from laion_assets.jobs import SEGMENT_ASSETS
+from laion_assets.settings import Settings
+from laion_assets.stats.catalog import build_catalog
+from laion_assets.versions import code_version
+from resources.lake import LakeResource
+
+
+def build(_: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        group_name="stats",
+        deps=["segment_stats"],
+        code_version=code_version(1),
+        automation_condition=follow_upstream(),
+        kinds={"duckdb"},
+        description=__doc__,
+    )
+    def catalog(
+        context: dg.AssetExecutionContext, lake: LakeResource
+    ) -> dg.MaterializeResult[None]:
+        store = lake.open()
+        made_of = {
+            f"{asset}/{key}": store.manifest(asset, key).data_version
+            for asset in SEGMENT_ASSETS
+            for key in store.segments(asset)
+        }
+        with publishing(context, store, made_of) as staging:
+            staging.metadata = build_catalog(store.root, staging.path / "catalog.duckdb")
+        return materialized(context, store, staging)
+
+    return catalog

@@ -1,0 +1,39 @@
+"""The paper's statistics table and figures, as HTML and PNG, and the dataset card."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from laion_assets.assets.making import data_versions, materialized, publishing
+from laion_assets.automation import follow_upstream
+from laion_assets.metadata import picture
+from laion_assets.settings import Settings
+from laion_assets.stats.report import build_report
+from laion_assets.versions import code_version
+from resources.lake import LakeResource
+
+
+def build(_: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        group_name="stats",
+        deps=["catalog"],
+        code_version=code_version(1),
+        automation_condition=follow_upstream(),
+        kinds={"duckdb", "html"},
+        description=__doc__,
+    )
+    def dataset_report(
+        context: dg.AssetExecutionContext, lake: LakeResource
+    ) -> dg.MaterializeResult[None]:
+        store = lake.open()
+        catalog = store.published("catalog") / "catalog.duckdb"
+        with publishing(context, store, data_versions(store, ["catalog"], None)) as staging:
+            staging.metadata = build_report(catalog, staging.path, log=context.log.info)
+        folder = store.folder("dataset_report")
+        figures = {
+            path.stem: picture(path.read_bytes(), path.stem)
+            for path in sorted(folder.glob("**/*.png"))
+        }
+        return materialized(context, store, staging, extra=figures)
+
+    return dataset_report

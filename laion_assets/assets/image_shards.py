@@ -1,0 +1,65 @@
+"""The segment's images: guarded download into webdataset shards, as img2dataset writes them."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from laion_assets import checks
+from laion_assets.assets.making import data_versions, key_of, materialized, publishing
+from laion_assets.assets.outside import DOWNLOAD_POOL, read_lists
+from laion_assets.download.preview import contact_sheet
+from laion_assets.download.segment import download_segment
+from laion_assets.metadata import picture
+from laion_assets.settings import Settings
+from laion_assets.versions import code_version
+from resources.downloader import DownloaderResource
+from resources.lake import LakeResource
+
+
+def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        group_name="images",
+        partitions_def=segments,
+        deps=["unique_pairs", "removals", "blocklists"],
+        code_version=code_version(1, settings.download, leave_out=settings.download.NOT_IN_VERSION),
+        check_specs=checks.check_specs("image_shards"),
+        pool=DOWNLOAD_POOL,
+        kinds={"http", "webdataset"},
+        description=__doc__,
+    )
+    def image_shards(
+        context: dg.AssetExecutionContext, lake: LakeResource, downloader: DownloaderResource
+    ) -> dg.MaterializeResult[None]:
+        key, store = key_of(context), lake.open()
+        lists = read_lists(store)
+        made_of = data_versions(store, ["unique_pairs"], key) | lists.data_versions
+        with publishing(context, store, made_of, key) as staging:
+            staging.not_content = ("*_stats.json",)
+            staging.counts = [
+                download_segment(
+                    store.published("unique_pairs", key),
+                    staging.path,
+                    downloader,
+                    removals=lists.removals,
+                    blocklists=lists.blocklists,
+                    log=context.log.info,
+                )
+            ]
+        folder = store.folder("image_shards", key)
+        counts = staging.published.stage("images")
+        kept_before = store.manifest("unique_pairs", key).stage("unique_pairs").kept
+        return materialized(
+            context,
+            store,
+            staging,
+            key,
+            checks=[
+                checks.shards_whole(folder),
+                checks.funnel_adds_up(
+                    "image_shards", counts, checks.successes_in(folder), kept_before
+                ),
+            ],
+            extra={"contact_sheet": picture(contact_sheet(folder), "images with captions")},
+        )
+
+    return image_shards

@@ -1,0 +1,53 @@
+"""faiss indices over the segment's subset, image and text, with ids."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from laion_assets import checks
+from laion_assets.assets.making import data_versions, key_of, materialized, publishing
+from laion_assets.knn.build import build_index
+from laion_assets.settings import Settings
+from laion_assets.versions import code_version
+from resources.clip import ClipModelResource
+from resources.lake import LakeResource
+from resources.rules import IndexResource
+
+
+def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        group_name="index",
+        partitions_def=segments,
+        deps=["filtered_subset"],
+        code_version=code_version(1, settings.index),
+        check_specs=checks.check_specs("knn_index"),
+        kinds={"faiss"},
+        description=__doc__,
+    )
+    def knn_index(
+        context: dg.AssetExecutionContext,
+        lake: LakeResource,
+        clip: ClipModelResource,
+        index: IndexResource,
+    ) -> dg.MaterializeResult[None]:
+        key, store = key_of(context), lake.open()
+        subset = store.published("filtered_subset", key)
+        made_of = data_versions(store, ["filtered_subset"], key)
+        with publishing(context, store, made_of, key) as staging:
+            summary = build_index(
+                subset, staging.path, index, model_key=clip.key, log=context.log.info
+            )
+            staging.metadata = summary.to_json()
+        folder = store.folder("knn_index", key)
+        return materialized(
+            context,
+            store,
+            staging,
+            key,
+            checks=[
+                checks.size_equal("knn_index", folder, checks.rows_in(subset)),
+                checks.recall("knn_index", folder, [subset], index),
+            ],
+        )
+
+    return knn_index

@@ -1,0 +1,66 @@
+"""Every IMG-with-alt pair of a segment that passes the text rules, deduplicated in the segment."""
+
+from __future__ import annotations
+
+import dagster as dg
+import pyarrow.parquet as pq
+
+from laion_assets import checks, schemas
+from laion_assets.assets.making import data_versions, key_of, materialized, publishing
+from laion_assets.metadata import table_preview
+from laion_assets.pairs.segment import extract_segment
+from laion_assets.settings import Settings
+from laion_assets.versions import code_version
+from resources.crawl_source import CrawlSourceResource
+from resources.lake import LakeResource
+from resources.rules import PairRulesResource, WorkResource
+
+
+def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        group_name="pairs",
+        partitions_def=segments,
+        deps=["wat_manifest"],
+        code_version=code_version(1, settings.pairs),
+        check_specs=checks.check_specs("pair_parquet"),
+        kinds={"python", "parquet"},
+        description=__doc__,
+    )
+    def pair_parquet(
+        context: dg.AssetExecutionContext,
+        lake: LakeResource,
+        crawl_source: CrawlSourceResource,
+        pair_rules: PairRulesResource,
+        work: WorkResource,
+    ) -> dg.MaterializeResult[None]:
+        key, store = key_of(context), lake.open()
+        manifest = pq.read_table(store.published("wat_manifest", key) / "manifest.parquet")
+        wat_files = [row["wat_file"] for row in manifest.to_pylist() if row["taken"]]
+        made_of = data_versions(store, ["wat_manifest"], key)
+        with publishing(context, store, made_of, key) as staging:
+            staging.counts = extract_segment(
+                wat_files,
+                crawl_source.open().fetch,
+                staging.path,
+                pair_rules,
+                crawl=key.crawl,
+                segment=key.segment,
+                workers=work.workers,
+                log=context.log.info,
+            )
+        folder = store.folder("pair_parquet", key)
+        pairs = staging.published.stage("pairs")
+        return materialized(
+            context,
+            store,
+            staging,
+            key,
+            checks=[
+                checks.schema_exact("pair_parquet", folder, schemas.PAIRS),
+                checks.keys_unique("pair_parquet", folder, "uid"),
+                checks.funnel_adds_up("pair_parquet", pairs, checks.rows_in(folder), None),
+            ],
+            extra={"preview": table_preview(folder, ["text", "url", "language", "license"])},
+        )
+
+    return pair_parquet

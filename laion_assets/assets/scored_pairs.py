@@ -1,0 +1,65 @@
+"""Every embedded pair with its similarity and safety tag: scores are kept, nothing is dropped."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from laion_assets import checks, schemas
+from laion_assets.assets.making import data_versions, key_of, materialized, publishing
+from laion_assets.clip.thresholds import threshold_for
+from laion_assets.filtering.figures import similarity_histogram
+from laion_assets.filtering.score import score_segment
+from laion_assets.metadata import picture, table_preview
+from laion_assets.safety.prompts import category_embeddings, load_prompts
+from laion_assets.settings import Settings
+from laion_assets.versions import code_version
+from resources.clip import ClipModelResource
+from resources.lake import LakeResource
+from resources.rules import RecipeResource, SafetyResource
+
+
+def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        group_name="subset",
+        partitions_def=segments,
+        deps=["embeddings"],
+        code_version=code_version(1, settings.safety),
+        check_specs=checks.check_specs("scored_pairs"),
+        kinds={"numpy", "parquet"},
+        description=__doc__,
+    )
+    def scored_pairs(
+        context: dg.AssetExecutionContext,
+        lake: LakeResource,
+        clip: ClipModelResource,
+        safety: SafetyResource,
+        recipe: RecipeResource,
+    ) -> dg.MaterializeResult[None]:
+        key, store = key_of(context), lake.open()
+        source = store.published("embeddings", key)
+        made_of = data_versions(store, ["embeddings"], key)
+        with publishing(context, store, made_of, key) as staging:
+            prompts = load_prompts(safety.prompts)
+            categories = category_embeddings(prompts, clip.load())
+            rows = score_segment(source, staging.path, categories, log=context.log.info)
+            staging.metadata = {"rows": rows, "prompts": f"{prompts.name} v{prompts.version}"}
+        folder = store.folder("scored_pairs", key)
+        threshold = threshold_for(clip.key, recipe)
+        return materialized(
+            context,
+            store,
+            staging,
+            key,
+            checks=[
+                checks.schema_exact("scored_pairs", folder, schemas.SCORED),
+                checks.rows_aligned("scored_pairs", folder, source),
+            ],
+            extra={
+                "similarity": picture(
+                    similarity_histogram(folder, threshold), "histogram of similarity"
+                ),
+                "preview": table_preview(folder, ["text", "similarity", "nsfw"]),
+            },
+        )
+
+    return scored_pairs

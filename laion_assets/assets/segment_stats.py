@@ -1,0 +1,45 @@
+"""The segment's funnel, histograms and runs, computed by DuckDB over every stage's files."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from laion_assets.assets.making import data_versions, key_of, materialized, publishing
+from laion_assets.jobs import SEGMENT_ASSETS
+from laion_assets.metadata import table_preview
+from laion_assets.settings import Settings
+from laion_assets.stats.segment import segment_stats as compute
+from laion_assets.versions import code_version
+from resources.lake import LakeResource
+
+STAGE_ASSETS = tuple(asset for asset in SEGMENT_ASSETS if asset != "segment_stats")
+
+
+def build(segments: dg.MultiPartitionsDefinition, _: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        group_name="stats",
+        partitions_def=segments,
+        deps=list(STAGE_ASSETS),
+        code_version=code_version(1),
+        kinds={"duckdb", "parquet"},
+        description=__doc__,
+    )
+    def segment_stats(
+        context: dg.AssetExecutionContext, lake: LakeResource
+    ) -> dg.MaterializeResult[None]:
+        key, store = key_of(context), lake.open()
+        made_of = data_versions(store, STAGE_ASSETS, key)
+        with publishing(context, store, made_of, key) as staging:
+            staging.not_content = ("runs.parquet",)
+            folders = {asset: store.published(asset, key) for asset in STAGE_ASSETS}
+            staging.metadata = compute(folders, staging.path, log=context.log.info)
+        folder = store.folder("segment_stats", key)
+        return materialized(
+            context,
+            store,
+            staging,
+            key,
+            extra={"funnel": table_preview(folder, ["stage", "reason", "n"], "funnel.parquet", 60)},
+        )
+
+    return segment_stats

@@ -1,0 +1,61 @@
+"""Which WAT files a segment has, and which of them this deployment takes."""
+
+from __future__ import annotations
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laion_assets.assets.making import key_of, materialized, publishing
+from laion_assets.files import atomic_path
+from laion_assets.metadata import table_preview
+from laion_assets.settings import Settings
+from laion_assets.versions import code_version
+from resources.crawl_source import CrawlSourceResource
+from resources.lake import LakeResource
+
+SCHEMA = pa.schema([("wat_file", pa.string()), ("taken", pa.bool_()), ("segment_id", pa.string())])
+
+
+def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        group_name="crawl",
+        partitions_def=segments,
+        code_version=code_version(
+            1, settings.crawl_source, leave_out={"collinfo_url", "data_url", "storage_options"}
+        ),
+        kinds={"http", "parquet"},
+        description=__doc__,
+    )
+    def wat_manifest(
+        context: dg.AssetExecutionContext, lake: LakeResource, crawl_source: CrawlSourceResource
+    ) -> dg.MaterializeResult[None]:
+        key, source = key_of(context), crawl_source.open()
+        segment = source.segment(key.crawl, key.segment)
+        taken = set(source.taken(segment))
+        table = pa.table(
+            {
+                "wat_file": list(segment.wat_files),
+                "taken": [wat_file in taken for wat_file in segment.wat_files],
+                "segment_id": [segment.segment_id] * len(segment.wat_files),
+            },
+            schema=SCHEMA,
+        )
+        with publishing(context, lake.open(), {}, key) as staging:
+            with atomic_path(staging.path / "manifest.parquet") as path:
+                pq.write_table(table, path, compression="zstd")
+            staging.metadata = {
+                "segment_id": segment.segment_id,
+                "wat_files": len(segment.wat_files),
+                "wat_files_taken": len(taken),
+            }
+        folder = lake.open().folder("wat_manifest", key)
+        return materialized(
+            context,
+            lake.open(),
+            staging,
+            key,
+            extra={"preview": table_preview(folder, ["wat_file", "taken"])},
+        )
+
+    return wat_manifest

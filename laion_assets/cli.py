@@ -1,0 +1,351 @@
+"""``laion-assets``: each stage on plain files without Dagster, and the lake's queries.
+
+Exit code 0 on success, 2 on wrong use, 1 on failure with one clear line. Heavy imports happen
+inside the commands that need them, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from laion_assets import __version__
+from laion_assets.funnel import StageCounts
+
+Command = Callable[[argparse.Namespace], None]
+
+
+class CommandError(RuntimeError):
+    """A failure to tell in one line."""
+
+
+def say(line: str) -> None:
+    """Progress goes to standard error, results to standard output."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def show_counts(counts: StageCounts) -> None:
+    for stage, reason, n in counts.rows():
+        print(f"{stage:14} {reason:20} {n:>12,}")
+
+
+def _existing(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if not path.exists():
+            raise CommandError(f"there is no {path}")
+
+
+def pairs(args: argparse.Namespace) -> None:
+    from laion_assets.pairs.extract import extract_files
+    from laion_assets.settings import load_settings
+
+    _existing(args.wat)
+    rules = load_settings(args.config).pairs
+    if args.languages:
+        chosen = [] if args.languages == "any" else args.languages.split(",")
+        rules = rules.model_copy(update={"languages": chosen})
+    for counts in extract_files(args.wat, args.output, rules):
+        show_counts(counts)
+    print(args.output)
+
+
+def download(args: argparse.Namespace) -> None:
+    from laion_assets.download.segment import download_segment
+    from laion_assets.removals.lists import load
+    from laion_assets.settings import load_settings
+
+    _existing([args.pairs])
+    options = load_settings(args.config).download
+    args.output.mkdir(parents=True, exist_ok=True)
+    counts = download_segment(
+        args.pairs,
+        args.output,
+        options,
+        removals=load(args.removals or Path("/nonexistent")),
+        blocklists=load(args.blocklists or Path("/nonexistent")),
+        log=say,
+    )
+    show_counts(counts)
+    print(args.output)
+
+
+def embed(args: argparse.Namespace) -> None:
+    from laion_assets.clip.embed import embed_files
+    from laion_assets.clip.model import load_clip
+    from laion_assets.settings import load_settings
+
+    _existing(args.shard)
+    options = load_settings(args.config).clip
+    args.output.mkdir(parents=True, exist_ok=True)
+    show_counts(embed_files(args.shard, args.output, load_clip(options), options, log=say))
+    print(args.output)
+
+
+def filter_(args: argparse.Namespace) -> None:
+    from laion_assets.clip.model import load_clip
+    from laion_assets.filtering.subset import filter_embeddings
+    from laion_assets.settings import load_settings
+
+    _existing([args.embeddings])
+    settings = load_settings(args.config)
+    recipe = settings.subset
+    if args.threshold is not None:
+        recipe = recipe.model_copy(update={"threshold": args.threshold})
+    args.output.mkdir(parents=True, exist_ok=True)
+    show_counts(
+        filter_embeddings(
+            args.embeddings, args.output, load_clip(settings.clip), settings.safety, recipe, log=say
+        )
+    )
+    print(args.output)
+
+
+def index(args: argparse.Namespace) -> None:
+    from laion_assets.knn.build import build_index
+    from laion_assets.settings import load_settings
+
+    _existing([args.subset])
+    settings = load_settings(args.config)
+    args.output.mkdir(parents=True, exist_ok=True)
+    summary = build_index(
+        args.subset, args.output, settings.index, model_key=settings.clip.key, log=say
+    )
+    for name, value in summary.to_json().items():
+        print(f"{name:14} {value}")
+
+
+def search(args: argparse.Namespace) -> None:
+    from laion_assets.knn.query import search_images, search_text
+    from laion_assets.settings import load_settings
+
+    if (args.text is None) == (args.image is None):
+        raise CommandError("give a text, or --image FILE")
+    _existing([args.index] + ([args.image] if args.image else []))
+    clip = load_settings(args.config).clip
+    if args.image:
+        hits = search_images(args.index, args.image, clip, args.k, args.over, args.subset)
+    else:
+        hits = search_text(args.index, args.text, clip, args.k, args.over, args.subset)
+    for rank, hit in enumerate(hits, 1):
+        print(f"{rank:2}  {hit.score:.3f}  {hit.text}\n            {hit.url}")
+
+
+def sql(args: argparse.Namespace) -> None:
+    from laion_assets.settings import load_settings
+    from laion_assets.stats.catalog import query
+
+    catalog = args.catalog or Path(load_settings(args.config).lake.root) / "catalog/catalog.duckdb"
+    if not catalog.exists():
+        raise CommandError(f"there is no {catalog}: materialize the asset `catalog`, or --catalog")
+    table = query(catalog, args.statement)
+    if args.csv:
+        import pyarrow.csv
+
+        pyarrow.csv.write_csv(table, sys.stdout.buffer)
+        return
+    columns = table.column_names
+    rows = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
+    widths = [max([len(name), *(len(row[i]) for row in rows)]) for i, name in enumerate(columns)]
+    for row in [columns, ["─" * width for width in widths], *rows]:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return text.replace("\n", " ")
+
+
+def crawls(args: argparse.Namespace) -> None:
+    from laion_assets.crawl.source import CrawlSource
+    from laion_assets.settings import load_settings
+
+    for info in CrawlSource(load_settings(args.config).crawl_source).crawls():
+        print(f"{info.name:20} {info.title}")
+
+
+def crawl_add(args: argparse.Namespace) -> None:
+    import dagster as dg
+
+    from laion_assets.crawl.source import CrawlSource
+    from laion_assets.partitions import crawls as partitions
+    from laion_assets.settings import load_settings
+
+    source = CrawlSource(load_settings(args.config).crawl_source)
+    segments = source.segments(args.crawl)
+    instance = dg.DagsterInstance.get()
+    if instance.is_ephemeral:
+        raise CommandError("set DAGSTER_HOME to the instance that the crawl is added to")
+    instance.add_dynamic_partitions(partitions.name or "", [args.crawl])
+    print(f"{args.crawl} is added, with {len(segments)} segments")
+
+
+def sample_crawl_serve(args: argparse.Namespace) -> None:
+    from laion_assets.sample_crawl.build import build_sample_crawl
+    from laion_assets.sample_crawl.server import serve
+
+    if not (args.root / "manifest.json").exists():
+        say(f"building the sample crawl in {args.root}")
+        build_sample_crawl(args.root)
+    serve(args.root, args.port)
+
+
+def demo(args: argparse.Namespace) -> None:
+    from laion_assets.demo.show import run_demo
+
+    run_demo(args.root, args.port)
+
+
+def ui(args: argparse.Namespace) -> None:
+    from laion_assets.demo.show import run_ui
+
+    run_ui(args.root, args.port)
+
+
+@dataclass(frozen=True)
+class _Word:
+    """One sub-command's name, help and example."""
+
+    name: str
+    help: str
+    example: str
+    run: Command
+
+
+def _add(commands: argparse._SubParsersAction, word: _Word) -> argparse.ArgumentParser:  # type: ignore[type-arg]
+    parser: argparse.ArgumentParser = commands.add_parser(
+        word.name,
+        help=word.help,
+        description=word.help,
+        epilog=f"example: laion-assets {word.example}",
+    )
+    parser.set_defaults(run=word.run)
+    parser.add_argument("--config", type=Path, help="settings file (else LAION_ASSETS_CONFIG)")
+    return parser
+
+
+def _output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", type=Path, required=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="laion-assets",
+        description="Make, keep and search a LAION-400M-like dataset.",
+        epilog='example: laion-assets sql "select stage, reason, n from funnel order by 1, 2"',
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    word = _add(
+        commands,
+        _Word("pairs", "WAT files to pairs", "pairs FILE.warc.wat.gz -o pairs.parquet", pairs),
+    )
+    word.add_argument("wat", type=Path, nargs="+")
+    word.add_argument("--languages", help="comma-separated ISO 639-1 codes, or any")
+    _output(word)
+
+    word = _add(
+        commands,
+        _Word("download", "pairs to image shards", "download pairs.parquet -o shards/", download),
+    )
+    word.add_argument("pairs", type=Path, help="a parquet file, or a folder of parts")
+    word.add_argument("--removals", type=Path, help="folder of removal lists")
+    word.add_argument("--blocklists", type=Path, help="folder of blocklists")
+    _output(word)
+
+    word = _add(
+        commands, _Word("embed", "image shards to embeddings", "embed shards/*.tar -o emb/", embed)
+    )
+    word.add_argument("shard", type=Path, nargs="+")
+    _output(word)
+
+    word = _add(
+        commands,
+        _Word("filter", "embeddings to a filtered subset", "filter emb/ -o subset/", filter_),
+    )
+    word.add_argument("embeddings", type=Path)
+    word.add_argument("--threshold", type=float, help="cosine, instead of the model's own")
+    _output(word)
+
+    word = _add(commands, _Word("index", "a subset to kNN indices", "index subset/ -o idx/", index))
+    word.add_argument("subset", type=Path)
+    _output(word)
+
+    word = _add(
+        commands,
+        _Word(
+            "search",
+            "search an index by text or image",
+            'search .demo/lake/search_index "a red apple"',
+            search,
+        ),
+    )
+    word.add_argument("index", type=Path)
+    word.add_argument("text", nargs="?")
+    word.add_argument("--image", type=Path)
+    word.add_argument("--over", choices=["image", "text"], default="image")
+    word.add_argument("--subset", type=Path, help="the indexed subset, if not the lake's")
+    word.add_argument("-k", type=int, default=5)
+
+    word = _add(
+        commands,
+        _Word("sql", "ask the catalog", 'sql "select * from funnel order by 1, 2"', sql),
+    )
+    word.add_argument("statement")
+    word.add_argument("--catalog", type=Path)
+    word.add_argument("--csv", action="store_true")
+
+    _add(commands, _Word("crawls", "the crawls that the source lists", "crawls", crawls))
+
+    crawl = commands.add_parser("crawl", help="crawls of this deployment")
+    crawl_commands = crawl.add_subparsers(metavar="COMMAND", required=True)
+    word = _add(
+        crawl_commands,
+        _Word("add", "add a crawl's partitions", "crawl add CC-MAIN-2024-22", crawl_add),
+    )
+    word.add_argument("crawl")
+
+    sample = commands.add_parser("sample-crawl", help="the sample crawl")
+    sample_commands = sample.add_subparsers(metavar="COMMAND", required=True)
+    word = _add(
+        sample_commands,
+        _Word("serve", "build and serve it", "sample-crawl serve", sample_crawl_serve),
+    )
+    word.add_argument("--root", type=Path, default=Path(".demo/crawl"))
+    word.add_argument("--port", type=int, default=8799)
+
+    for name, text, run in (
+        ("demo", "make everything from the sample crawl, through Dagster", demo),
+        ("ui", "Dagster's UI on the demo's instance", ui),
+    ):
+        word = _add(commands, _Word(name, text, name, run))
+        word.add_argument("--root", type=Path, default=Path.cwd(), help="the checkout")
+        word.add_argument("--port", type=int, default=3000, help="port of Dagster's UI")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on where this one stopped")
+        return 130
+    except Exception as error:  # noqa: BLE001 - the command line's last resort tells one line
+        name = "" if isinstance(error, CommandError) else f"{type(error).__name__}: "
+        say(f"laion-assets: {name}{error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

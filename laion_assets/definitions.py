@@ -1,0 +1,81 @@
+"""The whole system on one screen: assets, jobs, sensors, resources.
+
+Nothing heavy (torch, faiss, img2dataset) is imported here: every run, sensor tick and page of the
+UI pays for what this module imports.
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from laion_assets.assets import (
+    catalog,
+    dataset_report,
+    embeddings,
+    filtered_subset,
+    image_shards,
+    knn_index,
+    outside,
+    pair_parquet,
+    scored_pairs,
+    search_index,
+    segment_stats,
+    unique_pairs,
+    wat_manifest,
+)
+from laion_assets.automation import follow_sensor
+from laion_assets.jobs import aggregates_job, observe_lists_job, segment_job
+from laion_assets.partitions import segment_partitions
+from laion_assets.settings import Settings, load_settings
+from resources.clip import ClipModelResource
+from resources.crawl_source import CrawlSourceResource
+from resources.downloader import DownloaderResource
+from resources.lake import LakeResource
+from resources.rules import (
+    IndexResource,
+    PairRulesResource,
+    RecipeResource,
+    SafetyResource,
+    WorkResource,
+)
+from sensors.new_crawls import new_crawl_sensor
+
+
+def build_defs(settings: Settings) -> dg.Definitions:
+    """The asset graph of one deployment."""
+    segments = segment_partitions(settings.crawl_source.segments_per_crawl)
+    segment = segment_job(segments)
+    return dg.Definitions(
+        assets=[
+            outside.removals,
+            outside.blocklists,
+            wat_manifest.build(segments, settings),
+            pair_parquet.build(segments, settings),
+            unique_pairs.build(segments, settings),
+            image_shards.build(segments, settings),
+            embeddings.build(segments, settings),
+            scored_pairs.build(segments, settings),
+            filtered_subset.build(segments, settings),
+            knn_index.build(segments, settings),
+            segment_stats.build(segments, settings),
+            search_index.build(settings),
+            catalog.build(settings),
+            dataset_report.build(settings),
+        ],
+        jobs=[segment, aggregates_job(), observe_lists_job()],
+        sensors=[new_crawl_sensor(segment, settings.discovery), follow_sensor()],
+        resources={
+            "lake": LakeResource(**settings.lake.model_dump()),
+            "crawl_source": CrawlSourceResource(**settings.crawl_source.model_dump()),
+            "pair_rules": PairRulesResource(**settings.pairs.model_dump()),
+            "downloader": DownloaderResource(**settings.download.model_dump()),
+            "clip": ClipModelResource(**settings.clip.model_dump()),
+            "safety": SafetyResource(**settings.safety.model_dump()),
+            "recipe": RecipeResource(**settings.subset.model_dump()),
+            "index": IndexResource(**settings.index.model_dump()),
+            "work": WorkResource(**settings.work.model_dump()),
+        },
+    )
+
+
+defs = build_defs(load_settings())

@@ -1,0 +1,118 @@
+"""The demo's two commands, and what they tell."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from laion_assets.demo.driver import Driver, needs
+from laion_assets.demo.world import (
+    Places,
+    Say,
+    crawl_server,
+    dagster_dev,
+    prepare,
+    stop_leftovers,
+)
+from laion_assets.funnel import STAGES
+from laion_assets.lake import Lake
+from laion_assets.settings import Settings, load_settings
+
+SEARCHES: Final = ("a red apple", "a cat", "a birthday cake")
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)
+
+
+def run_demo(root: Path, ui_port: int) -> None:
+    """Bring the sample world up to date and show it. Raises ``DemoError``."""
+    from laion_assets.definitions import defs
+
+    settings, places = load_settings(), Places(root)
+    instance = prepare(places, _say)
+    with crawl_server(places, settings, _say):
+        stop_leftovers(places, instance, _say)
+        missing = needs(settings, instance, defs)
+        if not missing:
+            _say("everything is there and current: nothing to materialize")
+        else:
+            for reason in missing.reasons()[:12]:
+                _say(f"to make: {reason}")
+            if len(missing.reasons()) > 12:
+                _say(f"to make: and {len(missing.reasons()) - 12} more")
+            with dagster_dev(places, ui_port, _say) as url:
+                Driver(settings, instance, defs, url, _say).bring_up_to_date(missing)
+    show_summary(settings, _say)
+
+
+def run_ui(root: Path, ui_port: int) -> None:
+    """Serve the sample crawl and Dagster's UI on the demo's instance until interrupted."""
+    settings, places = load_settings(), Places(root)
+    instance = prepare(places, _say)
+    with crawl_server(places, settings, _say):
+        stop_leftovers(places, instance, _say)
+        with dagster_dev(places, ui_port, _say) as url:
+            _say(f"open {url}/asset-groups; Ctrl-C ends it")
+            while True:
+                time.sleep(3600)
+
+
+def show_summary(settings: Settings, say: Say) -> None:
+    lake = Lake(settings.lake)
+    print()
+    print_funnel(query_funnel(lake))
+    print("\nWhere it is")
+    for asset in (
+        "pair_parquet",
+        "image_shards",
+        "embeddings",
+        "filtered_subset",
+        "knn_index",
+        "search_index",
+        "catalog",
+        "dataset_report",
+    ):
+        print(f"  {asset:16} {lake.folder(asset)}")
+    print_searches(settings, lake, say)
+    print(
+        "\nNext\n"
+        "  make ui                                                 Dagster's UI on this instance\n"
+        '  .venv/bin/laion-assets sql "select stage, reason, n from funnel order by 1, 2"\n'
+        f'  .venv/bin/laion-assets search {lake.folder("search_index")} "a slice of pizza"\n'
+        f"  {lake.folder('dataset_report') / 'report.html'}"
+    )
+
+
+def query_funnel(lake: Lake) -> pa.Table:
+    from laion_assets.stats.catalog import query
+
+    catalog = lake.published("catalog") / "catalog.duckdb"
+    return query(catalog, "select stage, reason, n from funnel")
+
+
+def print_funnel(funnel: pa.Table) -> None:
+    """Stages in the order of the way; under each what went in, what stayed, and why not the rest."""
+    rows = {(row["stage"], row["reason"]): row["n"] for row in funnel.to_pylist()}
+    print(f"{'stage':14}{'':24}{'n':>10}")
+    for stage in STAGES:
+        reasons = sorted(reason for at, reason in rows if at == stage)
+        ordered = ["in", *[r for r in reasons if r not in ("in", "kept")], "kept"]
+        for reason in ordered:
+            n = rows.get((stage, reason), 0)
+            sign = "" if reason in ("in", "kept") else "− "
+            print(f"{stage if reason == 'in' else '':14}{sign + reason:24}{n:>10,}")
+
+
+def print_searches(settings: Settings, lake: Lake, say: Say) -> None:
+    from laion_assets.knn.query import search_text
+
+    say("three searches (text to image)")
+    for text in SEARCHES:
+        print(f'\n"{text}"')
+        hits = search_text(lake.published("search_index"), text, settings.clip, 3)
+        for hit in hits:
+            print(f"  {hit.score:.3f}  {hit.text}  {hit.url}")

@@ -1,0 +1,32 @@
+"""The rules of the dataset as resources, so that the UI shows what a run was made with."""
+
+from __future__ import annotations
+
+import dagster as dg
+from laion_assets.filtering.recipe import Recipe
+from laion_assets.pairs.rules import PairRules
+from laion_assets.safety.options import SafetyOptions
+
+from laion_assets.knn.options import IndexOptions
+
+
+class PairRulesResource(PairRules, dg.ConfigurableResource[PairRules]):
+    """Which links become pairs."""
+
+
+class SafetyResource(SafetyOptions, dg.ConfigurableResource[SafetyOptions]):
+    """Which prompts and word lists the safety tags use."""
+
+
+class RecipeResource(Recipe, dg.ConfigurableResource[Recipe]):
+    """Which scored pairs the subset takes."""
+
+
+class IndexResource(IndexOptions, dg.ConfigurableResource[IndexOptions]):
+    """How the kNN indices are built and checked."""
+
+
+class WorkResource(dg.ConfigurableResource["WorkResource"]):
+    """How a machine's cores are used."""
+
+    workers: int = 2

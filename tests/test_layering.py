@@ -1,0 +1,54 @@
+"""The data's way is one way, and the definitions stay light to import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import resources
+import sensors
+
+ROOT = Path(__file__).parent.parent
+WAY = ["wat", "pairs", "dedup", "download", "clip", "safety", "filtering", "knn", "stats"]
+SHARED = {"files", "funnel", "progress", "schemas", "segments", "removals"}
+HEAVY = ["torch", "open_clip", "faiss", "img2dataset", "pandas", "matplotlib", "timm"]
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("package", WAY)
+def test_a_domain_package_looks_only_back(package: str) -> None:
+    allowed = set(WAY[: WAY.index(package) + 1]) | SHARED
+    for path in (ROOT / "laion_assets" / package).rglob("*.py"):
+        for module in imported(path):
+            top, _, rest = module.partition(".")
+            assert top not in ("dagster", "resources", "sensors"), f"{path} imports {module}"
+            if top == "laion_assets" and rest:
+                assert rest.split(".")[0] in allowed, f"{path} imports {module}"
+
+
+def test_there_is_no_module_called_utils() -> None:
+    assert not [path for path in ROOT.glob("laion_assets/**/util*")]
+
+
+def test_the_generic_packages_are_ours() -> None:
+    for package in (resources, sensors):
+        assert package.__file__
+        assert Path(package.__file__).parent.parent == ROOT
+
+
+def test_the_definitions_import_nothing_heavy() -> None:
+    code = f"import sys, laion_assets.definitions;print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from laion_assets.settings import SettingsError, load_settings, sample_config
+from laion_assets.versions import code_version
+
+
+def test_the_shipped_files_are_valid() -> None:
+    sample = load_settings(sample_config())
+    assert sample.crawl_source.segments_per_crawl == 2
+    assert sample.clip.key == "laion-assets-tiny/laion-assets-tiny"
+    real = load_settings(sample_config().with_name("commoncrawl.toml"))
+    assert real.clip.key == "ViT-B-32/openai"
+    assert real.download.connect_to == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[pairs]\nmin_txt_chars = 5", r"\[pairs\] has no min_txt_chars"),
+        ("[pair]\n", r"no section \[pair\]"),
+        ("pairs = 3", r"\[pairs\] must be a table"),
+        ("[crawl_source]\nsegments_per_crawl = 0", "crawl_source.segments_per_crawl"),
+        ("[pairs\n", "is not TOML"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        load_settings(path)
+
+
+def test_an_absent_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nowhere\.toml"):
+        load_settings(tmp_path / "nowhere.toml")
+
+
+def test_a_changed_rule_changes_the_code_version_and_a_thread_count_does_not() -> None:
+    settings = load_settings(sample_config())
+    rules = settings.pairs
+    other = rules.model_copy(update={"min_text_chars": 9})
+    assert code_version(1, rules) != code_version(1, other)
+    assert code_version(1, rules) != code_version(2, rules)
+    fetch = settings.download
+    more = fetch.model_copy(update={"threads": fetch.threads + 1})
+    left_out = type(fetch).NOT_IN_VERSION
+    assert code_version(1, fetch, leave_out=left_out) == code_version(1, more, leave_out=left_out)
