@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from laion_assets.knn.build import IndexOptions, build_index
+from laion_assets.knn.files import IDS, IndexMismatchError, IndexSummary, open_index
+from laion_assets.knn.recall import measure_recall, size_problem
+from laion_assets.knn.subset import SubsetError, subset_parts
+from tests.knn.conftest import D, MakeSubset
+
+CRAWL = "CC-MAIN-2000-05"
+
+
+@pytest.mark.parametrize("kind", ["flat", "flat_fp16"])
+def test_every_row_is_its_own_nearest_neighbour(
+    make_subset: MakeSubset, tmp_path: Path, kind: str
+) -> None:
+    subset = make_subset(CRAWL, "00", [40, 0, 25])
+    out = tmp_path / "index"
+    summary = build_index(subset, out, IndexOptions(kind=kind), model_key="m")
+    assert (summary.n, summary.d, summary.kind, summary.model) == (65, D, kind, "m")
+    assert IndexSummary.read(out) == summary
+    for modality in ("image", "text"):
+        index = open_index(out, modality)
+        stacked = np.concatenate([part.vectors(modality) for part in subset_parts(subset)])
+        scores, rows = index.search(stacked.astype(np.float32), 1)
+        assert rows[:, 0].tolist() == list(range(65))
+        # float16 in, float16 kept: nothing is lost by either kind.
+        assert np.allclose(index.reconstruct(64), stacked[64].astype(np.float32), atol=0)
+        assert np.allclose(scores[:, 0], 1, atol=2e-3)
+
+
+def test_ids_lead_back_to_the_subsets_rows(make_subset: MakeSubset, tmp_path: Path) -> None:
+    subset = make_subset(CRAWL, "03", [20, 0, 17])
+    build_index(subset, tmp_path / "index", IndexOptions(), model_key="m")
+    ids = pq.read_table(tmp_path / "index" / "ids.parquet")
+    assert ids.schema.equals(IDS)
+    rows = ids.to_pylist()
+    assert [row["row"] for row in rows] == list(range(37))
+    assert [(row["part"], row["part_row"]) for row in rows] == [
+        *((0, row) for row in range(20)),
+        *((2, row) for row in range(17)),
+    ]
+    assert {(row["crawl"], row["segment"]) for row in rows} == {(CRAWL, "03")}
+    third = pq.read_table(subset / "part-00002.parquet")["SAMPLE_ID"].to_pylist()
+    assert [row["SAMPLE_ID"] for row in rows[20:]] == third
+
+
+def test_the_same_subset_gives_the_same_bytes(make_subset: MakeSubset, tmp_path: Path) -> None:
+    subset = make_subset(CRAWL, "00", [30])
+    for out in ("a", "b"):
+        build_index(subset, tmp_path / out, IndexOptions(), model_key="m")
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["ids.parquet", "image.index", "index.json", "text.index"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("rows", "d"), [([], 77), ([0], D), ([0, 0], D)])
+def test_an_empty_subset_gives_a_valid_empty_index(
+    make_subset: MakeSubset, tmp_path: Path, rows: list[int], d: int
+) -> None:
+    subset = make_subset(CRAWL, "00", rows)
+    out = tmp_path / "index"
+    summary = build_index(subset, out, IndexOptions(dimension=77), model_key="m")
+    assert (summary.n, summary.d) == (0, d)
+    assert faiss.read_index(str(out / "image.index")).d == d
+    assert size_problem(out, 0) is None
+    assert measure_recall(out, [subset], IndexOptions()) == {"image": 1.0, "text": 1.0}
+
+
+def test_rows_and_vectors_that_differ_in_number_are_refused(
+    make_subset: MakeSubset, tmp_path: Path
+) -> None:
+    subset = make_subset(CRAWL, "00", [10])
+    path = subset / "text_emb" / "text_emb_00000.npy"
+    np.save(path, np.load(path)[:9])
+    with pytest.raises(SubsetError, match=r"\(9, 32\).*10 rows"):
+        build_index(subset, tmp_path / "index", IndexOptions(), model_key="m")
+    path.unlink()
+    with pytest.raises(SubsetError, match="no text vectors"):
+        build_index(subset, tmp_path / "index", IndexOptions(), model_key="m")
+    assert not (tmp_path / "index" / "index.json").exists()
+
+
+def test_vectors_of_different_widths_are_refused(make_subset: MakeSubset, tmp_path: Path) -> None:
+    subset = make_subset(CRAWL, "00", [10, 10])
+    path = subset / "img_emb" / "img_emb_00001.npy"
+    np.save(path, np.load(path)[:, :16])
+    with pytest.raises(IndexMismatchError, match=r"16 \(part 1, image\), 32 \(part 0, image\)"):
+        build_index(subset, tmp_path / "index", IndexOptions(), model_key="m")
