@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_assets.funnel import StageCounts
+from laion_assets.knn.options import IndexOptions
 
 NORM_TOLERANCE: Final = 2e-3
 """A float16 vector of a few hundred dimensions cannot be normalised closer than this."""
@@ -88,7 +89,7 @@ def keys_unique(asset: str, folder: Path, column: str) -> dg.AssetCheckResult:
 
     with duckdb.connect() as connection:
         row = connection.execute(
-            f'select count(*), count(distinct "{column}") from read_parquet(?)',  # noqa: S608
+            f'select count(*), count(distinct "{column}") from read_parquet(?)',
             [[str(part) for part in _parts(folder)]],
         ).fetchone()
     assert row is not None
@@ -97,8 +98,8 @@ def keys_unique(asset: str, folder: Path, column: str) -> dg.AssetCheckResult:
     return outcome(asset, "keys_unique", problem, rows=rows)
 
 
-def rows_in(folder: Path) -> int:
-    return sum(int(pq.read_metadata(part).num_rows) for part in _parts(folder))
+def rows_in(folder: Path, pattern: str = "part-*.parquet") -> int:
+    return sum(int(pq.read_metadata(part).num_rows) for part in sorted(folder.glob(pattern)))
 
 
 def funnel_adds_up(
@@ -204,3 +205,23 @@ def above_threshold(folder: Path, threshold: float) -> dg.AssetCheckResult:
     return outcome(
         "filtered_subset", "above_threshold", problem, lowest=lowest, threshold=threshold
     )
+
+
+def size_equal(asset: str, index: Path, rows: int) -> dg.AssetCheckResult:
+    from laion_assets.knn.recall import size_problem
+
+    return outcome(asset, "size_equal", size_problem(index, rows), rows=rows)
+
+
+def recall(
+    asset: str, index: Path, subsets: Sequence[Path], options: IndexOptions
+) -> dg.AssetCheckResult:
+    from laion_assets.knn.recall import measure_recall
+
+    measured = measure_recall(index, subsets, options)
+    low = [
+        f"{modality} {share:.4f}" for modality, share in measured.items()
+        if share < options.min_recall
+    ]
+    problem = f"recall {', '.join(low)} is below {options.min_recall}" if low else None
+    return outcome(asset, "recall", problem, k=options.recall_k, **measured)

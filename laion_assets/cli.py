@@ -119,19 +119,21 @@ def index(args: argparse.Namespace) -> None:
 
 
 def search(args: argparse.Namespace) -> None:
-    from laion_assets.knn.query import search_images, search_text
-    from laion_assets.settings import load_settings
-
     if (args.text is None) == (args.image is None):
         raise CommandError("give a text, or --image FILE")
     _existing([args.index] + ([args.image] if args.image else []))
-    clip = load_settings(args.config).clip
+    from laion_assets.clip.model import load_clip
+    from laion_assets.knn.query import search_image, search_text
+    from laion_assets.settings import load_settings
+
+    model = load_clip(load_settings(args.config).clip)
+    where = (model, args.k, args.over, args.subset)
     if args.image:
-        hits = search_images(args.index, args.image, clip, args.k, args.over, args.subset)
+        hits = search_image(args.index, args.image, *where)
     else:
-        hits = search_text(args.index, args.text, clip, args.k, args.over, args.subset)
-    for rank, hit in enumerate(hits, 1):
-        print(f"{rank:2}  {hit.score:.3f}  {hit.text}\n            {hit.url}")
+        hits = search_text(args.index, args.text, *where)
+    for hit in hits:
+        print(f"{hit.rank:2}  {hit.score:.3f}  {hit.text}\n           {hit.url}")
 
 
 def sql(args: argparse.Namespace) -> None:

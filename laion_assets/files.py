@@ -42,7 +42,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     try:
         yield beside
         fsync_file(beside)
-        os.replace(beside, target)
+        beside.replace(target)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

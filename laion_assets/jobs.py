@@ -45,5 +45,5 @@ def observe_lists_job() -> dg.UnresolvedAssetJobDefinition:
         "observe_lists",
         selection=dg.AssetSelection.assets("removals", "blocklists"),
         executor_def=dg.in_process_executor,
-        description="Looks at the removal lists and blocklists, and records their content's version.",
+        description="Looks at the removal lists and blocklists, and records what they hold.",
     )

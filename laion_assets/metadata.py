@@ -65,17 +65,19 @@ def _schema(types: Mapping[str, str], columns: Sequence[str]) -> dg.TableSchema:
     return dg.TableSchema([dg.TableColumn(name, types.get(name, "string")) for name in columns])
 
 
-def table_preview(folder: Path, columns: Sequence[str]) -> dg.TableMetadataValue:
+def table_preview(
+    folder: Path, columns: Sequence[str], pattern: str = "*.parquet", rows: int = PREVIEW_ROWS
+) -> dg.TableMetadataValue:
     """The first rows of a folder's parquet parts, cut to what fits on a page."""
     import pyarrow.parquet as pq
 
     records: list[dg.TableRecord] = []
-    for part in sorted(folder.glob("*.parquet")):
-        if len(records) >= PREVIEW_ROWS:
+    for part in sorted(folder.glob(pattern)):
+        if len(records) >= rows:
             break
-        batches = pq.ParquetFile(part).iter_batches(PREVIEW_ROWS, columns=list(columns))
+        batches = pq.ParquetFile(part).iter_batches(rows, columns=list(columns))
         for batch in batches:
-            for row in batch.to_pylist()[: PREVIEW_ROWS - len(records)]:
+            for row in batch.to_pylist()[: rows - len(records)]:
                 records.append(dg.TableRecord({name: _short(row[name]) for name in columns}))
             break
     return dg.MetadataValue.table(records, schema=_schema({}, columns))

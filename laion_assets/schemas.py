@@ -45,7 +45,7 @@ EMBEDDED: Final = pa.schema(
         ("wat_file", pa.string()),
     ]
 )
-"""`embeddings` metadata, row-aligned with the vectors. Width and height are the original image's."""
+"""`embeddings` metadata, row-aligned with the vectors; width and height are the original's."""
 
 SCORED: Final = pa.schema(
     [

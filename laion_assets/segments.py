@@ -12,7 +12,7 @@ _SEGMENT: Final = re.compile(r"\d{2}")
 
 @dataclass(frozen=True, order=True)
 class SegmentKey:
-    """`crawl` as Common Crawl names it; `segment` its place among the crawl's sorted segment ids."""
+    """`crawl` as Common Crawl names it; `segment` its place among the crawl's sorted ids."""
 
     crawl: str
     segment: str

@@ -39,7 +39,7 @@ def test_a_domain_package_looks_only_back(package: str) -> None:
 
 
 def test_there_is_no_module_called_utils() -> None:
-    assert not [path for path in ROOT.glob("laion_assets/**/util*")]
+    assert not list(ROOT.glob("laion_assets/**/util*"))
 
 
 def test_the_generic_packages_are_ours() -> None:

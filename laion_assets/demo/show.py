@@ -11,7 +11,6 @@ import pyarrow as pa
 from laion_assets.demo.driver import Driver, needs
 from laion_assets.demo.world import (
     Places,
-    Say,
     crawl_server,
     dagster_dev,
     prepare,
@@ -46,7 +45,7 @@ def run_demo(root: Path, ui_port: int) -> None:
                 _say(f"to make: and {len(missing.reasons()) - 12} more")
             with dagster_dev(places, ui_port, _say) as url:
                 Driver(settings, instance, defs, url, _say).bring_up_to_date(missing)
-    show_summary(settings, _say)
+    show_summary(settings)
 
 
 def run_ui(root: Path, ui_port: int) -> None:
@@ -61,7 +60,7 @@ def run_ui(root: Path, ui_port: int) -> None:
                 time.sleep(3600)
 
 
-def show_summary(settings: Settings, say: Say) -> None:
+def show_summary(settings: Settings) -> None:
     lake = Lake(settings.lake)
     print()
     print_funnel(query_funnel(lake))
@@ -77,7 +76,7 @@ def show_summary(settings: Settings, say: Say) -> None:
         "dataset_report",
     ):
         print(f"  {asset:16} {lake.folder(asset)}")
-    print_searches(settings, lake, say)
+    print_searches(settings, lake)
     print(
         "\nNext\n"
         "  make ui                                                 Dagster's UI on this instance\n"
@@ -95,7 +94,7 @@ def query_funnel(lake: Lake) -> pa.Table:
 
 
 def print_funnel(funnel: pa.Table) -> None:
-    """Stages in the order of the way; under each what went in, what stayed, and why not the rest."""
+    """Stages in the order of the way; under each what went in, why not all stayed, what did."""
     rows = {(row["stage"], row["reason"]): row["n"] for row in funnel.to_pylist()}
     print(f"{'stage':14}{'':24}{'n':>10}")
     for stage in STAGES:
@@ -107,12 +106,12 @@ def print_funnel(funnel: pa.Table) -> None:
             print(f"{stage if reason == 'in' else '':14}{sign + reason:24}{n:>10,}")
 
 
-def print_searches(settings: Settings, lake: Lake, say: Say) -> None:
+def print_searches(settings: Settings, lake: Lake) -> None:
+    from laion_assets.clip.model import load_clip
     from laion_assets.knn.query import search_text
 
-    say("three searches (text to image)")
+    model = load_clip(settings.clip)
     for text in SEARCHES:
-        print(f'\n"{text}"')
-        hits = search_text(lake.published("search_index"), text, settings.clip, 3)
-        for hit in hits:
+        print(f'\nSearch: "{text}"')
+        for hit in search_text(lake.published("search_index"), text, model, 3):
             print(f"  {hit.score:.3f}  {hit.text}  {hit.url}")
