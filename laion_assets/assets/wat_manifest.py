@@ -22,7 +22,9 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         group_name="crawl",
         partitions_def=segments,
         code_version=code_version(
-            1, settings.crawl_source, leave_out={"collinfo_url", "data_url", "storage_options"}
+            1,
+            settings.crawl_source,
+            leave_out={"collinfo_url", "data_url", "storage_options", "attempts", "back_off_s"},
         ),
         kinds={"http", "parquet"},
         description=__doc__,

@@ -8,24 +8,22 @@ s3 (``s3://commoncrawl/``), or a folder.
 from __future__ import annotations
 
 import gzip
-import json
 import math
 import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import fsspec
+import msgspec
 from pydantic import BaseModel, Field
 
 from laion_assets.files import atomic_path
 from laion_assets.segments import CRAWL_NAME
 
 T = TypeVar("T")
-
-_BACK_OFF_S: Final = 0.5
 
 
 class CrawlSourceError(RuntimeError):
@@ -54,9 +52,19 @@ class CrawlSourceOptions(BaseModel, frozen=True):
         1.0, gt=0, le=1, description="Take this share of each segment's WAT files, seeded"
     )
     attempts: int = Field(5, ge=1, le=20, description="Tries for each request")
+    back_off_s: float = Field(
+        0.5, ge=0, description="Wait before the second try; doubled before each further one"
+    )
     storage_options: dict[str, str] = Field(
         default_factory=dict, description="Options for fsspec, such as endpoint_url"
     )
+
+
+class _Listed(msgspec.Struct):
+    """One entry of ``collinfo.json``."""
+
+    id: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -88,10 +96,10 @@ class CrawlSource:
         url = self.options.collinfo_url
         raw = self._retry(url, lambda: self._read(url))
         try:
-            listed = [CrawlInfo(item["id"], item["name"]) for item in json.loads(raw)]
-        except (ValueError, TypeError, KeyError) as error:
-            raise CrawlSourceError(f"{url} is not a list of crawls: {error!r}") from error
-        named = [info for info in listed if CRAWL_NAME.fullmatch(info.name)]
+            listed = msgspec.json.decode(raw, type=list[_Listed])
+        except msgspec.DecodeError as error:
+            raise CrawlSourceError(f"{url} is not a list of crawls: {error}") from error
+        named = [CrawlInfo(item.id, item.name) for item in listed if CRAWL_NAME.fullmatch(item.id)]
         return sorted(named, key=lambda info: info.name, reverse=True)
 
     def segments(self, crawl: str) -> list[CrawlSegment]:
@@ -168,5 +176,5 @@ class CrawlSource:
                     raise CrawlSourceError(
                         f"{url} could not be read in {attempt} tries: {error!r}"
                     ) from error
-                time.sleep(_BACK_OFF_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+                time.sleep(self.options.back_off_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
         raise AssertionError("unreachable")

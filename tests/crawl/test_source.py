@@ -69,7 +69,7 @@ def url(root: Path, failing: dict[str, int]) -> Iterator[str]:
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(handler, directory=str(root))
     )
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -78,7 +78,13 @@ def url(root: Path, failing: dict[str, int]) -> Iterator[str]:
 
 
 def source_at(url: str, **options: object) -> CrawlSource:
-    values = {"collinfo_url": f"{url}/collinfo.json", "data_url": url, "attempts": 3, **options}
+    values: dict[str, object] = {
+        "collinfo_url": f"{url}/collinfo.json",
+        "data_url": url,
+        "attempts": 3,
+        "back_off_s": 0.01,
+    }
+    values |= options
     return CrawlSource(CrawlSourceOptions.model_validate(values))
 
 
