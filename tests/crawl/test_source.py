@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import functools
 import gzip
-import http.server
 import json
 import pickle
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,24 +14,9 @@ from laion_assets.crawl.source import (
     CrawlSourceError,
     CrawlSourceOptions,
 )
+from tests.conftest import FolderServer
 
 CRAWL = "CC-MAIN-2000-05"
-
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; answers 503 to the first requests of a path named in ``failing``."""
-
-    failing: dict[str, int]
-
-    def do_GET(self) -> None:
-        if self.failing.get(self.path, 0) > 0:
-            self.failing[self.path] -= 1
-            self.send_error(503)
-            return
-        super().do_GET()
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture
@@ -59,22 +41,13 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def failing() -> dict[str, int]:
-    return {}
+def server(root: Path, serve_folder: Callable[[Path], FolderServer]) -> FolderServer:
+    return serve_folder(root)
 
 
 @pytest.fixture
-def url(root: Path, failing: dict[str, int]) -> Iterator[str]:
-    handler = type("Serving", (Handler,), {"failing": failing})
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(handler, directory=str(root))
-    )
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def url(server: FolderServer) -> str:
+    return server.url
 
 
 def source_at(url: str, **options: object) -> CrawlSource:
@@ -120,20 +93,20 @@ def test_taking_a_part_of_a_segment(url: str) -> None:
 
 
 def test_a_wat_file_is_fetched_whole_after_passing_errors(
-    url: str, failing: dict[str, int], tmp_path: Path
+    server: FolderServer, url: str, tmp_path: Path
 ) -> None:
     source = pickle.loads(pickle.dumps(source_at(url)))
     wat = source.segments(CRAWL)[1].wat_files[1]
-    failing[f"/{wat}"] = 2
+    server.failing[f"/{wat}"] = 2
     source.fetch(wat, tmp_path / "out" / "x.gz")
     assert (tmp_path / "out" / "x.gz").read_bytes() == b"wat" * 1000
-    assert failing[f"/{wat}"] == 0
+    assert server.failing[f"/{wat}"] == 0
 
 
 def test_a_lasting_error_names_the_url_and_leaves_no_file(
-    url: str, failing: dict[str, int], tmp_path: Path
+    server: FolderServer, url: str, tmp_path: Path
 ) -> None:
-    failing["/collinfo.json"] = 99
+    server.failing["/collinfo.json"] = 99
     with pytest.raises(CrawlSourceError, match=r"collinfo\.json could not be read in 3 tries"):
         source_at(url).crawls()
     with pytest.raises(FileNotFoundError):
