@@ -1,0 +1,183 @@
+"""`catalog.duckdb`: views over the lake's parquet, and reading them without further access.
+
+The views name the lake by the absolute path it had when the catalog was built, so that any DuckDB
+can open the file from anywhere. A lake that was moved is read after `SET VARIABLE lake = '…'`;
+:func:`query` does that by itself for a catalog that lies in the lake.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+
+from laion_assets import schemas
+from laion_assets.files import atomic_path
+from laion_assets.stats.formats import FUNNEL, HISTOGRAMS, RUNS, TOP
+
+_KEY: Final = [("crawl", pa.string()), ("segment", pa.string())]
+
+IMAGES: Final = pa.schema(
+    [
+        ("url", pa.string()),
+        ("caption", pa.string()),
+        ("key", pa.string()),
+        ("status", pa.string()),
+        ("error_message", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("original_width", pa.int32()),
+        ("original_height", pa.int32()),
+        ("exif", pa.string()),
+        ("sha256", pa.string()),
+        ("md5", pa.string()),
+        ("reason", pa.string()),
+        *(field for field in schemas.PAIRS if field.name not in ("url", "text")),
+    ]
+)
+"""What the view `images` has at least; img2dataset's other columns follow as they are."""
+
+
+class QueryError(ValueError):
+    """The SQL is not one query that reads, or DuckDB refused it; the message says why."""
+
+
+@dataclass(frozen=True)
+class _View:
+    asset: str
+    files: str
+    columns: pa.Schema
+    open_ended: bool = False
+
+
+def _with_key(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([*_KEY, *schema])
+
+
+_STAGES: Final[Mapping[str, _View]] = {
+    "pairs": _View("pair_parquet", "part-*.parquet", schemas.PAIRS),
+    "unique_pairs": _View("unique_pairs", "part-*.parquet", schemas.PAIRS),
+    "images": _View("image_shards", "[0-9]*.parquet", IMAGES, open_ended=True),
+    "scored": _View("scored_pairs", "part-*.parquet", schemas.SCORED),
+    "subset": _View("filtered_subset", "part-*.parquet", schemas.SUBSET),
+    "stats": _View("segment_stats", "histograms.parquet", _with_key(HISTOGRAMS)),
+    "top": _View("segment_stats", "top.parquet", _with_key(TOP)),
+    "runs": _View("segment_stats", "runs.parquet", _with_key(RUNS)),
+    "funnel_by_segment": _View("segment_stats", "funnel.parquet", _with_key(FUNNEL)),
+}
+
+_DERIVED: Final[Mapping[str, str]] = {
+    "funnel": (
+        "select stage, reason, cast(sum(n) as bigint) as n from funnel_by_segment group by all"
+    ),
+    "rejects": "from funnel_by_segment where reason not in ('in', 'kept')",
+}
+
+
+def build_catalog(lake_root: Path, out: Path) -> dict[str, Any]:
+    """Publish the catalog of a lake as the file ``out``; returns each view's number of rows.
+
+    New partitions of a stage that has one appear in its view by themselves; a stage without any
+    has an empty view of the right columns until the catalog is built again. Raises ``ValueError``
+    if the lake's path holds characters that DuckDB would take for a pattern.
+    """
+    root = lake_root.absolute()
+    if any(character in str(root) for character in "*?["):
+        raise ValueError(f"the lake's path {root} holds one of * ? [ and cannot be in a view")
+    with atomic_path(out) as beside, duckdb.connect(str(beside)) as connection:
+        connection.execute("create table lake as select $root as root", {"root": str(root)})
+        for name, view in _STAGES.items():
+            connection.execute(f"create view {name} as {_select(connection, root, view)}")
+        for name, sql in _DERIVED.items():
+            connection.execute(f"create view {name} as {sql}")
+        rows = {name: _count(connection, name) for name in (*_STAGES, *_DERIVED)}
+        connection.execute("checkpoint")
+    return {"views": rows}
+
+
+def _select(connection: duckdb.DuckDBPyConnection, root: Path, view: _View) -> str:
+    pattern = f"{view.asset}/crawl=*/segment=*/{view.files}"
+    if next(root.glob(pattern), None) is None:
+        types = connection.from_arrow(view.columns.empty_table()).types
+        columns = ", ".join(
+            f'cast(null as {kind}) as "{name}"'
+            for name, kind in zip(view.columns.names, types, strict=True)
+        )
+        return f"select {columns} where false"
+    columns = ", ".join(f'"{name}"' for name in view.columns.names)
+    if view.open_ended:
+        columns += f", * exclude ({columns})"
+    # crawl and segment are in the path and, for some stages, in the file too: the path's win, and
+    # stay text, since "00" as a number would be 0.
+    return (
+        f"select {columns} from read_parquet("
+        f"coalesce(getvariable('lake'), {_quoted(str(root))}) || {_quoted('/' + pattern)}, "
+        "union_by_name = true, hive_partitioning = true, "
+        "hive_types = {'crawl': varchar, 'segment': varchar})"
+    )
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _count(connection: duckdb.DuckDBPyConnection, view: str) -> int:
+    row = connection.execute(f"select count(*) from {view}").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@contextmanager
+def open_catalog(catalog: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A read-only connection that sees the catalog and the lake's files, and nothing else.
+
+    Raises ``FileNotFoundError`` if there is no catalog.
+    """
+    if not catalog.is_file():
+        raise FileNotFoundError(f"no catalog at {catalog}: materialize the asset `catalog` first")
+    with (
+        tempfile.TemporaryDirectory(prefix="laion-assets-sql-") as spill,
+        duckdb.connect(
+            str(catalog),
+            read_only=True,
+            config={"temp_directory": spill, "autoinstall_known_extensions": False},
+        ) as connection,
+    ):
+        lake = _lake_of(catalog, connection)
+        connection.execute(f"set variable lake = {_quoted(str(lake))}")
+        connection.execute(f"set allowed_directories = [{_quoted(str(lake))}]")
+        connection.execute("set enable_external_access = false")
+        connection.execute("set lock_configuration = true")
+        yield connection
+
+
+def _lake_of(catalog: Path, connection: duckdb.DuckDBPyConnection) -> Path:
+    """The folder above `catalog/catalog.duckdb`, wherever it is now; else where the lake was."""
+    path = catalog.absolute()
+    if path.parent.name == "catalog":
+        return path.parent.parent
+    row = connection.execute("select root from lake").fetchone()
+    assert row is not None
+    return Path(row[0])
+
+
+def query(catalog: Path, sql: str) -> pa.Table:
+    """The result of one SELECT (or DESCRIBE, SHOW, SUMMARIZE) over the catalog's views.
+
+    Nothing outside the lake is read and nothing is written: other statements are refused, since
+    a COPY could write where reading is allowed. Raises :class:`QueryError`.
+    """
+    try:
+        statements = duckdb.extract_statements(sql)
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            raise QueryError("only one SELECT, DESCRIBE, SHOW or SUMMARIZE can be asked at a time")
+        with open_catalog(catalog) as connection:
+            return connection.sql(sql).to_arrow_table()
+    except duckdb.Error as error:
+        raise QueryError(str(error)) from error

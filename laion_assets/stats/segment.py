@@ -1,0 +1,258 @@
+"""The statistics of one segment: its funnel checked against its files, histograms, top values.
+
+Nothing is counted from the manifests alone: what a stage says it kept must be the rows it wrote.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laion_assets.files import atomic_path
+from laion_assets.funnel import STAGES, StageCounts
+from laion_assets.progress import Log, silent
+from laion_assets.stats.formats import (
+    ASPECT,
+    FUNNEL,
+    HISTOGRAMS,
+    PIXELS,
+    RUNS,
+    SIMILARITY,
+    TEXT_LENGTH,
+    TOP,
+    Grid,
+)
+
+TOP_VALUES: Final = 100
+HOST: Final = r"regexp_extract({}, '^https?://(?:[^/?#@]*@)?([^/:?#]+)', 1)"
+
+Row = tuple[Any, ...]
+
+
+class FunnelMismatch(RuntimeError):  # noqa: N818 - the check's name, as people know it
+    """A stage's counts do not agree with its files or with the stage before it."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The rows that an asset's partition holds."""
+
+    asset: str
+    files: str
+    where: str = "true"
+
+
+_ROWS: Final[Mapping[str, _Source]] = {
+    "pairs": _Source("pair_parquet", "part-*.parquet"),
+    "unique_pairs": _Source("unique_pairs", "part-*.parquet"),
+    "images": _Source("image_shards", "[0-9]*.parquet", "status = 'success'"),
+    "embeddings": _Source("embeddings", "metadata/*.parquet"),
+    "subset": _Source("filtered_subset", "part-*.parquet"),
+    "scored": _Source("scored_pairs", "part-*.parquet"),
+    "knn_index": _Source("knn_index", "ids.parquet"),
+}
+
+_AS_MANY_AS: Final = {"scored": "embeddings", "knn_index": "subset"}
+"""Artifacts that must have exactly the rows of a stage: nothing is refused in making them."""
+
+_STARTS_ANEW: Final = ("wat", "pairs")
+"""Stages that count other subjects than the one before: records, links."""
+
+_HISTOGRAMS: Final[Sequence[tuple[str, str, str, Grid]]] = (
+    ("pairs", "text_length", "length(text)", TEXT_LENGTH),
+    ("images", "width", "original_width", PIXELS),
+    ("images", "height", "original_height", PIXELS),
+    ("images", "shorter_side", "least(original_width, original_height)", PIXELS),
+    ("images", "longer_side", "greatest(original_width, original_height)", PIXELS),
+    ("images", "aspect", "original_width / original_height", ASPECT),
+    ("scored", "similarity", "similarity", SIMILARITY),
+    ("subset", "similarity", "similarity", SIMILARITY),
+    ("subset", "text_length", 'length("TEXT")', TEXT_LENGTH),
+    ("subset", "width", '"WIDTH"', PIXELS),
+    ("subset", "height", '"HEIGHT"', PIXELS),
+    ("subset", "shorter_side", 'least("WIDTH", "HEIGHT")', PIXELS),
+    ("subset", "longer_side", 'greatest("WIDTH", "HEIGHT")', PIXELS),
+    ("subset", "aspect", '"WIDTH" / "HEIGHT"', ASPECT),
+)
+
+_TOP: Final[Sequence[tuple[str, str, str]]] = (
+    ("pairs", "host", HOST.format("url")),
+    ("pairs", "language", "language"),
+    ("scored", "nsfw", "nsfw"),
+    ("subset", "host", HOST.format('"URL"')),
+    ("subset", "language", '"LANGUAGE"'),
+    ("subset", "license", '"LICENSE"'),
+    ("subset", "nsfw", '"NSFW"'),
+)
+
+
+def segment_stats(
+    partitions: Mapping[str, Path], out: Path, *, log: Log = silent
+) -> dict[str, Any]:
+    """Write `funnel.parquet`, `histograms.parquet`, `top.parquet` and `runs.parquet` to ``out``.
+
+    ``partitions`` maps an asset's name to its published folder; stages that are not given are
+    left out. Raises :class:`FunnelMismatch` with all that does not agree.
+    """
+    manifests = {asset: _manifest(folder) for asset, folder in sorted(partitions.items())}
+    counts = _counts(manifests)
+    with duckdb.connect() as connection:
+        tables = {
+            stage: _Table(connection, source, partitions[source.asset])
+            for stage, source in _ROWS.items()
+            if source.asset in partitions
+        }
+        problems = [*_chain_problems(counts), *_row_problems(counts, tables)]
+        if problems:
+            raise FunnelMismatch("; ".join(problems))
+        log(f"the funnel of {len(counts)} stages agrees with the files")
+        histograms = [
+            row
+            for stage, metric, value, grid in _HISTOGRAMS
+            if stage in tables
+            for row in tables[stage].histogram(stage, metric, value, grid)
+        ]
+        top = [
+            row
+            for stage, metric, value in _TOP
+            if stage in tables
+            for row in tables[stage].top(stage, metric, value)
+        ]
+    funnel = [row for stage in counts.values() for row in stage.rows()]
+    _write(out / "funnel.parquet", FUNNEL, funnel)
+    _write(out / "histograms.parquet", HISTOGRAMS, histograms)
+    _write(out / "top.parquet", TOP, top)
+    _write(out / "runs.parquet", RUNS, [_run(manifest) for manifest in manifests.values()])
+    return {
+        "stages": {stage: {"in": c.n_in, "kept": c.kept} for stage, c in counts.items()},
+        "rejected": sum(sum(c.rejects.values()) for c in counts.values()),
+        "histogram_bins": len(histograms),
+        "bytes_of_all_stages": sum(manifest["bytes"] for manifest in manifests.values()),
+    }
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((folder / "_manifest.json").read_text(encoding="utf-8"))
+    return manifest
+
+
+def _counts(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, StageCounts]:
+    """Stage -> counts, in the order of the way."""
+    found: dict[str, StageCounts] = {}
+    for asset, manifest in manifests.items():
+        for value in manifest["counts"]:
+            counts = StageCounts.from_json(value)
+            if counts.stage in found:
+                raise FunnelMismatch(f"{asset} counts stage {counts.stage!r} a second time")
+            found[counts.stage] = counts
+    return {stage: found[stage] for stage in STAGES if stage in found}
+
+
+def _chain_problems(counts: Mapping[str, StageCounts]) -> Iterable[str]:
+    before: StageCounts | None = None
+    for stage in STAGES:
+        now = counts.get(stage)
+        if now is not None and not now.adds_up:
+            rejected = sum(now.rejects.values())
+            yield f"{stage}: {now.n_in} in, but {now.kept} kept and {rejected} rejected"
+        if now and before and stage not in _STARTS_ANEW and now.n_in != before.kept:
+            yield f"{stage}: {now.n_in} in, but {before.stage} kept {before.kept}"
+        before = now
+
+
+class _Table:
+    """One stage's parquet files in DuckDB."""
+
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, source: _Source, folder: Path
+    ) -> None:
+        self._connection = connection
+        self._where = source.where
+        self._files = sorted(str(path) for path in folder.glob(source.files))
+        self.folder = folder
+
+    def _rows(self, sql: str, where: str = "true") -> list[Row]:
+        """Run ``sql`` over ``{rows}``: the files' rows that count, and that fulfil ``where``."""
+        if not self._files:
+            return []
+        rows = f"(from read_parquet($files, union_by_name = true) where {where})"
+        return self._connection.execute(sql.format(rows=rows), {"files": self._files}).fetchall()
+
+    def count(self, everything: bool = False) -> int:
+        rows = self._rows("select count(*) from {rows}", "true" if everything else self._where)
+        return int(rows[0][0]) if rows else 0
+
+    def by_reason(self) -> dict[str, int]:
+        rows = self._rows(
+            "select coalesce(reason, ''), count(*) from {rows} group by all",
+            f"not ({self._where})",
+        )
+        return {reason: int(n) for reason, n in rows}
+
+    def histogram(self, stage: str, metric: str, value: str, grid: Grid) -> list[Row]:
+        bins = self._rows(
+            f"select {grid.low('value')}, count(*) from (select {value} as value from {{rows}}) "
+            f"where isfinite(value){' and value > 0' if grid.octaves else ''} "
+            "group by all order by all",
+            self._where,
+        )
+        return [(stage, metric, grid.edge(number), grid.edge(number + 1), n) for number, n in bins]
+
+    def top(self, stage: str, metric: str, value: str) -> list[Row]:
+        rows = self._rows(
+            f"select coalesce({value}, '') as value, count(*) as n from {{rows}} "
+            f"group by all order by n desc, value limit {TOP_VALUES}",
+            self._where,
+        )
+        return [(stage, metric, *row) for row in rows]
+
+
+def _row_problems(counts: Mapping[str, StageCounts], tables: Mapping[str, _Table]) -> Iterable[str]:
+    for name, table in tables.items():
+        stage = counts.get(_AS_MANY_AS.get(name, name))
+        if stage is None:
+            continue
+        rows = table.count()
+        if rows != stage.kept:
+            yield f"{stage.stage} counts {stage.kept} kept, but {table.folder} holds {rows} rows"
+        if name == "images":
+            tried = table.count(everything=True)
+            if tried != stage.n_in:
+                yield f"images counts {stage.n_in} in, but {table.folder} has {tried} rows"
+            reasons = table.by_reason()
+            if reasons != stage.rejects:
+                yield (
+                    f"images counts the rejects {dict(sorted(stage.rejects.items()))}, "
+                    f"but the rows say {dict(sorted(reasons.items()))}"
+                )
+
+
+def _run(manifest: Mapping[str, Any]) -> Row:
+    counts = StageCounts.from_json(manifest["counts"][-1]) if manifest["counts"] else None
+    started = datetime.fromisoformat(manifest["started"]).astimezone(UTC).replace(tzinfo=None)
+    return (
+        manifest["asset"],
+        manifest["run_id"],
+        manifest["code_version"],
+        started,
+        manifest["seconds"],
+        manifest["bytes"],
+        counts.n_in if counts else None,
+        counts.kept if counts else None,
+        json.dumps(manifest["metadata"], sort_keys=True, ensure_ascii=False),
+    )
+
+
+def _write(path: Path, schema: pa.Schema, rows: Sequence[Row]) -> None:
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in schema]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    with atomic_path(path) as beside:
+        pq.write_table(pa.table(arrays, schema=schema), beside, compression="zstd")

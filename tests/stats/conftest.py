@@ -1,0 +1,199 @@
+"""A small lake with every stage's files and manifests, as the lake publishes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from laion_assets import schemas
+from laion_assets.funnel import StageCounts
+from laion_assets.schemas import sample_id_of, uid_of
+from laion_assets.stats.segment import segment_stats
+
+SEGMENTS = [("CC-MAIN-2000-05", "00"), ("CC-MAIN-2000-05", "01"), ("CC-MAIN-2001-05", "00")]
+THRESHOLD = 0.3
+HOSTS = ["a.test", "b.test", "c.test"]
+SIDES = [128, 256, 300, 512, 1024, 2000]
+
+Record = dict[str, Any]
+
+
+def counts(stage: str, kept: int, rejects: dict[str, int]) -> StageCounts:
+    made = StageCounts(stage)
+    made.keep(kept)
+    for reason, n in rejects.items():
+        made.reject(reason, n=n)
+    return made
+
+
+class SegmentFiles:
+    """One segment of a lake: 60 pairs, 55 unique, 40 images, 24 in the subset."""
+
+    def __init__(self, lake: Path, crawl: str, segment: str) -> None:
+        self.lake, self.crawl, self.segment = lake, crawl, segment
+        self.pairs = [self._pair(row) for row in range(60)]
+        self.unique = self.pairs[:55]
+        self.images = self.pairs[:40]
+        self.subset = self.images[:24]
+
+    def folder(self, asset: str) -> Path:
+        return self.lake / asset / f"crawl={self.crawl}" / f"segment={self.segment}"
+
+    def _pair(self, row: int) -> Record:
+        url = f"http://{HOSTS[row % 3]}/{self.crawl}/{self.segment}/{row}.jpg"
+        text = "a picture of " + "x" * row
+        return {
+            "uid": uid_of(url, text),
+            "url": url,
+            "text": text,
+            "language": "en" if row % 10 else "de",
+            "language_score": 0.9,
+            "license": "?" if row % 4 else "https://creativecommons.org/licenses/by/4.0/",
+            "page_url": "http://page.test/",
+            "crawl": self.crawl,
+            "segment": self.segment,
+            "wat_file": "a.warc.wat.gz",
+        }
+
+    def _scored(self, row: int) -> Record:
+        pair = self.images[row]
+        keep = ("url", "text", "license", "language", "language_score", "page_url")
+        similarity = THRESHOLD + 0.005 * row if row < 24 else 0.29 - 0.005 * (row - 24)
+        return {name: pair[name] for name in (*keep, "crawl", "segment", "wat_file")} | {
+            "SAMPLE_ID": sample_id_of(pair["uid"]),
+            "height": SIDES[row % 6],
+            "width": SIDES[(row + 1) % 6],
+            "sha256": "0",
+            "md5": "0",
+            "key": f"{row:09d}",
+            "shard": 0,
+            "similarity": similarity,
+            "nsfw": ["UNLIKELY", "UNLIKELY", "UNSURE", "UNLIKELY", "NSFW"][row % 5],
+            "nsfw_category_1": "x",
+            "nsfw_category_2": "y",
+            "text_names_minors": False,
+            "underage_ranked": False,
+            "animal_ranked": False,
+        }
+
+    def _sample(self, row: int) -> Record:
+        scored = self._scored(row)
+        upper = {"url", "text", "height", "width", "license", "nsfw", "language"}
+        return {(name.upper() if name in upper else name): v for name, v in scored.items()}
+
+    def _image(self, row: int) -> Record:
+        pair = {name: value for name, value in self.unique[row].items() if name != "text"}
+        ok = row < 40
+        reason = None if ok else "http_4xx" if row < 50 else "too_small"
+        return pair | {
+            "caption": self.unique[row]["text"],
+            "key": f"{row:09d}",
+            "status": "success" if ok else "failed_to_download",
+            "error_message": None if ok else "no",
+            "width": 256 if ok else None,
+            "height": 256 if ok else None,
+            "original_width": SIDES[(row + 1) % 6] if ok else None,
+            "original_height": SIDES[row % 6] if ok else None,
+            "exif": None,
+            "sha256": "0",
+            "md5": "0",
+            "reason": reason,
+        }
+
+    def table(self, asset: str, name: str, records: Sequence[Record], schema: pa.Schema) -> None:
+        path = self.folder(asset) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        wanted = [{key: record[key] for key in schema.names} for record in records]
+        pq.write_table(pa.Table.from_pylist(wanted, schema=schema), path)
+
+    def manifest(self, asset: str, stages: Sequence[StageCounts], **metadata: object) -> None:
+        value = {
+            "asset": asset,
+            "crawl": self.crawl,
+            "segment": self.segment,
+            "run_id": "11111111-2222",
+            "code_version": "1-abcd",
+            "fingerprint": "f",
+            "data_version": "d",
+            "started": "2026-01-02T03:04:05+01:00",
+            "seconds": 1.5,
+            "bytes": 1000,
+            "files": [],
+            "counts": [stage.to_json() for stage in stages],
+            "metadata": metadata,
+        }
+        (self.folder(asset) / "_manifest.json").write_text(json.dumps(value))
+
+    def write(self) -> None:
+        self.table("pair_parquet", "part-00000.parquet", self.pairs[:30], schemas.PAIRS)
+        self.table("pair_parquet", "part-00001.parquet", self.pairs[30:], schemas.PAIRS)
+        self.manifest(
+            "pair_parquet",
+            [
+                counts("wat", 20, {"not_html": 5}),
+                counts("pairs", 60, {"no_alt": 100, "alt_too_short": 7}),
+            ],
+        )
+        self.table("unique_pairs", "part-00000.parquet", self.unique, schemas.PAIRS)
+        self.manifest("unique_pairs", [counts("unique_pairs", 55, {"duplicate": 5})])
+        images = [self._image(row) for row in range(55)]
+        path = self.folder("image_shards") / "00000.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(images), path)
+        self.manifest("image_shards", [counts("images", 40, {"http_4xx": 10, "too_small": 5})])
+        scored = [self._scored(row) for row in range(40)]
+        self.table("embeddings", "metadata/metadata_00000.parquet", scored, schemas.EMBEDDED)
+        self.manifest("embeddings", [counts("embeddings", 40, {})], model="tiny/tiny")
+        self.table("scored_pairs", "part-00000.parquet", scored, schemas.SCORED)
+        self.manifest("scored_pairs", [])
+        samples = [self._sample(row) for row in range(24)]
+        self.table("filtered_subset", "part-00000.parquet", samples, schemas.SUBSET)
+        self.table("filtered_subset", "metadata/metadata_00000.parquet", samples, schemas.SUBSET)
+        self.manifest(
+            "filtered_subset",
+            [counts("subset", 24, {"below_threshold": 16})],
+            threshold=THRESHOLD,
+            model="tiny/tiny",
+            recipe="laion400m v1",
+        )
+
+    def partitions(self) -> dict[str, Path]:
+        assets = (
+            "pair_parquet",
+            "unique_pairs",
+            "image_shards",
+            "embeddings",
+            "scored_pairs",
+            "filtered_subset",
+        )
+        return {asset: self.folder(asset) for asset in assets}
+
+    def stats(self) -> dict[str, Any]:
+        out = self.folder("segment_stats")
+        out.mkdir(parents=True, exist_ok=True)
+        return segment_stats(self.partitions(), out)
+
+
+@pytest.fixture
+def segment(tmp_path: Path) -> SegmentFiles:
+    """One segment without statistics yet."""
+    files = SegmentFiles(tmp_path / "lake", *SEGMENTS[0])
+    files.write()
+    return files
+
+
+@pytest.fixture(scope="session")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three segments of two crawls, with statistics. Read only: tests share it."""
+    root = tmp_path_factory.mktemp("stats") / "lake"
+    for crawl, name in SEGMENTS:
+        files = SegmentFiles(root, crawl, name)
+        files.write()
+        files.stats()
+    return root

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from laion_assets.stats.formats import ASPECT, FUNNEL, HISTOGRAMS, PIXELS, RUNS, SIMILARITY, TOP
+from laion_assets.stats.segment import FunnelMismatch, segment_stats
+from tests.stats.conftest import SegmentFiles, counts
+
+
+def _histogram(folder: Path, stage: str, metric: str) -> dict[float, int]:
+    rows = pq.read_table(folder / "histograms.parquet").to_pylist()
+    return {r["bin_low"]: r["n"] for r in rows if (r["stage"], r["metric"]) == (stage, metric)}
+
+
+def test_the_funnel_is_the_manifests_counts_in_the_order_of_the_way(
+    segment: SegmentFiles, tmp_path: Path
+) -> None:
+    summary = segment_stats(segment.partitions(), tmp_path)
+    table = pq.read_table(tmp_path / "funnel.parquet")
+    assert table.schema.equals(FUNNEL)
+    assert [tuple(row.values()) for row in table.to_pylist()] == [
+        ("wat", "in", 25),
+        ("wat", "kept", 20),
+        ("wat", "not_html", 5),
+        ("pairs", "in", 167),
+        ("pairs", "kept", 60),
+        ("pairs", "alt_too_short", 7),
+        ("pairs", "no_alt", 100),
+        ("unique_pairs", "in", 60),
+        ("unique_pairs", "kept", 55),
+        ("unique_pairs", "duplicate", 5),
+        ("images", "in", 55),
+        ("images", "kept", 40),
+        ("images", "http_4xx", 10),
+        ("images", "too_small", 5),
+        ("embeddings", "in", 40),
+        ("embeddings", "kept", 40),
+        ("subset", "in", 40),
+        ("subset", "kept", 24),
+        ("subset", "below_threshold", 16),
+    ]
+    assert summary["stages"]["subset"] == {"in": 40, "kept": 24}
+    assert summary["rejected"] == 5 + 107 + 5 + 15 + 16
+
+
+def test_histograms_count_every_row_once_with_edges_in_their_own_bin(
+    segment: SegmentFiles, tmp_path: Path
+) -> None:
+    segment_stats(segment.partitions(), tmp_path)
+    assert pq.read_schema(tmp_path / "histograms.parquet").equals(HISTOGRAMS)
+    similarity = _histogram(tmp_path, "scored", "similarity")
+    assert sum(similarity.values()) == 40
+    assert similarity[0.3] == 2, "0.300 and 0.305"
+    assert similarity[0.29] == 1, "0.29 * 100 is less than 29, and still in its own bin"
+    assert sum(_histogram(tmp_path, "subset", "similarity").values()) == 24
+    lengths = _histogram(tmp_path, "pairs", "text_length")
+    assert lengths[15.0] == 5
+    assert sum(lengths.values()) == 60
+    sides = _histogram(tmp_path, "images", "width")
+    assert sum(sides.values()) == 40, "failed downloads have no size"
+    assert {128.0, 256.0, 512.0, 1024.0} <= set(sides)
+
+
+def test_top_values_are_counted_from_the_rows(segment: SegmentFiles, tmp_path: Path) -> None:
+    segment_stats(segment.partitions(), tmp_path)
+    table = pq.read_table(tmp_path / "top.parquet")
+    assert table.schema.equals(TOP)
+    top = {(r["stage"], r["metric"], r["value"]): r["n"] for r in table.to_pylist()}
+    assert top["pairs", "host", "a.test"] == 20
+    assert top["pairs", "language", "de"] == 6
+    assert top["scored", "nsfw", "UNLIKELY"] == 24
+    assert top["subset", "license", "?"] == 18
+
+
+def test_runs_are_one_row_a_partition(segment: SegmentFiles, tmp_path: Path) -> None:
+    segment_stats(segment.partitions(), tmp_path)
+    table = pq.read_table(tmp_path / "runs.parquet")
+    assert table.schema.equals(RUNS)
+    runs = {row["asset"]: row for row in table.to_pylist()}
+    assert set(runs) == set(segment.partitions())
+    subset = runs["filtered_subset"]
+    assert (subset["n_in"], subset["kept"], subset["bytes"]) == (40, 24, 1000)
+    assert subset["started"].isoformat() == "2026-01-02T02:04:05", "UTC"
+    assert json.loads(subset["metadata"])["threshold"] == 0.3
+    assert runs["scored_pairs"]["n_in"] is None
+
+
+def test_the_same_partitions_give_the_same_bytes(segment: SegmentFiles, tmp_path: Path) -> None:
+    for out in ("a", "b"):
+        segment_stats(segment.partitions(), tmp_path / out)
+    for name in ("funnel", "histograms", "top", "runs"):
+        first, second = ((tmp_path / out / f"{name}.parquet").read_bytes() for out in "ab")
+        assert first == second
+
+
+def _lose_a_row(segment: SegmentFiles) -> None:
+    path = segment.folder("unique_pairs") / "part-00000.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+
+def _lose_a_score(segment: SegmentFiles) -> None:
+    path = segment.folder("scored_pairs") / "part-00000.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+
+def _lie_about_a_reason(segment: SegmentFiles) -> None:
+    rejects = {"http_5xx": 10, "too_small": 5}
+    segment.manifest("image_shards", [counts("images", 40, rejects)])
+
+
+def _break_the_chain(segment: SegmentFiles) -> None:
+    segment.manifest("filtered_subset", [counts("subset", 24, {"below_threshold": 15})])
+
+
+def _lose_a_subject(segment: SegmentFiles) -> None:
+    lost = counts("unique_pairs", 55, {"duplicate": 4})
+    lost.n_in = 60
+    segment.manifest("unique_pairs", [lost])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_lose_a_row, r"unique_pairs counts 55 kept, but .* holds 54 rows"),
+        (_lose_a_score, r"embeddings counts 40 kept, but .*scored_pairs.* holds 39 rows"),
+        (_lie_about_a_reason, r"images counts the rejects \{'http_5xx': 10, .*rows say"),
+        (_break_the_chain, r"subset: 39 in, but embeddings kept 40"),
+        (_lose_a_subject, r"unique_pairs: 60 in, but 55 kept and 4 rejected"),
+    ],
+)
+def test_counts_that_do_not_agree_are_an_error_and_publish_nothing(
+    segment: SegmentFiles,
+    tmp_path: Path,
+    damage: Callable[[SegmentFiles], None],
+    message: str,
+) -> None:
+    damage(segment)
+    out = tmp_path / "out"
+    with pytest.raises(FunnelMismatch, match=message):
+        segment_stats(segment.partitions(), out)
+    assert not out.exists()
+
+
+def test_stages_that_are_not_there_are_left_out(segment: SegmentFiles, tmp_path: Path) -> None:
+    only = {"pair_parquet": segment.folder("pair_parquet")}
+    assert set(segment_stats(only, tmp_path)["stages"]) == {"wat", "pairs"}
+    empty = pa.Table.from_pylist([], schema=HISTOGRAMS)
+    table = pq.read_table(tmp_path / "histograms.parquet")
+    assert table.schema.equals(empty.schema)
+    assert set(table["stage"].to_pylist()) == {"pairs"}
+
+
+def test_a_segment_without_any_pair_has_statistics_too(
+    segment: SegmentFiles, tmp_path: Path
+) -> None:
+    folder = segment.folder("pair_parquet")
+    for part in folder.glob("part-*.parquet"):
+        part.unlink()
+    segment.manifest("pair_parquet", [counts("wat", 0, {}), counts("pairs", 0, {})])
+    segment_stats({"pair_parquet": folder}, tmp_path)
+    assert pq.read_table(tmp_path / "funnel.parquet")["n"].to_pylist() == [0, 0, 0, 0]
+    assert pq.read_table(tmp_path / "top.parquet").num_rows == 0
+
+
+def test_grids_have_round_edges() -> None:
+    assert [PIXELS.edge(number) for number in (16, 18, 20)] == [256.0, 512.0, 1024.0]
+    assert PIXELS.edge(17) == pytest.approx(362.04, abs=0.01)
+    assert (ASPECT.edge(0), ASPECT.edge(-4)) == (1.0, 0.5)
+    assert SIMILARITY.edge(29) == 0.29
