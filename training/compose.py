@@ -83,9 +83,12 @@ def stored(picture: Image.Image, size: int = STORED_SIZE, quality: int = 95) -> 
 def crawled(rgba: Image.Image, rng: np.random.Generator) -> Image.Image:
     """A drawing's whole way: composed, published by a site, downloaded, stored at 256 by 256."""
     picture = compose(rgba, rng, *web_size(rng))
-    kind: Literal["JPEG", "PNG", "WEBP"] = ("JPEG", "PNG", "WEBP")[int(rng.integers(3))]
-    published = encode(picture, kind, int(rng.integers(60, 96)))
-    return stored(Image.open(io.BytesIO(published)))
+    kind: Literal["JPEG", "WEBP"] | None
+    kind = ("JPEG", "WEBP", None)[int(rng.integers(3))]  # None: as PNG, which loses nothing
+    if kind:
+        published = encode(picture, kind, int(rng.integers(60, 96)))
+        picture = Image.open(io.BytesIO(published))
+    return stored(picture)
 
 
 def jitter(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
