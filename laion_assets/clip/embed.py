@@ -1,0 +1,196 @@
+"""Shards in, row-aligned embeddings and metadata out, one set of files per shard."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.shards import ImageBytes, find_shards, read_rows, shard_number
+from laion_assets.files import atomic_path
+from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
+from laion_assets.progress import Log, Progress, silent
+
+if TYPE_CHECKING:
+    from laion_assets.clip.model import ClipModel
+
+STAGE: Final = "embeddings"
+
+# What Pillow's readers raise on bytes that are not the image they claim to be.
+_NOT_AN_IMAGE: Final = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    ArithmeticError,
+    LookupError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def image_path(folder: Path, number: int) -> Path:
+    return folder / "img_emb" / f"img_emb_{number:05d}.npy"
+
+
+def text_path(folder: Path, number: int) -> Path:
+    return folder / "text_emb" / f"text_emb_{number:05d}.npy"
+
+
+def metadata_path(folder: Path, number: int) -> Path:
+    return folder / "metadata" / f"metadata_{number:05d}.parquet"
+
+
+def embed_shards(
+    shards: Path, out: Path, model: ClipModel, options: ClipOptions, *, log: Log = silent
+) -> StageCounts:
+    """Embed every shard of a folder that img2dataset wrote.
+
+    Writes ``img_emb/img_emb_NNNNN.npy`` and ``text_emb/text_emb_NNNNN.npy`` (float16, (n, dim),
+    rows of unit length) and ``metadata/metadata_NNNNN.parquet`` (``schemas.EMBEDDED``), aligned
+    by row, in the order of the shard's parquet; a shard without samples gives files of no rows.
+    A shard whose metadata is in ``out`` already is not embedded again.
+
+    Returns:
+        counts of the stage ``embeddings``: in = the shards' downloaded samples; ``undecodable``
+        are those whose image is missing from the tar or does not decode.
+    """
+    return embed_files(find_shards(shards), out, model, options, log=log)
+
+
+def embed_files(
+    tars: Sequence[Path],
+    out: Path,
+    model: ClipModel,
+    options: ClipOptions,
+    *,
+    log: Log = silent,
+) -> StageCounts:
+    """As :func:`embed_shards`, for the tars given; each has its parquet beside it."""
+    counts = StageCounts(STAGE)
+    done = [metadata_path(out, shard_number(tar)).exists() for tar in tars]
+    progress = Progress("embeddings", "shards", len(tars), log, resumed=sum(done))
+    for tar, there in zip(tars, done, strict=True):
+        rows = read_rows(tar)
+        if not there:
+            _embed_shard(tar, rows, out, model, options)
+            progress.advance(note=f"{len(rows)} samples in {tar.name}")
+        kept = pq.ParquetFile(metadata_path(out, shard_number(tar))).read(columns=["key"])
+        counts.add(_count(rows, kept))
+    return counts
+
+
+def _count(rows: pa.Table, kept: pa.Table) -> StageCounts:
+    counts = StageCounts(STAGE)
+    counts.keep(len(kept))
+    lost = rows.filter(pc.invert(pc.is_in(rows["key"], value_set=kept["key"])))
+    urls = lost["url"].slice(0, EXAMPLES_KEPT).to_pylist()
+    for url in urls:
+        counts.reject("undecodable", url)
+    counts.reject("undecodable", n=len(lost) - len(urls))
+    return counts
+
+
+def _embed_shard(
+    tar: Path, rows: pa.Table, out: Path, model: ClipModel, options: ClipOptions
+) -> None:
+    import torch
+
+    size = options.batch_size
+    kept: list[int] = []
+    image_parts: list[NDArray[np.float16]] = []
+    text_parts: list[NDArray[np.float16]] = []
+    for batch in _batches(_decoded(tar, rows, model, options), size):
+        kept += [row for row, _, _ in batch]
+        images = model.embed_images(torch.stack([image for _, image, _ in batch]))
+        texts = model.embed_tokens(torch.stack([tokens for _, _, tokens in batch]))
+        image_parts.append(images.astype(np.float16))
+        text_parts.append(texts.astype(np.float16))
+    number = shard_number(tar)
+    none = np.zeros((0, model.dim), dtype=np.float16)
+    save_vectors(image_path(out, number), np.concatenate([none, *image_parts]))
+    save_vectors(text_path(out, number), np.concatenate([none, *text_parts]))
+    with atomic_path(metadata_path(out, number)) as beside:
+        pq.write_table(
+            rows.take(pa.array(kept, pa.int64())),
+            beside,
+            compression="zstd",
+            row_group_size=100_000,
+        )
+
+
+def save_vectors(path: Path, vectors: NDArray[np.float16]) -> None:
+    """Publish an array as a plain npy file."""
+    with atomic_path(path) as beside:
+        np.save(beside, np.ascontiguousarray(vectors), allow_pickle=False)
+
+
+def _decoded(
+    tar: Path, rows: pa.Table, model: ClipModel, options: ClipOptions
+) -> Iterator[tuple[int, Any, Any]]:
+    """Row number, preprocessed image and tokens of each sample that decodes, in order.
+
+    Threads decode and preprocess ahead (Pillow's codecs and resizing release the GIL), at most
+    two batches, while the caller's model computes.
+    """
+    if not len(rows):
+        return
+
+    def prepare(sample: tuple[int, bytes, str]) -> tuple[int, Any, Any] | None:
+        row, encoded, text = sample
+        try:
+            image = Image.open(io.BytesIO(encoded)).convert("RGB")
+        except _NOT_AN_IMAGE:
+            return None
+        return row, model.preprocess(image), model.tokenizer([text])[0]
+
+    keys, texts = rows["key"].to_pylist(), rows["text"].to_pylist()
+    with ImageBytes(tar) as images, ThreadPoolExecutor(options.decode_threads) as pool:
+        samples = (
+            (row, images.read(key), text)
+            for row, (key, text) in enumerate(zip(keys, texts, strict=True))
+        )
+        ahead = 2 * options.batch_size
+        yield from filter(None, _map_ahead(pool, prepare, samples, ahead))
+
+
+def _map_ahead(
+    pool: ThreadPoolExecutor,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    ahead: int,
+) -> Iterator[Result]:
+    """As ``pool.map``, but takes at most ``ahead`` items more than it has given."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,54 @@
+"""Which CLIP model a deployment embeds with, and how it is run."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import BaseModel, Field
+
+
+class ClipOptions(BaseModel, frozen=True):
+    """An open_clip model and how it is run. The default is the paper's model (arXiv 2111.02114)."""
+
+    NOT_IN_VERSION: ClassVar[tuple[str, ...]] = (
+        "weights",
+        "cache_dir",
+        "device",
+        "batch_size",
+        "decode_threads",
+    )
+    """Fields that say where and how fast the model runs, not which numbers it gives."""
+
+    model: str = Field(
+        "ViT-B-32",
+        min_length=1,
+        description="An open_clip architecture, `hf-hub:ORG/REPO`, or `local-dir:FOLDER` holding"
+        " open_clip_config.json and the weights",
+    )
+    pretrained: str = Field(
+        "openai",
+        description="The weights: an open_clip tag, a model shipped with the package, or a file."
+        " Not used with hf-hub: and local-dir:, which bring their own",
+    )
+    weights: str | None = Field(
+        None,
+        description="A file with the weights that `pretrained` names, where they cannot be fetched",
+    )
+    cache_dir: str | None = Field(
+        None, description="Where fetched weights are kept; null takes the fetching library's place"
+    )
+    device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU if there is one")
+    precision: str = Field(
+        "fp32",
+        pattern="^(fp32|bf16|fp16)$",
+        description="fp32, or automatic mixed precision in bf16 or fp16",
+    )
+    batch_size: int = Field(64, ge=1, description="Samples in one forward pass")
+    decode_threads: int = Field(2, ge=1, description="Threads that decode images meanwhile")
+
+    @property
+    def key(self) -> str:
+        """`MODEL/PRETRAINED`: the model's name in the table of thresholds and in metadata."""
+        if self.model.startswith(("hf-hub:", "local-dir:")) or not self.pretrained:
+            return self.model
+        return f"{self.model}/{self.pretrained}"

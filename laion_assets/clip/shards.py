@@ -1,0 +1,122 @@
+"""Reading img2dataset's shards: rows from the parquet, image bytes from the tar, joined by key."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from laion_assets import schemas
+
+IMAGE_SUFFIXES: Final = ("jpg", "jpeg", "png", "webp")
+
+
+class ShardError(ValueError):
+    """A shard that cannot be read at all; the message says which and why."""
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """The tars of a folder of shards, in order. A shard is there once its parquet is."""
+    return [path.with_suffix(".tar") for path in sorted(folder.glob("[0-9]*.parquet"))]
+
+
+def shard_number(tar: Path) -> int:
+    """The number in the shard's name. Raises :class:`ShardError` if it is not one."""
+    if not (tar.stem.isascii() and tar.stem.isdigit()):
+        raise ShardError(f"{tar}: a shard is named by its number, such as 00000.tar")
+    return int(tar.stem)
+
+
+def read_rows(tar: Path) -> pa.Table:
+    """The shard's downloaded samples, columns of ``schemas.EMBEDDED``, in the parquet's order.
+
+    Columns that a plain img2dataset run does not have are null (the licence "?"). Width and
+    height are the original image's. Raises :class:`ShardError`.
+    """
+    number = shard_number(tar)
+    parquet = tar.with_suffix(".parquet")
+    try:
+        # Not `read_table`: it would take the lake's hive folders for columns.
+        table = pq.ParquetFile(parquet).read()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ShardError(f"{parquet} cannot be read: {error}") from error
+    missing = {"key", "url", "caption", "status"} - set(table.column_names)
+    if missing:
+        raise ShardError(f"{parquet} has no column {', '.join(sorted(missing))}")
+    table = table.filter(pc.equal(table["status"], "success"))
+    texts = pc.fill_null(table["caption"].cast(pa.string()), "")
+    made = {
+        "SAMPLE_ID": pa.array(_sample_ids(table, texts), pa.int64()),
+        "text": texts,
+        "height": _column(table, "original_height"),
+        "width": _column(table, "original_width"),
+        "license": pc.fill_null(_column(table, "license").cast(pa.string()), "?"),
+        "shard": pa.array([number] * len(table), pa.int32()),
+    }
+    columns = [
+        made.get(field.name, _column(table, field.name)).cast(field.type)
+        for field in schemas.EMBEDDED
+    ]
+    return pa.table(columns, schema=schemas.EMBEDDED)
+
+
+def _column(table: pa.Table, name: str) -> Any:
+    return table[name] if name in table.column_names else pa.nulls(len(table))
+
+
+def _sample_ids(table: pa.Table, texts: Any) -> list[int]:
+    if "uid" in table.column_names:
+        uids = table["uid"].to_pylist()
+        return [
+            schemas.sample_id_of(bytes.fromhex(uid) if isinstance(uid, str) else uid)
+            for uid in uids
+        ]
+    pairs = zip(table["url"].to_pylist(), texts.to_pylist(), strict=True)
+    return [schemas.sample_id_of(schemas.uid_of(url, text)) for url, text in pairs]
+
+
+class ImageBytes:
+    """The encoded images of a tar by key, read at random; open while used as a context.
+
+    A damaged member costs that member: reading goes on at the next sound header, and what a cut
+    file lost is found missing when it is asked for.
+    """
+
+    def __init__(self, tar: Path) -> None:
+        self._stream = tar.open("rb")
+        self._places: dict[str, tuple[int, int]] = {}
+        try:
+            for key, start, size in self._members(tar):
+                self._places.setdefault(key, (start, size))
+        except BaseException:
+            self._stream.close()
+            raise
+
+    @staticmethod
+    def _members(tar: Path) -> Iterator[tuple[str, int, int]]:
+        try:
+            with tarfile.open(tar, "r:", ignore_zeros=True) as archive:
+                for member in archive:
+                    key, _, suffix = Path(member.name).name.partition(".")
+                    if member.isreg() and suffix.lower() in IMAGE_SUFFIXES:
+                        yield key, member.offset_data, member.size
+        except (tarfile.TarError, OSError):
+            # The tar ends inside a member, or holds nothing: what came before is indexed.
+            return
+
+    def __enter__(self) -> ImageBytes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def read(self, key: str) -> bytes:
+        """The image's bytes; none if the tar has lost it."""
+        start, size = self._places.get(key, (0, 0))
+        self._stream.seek(start)
+        return self._stream.read(size)

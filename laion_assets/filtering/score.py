@@ -1,0 +1,82 @@
+"""Scores of every embedded pair: similarity and safety tags. Nothing is dropped here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from laion_assets import schemas
+from laion_assets.clip.embed import image_path, metadata_path, text_path
+from laion_assets.filtering.parts import (
+    open_vectors,
+    part_numbers,
+    part_path,
+    read_part,
+    write_part,
+)
+from laion_assets.progress import Log, Progress, silent
+from laion_assets.safety.minors import names_minors
+from laion_assets.safety.prompts import Categories
+from laion_assets.safety.tags import tag
+
+_ROWS_AT_ONCE: Final = 4_096
+
+
+def score_segment(embeddings: Path, out: Path, categories: Categories, *, log: Log = silent) -> int:
+    """Score every part of a folder of embeddings into ``part-NNNNN.parquet`` (``schemas.SCORED``).
+
+    Rows are those of the part's metadata, in the same order. A part that is in ``out`` already is
+    not scored again. Returns the number of rows of all parts.
+    """
+    numbers = part_numbers(embeddings / "metadata", "metadata_*.parquet")
+    done = [part_path(out, number).exists() for number in numbers]
+    progress = Progress("scores", "parts", len(numbers), log, resumed=sum(done))
+    rows = 0
+    for number, there in zip(numbers, done, strict=True):
+        metadata = read_part(metadata_path(embeddings, number))
+        rows += len(metadata)
+        if there:
+            continue
+        images = open_vectors(image_path(embeddings, number), len(metadata))
+        texts = open_vectors(text_path(embeddings, number), len(metadata))
+        write_part(part_path(out, number), _scored(metadata, images, texts, categories))
+        progress.advance()
+    return rows
+
+
+def _scored(
+    metadata: pa.Table, images: NDArray[Any], texts: NDArray[Any], categories: Categories
+) -> pa.Table:
+    tags = tag(images, categories)
+    columns = {
+        **{name: metadata[name] for name in schemas.EMBEDDED.names},
+        "similarity": cosines(images, texts),
+        "nsfw": tags.nsfw,
+        "nsfw_category_1": tags.nsfw_category_1,
+        "nsfw_category_2": tags.nsfw_category_2,
+        "text_names_minors": names_minors(metadata["text"], categories.words),
+        "underage_ranked": tags.underage_ranked,
+        "animal_ranked": tags.animal_ranked,
+    }
+    return pa.table(columns, schema=schemas.SCORED)
+
+
+def cosines(images: NDArray[Any], texts: NDArray[Any]) -> NDArray[np.float64]:
+    """The cosine of each row's two vectors, float64 (n,), computed from the vectors as stored.
+
+    Rounding to float16 leaves vectors a little off unit length, so their bare product is not a
+    cosine and may exceed 1; here both are brought to unit length in float64 first. A row of zeros
+    has the cosine 0.
+    """
+    result = np.empty(len(images), dtype=np.float64)
+    for start in range(0, len(images), _ROWS_AT_ONCE):
+        a = np.asarray(images[start : start + _ROWS_AT_ONCE], dtype=np.float64)
+        b = np.asarray(texts[start : start + _ROWS_AT_ONCE], dtype=np.float64)
+        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        products = (a * b).sum(axis=1)
+        result[start : start + len(a)] = products / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return np.clip(result, -1.0, 1.0)

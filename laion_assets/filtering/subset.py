@@ -1,0 +1,154 @@
+"""Subsets: the rows that a recipe takes from the scored pairs, with their embeddings beside."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from laion_assets import schemas
+from laion_assets.clip.embed import image_path, metadata_path, save_vectors, text_path
+from laion_assets.clip.thresholds import threshold_for
+from laion_assets.files import atomic_path
+from laion_assets.filtering.parts import (
+    open_vectors,
+    part_numbers,
+    part_path,
+    read_part,
+    write_part,
+)
+from laion_assets.filtering.recipe import Recipe, rows_where
+from laion_assets.filtering.score import score_segment
+from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
+from laion_assets.progress import Log, Progress, silent
+from laion_assets.safety.options import SafetyOptions
+from laion_assets.safety.prompts import category_embeddings, load_prompts
+
+if TYPE_CHECKING:
+    from laion_assets.clip.model import ClipModel
+
+STAGE: Final = "subset"
+
+_COLUMNS: Final = {
+    "URL": "url",
+    "TEXT": "text",
+    "HEIGHT": "height",
+    "WIDTH": "width",
+    "LICENSE": "license",
+    "NSFW": "nsfw",
+    "LANGUAGE": "language",
+}
+"""Column of ``schemas.SUBSET`` -> of ``schemas.SCORED``, where the names differ."""
+
+
+def take_subset(
+    scored: Path,
+    embeddings: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    threshold: float,
+    log: Log = silent,
+) -> StageCounts:
+    """Write the recipe's subset of every part.
+
+    ``part-NNNNN.parquet`` has the columns of ``schemas.SUBSET``; ``img_emb/``, ``text_emb/`` and
+    ``metadata/`` (the same bytes as the part) hold the same rows, as embedding-reader wants them.
+    Rows keep their order. A part that is in ``out`` already is not written again.
+
+    Args:
+        threshold: the lowest similarity kept; the caller has asked the table or the recipe.
+
+    Returns:
+        counts of the stage ``subset``; a pair that fails several rules counts for the first one.
+    """
+    counts = StageCounts(STAGE)
+    numbers = part_numbers(scored)
+    done = [part_path(out, number).exists() for number in numbers]
+    progress = Progress("subset", "parts", len(numbers), log, resumed=sum(done))
+    for number, there in zip(numbers, done, strict=True):
+        table = read_part(part_path(scored, number))
+        kept, part_counts = choose(table, recipe, threshold)
+        counts.add(part_counts)
+        if not there:
+            _write(number, table, kept, embeddings, out)
+            progress.advance()
+    return counts
+
+
+def choose(
+    table: pa.Table, recipe: Recipe, threshold: float
+) -> tuple[NDArray[np.int64], StageCounts]:
+    """The rows of a scored table that the recipe takes (int64, rising), and the counts."""
+
+    def column(name: str) -> NDArray[np.bool_]:
+        values: NDArray[np.bool_] = table[name].to_numpy()
+        return values
+
+    suspect = np.isin(table["nsfw"].to_numpy(), ("NSFW", "UNSURE"))
+    rules = {"below_threshold": ~(table["similarity"].to_numpy() >= threshold)}
+    if recipe.drop_minor_text:
+        rules["unsafe_minor_text"] = suspect & column("text_names_minors")
+    if recipe.drop_underage:
+        rules["unsafe_underage"] = suspect & column("underage_ranked")
+    if recipe.drop_animal:
+        rules["unsafe_animal"] = suspect & column("animal_ranked")
+    if recipe.where is not None:
+        rules["predicate"] = ~rows_where(table, recipe.where)
+
+    counts = StageCounts(STAGE)
+    left = np.ones(len(table), dtype=np.bool_)
+    for reason, refuses in rules.items():
+        refused = np.flatnonzero(left & refuses)
+        shown = table["url"].take(pa.array(refused[:EXAMPLES_KEPT])).to_pylist()
+        for url in shown:
+            counts.reject(reason, url)
+        counts.reject(reason, n=len(refused) - len(shown))
+        left[refused] = False
+    kept = np.flatnonzero(left).astype(np.int64)
+    counts.keep(len(kept))
+    return kept, counts
+
+
+def _write(
+    number: int, table: pa.Table, kept: NDArray[np.int64], embeddings: Path, out: Path
+) -> None:
+    images = open_vectors(image_path(embeddings, number), len(table))
+    texts = open_vectors(text_path(embeddings, number), len(table))
+    save_vectors(image_path(out, number), images[kept])
+    save_vectors(text_path(out, number), texts[kept])
+    rows = table.take(pa.array(kept))
+    columns = [rows[_COLUMNS.get(name, name)] for name in schemas.SUBSET.names]
+    write_part(metadata_path(out, number), pa.table(columns, schema=schemas.SUBSET))
+    # The part comes last: it says that the part is complete.
+    part = part_path(out, number)
+    with atomic_path(part) as beside:
+        os.link(metadata_path(out, number), beside)
+
+
+def filter_embeddings(
+    embeddings: Path,
+    out: Path,
+    model: ClipModel,
+    safety: SafetyOptions,
+    recipe: Recipe,
+    *,
+    log: Log = silent,
+) -> StageCounts:
+    """Score a folder of embeddings into ``out/scored`` and take the subset into ``out``.
+
+    ``model`` must be the one that embedded the folder. What an earlier call left in ``out`` is
+    made again: another recipe must not find the parts of the one before.
+    """
+    threshold = threshold_for(model.key, recipe)
+    categories = category_embeddings(load_prompts(safety.prompts), model)
+    scored = out / "scored"
+    for folder in (scored, out):
+        for number in part_numbers(folder):
+            part_path(folder, number).unlink()
+    score_segment(embeddings, scored, categories, log=log)
+    return take_subset(scored, embeddings, out, recipe, threshold=threshold, log=log)

@@ -1,0 +1,129 @@
+"""Category prompts: versioned data files, and their embeddings under a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError, model_validator
+
+from laion_assets.safety.minors import WordList, load_words
+
+if TYPE_CHECKING:
+    from laion_assets.clip.model import ClipModel
+
+HERE: Final = Path(__file__).with_name("prompts")
+
+
+class PromptsError(ValueError):
+    """A prompts file is absent or wrong; the message says which and why."""
+
+
+class _Strict(BaseModel, frozen=True, extra="forbid"):
+    pass
+
+
+class Category(_Strict):
+    text: str
+    nsfw: bool
+
+
+class AgeCategory(_Strict):
+    text: str
+    underage: bool
+
+
+class AnimalCategory(_Strict):
+    text: str
+    animal: bool
+
+
+class Prompts(_Strict):
+    """Three sets of prompts. An image is of the categories whose embeddings are nearest to it."""
+
+    name: str
+    version: int
+    about: str
+    source: str
+    categories: tuple[Category, ...]
+    underage: tuple[AgeCategory, ...]
+    animals: tuple[AnimalCategory, ...]
+    words: str = "minors"
+    """The list of words that name minors: a shipped one by name, or a file."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if min(len(self.categories), len(self.underage)) < 2 or not self.animals:
+            raise ValueError("at least two categories, two of ages and one of animals are needed")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over every prompt, flag and word: part of the scores' data version."""
+        content = self.model_dump(mode="json", exclude={"about", "source", "words"})
+        content["words"] = load_words(self.words).words
+        text = json.dumps(content, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def load_prompts(name_or_path: str) -> Prompts:
+    """Read shipped prompts by name, or a JSON file. Raises :class:`PromptsError`."""
+    shipped = HERE / f"{name_or_path}.json"
+    path = shipped if shipped.is_file() else Path(name_or_path)
+    try:
+        return Prompts.model_validate_json(path.read_bytes())
+    except OSError as error:
+        known = ", ".join(sorted(found.stem for found in HERE.glob("*.json")))
+        raise PromptsError(
+            f"no prompts {name_or_path!r}: it is neither shipped ({known}) nor a file"
+        ) from error
+    except ValidationError as error:
+        raise PromptsError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One set of categories under a model.
+
+    ``vectors`` float32 (k, dim), unit length; ``flags`` bool (k,): which of them are the flagged
+    kind; ``texts``: the k prompts.
+    """
+
+    texts: tuple[str, ...]
+    flags: NDArray[np.bool_]
+    vectors: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Categories:
+    """All that tagging needs beside the image embeddings and the texts."""
+
+    nsfw: Ranked
+    underage: Ranked
+    animals: Ranked
+    words: WordList
+
+    @property
+    def dim(self) -> int:
+        return int(self.nsfw.vectors.shape[1])
+
+
+def category_embeddings(prompts: Prompts, model: ClipModel) -> Categories:
+    """Embed the prompts with the model that embedded the images."""
+
+    def ranked(rows: tuple[Any, ...], flag: str) -> Ranked:
+        texts = tuple(row.text for row in rows)
+        flags = np.array([getattr(row, flag) for row in rows], dtype=np.bool_)
+        return Ranked(texts, flags, model.encode_texts(texts))
+
+    return Categories(
+        nsfw=ranked(prompts.categories, "nsfw"),
+        underage=ranked(prompts.underage, "underage"),
+        animals=ranked(prompts.animals, "animal"),
+        words=load_words(prompts.words),
+    )
