@@ -1,1 +1,8 @@
-"""Streaming HTML pages out of WAT files."""
+"""Streaming HTML pages out of WAT files.
+
+What a page's links mean (which become pairs, how a URL is resolved) belongs to ``pairs``.
+"""
+
+from laion_assets.wat.pages import Link, Page, read_pages
+
+__all__ = ["Link", "Page", "read_pages"]

@@ -1,0 +1,185 @@
+"""Pairs of WAT files into parquet.
+
+The checks of a link, in this order, so that the first that fails names the reason: ``not_image``,
+``no_alt``, ``alt_too_short``, ``alt_too_long``, then the URL (see :func:`.urls.image_url`), then
+``language``, then ``duplicate``. A link that is no image and has no alt text is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laion_assets.files import atomic_path
+from laion_assets.funnel import StageCounts
+from laion_assets.pairs.language import detect
+from laion_assets.pairs.licence import page_licence
+from laion_assets.pairs.rules import PairRules
+from laion_assets.pairs.text import clean_text
+from laion_assets.pairs.urls import UrlRefusedError, base_url, image_url
+from laion_assets.schemas import PAIRS, uid_of
+from laion_assets.wat import Page, read_pages
+from laion_assets.wat.pages import IMAGE_PATH
+
+ROW_GROUP: Final = 100_000
+COUNTS_KEY: Final = b"laion_assets.counts"
+"""Key of a part's own counts in its parquet metadata: a part that is there tells what it cost."""
+
+# uid never repeats in a part, and URLs and texts hardly do.
+_DICTIONARY: Final = ["language", "license", "page_url", "crawl", "segment", "wat_file"]
+
+
+class Pair(NamedTuple):
+    uid: bytes
+    url: str
+    text: str
+    language: str
+    language_score: float
+    license: str
+    page_url: str
+
+
+class PairWriter:
+    """Writes one parquet file of :data:`schemas.PAIRS`, a row group at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, PAIRS, compression="zstd", use_dictionary=_DICTIONARY)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._writer.close()
+
+    def write(self, rows: pa.Table) -> None:
+        """``rows`` become one row group, or several of at most :data:`ROW_GROUP` rows."""
+        if rows.num_rows:
+            self._writer.write_table(rows, row_group_size=ROW_GROUP)
+
+    def note_counts(self, counts: Sequence[StageCounts]) -> None:
+        """Put the counts into the file's metadata."""
+        text = json.dumps([part.to_json() for part in counts], sort_keys=True)
+        self._writer.add_key_value_metadata({COUNTS_KEY: text.encode()})
+
+
+def read_counts(part: Path) -> list[StageCounts]:
+    """The counts that :meth:`PairWriter.note_counts` put into a part."""
+    metadata = pq.read_metadata(part).metadata
+    return [StageCounts.from_json(value) for value in json.loads(metadata[COUNTS_KEY])]
+
+
+def page_pairs(
+    page: Page, rules: PairRules, counts: StageCounts, seen: set[bytes]
+) -> Iterator[Pair]:
+    """The page's pairs that pass the rules and are not in ``seen``, which grows by them."""
+    base = base_url(page.url, page.base) if page.links else None
+    licence: str | None = None
+    for link in page.links:
+        alt = link.alt
+        if link.path != IMAGE_PATH:
+            counts.reject("not_image", alt)
+            continue
+        text = clean_text(alt) if alt else ""
+        if not text:
+            counts.reject("no_alt")
+            continue
+        if len(text) < rules.min_text_chars:
+            counts.reject("alt_too_short", text)
+            continue
+        if len(text) > rules.max_text_chars:
+            counts.reject("alt_too_long", text)
+            continue
+        try:
+            url = image_url(link.url, base, rules.max_url_chars)
+        except UrlRefusedError as refused:
+            counts.reject(refused.reason, link.url)
+            continue
+        language, score = detect(text)
+        if not rules.wants_language(language):
+            counts.reject("language", text)
+            continue
+        uid = uid_of(url, text)
+        if uid in seen:
+            counts.reject("duplicate", f"{url} {text}")
+            continue
+        seen.add(uid)
+        counts.keep()
+        if licence is None:
+            licence = page_licence(page.licences, base)
+        yield Pair(uid, url, text, language, score, licence, page.url)
+
+
+def _tables(pairs: Iterator[Pair], place: Mapping[str, str]) -> Iterator[pa.Table]:
+    """Tables of at most a row group; ``place`` gives the columns that all rows share."""
+    batch: list[Pair] = []
+    for pair in pairs:
+        batch.append(pair)
+        if len(batch) == ROW_GROUP:
+            yield _table(batch, place)
+            batch = []
+    if batch:
+        yield _table(batch, place)
+
+
+def _table(batch: Sequence[Pair], place: Mapping[str, str]) -> pa.Table:
+    columns = dict(zip(Pair._fields, zip(*batch, strict=True), strict=True))
+    return pa.table(
+        [
+            pa.repeat(pa.scalar(place[field.name], field.type), len(batch))
+            if field.name in place
+            else pa.array(columns[field.name], field.type)
+            for field in PAIRS
+        ],
+        schema=PAIRS,
+    )
+
+
+def extract_wat(
+    wat: Path, out: Path, rules: PairRules, *, crawl: str, segment: str, wat_file: str
+) -> tuple[StageCounts, StageCounts]:
+    """Write the pairs of one WAT file to ``out``, whole or not at all.
+
+    Duplicates within the file are dropped. Returns the counts of stages ``wat`` and ``pairs``,
+    which ``out`` holds too (:func:`read_counts`). ``wat_file`` is the name that rows carry.
+    """
+    return _extract([(wat, wat_file)], out, rules, crawl=crawl, segment=segment)
+
+
+def extract_files(
+    wats: Sequence[Path], out: Path, rules: PairRules
+) -> tuple[StageCounts, StageCounts]:
+    """Write the pairs of plain WAT files, of no known crawl, to the one file ``out``.
+
+    Duplicates across all the files are dropped, in memory of about 100 bytes a pair.
+    """
+    return _extract([(wat, wat.name) for wat in wats], out, rules, crawl="", segment="")
+
+
+def _extract(
+    wats: Sequence[tuple[Path, str]], out: Path, rules: PairRules, *, crawl: str, segment: str
+) -> tuple[StageCounts, StageCounts]:
+    wat_counts, pair_counts = StageCounts("wat"), StageCounts("pairs")
+    seen: set[bytes] = set()
+    with atomic_path(out) as beside, PairWriter(beside) as writer:
+        for wat, wat_file in wats:
+            pairs = (
+                pair
+                for page in read_pages(wat, wat_counts)
+                for pair in page_pairs(page, rules, pair_counts, seen)
+            )
+            place = {"crawl": crawl, "segment": segment, "wat_file": wat_file}
+            for table in _tables(pairs, place):
+                writer.write(table)
+        writer.note_counts([wat_counts, pair_counts])
+    return wat_counts, pair_counts

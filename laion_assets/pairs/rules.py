@@ -1,0 +1,37 @@
+"""Which links become pairs: the options of this package."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field, model_validator
+
+
+class PairRules(BaseModel, frozen=True):
+    """Bounds on text and URL, and the wanted languages."""
+
+    min_text_chars: int = Field(
+        5, ge=1, description="Fewest characters of the cleaned alt text (paper, section 2.1.1)"
+    )
+    max_text_chars: int = Field(4096, ge=1, description="Most characters of the cleaned alt text")
+    max_url_chars: int = Field(
+        2048, ge=12, le=65_536, description="Most characters of the resolved image URL"
+    )
+    languages: list[str] = Field(
+        ["en"],
+        description="Wanted languages by CLD2's code (ISO 639-1 where there is one); "
+        "empty takes any, unknown included",
+    )
+    keep_unknown_language: bool = Field(
+        False, description="Keep texts whose language the detector cannot tell"
+    )
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> PairRules:
+        if self.min_text_chars > self.max_text_chars:
+            raise ValueError("min_text_chars is above max_text_chars")
+        return self
+
+    def wants_language(self, code: str) -> bool:
+        """``code`` as :func:`laion_assets.pairs.language.detect` gives it."""
+        if not self.languages:
+            return True
+        return self.keep_unknown_language if code == "unknown" else code in self.languages

@@ -1,0 +1,124 @@
+"""HTML pages and the links that matter, out of a WAT file.
+
+A WAT record's payload is JSON whose useful part is
+``Envelope.Payload-Metadata.HTTP-Response-Metadata.HTML-Metadata`` (``Head`` and ``Links``). It is
+decoded into typed structs, which skips the rest without building it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from laion_assets.funnel import StageCounts
+from laion_assets.wat.members import Damage, read_members
+from laion_assets.wat.records import Record, RecordError, split_records
+
+IMAGE_PATH: Final = "IMG@/src"
+
+
+class Link(msgspec.Struct, frozen=True, gc=False):
+    """One entry of ``Links`` or ``Head.Link``, as the page has it: nothing cleaned or resolved."""
+
+    path: str | None = None
+    url: str | None = None
+    alt: str | None = None
+    rel: str | None = None
+
+
+class Page(NamedTuple):
+    """An HTML page of a crawl."""
+
+    url: str
+    base: str | None
+    """``<base href>`` as written, not yet resolved against ``url``."""
+    links: Sequence[Link]
+    """The images, and every other link that has an alt text, in document order."""
+    licences: Sequence[Link]
+    """Links that name creativecommons.org: ``<link>`` elements first, then document order."""
+
+
+class _Head(msgspec.Struct, gc=False):
+    base: str | None = msgspec.field(name="Base", default=None)
+    link: list[Link] = msgspec.field(name="Link", default_factory=list)
+
+
+class _Html(msgspec.Struct, gc=False):
+    head: _Head = msgspec.field(name="Head", default_factory=_Head)
+    links: list[Link] = msgspec.field(name="Links", default_factory=list)
+
+
+class _Response(msgspec.Struct, gc=False):
+    html: _Html | None = msgspec.field(name="HTML-Metadata", default=None)
+
+
+class _Payload(msgspec.Struct, gc=False):
+    response: _Response | None = msgspec.field(name="HTTP-Response-Metadata", default=None)
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    payload: _Payload | None = msgspec.field(name="Payload-Metadata", default=None)
+
+
+class _Wat(msgspec.Struct, gc=False):
+    envelope: _Envelope = msgspec.field(name="Envelope")
+
+
+_decoder: Final = msgspec.json.Decoder(_Wat)
+
+
+def read_pages(path: Path, counts: StageCounts) -> Iterator[Page]:
+    """Stream the HTML pages of a WAT file, in memory bounded whatever the file's size.
+
+    ``counts`` (stage ``wat``) counts every WARC record: kept if it is an HTML page, with or
+    without links that matter. A damaged record is counted and costs that record alone; whatever
+    bytes the file holds, nothing is raised but ``OSError`` when reading itself fails.
+    """
+    with path.open("rb", buffering=0) as stream:
+        for member in read_members(stream):
+            if isinstance(member, Damage):
+                counts.reject(member.reason, f"byte {member.offset}: {member.detail}")
+                continue
+            try:
+                for record in split_records(member):
+                    page = page_of(record, counts)
+                    if page is not None:
+                        yield page
+            except RecordError as error:
+                counts.reject("bad_record", str(error))
+
+
+def page_of(record: Record, counts: StageCounts) -> Page | None:
+    """The record's page, if it has one; counted in ``counts`` either way."""
+    url = record.headers.get("warc-target-uri", "")
+    if record.headers.get("warc-type") != "metadata":
+        counts.reject("not_html")
+        return None
+    try:
+        wat = _decoder.decode(record.block)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        counts.reject("bad_json", f"{url}: {error}")
+        return None
+    payload = wat.envelope.payload
+    html = payload.response.html if payload and payload.response else None
+    if html is None:
+        counts.reject("not_html")
+        return None
+    counts.keep()
+    return _page(url, html, record.block)
+
+
+def _page(url: str, html: _Html, block: bytes) -> Page:
+    links = [link for link in html.links if link.path == IMAGE_PATH or link.alt is not None]
+    licences: list[Link] = []
+    # Few pages name it, so that looking through every link of the others would be waste.
+    if links and b"creativecommons.org" in block.lower():
+        licences = [
+            link
+            for link in (*html.head.link, *html.links)
+            if link.url and "creativecommons.org" in link.url.lower()
+        ]
+    return Page(url, html.head.base, links, licences)

@@ -1,0 +1,259 @@
+"""Reading WAT files: the same as the reference reader, and damage costs what it hits."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import tempfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import warcio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from warcio.exceptions import ArchiveLoadFailed
+
+from laion_assets.funnel import StageCounts
+from laion_assets.wat import Page, members, read_pages
+from tests.wat.making import INFO, REQUEST, anchor, image, member, page, payload, warc, write
+
+GOOD = [
+    page([image(f"{i}.jpg", f"picture number {i}")], f"http://site{i}.example/") for i in range(6)
+]
+HOSTS = [f"http://site{i}.example/" for i in range(6)]
+
+
+def read(path: Path) -> tuple[list[Page], StageCounts]:
+    counts = StageCounts("wat")
+    pages = list(read_pages(path, counts))
+    assert counts.adds_up
+    assert counts.kept == len(pages)
+    return pages, counts
+
+
+def reference(path: Path) -> list[tuple[str, str | None, list[tuple[str, str, str]]]]:
+    """The same pages by warcio and the standard library's JSON."""
+    pages = []
+    with path.open("rb") as stream:
+        for record in warcio.ArchiveIterator(stream):
+            block = record.content_stream().read()
+            if record.rec_type != "metadata":
+                continue
+            try:
+                envelope = json.loads(block)["Envelope"]
+                html = envelope["Payload-Metadata"]["HTTP-Response-Metadata"]["HTML-Metadata"]
+            except (ValueError, KeyError):
+                continue
+            links = [
+                (link["path"], link.get("url"), link.get("alt"))
+                for link in html.get("Links", [])
+                if link["path"] == "IMG@/src" or "alt" in link
+            ]
+            url = record.rec_headers.get_header("WARC-Target-URI")
+            pages.append((url, html.get("Head", {}).get("Base"), links))
+    return pages
+
+
+def test_agrees_with_warcio(tmp_path: Path) -> None:
+    rnd = random.Random(7)
+    words = ["red", "apple", "&amp;", "дом", "家", "\\", '"quoted"', "\t", "😀", ""]
+    records = [INFO]
+    for number in range(300):
+        links = [
+            rnd.choice(
+                [
+                    image(f"img/{number}.png", " ".join(rnd.choices(words, k=5))),
+                    image("x.gif"),
+                    image(None, "no source"),
+                    anchor("next.html", "text"),
+                    {"path": "AREA@/href", "url": "a", "alt": "an area"},
+                ]
+            )
+            for _ in range(rnd.randrange(12))
+        ]
+        base = rnd.choice([None, "/base/", "http://other.example/"])
+        records.append(member(REQUEST))
+        records.append(page(links, f"http://h{number}.example/p?q={number}", base=base))
+        records.append(member(b'{"Envelope":{"Payload-Metadata":{}}}'))
+    path = write(tmp_path / "a.warc.wat.gz", *records)
+    pages, counts = read(path)
+    ours = [(p.url, p.base, [(li.path, li.url, li.alt) for li in p.links]) for p in pages]
+    assert ours == reference(path)
+    assert len(ours) == 300
+    assert counts.rejects == {"not_html": 601}
+
+
+def test_several_records_in_one_member(tmp_path: Path) -> None:
+    both = gzip.compress(
+        b"".join(warc(payload([image("a.jpg", "text")]), url) for url in HOSTS[:2]), mtime=0
+    )
+    path = write(tmp_path / "a.gz", both, GOOD[2])
+    assert [page.url for page in read(path)[0]] == HOSTS[:3]
+
+
+def damaged(data: bytes, at: int, n: int = 20) -> bytes:
+    noise = bytes(random.Random(at).randrange(256) for _ in range(n))
+    return data[:at] + noise + data[at + n :]
+
+
+BIG = member(
+    payload([image(f"{i}{random.Random(i).random()}.jpg", "alt text") for i in range(900)])
+)
+
+
+@pytest.mark.parametrize(
+    ("middle", "reason"),
+    [
+        pytest.param(b"garbage between the members", "bad_record", id="garbage"),
+        pytest.param(b"\x1f\x8b\x08", "bad_record", id="a gzip magic and nothing else"),
+        pytest.param(damaged(BIG, len(BIG) // 2), "bad_record", id="corrupt deflate data"),
+        pytest.param(damaged(BIG, 11), "bad_record", id="corrupt first block"),
+        pytest.param(damaged(BIG, 0, 5), "bad_record", id="corrupt gzip header"),
+        pytest.param(BIG[:-8] + b"12345678", "bad_record", id="wrong CRC"),
+        pytest.param(BIG[: len(BIG) // 2], "bad_record", id="cut, and others follow"),
+        pytest.param(gzip.compress(b"no WARC header"), "bad_record", id="not WARC"),
+        pytest.param(
+            gzip.compress(warc(b"{}").replace(b"Content-Length: 2", b"Content-Length: 99")),
+            "bad_record",
+            id="shorter than its Content-Length",
+        ),
+        pytest.param(
+            gzip.compress(warc(b"{}").replace(b"Content-Length: 2", b"Content-Length: two")),
+            "bad_record",
+            id="Content-Length is no number",
+        ),
+        pytest.param(member(payload([image("a", "b")])[:-9]), "bad_json", id="JSON cut"),
+        pytest.param(member(b""), "bad_json", id="no JSON"),
+        pytest.param(member(b"[]"), "bad_json", id="not an object"),
+        pytest.param(member(b"[" * 100_000), "bad_json", id="nested too deep"),
+        pytest.param(
+            member(payload([image("a", "b")]).replace(b'"alt":"b"', b'"alt":"\xff\xfe"')),
+            "bad_json",
+            id="not UTF-8",
+        ),
+        pytest.param(
+            member(payload([image("a", "b")]).replace(b'"alt":"b"', b'"alt":7')),
+            "bad_json",
+            id="an alt that is a number",
+        ),
+        pytest.param(member(REQUEST), "not_html", id="a request"),
+        pytest.param(INFO, "not_html", id="warcinfo"),
+        pytest.param(member(b'{"Envelope":{}}'), "not_html", id="no payload metadata"),
+    ],
+)
+def test_damage_costs_the_record_it_hits(tmp_path: Path, middle: bytes, reason: str) -> None:
+    path = write(tmp_path / "a.gz", *GOOD[:3], middle, *GOOD[3:])
+    pages, counts = read(path)
+    assert [page.url for page in pages] == HOSTS
+    assert counts.rejects == {reason: 1}
+
+
+def test_stream_readers_lose_the_rest_of_the_file(tmp_path: Path) -> None:
+    """What cc2dataset's reading does to one bad member, and why the members are found here."""
+    path = write(tmp_path / "a.gz", *GOOD[:3], damaged(BIG, len(BIG) // 2), *GOOD[3:])
+    found = []
+    with pytest.raises(ArchiveLoadFailed), path.open("rb") as stream:
+        for record in warcio.ArchiveIterator(stream):
+            found.append(record.rec_headers.get_header("WARC-Target-URI"))
+    assert found == HOSTS[:3]
+    assert [page.url for page in read(path)[0]] == HOSTS
+
+
+def test_two_damaged_members_in_a_row_are_two(tmp_path: Path) -> None:
+    bad = damaged(BIG, len(BIG) // 2)
+    pages, counts = read(write(tmp_path / "a.gz", GOOD[0], bad, bad, *GOOD[1:]))
+    assert [page.url for page in pages] == HOSTS
+    assert counts.rejects == {"bad_record": 2}
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5, 12, len(BIG) // 2, len(BIG) - 1])
+def test_a_truncated_file_keeps_what_came_before(tmp_path: Path, cut: int) -> None:
+    pages, counts = read(write(tmp_path / "a.gz", *GOOD, BIG[:cut]))
+    assert [page.url for page in pages] == HOSTS
+    assert counts.rejects == {"truncated": 1}
+
+
+def test_bytes_after_the_last_member_are_no_truncation(tmp_path: Path) -> None:
+    pages, counts = read(write(tmp_path / "a.gz", *GOOD, b"abc"))
+    assert len(pages) == 6
+    assert counts.rejects == {"bad_record": 1}
+
+
+def test_next_member_is_found_across_the_edges_of_what_is_scanned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "_SCAN", 7)
+    for gap in range(1, 16):
+        path = write(tmp_path / "a.gz", GOOD[0], b"\x00" * gap, GOOD[1])
+        assert [page.url for page in read(path)[0]] == HOSTS[:2]
+
+
+def test_a_member_that_inflates_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "MAX_MEMBER_BYTES", 1 << 20)
+    bomb = gzip.compress(warc(b" " * (64 << 20)))
+    pages, counts = read(write(tmp_path / "a.gz", GOOD[0], bomb, GOOD[1]))
+    assert [page.url for page in pages] == HOSTS[:2]
+    assert counts.rejects == {"bad_record": 1}
+
+
+def test_only_links_that_matter(tmp_path: Path) -> None:
+    links = [
+        anchor("a.html", "text"),
+        image("1.jpg"),
+        {"path": "AREA@/href", "url": "b", "alt": ""},
+        anchor("https://CreativeCommons.org/licenses/by/4.0/", rel="license"),
+        {"path": "INPUT@/src", "url": "c"},
+        image("2.jpg", "alt"),
+    ]
+    head = [{"path": "LINK@/href", "url": "//creativecommons.org/licenses/by/3.0/", "rel": "x"}]
+    pages, _ = read(write(tmp_path / "a.gz", page(links, head=head, base="/b/")))
+    assert pages[0].base == "/b/"
+    assert [link.url for link in pages[0].links] == ["1.jpg", "b", "2.jpg"]
+    assert [(link.url, link.rel) for link in pages[0].licences] == [
+        ("//creativecommons.org/licenses/by/3.0/", "x"),
+        ("https://CreativeCommons.org/licenses/by/4.0/", "license"),
+    ]
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "a.gz")) == ([], StageCounts("wat"))
+
+
+pieces = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from([GOOD[0], BIG[:300], member(REQUEST), b"\x1f\x8b\x08", b"WARC/1.0\r\n"]),
+    st.binary(max_size=60).map(lambda block: gzip.compress(b"WARC/1.0\r\n" + block)),
+    st.binary(max_size=60).map(member),
+    st.binary(max_size=30).map(lambda b: member(payload([image("a", "b")]).replace(b'"b"', b))),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(pieces, max_size=6), st.integers(0, 3000), st.integers(0, 255))
+def test_no_bytes_make_it_raise(parts: list[bytes], at: int, value: int) -> None:
+    data = bytearray(b"".join(parts))
+    if data:
+        data[at % len(data)] = value
+    with tempfile.TemporaryDirectory() as folder:
+        read(write(Path(folder) / "a.gz", bytes(data)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(pieces, max_size=6))
+def test_good_members_survive_any_neighbours(parts: list[bytes]) -> None:
+    """A member of our own after anything at all is always read."""
+    last = page([image("z.jpg", "the last one")], "http://last.example/")
+    with tempfile.TemporaryDirectory() as folder:
+        pages, _ = read(write(Path(folder) / "a.gz", *parts, last))
+    assert pages[-1].url == "http://last.example/"
+
+
+def test_members_are_read_from_any_seekable_stream() -> None:
+    assert [type(found) for found in members.read_members(BytesIO(GOOD[0] + GOOD[1]))] == [
+        bytes,
+        bytes,
+    ]
