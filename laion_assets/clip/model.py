@@ -105,6 +105,7 @@ def load_clip(options: ClipOptions) -> ClipModel:
     import open_clip
     import torch
     from open_clip.transform import PreprocessCfg, image_transform_v2
+    from safetensors import SafetensorError
 
     source = resolve(options)
     device = options.device
@@ -127,7 +128,16 @@ def load_clip(options: ClipOptions) -> ClipModel:
         )
         tokenizer = open_clip.get_tokenizer(source.model, cache_dir=options.cache_dir)
         model.to(device)
-    except (OSError, RuntimeError, ValueError, ImportError, LookupError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        ImportError,
+        LookupError,
+        AssertionError,
+        SafetensorError,
+    ) as error:
+        # AssertionError is open_clip's word for weights of another architecture.
         raise ClipLoadError(_way_out(options, source, error)) from error
     return ClipModel(options, model.eval(), preprocess, tokenizer, torch.device(device))
 

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from laion_assets.clip.options import ClipOptions
+
+
+def test_the_default_is_the_papers_model() -> None:
+    assert ClipOptions().key == "ViT-B-32/openai"
+
+
+def test_models_that_bring_their_weights_have_a_key_of_one_name() -> None:
+    assert ClipOptions(model="hf-hub:org/repo").key == "hf-hub:org/repo"
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValidationError, match="precision"):
+        ClipOptions(precision="int4")
+
+
+def test_what_is_left_out_of_versions_are_fields() -> None:
+    assert set(ClipOptions.NOT_IN_VERSION) <= set(ClipOptions.model_fields)
