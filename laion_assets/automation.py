@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import dagster as dg
 
 from laion_assets.jobs import AGGREGATES
 
 
-def follow_upstream() -> dg.AutomationCondition[dg.AssetKey]:
+def follow_upstream() -> dg.AutomationCondition[Any]:
     """Ask again once something upstream was made anew and nothing upstream is being made.
 
     Unlike ``eager()``, it does not wait for segments that nobody has asked for.
     """
-    changed = (
+    changed: dg.AutomationCondition[Any] = (
         dg.AutomationCondition.any_deps_updated() | dg.AutomationCondition.code_version_changed()
     )
     return (

@@ -1,7 +1,5 @@
 """`catalog.duckdb`: views over all the lake's parquet, for ad-hoc SQL."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from laion_assets.assets.making import materialized, publishing
@@ -24,7 +22,7 @@ def build(_: Settings) -> dg.AssetsDefinition:
     )
     def catalog(
         context: dg.AssetExecutionContext, lake: LakeResource
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         store = lake.open()
         made_of = {
             f"{asset}/{key}": store.manifest(asset, key).data_version

@@ -1,7 +1,5 @@
 """The paper's statistics table and figures, as HTML and PNG, and the dataset card."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from laion_assets.assets.making import data_versions, materialized, publishing
@@ -24,7 +22,7 @@ def build(_: Settings) -> dg.AssetsDefinition:
     )
     def dataset_report(
         context: dg.AssetExecutionContext, lake: LakeResource
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         store = lake.open()
         catalog = store.published("catalog") / "catalog.duckdb"
         with publishing(context, store, data_versions(store, ["catalog"], None)) as staging:

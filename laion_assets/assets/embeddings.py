@@ -1,7 +1,5 @@
 """CLIP embeddings of images and texts, row-aligned with their metadata."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from laion_assets import checks
@@ -28,7 +26,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
     )
     def embeddings(
         context: dg.AssetExecutionContext, lake: LakeResource, clip: ClipModelResource
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         made_of = data_versions(store, ["image_shards"], key)
         with publishing(context, store, made_of, key) as staging:

@@ -1,7 +1,5 @@
 """The rows that the recipe takes, in the LAION-400M schema, with their embeddings beside them."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from laion_assets import checks, schemas
@@ -31,7 +29,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         lake: LakeResource,
         clip: ClipModelResource,
         recipe: RecipeResource,
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         made_of = data_versions(store, ["scored_pairs", "embeddings"], key)
         threshold = threshold_for(clip.key, recipe)

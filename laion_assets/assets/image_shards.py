@@ -1,7 +1,5 @@
 """The segment's images: guarded download into webdataset shards, as img2dataset writes them."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from laion_assets import checks
@@ -29,7 +27,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
     )
     def image_shards(
         context: dg.AssetExecutionContext, lake: LakeResource, downloader: DownloaderResource
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         lists = read_lists(store)
         made_of = data_versions(store, ["unique_pairs"], key) | lists.data_versions

@@ -1,7 +1,5 @@
 """faiss indices over the segment's subset, image and text, with ids."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from laion_assets import checks
@@ -29,7 +27,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         lake: LakeResource,
         clip: ClipModelResource,
         index: IndexResource,
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         subset = store.published("filtered_subset", key)
         made_of = data_versions(store, ["filtered_subset"], key)

@@ -52,7 +52,7 @@ def materialized(
     *,
     checks: Sequence[dg.AssetCheckResult] = (),
     extra: Mapping[str, Any] | None = None,
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult:
     """The result of a published partition, its metadata for people included."""
     manifest = staging.published
     folder = lake.folder(manifest.asset, key)

@@ -4,8 +4,6 @@ Both are folders of list files in the lake (``removals/*.txt``, ``blocklists/*.t
 version is their content, so that a changed list makes what was built with it stale.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

@@ -1,13 +1,12 @@
 """Every IMG-with-alt pair of a segment that passes the text rules, deduplicated in the segment."""
 
-from __future__ import annotations
-
 import dagster as dg
 import pyarrow.parquet as pq
 
 from laion_assets import checks, schemas
 from laion_assets.assets.making import data_versions, key_of, materialized, publishing
 from laion_assets.metadata import table_preview
+from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.segment import extract_segment
 from laion_assets.settings import Settings
 from laion_assets.versions import code_version
@@ -32,7 +31,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         crawl_source: CrawlSourceResource,
         pair_rules: PairRulesResource,
         work: WorkResource,
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         manifest = pq.read_table(store.published("wat_manifest", key) / "manifest.parquet")
         wat_files = [row["wat_file"] for row in manifest.to_pylist() if row["taken"]]
@@ -42,7 +41,8 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
                 wat_files,
                 crawl_source.open().fetch,
                 staging.path,
-                pair_rules,
+                # A plain copy: a resource cannot be pickled into worker processes.
+                PairRules.model_validate(pair_rules.model_dump()),
                 crawl=key.crawl,
                 segment=key.segment,
                 workers=work.workers,

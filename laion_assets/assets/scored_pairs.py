@@ -1,7 +1,5 @@
 """Every embedded pair with its similarity and safety tag: scores are kept, nothing is dropped."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from laion_assets import checks, schemas
@@ -23,7 +21,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         group_name="subset",
         partitions_def=segments,
         deps=["embeddings"],
-        code_version=code_version(1, settings.safety),
+        code_version=code_version(1, load_prompts(settings.safety.prompts).digest),
         check_specs=checks.check_specs("scored_pairs"),
         kinds={"numpy", "parquet"},
         description=__doc__,
@@ -34,7 +32,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         clip: ClipModelResource,
         safety: SafetyResource,
         recipe: RecipeResource,
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         source = store.published("embeddings", key)
         made_of = data_versions(store, ["embeddings"], key)

@@ -1,7 +1,5 @@
 """One image and one text index over all segments that there are."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from laion_assets import checks
@@ -26,7 +24,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
     )
     def search_index(
         context: dg.AssetExecutionContext, lake: LakeResource, index: IndexResource
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         store = lake.open()
         keys = store.segments("knn_index")
         made_of = {str(key): store.manifest("knn_index", key).data_version for key in keys}

@@ -1,7 +1,5 @@
 """The segment's funnel, histograms and runs, computed by DuckDB over every stage's files."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from laion_assets.assets.making import data_versions, key_of, materialized, publishing
@@ -26,7 +24,7 @@ def build(segments: dg.MultiPartitionsDefinition, _: Settings) -> dg.AssetsDefin
     )
     def segment_stats(
         context: dg.AssetExecutionContext, lake: LakeResource
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         made_of = data_versions(store, STAGE_ASSETS, key)
         with publishing(context, store, made_of, key) as staging:

@@ -1,7 +1,5 @@
 """The segment's pairs that no other segment holds, after removals and URL blocklists."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from laion_assets import checks, schemas
@@ -27,7 +25,7 @@ def build(segments: dg.MultiPartitionsDefinition, _: Settings) -> dg.AssetsDefin
     )
     def unique_pairs(
         context: dg.AssetExecutionContext, lake: LakeResource
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         lists = read_lists(store)
         made_of = data_versions(store, ["pair_parquet"], key) | lists.data_versions

@@ -1,7 +1,5 @@
 """Which WAT files a segment has, and which of them this deployment takes."""
 
-from __future__ import annotations
-
 import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +29,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
     )
     def wat_manifest(
         context: dg.AssetExecutionContext, lake: LakeResource, crawl_source: CrawlSourceResource
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         key, source = key_of(context), crawl_source.open()
         segment = source.segment(key.crawl, key.segment)
         taken = set(source.taken(segment))

@@ -1,0 +1,110 @@
+"""The whole graph over the sample crawl, once: real servers, a real Dagster instance, real runs."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from laion_assets.definitions import build_defs
+from laion_assets.lake import Lake
+from laion_assets.sample_crawl.build import build_sample_crawl
+from laion_assets.sample_crawl.server import SampleServer
+from laion_assets.segments import SegmentKey
+from laion_assets.settings import Settings, load_settings, sample_config
+
+
+@dataclass
+class World:
+    """A materialized sample world and what is needed to ask about it."""
+
+    root: Path
+    config: Path
+    settings: Settings
+    server: SampleServer
+    instance: dg.DagsterInstance
+    defs: dg.Definitions
+    requested: list[str]
+
+    @property
+    def lake(self) -> Lake:
+        return Lake(self.settings.lake)
+
+    @property
+    def keys(self) -> list[SegmentKey]:
+        return [SegmentKey.parse(key) for key in self.requested]
+
+    @property
+    def index(self) -> Path:
+        return self.lake.published("search_index")
+
+    def tick(self) -> dg.SensorExecutionData:
+        """One tick of the crawl sensor, its partitions added as the daemon does."""
+        context = dg.build_sensor_context(
+            instance=self.instance,
+            repository_def=self.defs.get_repository_def(),
+            resources={"crawl_source": (self.defs.resources or {})["crawl_source"]},
+        )
+        result = self.defs.get_sensor_def("new_crawl_sensor").evaluate_tick(context)
+        for request in result.dynamic_partitions_requests or []:
+            self.instance.add_dynamic_partitions(
+                request.partitions_def_name, list(request.partition_keys)
+            )
+        return result
+
+    def run(self, job: str, partition: str | None = None, **options: object) -> dg.ExecuteInProcessResult:
+        return self.defs.resolve_job_def(job).execute_in_process(
+            instance=self.instance, partition_key=partition, **options
+        )
+
+
+def sample_settings(root: Path, server: SampleServer) -> tuple[Path, Settings]:
+    """The shipped sample settings, for a server on a free port and a lake of the test's own."""
+    values = tomllib.loads(sample_config().read_text())
+    values["lake"]["root"] = str(root / "lake")
+    values["crawl_source"]["collinfo_url"] = f"{server.url}/collinfo.json"
+    values["crawl_source"]["data_url"] = server.url
+    values["download"]["connect_to"] = server.connect_to
+    config = root / "config.toml"
+    lines = []
+    for section, content in values.items():
+        lines.append(f"[{section}]")
+        for name, value in content.items():
+            if isinstance(value, dict):
+                inner = ", ".join(f"{json.dumps(k)} = {json.dumps(v)}" for k, v in value.items())
+                lines.append(f"{name} = {{ {inner} }}")
+            else:
+                lines.append(f"{name} = {json.dumps(value)}")
+    config.write_text("\n".join(lines))
+    return config, load_settings(config)
+
+
+@pytest.fixture(scope="session")
+def sample_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SampleServer]:
+    crawl = tmp_path_factory.mktemp("crawl")
+    build_sample_crawl(crawl)
+    with SampleServer(crawl) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def world(
+    tmp_path_factory: pytest.TempPathFactory, sample_server: SampleServer
+) -> Iterator[World]:
+    root = tmp_path_factory.mktemp("world")
+    config, settings = sample_settings(root, sample_server)
+    defs = build_defs(settings)
+    with dg.DagsterInstance.local_temp(str(root / "home")) as instance:
+        world = World(root, config, settings, sample_server, instance, defs, [])
+        requests = world.tick().run_requests or []
+        for request in requests:
+            assert request.partition_key
+            assert world.run("segment", request.partition_key).success
+            world.requested.append(str(request.partition_key))
+        assert world.run("aggregates").success
+        yield world
