@@ -41,7 +41,7 @@ IMAGES: Final = pa.schema(
         *(field for field in schemas.PAIRS if field.name not in ("url", "text")),
     ]
 )
-"""What the view `images` has at least; img2dataset's other columns follow as they are."""
+"""The columns of the view `images` while no shard tells its own."""
 
 
 class QueryError(ValueError):
@@ -110,9 +110,8 @@ def _select(connection: duckdb.DuckDBPyConnection, root: Path, view: _View) -> s
             for name, kind in zip(view.columns.names, types, strict=True)
         )
         return f"select {columns} where false"
-    columns = ", ".join(f'"{name}"' for name in view.columns.names)
-    if view.open_ended:
-        columns += f", * exclude ({columns})"
+    # Not all of img2dataset's columns are always there: which ones, its options decide.
+    columns = "*" if view.open_ended else ", ".join(f'"{name}"' for name in view.columns.names)
     # crawl and segment are in the path and, for some stages, in the file too: the path's win, and
     # stay text, since "00" as a number would be 0.
     return (

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -99,9 +98,10 @@ def test_a_stage_without_partitions_is_an_empty_view(lake: Path, tmp_path: Path)
     for view in VIEWS:
         here = query(path, f"from {view} limit 0").schema
         there = query(full, f"from {view} limit 0").schema
-        assert here.names == there.names, view
-        if view != "images":
-            assert here.types == there.types, view
+        if view == "images":
+            assert set(here.names) == set(there.names)
+        else:
+            assert here == there, view
 
 
 def test_staging_folders_are_not_seen_and_new_partitions_are(tmp_path: Path) -> None:
@@ -158,10 +158,10 @@ def test_any_duckdb_opens_the_catalog_from_anywhere(
     ],
 )
 def test_a_query_reads_the_lake_and_does_nothing_else(catalog: Path, lake: Path, sql: str) -> None:
-    before = sorted(os.listdir(lake))
+    before = sorted(lake.iterdir())
     with pytest.raises(QueryError):
         query(catalog, sql.format(lake=lake))
-    assert sorted(os.listdir(lake)) == before
+    assert sorted(lake.iterdir()) == before
 
 
 def test_files_of_the_lake_can_be_read_by_name(catalog: Path, lake: Path) -> None:

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from laion_assets.stats.catalog import build_catalog, open_catalog
+from laion_assets.stats.facts import Facts, gather
+from laion_assets.stats.figures import draw, percent
+from laion_assets.stats.report import build_report
+from tests.stats.conftest import THRESHOLD, SegmentFiles
+
+
+class Page(HTMLParser):
+    """Tags, links to anything, and the text that a reader sees."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.alts: list[str] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "srcset", "href"):
+                self.sources.append(value or "")
+            if name == "alt":
+                self.alts.append(value or "")
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def catalog(lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("catalog") / "catalog.duckdb"
+    build_catalog(lake, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def facts(catalog: Path) -> Facts:
+    with open_catalog(catalog) as connection:
+        return gather(connection)
+
+
+@pytest.fixture(scope="module")
+def report(catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    build_report(catalog, out)
+    return out
+
+
+def _subset(lake: Path) -> dict[str, np.ndarray]:
+    parts = sorted(lake.glob("filtered_subset/*/*/part-*.parquet"))
+    rows = [row for part in parts for row in pq.ParquetFile(part).read().to_pylist()]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def test_the_papers_table_is_counted_from_the_subset(lake: Path, facts: Facts) -> None:
+    subset = _subset(lake)
+    larger = np.maximum(subset["WIDTH"], subset["HEIGHT"])
+    smaller = np.minimum(subset["WIDTH"], subset["HEIGHT"])
+    assert [(row.what, row.n) for row in facts.statistics] == [
+        ("Unique samples", 72),
+        *((f"Width or height ≥ {side:,}", (larger >= side).sum()) for side in (1024, 512, 256)),
+        *((f"Width and height ≥ {side:,}", (smaller >= side).sum()) for side in (1024, 512, 256)),
+    ]
+    assert 0 < facts.statistics[4].n < facts.statistics[1].n < 72, "the sample tells sides apart"
+    assert facts.statistics[1].paper_share == pytest.approx(26 / 413)
+
+
+def test_deciles_are_those_of_numpy(lake: Path, facts: Facts) -> None:
+    subset = _subset(lake)
+    tenths = np.arange(0.1, 0.95, 0.1)
+    assert facts.similarity_deciles == pytest.approx(np.quantile(subset["similarity"], tenths))
+    lengths = np.char.str_len(subset["TEXT"].astype(str))
+    assert facts.text_deciles == pytest.approx(np.quantile(lengths, tenths))
+
+
+def test_what_the_subset_was_made_with_comes_from_its_manifests(facts: Facts) -> None:
+    assert (facts.model, facts.recipe) == ("tiny/tiny", "laion400m v1")
+    assert facts.threshold == THRESHOLD
+    assert (facts.segments, len(facts.crawls)) == (3, 2)
+    assert [counts.stage for counts in facts.funnel] == [
+        "wat",
+        "pairs",
+        "unique_pairs",
+        "images",
+        "embeddings",
+        "subset",
+    ]
+    assert all(counts.adds_up for counts in facts.funnel)
+    assert sum(item.n for item in facts.similarity) == 120
+
+
+def test_the_page_tells_the_numbers_and_asks_for_nothing_outside(report: Path) -> None:
+    html = (report / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert "72 image-text samples" in page.text
+    assert "3 segments of CC-MAIN-2000-05, CC-MAIN-2001-05" in page.text
+    assert "below_threshold the similarity is below the model's threshold 48 40 %" in page.text
+    assert page.sources
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert "@import" not in html
+    assert "url(" not in html
+    assert len(page.alts) == page.tags.count("img") == 6
+    assert all(page.alts)
+    assert "Embedded pairs: 72 of 120" in page.alts[0]
+
+
+def test_figures_are_pictures_for_light_and_dark_pages(facts: Facts, report: Path) -> None:
+    figures = {figure.name: figure for figure in draw(facts)}
+    files = sorted((report / "figures").iterdir())
+    assert [path.stem for path in files] == sorted(figures)
+    for path in files:
+        figure = figures[path.stem]
+        assert path.read_bytes() == figure.light, "drawn twice, the same bytes"
+        light, dark = (
+            np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+            for data in (figure.light, figure.dark)
+        )
+        assert light.shape == dark.shape
+        assert light.shape[1] == 920
+        assert light[0, 0] > 250
+        assert dark[0, 0] < 40
+        assert light.std() > 10, f"{path.stem} is not blank"
+
+
+def test_the_same_catalog_gives_the_same_report(
+    catalog: Path, report: Path, tmp_path: Path
+) -> None:
+    build_report(catalog, tmp_path)
+    for name in ("report.html", "dataset_card.md"):
+        assert (tmp_path / name).read_bytes() == (report / name).read_bytes()
+
+
+def test_the_card_has_the_table_and_the_way_out(report: Path) -> None:
+    card = (report / "dataset_card.md").read_text(encoding="utf-8")
+    assert card.startswith("# Dataset card\n\n72 image-text samples from 3 segments")
+    assert "| Embedded pairs | 120 | 72 | 60 % |" in card
+    assert "| Unique samples | 72 | 100 % | 100 % |" in card
+    assert "kept from a similarity of 0.3" in card
+    assert "removal" in card.lower()
+    table = [line for line in card.splitlines() if line.startswith("|")]
+    assert all(line.count("|") == 5 for line in table[:8]), "stages in four columns"
+
+
+def test_what_strangers_wrote_is_shown_and_not_run(segment: SegmentFiles, tmp_path: Path) -> None:
+    path = segment.folder("filtered_subset") / "part-00000.parquet"
+    rows = pq.ParquetFile(path).read().to_pylist()
+    for row in rows:
+        row["URL"] = "http://<img src=x onerror=alert(1)>/a.jpg"
+        row["LICENSE"] = "<script>alert(1)</script>"
+    segment.table("filtered_subset", path.name, rows, pq.read_schema(path))
+    segment.stats()
+    build_catalog(segment.lake, tmp_path / "catalog.duckdb")
+    build_report(tmp_path / "catalog.duckdb", tmp_path / "out")
+    page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert "<script>alert(1)</script>" in page.text
+    assert "script" not in page.tags
+    assert all(source.startswith("data:") for source in page.sources)
+
+
+def test_a_lake_without_anything_has_a_report_too(tmp_path: Path) -> None:
+    (tmp_path / "lake").mkdir()
+    build_catalog(tmp_path / "lake", tmp_path / "catalog.duckdb")
+    summary = build_report(tmp_path / "catalog.duckdb", tmp_path / "out")
+    assert (summary["samples"], summary["figures"]) == (0, [])
+    page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert "0 image-text samples" in page.text
+    assert "no sample yet" in page.text
+
+
+def test_no_catalog_is_said_plainly(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="materialize the asset"):
+        build_report(tmp_path / "catalog.duckdb", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(1.0, "100 %"), (0.563, "56 %"), (0.0829, "8.3 %"), (0.0004, "< 0.1 %"), (0.0, "0 %")],
+)
+def test_shares_are_written_as_a_person_would(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+def test_importing_the_packages_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, laion_assets.stats.report, laion_assets.stats.segment, "
+        "laion_assets.knn.merge, laion_assets.knn.search, laion_assets.knn.recall\n"
+        "print(sorted({'faiss', 'matplotlib', 'pandas', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
