@@ -1,0 +1,65 @@
+"""From a shard to a subset on plain folders, with one model all the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from laion_assets.clip.embed import embed_shards, image_path, text_path
+from laion_assets.clip.model import ClipModel
+from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.thresholds import UnknownThresholdError
+from laion_assets.filtering.recipe import Recipe
+from laion_assets.filtering.subset import filter_embeddings
+from laion_assets.safety.options import SafetyOptions
+from laion_assets.safety.prompts import category_embeddings, load_prompts
+from laion_assets.schemas import SCORED, SUBSET
+from tests.clip.conftest import MakeShard, row
+
+
+def test_category_embeddings_are_the_models_own(model: ClipModel) -> None:
+    prompts = load_prompts("laion400m")
+    categories = category_embeddings(prompts, model)
+    assert categories.dim == model.dim
+    assert len(categories.nsfw.vectors) == len(categories.nsfw.flags) == len(prompts.categories)
+    last = prompts.animals[-1]
+    np.testing.assert_allclose(
+        categories.animals.vectors[-1], model.encode_texts([last.text])[0], atol=1e-5
+    )
+    assert categories.animals.flags[-1]
+
+
+def test_a_folder_of_embeddings_is_scored_and_filtered(
+    make_shard: MakeShard, model: ClipModel, options: ClipOptions, tmp_path: Path
+) -> None:
+    make_shard([row(n) for n in range(12)])
+    embeddings, out = tmp_path / "embeddings", tmp_path / "out"
+    embed_shards(tmp_path / "shards", embeddings, model, options)
+
+    everything = filter_embeddings(
+        embeddings, out, model, SafetyOptions(), Recipe(threshold=-1, drop_animal=False)
+    )
+    assert everything.n_in == 12
+    scored = pq.ParquetFile(out / "scored/part-00000.parquet").read()
+    assert scored.schema.equals(SCORED)
+    images = np.load(image_path(embeddings, 0)).astype(np.float32)
+    texts = np.load(text_path(embeddings, 0)).astype(np.float32)
+    similarity = scored["similarity"].to_numpy()
+    np.testing.assert_allclose((images * texts).sum(axis=1), similarity, atol=2e-3)
+
+    middle = float(np.sort(similarity)[6])
+    half = filter_embeddings(embeddings, out, model, SafetyOptions(), Recipe(threshold=middle))
+    assert half.rejects["below_threshold"] == 6
+    subset = pq.ParquetFile(out / "part-00000.parquet").read()
+    assert subset.schema.equals(SUBSET)
+    assert len(subset) == half.kept == len(np.load(image_path(out, 0)))
+
+
+def test_a_model_without_a_threshold_is_refused_before_any_work(
+    model: ClipModel, tmp_path: Path
+) -> None:
+    with pytest.raises(UnknownThresholdError, match="local-dir"):
+        filter_embeddings(tmp_path / "nothing", tmp_path, model, SafetyOptions(), Recipe())

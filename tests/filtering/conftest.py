@@ -1,0 +1,95 @@
+"""Embeddings folders as the embeddings stage publishes them, with chosen similarities and tags."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from laion_assets.clip.embed import image_path, metadata_path, save_vectors, text_path
+from laion_assets.safety.minors import load_words
+from laion_assets.safety.prompts import Categories, Ranked
+from laion_assets.schemas import EMBEDDED, sample_id_of, uid_of
+
+DIM = 8
+# A dimension for each category: two safe and two NSFW, a child and an adult, an animal, a thing.
+SAFE, NSFW, CHILD, ADULT, ANIMAL, THING = (0, 1), (2, 3), 4, 5, 6, 7
+
+PLAIN = {SAFE[0]: 0.9, SAFE[1]: 0.8, ADULT: 0.5, THING: 0.5}
+UNSURE = {NSFW[0]: 0.9, SAFE[1]: 0.8, ADULT: 0.5, THING: 0.5}
+NAKED = {NSFW[0]: 0.9, NSFW[1]: 0.8, SAFE[0]: 0.3, ADULT: 0.5, THING: 0.5}
+
+MakeEmbeddings = Callable[..., Path]
+
+
+def _ranked(rows: dict[int, bool]) -> Ranked:
+    vectors = np.eye(DIM, dtype=np.float32)[list(rows)]
+    return Ranked(tuple(f"category {at}" for at in rows), np.array(list(rows.values())), vectors)
+
+
+@pytest.fixture
+def categories() -> Categories:
+    return Categories(
+        nsfw=_ranked({0: False, 1: False, 2: True, 3: True}),
+        underage=_ranked({CHILD: True, ADULT: False, SAFE[0]: False, SAFE[1]: False}),
+        animals=_ranked({ANIMAL: True, THING: False}),
+        words=load_words(),
+    )
+
+
+def sample(
+    number: int, similarity: float = 0.5, near: dict[int, float] | None = None, **changes: Any
+) -> dict[str, Any]:
+    """A row of metadata, with `image` and `text_vector` of about the similarity asked for."""
+    image = np.zeros(DIM)
+    for dimension, weight in (near or PLAIN).items():
+        image[dimension] = weight
+    image /= np.linalg.norm(image)
+    # A fixed direction made orthogonal to the image carries what is not common to both.
+    other = np.cos(np.arange(DIM) + number)
+    other -= (other @ image) * image
+    other /= np.linalg.norm(other)
+    url = f"https://a.test/{number}.jpg"
+    text = changes.get("text", f"a photo of thing {number}")
+    return {
+        "SAMPLE_ID": sample_id_of(uid_of(url, text)),
+        "url": url,
+        "text": text,
+        "height": 300,
+        "width": 400,
+        "license": "?",
+        "language": "en",
+        "language_score": 0.5,
+        "page_url": "https://a.test/",
+        "sha256": "00",
+        "md5": "00",
+        "key": f"{number:09d}",
+        "shard": 0,
+        "crawl": "CC-MAIN-2021-01",
+        "segment": "00",
+        "wat_file": "a.warc.wat.gz",
+        "image": image,
+        "text_vector": similarity * image + np.sqrt(1 - similarity**2) * other,
+    } | changes
+
+
+@pytest.fixture
+def make_embeddings(tmp_path: Path) -> MakeEmbeddings:
+    def make(*parts: list[dict[str, Any]]) -> Path:
+        folder = tmp_path / "embeddings"
+        for number, rows in enumerate(parts):
+            for vector, path in (("image", image_path), ("text_vector", text_path)):
+                vectors = np.array([row[vector] for row in rows]).reshape(-1, DIM)
+                save_vectors(path(folder, number), vectors.astype(np.float16))
+            columns = [{name: row[name] for name in EMBEDDED.names} for row in rows]
+            path = metadata_path(folder, number)
+            path.parent.mkdir(exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(columns, schema=EMBEDDED), path)
+        return folder
+
+    return make
