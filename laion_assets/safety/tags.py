@@ -44,8 +44,20 @@ def tag(image_emb: NDArray[Any], categories: Categories) -> Tags:
             f"embeddings of shape {image_emb.shape} against categories of {categories.dim}"
             " dimensions: both must come from the same model"
         )
-    nsfw, ages = _nearest(image_emb, categories.nsfw), _nearest(image_emb, categories.underage)
-    animals = _nearest(image_emb, categories.animals, places=1)
+    sets = {
+        "nsfw": (categories.nsfw, 2),
+        "ages": (categories.underage, 2),
+        "animals": (categories.animals, 1),
+    }
+    best = {
+        name: np.empty((len(image_emb), places), dtype=np.intp)
+        for name, (_, places) in sets.items()
+    }
+    for start in range(0, len(image_emb), _ROWS_AT_ONCE):
+        rows = np.asarray(image_emb[start : start + _ROWS_AT_ONCE], dtype=np.float32)
+        for name, (ranked, places) in sets.items():
+            best[name][start : start + len(rows)] = _nearest(rows, ranked, places)
+    nsfw, ages, animals = best.values()
     texts = np.array(categories.nsfw.texts)
     return Tags(
         nsfw=np.array(TAGS)[categories.nsfw.flags[nsfw].sum(axis=1)],
@@ -56,14 +68,11 @@ def tag(image_emb: NDArray[Any], categories: Categories) -> Tags:
     )
 
 
-def _nearest(image_emb: NDArray[Any], ranked: Ranked, places: int = 2) -> NDArray[np.intp]:
+def _nearest(rows: NDArray[np.float32], ranked: Ranked, places: int) -> NDArray[np.intp]:
     """Indices (n, places) of each row's nearest categories, best first."""
-    best = np.empty((len(image_emb), places), dtype=np.intp)
-    for start in range(0, len(image_emb), _ROWS_AT_ONCE):
-        rows = np.asarray(image_emb[start : start + _ROWS_AT_ONCE], dtype=np.float32)
-        scores = rows @ ranked.vectors.T
-        for place in range(places):
-            first = scores.argmax(axis=1)
-            best[start : start + len(rows), place] = first
-            scores[np.arange(len(rows)), first] = -np.inf
+    scores = rows @ ranked.vectors.T
+    best = np.empty((len(rows), places), dtype=np.intp)
+    for place in range(places):
+        best[:, place] = scores.argmax(axis=1)
+        scores[np.arange(len(rows)), best[:, place]] = -np.inf
     return best
