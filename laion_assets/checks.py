@@ -220,7 +220,8 @@ def recall(
 
     measured = measure_recall(index, subsets, options)
     low = [
-        f"{modality} {share:.4f}" for modality, share in measured.items()
+        f"{modality} {share:.4f}"
+        for modality, share in measured.items()
         if share < options.min_recall
     ]
     problem = f"recall {', '.join(low)} is below {options.min_recall}" if low else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 SEGMENT_ASSETS: Final = (
     "wat_manifest",
@@ -20,7 +21,7 @@ SEGMENT_ASSETS: Final = (
 AGGREGATES: Final = ("search_index", "catalog", "dataset_report")
 
 
-def segment_job(segments: dg.MultiPartitionsDefinition) -> dg.UnresolvedAssetJobDefinition:
+def segment_job(segments: dg.MultiPartitionsDefinition) -> UnresolvedAssetJobDefinition:
     """One segment, in one process: the models are loaded once, and a step costs no new process."""
     return dg.define_asset_job(
         "segment",
@@ -31,7 +32,7 @@ def segment_job(segments: dg.MultiPartitionsDefinition) -> dg.UnresolvedAssetJob
     )
 
 
-def aggregates_job() -> dg.UnresolvedAssetJobDefinition:
+def aggregates_job() -> UnresolvedAssetJobDefinition:
     return dg.define_asset_job(
         "aggregates",
         selection=dg.AssetSelection.assets(*AGGREGATES),
@@ -40,7 +41,7 @@ def aggregates_job() -> dg.UnresolvedAssetJobDefinition:
     )
 
 
-def observe_lists_job() -> dg.UnresolvedAssetJobDefinition:
+def observe_lists_job() -> UnresolvedAssetJobDefinition:
     return dg.define_asset_job(
         "observe_lists",
         selection=dg.AssetSelection.assets("removals", "blocklists"),

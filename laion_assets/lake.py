@@ -101,12 +101,15 @@ class Staging:
     """A partition in the making. The stage fills ``path``; the asset sets counts and metadata."""
 
     path: Path
+    fingerprint: str
     resumed: bool
     counts: list[StageCounts] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     not_content: tuple[str, ...] = ()
     """Patterns of file names that say how a run went and not what it made: times, run ids. They
     are published, but two partitions that differ in them alone have the same data version."""
+    data_version: str | None = None
+    """Instead of a digest of the files, where equal content has no equal bytes."""
     manifest: Manifest | None = None
     """Set when the partition has been published."""
 
@@ -178,7 +181,7 @@ class Lake:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{name}.lock"), self.busy_timeout_s, log):
             started, clock = datetime.now(UTC), time.monotonic()
-            staging = Staging(path, _prepare(path, fingerprint))
+            staging = Staging(path, fingerprint, _prepare(path, fingerprint))
             if staging.resumed:
                 log(f"{asset}: going on where an earlier run of this partition stopped")
             yield staging
@@ -191,7 +194,7 @@ class Lake:
                 run_id=run_id,
                 code_version=code_version,
                 fingerprint=fingerprint,
-                data_version=_content_version(files, staging.not_content),
+                data_version=staging.data_version or _content_version(files, staging.not_content),
                 started=started.isoformat(timespec="seconds"),
                 seconds=round(time.monotonic() - clock, 3),
                 bytes=sum(item["bytes"] for item in files),

@@ -9,9 +9,7 @@ from collections.abc import Collection
 from pydantic import BaseModel
 
 
-def code_version(
-    revision: int, *options: BaseModel | str, leave_out: Collection[str] = ()
-) -> str:
+def code_version(revision: int, *options: BaseModel | str, leave_out: Collection[str] = ()) -> str:
     """``"<revision>-<digest of the options>"``.
 
     ``revision`` is raised by hand when the code's results change; options that cannot change a

@@ -1,10 +1,9 @@
 """New crawls: what `collinfo.json` lists, added as partitions, and a run asked for each segment."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from laion_assets.crawl.source import CrawlNotReadyError, CrawlSourceError
 from laion_assets.partitions import crawls, partition_key
@@ -31,7 +30,7 @@ def new_crawls(wanted: Sequence[str], known: Collection[str]) -> list[str]:
 
 
 def new_crawl_sensor(
-    segment: dg.UnresolvedAssetJobDefinition, policy: Discovery
+    segment: UnresolvedAssetJobDefinition, policy: Discovery
 ) -> dg.SensorDefinition:
     """A run key per segment makes asking twice harmless."""
 

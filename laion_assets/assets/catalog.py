@@ -20,9 +20,7 @@ def build(_: Settings) -> dg.AssetsDefinition:
         kinds={"duckdb"},
         description=__doc__,
     )
-    def catalog(
-        context: dg.AssetExecutionContext, lake: LakeResource
-    ) -> dg.MaterializeResult:
+    def catalog(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         store = lake.open()
         made_of = {
             f"{asset}/{key}": store.manifest(asset, key).data_version
@@ -30,6 +28,8 @@ def build(_: Settings) -> dg.AssetsDefinition:
             for key in store.segments(asset)
         }
         with publishing(context, store, made_of) as staging:
+            # DuckDB gives each file an id of its own; what the views show is what they are made of.
+            staging.data_version = staging.fingerprint
             staging.metadata = build_catalog(store.root, staging.path / "catalog.duckdb")
         return materialized(context, store, staging)
 

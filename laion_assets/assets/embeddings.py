@@ -28,9 +28,9 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         context: dg.AssetExecutionContext, lake: LakeResource, clip: ClipModelResource
     ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
-        made_of = data_versions(store, ["image_shards"], key)
+        model = clip.load()
+        made_of = data_versions(store, ["image_shards"], key) | {"model": model.version}
         with publishing(context, store, made_of, key) as staging:
-            model = clip.load()
             staging.counts = [
                 embed_shards(
                     store.published("image_shards", key),

@@ -35,10 +35,11 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
     ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         source = store.published("embeddings", key)
+        prompts, model = load_prompts(safety.prompts), clip.load()
         made_of = data_versions(store, ["embeddings"], key)
+        made_of |= {"prompts": prompts.digest, "model": model.version}
         with publishing(context, store, made_of, key) as staging:
-            prompts = load_prompts(safety.prompts)
-            categories = category_embeddings(prompts, clip.load())
+            categories = category_embeddings(prompts, model)
             rows = score_segment(source, staging.path, categories, log=context.log.info)
             staging.metadata = {"rows": rows, "prompts": f"{prompts.name} v{prompts.version}"}
         folder = store.folder("scored_pairs", key)

@@ -23,9 +23,7 @@ def build(segments: dg.MultiPartitionsDefinition, _: Settings) -> dg.AssetsDefin
         kinds={"python", "parquet"},
         description=__doc__,
     )
-    def unique_pairs(
-        context: dg.AssetExecutionContext, lake: LakeResource
-    ) -> dg.MaterializeResult:
+    def unique_pairs(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         lists = read_lists(store)
         made_of = data_versions(store, ["pair_parquet"], key) | lists.data_versions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -32,8 +32,10 @@ def publish_paths(root: Path, crawl: str) -> None:
 class World:
     """A crawl server, and the deployment's sensor on an instance of its own."""
 
-    def __init__(self, root: Path, server: FolderServer, discovery: Discovery) -> None:
-        self.root, self.server = root, server
+    def __init__(
+        self, root: Path, server: FolderServer, instance: dg.DagsterInstance, discovery: Discovery
+    ) -> None:
+        self.root, self.server, self.instance = root, server, instance
         base = Settings().crawl_source
         source = base.model_copy(
             update={
@@ -45,13 +47,13 @@ class World:
             }
         )
         self.defs = build_defs(Settings(crawl_source=source, discovery=discovery))
-        self.instance = dg.DagsterInstance.ephemeral()
 
     def tick(self) -> tuple[list[str], str | None]:
         """The run keys asked for and the skip message, after what a daemon does with a tick."""
         sensor = self.defs.get_sensor_def("new_crawl_sensor")
         context = dg.build_sensor_context(
             instance=self.instance,
+            instance_ref=self.instance.get_ref(),
             repository_def=self.defs.get_repository_def(),
             resources=self.defs.resources and {"crawl_source": self.defs.resources["crawl_source"]},
         )
@@ -67,8 +69,11 @@ class World:
 @pytest.fixture
 def world(
     tmp_path: Path, serve_folder: Callable[[Path], FolderServer]
-) -> Callable[[Discovery], World]:
-    return lambda discovery: World(tmp_path, serve_folder(tmp_path), discovery)
+) -> Iterator[Callable[[Discovery], World]]:
+    root = tmp_path / "served"
+    root.mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        yield lambda discovery: World(root, serve_folder(root), instance, discovery)
 
 
 def test_a_new_crawl_is_added_and_asked_for_once(world: Callable[[Discovery], World]) -> None:

@@ -47,6 +47,7 @@ class World:
         """One tick of the crawl sensor, its partitions added as the daemon does."""
         context = dg.build_sensor_context(
             instance=self.instance,
+            instance_ref=self.instance.get_ref(),
             repository_def=self.defs.get_repository_def(),
             resources={"crawl_source": (self.defs.resources or {})["crawl_source"]},
         )
@@ -57,9 +58,11 @@ class World:
             )
         return result
 
-    def run(self, job: str, partition: str | None = None, **options: object) -> dg.ExecuteInProcessResult:
+    def run(
+        self, job: str, partition: str | None = None, **options: object
+    ) -> dg.ExecuteInProcessResult:
         return self.defs.resolve_job_def(job).execute_in_process(
-            instance=self.instance, partition_key=partition, **options
+            instance=self.instance, instance=self.instance, partition_key=partition, **options
         )
 
 
@@ -93,9 +96,7 @@ def sample_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SampleSe
 
 
 @pytest.fixture(scope="session")
-def world(
-    tmp_path_factory: pytest.TempPathFactory, sample_server: SampleServer
-) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory, sample_server: SampleServer) -> Iterator[World]:
     root = tmp_path_factory.mktemp("world")
     config, settings = sample_settings(root, sample_server)
     defs = build_defs(settings)
