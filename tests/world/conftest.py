@@ -24,6 +24,7 @@ class World:
     """A materialized sample world and what is needed to ask about it."""
 
     root: Path
+    crawl: Path
     config: Path
     settings: Settings
     server: SampleServer
@@ -62,7 +63,7 @@ class World:
         self, job: str, partition: str | None = None, **options: object
     ) -> dg.ExecuteInProcessResult:
         return self.defs.resolve_job_def(job).execute_in_process(
-            instance=self.instance, instance=self.instance, partition_key=partition, **options
+            instance=self.instance, partition_key=partition, **options
         )
 
 
@@ -101,7 +102,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, sample_server: SampleServer)
     config, settings = sample_settings(root, sample_server)
     defs = build_defs(settings)
     with dg.DagsterInstance.local_temp(str(root / "home")) as instance:
-        world = World(root, config, settings, sample_server, instance, defs, [])
+        world = World(root, sample_server.root, config, settings, sample_server, instance, defs, [])
         requests = world.tick().run_requests or []
         for request in requests:
             assert request.partition_key

@@ -1,0 +1,228 @@
+"""The sample crawl through the whole graph must end exactly where its manifest says."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import dagster as dg
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from laion_assets import schemas
+from laion_assets.cli import main
+from laion_assets.jobs import AGGREGATES, SEGMENT_ASSETS
+from laion_assets.sample_crawl.build import Manifest
+from tests.world.conftest import World
+
+
+@pytest.fixture(scope="session")
+def manifest(world: World) -> Manifest:
+    return Manifest.read(world.crawl)
+
+
+def sql(world: World, statement: str, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    """Rows of ``laion-assets sql --csv``, the header left out."""
+    capsys.readouterr()
+    assert main(["sql", "--csv", "--config", str(world.config), statement]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    return [[cell.strip('"') for cell in line.split(",")] for line in lines]
+
+
+def test_every_segment_of_both_crawls_was_asked_for(world: World) -> None:
+    assert [str(key) for key in world.keys] == [
+        "CC-MAIN-2000-05|00",
+        "CC-MAIN-2000-05|01",
+        "CC-MAIN-2000-10|00",
+        "CC-MAIN-2000-10|01",
+    ]
+
+
+def test_the_funnel_is_the_manifests(
+    world: World, manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = sql(world, "select stage, reason, n from funnel order by 1, 2", capsys)
+    expected = sorted([stage, reason, str(n)] for stage, reason, n in manifest.funnel)
+    assert found == expected
+
+
+def test_every_kept_case_is_in_the_subset_and_no_other(world: World, manifest: Manifest) -> None:
+    subset = Counter(
+        (row["URL"], row["TEXT"])
+        for key in world.keys
+        for part in sorted(world.lake.published("filtered_subset", key).glob("part-*.parquet"))
+        for row in pq.read_table(part, columns=["URL", "TEXT"]).to_pylist()
+    )
+    kept = Counter((case.url, case.text) for case in manifest.cases if case.kept)
+    assert subset == kept
+
+
+def test_every_image_that_was_refused_was_refused_for_its_reason(
+    world: World, manifest: Manifest
+) -> None:
+    found = Counter()
+    for key in world.keys:
+        for shard in sorted(world.lake.published("image_shards", key).glob("*.parquet")):
+            for row in pq.read_table(shard).to_pylist():
+                if row["status"] != "success":
+                    found[row["url"], row["caption"], row["reason"]] += 1
+    expected = Counter(
+        (case.url, case.text, case.reason) for case in manifest.cases if case.stage == "images"
+    )
+    assert found == expected
+
+
+def test_every_check_passed_on_every_partition(world: World) -> None:
+    checks = [
+        entry.asset_check_evaluation
+        for record in world.instance.get_runs()
+        for entry in (event.dagster_event for event in world.instance.all_logs(record.run_id))
+        if entry and entry.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    ]
+    evaluations = [check for check in checks if check]
+    assert {check.check_name for check in evaluations} >= {
+        "schema_exact",
+        "keys_unique",
+        "funnel_adds_up",
+        "shards_whole",
+        "vectors_sound",
+        "rows_aligned",
+        "above_threshold",
+        "size_equal",
+        "recall",
+    }
+    assert [check for check in evaluations if not check.passed] == []
+
+
+def test_materializations_say_what_a_person_wants_to_know(world: World) -> None:
+    for asset in SEGMENT_ASSETS:
+        records = world.instance.fetch_materializations(dg.AssetKey(asset), limit=10).records
+        assert len({record.partition_key for record in records}) == 4
+        metadata = records[0].asset_materialization.metadata
+        assert {"seconds", "bytes", "code_version", "folder"} <= set(metadata)
+    images = world.instance.fetch_materializations(dg.AssetKey("image_shards"), limit=1).records[0]
+    metadata = images.asset_materialization.metadata
+    assert metadata["images/in"].value > metadata["images/kept"].value > 100
+    assert "data:image" in metadata["contact_sheet"].value
+    for asset in AGGREGATES:
+        assert world.instance.get_latest_materialization_event(dg.AssetKey(asset))
+
+
+def test_the_subset_has_the_release_schema_and_its_rules_hold(world: World) -> None:
+    assert schemas.SUBSET.names[:8] == [
+        "SAMPLE_ID",
+        "URL",
+        "TEXT",
+        "HEIGHT",
+        "WIDTH",
+        "LICENSE",
+        "NSFW",
+        "similarity",
+    ]
+    for key in world.keys:
+        folder = world.lake.published("filtered_subset", key)
+        for part in sorted(folder.glob("part-*.parquet")):
+            table = pq.read_table(part)
+            assert table.schema.equals(schemas.SUBSET)
+            number = part.stem.removeprefix("part-")
+            image = np.load(folder / f"img_emb/img_emb_{number}.npy").astype(np.float64)
+            text = np.load(folder / f"text_emb/text_emb_{number}.npy").astype(np.float64)
+            cosine = (image * text).sum(axis=1)
+            assert np.abs(cosine - table["similarity"].to_numpy()).max() < 2e-3
+            for row in table.to_pylist():
+                uid = schemas.uid_of(row["URL"], row["TEXT"])
+                assert row["SAMPLE_ID"] == schemas.sample_id_of(uid)
+
+
+def test_what_is_kept_carries_the_planned_facts(world: World, manifest: Manifest) -> None:
+    """Original size (the release has WIDTH and HEIGHT swapped), licence and safety tag."""
+    planned = {
+        (case.url, case.text): (case.width, case.height, case.license, case.nsfw)
+        for case in manifest.cases
+        if case.kept
+    }
+    found = {
+        (row["URL"], row["TEXT"]): (row["WIDTH"], row["HEIGHT"], row["LICENSE"], row["NSFW"])
+        for key in world.keys
+        for part in sorted(world.lake.published("filtered_subset", key).glob("part-*.parquet"))
+        for row in pq.read_table(part).to_pylist()
+    }
+    assert found == planned
+    assert sum(width != height for width, height, _, _ in found.values()) > 50
+    assert {nsfw for _, _, _, nsfw in found.values()} == {"UNLIKELY", "UNSURE", "NSFW"}
+
+
+@pytest.mark.parametrize(
+    ("query", "word"),
+    [
+        ("a red apple", "apple"),
+        ("a slice of pizza", "pizza"),
+        ("a birthday cake", "cake"),
+        ("a guitar", "guitar"),
+        ("an elephant", "elephant"),
+    ],
+)
+def test_search_by_name(
+    world: World, query: str, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    command = ["search", "--config", str(world.config), str(world.index), query, "-k", "3"]
+    assert main(command) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert word in first.lower()
+
+
+def test_search_by_image_finds_the_image(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = world.lake.published("image_shards", world.keys[0]) / "00000.tar"
+    row = next(
+        row
+        for part in sorted(world.lake.published("filtered_subset", world.keys[0]).glob("part-*"))
+        for row in pq.read_table(part).to_pylist()
+        if row["key"].startswith("00000")
+    )
+    picture = tmp_path / "query.jpg"
+    with tarfile.open(shard) as tar:
+        member = tar.extractfile(f"{row['key']}.jpg")
+        assert member
+        picture.write_bytes(member.read())
+    capsys.readouterr()
+    command = ["search", "--config", str(world.config), str(world.index), "--image", str(picture)]
+    assert main(command) == 0
+    assert row["URL"] in capsys.readouterr().out.splitlines()[1]
+
+
+def test_any_duckdb_opens_the_catalog(world: World) -> None:
+    with duckdb.connect(str(world.lake.folder("catalog") / "catalog.duckdb"), read_only=True) as db:
+        views = {name for (name,) in db.execute("select view_name from duckdb_views()").fetchall()}
+        assert {"pairs", "unique_pairs", "images", "subset", "stats", "rejects", "runs"} <= views
+        row = db.execute("select count(*), count(distinct SAMPLE_ID) from subset").fetchone()
+        assert row
+        assert row[0] == row[1] > 1000
+
+
+def test_the_report_is_one_self_contained_page(world: World) -> None:
+    page = (world.lake.published("dataset_report") / "report.html").read_text()
+    assert "CC-MAIN-2000-10" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert (world.lake.published("dataset_report") / "dataset_card.md").exists()
+
+
+def test_making_a_segment_again_changes_nothing(world: World) -> None:
+    """Same inputs, same bytes: no sample is lost to its own former claims, nothing gets stale."""
+    key = world.keys[1]
+    before = {asset: world.lake.manifest(asset, key) for asset in SEGMENT_ASSETS}
+    files = before["filtered_subset"].files
+    assert world.run("segment", str(key)).success
+    after = {asset: world.lake.manifest(asset, key) for asset in SEGMENT_ASSETS}
+    assert after["filtered_subset"].files == files
+    for asset in SEGMENT_ASSETS:
+        assert after[asset].data_version == before[asset].data_version, asset
+
+
+def test_a_second_tick_asks_for_nothing(world: World) -> None:
+    assert not world.tick().run_requests
