@@ -1,0 +1,533 @@
+"""Composes the sample crawl's committed inputs: `python -m training.sample_images`.
+
+Writes ``laion_assets/sample_crawl/data``: ``images.zip`` (pictures as the web would serve them),
+``plan.json`` (what is said of them, and what becomes of each pair), ``ATTRIBUTION.md``. The art
+is of two families that the shipped CLIP's training holds out. With the model there, every pair
+is scored on the pipeline's own way; without it the plan is provisional and says so.
+
+What does not belong here: which cases are planted (``laion_assets.sample_crawl.cases``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import re
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycld2
+from numpy.typing import NDArray
+from PIL import Image, features
+
+from laion_assets.files import atomic_path, write_json, write_text
+from laion_assets.sample_crawl.cases import MAX_TEXT, padded, picture_url
+from laion_assets.sample_crawl.plan import DATA, KEPT
+
+from .captions import spoken_name
+from .compose import compose, web_size
+from .corpus import DEFAULT_CACHE, Glyph, load_corpus, names, rasterise, sources
+
+SEED = 20000105
+STYLES = ("fluent-emoji", "noto")
+MIN_BYTES = 5_000
+MATCHED, MISSES, MISMATCHED = 1_700, 60, 90
+MARGIN = 0.03
+SCORING_BATCH = 64
+
+NOT_PICTURED = re.compile(
+    r"button|arrow|keycap|flag: |square|ideograph|Japanese “|component|hair$|bubble|mark$|input|"
+    r"^(medium|large|small)|parenthes|numbers|symbol|zodiac|thirty|o’clock|sign$|letter|"
+    r"^(Aries|Taurus|Gemini|Cancer|Leo|Virgo|Libra|Scorpio|Sagittarius|Capricorn|Aquarius|Pisces)$"
+)
+FLAGS = re.compile(r"flag: (Japan|Canada|Brazil|France|Germany|Italy|India|Greece|Kenya|Jamaica)$")
+
+ALTS = (
+    "Cartoon picture of {a}",
+    "{Name} – free clip art",
+    "Illustration of {a}",
+    "Cute {name} sticker for your messages",
+    "Colourful {name} graphic for school projects",
+    "Drawing of {a} by our reader",
+    "Download this free {name} picture",
+    "{Name} icon in high quality",
+    "This is {a}",
+    "{Name}, drawn with soft shadows",
+    "A small picture of {a}",
+    "Funny {name} cartoon",
+    "{Name} clipart for worksheets",
+    "Image showing {a}",
+    "A simple drawing of {a}",
+    "Our new {name} design",
+    "Glossy {name} emoji",
+    "{Name} illustration ({keyword})",
+    "{Name} picture, {keyword}",
+    "{Name}: free stock image",
+    "Beautiful {name} artwork",
+    "The {name} emoji in another style",
+    "Nice {name} image for your website",
+    "Print this {name} picture at home",
+)
+MARKED = (
+    "{Name} & friends: a free picture",
+    "The “{name}” drawing in our collection",
+    "{Name} – a “new” picture & more",
+    "Picture of {a} <b>in bold</b>",
+    "Our reader's {name} drawing",
+    '{Name} picture "for free" <img>',
+    "Drawing of {a}: rock & roll’s best",
+    "Picture of {a} & nothing else – really",
+)
+ACCENTED = (
+    "A drawing of {a} from the café",
+    "Déjà vu: the picture of {a}",
+    "A naïve picture of {a}, with a résumé",
+)
+OTHER_TEXTS = ("Here is the same {name} picture again", "Another look at the {name} drawing")
+FOREIGN = {
+    "de": ("Bild: {} als Zeichnung kostenlos herunterladen", "Hier sehen Sie ein Bild: {}"),
+    "fr": ("Image à télécharger gratuitement : {}", "Voici un joli dessin : {}"),
+    "es": ("Descarga gratis este dibujo para niños: {}", "Aquí puedes ver una imagen: {}"),
+    "ru": ("Рисунок: {}, скачать картинку бесплатно", "На этой картинке вы видите: {}"),
+    "ja": ("{}のかわいいイラストを無料でダウンロード", "これは{}の絵です"),
+    "zh": ("{}的卡通图片免费下载", "这是一张{}的图画"),
+    "ar": ("صورة {} للتحميل مجانا على الموقع", "هنا يمكنك مشاهدة رسم {}"),
+}
+UNKNOWN_LANGUAGE = ("XK-2000 B7 ZZ-9", "DSC_0047.JPG 4711", "Zebra", "zzxq qqrt 0815 pblf")
+
+
+@dataclass
+class Candidate:
+    """A picture and what is said of it, before it is known what becomes of the pair."""
+
+    group: str
+    file: str
+    text: str
+    concept: str
+    reason: str = KEPT
+    similarity: float | None = None
+    nsfw: str | None = None
+    close: bool = False
+    """A decision on it hangs on rounding; it may not go into the crawl."""
+
+
+@dataclass
+class Studio:
+    """The pictures made so far, by file name."""
+
+    cache: Path
+    content: dict[str, bytes] = field(default_factory=dict)
+
+    def make(self, glyph: Glyph, purpose: str = "") -> str:
+        """Compose, encode and keep one picture of ``glyph``; returns its file name."""
+        rng = np.random.default_rng([SEED, zlib.crc32(f"{glyph.concept}{purpose}".encode()),
+                                     zlib.crc32(glyph.style.encode())])  # fmt: skip
+        kept = self.cache / f"{glyph.style}-{glyph.concept}{purpose}"
+        if not kept.is_file():
+            data, suffix = published(rasterise(glyph, DEFAULT_CACHE, 512), rng)
+            with atomic_path(kept) as beside:
+                beside.write_bytes(suffix.encode().ljust(8) + data)
+        stored = kept.read_bytes()
+        suffix, data = stored[:8].decode().strip(), stored[8:]
+        slug = re.sub(r"[^a-z0-9]+", "-", glyph.name.lower()).strip("-")
+        file = f"{glyph.style}/{slug}{purpose}{suffix}"
+        if self.content.setdefault(file, data) != data:
+            raise ValueError(f"two pictures are called {file}")
+        return file
+
+
+def published(drawing: Image.Image, rng: np.random.Generator) -> tuple[bytes, str]:
+    """A picture as a site would publish it: bytes (5,000 or more) and the file name's suffix."""
+    width, height = web_size(rng)
+    kind = ("jpg", "webp", "png", "alpha", "palette")[
+        int(rng.choice(5, p=[0.5, 0.38, 0.04, 0.05, 0.03]))
+    ]
+    if kind in ("alpha", "palette"):
+        side = int(rng.integers(160, 260))
+        picture = drawing.copy()
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        if kind == "palette":
+            picture = picture.quantize(128)
+        data = _png(picture)
+        if MIN_BYTES + 200 <= len(data) <= 40_000:
+            return data, ".png"
+        kind = "jpg"
+    scene = compose(drawing, rng, width, height)
+    if kind == "png":
+        data = _png(scene)
+        if MIN_BYTES + 200 <= len(data) <= 40_000:
+            return data, ".png"
+        kind = "webp"
+    for quality in (int(rng.integers(62, 80)), 88, 95, 98):
+        data = _lossy(scene, kind, quality)
+        if len(data) >= MIN_BYTES + 200:
+            return data, f".{kind}"
+    larger = scene.resize((scene.width * 2, scene.height * 2), Image.Resampling.LANCZOS)
+    for quality in (85, 95, 98):
+        data = _lossy(larger, "jpg", quality)
+        if len(data) >= MIN_BYTES + 200:
+            return data, ".jpg"
+    return _png(scene), ".png"
+
+
+def _png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def _lossy(picture: Image.Image, kind: str, quality: int) -> bytes:
+    out = io.BytesIO()
+    if kind == "webp":
+        picture.save(out, "WEBP", quality=quality, method=4)
+    else:
+        picture.save(out, "JPEG", quality=quality, progressive=quality % 3 == 0)
+    return out.getvalue()
+
+
+def pictured(glyph: Glyph) -> bool:
+    """Whether a drawing is something that people would put into an alt text."""
+    if glyph.style not in STYLES:
+        return False
+    return bool(FLAGS.search(glyph.name)) or not NOT_PICTURED.search(glyph.name)
+
+
+def say(frame: str, glyph: Glyph, rng: np.random.Generator) -> str:
+    name = spoken_name(glyph.name)
+    others = [word for word in glyph.keywords if word.lower() not in name.lower() and len(word) > 3]
+    keyword = others[int(rng.integers(len(others)))] if others else "clip art"
+    plural = re.search(r"[^s]s$|^(people|person|woman|man)s? with", name.split(" with ")[0])
+    article = "" if plural else "an " if name[0].lower() in "aeiou" else "a "
+    return frame.format(
+        name=name, Name=name[0].upper() + name[1:], a=article + name, keyword=keyword
+    )
+
+
+def is_language(text: str, language: str) -> bool:
+    """Whether pycld2 is sure of the language, and would say the same if it were less careful."""
+    reliable, _, guesses = pycld2.detect(text, isPlainText=True)
+    careless = pycld2.detect(text, isPlainText=True, bestEffort=True)[2]
+    return bool(reliable) and guesses[0][1] == language == careless[0][1]
+
+
+def english_alt(frames: tuple[str, ...], glyph: Glyph, rng: np.random.Generator) -> str | None:
+    """A text of one of the frames that is surely English; None if no frame gives one."""
+    for at in rng.permutation(len(frames)):
+        text = say(frames[at], glyph, rng)
+        if is_language(text, "en"):
+            return text
+    return None
+
+
+def matched_candidates(glyphs: list[Glyph], studio: Studio) -> list[Candidate]:
+    made = []
+    for number, glyph in enumerate(glyphs):
+        rng = np.random.default_rng([SEED, number])
+        text = english_alt(ALTS, glyph, rng)
+        if text is not None:
+            made.append(Candidate("matched", studio.make(glyph), text, glyph.concept))
+        if number % 250 == 0:
+            print(f"composed {number} of {len(glyphs)}", flush=True)
+    return made
+
+
+def derived_candidates(
+    matched: list[Candidate], glyphs: dict[str, Glyph], rng: np.random.Generator
+) -> list[Candidate]:
+    """Other texts of pictures that matched pairs have: mismatched, marked, accented, again."""
+    picked = [matched[at] for at in rng.permutation(len(matched))]
+    made: list[Candidate] = []
+    for one, other in itertools.pairwise(picked[: 3 * MISMATCHED]):
+        made.append(Candidate("mismatched", one.file, other.text, one.concept, "below_threshold"))
+    for group, frames, each in (
+        ("marked", MARKED, 4),
+        ("accented", ACCENTED, 4),
+        ("other_text", OTHER_TEXTS, 6),
+        ("long", ("Picture of {a}",), 8),
+    ):
+        for frame in frames:
+            for one in (picked.pop() for _ in range(each)):
+                text = say(frame, glyphs[one.concept], rng)
+                if group == "long":
+                    text = padded(text, MAX_TEXT)
+                if is_language(text, "en"):
+                    made.append(Candidate(group, one.file, text, one.concept))
+    return made
+
+
+def foreign_texts(matched: list[Candidate], rng: np.random.Generator) -> list[dict[str, str]]:
+    rows = []
+    for language, frames in FOREIGN.items():
+        found = 0
+        for at in rng.permutation(len(matched)):
+            one = matched[at]
+            name = names(one.concept, language)
+            text = frames[found % len(frames)].format(name)
+            if name and is_language(text, language):
+                rows.append({"file": one.file, "text": text, "language": language})
+                found += 1
+            if found == 8:
+                break
+    for text in UNKNOWN_LANGUAGE:
+        if is_language(text, "en"):
+            raise ValueError(f"{text!r} is English after all")
+        rows.append({"file": matched[0].file, "text": text, "language": "un"})
+    return rows
+
+
+class Judge:
+    """Scores pairs on the pipeline's own way: img2dataset's resizer, then the shipped CLIP."""
+
+    def __init__(self, content: dict[str, bytes]) -> None:
+        from img2dataset.resizer import Resizer
+
+        from laion_assets.clip.model import load_clip
+        from laion_assets.clip.options import ClipOptions
+        from laion_assets.clip.thresholds import threshold_of
+
+        options = ClipOptions(model="laion-assets-tiny", pretrained="laion-assets-tiny")
+        self.model = load_clip(options)
+        self.threshold = float(threshold_of(self.model.key))
+        self.resizer = Resizer(256, "border", False)
+        self.content = content
+        self.images: dict[str, NDArray[np.float32]] = {}
+
+    def image_vectors(self, files: list[str]) -> NDArray[np.float32]:
+        missing = sorted(set(files) - set(self.images))
+        for start in range(0, len(missing), SCORING_BATCH):
+            batch = missing[start : start + SCORING_BATCH]
+            stored = []
+            for file in batch:
+                data, *_, error = self.resizer(io.BytesIO(self.content[file]))
+                if error:
+                    raise ValueError(f"{file}: {error}")
+                stored.append(Image.open(io.BytesIO(data)))
+            self.images |= dict(zip(batch, self.model.encode_images(stored), strict=True))
+        return np.stack([self.images[file] for file in files])
+
+    def score(self, candidates: list[Candidate]) -> None:
+        """Sets similarity, reason, tag, and whether any of them is close."""
+        images = self.image_vectors([one.file for one in candidates])
+        texts = self.model.encode_texts([one.text for one in candidates])
+        for one, similarity in zip(candidates, (images * texts).sum(axis=1), strict=True):
+            one.similarity = round(float(similarity), 4)
+            one.close = abs(float(similarity) - self.threshold) < MARGIN
+            one.reason = KEPT if similarity >= self.threshold else "below_threshold"
+
+
+def special_files(picture: Image.Image) -> dict[str, bytes]:
+    """Bodies that are not what a picture should be; what each is, its name says."""
+    made: dict[str, bytes] = {}
+    made["icon.png"] = _png(picture.resize((32, 32)))
+    base = _lossy(picture.resize((200, 200)), "jpg", 60)
+    made["4999.jpg"] = _jpeg_of_length(base, 4_999)
+    made["5000.jpg"] = _jpeg_of_length(base, 5_000)
+    whole = _lossy(picture.resize((480, 480)), "jpg", 85)
+    made["truncated.jpg"] = whole[: len(whole) * 6 // 10]
+    png = bytearray(_png(picture.resize((240, 240))))
+    middle = len(png) // 2
+    png[middle : middle + 200] = bytes(200)
+    made["corrupt.png"] = bytes(png)
+    story = "".join(
+        f"<p>Paragraph {number} of a page that is not a picture.</p>\n" for number in range(120)
+    )
+    made["page.html"] = f"<!doctype html>\n<title>Sign in</title>\n{story}".encode()
+    dots = "".join(f'<circle cx="{x}" cy="{x * 7 % 200}" r="4"/>' for x in range(0, 400, 2))
+    made["drawing.svg"] = f'<svg xmlns="http://www.w3.org/2000/svg">{dots}</svg>'.encode()
+    small = picture.resize((160, 160))
+    turned = [small.rotate(angle) for angle in (0, 30, 60)]
+    made["plain.gif"] = _frames(turned[:1], "GIF")
+    made["bitmap.bmp"] = _frames(turned[:1], "BMP")
+    made["animated.gif"] = _frames(turned, "GIF")
+    made["animated.webp"] = _frames(turned, "WEBP", quality=80)
+    made["animated.png"] = _frames(turned, "PNG")
+    made["bomb.png"] = _bomb_png(12_000, 12_000)
+    made["bomb.jpg"] = _with_jpeg_size(whole, 65_000, 65_000)
+    for name, data in made.items():
+        if len(data) < MIN_BYTES and name not in ("icon.png", "4999.jpg"):
+            raise ValueError(f"{name} has {len(data)} bytes, and would be refused as too small")
+    return {f"special/{name}": data for name, data in made.items()}
+
+
+def _frames(pictures: list[Image.Image], kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    if len(pictures) > 1:
+        options |= {"save_all": True, "append_images": pictures[1:], "duration": 200, "loop": 0}
+    pictures[0].save(out, kind, **options)
+    return out.getvalue()
+
+
+def _jpeg_of_length(data: bytes, length: int) -> bytes:
+    """The same picture with a comment that fills it up to exactly ``length`` bytes."""
+    missing = length - len(data) - 4
+    if missing < 0:
+        raise ValueError(f"the picture has {len(data)} bytes already")
+    comment = b"\xff\xfe" + struct.pack(">H", missing + 2) + b" " * missing
+    return data[:2] + comment + data[2:]
+
+
+def _with_jpeg_size(data: bytes, width: int, height: int) -> bytes:
+    """The same bytes whose frame header declares another size."""
+    at = 2
+    while data[at + 1] not in (0xC0, 0xC1, 0xC2):
+        at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
+    return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
+
+
+def _bomb_png(width: int, height: int) -> bytes:
+    """A valid black PNG of one bit a pixel: some kilobytes that unpack to megabytes."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        check = zlib.crc32(kind + body)
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((width // 8 + 1) * height), 9)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
+
+
+def chosen(candidates: list[Candidate]) -> list[Candidate]:
+    """The pairs that go into the crawl, as many of each kind as planned."""
+    taken: list[Candidate] = []
+    n: Counter[tuple[str, str]] = Counter()
+    seen: set[tuple[str, str]] = set()
+    limits = {
+        ("matched", KEPT): MATCHED,
+        ("matched", "below_threshold"): MISSES,
+        ("mismatched", "below_threshold"): MISMATCHED,
+        ("marked", KEPT): 12,
+        ("accented", KEPT): 4,
+        ("other_text", KEPT): 6,
+        ("long", KEPT): 1,
+        ("boundary", KEPT): 1,
+    }
+    for one in candidates:
+        kind = (one.group, one.reason)
+        pair = (picture_url(one.file), one.text)
+        if one.close or pair in seen or n[kind] >= limits.get(kind, 0):
+            continue
+        n[kind] += 1
+        seen.add(pair)
+        taken.append(one)
+    print(f"chosen: {dict(n)}")
+    return taken
+
+
+def publish(
+    taken: list[Candidate], foreign: list[dict[str, str]], studio: Studio, threshold: float | None
+) -> None:
+    used = {one.file for one in taken} | {row["file"] for row in foreign}
+    used |= {file for file in studio.content if file.startswith("special/")}
+    content = {file: studio.content[file] for file in sorted(used)}
+    with atomic_path(DATA / "images.zip") as beside, zipfile.ZipFile(beside, "w") as archive:
+        for file, data in content.items():
+            archive.writestr(zipfile.ZipInfo(file), data)
+    scored = "scored on the pipeline's own way" if threshold is not None else (
+        "PROVISIONAL: not scored yet; matched pairs are expected to be kept"
+    )  # fmt: skip
+    about = (
+        "What the sample crawl's pages say of its pictures, and what the subset stage makes of each"
+        f" pair ({scored}). Pairs whose similarity is within {MARGIN} of the threshold are left"
+        " out, because rounding would decide on them. Matched pairs that the model misses are"
+        " below_threshold; mismatched pairs carry another picture's text. Written by"
+        " training/sample_images.py."
+    )
+    sizes = {}
+    for file, data in content.items():
+        if not file.startswith("special/") or file == "special/5000.jpg":
+            width, height = Image.open(io.BytesIO(data)).size
+            sizes[file] = {"width": width, "height": height}
+    pairs = [
+        {
+            "group": one.group,
+            "file": one.file,
+            "text": one.text,
+            "reason": one.reason,
+            "similarity": one.similarity,
+            "nsfw": one.nsfw,
+        }
+        for one in taken
+    ]
+    plan = {"about": about, "model": "laion-assets-tiny", "threshold": threshold,
+            "pictures": sizes, "pairs": pairs, "foreign": foreign}  # fmt: skip
+    write_json(DATA / "plan.json", plan)
+    write_text(DATA / "ATTRIBUTION.md", attribution())
+    size = (DATA / "images.zip").stat().st_size
+    print(f"{len(content)} files, {size / 1e6:.1f} MB, {len(pairs)} pairs")
+
+
+def attribution() -> str:
+    """Whose art the pictures are made of, and under which terms."""
+    lines = ["# Whose pictures these are", "",
+             "The pictures in `images.zip` are composed (scaled, turned, set on a background,"
+             " encoded anew) from these drawings; the folder is the style.", ""]  # fmt: skip
+    for source in sources():
+        if source.style in STYLES:
+            lines.append(f"- `{source.style}/`: {source.attribution}. Licence: {source.licence}."
+                         f" From `{source.package}` {source.version}.")  # fmt: skip
+    lines += ["- `special/`: made of one of the `noto` drawings, or of nothing.", "",
+              "The texts are made of the names and keywords of the Unicode CLDR annotations,"
+              " © Unicode, Inc., under the Unicode License v3 (Unicode-3.0).", "",
+              "The Apache License 2.0 is in `LICENSE-Apache-2.0.txt`. The MIT License:", "", MIT]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+MIT = """> Copyright (c) Microsoft Corporation.
+>
+> Permission is hereby granted, free of charge, to any person obtaining a copy of this software
+> and associated documentation files (the "Software"), to deal in the Software without
+> restriction, including without limitation the rights to use, copy, modify, merge, publish,
+> distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the
+> Software is furnished to do so, subject to the following conditions:
+>
+> The above copyright notice and this permission notice shall be included in all copies or
+> substantial portions of the Software.
+>
+> THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING
+> BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+> NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM,
+> DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+> OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--provisional", action="store_true", help="do without the model's scores")
+    asked = parser.parse_args()
+    if not features.check("webp"):
+        raise SystemExit("Pillow without WebP cannot compose the pictures")
+
+    glyphs = [glyph for glyph in load_corpus() if pictured(glyph)]
+    rng = np.random.default_rng(SEED)
+    glyphs = [glyphs[at] for at in rng.permutation(len(glyphs))]
+    studio = Studio(DEFAULT_CACHE / "sample")
+    matched = matched_candidates(glyphs, studio)
+    apple = next(glyph for glyph in glyphs if glyph.concept == "1f34e" and glyph.style == "noto")
+    studio.content |= special_files(compose(rasterise(apple), rng, 480, 480))
+    candidates = [*matched, *derived_candidates(matched, {g.concept: g for g in glyphs}, rng)]
+    candidates.append(
+        Candidate("boundary", "special/5000.jpg", "Cartoon picture of a red apple", "1f34e")
+    )
+    threshold = None
+    if not asked.provisional:
+        judge = Judge(studio.content)
+        judge.score(candidates)
+        threshold = judge.threshold
+    taken = chosen(candidates)
+    kept = [one for one in taken if one.group == "matched" and one.reason == KEPT]
+    publish(taken, foreign_texts(kept, rng), studio, threshold)
+
+
+if __name__ == "__main__":
+    main()
