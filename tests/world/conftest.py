@@ -71,7 +71,7 @@ def sample_settings(root: Path, server: SampleServer) -> tuple[Path, Settings]:
     """The shipped sample settings, for a server on a free port and a lake of the test's own."""
     values = tomllib.loads(sample_config().read_text())
     values["lake"]["root"] = str(root / "lake")
-    values["crawl_source"]["collinfo_url"] = f"{server.url}/collinfo.json"
+    values["crawl_source"]["collinfo_url"] = f"{server.url}collinfo.json"
     values["crawl_source"]["data_url"] = server.url
     values["download"]["connect_to"] = server.connect_to
     config = root / "config.toml"
@@ -101,6 +101,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, sample_server: SampleServer)
     root = tmp_path_factory.mktemp("world")
     config, settings = sample_settings(root, sample_server)
     defs = build_defs(settings)
+    (root / "home").mkdir()
     with dg.DagsterInstance.local_temp(str(root / "home")) as instance:
         world = World(root, sample_server.root, config, settings, sample_server, instance, defs, [])
         requests = world.tick().run_requests or []
