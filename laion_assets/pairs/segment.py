@@ -62,6 +62,7 @@ def extract_segment(
     """
     raw, final = out / ".raw", [out / f"part-{i:05d}.parquet" for i in range(len(wat_files))]
     if not all(path.exists() for path in final):
+        raw.mkdir(exist_ok=True)
         parts = [raw / path.name for path in final]
         _extract_missing(wat_files, fetch, parts, rules, crawl, segment, workers, log)
         _write_final(parts, final, raw / "uids", log)

@@ -1,0 +1,193 @@
+"""WAT files in, parquet of pairs out."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laion_assets import schemas
+from laion_assets.funnel import REASONS, StageCounts
+from laion_assets.pairs import extract
+from laion_assets.pairs.extract import extract_files, extract_wat, read_counts
+from laion_assets.pairs.rules import PairRules
+from tests.wat.making import INFO, anchor, image, member, page, payload, write
+
+TEXT = "a photo of the old house"
+PLACE = {"crawl": "CC-MAIN-2021-04", "segment": "01", "wat_file": "crawl-data/a.warc.wat.gz"}
+
+
+def pairs_of(
+    tmp_path: Path, *members: bytes, **rules: object
+) -> tuple[list[dict[str, object]], StageCounts]:
+    wat = write(tmp_path / "a.gz", *members)
+    _, counts = extract_wat(wat, tmp_path / "a.parquet", PairRules.model_validate(rules), **PLACE)
+    assert counts.adds_up
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table.schema.remove_metadata() == schemas.PAIRS
+    assert table.num_rows == counts.kept
+    return table.to_pylist(), counts
+
+
+def test_a_row(tmp_path: Path) -> None:
+    links = [
+        anchor("https://creativecommons.org/licenses/by/4.0/", rel="license"),
+        image("../img/h.jpg", "A photo&nbsp;of the   old &quot;house&quot;"),
+    ]
+    rows, counts = pairs_of(tmp_path, INFO, page(links, "https://p.example/a/b/c.html"))
+    url, text = "https://p.example/a/img/h.jpg", 'A photo of the old "house"'
+    row = rows[0]
+    score = row.pop("language_score")
+    assert isinstance(score, float)
+    assert 0.8 < score <= 1
+    assert row == {
+        "uid": schemas.uid_of(url, text),
+        "url": url,
+        "text": text,
+        "language": "en",
+        "license": "https://creativecommons.org/licenses/by/4.0/",
+        "page_url": "https://p.example/a/b/c.html",
+        **PLACE,
+    }
+    assert counts.rows() == [("pairs", "in", 1), ("pairs", "kept", 1)]
+    wat_counts, pair_counts = read_counts(tmp_path / "a.parquet")
+    assert (wat_counts.n_in, wat_counts.kept, pair_counts) == (2, 1, counts)
+
+
+# One link for every reason; where a link has several faults, the one that is told.
+REFUSED = [
+    ({"path": "AREA@/href", "url": "a", "alt": TEXT}, "not_image"),
+    ({"path": "INPUT@/src", "url": "a.jpg", "alt": ""}, "not_image"),
+    ({"url": "a.jpg", "alt": TEXT}, "not_image"),
+    (image("a.jpg"), "no_alt"),
+    (image("a.jpg", ""), "no_alt"),
+    (image("a.jpg", "&nbsp; \t\u200b"), "no_alt"),
+    (image("data:,x"), "no_alt"),
+    (image("a.jpg", "four"), "alt_too_short"),
+    (image("a.jpg", "  &amp;&amp;&amp;&amp;  "), "alt_too_short"),
+    (image("data:,x", "家"), "alt_too_short"),
+    (image("a.jpg", "word " * 1000), "alt_too_long"),
+    (image("data:,x", "word " * 1000), "alt_too_long"),
+    (image(None, TEXT), "bad_url"),
+    (image("", TEXT), "bad_url"),
+    (image("http://", TEXT), "bad_url"),
+    (image("http://me:pw@h.example/a.jpg", TEXT), "bad_url"),
+    (image("data:image/gif;base64,R0lGOD", TEXT), "url_scheme"),
+    (image("data:" + "x" * 5000, TEXT), "url_scheme"),
+    (image("ftp://me:pw@h.example/a.jpg", TEXT), "url_scheme"),
+    (image("a.jpg?" + "x" * 5000, TEXT), "url_too_long"),
+    (image("a.jpg?" + "x" * 5000, "ein Foto von dem alten Haus"), "url_too_long"),
+    (image("a.jpg", "ein Foto von dem alten Haus"), "language"),
+    (image("first.jpg#2", TEXT), "duplicate"),
+]
+
+
+@pytest.mark.parametrize(("link", "reason"), REFUSED)
+def test_refused(tmp_path: Path, link: dict[str, str], reason: str) -> None:
+    first = image("first.jpg", TEXT)
+    rows, counts = pairs_of(tmp_path, page([first, link, anchor("a", "no alt: not counted")]))
+    assert [row["url"] for row in rows] == ["http://page.example/dir/first.jpg"]
+    assert counts.rejects == {reason: 1}
+
+
+def test_every_reason_is_tested() -> None:
+    assert {reason for _, reason in REFUSED} == set(REASONS["pairs"])
+
+
+@pytest.mark.parametrize(("alt", "kept"), [("house", 1), ("hous", 0), ("w" * 60, 1), ("w" * 61, 0)])
+def test_bounds_are_inclusive(tmp_path: Path, alt: str, kept: int) -> None:
+    _, counts = pairs_of(tmp_path, page([image("a.jpg", alt)]), languages=[], max_text_chars=60)
+    assert counts.kept == kept
+
+
+def test_original_took_alt_texts_of_links_that_are_no_images(tmp_path: Path) -> None:
+    links = [{"path": "AREA@/href", "url": "next.html", "alt": TEXT}, image("a.jpg", TEXT)]
+    assert len([link for link in links if "alt" in link]) == 2
+    rows, _ = pairs_of(tmp_path, page(links))
+    assert [row["url"] for row in rows] == ["http://page.example/dir/a.jpg"]
+
+
+def test_original_dropped_relative_links(tmp_path: Path) -> None:
+    links = [image("a.jpg", TEXT), image("//h.example/b.jpg", TEXT)]
+    assert [link for link in links if link["url"].startswith("http")] == []
+    assert len(pairs_of(tmp_path, page(links))[0]) == 2
+
+
+def test_original_left_entities_and_counted_their_characters(tmp_path: Path) -> None:
+    assert len("&lt;3") == 5
+    rows, counts = pairs_of(
+        tmp_path, page([image("a.jpg", "&lt;3"), image("b.jpg", "Tom &amp; Jerry on a sofa")])
+    )
+    assert counts.rejects == {"alt_too_short": 1}
+    assert [row["text"] for row in rows] == ["Tom & Jerry on a sofa"]
+
+
+def test_original_shifted_columns_at_separators_in_the_text(tmp_path: Path) -> None:
+    text = 'A house | a garden, "quoted"; and 6016 trees'
+    assert len("|".join(["url", text, "0.31"]).split("|")) != 3
+    rows, _ = pairs_of(tmp_path, page([image("a.jpg", text + "\n")]))
+    assert rows[0]["text"] == text
+
+
+def test_row_groups_and_damage_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extract, "ROW_GROUP", 10)
+    links = [image(f"{i}.jpg", TEXT) for i in range(25)]
+    data = member(payload(links))
+    rows, _ = pairs_of(tmp_path, data, b"garbage", page([image("last.jpg", TEXT)]), data[:50])
+    assert [str(row["url"]).rsplit("/")[-1] for row in rows] == [
+        *(f"{i}.jpg" for i in range(25)),
+        "last.jpg",
+    ]
+    metadata = pq.read_metadata(tmp_path / "a.parquet")
+    assert [metadata.row_group(i).num_rows for i in range(3)] == [10, 10, 6]
+    wat_counts, _ = read_counts(tmp_path / "a.parquet")
+    assert wat_counts.rejects == {"bad_record": 1, "truncated": 1}
+    first = (tmp_path / "a.parquet").read_bytes()
+    pairs_of(tmp_path, data, b"garbage", page([image("last.jpg", TEXT)]), data[:50])
+    assert (tmp_path / "a.parquet").read_bytes() == first
+
+
+def test_plain_files(tmp_path: Path) -> None:
+    one = write(tmp_path / "1.gz", page([image("a.jpg", TEXT), image("b.jpg", TEXT)]))
+    two = write(tmp_path / "2.gz", page([image("b.jpg", TEXT), image("c.jpg", TEXT)]))
+    wat, pairs = extract_files([one, two], tmp_path / "o" / "p.parquet", PairRules())
+    assert (wat.kept, pairs.kept, pairs.rejects) == (2, 3, {"duplicate": 1})
+    rows = pq.read_table(tmp_path / "o" / "p.parquet").to_pylist()
+    assert [(row["url"][-5:], row["wat_file"], row["crawl"]) for row in rows] == [
+        ("a.jpg", "1.gz", ""),
+        ("b.jpg", "1.gz", ""),
+        ("c.jpg", "2.gz", ""),
+    ]
+
+
+def test_nothing_in_nothing_out(tmp_path: Path) -> None:
+    assert pairs_of(tmp_path)[0] == []
+
+
+def test_a_file_that_is_not_there_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        extract_wat(tmp_path / "no.gz", tmp_path / "out" / "a.parquet", PairRules(), **PLACE)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+links = st.fixed_dictionaries(
+    {"path": st.sampled_from(["IMG@/src", "A@/href"])},
+    optional={key: st.text(max_size=20) for key in ("url", "alt", "rel")},
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.lists(links, max_size=5).map(lambda found: page(found)), max_size=4),
+    st.text(max_size=20),
+    st.binary(max_size=30),
+)
+def test_no_page_makes_it_raise(pages: list[bytes], base: str, noise: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        extra = page([image("a.jpg", TEXT)], base=base)
+        _, counts = pairs_of(Path(folder), *pages, noise, extra, languages=[])
+    assert counts.n_in >= 1

@@ -1,0 +1,214 @@
+"""A segment's WAT files in a process pool, killed and resumed."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from laion_assets.funnel import StageCounts
+from laion_assets.pairs import segment
+from laion_assets.pairs.rules import PairRules
+from laion_assets.pairs.segment import SegmentError, extract_segment
+from laion_assets.progress import silent
+from tests.wat.making import image, page, write
+
+PLACE = {"crawl": "CC-MAIN-2021-04", "segment": "01"}
+TEXT = "a photo of the old house number"
+
+
+def copy(source: Path, wat_file: str, to: Path) -> None:
+    shutil.copyfile(source / wat_file, to)
+
+
+def refuse(source: Path, wat_file: str, to: Path) -> None:
+    if wat_file in ("b/2.gz", "b/0.gz"):
+        raise ConnectionError(f"no way to {wat_file}")
+    copy(source, wat_file, to)
+
+
+def die(source: Path, wat_file: str, to: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_source(folder: Path) -> Path:
+    """Five WAT files whose pictures overlap: file i has pictures 10i to 10i+19."""
+    (folder / "b").mkdir(parents=True)
+    for number in range(5):
+        links = [
+            image(f"http://h.example/{i}.jpg", f"{TEXT} {i}")
+            for i in range(10 * number, 10 * number + 20)
+        ]
+        links.append(links[0])
+        write(folder / "b" / f"{number}.gz", page(links), b"garbage", page([image("x.gif")]))
+    return folder
+
+
+WATS = [f"b/{number}.gz" for number in range(5)]
+
+
+def extract(source: Path, out: Path, wats: Sequence[str] = WATS, fetch=copy) -> list[StageCounts]:  # type: ignore[no-untyped-def]
+    out.mkdir(exist_ok=True)
+    return extract_segment(
+        wats, partial(fetch, source), out, PairRules(), workers=2, log=silent, **PLACE
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return make_source(tmp_path / "source")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[StageCounts]]:
+    """The segment made in one go, and its counts."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder / "out", extract(make_source(folder / "source"), folder / "out")
+
+
+def test_first_in_file_and_row_order_is_kept(whole: tuple[Path, list[StageCounts]]) -> None:
+    out, (wat, pairs) = whole
+    assert sorted(contents(out)) == [f"part-{i:05d}.parquet" for i in range(5)]
+    tables = [pq.read_table(path).to_pylist() for path in sorted(out.iterdir())]
+    assert [len(rows) for rows in tables] == [20, 10, 10, 10, 10]
+    numbers = [int(row["text"].split()[-1]) for rows in tables for row in rows]
+    assert numbers == list(range(60))
+    assert [rows[0]["wat_file"] for rows in tables] == WATS
+    assert (wat.n_in, wat.kept, wat.rejects) == (15, 10, {"bad_record": 5})
+    assert (pairs.n_in, pairs.kept) == (110, 60)
+    assert pairs.rejects == {"duplicate": 45, "no_alt": 5}
+    assert pairs.adds_up
+
+
+def test_a_second_call_does_nothing_and_counts_the_same(
+    whole: tuple[Path, list[StageCounts]], tmp_path: Path
+) -> None:
+    out, counts = whole
+    before = contents(out)
+    assert extract(tmp_path / "gone", out) == counts
+    assert contents(out) == before
+
+
+def test_a_failure_names_the_file_after_the_others_are_done(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(SegmentError) as failure:
+        extract(source, out, fetch=refuse)
+    assert str(failure.value) == (
+        "2 of the 5 WAT files of CC-MAIN-2021-04|01 could not be extracted; the first is "
+        "b/0.gz: ConnectionError: no way to b/0.gz"
+    )
+    assert sorted(contents(out / ".raw")) == [f"part-{i:05d}.parquet" for i in (1, 3, 4)]
+    for done in (1, 3, 4):
+        (source / "b" / f"{done}.gz").unlink()
+    resumed = extract(source, out)
+    assert resumed[1].kept == 60
+    assert sum(pq.read_metadata(path).num_rows for path in out.iterdir()) == 60
+
+
+def test_a_dead_worker_is_told(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(SegmentError, match="a worker process died"):
+        extract(source, tmp_path / "out", fetch=die)
+
+
+def test_no_wat_files(tmp_path: Path) -> None:
+    assert extract(tmp_path, tmp_path / "out", []) == [StageCounts("wat"), StageCounts("pairs")]
+    assert contents(tmp_path / "out") == {}
+
+
+_CHILD = """
+import sys
+from functools import partial
+from pathlib import Path
+from laion_assets.pairs import segment
+from laion_assets.pairs.rules import PairRules
+from laion_assets.pairs.segment import extract_segment
+from laion_assets.progress import silent
+from tests.pairs.test_segment import PLACE, WATS, slow_copy
+if __name__ == "__main__":
+    source, out = map(Path, sys.argv[1:])
+    extract_segment(
+        WATS, partial(slow_copy, source), out, PairRules(), workers=2,
+        log=silent, **PLACE,
+    )
+"""
+
+
+def slow_copy(source: Path, wat_file: str, to: Path) -> None:
+    (source / f"pid-{os.getpid()}").touch()
+    time.sleep(0.05)
+    copy(source, wat_file, to)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_killed_at_any_moment_the_result_is_the_same(
+    source: Path, whole: tuple[Path, list[StageCounts]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    script = tmp_path / "child.py"
+    script.write_text(_CHILD)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    rnd = random.Random(5)
+    for parts in (0, 1, 3, 5):
+        child = subprocess.Popen(
+            [sys.executable, str(script), str(source), str(out)], env=environment
+        )
+        deadline = time.monotonic() + 60
+        while not any(source.glob("pid-*")) or len(list(out.glob("**/part-*.parquet"))) < parts:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(rnd.uniform(0, 0.05))
+        child.kill()
+        child.wait()
+    workers = [int(path.name.split("-")[1]) for path in source.glob("pid-*")]
+    deadline = time.monotonic() + 10
+    while any(running(pid) for pid in workers):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.02)
+    assert extract(source, out) == whole[1]
+    assert contents(out) == contents(whole[0])
+
+
+@pytest.mark.parametrize("done", [0, 3])
+def test_stopped_while_the_final_parts_are_written(
+    source: Path,
+    whole: tuple[Path, list[StageCounts]],
+    tmp_path: Path,
+    done: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, write_kept = tmp_path / "out", segment._write_kept
+
+    def stopping(part: Path, target: Path, keep: np.ndarray) -> None:
+        if len(list(out.glob("part-*"))) == done:
+            (out / ".0123456789ab.part-00004.parquet").write_bytes(b"torn")
+            raise KeyboardInterrupt
+        write_kept(part, target, keep)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "_write_kept", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            extract(source, out)
+    assert extract(source, out) == whole[1]
+    assert contents(out) == contents(whole[0])
