@@ -93,6 +93,12 @@ def test_several_records_in_one_member(tmp_path: Path) -> None:
     assert [page.url for page in read(path)[0]] == HOSTS[:3]
 
 
+def test_line_feeds_alone(tmp_path: Path) -> None:
+    record = warc(payload([image("a.jpg", "text")]), HOSTS[0]).replace(b"\r\n", b"\n")
+    path = write(tmp_path / "a.gz", gzip.compress(record), gzip.compress(record))
+    assert [page.url for page in read(path)[0]] == [HOSTS[0]] * 2 == [p[0] for p in reference(path)]
+
+
 def damaged(data: bytes, at: int, n: int = 20) -> bytes:
     noise = bytes(random.Random(at).randrange(256) for _ in range(n))
     return data[:at] + noise + data[at + n :]
