@@ -1,0 +1,126 @@
+"""img2dataset's resizer, writer and keys: the one place that imports it.
+
+Two things are set before and after the import. albumentations, which img2dataset resizes with,
+asks the network for its newest version when it is imported, and wandb, imported for a logger that
+is not used here, could report: environment variables tell both to stay silent. And img2dataset
+mutes a decoder's chatter by pointing the whole process's stdout and stderr at nothing for each
+image, which loses other threads' output and, with several at once, never points them back: that
+is taken out.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import pyarrow as pa
+
+from laion_assets.download.options import DownloadOptions
+
+SILENCE: Final = {
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+    "WANDB_MODE": "disabled",
+    "WANDB_ERROR_REPORTING": "false",
+}
+SHARD_DIGITS: Final = 5
+ROW_DIGITS: Final = 4
+TAR_MTIME: Final = 0.0
+
+_import_lock: Final = threading.Lock()
+
+
+class Writer(Protocol):
+    """img2dataset's ``WebDatasetSampleWriter``: a tar and a parquet file."""
+
+    def write(
+        self, img_str: bytes | None, key: str, caption: str | None, meta: dict[str, Any]
+    ) -> None: ...
+
+    def close(self) -> None: ...
+
+
+Resizer = Callable[[BytesIO], tuple[bytes | None, int, int, int, int, str | None]]
+"""img2dataset's: stream -> encoded, width, height, original width and height, error."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    resizer_class: Any
+    writer_class: Any
+    compute_key: Callable[[int, int, int, int], str]
+    exif_of: Callable[..., dict[str, Any]]
+
+
+def load() -> Parts:
+    """Import img2dataset, once; takes some seconds."""
+    with _import_lock:
+        return _load()
+
+
+@functools.cache
+def _load() -> Parts:
+    os.environ.update(SILENCE)
+    # img2dataset speaks to albumentations in a way of last year, which is told at every image.
+    warnings.filterwarnings("ignore", "value is deprecated, use fill", DeprecationWarning)
+    warnings.filterwarnings("ignore", "'imghdr' is deprecated", DeprecationWarning)
+    logging.getLogger("exifread").setLevel(logging.CRITICAL)
+    import exifread  # type: ignore[import-untyped]
+    from img2dataset import resizer
+    from img2dataset.downloader import compute_key
+    from img2dataset.writer import WebDatasetSampleWriter
+
+    resizer.SuppressStdoutStderr = nullcontext
+    return Parts(resizer.Resizer, WebDatasetSampleWriter, compute_key, exifread.process_file)
+
+
+def make_resizer(options: DownloadOptions) -> Resizer:
+    resizer: Resizer = load().resizer_class(
+        image_size=options.image_size,
+        resize_mode=options.resize_mode,
+        resize_only_if_bigger=options.resize_only_if_bigger,
+        encode_quality=options.encode_quality,
+        encode_format=options.encode_format,
+    )
+    return resizer
+
+
+def open_writer(folder: Path, shard: int, schema: pa.Schema, options: DownloadOptions) -> Writer:
+    """A writer of ``folder/00000.tar`` and ``.parquet`` that gives the same bytes each time."""
+    writer = load().writer_class(
+        shard,
+        str(folder),
+        True,  # save_caption
+        SHARD_DIGITS,
+        schema,
+        options.encode_format,
+    )
+    writer.tarwriter.mtime = TAR_MTIME
+    # img2dataset flushes, and so makes a row group, every 100 rows.
+    writer.buffered_parquet_writer.buffer_size = options.samples_per_shard
+    made: Writer = writer
+    return made
+
+
+def key_of(shard: int, row: int, samples_per_shard: int) -> str:
+    """``"000010002"``: shard, then row, as img2dataset numbers shards of 10,000."""
+    return load().compute_key(row, shard, row_digits(samples_per_shard), SHARD_DIGITS)
+
+
+def row_digits(samples_per_shard: int) -> int:
+    return max(ROW_DIGITS, len(str(samples_per_shard - 1)))
+
+
+def exif_json(body: bytes) -> str:
+    """img2dataset's ``exif`` column: the tags as JSON."""
+    tags = load().exif_of(BytesIO(body), details=False)
+    return json.dumps({name: str(value).strip() for name, value in tags.items()})

@@ -1,0 +1,103 @@
+"""Limits, politeness and image format of the download."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import BaseModel, Field, field_validator
+
+from laion_assets import __version__
+from laion_assets.download.addresses import parse_endpoint
+
+
+class DownloadOptions(BaseModel, frozen=True):
+    """How images are fetched, checked, resized and stored.
+
+    Image size, mode, format and quality are img2dataset's options of the same names; their
+    defaults are those of the released LAION-400M shards (256, border, jpg).
+    """
+
+    NOT_IN_VERSION: ClassVar[tuple[str, ...]] = (
+        "concurrency",
+        "per_host_concurrency",
+        "resize_threads",
+        "total_timeout_s",
+        "connect_timeout_s",
+        "retries",
+        "retry_wait_s",
+        "user_agent",
+        "contact",
+        "ca_file",
+        "connect_to",
+    )
+    """Fields that say how and from where images come, not what is made of those that do."""
+
+    concurrency: int = Field(64, ge=1, le=2048, description="Images fetched at the same time")
+    per_host_concurrency: int = Field(
+        4, ge=1, description="Requests to one host at the same time; others do not wait for it"
+    )
+    resize_threads: int = Field(2, ge=1, description="Threads that check, resize and encode")
+
+    total_timeout_s: float = Field(
+        10.0, gt=0, description="Seconds for one image: names, connections, headers, body, all hops"
+    )
+    connect_timeout_s: float = Field(5.0, gt=0, description="Seconds for one connection with TLS")
+    max_bytes: int = Field(20_000_000, ge=1, description="Largest body, after content decoding")
+    max_redirects: int = Field(5, ge=0, description="Redirects followed for one image")
+    retries: int = Field(
+        0, ge=0, le=10, description="More tries after a broken connection, a time-out or HTTP 5xx"
+    )
+    retry_wait_s: float = Field(
+        1.0, ge=0, description="Seconds before the first retry, doubled for each more"
+    )
+    user_agent: str = Field(
+        "laion-assets",
+        pattern=r"^[A-Za-z0-9_-]+$",
+        description="The name we go by, also the one that X-Robots-Tag may address",
+    )
+    contact: str = Field(
+        "",
+        pattern=r"^[\x21-\x7e]*$",
+        description="URL or e-mail address told to every host, for people whom we disturb",
+    )
+    respect_opt_out: bool = Field(True, description="Honour X-Robots-Tag before reading the body")
+    ca_file: str = Field("", description="PEM file of the trusted CAs; empty takes the system's")
+    connect_to: dict[str, str] = Field(
+        default_factory=dict,
+        description="Host pattern (`*.sample.test`) -> IP:PORT to connect to instead of looking"
+        " the name up; the more specific pattern wins. An entry is the permission to connect to"
+        " that address although it is not public, for hosts of that pattern only",
+    )
+
+    min_bytes: int = Field(5000, ge=0, description="Smallest body (LAION-400M: 5 KB)")
+    max_pixels: int = Field(
+        89_478_485,
+        ge=1,
+        le=2 * 89_478_485,
+        description="Most pixels that a header may declare; Pillow refuses twice its default, too",
+    )
+    image_size: int = Field(256, ge=1, description="Side of the stored image, in pixels")
+    resize_mode: str = Field(
+        "border",
+        pattern="^(no|border|keep_ratio|keep_ratio_largest|center_crop)$",
+        description="no, border, keep_ratio, keep_ratio_largest or center_crop",
+    )
+    resize_only_if_bigger: bool = Field(False, description="Leave smaller images as they are")
+    encode_format: str = Field("jpg", pattern="^(jpg|png|webp)$", description="jpg, png or webp")
+    encode_quality: int = Field(
+        95, ge=0, le=100, description="0-100 for jpg and webp; compression 0-9 for png"
+    )
+    samples_per_shard: int = Field(10_000, ge=1, description="Rows of one shard")
+
+    @field_validator("connect_to")
+    @classmethod
+    def _endpoints(cls, value: dict[str, str]) -> dict[str, str]:
+        for endpoint in value.values():
+            parse_endpoint(endpoint)
+        return value
+
+    @property
+    def user_agent_header(self) -> str:
+        """`laion-assets/0.1.0 (+https://example.org/contact)`: never a browser's."""
+        contact = f" (+{self.contact})" if self.contact else ""
+        return f"{self.user_agent}/{__version__}{contact}"

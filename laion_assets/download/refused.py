@@ -1,0 +1,26 @@
+"""An image that is not taken, with its reason from the funnel's vocabulary."""
+
+from __future__ import annotations
+
+from laion_assets.funnel import REASONS
+
+_DETAIL_CHARS = 300
+
+
+class Refused(Exception):  # noqa: N818 - an outcome of ordinary work, not an error of ours
+    """``reason`` is one of ``funnel.REASONS["images"]``; ``detail`` says more, for people."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        if reason not in REASONS["images"]:
+            raise KeyError(f"{reason!r} is not a reason of the stage images")
+        self.reason = reason
+        self.detail = " ".join(detail.split())[:_DETAIL_CHARS]
+        super().__init__(f"{reason}: {self.detail}")
+
+
+class FetchRefused(Refused):
+    """No body came, or none was asked for."""
+
+
+class ImageRefused(Refused):
+    """A body came, but it is not an image to store."""

@@ -1,0 +1,184 @@
+"""A little web on loopback, where 127.0.0.2 stands for the public and the rest for the inside."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageFilter
+
+from laion_assets import schemas
+from laion_assets.download.fetch import Fetched, Fetcher
+from laion_assets.download.options import DownloadOptions
+
+PUBLIC = "127.0.0.2"
+INSIDE = "127.0.0.1"
+
+Answer = Callable[[socket.socket], None]
+
+
+def answer(
+    body: bytes = b"", status: str = "200 OK", length: int | None = None, **headers: str
+) -> Answer:
+    """A whole answer; ``X_Robots_Tag="noai"`` gives the header X-Robots-Tag."""
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    head = "\r\n".join([*lines, "Connection: close", "", ""]).encode()
+    return lambda connection: connection.sendall(head + body)
+
+
+def redirect(to: str, status: str = "302 Found") -> Answer:
+    return answer(status=status, Location=to)
+
+
+@dataclass
+class Listener:
+    """Accepts connections in threads until closed, counting them."""
+
+    address: str
+    port: int = 0
+    connections: int = 0
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    """Host header and path."""
+    heads: list[str] = field(default_factory=list)
+    routes: dict[str, Answer] = field(default_factory=dict)
+    tls: ssl.SSLContext | None = None
+
+    def __post_init__(self) -> None:
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        self._socket = socket.create_server((self.address, self.port), family=family, backlog=64)
+        self.port = self._socket.getsockname()[1]
+        self.closing = threading.Event()
+        self._lock = threading.Lock()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self.closing.set()
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with self._lock:
+                self.connections += 1
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            with connection:
+                if self.tls is not None:
+                    connection = self.tls.wrap_socket(connection, server_side=True)
+                with connection:
+                    head = b""
+                    while b"\r\n\r\n" not in head:
+                        received = connection.recv(4096)
+                        if not received:
+                            return
+                        head += received
+                    lines = head.decode("latin-1").split("\r\n")
+                    path = lines[0].split(" ")[1]
+                    host = next(line[6:] for line in lines if line.lower().startswith("host: "))
+                    with self._lock:
+                        self.requests.append((host, path))
+                        self.heads.append(head.decode("latin-1"))
+                    self.routes.get(path, answer(status="404 Not Found"))(connection)
+        except (OSError, ssl.SSLError):
+            return  # the client went away
+
+    def until_closed(self, connection: socket.socket, block: bytes, every: float = 0.0) -> None:
+        while not self.closing.wait(every):
+            connection.sendall(block)
+
+
+@contextmanager
+def listening(address: str, port: int = 0, **settings: Any) -> Iterator[Listener]:
+    listener = Listener(address, port, **settings)
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+@pytest.fixture
+def web() -> Iterator[Listener]:
+    """The public web: every name resolves to it unless a test says otherwise."""
+    with listening(PUBLIC) as listener:
+        yield listener
+
+
+@pytest.fixture
+def inside(web: Listener) -> Iterator[Listener]:
+    """What must never be reached, on the web's own port; a test with it fails if it was."""
+    with listening(INSIDE, web.port) as listener:
+        yield listener
+        assert listener.connections == 0
+
+
+def get(
+    url: str,
+    options: DownloadOptions | None = None,
+    *,
+    resolve: Callable[[str], list[str]] = lambda _: [PUBLIC],
+    times: int = 1,
+) -> Fetched:
+    """Fetch with one fetcher, ``times`` in turn; the last answer."""
+
+    async def run() -> Fetched:
+        fetcher = Fetcher(
+            options or DownloadOptions(total_timeout_s=5),
+            resolve=resolve,
+            allowed=lambda address: address == PUBLIC,
+        )
+        async with fetcher:
+            for _ in range(times - 1):
+                await fetcher.fetch(url)
+            return await fetcher.fetch(url)
+
+    return asyncio.run(run())
+
+
+def picture(seed: int, width: int = 320, height: int = 240) -> Image.Image:
+    """Soft noise: compresses like a photo, over 5,000 bytes in every format."""
+    noise = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1))
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **settings: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def write_pairs(path: Path, urls: list[str]) -> None:
+    rows = [
+        {
+            "uid": schemas.uid_of(url, f"picture {i}"),
+            "url": url,
+            "text": f"picture {i}",
+            "language": "en",
+            "language_score": 0.9,
+            "license": "?",
+            "page_url": "http://pages.test/",
+            "crawl": "CC-MAIN-2024-10",
+            "segment": "00",
+            "wat_file": "a.warc.wat.gz",
+        }
+        for i, url in enumerate(urls)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schemas.PAIRS), path)
