@@ -11,6 +11,7 @@ URL could be made to speak to.
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import ssl
 import weakref
@@ -94,7 +95,7 @@ class Fetcher:
             resolver=_Resolver(self._names),
             socket_factory=self._open_socket,
             use_dns_cache=False,
-            ssl=ssl.create_default_context(cafile=options.ca_file or None),
+            ssl=_trusting(options.ca_file),
             limit=0,  # the limits are the semaphores here, whose waiting takes no image's time
             keepalive_timeout=_KEEP_ALIVE_S,
         )
@@ -262,6 +263,12 @@ class Fetcher:
         if inflate is not None and not inflate.eof:
             raise FetchRefused("connect", "the compressed body ended early")
         return bytes(body)
+
+
+@functools.cache
+def _trusting(ca_file: str) -> ssl.SSLContext:
+    """Certificates and names are verified; made once, because reading the CAs takes a while."""
+    return ssl.create_default_context(cafile=ca_file or None)
 
 
 class _Resolver(AbstractResolver):

@@ -1,7 +1,8 @@
 """From a stranger's bytes to an image to store, refusing before decoding what can be refused.
 
-img2dataset's resizer decodes, resizes and encodes. It decodes by OpenCV, which fills what is
-missing of a cut JPEG with grey and says nothing, so Pillow reads every image to its end first.
+img2dataset's resizer decodes, resizes and encodes. Some versions of OpenCV, which it decodes by,
+fill what is missing of a cut image with grey and say nothing, so Pillow reads each to its end
+first.
 """
 
 from __future__ import annotations

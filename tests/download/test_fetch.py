@@ -10,6 +10,7 @@ import ssl
 import zlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import trustme
@@ -27,6 +28,25 @@ def refused(url: str, options: DownloadOptions | None = None, **settings: object
     with pytest.raises(FetchRefused) as caught:
         get(url, options, **settings)  # type: ignore[arg-type]
     return caught.value.reason
+
+
+def reasons(urls: list[str]) -> dict[str, str]:
+    """URL -> why it was refused, all at the same time by one fetcher."""
+
+    async def one(fetcher: Fetcher, url: str) -> str:
+        try:
+            return (await fetcher.fetch(url)).body.decode()
+        except FetchRefused as refusal:
+            return refusal.reason
+
+    async def run() -> list[str]:
+        fetcher = Fetcher(
+            DownloadOptions(), resolve=lambda _: [PUBLIC], allowed=lambda address: address == PUBLIC
+        )
+        async with fetcher:
+            return await asyncio.gather(*(one(fetcher, url) for url in urls))
+
+    return dict(zip(urls, asyncio.run(run()), strict=True))
 
 
 def test_an_image_comes_whole_with_an_honest_name(web: Listener) -> None:
@@ -57,46 +77,49 @@ def test_the_environment_is_not_asked(
     assert "authorization" not in web.heads[0].lower()
 
 
-@pytest.mark.parametrize(
-    "host",
-    [
-        "127.0.0.1",
-        "127.1",
-        "2130706433",
-        "0x7f000001",
-        "0x7f.1",
-        "0177.0.0.1",
-        "017700000001",
-        "%31%32%37.0.0.1",
-        "１２７.0.0.1",
-        "127。0。0。1",
-        "0.0.0.0",
-        "0",
-        "[::1]",
-        "[::]",
-        "[::ffff:127.0.0.1]",
-        "[0:0:0:0:0:ffff:7f00:1]",
-        "[::127.0.0.1]",
-        "[fe80::1]",
-        "[fd00::1]",
-        "[64:ff9b::7f00:1]",
-        "169.254.169.254",
-        "10.1.2.3",
-        "100.64.0.1",
-        "user@127.0.0.1",
-    ],
-)
-@pytest.mark.parametrize("by_redirect", [False, True])
-def test_addresses_of_the_inside_are_refused(
-    web: Listener, inside: Listener, host: str, by_redirect: bool
-) -> None:
-    to = f"http://{host}:{inside.port}/secret.jpg"
-    # Percent-encoding, as a Location header must have for what is not ASCII.
-    location = "".join(c if c.isascii() else "".join(f"%{b:02x}" for b in c.encode()) for c in to)
-    web.routes["/"] = redirect(location)
-    url = f"http://web.test:{web.port}/" if by_redirect else to
-    assert refused(url) == "private_address"
-    assert web.connections == int(by_redirect)
+HOSTS_INSIDE = [
+    "127.0.0.1",
+    "127.1",
+    "2130706433",
+    "0x7f000001",
+    "0x7f.1",
+    "0177.0.0.1",
+    "017700000001",
+    "%31%32%37.0.0.1",
+    "１２７.0.0.1",
+    "127。0。0。1",
+    "0.0.0.0",
+    "0",
+    "[::1]",
+    "[::]",
+    "[::ffff:127.0.0.1]",
+    "[0:0:0:0:0:ffff:7f00:1]",
+    "[::127.0.0.1]",
+    "[fe80::1]",
+    "[fd00::1]",
+    "[64:ff9b::7f00:1]",
+    "169.254.169.254",
+    "10.1.2.3",
+    "100.64.0.1",
+    "user@127.0.0.1",
+]
+
+
+def test_addresses_of_the_inside_are_refused(web: Listener, inside: Listener) -> None:
+    urls = [f"http://{host}:{inside.port}/secret.jpg" for host in HOSTS_INSIDE]
+    assert reasons(urls) == dict.fromkeys(urls, "private_address")
+    assert web.connections == 0
+
+
+def test_redirects_to_the_inside_are_refused(web: Listener, inside: Listener) -> None:
+    urls = []
+    for i, host in enumerate(HOSTS_INSIDE):
+        # Percent-encoded, as what is not ASCII must be in a header.
+        ascii_host = "".join(c if c.isascii() else quote(c) for c in host)
+        web.routes[f"/{i}"] = redirect(f"http://{ascii_host}:{inside.port}/secret.jpg")
+        urls.append(f"http://web.test:{web.port}/{i}")
+    assert reasons(urls) == dict.fromkeys(urls, "private_address")
+    assert len(web.requests) == len(HOSTS_INSIDE)
 
 
 @pytest.mark.parametrize("answers", [["127.0.0.1"], ["::1"], [PUBLIC, INSIDE], [INSIDE, PUBLIC]])
@@ -156,31 +179,28 @@ def test_an_entry_of_connect_to_is_for_its_hosts_and_no_others(
         assert allowed.connections == 1
 
 
-@pytest.mark.parametrize(
-    "to",
-    [
+def test_only_http_and_https(web: Listener) -> None:
+    others = [
         "file:///etc/passwd",
+        "FILE:///etc/passwd",
         "ftp://ftp.test/a.jpg",
         "data:image/png;base64,AAAA",
         "gopher://a.test/",
         "javascript:alert(1)",
-        "FILE:///etc/passwd",
-    ],
-)
-@pytest.mark.parametrize("by_redirect", [False, True])
-def test_only_http_and_https(web: Listener, to: str, by_redirect: bool) -> None:
-    web.routes["/"] = redirect(to)
-    assert refused(f"http://a.test:{web.port}/" if by_redirect else to) == "url_scheme"
+    ]
+    web.routes |= {f"/{i}": redirect(to) for i, to in enumerate(others)}
+    urls = others + [f"http://a.test:{web.port}/{i}" for i in range(len(others))]
+    assert reasons(urls) == dict.fromkeys(urls, "url_scheme")
 
 
-@pytest.mark.parametrize("url", ["", "no url", "//a.test/", "http://", "http://a b/", "http://[::"])
-def test_what_is_no_url_is_refused(url: str) -> None:
-    assert refused(url) == "url_scheme"
+def test_what_is_no_url_is_refused() -> None:
+    urls = ["", "no url", "//a.test/", "http://", "http://a b/", "http://[::"]
+    assert reasons(urls) == dict.fromkeys(urls, "url_scheme")
 
 
-def test_ports_of_other_services_are_refused(web: Listener) -> None:
-    for port in (22, 25, 110, 143, 445, 587, 993):
-        assert refused(f"http://a.test:{port}/") == "connect"
+def test_ports_of_other_services_are_refused() -> None:
+    urls = [f"http://a.test:{port}/" for port in (22, 25, 110, 143, 445, 587, 993)]
+    assert reasons(urls) == dict.fromkeys(urls, "connect")
 
 
 @pytest.mark.parametrize("status", ["301 X", "302 X", "303 X", "307 X", "308 X"])
@@ -207,23 +227,14 @@ def test_a_redirect_to_nowhere(web: Listener, location: str) -> None:
     assert refused(f"http://a.test:{web.port}/") == "http_other"
 
 
-@pytest.mark.parametrize(
-    ("status", "reason"),
-    [
-        ("403 X", "http_4xx"),
-        ("404 X", "http_4xx"),
-        ("429 X", "http_4xx"),
-        ("500 X", "http_5xx"),
-        ("503 X", "http_5xx"),
-        ("204 X", "http_other"),
-        ("206 X", "http_other"),
-        ("304 X", "http_other"),
-        ("666 X", "http_other"),
-    ],
-)
-def test_statuses(web: Listener, status: str, reason: str) -> None:
-    web.routes["/"] = answer(b"", status, X_Robots_Tag="noindex")
-    assert refused(f"http://a.test:{web.port}/") == reason
+def test_statuses(web: Listener) -> None:
+    expected = dict.fromkeys(["403 X", "404 X", "410 X", "429 X"], "http_4xx")
+    expected |= dict.fromkeys(["500 X", "502 X", "503 X"], "http_5xx")
+    expected |= dict.fromkeys(["204 X", "206 X", "304 X", "666 X"], "http_other")
+    urls = {f"http://a.test:{web.port}/{status[:3]}": why for status, why in expected.items()}
+    for status in expected:
+        web.routes[f"/{status[:3]}"] = answer(b"", status, X_Robots_Tag="noindex")
+    assert reasons(list(urls)) == urls
 
 
 @pytest.mark.parametrize(

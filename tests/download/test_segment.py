@@ -1,0 +1,316 @@
+"""Shards as img2dataset's users read them, the same bytes each time, whole whatever happens."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import webdataset as wds
+from PIL import Image
+
+from laion_assets import schemas
+from laion_assets.clip.shards import ImageBytes, read_rows
+from laion_assets.download.options import DownloadOptions
+from laion_assets.download.preview import MAX_BYTES, contact_sheet
+from laion_assets.download.segment import download_segment
+from laion_assets.funnel import StageCounts
+from laion_assets.removals.lists import Entries, parse
+from tests.download.conftest import (
+    PUBLIC,
+    Listener,
+    answer,
+    encoded,
+    listening,
+    picture,
+    write_pairs,
+)
+
+NONE = Entries()
+
+pytestmark = pytest.mark.filterwarnings("ignore:value is deprecated:DeprecationWarning")
+N = 23
+SIZE = 5
+
+
+@pytest.fixture(scope="module")
+def bodies() -> list[bytes]:
+    return [encoded(picture(seed, 300 + seed, 200)) for seed in range(N)]
+
+
+@pytest.fixture
+def images(bodies: list[bytes]) -> Iterator[Listener]:
+    """Serves picture i at /i.jpg, each a little late and in an order of its own."""
+    with listening(PUBLIC) as web:
+
+        def late(i: int) -> None:
+            def send(connection: object) -> None:
+                web.closing.wait(i * 7 % 5 / 100)
+                answer(bodies[i])(connection)  # type: ignore[arg-type]
+
+            web.routes[f"/{i}.jpg"] = send
+
+        for i in range(N):
+            late(i)
+        web.routes["/4.jpg"] = answer(b"gone", "404 Not Found")
+        web.routes["/7.jpg"] = answer(bodies[7][:9000])
+        web.routes["/8.jpg"] = answer(b"tiny")
+        yield web
+
+
+def options_for(web: Listener, **settings: object) -> DownloadOptions:
+    values = {"samples_per_shard": SIZE, "connect_to": {"*.test": f"{PUBLIC}:{web.port}"}}
+    return DownloadOptions.model_validate(values | settings)
+
+
+def urls(n: int = N) -> list[str]:
+    return [f"http://h{i % 3}.test/{i}.jpg" for i in range(n)]
+
+
+def run(pairs: Path, out: Path, options: DownloadOptions, **lists: Entries) -> StageCounts:
+    log = lists.pop("log", print)
+    lists = {"removals": NONE, "blocklists": NONE} | lists
+    return download_segment(pairs, out, options, log=log, **lists)  # type: ignore[arg-type]
+
+
+def content(out: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.iterdir())
+        if path.is_file() and not path.name.endswith("_stats.json")
+    }
+
+
+def test_shards_are_as_img2dataset_writes_them(
+    images: Listener, bodies: list[bytes], tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs.parquet"
+    write_pairs(pairs, urls())
+    out = tmp_path / "shards"
+    counts = run(pairs, out, options_for(images))
+    assert counts.adds_up
+    assert (counts.n_in, counts.kept) == (N, N - 3)
+    assert counts.rejects == {"http_4xx": 1, "undecodable": 1, "too_small": 1}
+    assert counts.examples["http_4xx"] == ["http://h1.test/4.jpg"]
+
+    names = [f"{shard:05d}" for shard in range(5)]
+    suffixes = (".parquet", ".tar", "_stats.json")
+    assert sorted(p.name for p in out.iterdir()) == [n + s for n in names for s in suffixes]
+    first = pq.read_table(out / "00000.parquet").to_pylist()
+    assert list(first[0]) == [
+        *("url", "caption", "uid", "language", "language_score", "license", "page_url"),
+        *("crawl", "segment", "wat_file", "key", "status", "error_message", "width", "height"),
+        *("original_width", "original_height", "exif", "sha256", "md5", "reason"),
+    ]
+    assert [row["key"] for row in first] == [f"00000{i:04d}" for i in range(SIZE)]
+    assert [row["url"] for row in first] == urls(SIZE)
+    assert first[0]["status"] == "success"
+    assert first[0]["uid"] == schemas.uid_of(urls()[0], "picture 0").hex()
+    assert (first[1]["original_width"], first[1]["original_height"]) == (301, 200)
+    assert (first[1]["width"], first[1]["height"]) == (256, 256)
+    assert first[1]["sha256"] == hashlib.sha256(bodies[1]).hexdigest()
+    assert first[1]["md5"] == hashlib.md5(bodies[1]).hexdigest()
+    assert (first[4]["status"], first[4]["reason"]) == ("failed_to_download", "http_4xx")
+    assert first[4]["error_message"] == "http_4xx: HTTP 404"
+    second = pq.read_table(out / "00001.parquet").to_pylist()
+    assert [row["reason"] for row in second] == [None, None, "undecodable", "too_small", None]
+    assert second[2]["status"] == "failed_to_resize"
+
+    with tarfile.open(out / "00001.tar") as tar:
+        members = tar.getmembers()
+        keys = [f"00001{i:04d}" for i in (0, 1, 4)]
+        assert [m.name for m in members] == [
+            f"{k}.{s}" for k in keys for s in ("jpg", "json", "txt")
+        ]
+        assert {m.mtime for m in members} == {0}
+        about = json.load(tar.extractfile(f"{keys[0]}.json"))  # type: ignore[arg-type]
+        assert about == second[0]
+
+    stats = json.loads((out / "00001_stats.json").read_text())
+    assert (stats["count"], stats["successes"]) == (5, 3)
+    assert (stats["failed_to_download"], stats["failed_to_resize"]) == (0, 2)
+    assert stats["status_dict"] == {"success": 3, "undecodable": 1, "too_small": 1}
+    assert stats["end_time"] - stats["start_time"] == pytest.approx(stats["duration"])
+
+
+def test_the_loaders_of_others_and_of_the_next_stage_read_them(
+    images: Listener, tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs.parquet"
+    write_pairs(pairs, urls(SIZE))
+    out = tmp_path / "shards"
+    run(pairs, out, options_for(images))
+    dataset = wds.WebDataset(str(out / "00000.tar"), shardshuffle=False).decode("pil")
+    samples = list(dataset.to_tuple("jpg", "txt", "json"))
+    assert [text for _, text, _ in samples] == [f"picture {i}" for i in range(4)]
+    assert all(image.size == (256, 256) for image, *_ in samples)
+    assert [about["url"] for *_, about in samples] == urls(4)
+
+    rows = read_rows(out / "00000.tar").to_pylist()
+    assert [row["SAMPLE_ID"] for row in rows] == [
+        schemas.sample_id_of(schemas.uid_of(url, f"picture {i}")) for i, url in enumerate(urls(4))
+    ]
+    assert (rows[2]["width"], rows[2]["height"]) == (302, 200)
+    with ImageBytes(out / "00000.tar") as tar:
+        assert all(tar.read(row["key"]).startswith(b"\xff\xd8") for row in rows)
+
+
+def test_equal_inputs_give_equal_bytes_whatever_the_order_of_answers(
+    images: Listener, tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    write_pairs(tmp_path / "one.parquet", urls())
+    table = pq.read_table(tmp_path / "one.parquet")
+    for part, (start, n) in enumerate([(0, 3), (3, 0), (3, 14), (17, 6)]):
+        pq.write_table(table.slice(start, n), pairs / f"part-{part:05d}.parquet")
+    run(tmp_path / "one.parquet", tmp_path / "a", options_for(images, concurrency=1))
+    other = options_for(images, concurrency=32, per_host_concurrency=32)
+    thread = threading.Thread(target=run, args=(pairs, tmp_path / "b", other))
+    thread.start()  # nothing needs the main thread
+    thread.join()
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert len(content(tmp_path / "a")) == 10
+
+
+def test_what_is_done_is_not_done_again_and_what_changed_is(
+    images: Listener, tmp_path: Path
+) -> None:
+    pairs, out, options = tmp_path / "pairs.parquet", tmp_path / "shards", options_for(images)
+    write_pairs(pairs, urls())
+    first = run(pairs, out, options)
+    made = content(out)
+    images.requests.clear()
+    assert run(pairs, out, options.model_copy(update={"concurrency": 3})) == first
+    assert images.requests == []
+
+    changed = urls()
+    changed[6] = "http://h0.test/0.jpg"
+    write_pairs(pairs, changed)
+    run(pairs, out, options)
+    assert sorted(path for _, path in images.requests) == sorted(
+        ["/0.jpg", "/5.jpg", "/7.jpg", "/8.jpg", "/9.jpg"]
+    )
+    again = content(out)
+    assert {name for name in made if made[name] != again[name]} == {"00001.tar", "00001.parquet"}
+
+    write_pairs(pairs, urls(8))
+    assert run(pairs, out, options).n_in == 8
+    assert {name[:5] for name in content(out)} == {"00000", "00001"}
+
+    images.requests.clear()
+    counts = run(pairs, out, options.model_copy(update={"image_size": 128}))
+    assert (len(images.requests), counts.n_in) == (8, 8)
+
+
+def test_a_removed_image_leaves_the_shards(
+    images: Listener, bodies: list[bytes], tmp_path: Path
+) -> None:
+    pairs, out = tmp_path / "pairs.parquet", tmp_path / "shards"
+    write_pairs(pairs, urls(4))
+    assert run(pairs, out, options_for(images)).kept == 4
+    removals = parse([f"sha256:{hashlib.sha256(bodies[2]).hexdigest()}"], "list")
+    counts = run(pairs, out, options_for(images), removals=removals)
+    assert (counts.kept, counts.rejects) == (3, {"removed": 1})
+    with tarfile.open(out / "00000.tar") as tar:
+        assert "000000002.jpg" not in tar.getnames()
+
+
+def test_a_machine_without_network_is_told_of(images: Listener, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.parquet"
+    write_pairs(pairs, [f"http://h{i}.invalid/{i}.jpg" for i in range(SIZE)] + urls(2))
+    lines: list[str] = []
+    counts = run(pairs, tmp_path / "out", options_for(images), log=lines.append)  # type: ignore[arg-type]
+    warnings = [line for line in lines if line.startswith("WARNING")]
+    assert len(warnings) == 1
+    assert "shard 00000: all 5 downloads failed for network reasons (dns 5)" in warnings[0]
+    assert lines[-1].startswith("image_shards: 7/7 images in ") or "7/7" in "".join(lines)
+    assert (counts.kept, counts.rejects) == (2, {"dns": 5})
+
+
+def test_no_pairs_and_wrong_pairs(images: Listener, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    assert run(tmp_path / "none", tmp_path / "a", options_for(images)).n_in == 0
+    write_pairs(tmp_path / "pairs.parquet", [])
+    assert run(tmp_path / "pairs.parquet", tmp_path / "b", options_for(images)).n_in == 0
+    assert content(tmp_path / "b") == {}
+    table = pq.read_table(tmp_path / "pairs.parquet").drop_columns(["url"])
+    pq.write_table(table, tmp_path / "wrong.parquet")
+    with pytest.raises(ValueError, match="no column url"):
+        run(tmp_path / "wrong.parquet", tmp_path / "c", options_for(images))
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from laion_assets.download.options import DownloadOptions
+from laion_assets.download.segment import download_segment
+from laion_assets.removals.lists import Entries
+
+def watch(event, details):
+    if event == "socket.connect" and details[1][0] != "127.0.0.2" or event == "socket.getaddrinfo":
+        print("DIALLED OUT", event, details[1:], flush=True)
+
+sys.addaudithook(watch)
+options = DownloadOptions.model_validate_json(sys.argv[3])
+download_segment(Path(sys.argv[1]), Path(sys.argv[2]), options, removals=Entries(),
+                 blocklists=Entries(), log=print)
+"""
+
+
+def test_a_killed_run_leaves_nothing_torn_and_is_gone_on_with(
+    images: Listener, tmp_path: Path
+) -> None:
+    """Also: nothing but the images' host is spoken to, whatever img2dataset imports."""
+    pairs, out, options = tmp_path / "pairs.parquet", tmp_path / "shards", options_for(images)
+    write_pairs(pairs, urls())
+    answer_12 = images.routes["/12.jpg"]
+    images.routes["/12.jpg"] = lambda _: images.closing.wait(60) and None
+    command = [sys.executable, "-c", CHILD, str(pairs), str(out)]
+    child = subprocess.Popen(
+        [*command, options.model_copy(update={"total_timeout_s": 60.0}).model_dump_json()],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while not (out / "00001_stats.json").exists():
+        assert child.poll() is None
+        time.sleep(0.02)
+    (out / ".making-torn").mkdir()
+    (out / ".making-torn" / "00002.tar").write_bytes(b"half")
+    child.kill()
+    told, _ = child.communicate()
+    assert "DIALLED OUT" not in told
+    assert {name[:5] for name in content(out)} == {"00000", "00001"}
+
+    images.routes["/12.jpg"] = answer_12
+    before = {path for _, path in images.requests if int(path[1:-4]) < 10}
+    images.requests.clear()
+    counts = run(pairs, out, options)
+    assert before == {f"/{i}.jpg" for i in range(10)}
+    assert not before & {path for _, path in images.requests}
+    assert (counts.n_in, counts.kept) == (N, N - 3)
+    run(pairs, tmp_path / "whole", options)
+    assert content(out) == content(tmp_path / "whole")
+
+
+def test_a_contact_sheet_shows_images_with_captions(images: Listener, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs.parquet", urls())
+    run(tmp_path / "pairs.parquet", tmp_path / "out", options_for(images))
+    sheet = contact_sheet(tmp_path / "out", n=12, seed=1)
+    assert sheet == contact_sheet(tmp_path / "out", n=12, seed=1)
+    assert sheet != contact_sheet(tmp_path / "out", n=12, seed=2)
+    assert len(sheet) <= MAX_BYTES
+    with Image.open(io.BytesIO(sheet)) as image:
+        assert image.size[0] > 800
+        assert image.convert("L").getextrema()[0] < 64
+    (tmp_path / "empty").mkdir()
+    assert contact_sheet(tmp_path / "empty").startswith(b"\xff\xd8")
