@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import pyarrow as pa
+from PIL import Image
 
 from laion_assets.download.options import DownloadOptions
 
@@ -73,6 +74,8 @@ def _load() -> Parts:
     # img2dataset speaks to albumentations in a way of last year, which is told at every image.
     warnings.filterwarnings("ignore", "value is deprecated, use fill", DeprecationWarning)
     warnings.filterwarnings("ignore", "'imghdr' is deprecated", DeprecationWarning)
+    # Declared sizes are judged by `images`; Pillow would tell of some that are refused anyway.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     logging.getLogger("exifread").setLevel(logging.CRITICAL)
     import exifread  # type: ignore[import-untyped]
     from img2dataset import resizer

@@ -120,9 +120,9 @@ def download_segment(
 
     rows = sum(pq.read_metadata(file).num_rows for file in files)
     resumed = sum(counts.n_in for counts in finished.values())
-    progress = Progress("image_shards", "images", rows, log, resumed=resumed)
     if len(finished) < len(digests):
         maker = ImageMaker(options, removals, blocklists)
+        progress = Progress("image_shards", "images", rows, log, resumed=resumed)
         todo = (
             (shard, table)
             for shard, table in enumerate(_shards(files, size))
