@@ -199,13 +199,24 @@ def sample_crawl_serve(args: argparse.Namespace) -> None:
     serve(args.root, args.port)
 
 
+def _quiet() -> None:
+    """Dagster warns of each beta feature at each start; the graph uses one knowingly."""
+    import warnings
+
+    import dagster as dg
+
+    warnings.filterwarnings("ignore", category=dg.BetaWarning)
+
+
 def demo(args: argparse.Namespace) -> None:
+    _quiet()
     from laion_assets.demo.show import run_demo
 
     run_demo(args.root, args.port)
 
 
 def ui(args: argparse.Namespace) -> None:
+    _quiet()
     from laion_assets.demo.show import run_ui
 
     run_ui(args.root, args.port)

@@ -36,10 +36,13 @@ class Needs:
         return bool(self.new_crawls or self.segments or self.aggregates)
 
     def reasons(self) -> list[str]:
+        """A line for each crawl, and for each segment and cause."""
         lines = [f"{crawl}: a new crawl" for crawl in self.new_crawls]
-        for key, assets in sorted(self.segments.items()):
-            lines += [f"{key} {asset}: {why}" for asset, why in assets.items()]
-        return lines + [f"{asset}: {why}" for asset, why in self.aggregates.items()]
+        for key, assets in [*sorted(self.segments.items()), ("all segments", self.aggregates)]:
+            for cause in dict.fromkeys(assets.values()):
+                named = ", ".join(asset for asset, why in assets.items() if why == cause)
+                lines.append(f"{key}: {named} ({cause})")
+        return lines
 
 
 def needs(settings: Settings, instance: dg.DagsterInstance, definitions: dg.Definitions) -> Needs:
@@ -89,8 +92,10 @@ class Driver:
         instance: dg.DagsterInstance,
         definitions: dg.Definitions,
         ui: str,
+        since: float,
         say: Say,
     ) -> None:
+        """``since``: runs created from then on are this demo's; the daemon may be quick."""
         from dagster_graphql import DagsterGraphQLClient
 
         address = urlsplit(ui)
@@ -98,7 +103,7 @@ class Driver:
         self._settings, self._instance, self._definitions = settings, instance, definitions
         self._say = say
         self._told: set[str] = set()
-        self._since = time.time()
+        self._since = since
 
     def bring_up_to_date(self, missing: Needs) -> None:
         """Raises :class:`DemoError` when a run fails."""

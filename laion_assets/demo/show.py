@@ -39,12 +39,11 @@ def run_demo(root: Path, ui_port: int) -> None:
         if not missing:
             _say("everything is there and current: nothing to materialize")
         else:
-            for reason in missing.reasons()[:12]:
+            for reason in missing.reasons():
                 _say(f"to make: {reason}")
-            if len(missing.reasons()) > 12:
-                _say(f"to make: and {len(missing.reasons()) - 12} more")
+            since = time.time()
             with dagster_dev(places, ui_port, _say) as url:
-                Driver(settings, instance, defs, url, _say).bring_up_to_date(missing)
+                Driver(settings, instance, defs, url, since, _say).bring_up_to_date(missing)
     show_summary(settings)
 
 
