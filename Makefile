@@ -15,10 +15,10 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/laion-assets demo
+	$(BIN)/laion-assets demo --end-with-parent
 
 ui: setup
-	$(BIN)/laion-assets ui
+	$(BIN)/laion-assets ui --end-with-parent
 
 test: lint
 	$(BIN)/python -m pytest

@@ -199,24 +199,28 @@ def sample_crawl_serve(args: argparse.Namespace) -> None:
     serve(args.root, args.port)
 
 
-def _quiet() -> None:
-    """Dagster warns of each beta feature at each start; the graph uses one knowingly."""
+def _prepare_demo(args: argparse.Namespace) -> None:
     import warnings
 
     import dagster as dg
 
+    from laion_assets.demo.companion import end_with_parent
+
+    if args.end_with_parent:
+        end_with_parent()
+    # Dagster warns of each beta feature at each start; the graph uses one knowingly.
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
 
 def demo(args: argparse.Namespace) -> None:
-    _quiet()
+    _prepare_demo(args)
     from laion_assets.demo.show import run_demo
 
     run_demo(args.root, args.port)
 
 
 def ui(args: argparse.Namespace) -> None:
-    _quiet()
+    _prepare_demo(args)
     from laion_assets.demo.show import run_ui
 
     run_ui(args.root, args.port)
@@ -342,12 +346,19 @@ def build_parser() -> argparse.ArgumentParser:
         word = _add(commands, _Word(name, text, name, run))
         word.add_argument("--root", type=Path, default=Path.cwd(), help="the checkout")
         word.add_argument("--port", type=int, default=3000, help="port of Dagster's UI")
+        word.add_argument(
+            "--end-with-parent",
+            action="store_true",
+            help="end when the process that started this one ends, as make's commands should",
+        )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    # Asked to end, a command cleans up as on Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         args.run(args)
     except KeyboardInterrupt:

@@ -183,7 +183,8 @@ class Driver:
             if not run.is_finished or run.run_id in self._told:
                 continue
             self._told.add(run.run_id)
-            what = run.tags.get("dagster/partition") or run.job_name
+            selected = ", ".join(sorted(key.path[-1] for key in run.asset_selection or ()))
+            what = run.tags.get("dagster/partition") or selected or run.job_name
             seconds = (record.end_time or 0) - (record.start_time or 0)
             self._say(f"{what}: {run.status.value.lower()} in {seconds:.0f} s")
             if run.status != dg.DagsterRunStatus.SUCCESS:

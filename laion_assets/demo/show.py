@@ -14,6 +14,7 @@ from laion_assets.demo.world import (
     crawl_server,
     dagster_dev,
     prepare,
+    sole_demo,
     stop_leftovers,
 )
 from laion_assets.funnel import STAGES
@@ -32,28 +33,32 @@ def run_demo(root: Path, ui_port: int) -> None:
     from laion_assets.definitions import defs
 
     settings, places = load_settings(), Places(root)
-    instance = prepare(places, _say)
-    with crawl_server(places, settings, _say):
+    with sole_demo(places, _say):
+        instance = prepare(places, _say)
         stop_leftovers(places, instance, _say)
-        missing = needs(settings, instance, defs)
-        if not missing:
-            _say("everything is there and current: nothing to materialize")
-        else:
+        with crawl_server(places, settings, _say) as group:
+            missing = needs(settings, instance, defs)
+            if not missing:
+                _say("everything is there and current: nothing to materialize")
             for reason in missing.reasons():
                 _say(f"to make: {reason}")
-            since = time.time()
-            with dagster_dev(places, ui_port, _say) as url:
-                Driver(settings, instance, defs, url, since, _say).bring_up_to_date(missing)
-    show_summary(settings)
+            if missing:
+                since = time.time()
+                with dagster_dev(places, ui_port, group, _say) as url:
+                    Driver(settings, instance, defs, url, since, _say).bring_up_to_date(missing)
+        show_summary(settings)
 
 
 def run_ui(root: Path, ui_port: int) -> None:
     """Serve the sample crawl and Dagster's UI on the demo's instance until interrupted."""
     settings, places = load_settings(), Places(root)
-    instance = prepare(places, _say)
-    with crawl_server(places, settings, _say):
+    with sole_demo(places, _say):
+        instance = prepare(places, _say)
         stop_leftovers(places, instance, _say)
-        with dagster_dev(places, ui_port, _say) as url:
+        with (
+            crawl_server(places, settings, _say) as group,
+            dagster_dev(places, ui_port, group, _say) as url,
+        ):
             _say(f"open {url}/asset-groups; Ctrl-C ends it")
             while True:
                 time.sleep(3600)

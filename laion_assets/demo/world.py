@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -21,7 +22,6 @@ from urllib.parse import urlsplit
 import dagster as dg
 
 from laion_assets.sample_crawl.build import build_sample_crawl
-from laion_assets.sample_crawl.server import SampleServer
 from laion_assets.settings import Settings
 
 Say = Callable[[str], None]
@@ -33,7 +33,8 @@ UNFINISHED: Final = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-_PR_SET_PDEATHSIG: Final = 1
+_TURN_S: Final = 30.0
+_GENTLE_END_S: Final = 15.0
 
 
 class DemoError(RuntimeError):
@@ -59,8 +60,13 @@ class Places:
         return self.root / ".demo" / "dagster.log"
 
     @property
-    def process(self) -> Path:
-        return self.root / ".demo" / "dagster.pid"
+    def group(self) -> Path:
+        """Holds the process group of a running demo."""
+        return self.root / ".demo" / "processes"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / ".demo" / "lock"
 
 
 def prepare(places: Places, say: Say) -> dg.DagsterInstance:
@@ -75,50 +81,91 @@ def prepare(places: Places, say: Say) -> dg.DagsterInstance:
     if not (places.crawl / "manifest.json").exists():
         say("building the sample crawl")
         build_sample_crawl(places.crawl)
-    # Dagster's own processes read it; this one names its instance openly.
-    os.environ["DAGSTER_HOME"] = str(places.home)
     return dg.DagsterInstance.from_config(str(places.home))
 
 
 @contextmanager
-def crawl_server(places: Places, settings: Settings, say: Say) -> Iterator[SampleServer]:
-    """Serve the sample crawl where the settings expect it."""
+def sole_demo(places: Places, say: Say) -> Iterator[None]:
+    """Two demos of one checkout would end each other's processes: the second waits its turn."""
+    places.lock.parent.mkdir(parents=True, exist_ok=True)
+    with places.lock.open("a") as lock:
+        deadline = time.monotonic() + _TURN_S
+        told = False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise DemoError(f"another demo runs in {places.root}: end it first") from error
+                if not told:
+                    say("another demo runs here, waiting for it to end")
+                    told = True
+                time.sleep(0.2)
+        yield
+
+
+@contextmanager
+def crawl_server(places: Places, settings: Settings, say: Say) -> Iterator[int]:
+    """Serve the sample crawl where the settings expect it; yields the process group that
+    everything else of the demo joins, and that ends as a whole."""
     url = urlsplit(settings.crawl_source.data_url)
-    try:
-        server = SampleServer(places.crawl, port=url.port or 80)
-    except OSError as error:
+    companion = subprocess.Popen(  # noqa: S603 - our own command line
+        [
+            sys.executable,
+            "-m",
+            "laion_assets.demo.companion",
+            str(places.crawl),
+            str(url.port or 80),
+            str(os.getpid()),
+        ],
+        cwd=places.root,
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    places.group.write_text(str(companion.pid))
+    assert companion.stdout
+    answer = companion.stdout.readline().strip()
+    if answer != "ready":
+        companion.wait()
         raise DemoError(
-            f"port {url.port} is taken ({error}): end what listens there, or set another port in "
-            "a copy of laion_assets/deployments/sample.toml named by LAION_ASSETS_CONFIG"
-        ) from error
-    with server:
-        say(f"the sample crawl is served at {server.url}")
-        yield server
+            f"port {url.port} cannot be served ({answer}): end what listens there, or set another "
+            "port in a copy of laion_assets/deployments/sample.toml named by LAION_ASSETS_CONFIG"
+        )
+    say(f"the sample crawl is served at {url.geturl()}")
+    try:
+        yield companion.pid
+    finally:
+        _kill_group(companion.pid)
+        companion.wait()
+        places.group.unlink(missing_ok=True)
 
 
 def stop_leftovers(places: Places, instance: dg.DagsterInstance, say: Say) -> None:
     """End what an interrupted demo left running, and close its unfinished runs."""
-    if places.process.exists():
-        group = int(places.process.read_text())
-        if _is_dagster(group):
-            say("ending the Dagster processes of an interrupted demo")
-            _end_group(group)
-        places.process.unlink()
+    if places.group.exists():
+        group = int(places.group.read_text())
+        if any(_group_of(process) == group and _is_ours(process) for process in _processes()):
+            say("ending the processes of an interrupted demo")
+            _kill_group(group)
+        places.group.unlink()
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         instance.report_run_canceled(run, message="The demo that started this run was interrupted.")
         say(f"closed the unfinished run {run.run_id[:8]}")
 
 
-def _is_dagster(pid: int) -> bool:
-    """Whether the process is a Dagster one: process ids are used again."""
+def _processes() -> Iterator[Path]:
+    return Path("/proc").glob("[0-9]*")
+
+
+def _is_ours(process: Path) -> bool:
+    """Process ids are used again: a group of the same number may be a stranger's."""
     try:
-        return b"dagster" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = (process / "cmdline").read_bytes()
     except OSError:
-        return any(
-            b"dagster" in command.read_bytes()
-            for command in Path("/proc").glob("[0-9]*/cmdline")
-            if _group_of(command.parent) == pid
-        )
+        return False
+    return b"dagster" in command or b"laion_assets" in command
 
 
 def _group_of(process: Path) -> int | None:
@@ -128,27 +175,14 @@ def _group_of(process: Path) -> int | None:
         return None
 
 
-def _end_group(group: int, patience_s: float = 15.0) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(group, number)
-        except ProcessLookupError:
-            return
-        deadline = time.monotonic() + patience_s
-        while time.monotonic() < deadline:
-            try:
-                os.killpg(group, 0)
-            except ProcessLookupError:
-                return
-            time.sleep(0.1)
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _kill_group(group: int) -> None:
+    """Everything in the group survives a SIGKILL by design, so nothing gentler is needed."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
 
 
 @contextmanager
-def dagster_dev(places: Places, port: int, say: Say) -> Iterator[str]:
+def dagster_dev(places: Places, port: int, group: int, say: Say) -> Iterator[str]:
     """Run ``dagster dev`` on the demo's instance; yields the address of its UI."""
     places.log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml"]
@@ -160,18 +194,22 @@ def dagster_dev(places: Places, port: int, say: Say) -> Iterator[str]:
             cwd=places.root,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
+            process_group=group,
+            env=os.environ | {"DAGSTER_HOME": str(places.home)},
         )
-    places.process.write_text(str(process.pid))
     try:
         _await_ui(url, process, places.log)
         say(f"Dagster's UI is at {url}")
         yield url
-    finally:
-        _end_group(process.pid)
-        process.wait()
-        places.process.unlink(missing_ok=True)
+    except BaseException:
+        # Interrupted: whatever runs ends with the group, at once.
+        _kill_group(group)
+        raise
+    process.terminate()
+    try:
+        process.wait(_GENTLE_END_S)
+    except subprocess.TimeoutExpired:
+        say("dagster dev takes its time to end; ending it")
 
 
 def _await_ui(
