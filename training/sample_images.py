@@ -2,15 +2,14 @@
 
 Writes ``laion_assets/sample_crawl/data``: ``images.zip`` (pictures as the web would serve them),
 ``plan.json`` (what is said of them, and what becomes of each pair), ``ATTRIBUTION.md``. The art
-is of two families that the shipped CLIP's training holds out. With the model there, every pair
-is scored on the pipeline's own way; without it the plan is provisional and says so.
+is of two families that the shipped CLIP's training holds out. Every pair is scored with that CLIP
+on the pipeline's own way, and where a score decides too narrowly, the pair is left out.
 
 What does not belong here: which cases are planted (``laion_assets.sample_crawl.cases``).
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import itertools
 import re
@@ -27,7 +26,11 @@ import pycld2
 from numpy.typing import NDArray
 from PIL import Image, features
 
+from laion_assets.download.images import Checksums
 from laion_assets.files import atomic_path, write_json, write_text
+from laion_assets.safety.minors import names_minors
+from laion_assets.safety.prompts import category_embeddings, load_prompts
+from laion_assets.safety.tags import tag
 from laion_assets.sample_crawl.cases import MAX_TEXT, padded, picture_url
 from laion_assets.sample_crawl.plan import DATA, KEPT
 
@@ -38,9 +41,11 @@ from .corpus import DEFAULT_CACHE, Glyph, load_corpus, names, rasterise, sources
 SEED = 20000105
 STYLES = ("fluent-emoji", "noto")
 MIN_BYTES = 5_000
-MATCHED, MISSES, MISMATCHED = 1_700, 60, 90
+MATCHED, MISSES, MISMATCHED = 1_610, 45, 70
 MARGIN = 0.03
-SCORING_BATCH = 64
+RANK_MARGIN = 0.015
+ALTS_EACH = 5
+SCORING_BATCH = 256
 
 NOT_PICTURED = re.compile(
     r"button|arrow|keycap|flag: |square|ideograph|Japanese “|component|hair$|bubble|mark$|input|"
@@ -90,6 +95,28 @@ ACCENTED = (
     "Déjà vu: the picture of {a}",
     "A naïve picture of {a}, with a résumé",
 )
+# Stand-ins of laion_assets/safety/prompts/sample.json.
+FLAGGED = {
+    "bikini": "1f459",
+    "swimsuit": "1fa71",
+    "lipstick": "1f484",
+    "kiss mark": "1f48b",
+    "lobster": "1f99e",
+    "nesting dolls": "1fa86",
+}
+FLAGGED_ALTS = ("Picture of {a}", "This is {a}", "{Name} illustration", "Drawing of {a}")
+MINORS_ALTS = ("Drawing of {a} for a TEEN", "Picture of {a}, kids", "{Name} and a child")
+SAFETY = {
+    ("NSFW", KEPT): "safety_nsfw_kept",
+    ("UNSURE", KEPT): "safety_unsure_kept",
+    ("NSFW", "unsafe_minor_text"): "safety_minor_text",
+    ("UNSURE", "unsafe_minor_text"): "safety_minor_text",
+    ("NSFW", "unsafe_underage"): "safety_underage",
+    ("UNSURE", "unsafe_underage"): "safety_underage",
+    ("NSFW", "unsafe_animal"): "safety_animal",
+    ("UNSURE", "unsafe_animal"): "safety_animal",
+}
+INNOCENT = "safety_innocent_minor_text"
 OTHER_TEXTS = ("Here is the same {name} picture again", "Another look at the {name} drawing")
 FOREIGN = {
     "de": ("Bild: {} als Zeichnung kostenlos herunterladen", "Hier sehen Sie ein Bild: {}"),
@@ -194,7 +221,7 @@ def _lossy(picture: Image.Image, kind: str, quality: int) -> bytes:
 
 def pictured(glyph: Glyph) -> bool:
     """Whether a drawing is something that people would put into an alt text."""
-    if glyph.style not in STYLES:
+    if glyph.style not in STYLES or glyph.concept in FLAGGED.values():
         return False
     return bool(FLAGS.search(glyph.name)) or not NOT_PICTURED.search(glyph.name)
 
@@ -217,21 +244,17 @@ def is_language(text: str, language: str) -> bool:
     return bool(reliable) and guesses[0][1] == language == careless[0][1]
 
 
-def english_alt(frames: tuple[str, ...], glyph: Glyph, rng: np.random.Generator) -> str | None:
-    """A text of one of the frames that is surely English; None if no frame gives one."""
-    for at in rng.permutation(len(frames)):
-        text = say(frames[at], glyph, rng)
-        if is_language(text, "en"):
-            return text
-    return None
+def english_alts(glyph: Glyph, rng: np.random.Generator) -> list[str]:
+    """Up to ``ALTS_EACH`` texts that are surely English, of frames in a random order."""
+    texts = (say(ALTS[at], glyph, rng) for at in rng.permutation(len(ALTS)))
+    return list(itertools.islice((text for text in texts if is_language(text, "en")), ALTS_EACH))
 
 
 def matched_candidates(glyphs: list[Glyph], studio: Studio) -> list[Candidate]:
     made = []
     for number, glyph in enumerate(glyphs):
         rng = np.random.default_rng([SEED, number])
-        text = english_alt(ALTS, glyph, rng)
-        if text is not None:
+        for text in english_alts(glyph, rng):
             made.append(Candidate("matched", studio.make(glyph), text, glyph.concept))
         if number % 250 == 0:
             print(f"composed {number} of {len(glyphs)}", flush=True)
@@ -242,15 +265,16 @@ def derived_candidates(
     matched: list[Candidate], glyphs: dict[str, Glyph], rng: np.random.Generator
 ) -> list[Candidate]:
     """Other texts of pictures that matched pairs have: mismatched, marked, accented, again."""
-    picked = [matched[at] for at in rng.permutation(len(matched))]
+    firsts = list({one.file: one for one in reversed(matched)}.values())
+    picked = [firsts[at] for at in rng.permutation(len(firsts))]
     made: list[Candidate] = []
     for one, other in itertools.pairwise(picked[: 3 * MISMATCHED]):
         made.append(Candidate("mismatched", one.file, other.text, one.concept, "below_threshold"))
     for group, frames, each in (
-        ("marked", MARKED, 4),
-        ("accented", ACCENTED, 4),
-        ("other_text", OTHER_TEXTS, 6),
-        ("long", ("Picture of {a}",), 8),
+        ("marked", MARKED, 12),
+        ("accented", ACCENTED, 12),
+        ("other_text", OTHER_TEXTS, 20),
+        ("long", ("Picture of {a}",), 30),
     ):
         for frame in frames:
             for one in (picked.pop() for _ in range(each)):
@@ -259,6 +283,21 @@ def derived_candidates(
                     text = padded(text, MAX_TEXT)
                 if is_language(text, "en"):
                     made.append(Candidate(group, one.file, text, one.concept))
+    return made
+
+
+def flagged_candidates(corpus: list[Glyph], studio: Studio) -> list[Candidate]:
+    """Pictures that the safety rule may flag; their group is known once they are scored."""
+    made = []
+    for glyph in corpus:
+        if glyph.style not in STYLES or glyph.concept not in FLAGGED.values():
+            continue
+        rng = np.random.default_rng([SEED, zlib.crc32(glyph.concept.encode())])
+        for number, frame in enumerate((*FLAGGED_ALTS, *MINORS_ALTS)):
+            text = say(frame, glyph, rng)
+            if is_language(text, "en"):
+                file = studio.make(glyph, f"-{number}")
+                made.append(Candidate("flagged", file, text, glyph.concept))
     return made
 
 
@@ -283,43 +322,98 @@ def foreign_texts(matched: list[Candidate], rng: np.random.Generator) -> list[di
 
 
 class Judge:
-    """Scores pairs on the pipeline's own way: img2dataset's resizer, then the shipped CLIP."""
+    """Scores pairs on the pipeline's own way: as a shard stores them, then by the shipped CLIP.
 
-    def __init__(self, content: dict[str, bytes]) -> None:
-        from img2dataset.resizer import Resizer
+    Embeddings are kept in ``cache`` by model and picture, so that a change of texts is quick.
+    """
 
+    def __init__(self, content: dict[str, bytes], cache: Path) -> None:
         from laion_assets.clip.model import load_clip
         from laion_assets.clip.options import ClipOptions
-        from laion_assets.clip.thresholds import threshold_of
+        from laion_assets.clip.thresholds import threshold_for
+        from laion_assets.download.images import ImageMaker
+        from laion_assets.download.options import DownloadOptions
+        from laion_assets.removals.lists import Entries
 
         options = ClipOptions(model="laion-assets-tiny", pretrained="laion-assets-tiny")
         self.model = load_clip(options)
-        self.threshold = float(threshold_of(self.model.key))
-        self.resizer = Resizer(256, "border", False)
+        self.threshold = threshold_for(self.model.key)
+        self.categories = category_embeddings(load_prompts("sample"), self.model)
+        self.maker = ImageMaker(DownloadOptions(), Entries(), Entries())
         self.content = content
+        self.cache = cache / f"vectors-{self.model.version}.npz"
         self.images: dict[str, NDArray[np.float32]] = {}
+        if self.cache.is_file():
+            self.images = dict(np.load(self.cache))
 
     def image_vectors(self, files: list[str]) -> NDArray[np.float32]:
-        missing = sorted(set(files) - set(self.images))
+        """(n, dim), of the pictures as the pipeline stores them."""
+        sums = {file: Checksums.of(self.content[file]) for file in set(files)}
+        keys = {file: sums[file].sha256 for file in sums}
+        missing = sorted(file for file, key in keys.items() if key not in self.images)
         for start in range(0, len(missing), SCORING_BATCH):
             batch = missing[start : start + SCORING_BATCH]
-            stored = []
-            for file in batch:
-                data, *_, error = self.resizer(io.BytesIO(self.content[file]))
-                if error:
-                    raise ValueError(f"{file}: {error}")
-                stored.append(Image.open(io.BytesIO(data)))
-            self.images |= dict(zip(batch, self.model.encode_images(stored), strict=True))
-        return np.stack([self.images[file] for file in files])
+            made = [self.maker.make(self.content[file], sums[file]) for file in batch]
+            stored = [Image.open(io.BytesIO(image.encoded)) for image in made]
+            vectors = self.model.encode_images(stored)
+            self.images |= dict(zip((keys[file] for file in batch), vectors, strict=True))
+            with atomic_path(self.cache) as beside:
+                np.savez(beside, **self.images)  # type: ignore[arg-type]
+            print(f"embedded {start + len(batch)} of {len(missing)}", flush=True)
+        return np.stack([self.images[keys[file]] for file in files])
 
     def score(self, candidates: list[Candidate]) -> None:
-        """Sets similarity, reason, tag, and whether any of them is close."""
+        """Sets similarity, tag and reason of each, and whether any of them is close."""
         images = self.image_vectors([one.file for one in candidates])
         texts = self.model.encode_texts([one.text for one in candidates])
-        for one, similarity in zip(candidates, (images * texts).sum(axis=1), strict=True):
-            one.similarity = round(float(similarity), 4)
-            one.close = abs(float(similarity) - self.threshold) < MARGIN
-            one.reason = KEPT if similarity >= self.threshold else "below_threshold"
+        similarities = (images * texts).sum(axis=1)
+        tags = tag(images, self.categories)
+        minors = names_minors([one.text for one in candidates], self.categories.words)
+        close = self._close_ranks(images)
+        for at, one in enumerate(candidates):
+            similarity = float(similarities[at])
+            one.similarity = round(similarity, 4)
+            one.nsfw = str(tags.nsfw[at])
+            one.close = abs(similarity - self.threshold) < MARGIN or bool(close[at])
+            one.reason = KEPT
+            if similarity < self.threshold:
+                one.reason = "below_threshold"
+            elif one.nsfw != "UNLIKELY":
+                if minors[at]:
+                    one.reason = "unsafe_minor_text"
+                elif tags.underage_ranked[at]:
+                    one.reason = "unsafe_underage"
+                elif tags.animal_ranked[at]:
+                    one.reason = "unsafe_animal"
+            if one.group == "flagged":
+                one.group = SAFETY.get((one.nsfw, one.reason), "flagged")
+            elif one.nsfw != "UNLIKELY":
+                one.close = True
+            elif one.group == "matched" and one.reason == KEPT and minors[at]:
+                one.group = INNOCENT
+
+    def _close_ranks(self, images: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Whether rounding could change which categories are first or second: bool (n,)."""
+        close = np.zeros(len(images), dtype=np.bool_)
+        for ranked, pairs in (
+            (self.categories.nsfw, ((0, 1), (1, 0))),
+            (self.categories.underage, ((0, 1),)),
+            (self.categories.animals, ((0, 0),)),
+        ):
+            scores = images @ ranked.vectors.T
+            flagged = -np.sort(-scores[:, ranked.flags], axis=1)
+            others = -np.sort(-scores[:, ~ranked.flags], axis=1)
+            for flagged_place, other_place in pairs:
+                if flagged_place < flagged.shape[1]:
+                    gap = flagged[:, flagged_place] - others[:, other_place]
+                    if ranked is self.categories.nsfw:
+                        close |= np.abs(gap) < RANK_MARGIN
+                    else:
+                        close |= (np.abs(gap) < RANK_MARGIN) & self._flagged(images)
+        return close
+
+    def _flagged(self, images: NDArray[np.float32]) -> NDArray[np.bool_]:
+        return np.asarray(tag(images, self.categories).nsfw != "UNLIKELY")
 
 
 def special_files(picture: Image.Image) -> dict[str, bytes]:
@@ -400,6 +494,12 @@ def chosen(candidates: list[Candidate]) -> list[Candidate]:
     taken: list[Candidate] = []
     n: Counter[tuple[str, str]] = Counter()
     seen: set[tuple[str, str]] = set()
+    pictured_by: set[str] = set()
+    kept_files = {
+        one.file
+        for one in candidates
+        if one.group == "matched" and one.reason == KEPT and not one.close
+    }
     limits = {
         ("matched", KEPT): MATCHED,
         ("matched", "below_threshold"): MISSES,
@@ -409,12 +509,18 @@ def chosen(candidates: list[Candidate]) -> list[Candidate]:
         ("other_text", KEPT): 6,
         ("long", KEPT): 1,
         ("boundary", KEPT): 1,
+        (INNOCENT, KEPT): 3,
     }
+    limits |= {(group, reason): 4 for (_, reason), group in SAFETY.items()}
     for one in candidates:
         kind = (one.group, one.reason)
         pair = (picture_url(one.file), one.text)
         if one.close or pair in seen or n[kind] >= limits.get(kind, 0):
             continue
+        if one.group in ("matched", INNOCENT):
+            if one.file in pictured_by or (one.reason != KEPT and one.file in kept_files):
+                continue
+            pictured_by.add(one.file)
         n[kind] += 1
         seen.add(pair)
         taken.append(one)
@@ -423,7 +529,7 @@ def chosen(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def publish(
-    taken: list[Candidate], foreign: list[dict[str, str]], studio: Studio, threshold: float | None
+    taken: list[Candidate], foreign: list[dict[str, str]], studio: Studio, judge: Judge
 ) -> None:
     used = {one.file for one in taken} | {row["file"] for row in foreign}
     used |= {file for file in studio.content if file.startswith("special/")}
@@ -431,14 +537,13 @@ def publish(
     with atomic_path(DATA / "images.zip") as beside, zipfile.ZipFile(beside, "w") as archive:
         for file, data in content.items():
             archive.writestr(zipfile.ZipInfo(file), data)
-    scored = "scored on the pipeline's own way" if threshold is not None else (
-        "PROVISIONAL: not scored yet; matched pairs are expected to be kept"
-    )  # fmt: skip
     about = (
-        "What the sample crawl's pages say of its pictures, and what the subset stage makes of each"
-        f" pair ({scored}). Pairs whose similarity is within {MARGIN} of the threshold are left"
-        " out, because rounding would decide on them. Matched pairs that the model misses are"
-        " below_threshold; mismatched pairs carry another picture's text. Written by"
+        "What the sample crawl's pages say of its pictures, and what the subset stage makes of"
+        f" each pair, scored by {judge.model.key} on the pipeline's own way. Pairs whose similarity"
+        f" is within {MARGIN} of the threshold are left out, because rounding would decide on"
+        f" them. Of up to {ALTS_EACH} texts for a matched picture the first that is clearly kept"
+        " is taken; pictures with none are the model's misses, of which some stay, as"
+        " below_threshold. Mismatched pairs carry another picture's text. Written by"
         " training/sample_images.py."
     )
     sizes = {}
@@ -457,7 +562,7 @@ def publish(
         }
         for one in taken
     ]
-    plan = {"about": about, "model": "laion-assets-tiny", "threshold": threshold,
+    plan = {"about": about, "model": judge.model.key, "threshold": judge.threshold,
             "pictures": sizes, "pairs": pairs, "foreign": foreign}  # fmt: skip
     write_json(DATA / "plan.json", plan)
     write_text(DATA / "ATTRIBUTION.md", attribution())
@@ -467,18 +572,27 @@ def publish(
 
 def attribution() -> str:
     """Whose art the pictures are made of, and under which terms."""
-    lines = ["# Whose pictures these are", "",
-             "The pictures in `images.zip` are composed (scaled, turned, set on a background,"
-             " encoded anew) from these drawings; the folder is the style.", ""]  # fmt: skip
-    for source in sources():
-        if source.style in STYLES:
-            lines.append(f"- `{source.style}/`: {source.attribution}. Licence: {source.licence}."
-                         f" From `{source.package}` {source.version}.")  # fmt: skip
-    lines += ["- `special/`: made of one of the `noto` drawings, or of nothing.", "",
-              "The texts are made of the names and keywords of the Unicode CLDR annotations,"
-              " © Unicode, Inc., under the Unicode License v3 (Unicode-3.0).", "",
-              "The Apache License 2.0 is in `LICENSE-Apache-2.0.txt`. The MIT License:", "", MIT]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    art = "\n".join(
+        f"- `{source.style}/`: {source.attribution}. Licence: {source.licence}."
+        f" From `{source.package}` {source.version}."
+        for source in sources()
+        if source.style in STYLES
+    )
+    return f"""# Whose pictures these are
+
+The pictures in `images.zip` are composed (scaled, turned, set on a background, encoded anew) from
+these drawings; the folder is the style.
+
+{art}
+- `special/`: made of one of the `noto` drawings, or of nothing.
+
+The texts are made of the names and keywords of the Unicode CLDR annotations, © Unicode, Inc.,
+under the Unicode License v3 (Unicode-3.0).
+
+The Apache License 2.0 is in `LICENSE-Apache-2.0.txt`. The MIT License:
+
+{MIT}
+"""
 
 
 MIT = """> Copyright (c) Microsoft Corporation.
@@ -500,15 +614,11 @@ MIT = """> Copyright (c) Microsoft Corporation.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--provisional", action="store_true", help="do without the model's scores")
-    asked = parser.parse_args()
     if not features.check("webp"):
         raise SystemExit("Pillow without WebP cannot compose the pictures")
 
-    glyphs = [glyph for glyph in load_corpus() if pictured(glyph)]
+    corpus = load_corpus()
+    glyphs = [glyph for glyph in corpus if pictured(glyph)]
     rng = np.random.default_rng(SEED)
     glyphs = [glyphs[at] for at in rng.permutation(len(glyphs))]
     studio = Studio(DEFAULT_CACHE / "sample")
@@ -519,14 +629,12 @@ def main() -> None:
     candidates.append(
         Candidate("boundary", "special/5000.jpg", "Cartoon picture of a red apple", "1f34e")
     )
-    threshold = None
-    if not asked.provisional:
-        judge = Judge(studio.content)
-        judge.score(candidates)
-        threshold = judge.threshold
+    candidates += flagged_candidates(corpus, studio)
+    judge = Judge(studio.content, studio.cache)
+    judge.score(candidates)
     taken = chosen(candidates)
     kept = [one for one in taken if one.group == "matched" and one.reason == KEPT]
-    publish(taken, foreign_texts(kept, rng), studio, threshold)
+    publish(taken, foreign_texts(kept, rng), studio, judge)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from laion_assets.sample_crawl.plan import KEPT, Plan, PlannedPair, Supply
+from laion_assets.sample_crawl.plan import Plan, PlannedPair, Supply
 from laion_assets.sample_crawl.records import Damage, Link
 
 MAX_TEXT: Final = 4096
@@ -83,11 +83,11 @@ class Draft:
         else:
             self.entries.append(Entry(link, case, ends, url, pair.text, answer))
 
-    def refused_text(self, case: str, pair: PlannedPair, alt: str | None, reason: str) -> None:
+    def refused_text(self, case: str, file: str, alt: str | None, reason: str) -> None:
         """A good picture whose alt text the pair rules refuse."""
-        url = picture_url(pair.file)
+        url = picture_url(file)
         link = Link("IMG@/src", url, alt)
-        answer = {"file": pair.file}
+        answer = {"file": file}
         self.entries.append(Entry(link, case, ("pairs", reason), url, alt or "", answer))
 
     def refused_url(self, case: str, pair: PlannedPair, src: str, reason: str) -> None:
@@ -132,15 +132,15 @@ def _texts(plan: Plan, supply: Supply) -> list[Draft]:
     """Alt texts: length, entities, white space, Unicode."""
     page = Draft("https://www.texts.sample.test/alts.html", "Alt texts of every kind")
     take = supply.take
-    page.refused_text("alt_missing", take(), None, "no_alt")
-    page.refused_text("alt_empty", take(), "", "no_alt")
-    page.refused_text("alt_of_spaces", take(), " \n\u00a0 ", "no_alt")
-    page.refused_text("alt_three_characters", take(), "Cat", "alt_too_short")
-    page.refused_text("alt_four_characters", take(), "Bear", "alt_too_short")
-    page.refused_text("alt_short_once_folded", take(), "  a \n\t b  ", "alt_too_short")
-    page.refused_text("alt_short_once_decoded", take(), "&amp;&lt;&gt;&quot;", "alt_too_short")
+    page.refused_text("alt_missing", take().file, None, "no_alt")
+    page.refused_text("alt_empty", take().file, "", "no_alt")
+    page.refused_text("alt_of_spaces", take().file, " \n\u00a0 ", "no_alt")
+    page.refused_text("alt_three_characters", take().file, "Cat", "alt_too_short")
+    page.refused_text("alt_four_characters", take().file, "Bear", "alt_too_short")
+    page.refused_text("alt_short_once_folded", take().file, "  a \n\t b  ", "alt_too_short")
+    page.refused_text("alt_short_once_decoded", take().file, "&amp;&lt;&gt;&quot;", "alt_too_short")
     pair = take()
-    page.refused_text("alt_over_long", pair, padded(pair.text, MAX_TEXT + 1), "alt_too_long")
+    page.refused_text("alt_over_long", pair.file, padded(pair.text, MAX_TEXT + 1), "alt_too_long")
     for pair in plan.group("long"):
         page.image("alt_of_maximum_length", pair, picture_url(pair.file))
     for number, pair in enumerate(plan.group("marked")):
@@ -173,8 +173,7 @@ def _languages(plan: Plan, _: Supply) -> list[Draft]:
             language,
             Draft(f"https://www.{language}.sample.test/bilder.html", f"Pictures, {language}"),
         )
-        pair = PlannedPair("foreign", foreign.file, foreign.text, KEPT, None, None)
-        page.refused_text(f"language_{language}", pair, foreign.text, "language")
+        page.refused_text(f"language_{language}", foreign.file, foreign.text, "language")
     return list(drafts.values())
 
 

@@ -26,16 +26,17 @@ class PlannedPair:
 
     ``reason`` is what the subset stage makes of it: ``kept`` or one of that stage's reasons.
     ``group`` says what it is for: matched, mismatched, marked (the text has characters that HTML
-    writes as entities), other_text (said of a picture that a matched pair has too), boundary,
-    long, and the branches of the safety rule.
+    writes as entities), accented, other_text (said of a picture that a matched pair has too),
+    boundary (in bytes), long (in text), and ``safety_…``, the branches of the safety rule.
+    ``similarity`` and the tag ``nsfw`` are as the shipped CLIP gave them.
     """
 
     group: str
     file: str
     text: str
     reason: str
-    similarity: float | None
-    nsfw: str | None
+    similarity: float
+    nsfw: str
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,14 @@ class Plan:
     def __init__(self, path: Path = DATA / "plan.json") -> None:
         self._content: dict[str, Any] = json.loads(path.read_text("utf-8"))
 
+    @property
+    def threshold(self) -> float:
+        """The model's, under which ``reason`` was decided."""
+        return float(self._content["threshold"])
+
     @cached_property
     def pairs(self) -> list[PlannedPair]:
-        return [
-            PlannedPair(
-                row["group"],
-                row["file"],
-                row["text"],
-                row["reason"],
-                row.get("similarity"),
-                row.get("nsfw"),
-            )
-            for row in self._content["pairs"]
-        ]
+        return [PlannedPair(**row) for row in self._content["pairs"]]
 
     @cached_property
     def foreign(self) -> list[ForeignText]:
