@@ -17,7 +17,6 @@ import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -30,7 +29,6 @@ from laion_assets.files import atomic_path, fsync_directory
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
 from laion_assets.pairs.extract import PairWriter
 from laion_assets.pairs.uids import UidBuckets
-from laion_assets.pairs.urls import normal_url
 from laion_assets.progress import Log
 from laion_assets.removals.lists import Entries
 from laion_assets.schemas import UID_BYTES
@@ -72,7 +70,7 @@ def claim_segment(
     for stale in (*out.glob("part-*.parquet"), *out.glob(".*.part-*.parquet")):
         stale.unlink()
     with _locked(ledger, log):
-        verdicts = _listed(parts, sum(rows), _normalised(removals), _normalised(blocklists))
+        verdicts = _listed(parts, sum(rows), removals, blocklists)
         others = [path for path in _claim_files(ledger) if path != _claims(ledger, key)]
         log(f"comparing {sum(rows):,} pairs with the claims of {len(others)} other segments")
         with atomic_path(_claims(ledger, key)) as beside, beside.open("wb") as stream:
@@ -124,11 +122,6 @@ def _locked(ledger: Path, log: Log) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _normalised(entries: Entries) -> Entries:
-    """With the listed URLs also in the form in which pairs hold them."""
-    return replace(entries, urls=entries.urls | {normal_url(url) for url in entries.urls})
 
 
 def _listed(

@@ -61,11 +61,3 @@ def image_url(src: str | None, base: str | None, max_chars: int) -> str:
     if len(url) > max_chars:
         raise UrlRefusedError("url_too_long")
     return url
-
-
-def normal_url(url: str) -> str:
-    """``url`` in the form pairs hold URLs in; unchanged if it is none that a pair could hold."""
-    try:
-        return image_url(url, None, len(url) * 12 + 1)
-    except UrlRefusedError:
-        return url

@@ -3,7 +3,8 @@
 A list is a folder of ``*.txt`` files, one entry a line: ``url:https://...``, ``host:example.org``,
 ``sha256:<hex>`` or ``md5:<hex>``; a bare URL or a bare hash of 32 (MD5) or 64 (SHA-256) hex
 digits is taken for what it is, as published hash lists write them. ``#`` starts a comment line.
-A host entry covers its sub-domains.
+A host entry covers its sub-domains. URLs and hosts may be written as people write them: they are
+brought to the form in which pairs hold them (WHATWG URL Standard).
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+import ada_url
+
 _HEX: Final = re.compile(r"[0-9a-f]+")
 _HASH_LENGTH: Final = {"md5": 32, "sha256": 64}
+_WEB: Final = ("http://", "https://")
 KINDS: Final = ("url", "host", "sha256", "md5")
 
 
@@ -31,7 +35,7 @@ def parse_entry(line: str) -> tuple[str, str]:
     kind, _, value = text.partition(":")
     if kind not in KINDS:
         value = text
-        if text.startswith(("http://", "https://")):
+        if text.lower().startswith(_WEB):
             kind = "url"
         else:
             lengths = {length: name for name, length in _HASH_LENGTH.items()}
@@ -41,11 +45,39 @@ def parse_entry(line: str) -> tuple[str, str]:
         value = value.lower()
         if len(value) != _HASH_LENGTH[kind] or not _HEX.fullmatch(value):
             raise ListError(f"{text!r} is not a {kind} of {_HASH_LENGTH[kind]} hex digits")
-    elif kind == "host":
-        value = value.lower().rstrip(".")
+    elif kind == "host" and value:
+        value = _normal_host(value)
+    elif kind == "url" and value:
+        value = _normal_url(value)
     if kind not in KINDS or not value:
         raise ListError(f"{text!r} is none of url:, host:, sha256: or md5:")
     return kind, value
+
+
+def _normal_url(url: str) -> str:
+    """In ASCII (IDNA, %-encoded), without fragment, user name and password."""
+    try:
+        parsed = ada_url.URL(url)
+    except ValueError as error:
+        raise ListError(f"{url!r} is not a valid URL") from error
+    if parsed.protocol not in ("http:", "https:"):
+        raise ListError(f"{url!r} is not an http or https URL")
+    parsed.username = parsed.password = parsed.hash = ""
+    return str(parsed.href)
+
+
+def _normal_host(host: str) -> str:
+    """In lower-case ASCII (IDNA), without the last dot; an IPv6 address without brackets."""
+    try:
+        parsed = ada_url.URL(f"http://{host}")
+    except ValueError as error:
+        raise ListError(f"{host!r} is not a valid host") from error
+    if parsed.href != f"http://{parsed.hostname}/":
+        raise ListError(f"{host!r} is more than a host")
+    normal = str(parsed.hostname).removesuffix(".").strip("[]")
+    if "*" in normal or not all(normal.split(".")):
+        raise ListError(f"{host!r} names no host (sub-domains are covered without a sign)")
+    return normal
 
 
 @dataclass(frozen=True)
@@ -66,7 +98,10 @@ class Entries:
         return bool(self.urls or self.hosts)
 
     def matches_url(self, url: str) -> bool:
-        """Whether the URL, its host, or a parent domain of its host is listed."""
+        """Whether the URL, its host, or a parent domain of its host is listed.
+
+        ``url`` is in the form in which pairs hold URLs.
+        """
         if url in self.urls:
             return True
         if not self.hosts:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laion_assets.pairs.urls import UrlRefusedError, base_url, image_url, normal_url
+from laion_assets.pairs.urls import UrlRefusedError, base_url, image_url
+from laion_assets.removals.lists import parse_entry
 
 PAGE = "https://www.example.org/shop/items/page.html?q=1#top"
 
@@ -222,9 +223,5 @@ def test_what_is_accepted_is_normal_and_plain(src: str, base_href: str | None) -
         assert url.isprintable()
         assert " " not in url
         assert "#" not in url
-        assert image_url(url, None, 2048) == url == normal_url(url)
-
-
-def test_normal_url() -> None:
-    assert normal_url("HTTPS://Example.org/a b#c") == "https://example.org/a%20b"
-    assert normal_url("no url") == "no url"
+        assert image_url(url, None, 2048) == url
+        assert parse_entry(url) == ("url", url), "a list names it as pairs hold it"
