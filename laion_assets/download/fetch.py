@@ -70,7 +70,8 @@ class Fetcher:
     """Guarded GET requests; open as an ``async with`` context, on one event loop.
 
     ``resolve`` looks names up, ``allowed`` says which addresses may be connected to; both are
-    parameters for tests and for hosts with a resolver of their own.
+    parameters for tests and for hosts with a resolver of their own. ``listed`` is told every URL
+    before it is asked for, redirects too, and gives the reason if it must not be.
     """
 
     def __init__(
@@ -79,8 +80,10 @@ class Fetcher:
         *,
         resolve: Resolve = system_resolve,
         allowed: Callable[[str], bool] = is_public,
+        listed: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         self.options = options
+        self._listed = listed
         self._resolve = resolve
         self._allowed = allowed
         self._slots = asyncio.Semaphore(options.concurrency)
@@ -188,12 +191,15 @@ class Fetcher:
         # The browser's parser has turned decimal, octal and hex hosts into plain addresses.
         if parsed.protocol not in ("http:", "https:"):
             raise FetchRefused("url_scheme", f"{parsed.protocol} is not http: or https:")
+        parsed.username = parsed.password = parsed.hash = ""
+        reason = self._listed(parsed.href)
+        if reason is not None:
+            raise FetchRefused(reason, f"{parsed.href} or its host is on a list")
         if parsed.host_type != ada_url.HostType.DEFAULT:
             self._names.refuse_address(parsed.hostname.strip("[]"))
         port = int(parsed.port or 80)
         if port < _FIRST_FREE_PORT and port not in _WEB_PORTS:
             raise FetchRefused("connect", f"port {port} is not one of the web's")
-        parsed.username = parsed.password = parsed.hash = ""
         return _Target(parsed.href, parsed.hostname)
 
     def _open_socket(self, info: tuple[object, ...]) -> socket.socket:

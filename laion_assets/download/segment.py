@@ -95,8 +95,9 @@ def download_segment(
 
     ``pairs``: a folder of ``part-*.parquet`` or one parquet file, with columns ``url`` and
     ``text``; every other column is carried along. ``out``: an own folder, given to one process at
-    a time. Raises ``ValueError`` for pairs without those columns. Not for a thread that already
-    runs an event loop.
+    a time. A URL that a list names, by itself or by its host, is not asked for, nor is one that a
+    redirect leads to; an image that a list names by its hash is not kept. Raises ``ValueError``
+    for pairs without those columns. Not for a thread that already runs an event loop.
     """
     out.mkdir(parents=True, exist_ok=True)
     for leftover in out.glob(f"{_MAKING}*"):
@@ -129,7 +130,14 @@ def download_segment(
             if shard not in finished
         )
         work = _Work(out, options, digests, maker, progress, log)
-        finished |= asyncio.run(work.run(todo, resolve))
+
+        def listed(url: str) -> str | None:
+            if removals.matches_url(url):
+                return "removed"
+            return "blocked" if blocklists.matches_url(url) else None
+
+        fetcher = Fetcher(options, resolve=resolve, listed=listed)
+        finished |= asyncio.run(work.run(todo, fetcher))
     return total("images", [finished[shard] for shard in sorted(finished)])
 
 
@@ -143,11 +151,11 @@ class _Work:
     log: Log
 
     async def run(
-        self, todo: Iterator[tuple[int, pa.Table]], resolve: Resolve
+        self, todo: Iterator[tuple[int, pa.Table]], fetcher: Fetcher
     ) -> dict[int, StageCounts]:
         made = {}
         with ThreadPoolExecutor(self.options.resize_threads, "resize") as pool:
-            async with Fetcher(self.options, resolve=resolve) as fetcher:
+            async with fetcher:
                 for shard, table in todo:
                     started = time.time()
                     urls = table["url"].to_pylist()
@@ -315,9 +323,7 @@ def _outside_digest(options: DownloadOptions, removals: Entries, blocklists: Ent
         "options": options.model_dump(
             mode="json", include=set(DownloadOptions.model_fields) - set(options.NOT_IN_VERSION)
         ),
-        "lists": [
-            [sorted(entries.sha256), sorted(entries.md5)] for entries in (removals, blocklists)
-        ],
+        "lists": [removals.digest, blocklists.digest],
     }
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 

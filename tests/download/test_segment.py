@@ -32,6 +32,7 @@ from tests.download.conftest import (
     encoded,
     listening,
     picture,
+    redirect,
     write_pairs,
 )
 
@@ -223,6 +224,42 @@ def test_a_removed_image_leaves_the_shards(
     assert (counts.kept, counts.rejects) == (3, {"removed": 1})
     with tarfile.open(out / "00000.tar") as tar:
         assert "000000002.jpg" not in tar.getnames()
+
+
+def test_a_listed_url_or_host_is_never_asked_for(
+    images: Listener, bodies: list[bytes], tmp_path: Path
+) -> None:
+    pairs, out = tmp_path / "pairs.parquet", tmp_path / "shards"
+    for number, to in enumerate(["http://cdn.gone.test/a.jpg", "HTTP://H0.test/0.jpg#x"]):
+        images.routes[f"/hop{number}.jpg"] = redirect(to)
+    images.routes["/a.jpg"] = answer(bodies[9])
+    asked = [
+        *("http://h0.test/0.jpg", "http://h1.test/1.jpg", "http://h2.test/2.jpg"),
+        *("HTTP://me:secret@H2.test:80/2.jpg#x", "http://xn--bcher-kva.test/3.jpg"),
+        *("http://h1.test/hop0.jpg", "http://h1.test/hop1.jpg"),
+    ]
+    write_pairs(pairs, asked)
+    options = options_for(images, samples_per_shard=10)
+    assert run(pairs, out, options).kept == len(asked)
+    images.requests.clear()
+
+    removals = parse(["url:http://h2.test/2.jpg", "host:gone.test"], "removals")
+    blocklists = parse(["host:Bücher.test", "host:h0.test", "host:gone.test"], "blocklists")
+    counts = run(pairs, out, options, removals=removals, blocklists=blocklists)
+    assert sorted(images.requests) == [
+        ("h1.test", "/1.jpg"),
+        ("h1.test", "/hop0.jpg"),
+        ("h1.test", "/hop1.jpg"),
+    ]
+    assert (counts.kept, counts.rejects) == (1, {"removed": 3, "blocked": 3})
+    rows = pq.read_table(out / "00000.parquet").to_pylist()
+    reasons = ["blocked", None, "removed", "removed", "blocked", "removed", "blocked"]
+    assert [row["reason"] for row in rows] == reasons
+    assert {row["status"] for row in rows if row["reason"]} == {"failed_to_download"}
+
+    images.requests.clear()
+    assert run(pairs, out, options, removals=removals, blocklists=blocklists) == counts
+    assert images.requests == []
 
 
 def test_a_machine_without_network_is_told_of(images: Listener, tmp_path: Path) -> None:
