@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from laion_assets.clip.options import ClipOptions
-from laion_assets.clip.shards import ImageBytes, find_shards, read_rows, shard_number
+from laion_assets.clip.shards import IMAGE_FORMATS, ImageBytes, find_shards, read_rows, shard_number
 from laion_assets.files import atomic_path
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
 from laion_assets.progress import Log, Progress, silent
@@ -154,7 +154,7 @@ def _decoded(
     def prepare(sample: tuple[int, bytes, str]) -> tuple[int, Any, Any] | None:
         row, encoded, text = sample
         try:
-            image = Image.open(io.BytesIO(encoded)).convert("RGB")
+            image = Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS).convert("RGB")
         except _NOT_AN_IMAGE:
             return None
         return row, model.preprocess(image), model.tokenizer([text])[0]

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 from laion_assets import schemas
 
 IMAGE_SUFFIXES: Final = ("jpg", "jpeg", "png", "webp")
+IMAGE_FORMATS: Final = ("JPEG", "PNG", "WEBP")
+"""Pillow's names. It reads many more, some by programs such as Ghostscript, whatever the suffix."""
 
 
 class ShardError(ValueError):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from laion_assets.clip.model import ClipModel
+from laion_assets.clip.shards import IMAGE_FORMATS
 from laion_assets.knn.files import IndexSummary
 from laion_assets.knn.search import Hit, Searcher
 from laion_assets.knn.subset import Modality
@@ -22,9 +23,7 @@ def subset_beside(index_dir: Path) -> Callable[[str, str], Path]:
     """
     for lake in index_dir.absolute().parents:
         if (lake / "filtered_subset").is_dir():
-            return lambda crawl, segment: (
-                lake / "filtered_subset" / SegmentKey(crawl, segment).hive
-            )
+            return lambda crawl, segment: lake / "filtered_subset" / SegmentKey(crawl, segment).hive
     raise QueryError(f"{index_dir} is not in a lake: name the subset that it was made of")
 
 
@@ -62,14 +61,14 @@ def search_image(
 ) -> list[Hit]:
     """The ``k`` samples whose image (or text) is nearest to the image file.
 
-    Raises :class:`QueryError` if the file is no image.
+    Raises :class:`QueryError` if the file is no JPEG, PNG or WebP.
     """
     from PIL import Image, UnidentifiedImageError
 
     _same_model(index_dir, model)
     try:
-        with Image.open(image) as opened:
+        with Image.open(image, formats=IMAGE_FORMATS) as opened:
             vector = model.encode_images([opened.convert("RGB")])[0]
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        raise QueryError(f"{image} is not an image that can be read: {error}") from error
+        raise QueryError(f"{image} is not a JPEG, PNG or WebP that can be read: {error}") from error
     return searcher(index_dir, subset).search(vector, k, over)

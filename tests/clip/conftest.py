@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from laion_assets.clip.model import ClipModel, load_clip
 from laion_assets.clip.options import ClipOptions
@@ -67,6 +68,26 @@ def jpeg(image: Image.Image) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=95)
     return stream.getvalue()
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.fixture
+def ghostscript_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
+    """Whether Pillow has started the `gs` of the path, which is a stand-in."""
+    folder, sign = tmp_path / "bin", tmp_path / "started"
+    folder.mkdir()
+    (folder / "gs").write_text(f"#!/bin/sh\n: > '{sign}'\n")
+    (folder / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    # Pillow looks for it once.
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    with pytest.raises(OSError):
+        Image.open(io.BytesIO(EPS)).load()
+    assert sign.exists(), "the stand-in is not found"
+    sign.unlink()
+    return sign.exists
 
 
 def row(number: int, **changes: Any) -> dict[str, Any]:

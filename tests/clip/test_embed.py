@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from laion_assets.clip.model import ClipModel
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.shards import ImageBytes, ShardError, find_shards, read_rows
 from laion_assets.schemas import EMBEDDED, sample_id_of, uid_of
-from tests.clip.conftest import MakeShard, jpeg, picture, row
+from tests.clip.conftest import EPS, MakeShard, jpeg, picture, row
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -105,6 +106,25 @@ def test_damaged_images_are_counted_and_the_rest_stays_aligned(
     assert [int(key) for key in metadata(out)["key"].to_pylist()] == sound
     texts = model.encode_texts([f"a picture of thing {n}" for n in sound])
     np.testing.assert_allclose(np.load(text_path(out, 0)), texts, atol=2e-3)
+
+
+def test_images_are_jpeg_png_or_webp_whatever_their_suffix(
+    make_shard: MakeShard,
+    model: ClipModel,
+    options: ClipOptions,
+    tmp_path: Path,
+    ghostscript_started: Callable[[], bool],
+) -> None:
+    images = [EPS]
+    for kind in ("BMP", "GIF", "JPEG", "PNG", "WEBP"):
+        stream = io.BytesIO()
+        picture(1).save(stream, kind)
+        images.append(stream.getvalue())
+    make_shard([row(n, image=image) for n, image in enumerate(images)])
+    counts = embed_shards(tmp_path / "shards", tmp_path / "out", model, options)
+    assert counts.rejects == {"undecodable": 3}
+    assert [int(key) for key in metadata(tmp_path / "out")["key"].to_pylist()] == [3, 4, 5]
+    assert not ghostscript_started()
 
 
 def test_a_cut_tar_keeps_what_came_before(
