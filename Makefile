@@ -30,7 +30,7 @@ lint: setup
 
 # Remakes the shipped CLIP, and after it the sample crawl's pictures and plan (needs the registries).
 train: setup
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[training]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement training/requirements.txt
 	$(BIN)/python -m training.train
 	$(BIN)/python -m training.sample_images
 

@@ -1,7 +1,7 @@
 """Blocking checks that stand between the stages.
 
-Each is a function of published files alone and gives an ``AssetCheckResult``; an asset evaluates
-its checks when it publishes, so that a check always speaks of the partition just made.
+Each is a function of files alone and gives an ``AssetCheckResult``; an asset evaluates its checks
+before it publishes, so that what fails one never takes the place of what is there.
 """
 
 from __future__ import annotations
@@ -69,16 +69,36 @@ def outcome(asset: str, name: str, problem: str | None, **metadata: Any) -> dg.A
     )
 
 
+def require(*results: dg.AssetCheckResult) -> list[dg.AssetCheckResult]:
+    """The results, if all passed. Raises ``dagster.Failure`` naming those that did not.
+
+    Called before a partition is published: one that fails a check never takes the place of the
+    one that is there.
+    """
+    failed = [result for result in results if not result.passed]
+    if failed:
+        problems = "; ".join(f"{result.check_name}: {result.description}" for result in failed)
+        raise dg.Failure(f"not published, blocking checks failed: {problems}", allow_retries=False)
+    return list(results)
+
+
 def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
 
 
-def schema_exact(asset: str, folder: Path, schema: pa.Schema) -> dg.AssetCheckResult:
+def parts_in(folder: Path, pattern: str = "part-*.parquet") -> int:
+    return len(list(folder.glob(pattern)))
+
+
+def schema_exact(asset: str, folder: Path, schema: pa.Schema, parts: int) -> dg.AssetCheckResult:
+    """``parts``: how many there must be."""
+    if len(_parts(folder)) != parts:
+        return outcome(asset, "schema_exact", f"{len(_parts(folder))} parts, not {parts}")
     for part in _parts(folder):
         found = pq.read_schema(part)
         if not found.remove_metadata().equals(schema):
             return outcome(asset, "schema_exact", f"{part.name} has the schema {found}")
-    return outcome(asset, "schema_exact", None, parts=len(_parts(folder)))
+    return outcome(asset, "schema_exact", None, parts=parts)
 
 
 def keys_unique(asset: str, folder: Path, column: str) -> dg.AssetCheckResult:

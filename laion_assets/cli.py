@@ -120,7 +120,7 @@ def index(args: argparse.Namespace) -> None:
 
 def search(args: argparse.Namespace) -> None:
     if (args.text is None) == (args.image is None):
-        raise CommandError("give a text, or --image FILE")
+        args.parser.error("give a text, or --image FILE")
     _existing([args.index] + ([args.image] if args.image else []))
     from laion_assets.clip.model import load_clip
     from laion_assets.knn.query import search_image, search_text
@@ -178,8 +178,11 @@ def crawl_add(args: argparse.Namespace) -> None:
 
     from laion_assets.crawl.source import CrawlSource
     from laion_assets.partitions import crawls as partitions
+    from laion_assets.segments import CRAWL_NAME
     from laion_assets.settings import load_settings
 
+    if not CRAWL_NAME.fullmatch(args.crawl):
+        args.parser.error(f"{args.crawl!r} is not a crawl's name like CC-MAIN-2024-22")
     source = CrawlSource(load_settings(args.config).crawl_source)
     segments = source.segments(args.crawl)
     instance = dg.DagsterInstance.get()
@@ -193,21 +196,27 @@ def sample_crawl_serve(args: argparse.Namespace) -> None:
     from laion_assets.sample_crawl.build import build_sample_crawl
     from laion_assets.sample_crawl.server import serve
 
-    if not (args.root / "manifest.json").exists():
-        say(f"building the sample crawl in {args.root}")
-        build_sample_crawl(args.root)
+    build_sample_crawl(args.root)
     serve(args.root, args.port)
 
 
 def _prepare_demo(args: argparse.Namespace) -> None:
+    """What the demo's own processes and Dagster's must agree on: where they are, which settings."""
+    import os
     import warnings
 
-    import dagster as dg
-
     from laion_assets.demo.companion import end_with_parent
+    from laion_assets.settings import CONFIG_VARIABLE
 
     if args.end_with_parent:
         end_with_parent()
+    if args.config:
+        os.environ[CONFIG_VARIABLE] = str(args.config.absolute())
+    args.root = args.root.absolute()
+    os.chdir(args.root)
+
+    import dagster as dg
+
     # Dagster warns of each beta feature at each start; the graph uses one knowingly.
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
@@ -243,7 +252,7 @@ def _add(commands: argparse._SubParsersAction, word: _Word) -> argparse.Argument
         description=word.help,
         epilog=f"example: laion-assets {word.example}",
     )
-    parser.set_defaults(run=word.run)
+    parser.set_defaults(run=word.run, parser=parser)
     parser.add_argument("--config", type=Path, help="settings file (else LAION_ASSETS_CONFIG)")
     return parser
 

@@ -24,7 +24,7 @@ from laion_assets.assets import (
     wat_manifest,
 )
 from laion_assets.automation import follow_sensor
-from laion_assets.jobs import aggregates_job, observe_lists_job, segment_job
+from laion_assets.jobs import aggregates_job, segment_job
 from laion_assets.partitions import segment_partitions
 from laion_assets.settings import Settings, load_settings
 from resources.clip import ClipModelResource
@@ -38,13 +38,14 @@ from resources.rules import (
     SafetyResource,
     WorkResource,
 )
+from sensors.lists import lists_sensor
 from sensors.new_crawls import new_crawl_sensor
 
 
 def build_defs(settings: Settings) -> dg.Definitions:
     """The asset graph of one deployment."""
     segments = segment_partitions(settings.crawl_source.segments_per_crawl)
-    segment = segment_job(segments)
+    segment = segment_job()
     return dg.Definitions(
         assets=[
             outside.removals,
@@ -62,8 +63,12 @@ def build_defs(settings: Settings) -> dg.Definitions:
             catalog.build(settings),
             dataset_report.build(settings),
         ],
-        jobs=[segment, aggregates_job(), observe_lists_job()],
-        sensors=[new_crawl_sensor(segment, settings.discovery), follow_sensor()],
+        jobs=[segment, aggregates_job()],
+        sensors=[
+            new_crawl_sensor(segment, settings.discovery, settings.crawl_source.segments_per_crawl),
+            lists_sensor,
+            follow_sensor(),
+        ],
         resources={
             "lake": LakeResource(**settings.lake.model_dump()),
             "crawl_source": CrawlSourceResource(**settings.crawl_source.model_dump()),

@@ -21,12 +21,11 @@ SEGMENT_ASSETS: Final = (
 AGGREGATES: Final = ("search_index", "catalog", "dataset_report")
 
 
-def segment_job(segments: dg.MultiPartitionsDefinition) -> UnresolvedAssetJobDefinition:
+def segment_job() -> UnresolvedAssetJobDefinition:
     """One segment, in one process: the models are loaded once, and a step costs no new process."""
     return dg.define_asset_job(
         "segment",
         selection=dg.AssetSelection.assets(*SEGMENT_ASSETS),
-        partitions_def=segments,
         executor_def=dg.in_process_executor,
         description="One Common Crawl segment, from its WAT files to its index and statistics.",
     )
@@ -38,13 +37,4 @@ def aggregates_job() -> UnresolvedAssetJobDefinition:
         selection=dg.AssetSelection.assets(*AGGREGATES),
         executor_def=dg.in_process_executor,
         description="The merged index, the catalog and the report over all segments.",
-    )
-
-
-def observe_lists_job() -> UnresolvedAssetJobDefinition:
-    return dg.define_asset_job(
-        "observe_lists",
-        selection=dg.AssetSelection.assets("removals", "blocklists"),
-        executor_def=dg.in_process_executor,
-        description="Looks at the removal lists and blocklists, and records what they hold.",
     )

@@ -11,7 +11,6 @@ The lake is a local or mounted folder.
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import hashlib
 import json
@@ -185,7 +184,6 @@ class Lake:
             if staging.resumed:
                 log(f"{asset}: going on where an earlier run of this partition stopped")
             yield staging
-            (path / _FINGERPRINT).unlink()
             files = _describe(path)
             staging.manifest = Manifest(
                 asset=asset,
@@ -204,18 +202,7 @@ class Lake:
             )
             write_json(path / MANIFEST, staging.manifest.to_json())
             _replace_folder(path, self.folder(asset, key))
-
-    def drop(self, asset: str, key: SegmentKey) -> None:
-        """Delete a partition, published or in the making."""
-        for folder in (
-            self.folder(asset, key),
-            self.root / ".staging" / asset / f"{key.crawl}.{key.segment}",
-        ):
-            if folder.exists():
-                doomed = self.root / ".staging" / f".dropped.{os.getpid()}.{time.monotonic_ns()}"
-                doomed.parent.mkdir(parents=True, exist_ok=True)
-                folder.rename(doomed)
-                shutil.rmtree(doomed)
+            (self.folder(asset, key) / _FINGERPRINT).unlink()
 
 
 def _digest(value: object) -> str:
@@ -252,6 +239,9 @@ def _describe(folder: Path) -> list[dict[str, Any]]:
         if path.is_dir():
             continue
         relative = path.relative_to(folder)
+        if relative.name == _FINGERPRINT:
+            # Stays until the exchange: a kill before it must still find its parts.
+            continue
         if any(part.startswith(".") for part in relative.parts) or relative.name == MANIFEST:
             path.unlink()
             continue
@@ -276,22 +266,18 @@ def _replace_folder(new: Path, target: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> None:
-    """Swap two folders by renameat2(RENAME_EXCHANGE), or by two renames where that is missing."""
+    """Swap two folders in one step, by renameat2(RENAME_EXCHANGE).
+
+    Raises ``OSError`` where the file system cannot: two renames instead would leave a moment in
+    which there is no partition.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    renameat2 = getattr(libc, "renameat2", None)
-    if renameat2 is not None:
-        done = renameat2(
-            _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE
-        )
-        if done == 0:
-            return
+    done = libc.renameat2(
+        _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE
+    )
+    if done != 0:
         code = ctypes.get_errno()
-        if code not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-            raise OSError(code, os.strerror(code), str(first), None, str(second))
-    aside = first.with_name(f".{first.name}.aside")
-    second.rename(aside)
-    first.rename(second)
-    aside.rename(first)
+        raise OSError(code, os.strerror(code), str(first), None, str(second))
 
 
 @contextmanager

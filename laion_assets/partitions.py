@@ -14,6 +14,15 @@ from laion_assets.segments import SegmentKey, segment_names
 
 CRAWL: Final = "crawl"
 SEGMENT: Final = "segment"
+PARTITION_TAG: Final = "dagster/partition"
+"""The tag in which Dagster keeps a run's partition key."""
+UNFINISHED: Final = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 
 crawls = dg.DynamicPartitionsDefinition(name="crawls")
 

@@ -42,6 +42,8 @@ class Discovery(_Section):
     segments: int | None = Field(
         None, ge=1, description="Only the first N segments of each crawl; null takes all"
     )
+    attempts: int = Field(3, ge=1, description="Failed runs after which a segment is given up")
+    at_most: int = Field(100, ge=1, description="Runs asked for at one look")
     interval_s: int = Field(3600, ge=1, description="Seconds between two looks at the crawl list")
 
 

@@ -174,12 +174,20 @@ def test_two_processes_never_make_the_same_partition_at_once(tmp_path: Path) -> 
     make(lake_at(tmp_path / "lake"), {"part": "a"})
 
 
-def test_drop(tmp_path: Path) -> None:
+def test_a_kill_while_publishing_loses_no_finished_part(tmp_path: Path) -> None:
+    """Hashing a big partition takes long; until the exchange, its parts must be found again."""
     lake = lake_at(tmp_path)
-    make(lake, {"part": "a"})
-    lake.drop("pair_parquet", KEY)
-    assert lake.segments("pair_parquet") == []
-    lake.drop("pair_parquet", KEY)
+    unreadable = tmp_path / ".staging/pair_parquet" / f"{KEY.crawl}.{KEY.segment}" / "part-9"
+    with (
+        pytest.raises(FileNotFoundError),
+        lake.publish("pair_parquet", KEY, inputs={}, code_version="1") as staging,
+    ):
+        (staging.path / "part-0").write_text("done")
+        unreadable.symlink_to("nowhere")
+    unreadable.unlink()
+    with lake.publish("pair_parquet", KEY, inputs={}, code_version="1") as staging:
+        assert staging.resumed
+        assert (staging.path / "part-0").read_text() == "done"
 
 
 def test_a_store_that_is_no_folder_is_refused_clearly() -> None:

@@ -27,7 +27,7 @@ def build(_: Settings) -> dg.AssetsDefinition:
             for asset in SEGMENT_ASSETS
             for key in store.segments(asset)
         }
-        with publishing(context, store, made_of) as staging:
+        with publishing(context, store, made_of=made_of) as staging:
             # DuckDB gives each file an id of its own; what the views show is what they are made of.
             staging.data_version = staging.fingerprint
             staging.metadata = build_catalog(store.root, staging.path / "catalog.duckdb")

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from laion_assets.assets.making import data_versions, materialized, publishing
+from laion_assets.assets.making import materialized, publishing
 from laion_assets.automation import follow_upstream
 from laion_assets.metadata import picture
 from laion_assets.settings import Settings
@@ -25,7 +25,7 @@ def build(_: Settings) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult:
         store = lake.open()
         catalog = store.published("catalog") / "catalog.duckdb"
-        with publishing(context, store, data_versions(store, ["catalog"], None)) as staging:
+        with publishing(context, store, upstream=["catalog"]) as staging:
             staging.metadata = build_report(catalog, staging.path, log=context.log.info)
         folder = store.folder("dataset_report")
         figures = {

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from laion_assets import checks
-from laion_assets.assets.making import data_versions, key_of, materialized, publishing
+from laion_assets.assets.making import key_of, materialized, publishing
 from laion_assets.assets.outside import DOWNLOAD_POOL, read_lists
 from laion_assets.download.preview import contact_sheet
 from laion_assets.download.segment import download_segment
@@ -30,33 +30,38 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
     ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         lists = read_lists(store)
-        made_of = data_versions(store, ["unique_pairs"], key) | lists.data_versions
-        with publishing(context, store, made_of, key) as staging:
+        with publishing(
+            context,
+            store,
+            key,
+            upstream=["unique_pairs"],
+            made_of=lists.data_versions,
+            options=downloader,
+            leave_out=downloader.NOT_IN_VERSION,
+        ) as staging:
             staging.not_content = ("*_stats.json",)
-            staging.counts = [
-                download_segment(
-                    store.published("unique_pairs", key),
-                    staging.path,
-                    downloader,
-                    removals=lists.removals,
-                    blocklists=lists.blocklists,
-                    log=context.log.info,
-                )
-            ]
+            counts = download_segment(
+                store.published("unique_pairs", key),
+                staging.path,
+                downloader,
+                removals=lists.removals,
+                blocklists=lists.blocklists,
+                log=context.log.info,
+            )
+            staging.counts = [counts]
+            kept_before = store.manifest("unique_pairs", key).stage("unique_pairs").kept
+            successes = checks.successes_in(staging.path)
+            checked = checks.require(
+                checks.shards_whole(staging.path),
+                checks.funnel_adds_up("image_shards", counts, successes, kept_before),
+            )
         folder = store.folder("image_shards", key)
-        counts = staging.published.stage("images")
-        kept_before = store.manifest("unique_pairs", key).stage("unique_pairs").kept
         return materialized(
             context,
             store,
             staging,
             key,
-            checks=[
-                checks.shards_whole(folder),
-                checks.funnel_adds_up(
-                    "image_shards", counts, checks.successes_in(folder), kept_before
-                ),
-            ],
+            checks=checked,
             extra={"contact_sheet": picture(contact_sheet(folder), "images with captions")},
         )
 

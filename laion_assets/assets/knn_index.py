@@ -3,7 +3,7 @@
 import dagster as dg
 
 from laion_assets import checks
-from laion_assets.assets.making import data_versions, key_of, materialized, publishing
+from laion_assets.assets.making import key_of, materialized, publishing
 from laion_assets.knn.build import build_index
 from laion_assets.settings import Settings
 from laion_assets.versions import code_version
@@ -29,23 +29,19 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         index: IndexResource,
     ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
-        subset = store.published("filtered_subset", key)
-        made_of = data_versions(store, ["filtered_subset"], key)
-        with publishing(context, store, made_of, key) as staging:
+        with publishing(
+            context, store, key, upstream=["filtered_subset"], options=index
+        ) as staging:
+            subset = store.published("filtered_subset", key)
             summary = build_index(
                 subset, staging.path, index, model_key=clip.key, log=context.log.info
             )
             staging.metadata = summary.to_json()
-        folder = store.folder("knn_index", key)
-        return materialized(
-            context,
-            store,
-            staging,
-            key,
-            checks=[
-                checks.size_equal("knn_index", folder, checks.rows_in(subset)),
-                checks.recall("knn_index", folder, [subset], index),
-            ],
-        )
+            kept = store.manifest("filtered_subset", key).stage("subset").kept
+            checked = checks.require(
+                checks.size_equal("knn_index", staging.path, kept),
+                checks.recall("knn_index", staging.path, [subset], index),
+            )
+        return materialized(context, store, staging, key, checks=checked)
 
     return knn_index

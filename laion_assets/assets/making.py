@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
+from pydantic import BaseModel
 
 from laion_assets.lake import Lake, Staging
 from laion_assets.metadata import manifest_metadata
 from laion_assets.partitions import segment_key
 from laion_assets.segments import SegmentKey
+from laion_assets.versions import code_version
+
+
+class InputsChangedError(RuntimeError):
+    """An upstream partition was replaced while this one was made of it."""
 
 
 def key_of(context: dg.AssetExecutionContext) -> SegmentKey:
@@ -22,26 +28,40 @@ def key_of(context: dg.AssetExecutionContext) -> SegmentKey:
 def publishing(
     context: dg.AssetExecutionContext,
     lake: Lake,
-    made_of: Mapping[str, str],
     key: SegmentKey | None = None,
+    *,
+    upstream: Sequence[str] = (),
+    made_of: Mapping[str, str] | None = None,
+    options: BaseModel | None = None,
+    leave_out: Collection[str] = (),
 ) -> Iterator[Staging]:
-    """Stage and publish this asset's partition; ``made_of`` maps inputs to data versions."""
+    """Stage and publish this asset's partition.
+
+    ``upstream`` names the assets whose partition of the same key it is made of, ``made_of`` other
+    inputs and their versions, ``options`` the options it is really made with: a run may override
+    those that the code version speaks of. Raises :class:`InputsChangedError` if an upstream
+    partition was replaced meanwhile; nothing is published then.
+    """
     name = context.asset_key.path[-1]
     version = context.assets_def.code_versions_by_key[context.asset_key] or ""
+    before = {asset: lake.manifest(asset, key).data_version for asset in upstream}
+    inputs = {**before, **(made_of or {})}
+    if options is not None:
+        inputs["options"] = code_version(0, options, leave_out=leave_out)
     with lake.publish(
         name,
         key,
-        inputs=made_of,
+        inputs=inputs,
         code_version=version,
         run_id=context.run_id,
         log=context.log.info,
     ) as staging:
         yield staging
-
-
-def data_versions(lake: Lake, assets: Iterable[str], key: SegmentKey | None) -> dict[str, str]:
-    """The data versions of the partitions that this one is made of."""
-    return {asset: lake.manifest(asset, key).data_version for asset in assets}
+        for asset, data_version in before.items():
+            if lake.manifest(asset, key).data_version != data_version:
+                raise InputsChangedError(
+                    f"{asset} was made anew while {name} was made of it: make {name} again"
+                )
 
 
 def materialized(

@@ -4,10 +4,12 @@ Both are folders of list files in the lake (``removals/*.txt``, ``blocklists/*.t
 version is their content, so that a changed list makes what was built with it stale.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import dagster as dg
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from laion_assets.lake import Lake
 from laion_assets.removals.lists import Entries, load
@@ -31,6 +33,18 @@ class Lists:
 def read_lists(lake: Lake) -> Lists:
     """Raises ``ListError`` naming file and line if an entry cannot be understood."""
     return Lists(load(lake.root / "removals"), load(lake.root / "blocklists"))
+
+
+def observations(lists: Lists, seen: Mapping[str, str]) -> list[dg.AssetObservation]:
+    """One for each list whose data version is not the one seen before."""
+    entries = {"removals": len(lists.removals), "blocklists": len(lists.blocklists)}
+    return [
+        dg.AssetObservation(
+            asset, metadata={"entries": entries[asset]}, tags={DATA_VERSION_TAG: version}
+        )
+        for asset, version in lists.data_versions.items()
+        if seen.get(asset) != version
+    ]
 
 
 @dg.observable_source_asset(

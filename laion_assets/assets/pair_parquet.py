@@ -4,7 +4,7 @@ import dagster as dg
 import pyarrow.parquet as pq
 
 from laion_assets import checks, schemas
-from laion_assets.assets.making import data_versions, key_of, materialized, publishing
+from laion_assets.assets.making import key_of, materialized, publishing
 from laion_assets.metadata import table_preview
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.segment import extract_segment
@@ -35,8 +35,9 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         key, store = key_of(context), lake.open()
         manifest = pq.read_table(store.published("wat_manifest", key) / "manifest.parquet")
         wat_files = [row["wat_file"] for row in manifest.to_pylist() if row["taken"]]
-        made_of = data_versions(store, ["wat_manifest"], key)
-        with publishing(context, store, made_of, key) as staging:
+        with publishing(
+            context, store, key, upstream=["wat_manifest"], options=pair_rules
+        ) as staging:
             staging.counts = extract_segment(
                 wat_files,
                 crawl_source.open().fetch,
@@ -48,18 +49,19 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
                 workers=work.workers,
                 log=context.log.info,
             )
+            pairs = next(counts for counts in staging.counts if counts.stage == "pairs")
+            checked = checks.require(
+                checks.schema_exact("pair_parquet", staging.path, schemas.PAIRS, len(wat_files)),
+                checks.keys_unique("pair_parquet", staging.path, "uid"),
+                checks.funnel_adds_up("pair_parquet", pairs, checks.rows_in(staging.path), None),
+            )
         folder = store.folder("pair_parquet", key)
-        pairs = staging.published.stage("pairs")
         return materialized(
             context,
             store,
             staging,
             key,
-            checks=[
-                checks.schema_exact("pair_parquet", folder, schemas.PAIRS),
-                checks.keys_unique("pair_parquet", folder, "uid"),
-                checks.funnel_adds_up("pair_parquet", pairs, checks.rows_in(folder), None),
-            ],
+            checks=checked,
             extra={"preview": table_preview(folder, ["text", "url", "language", "license"])},
         )
 

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from laion_assets import checks, schemas
-from laion_assets.assets.making import data_versions, key_of, materialized, publishing
+from laion_assets.assets.making import key_of, materialized, publishing
 from laion_assets.clip.thresholds import threshold_for
 from laion_assets.filtering.figures import similarity_histogram
 from laion_assets.filtering.score import score_segment
@@ -36,27 +36,35 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         key, store = key_of(context), lake.open()
         source = store.published("embeddings", key)
         prompts, model = load_prompts(safety.prompts), clip.load()
-        made_of = data_versions(store, ["embeddings"], key)
-        made_of |= {"prompts": prompts.digest, "model": model.version}
-        with publishing(context, store, made_of, key) as staging:
+        with publishing(
+            context,
+            store,
+            key,
+            upstream=["embeddings"],
+            made_of={"prompts": prompts.digest, "model": model.version},
+        ) as staging:
             categories = category_embeddings(prompts, model)
             rows = score_segment(source, staging.path, categories, log=context.log.info)
             staging.metadata = {"rows": rows, "prompts": f"{prompts.name} v{prompts.version}"}
+            checked = checks.require(
+                checks.schema_exact(
+                    "scored_pairs",
+                    staging.path,
+                    schemas.SCORED,
+                    checks.parts_in(source / "metadata", "metadata_*.parquet"),
+                ),
+                checks.rows_aligned("scored_pairs", staging.path, source),
+            )
         folder = store.folder("scored_pairs", key)
-        threshold = threshold_for(clip.key, recipe)
+        histogram = similarity_histogram(folder, threshold_for(clip.key, recipe))
         return materialized(
             context,
             store,
             staging,
             key,
-            checks=[
-                checks.schema_exact("scored_pairs", folder, schemas.SCORED),
-                checks.rows_aligned("scored_pairs", folder, source),
-            ],
+            checks=checked,
             extra={
-                "similarity": picture(
-                    similarity_histogram(folder, threshold), "histogram of similarity"
-                ),
+                "similarity": picture(histogram, "histogram of similarity"),
                 "preview": table_preview(folder, ["text", "similarity", "nsfw"]),
             },
         )

@@ -28,25 +28,19 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         store = lake.open()
         keys = store.segments("knn_index")
         made_of = {str(key): store.manifest("knn_index", key).data_version for key in keys}
-        with publishing(context, store, made_of) as staging:
+        with publishing(context, store, made_of=made_of, options=index) as staging:
             summary = merge_indices(
                 [(key.crawl, key.segment, store.folder("knn_index", key)) for key in keys],
                 staging.path,
                 log=context.log.info,
             )
             staging.metadata = {"segments": len(keys)} | summary.to_json()
-        folder = store.folder("search_index")
-        subsets = [store.published("filtered_subset", key) for key in keys]
-        return materialized(
-            context,
-            store,
-            staging,
-            checks=[
-                checks.size_equal(
-                    "search_index", folder, sum(checks.rows_in(subset) for subset in subsets)
-                ),
-                checks.recall("search_index", folder, subsets, index),
-            ],
-        )
+            kept = sum(store.manifest("filtered_subset", k).stage("subset").kept for k in keys)
+            subsets = [store.published("filtered_subset", key) for key in keys]
+            checked = checks.require(
+                checks.size_equal("search_index", staging.path, kept),
+                checks.recall("search_index", staging.path, subsets, index),
+            )
+        return materialized(context, store, staging, checks=checked)
 
     return search_index

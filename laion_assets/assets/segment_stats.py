@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from laion_assets.assets.making import data_versions, key_of, materialized, publishing
+from laion_assets.assets.making import key_of, materialized, publishing
 from laion_assets.jobs import SEGMENT_ASSETS
 from laion_assets.metadata import table_preview
 from laion_assets.settings import Settings
@@ -26,8 +26,7 @@ def build(segments: dg.MultiPartitionsDefinition, _: Settings) -> dg.AssetsDefin
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
-        made_of = data_versions(store, STAGE_ASSETS, key)
-        with publishing(context, store, made_of, key) as staging:
+        with publishing(context, store, key, upstream=STAGE_ASSETS) as staging:
             staging.not_content = ("runs.parquet",)
             folders = {asset: store.published(asset, key) for asset in STAGE_ASSETS}
             staging.metadata = compute(folders, staging.path, log=context.log.info)

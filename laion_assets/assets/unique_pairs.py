@@ -3,7 +3,7 @@
 import dagster as dg
 
 from laion_assets import checks, schemas
-from laion_assets.assets.making import data_versions, key_of, materialized, publishing
+from laion_assets.assets.making import key_of, materialized, publishing
 from laion_assets.assets.outside import LEDGER_POOL, read_lists
 from laion_assets.dedup.ledger import claim_segment
 from laion_assets.metadata import table_preview
@@ -26,33 +26,37 @@ def build(segments: dg.MultiPartitionsDefinition, _: Settings) -> dg.AssetsDefin
     def unique_pairs(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         lists = read_lists(store)
-        made_of = data_versions(store, ["pair_parquet"], key) | lists.data_versions
-        with publishing(context, store, made_of, key) as staging:
-            staging.counts = [
-                claim_segment(
-                    store.root / "dedup_ledger",
-                    key.crawl,
-                    key.segment,
-                    store.published("pair_parquet", key),
-                    staging.path,
-                    removals=lists.removals,
-                    blocklists=lists.blocklists,
-                    log=context.log.info,
-                )
-            ]
+        with publishing(
+            context, store, key, upstream=["pair_parquet"], made_of=lists.data_versions
+        ) as staging:
+            pairs = store.published("pair_parquet", key)
+            counts = claim_segment(
+                store.root / "dedup_ledger",
+                key.crawl,
+                key.segment,
+                pairs,
+                staging.path,
+                removals=lists.removals,
+                blocklists=lists.blocklists,
+                log=context.log.info,
+            )
+            staging.counts = [counts]
+            kept_before = store.manifest("pair_parquet", key).stage("pairs").kept
+            rows = checks.rows_in(staging.path)
+            checked = checks.require(
+                checks.schema_exact(
+                    "unique_pairs", staging.path, schemas.PAIRS, checks.parts_in(pairs)
+                ),
+                checks.keys_unique("unique_pairs", staging.path, "uid"),
+                checks.funnel_adds_up("unique_pairs", counts, rows, kept_before),
+            )
         folder = store.folder("unique_pairs", key)
-        counts = staging.published.stage("unique_pairs")
-        kept_before = store.manifest("pair_parquet", key).stage("pairs").kept
         return materialized(
             context,
             store,
             staging,
             key,
-            checks=[
-                checks.schema_exact("unique_pairs", folder, schemas.PAIRS),
-                checks.keys_unique("unique_pairs", folder, "uid"),
-                checks.funnel_adds_up("unique_pairs", counts, checks.rows_in(folder), kept_before),
-            ],
+            checks=checked,
             extra={"preview": table_preview(folder, ["text", "url", "page_url"])},
         )
 

@@ -14,23 +14,22 @@ from resources.lake import LakeResource
 
 SCHEMA = pa.schema([("wat_file", pa.string()), ("taken", pa.bool_()), ("segment_id", pa.string())])
 
+LEAVE_OUT = ("collinfo_url", "data_url", "storage_options", "attempts", "back_off_s")
+"""Options that say how the crawl source is reached, not what is taken of it."""
+
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="crawl",
         partitions_def=segments,
-        code_version=code_version(
-            1,
-            settings.crawl_source,
-            leave_out={"collinfo_url", "data_url", "storage_options", "attempts", "back_off_s"},
-        ),
+        code_version=code_version(1, settings.crawl_source, leave_out=LEAVE_OUT),
         kinds={"http", "parquet"},
         description=__doc__,
     )
     def wat_manifest(
         context: dg.AssetExecutionContext, lake: LakeResource, crawl_source: CrawlSourceResource
     ) -> dg.MaterializeResult:
-        key, source = key_of(context), crawl_source.open()
+        key, store, source = key_of(context), lake.open(), crawl_source.open()
         segment = source.segment(key.crawl, key.segment)
         taken = set(source.taken(segment))
         table = pa.table(
@@ -41,7 +40,9 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             },
             schema=SCHEMA,
         )
-        with publishing(context, lake.open(), {}, key) as staging:
+        with publishing(
+            context, lake.open(), key, options=crawl_source, leave_out=LEAVE_OUT
+        ) as staging:
             with atomic_path(staging.path / "manifest.parquet") as path:
                 pq.write_table(table, path, compression="zstd")
             staging.metadata = {
@@ -49,10 +50,10 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
                 "wat_files": len(segment.wat_files),
                 "wat_files_taken": len(taken),
             }
-        folder = lake.open().folder("wat_manifest", key)
+        folder = store.folder("wat_manifest", key)
         return materialized(
             context,
-            lake.open(),
+            store,
             staging,
             key,
             extra={"preview": table_preview(folder, ["wat_file", "taken"])},

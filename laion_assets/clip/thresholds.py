@@ -38,6 +38,12 @@ def thresholds() -> dict[str, Threshold]:
     )
 
 
+def table_entry(key: str) -> str:
+    """What the table says of a model, as text; empty if it has no entry."""
+    entry = thresholds().get(key)
+    return str(entry.threshold) if entry else ""
+
+
 def threshold_for(key: str, recipe: HasThreshold | None = None) -> float:
     """The recipe's own threshold if it has one, else the model's of the table.
 

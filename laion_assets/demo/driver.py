@@ -11,14 +11,14 @@ from urllib.parse import urlsplit
 import dagster as dg
 
 from laion_assets.crawl.source import CrawlSource
-from laion_assets.demo.world import DemoError, Say
+from laion_assets.demo.world import Dagster, DemoError, Say
 from laion_assets.jobs import AGGREGATES, SEGMENT_ASSETS
 from laion_assets.lake import Lake
+from laion_assets.partitions import PARTITION_TAG, partition_key
 from laion_assets.partitions import crawls as crawl_partitions
-from laion_assets.partitions import partition_key
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings
-from sensors.new_crawls import wanted_crawls, wanted_segments
+from sensors.new_crawls import LAST_ASSET, wanted_crawls, wanted_segments
 
 _AUTOMATION_PATIENCE_S: Final = 45.0
 _SENSOR_PATIENCE_S: Final = 120.0
@@ -26,19 +26,25 @@ _SENSOR_PATIENCE_S: Final = 120.0
 
 @dataclass
 class Needs:
-    """What is not there or not current, and why."""
+    """What is not there or not current, and why: asset -> cause, by segment."""
 
-    new_crawls: list[str] = field(default_factory=list)
-    segments: dict[SegmentKey, dict[str, str]] = field(default_factory=dict)
+    unknown: list[SegmentKey] = field(default_factory=list)
+    """Segments of crawls that the sensor has still to discover."""
+    missing: dict[SegmentKey, dict[str, str]] = field(default_factory=dict)
+    """Segments that have never been finished: the sensor asks for them."""
+    stale: dict[SegmentKey, dict[str, str]] = field(default_factory=dict)
+    """Segments that were finished and are not current: nobody asks for them but a person."""
     aggregates: dict[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.new_crawls or self.segments or self.aggregates)
+        return bool(self.unknown or self.missing or self.stale or self.aggregates)
 
     def reasons(self) -> list[str]:
-        """A line for each crawl, and for each segment and cause."""
-        lines = [f"{crawl}: a new crawl" for crawl in self.new_crawls]
-        for key, assets in [*sorted(self.segments.items()), ("all segments", self.aggregates)]:
+        """A line for each new crawl, and for each segment and cause."""
+        crawls = sorted({key.crawl for key in self.unknown})
+        lines = [f"{crawl}: a new crawl" for crawl in crawls]
+        segments = sorted({**self.missing, **self.stale}.items())
+        for key, assets in [*segments, ("all segments", self.aggregates)]:
             for cause in dict.fromkeys(assets.values()):
                 named = ", ".join(asset for asset, why in assets.items() if why == cause)
                 lines.append(f"{key}: {named} ({cause})")
@@ -54,7 +60,7 @@ def needs(settings: Settings, instance: dg.DagsterInstance, definitions: dg.Defi
     source, lake = CrawlSource(settings.crawl_source), Lake(settings.lake)
     known = set(instance.get_dynamic_partitions(crawl_partitions.name or ""))
     wanted = wanted_crawls([info.name for info in source.crawls()], settings.discovery)
-    found.new_crawls = [crawl for crawl in wanted if crawl not in known]
+    finished = instance.get_materialized_partitions(dg.AssetKey(LAST_ASSET))
     resolver = CachingStaleStatusResolver(
         instance, definitions.resolve_asset_graph(), LoadingContextForTest(instance)
     )
@@ -62,22 +68,25 @@ def needs(settings: Settings, instance: dg.DagsterInstance, definitions: dg.Defi
     def why_not(asset: str, key: SegmentKey | None) -> str | None:
         partition = str(partition_key(key)) if key else None
         status = resolver.get_status(dg.AssetKey(asset), partition)
-        if status == StaleStatus.MISSING or not (lake.folder(asset, key)).exists():
+        if status == StaleStatus.MISSING:
             return "not materialized"
+        if not lake.folder(asset, key).exists():
+            return "its folder is gone"
         if status == StaleStatus.STALE:
             causes = resolver.get_stale_causes(dg.AssetKey(asset), partition)
             return "; ".join(sorted({cause.reason for cause in causes})) or "stale"
         return None
 
     for crawl in wanted:
+        keys = wanted_segments(crawl, len(source.segments(crawl)), settings.discovery)
         if crawl not in known:
+            found.unknown += keys
             continue
-        numbers = [segment.number for segment in source.segments(crawl)]
-        for key in wanted_segments(crawl, numbers, settings.discovery):
+        for key in keys:
             reasons = {asset: why_not(asset, key) for asset in SEGMENT_ASSETS}
-            missing = {asset: why for asset, why in reasons.items() if why}
-            if missing:
-                found.segments[key] = missing
+            lacks = {asset: why for asset, why in reasons.items() if why}
+            if lacks:
+                (found.stale if str(key) in finished else found.missing)[key] = lacks
     reasons = {asset: why_not(asset, None) for asset in AGGREGATES}
     found.aggregates = {asset: why for asset, why in reasons.items() if why}
     return found
@@ -91,74 +100,64 @@ class Driver:
         settings: Settings,
         instance: dg.DagsterInstance,
         definitions: dg.Definitions,
-        ui: str,
-        since: float,
+        dagster: Dagster,
         say: Say,
     ) -> None:
-        """``since``: runs created from then on are this demo's; the daemon may be quick."""
         from dagster_graphql import DagsterGraphQLClient
 
-        address = urlsplit(ui)
+        address = urlsplit(dagster.url)
         self._client = DagsterGraphQLClient(address.hostname or "", port_number=address.port)
         self._settings, self._instance, self._definitions = settings, instance, definitions
+        self._dagster = dagster
         self._say = say
         self._told: set[str] = set()
-        self._since = since
 
-    def bring_up_to_date(self, missing: Needs) -> None:
-        """Raises :class:`DemoError` when a run fails."""
-        for key, assets in sorted(missing.segments.items()):
-            # In the order of the segments: which of two segments keeps a pair that both have
-            # depends on which claims it first.
+    def bring_up_to_date(self, lacks: Needs) -> None:
+        """Raises :class:`DemoError` when a run fails, or when something stays unmade."""
+        awaited = [*lacks.unknown, *lacks.missing]
+        if awaited:
+            self._say(f"waiting for the sensor to ask for {len(awaited)} segments")
+            self._await_sensor(awaited)
+        for key, assets in sorted(lacks.stale.items()):
             self._launch("segment", list(assets), key)
-        if missing.new_crawls:
-            self._say("waiting for the sensor to discover " + ", ".join(missing.new_crawls))
-            self._await_sensor(missing.new_crawls)
         self._await_runs()
-        left = needs(self._settings, self._instance, self._definitions)
-        if left.segments or left.new_crawls:
+        left = self._needs()
+        if left.unknown or left.missing or left.stale:
             raise DemoError("not everything was made:\n  " + "\n  ".join(left.reasons()))
         if left.aggregates:
             self._await_automation()
-        left = needs(self._settings, self._instance, self._definitions)
+        left = self._needs()
         if left.aggregates:
             self._launch("aggregates", list(left.aggregates), None)
             self._await_runs()
+
+    def _needs(self) -> Needs:
+        return needs(self._settings, self._instance, self._definitions)
 
     def _launch(self, job: str, assets: Sequence[str], key: SegmentKey | None) -> None:
         tags = (
             {f"dagster/partition/{name}": value for name, value in vars(key).items()} if key else {}
         )
         if key:
-            tags["dagster/partition"] = str(partition_key(key))
+            tags[PARTITION_TAG] = str(partition_key(key))
         self._client.submit_job_execution(job, tags=tags, asset_selection=list(assets))
         self._say(f"asked for {key or 'the aggregates'}: {', '.join(assets)}")
 
     def _runs(self) -> list[dg.RunRecord]:
+        """The runs created since this demo's Dagster was started."""
         records = self._instance.get_run_records(limit=200)
-        return [record for record in records if record.create_timestamp.timestamp() >= self._since]
+        since = self._dagster.since
+        return [record for record in records if record.create_timestamp.timestamp() >= since]
 
-    def _await_sensor(self, crawls: Sequence[str]) -> None:
-        wanted = {
-            str(key)
-            for crawl in crawls
-            for key in wanted_segments(
-                crawl,
-                [
-                    found.number
-                    for found in CrawlSource(self._settings.crawl_source).segments(crawl)
-                ],
-                self._settings.discovery,
-            )
-        }
+    def _await_sensor(self, keys: Sequence[SegmentKey]) -> None:
+        wanted = {str(key) for key in keys}
         deadline = time.monotonic() + _SENSOR_PATIENCE_S
         while time.monotonic() < deadline:
             self._tell_runs()
-            asked = {record.dagster_run.tags.get("dagster/partition") for record in self._runs()}
-            if wanted <= asked:
+            if wanted <= {run.dagster_run.tags.get(PARTITION_TAG) for run in self._runs()}:
                 return
             time.sleep(0.5)
-        raise DemoError(f"the sensor asked for nothing in {_SENSOR_PATIENCE_S:.0f} s")
+        raise DemoError(f"the sensor did not ask for all segments in {_SENSOR_PATIENCE_S:.0f} s")
 
     def _await_runs(self) -> None:
         while True:
@@ -173,18 +172,19 @@ class Driver:
         deadline = time.monotonic() + _AUTOMATION_PATIENCE_S
         while time.monotonic() < deadline:
             self._await_runs()
-            if not needs(self._settings, self._instance, self._definitions).aggregates:
+            if not self._needs().aggregates:
                 return
             time.sleep(1.0)
 
     def _tell_runs(self) -> None:
+        self._dagster.check()
         for record in self._runs():
             run = record.dagster_run
             if not run.is_finished or run.run_id in self._told:
                 continue
             self._told.add(run.run_id)
             selected = ", ".join(sorted(key.path[-1] for key in run.asset_selection or ()))
-            what = run.tags.get("dagster/partition") or selected or run.job_name
+            what = run.tags.get(PARTITION_TAG) or selected or run.job_name
             seconds = (record.end_time or 0) - (record.start_time or 0)
             self._say(f"{what}: {run.status.value.lower()} in {seconds:.0f} s")
             if run.status != dg.DagsterRunStatus.SUCCESS:

@@ -13,6 +13,7 @@ from laion_assets.demo.world import (
     Places,
     crawl_server,
     dagster_dev,
+    observe_lists,
     prepare,
     sole_demo,
     stop_leftovers,
@@ -37,15 +38,15 @@ def run_demo(root: Path, ui_port: int) -> None:
         instance = prepare(places, _say)
         stop_leftovers(places, instance, _say)
         with crawl_server(places, settings, _say) as group:
-            missing = needs(settings, instance, defs)
-            if not missing:
+            observe_lists(settings, instance)
+            lacks = needs(settings, instance, defs)
+            if not lacks:
                 _say("everything is there and current: nothing to materialize")
-            for reason in missing.reasons():
+            for reason in lacks.reasons():
                 _say(f"to make: {reason}")
-            if missing:
-                since = time.time()
-                with dagster_dev(places, ui_port, group, _say) as url:
-                    Driver(settings, instance, defs, url, since, _say).bring_up_to_date(missing)
+            if lacks:
+                with dagster_dev(places, ui_port, group, _say) as dagster:
+                    Driver(settings, instance, defs, dagster, _say).bring_up_to_date(lacks)
         show_summary(settings)
 
 
@@ -57,11 +58,12 @@ def run_ui(root: Path, ui_port: int) -> None:
         stop_leftovers(places, instance, _say)
         with (
             crawl_server(places, settings, _say) as group,
-            dagster_dev(places, ui_port, group, _say) as url,
+            dagster_dev(places, ui_port, group, _say) as dagster,
         ):
-            _say(f"open {url}/asset-groups; Ctrl-C ends it")
+            _say(f"open {dagster.url}/asset-groups; Ctrl-C ends it")
             while True:
-                time.sleep(3600)
+                dagster.check()
+                time.sleep(1)
 
 
 def show_summary(settings: Settings) -> None:

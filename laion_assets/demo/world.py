@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,19 +21,18 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import dagster as dg
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
+from dagster._core.scheduler.instigation import TickStatus
 
+from laion_assets.assets.outside import observations, read_lists
+from laion_assets.files import write_text
+from laion_assets.lake import Lake
+from laion_assets.partitions import UNFINISHED
 from laion_assets.sample_crawl.build import build_sample_crawl
 from laion_assets.settings import Settings
 
 Say = Callable[[str], None]
 
-UNFINISHED: Final = [
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 _TURN_S: Final = 30.0
 _GENTLE_END_S: Final = 15.0
 
@@ -78,9 +78,8 @@ def prepare(places: Places, say: Say) -> dg.DagsterInstance:
     installed = places.home / "dagster.yaml"
     if not installed.exists() or installed.read_bytes() != configured.read_bytes():
         shutil.copyfile(configured, installed)
-    if not (places.crawl / "manifest.json").exists():
-        say("building the sample crawl")
-        build_sample_crawl(places.crawl)
+    say("building the sample crawl, where it is not there and current")
+    build_sample_crawl(places.crawl)
     return dg.DagsterInstance.from_config(str(places.home))
 
 
@@ -124,7 +123,7 @@ def crawl_server(places: Places, settings: Settings, say: Say) -> Iterator[int]:
         text=True,
         process_group=0,
     )
-    places.group.write_text(str(companion.pid))
+    write_text(places.group, str(companion.pid))
     assert companion.stdout
     answer = companion.stdout.readline().strip()
     if answer != "ready":
@@ -143,16 +142,37 @@ def crawl_server(places: Places, settings: Settings, say: Say) -> Iterator[int]:
 
 
 def stop_leftovers(places: Places, instance: dg.DagsterInstance, say: Say) -> None:
-    """End what an interrupted demo left running, and close its unfinished runs."""
-    if places.group.exists():
-        group = int(places.group.read_text())
-        if any(_group_of(process) == group and _is_ours(process) for process in _processes()):
+    """End what an interrupted demo left running, and close its unfinished runs and ticks."""
+    group = places.group.read_text() if places.group.exists() else ""
+    if group.isdigit():
+        if any(_group_of(process) == int(group) and _is_ours(process) for process in _processes()):
             say("ending the processes of an interrupted demo")
-            _kill_group(group)
+            _kill_group(int(group))
         places.group.unlink()
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         instance.report_run_canceled(run, message="The demo that started this run was interrupted.")
         say(f"closed the unfinished run {run.run_id[:8]}")
+    for state in instance.all_instigator_state():
+        # The daemon would go on in the middle of a tick: the later segments' runs without those
+        # before them, and so another order of claims than that of an undisturbed demo.
+        for tick in instance.get_ticks(
+            state.instigator_origin_id, state.selector_id, statuses=[TickStatus.STARTED]
+        ):
+            instance.update_tick(
+                tick.with_status(TickStatus.SKIPPED, skip_reason="the demo was interrupted")
+            )
+
+
+def observe_lists(settings: Settings, instance: dg.DagsterInstance) -> None:
+    """Tell Dagster of changed removal lists and blocklists, as the sensor would a minute later."""
+    seen = {}
+    for asset in ("removals", "blocklists"):
+        records = instance.fetch_observations(dg.AssetKey(asset), limit=1).records
+        for record in records:
+            assert record.asset_observation
+            seen[asset] = (record.asset_observation.tags or {}).get(DATA_VERSION_TAG, "")
+    for event in observations(read_lists(Lake(settings.lake)), seen):
+        instance.report_runless_asset_event(event)
 
 
 def _processes() -> Iterator[Path]:
@@ -181,13 +201,31 @@ def _kill_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
+@dataclass(frozen=True)
+class Dagster:
+    """A running ``dagster dev``."""
+
+    url: str
+    since: float
+    """When it was started: what it does comes after."""
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def check(self) -> None:
+        """Raises :class:`DemoError` if it has ended."""
+        if self.process.poll() is not None:
+            raise DemoError(
+                f"dagster dev ended with {self.process.returncode}; its log is {self.log}"
+            )
+
+
 @contextmanager
-def dagster_dev(places: Places, port: int, group: int, say: Say) -> Iterator[str]:
-    """Run ``dagster dev`` on the demo's instance; yields the address of its UI."""
-    places.log.parent.mkdir(parents=True, exist_ok=True)
+def dagster_dev(places: Places, port: int, group: int, say: Say) -> Iterator[Dagster]:
+    """Run ``dagster dev`` on the demo's instance; raises :class:`DemoError` if it cannot."""
+    _refuse_taken(port)
     command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml"]
     command += ["-h", "127.0.0.1", "-p", str(port)]
-    url = f"http://127.0.0.1:{port}"
+    since = time.time()
     with places.log.open("ab") as log:
         process = subprocess.Popen(  # noqa: S603 - our own command line
             command,
@@ -197,13 +235,15 @@ def dagster_dev(places: Places, port: int, group: int, say: Say) -> Iterator[str
             process_group=group,
             env=os.environ | {"DAGSTER_HOME": str(places.home)},
         )
+    dagster = Dagster(f"http://127.0.0.1:{port}", since, process, places.log)
     try:
-        _await_ui(url, process, places.log)
-        say(f"Dagster's UI is at {url}")
-        yield url
+        _await_ui(dagster)
+        say(f"Dagster's UI is at {dagster.url}")
+        yield dagster
     except BaseException:
         # Interrupted: whatever runs ends with the group, at once.
         _kill_group(group)
+        process.wait()
         raise
     process.terminate()
     try:
@@ -212,16 +252,22 @@ def dagster_dev(places: Places, port: int, group: int, say: Say) -> Iterator[str
         say("dagster dev takes its time to end; ending it")
 
 
-def _await_ui(
-    url: str, process: subprocess.Popen[bytes], log: Path, patience_s: float = 120
-) -> None:
+def _refuse_taken(port: int) -> None:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise DemoError(f"port {port} is taken ({error}): choose another by --port") from error
+
+
+def _await_ui(dagster: Dagster, patience_s: float = 120) -> None:
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise DemoError(f"dagster dev ended with {process.returncode}; its log is {log}")
+        dagster.check()
         try:
-            with urllib.request.urlopen(f"{url}/server_info", timeout=5):  # noqa: S310 - loopback
+            with urllib.request.urlopen(f"{dagster.url}/server_info", timeout=5):  # noqa: S310
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
-    raise DemoError(f"dagster dev did not answer at {url} in {patience_s:.0f} s; its log is {log}")
+    raise DemoError(
+        f"dagster dev did not answer at {dagster.url} in {patience_s:.0f} s; see {dagster.log}"
+    )

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from laion_assets.demo.world import DemoError, Places, crawl_server, sole_demo
+from laion_assets.sample_crawl.build import build_sample_crawl
+from laion_assets.settings import load_settings, sample_config
+
+DEMO = """
+import subprocess, sys, time
+from pathlib import Path
+from laion_assets.demo.world import Places, crawl_server, sole_demo
+from laion_assets.settings import load_settings
+
+if __name__ == "__main__":
+    root, config = Path(sys.argv[1]), Path(sys.argv[2])
+    with sole_demo(Places(root), print), crawl_server(
+        Places(root), load_settings(config), print
+    ) as group:
+        run = subprocess.Popen(["sleep", "300"], process_group=group)
+        (root / "up").write_text(f"{group} {run.pid}")
+        time.sleep(300)
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def config_on(port: int, root: Path) -> Path:
+    path = root / "config.toml"
+    path.write_text(sample_config().read_text().replace(":8799", f":{port}"))
+    return path
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state == "Z"
+
+
+def served(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    places = Places(tmp_path)
+    build_sample_crawl(places.crawl)
+    return places
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_however_a_demo_ends_nothing_of_it_goes_on(places: Places, number: int) -> None:
+    port = free_port()
+    config = config_on(port, places.root)
+    script = places.root / "demo.py"
+    script.write_text(DEMO)
+    with subprocess.Popen([sys.executable, str(script), str(places.root), str(config)]) as demo:
+        eventually((places.root / "up").exists, "the demo did not come up")
+        group, run = map(int, (places.root / "up").read_text().split())
+        assert served(port)
+        os.kill(demo.pid, number)
+    eventually(lambda: gone(run), "its run goes on")
+    eventually(lambda: gone(group), "its companion goes on")
+    eventually(lambda: not served(port), "its crawl is still served")
+    with crawl_server(places, load_settings(config), print):
+        assert served(port)
+    assert not served(port)
+
+
+def test_a_taken_port_is_told(places: Places) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        config = config_on(server.getsockname()[1], places.root)
+        with (
+            pytest.raises(DemoError, match=r"cannot be served .*LAION_ASSETS_CONFIG"),
+            crawl_server(places, load_settings(config), print),
+        ):
+            pass
+
+
+def test_a_second_demo_waits_its_turn(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laion_assets.demo.world._TURN_S", 0.3)
+    told: list[str] = []
+    with sole_demo(places, print):
+        with pytest.raises(DemoError, match="another demo runs"), sole_demo(places, told.append):
+            pass
+        assert told
+    with sole_demo(places, print):
+        pass
