@@ -25,6 +25,17 @@ TEMPLATES = (
     "a {} on a plain background",
     "{} symbol",
 )
+# Words that alt texts put around a name and that say nothing of the picture.
+BEFORE = (
+    "free", "new", "my", "the best", "this is the", "image:", "look at this", "beautiful", "simple",
+    "funny", "modern", "high quality", "download", "small picture of the", "showing a", "buy",
+    "large", "nice", "vintage", "my favourite", "stock photo of", "an old", "welcome:", "vector",
+)  # fmt: skip
+AFTER = (
+    "design", "clip art", "illustration", "for kids", "in flat style", "for your website", "stock",
+    "image", "template", "on a blue background", "in colour", "poster", "by our reader",
+    "download", "- free download", "vector art", "for school", "print", "set", "logo",
+)  # fmt: skip
 # Unlike the ones above, and never trained on: as alt texts of other sites may read.
 TEST_TEMPLATES = (
     "Colourful {} graphic",
@@ -86,6 +97,11 @@ def texts(glyphs: list[Glyph], words: list[str], rng: np.random.Generator) -> Te
             frame = TEMPLATES[int(rng.integers(1, len(TEMPLATES)))]
             say(concept, frame.format(word), 0.6 / len(others))
             say(concept, f"{name} {word}", 0.8 / len(others))
+        for _ in range(5):
+            before = rng.choice(BEFORE) if rng.random() < 0.7 else ""
+            after = rng.choice(AFTER) if rng.random() < 0.7 else ""
+            said = name if rng.random() < 0.7 else short
+            say(concept, f"{before} {said} {after}".strip(), 1.0)
 
     nouns = sorted(
         {spoken_name(glyph.name) for glyph in by_concept.values()}

@@ -65,7 +65,8 @@ def evaluate(shipped: Shipped, cut: Split, cache: Path) -> dict[str, Any]:
 
     rng = np.random.default_rng(SEED + 1)
     other_captions = shipped.texts([test_caption(glyph, rng) for glyph in cut.calibration])
-    _, mismatched = pair_cosines(shipped.pictures(cut.calibration, cache), other_captions)
+    other_images = shipped.pictures(cut.calibration, cache)
+    _, mismatched = pair_cosines(other_images, other_captions)
     threshold = round(float(np.quantile(mismatched, 1 - MISMATCHED_KEPT)), 2)
 
     matched, mismatched = pair_cosines(images, captions)
@@ -73,6 +74,7 @@ def evaluate(shipped: Shipped, cut: Split, cache: Path) -> dict[str, Any]:
     return {
         "framed_captions": judge(images, captions),
         "bare_names": judge(images, bare),
+        "calibration_captions": judge(other_images, other_captions),
         "threshold": threshold,
         "threshold_keeps_matched": round(float((matched >= threshold).mean()), 4),
         "threshold_keeps_mismatched": round(float((mismatched >= threshold).mean()), 4),

@@ -44,17 +44,23 @@ def image_tail(model: Any, trunk: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(model.visual.head(pooled), dim=-1)
 
 
-def encode_text(model: Any, ids: torch.Tensor) -> torch.Tensor:
+def encode_text(model: Any, ids: torch.Tensor, parts: int = 6) -> torch.Tensor:
     """(n, 77) token ids -> (n, d) unit embeddings, as the model's own but without the padding.
 
-    Attention is causal, so what follows the longest text's end cannot change anything.
+    Attention is causal, so what follows a text's end cannot change anything: texts of like length
+    go together, in ``parts`` parts, each cut to its longest.
     """
-    length = int(ids.argmax(dim=1).max()) + 1
-    ids = ids[:, :length]
-    x = model.token_embedding(ids) + model.positional_embedding[:length]
+    ends = ids.argmax(dim=1)
+    order = ends.argsort()
+    rows = [_encode_cut(model, ids[part], ends[part]) for part in order.chunk(parts)]
+    return torch.cat(rows)[order.argsort()]
+
+
+def _encode_cut(model: Any, ids: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    length = int(ends.max()) + 1
+    x = model.token_embedding(ids[:, :length]) + model.positional_embedding[:length]
     x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
-    x = model.ln_final(x)
-    x = x[torch.arange(len(ids)), ids.argmax(dim=1)] @ model.text_projection
+    x = model.ln_final(x[torch.arange(len(ids)), ends]) @ model.text_projection
     return nn.functional.normalize(x, dim=-1)
 
 

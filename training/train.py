@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -50,18 +49,19 @@ from .model import (
 from .pretrained import Teacher
 from .split import SEED, split
 
-VIEWS = 3
+VIEWS = 2
+NOISE = 0.5  # in standard deviations of each feature
 SAME_MEANING = 0.8  # teacher's cosine from which two captions are no negatives of each other
-MAX_SCALE = 30.0  # a cap on the learned inverse temperature keeps the cosines spread out
+MAX_SCALE = 15.0  # a cap on the learned inverse temperature keeps the cosines spread out
 
 
 @dataclass(frozen=True)
 class Budget:
     """Steps of the three phases."""
 
-    heads: int = 600
-    text: int = 1500
-    tail: int = 0
+    heads: int = 300
+    text: int = 600
+    tail: int = 200
 
 
 class Data:
@@ -73,6 +73,7 @@ class Data:
         self.pooled = torch.tensor(
             np.stack([pooled_features(glyphs, cache, f"train-{view}") for view in range(views)])
         )
+        self.mean, self.deviation = self.pooled.mean((0, 1)), self.pooled.std((0, 1))
         self.trunk = [trunk_features(glyphs, cache, f"train-{view}") for view in range(views)]
         self.concepts = sorted({glyph.concept for glyph in glyphs})
         number = {concept: at for at, concept in enumerate(self.concepts)}
@@ -100,6 +101,11 @@ class Data:
         view = int(self.rng.integers(len(self.pooled)))
         return view, torch.tensor(drawings), torch.tensor(captions)
 
+    def features(self, view: int, drawings: torch.Tensor) -> torch.Tensor:
+        """(n, 320) pooled features with noise, since drawings are few and styles fewer."""
+        rows = self.pooled[view, drawings]
+        return rows + NOISE * self.deviation * torch.randn_like(rows)
+
     def general(self, size: int) -> torch.Tensor:
         """Rows of texts that are said of no drawing."""
         return torch.tensor(self.rng.integers(self.captions, len(self.ids), size))
@@ -123,8 +129,8 @@ def fit_heads(model: Any, bridge: nn.Linear, data: Data, steps: int) -> None:
     parameters = [*model.visual.head.parameters(), *bridge.parameters(), model.logit_scale]
     schedule = _Schedule(parameters, 2e-3, steps)
     for step in range(steps):
-        view, drawings, captions = data.batch(1024)
-        images = _unit(model.visual.head(data.pooled[view, drawings]))
+        view, drawings, captions = data.batch(512)
+        images = _unit(model.visual.head(data.features(view, drawings)))
         taught = data.taught[captions]
         loss = contrast(images, _unit(bridge(taught)), taught, model.logit_scale)
         schedule.step(loss)
@@ -139,9 +145,9 @@ def fit_text(model: Any, bridge: nn.Linear, data: Data, steps: int) -> None:
     ]
     schedule = _Schedule([*parameters, *model.visual.head.parameters()], 1.5e-3, steps)
     for step in range(steps):
-        view, drawings, captions = data.batch(384)
-        images = _unit(model.visual.head(data.pooled[view, drawings]))
-        rows = torch.cat([captions, data.general(384)])
+        view, drawings, captions = data.batch(320)
+        images = _unit(model.visual.head(data.features(view, drawings)))
+        rows = torch.cat([captions, data.general(256)])
         said = encode_text(model, data.ids[rows])
         with torch.no_grad():
             target = _unit(bridge(data.taught[rows]))
@@ -175,7 +181,7 @@ def fit_tail(model: Any, bridge: nn.Linear, data: Data, steps: int) -> None:
         drawings, captions = drawings[order], captions[order]
         trunk = torch.tensor(data.trunk[view][drawings.numpy()].astype(np.float32))
         images = image_tail(model, trunk)
-        rows = torch.cat([captions, data.general(384)])
+        rows = torch.cat([captions, data.general(256)])
         said = encode_text(model, data.ids[rows])
         with torch.no_grad():
             target = _unit(bridge(data.taught[rows]))
@@ -190,6 +196,14 @@ def fit_tail(model: Any, bridge: nn.Linear, data: Data, steps: int) -> None:
         model.logit_scale.data.clamp_(max=float(np.log(MAX_SCALE)))
         _say("tail", step, steps, loss, every=10)
     model.eval()
+
+
+@torch.no_grad()
+def seed_head(model: Any, data: Data) -> None:
+    """Start the image head as if its features came standardised: they differ widely in scale."""
+    first = model.visual.head.mlp.fc1
+    first.weight /= data.deviation
+    first.bias -= first.weight @ data.mean
 
 
 @torch.no_grad()
@@ -253,21 +267,29 @@ class _Schedule:
 
 
 def _taught(lines: list[str], cache: Path) -> NDArray[np.float32]:
-    """The teacher's embeddings of ``lines``, cached by their content."""
-    file = cache / "features" / f"taught-{zlib.crc32(chr(10).join(lines).encode()):08x}.npy"
-    if not file.exists():
-        partial = file.with_suffix(".partial.npy")
-        np.save(partial, Teacher(cache).embed(lines))
-        partial.rename(file)
-    loaded: NDArray[np.float32] = np.load(file)
-    return loaded
+    """The teacher's embeddings of ``lines``; each line's is kept for later runs."""
+    known_lines, known_rows = cache / "features" / "taught.json", cache / "features" / "taught.npy"
+    known: list[str] = []
+    rows = np.empty((0, Teacher.width), np.float32)
+    if known_lines.exists():
+        known, rows = json.loads(known_lines.read_text("utf-8")), np.load(known_rows)
+    place = {line: at for at, line in enumerate(known)}
+    fresh = [line for line in dict.fromkeys(lines) if line not in place]
+    if fresh:
+        rows = np.concatenate([rows, Teacher(cache).embed(fresh)])
+        known_lines.unlink(missing_ok=True)  # never lines without their rows
+        np.save(known_rows, rows)
+        known_lines.write_text(json.dumps([*known, *fresh]), "utf-8")
+        place |= {line: len(known) + at for at, line in enumerate(fresh)}
+    taught: NDArray[np.float32] = rows[[place[line] for line in lines]]
+    return taught
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
     return functional.normalize(x, dim=-1)
 
 
-def _say(phase: str, step: int, steps: int, loss: torch.Tensor, every: int = 100) -> None:
+def _say(phase: str, step: int, steps: int, loss: torch.Tensor, every: int = 50) -> None:
     if step % every == 0 or step == steps - 1:
         print(f"{phase} {step}/{steps} loss {loss.item():.4f}", flush=True)
 
@@ -279,14 +301,24 @@ def train(cache: Path, budget: Budget, views: int) -> tuple[Any, Any]:
     data = Data(cut.train, cache, views)
     model = new_model(cache)
     model.visual.trunk.requires_grad_(False).eval()
-    model.logit_scale.data.fill_(float(np.log(20)))
+    model.logit_scale.data.fill_(float(np.log(MAX_SCALE)))
     bridge = nn.Linear(Teacher.width, model.visual.head.mlp.fc2.out_features, bias=False)
-    fit_heads(model, bridge, data, budget.heads)
-    bridge.requires_grad_(False)
-    seed_tokens(model, cache)
-    fit_text(model, bridge, data, budget.text)
+    checkpoint = cache / "checkpoints" / f"text-{views}-{budget.heads}-{budget.text}.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        bridge.load_state_dict(state["bridge"])
+    else:
+        seed_head(model, data)
+        fit_heads(model, bridge, data, budget.heads)
+        bridge.requires_grad_(False)
+        seed_tokens(model, cache)
+        fit_text(model, bridge, data, budget.text)
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"model": model.state_dict(), "bridge": bridge.state_dict()}, checkpoint)
     print("frozen tower", json.dumps(quick_figures(model, cut.test, cache)), flush=True)
     if budget.tail:
+        data.rng = np.random.default_rng(SEED + 1)  # the same draws from a checkpoint
         model.visual.trunk.stages[3].requires_grad_(True)
         model.visual.trunk.head.requires_grad_(True)
         fit_tail(model, bridge, data, budget.tail)
@@ -302,13 +334,21 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=Budget.heads)
     parser.add_argument("--text", type=int, default=Budget.text)
     parser.add_argument("--tail", type=int, default=Budget.tail)
+    parser.add_argument("--judge-only", action="store_true", help="do not train: judge the weights")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     started = time.monotonic()
     budget = Budget(options.heads, options.text, options.tail)
-    model, cut = train(options.cache, budget, options.views)
-    WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
-    save_file(shipped_state(model), WEIGHTS)
+    if options.judge_only:
+        cut = split(load_corpus(options.cache))
+    else:
+        model, cut = train(options.cache, budget, options.views)
+        WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
+        partial = WEIGHTS.with_suffix(".partial")
+        save_file(shipped_state(model), partial)
+        partial.chmod(0o644)  # safetensors makes it its owner's alone
+        partial.rename(WEIGHTS)
+    torch.set_num_threads(1)  # single pictures: more threads only wait for each other
     figures = evaluate(Shipped(WEIGHTS), cut, options.cache)
     recipe = {"seed": SEED, "views": options.views, "steps": asdict(budget)}
     report = {
