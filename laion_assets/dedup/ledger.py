@@ -1,4 +1,7 @@
-"""Which segment holds which (URL, TEXT): exact, and the same whatever the order of work.
+"""Which segment holds which (URL, TEXT): exact.
+
+The set of pairs kept is the same whatever the order of work; which of two segments keeps a pair
+that both have depends on which claims it first.
 
 The ledger is a folder with one file per segment that holds claims: the uids of its pairs, sorted,
 16 bytes each and nothing else. A segment's claims are therefore published, replaced or released
