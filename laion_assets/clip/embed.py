@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -18,8 +19,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from laion_assets.clip.options import ClipOptions
-from laion_assets.clip.shards import IMAGE_FORMATS, ImageBytes, find_shards, read_rows, shard_number
-from laion_assets.files import atomic_path
+from laion_assets.clip.shards import (
+    IMAGE_FORMATS,
+    ImageBytes,
+    ShardError,
+    find_shards,
+    read_rows,
+    shard_number,
+)
+from laion_assets.files import atomic_path, sha256_file, write_json
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
 from laion_assets.progress import Log, Progress, silent
 
@@ -42,6 +50,10 @@ _NOT_AN_IMAGE: Final = (
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class OtherEmbeddingsError(ValueError):
+    """A folder holds other embeddings than those asked for."""
 
 
 def image_path(folder: Path, number: int) -> Path:
@@ -70,7 +82,7 @@ def embed_shards(
         counts of the stage ``embeddings``: in = the shards' downloaded samples; ``undecodable``
         are those whose image is missing from the tar or does not decode.
     """
-    return embed_files(find_shards(shards), out, model, options, log=log)
+    return _embed(find_shards(shards), out, model, options, log)
 
 
 def embed_files(
@@ -81,7 +93,65 @@ def embed_files(
     *,
     log: Log = silent,
 ) -> StageCounts:
-    """As :func:`embed_shards`, for the tars given; each has its parquet beside it."""
+    """As :func:`embed_shards`, for the tars given; each has its parquet beside it.
+
+    ``out`` is anyone's folder, so notes in ``out/.made_of`` say what each shard's files were made
+    of; it may grow by more shards. Raises :class:`ShardError` for two tars of the same number, and
+    :class:`OtherEmbeddingsError`, before anything is written, for a folder that holds the
+    embeddings of another model, of another shard of the same number, or without such notes.
+    """
+    by_number: dict[int, Path] = {}
+    for tar in tars:
+        other = by_number.setdefault(shard_number(tar), tar)
+        if other is not tar:
+            raise ShardError(f"{other} and {tar} have the same number, which names their files")
+    notes = {number: _note(tar, model) for number, tar in by_number.items()}
+    _refuse_other_embeddings(out, notes, model)
+    for number, note in notes.items():
+        if not metadata_path(out, number).exists():
+            write_json(_note_path(out, number), note)
+    return _embed(tars, out, model, options, log)
+
+
+def _note_path(folder: Path, number: int) -> Path:
+    return folder / ".made_of" / f"{number:05d}.json"
+
+
+def _note(tar: Path, model: ClipModel) -> dict[str, Any]:
+    """What a shard's embeddings are made of. Raises :class:`ShardError`."""
+    try:
+        shard = {
+            "tar": tar.name,
+            "tar_bytes": tar.stat().st_size,
+            "parquet_sha256": sha256_file(tar.with_suffix(".parquet")),
+        }
+    except OSError as error:
+        raise ShardError(f"{tar} cannot be read: {error}") from error
+    return shard | _note_of_model(model)
+
+
+def _note_of_model(model: ClipModel) -> dict[str, Any]:
+    return {"model": model.key, "model_version": model.version}
+
+
+def _refuse_other_embeddings(
+    out: Path, notes: Mapping[int, Mapping[str, Any]], model: ClipModel
+) -> None:
+    for done in sorted((out / "metadata").glob("metadata_*.parquet")):
+        number = int(done.stem.removeprefix("metadata_"))
+        path = _note_path(out, number)
+        made_of = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        wanted = notes.get(number, _note_of_model(model))
+        if not wanted.items() <= made_of.items():
+            raise OtherEmbeddingsError(
+                f"{out} holds the embeddings of other shards or another model ({done.name}): "
+                "give another folder"
+            )
+
+
+def _embed(
+    tars: Sequence[Path], out: Path, model: ClipModel, options: ClipOptions, log: Log
+) -> StageCounts:
     counts = StageCounts(STAGE)
     done = [metadata_path(out, shard_number(tar)).exists() for tar in tars]
     progress = Progress("embeddings", "shards", len(tars), log, resumed=sum(done))

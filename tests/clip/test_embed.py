@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from laion_assets.clip.embed import embed_files, embed_shards, image_path, metadata_path, text_path
-from laion_assets.clip.model import ClipModel
+from laion_assets.clip.embed import (
+    OtherEmbeddingsError,
+    embed_files,
+    embed_shards,
+    image_path,
+    metadata_path,
+    text_path,
+)
+from laion_assets.clip.model import ClipModel, load_clip
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.shards import ImageBytes, ShardError, find_shards, read_rows
 from laion_assets.schemas import EMBEDDED, sample_id_of, uid_of
@@ -230,6 +238,63 @@ def test_files_given_one_by_one(
     assert [path.name for path in (tmp_path / "out/metadata").iterdir()] == [
         "metadata_00001.parquet"
     ]
+
+
+def test_a_folder_is_gone_on_with_for_the_same_shards_and_model(
+    make_shard: MakeShard, model: ClipModel, options: ClipOptions, tmp_path: Path
+) -> None:
+    tars = [make_shard([row(n)], number=n) for n in range(3)]
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    embed_files(tars[:1], out, model, options)
+    embed_files(tars[1:2], out, model, options)
+    metadata_path(out, 1).unlink()  # as a kill leaves it
+    counts = embed_files(tars, out, model, options.model_copy(update={"decode_threads": 1}))
+    assert counts.kept == 3
+    embed_files(tars, whole, model, options)
+    assert digests(out) == digests(whole)
+    assert [path.name for path in sorted((out / ".made_of").iterdir())] == [
+        f"0000{n}.json" for n in range(3)
+    ]
+    embed_shards(tmp_path / "shards", tmp_path / "lake", model, options)
+    assert sorted(path.name for path in (tmp_path / "lake").iterdir()) == [
+        *("img_emb", "metadata", "text_emb")
+    ]
+
+
+def test_a_folder_of_other_embeddings_is_refused_untouched(
+    make_shard: MakeShard, model: ClipModel, options: ClipOptions, tmp_path: Path
+) -> None:
+    tar, second = make_shard([row(1)]), make_shard([row(2)], number=1)
+    out = tmp_path / "out"
+    embed_files([tar, second], out, model, options)
+    before = digests(out)
+
+    def refused(tars: list[Path], model: ClipModel) -> None:
+        with pytest.raises(OtherEmbeddingsError, match=r"out holds .*: give another folder"):
+            embed_files(tars, out, model, options)
+        assert digests(out) == before
+
+    other = load_clip(options.model_copy(update={"precision": "bf16"}))
+    refused([tar], other)
+    make_shard([row(3)])
+    refused([tar], model)
+    refused([second, make_shard([row(4)], number=2)], other)
+    embed_files([second], out, model, options)
+
+    (out / ".made_of" / "00001.json").unlink()
+    before = digests(out)
+    refused([second], model)
+
+
+def test_two_tars_of_one_number_are_refused(
+    make_shard: MakeShard, model: ClipModel, options: ClipOptions, tmp_path: Path
+) -> None:
+    tar = make_shard([row(1)])
+    other = tmp_path / "others"
+    shutil.copytree(tar.parent, other)
+    with pytest.raises(ShardError, match="have the same number"):
+        embed_files([tar, other / tar.name], tmp_path / "out", model, options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_shard_without_its_parquet_or_number_is_named(
