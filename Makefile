@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test ui lint clean sample-crawl train
+.PHONY: setup demo test ui lint soak-demo train clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Kills the demo at random moments and compares what comes out (slow).
+soak-demo: setup
+	$(BIN)/python -m tests.soak.kill_demo --kills 5
 
 # Remakes the shipped CLIP, and after it the sample crawl's pictures and plan (needs the registries).
 train: setup
