@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import math
 import os
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,35 @@ def atomic_path(target: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
         raise
     fsync_directory(target.parent)
+
+
+class LockedError(RuntimeError):
+    """Another process has held a lock for too long."""
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None], timeout_s: float = math.inf) -> Iterator[None]:
+    """Hold an exclusive lock that the system releases when the process dies.
+
+    ``waiting`` is called once if somebody else holds it. Raises :class:`LockedError` after
+    ``timeout_s`` seconds of that.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        deadline = time.monotonic() + timeout_s
+        told = False
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise LockedError(f"{path} is held by another process") from error
+                if not told:
+                    waiting()
+                    told = True
+                time.sleep(0.1)
+        yield
 
 
 def write_text(target: Path, text: str) -> None:

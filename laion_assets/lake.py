@@ -11,7 +11,6 @@ The lake is a local or mounted folder.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
@@ -27,7 +26,14 @@ from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
-from laion_assets.files import fsync_directory, fsync_file, sha256_file, write_json
+from laion_assets.files import (
+    LockedError,
+    fsync_directory,
+    fsync_file,
+    locked,
+    sha256_file,
+    write_json,
+)
 from laion_assets.funnel import StageCounts
 from laion_assets.progress import Log, silent
 from laion_assets.segments import SegmentKey
@@ -282,21 +288,10 @@ def _exchange(first: Path, second: Path) -> None:
 
 @contextmanager
 def _locked(path: Path, timeout_s: float, log: Log) -> Iterator[None]:
-    """Hold an exclusive lock that the system releases when the process dies."""
-    with path.open("a") as handle:
-        deadline = time.monotonic() + timeout_s
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise PartitionBusyError(
-                        f"another process has held {path} for over {timeout_s:.0f} s"
-                    ) from error
-                if not waiting:
-                    log(f"another process is making this partition, waiting ({path})")
-                    waiting = True
-                time.sleep(0.2)
-        yield
+    try:
+        with locked(
+            path, lambda: log(f"another process makes this partition, waiting ({path})"), timeout_s
+        ):
+            yield
+    except LockedError as error:
+        raise PartitionBusyError(f"{error}, for over {timeout_s:.0f} s") from error

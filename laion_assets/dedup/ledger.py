@@ -15,8 +15,6 @@ same segment replaces when it is made again, or that :func:`release_segment` tak
 
 from __future__ import annotations
 
-import fcntl
-import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.files import atomic_path, fsync_directory
+from laion_assets.files import atomic_path, fsync_directory, locked
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
 from laion_assets.pairs.extract import PairWriter
 from laion_assets.pairs.uids import UidBuckets
@@ -111,20 +109,11 @@ def _claim_files(ledger: Path) -> list[Path]:
 
 @contextmanager
 def _locked(ledger: Path, log: Log) -> Iterator[None]:
-    """One writer at a time; the kernel drops the lock of a process that dies."""
-    ledger.mkdir(parents=True, exist_ok=True)
-    handle = os.open(ledger / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log(f"waiting for another writer of {ledger}")
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    """One writer at a time."""
+    with locked(ledger / ".lock", lambda: log(f"waiting for another writer of {ledger}")):
         for torn in ledger.glob(".*.uids"):  # of a writer that was killed
             torn.unlink()
         yield
-    finally:
-        os.close(handle)
 
 
 def _listed(

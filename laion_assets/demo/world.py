@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
@@ -25,7 +24,7 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.scheduler.instigation import TickStatus
 
 from laion_assets.assets.outside import observations, read_lists
-from laion_assets.files import write_text
+from laion_assets.files import LockedError, locked, write_text
 from laion_assets.lake import Lake
 from laion_assets.partitions import UNFINISHED
 from laion_assets.sample_crawl.build import build_sample_crawl
@@ -86,22 +85,13 @@ def prepare(places: Places, say: Say) -> dg.DagsterInstance:
 @contextmanager
 def sole_demo(places: Places, say: Say) -> Iterator[None]:
     """Two demos of one checkout would end each other's processes: the second waits its turn."""
-    places.lock.parent.mkdir(parents=True, exist_ok=True)
-    with places.lock.open("a") as lock:
-        deadline = time.monotonic() + _TURN_S
-        told = False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise DemoError(f"another demo runs in {places.root}: end it first") from error
-                if not told:
-                    say("another demo runs here, waiting for it to end")
-                    told = True
-                time.sleep(0.2)
-        yield
+    try:
+        with locked(
+            places.lock, lambda: say("another demo runs here, waiting for it to end"), _TURN_S
+        ):
+            yield
+    except LockedError as error:
+        raise DemoError(f"another demo runs in {places.root}: end it first") from error
 
 
 @contextmanager

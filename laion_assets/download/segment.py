@@ -63,7 +63,7 @@ class Outcome:
     reason: str | None = None
 
 
-_OUTCOME_SCHEMA: Final = pa.schema(
+OUTCOME_SCHEMA: Final = pa.schema(
     [
         ("key", pa.string()),
         ("status", pa.string()),
@@ -298,7 +298,7 @@ def _pair_columns(table: pa.Table) -> tuple[pa.Schema, list[dict[str, Any]]]:
             ("url", pa.string()),
             ("caption", pa.string()),
             *(pa.field(f.name, pa.string() if f.name in as_text else f.type) for f in carried),
-            *_OUTCOME_SCHEMA,
+            *OUTCOME_SCHEMA,
         ]
     )
     rows = []

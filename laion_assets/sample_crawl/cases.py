@@ -472,7 +472,7 @@ def _files(plan: Plan, supply: Supply) -> list[Draft]:
 
 def _safety(plan: Plan, _: Supply) -> list[Draft]:
     """Every branch of the safety rule, by the harmless stand-ins of prompts/sample.json."""
-    page = Draft("https://www.wardrobe.sample.test/shelf.html", "Things in a wardrobe")
+    page = Draft("https://www.attic.sample.test/shelf.html", "Things in an attic")
     for pair in plan.pairs:
         if pair.group.startswith("safety_"):
             page.image(pair.group, pair, picture_url(pair.file))

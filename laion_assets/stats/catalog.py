@@ -18,6 +18,7 @@ import duckdb
 import pyarrow as pa
 
 from laion_assets import schemas
+from laion_assets.download.segment import OUTCOME_SCHEMA
 from laion_assets.files import atomic_path
 from laion_assets.stats.formats import FUNNEL, HISTOGRAMS, RUNS, TOP
 
@@ -27,17 +28,7 @@ IMAGES: Final = pa.schema(
     [
         ("url", pa.string()),
         ("caption", pa.string()),
-        ("key", pa.string()),
-        ("status", pa.string()),
-        ("error_message", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("original_width", pa.int32()),
-        ("original_height", pa.int32()),
-        ("exif", pa.string()),
-        ("sha256", pa.string()),
-        ("md5", pa.string()),
-        ("reason", pa.string()),
+        *OUTCOME_SCHEMA,
         *(field for field in schemas.PAIRS if field.name not in ("url", "text")),
     ]
 )
