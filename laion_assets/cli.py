@@ -7,6 +7,8 @@ inside the commands that need them, so that ``--help`` is quick.
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -202,7 +204,6 @@ def sample_crawl_serve(args: argparse.Namespace) -> None:
 
 def _prepare_demo(args: argparse.Namespace) -> None:
     """What the demo's own processes and Dagster's must agree on: where they are, which settings."""
-    import os
     import warnings
 
     from laion_assets.demo.companion import end_with_parent
@@ -363,17 +364,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _reader_left() -> bool:
+    """Whether what reads our output has seen enough, as `| head` does."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     # Asked to end, a command cleans up as on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         args.run(args)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         say("interrupted; the same command goes on where this one stopped")
         return 130
     except Exception as error:  # noqa: BLE001 - the command line's last resort tells one line
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            # The interpreter's own flush at exit must not fail once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         name = "" if isinstance(error, CommandError) else f"{type(error).__name__}: "
         say(f"laion-assets: {name}{error}")
         return 1

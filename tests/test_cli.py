@@ -424,7 +424,6 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == __version__
 
 
-@pytest.mark.xfail(strict=True, reason="main() lets SIGPIPE end the process, a server's too")
 def test_the_served_crawl_outlives_a_client_that_leaves(stages: Stages) -> None:
     port = free_port()
     command = [sys.executable, "-m", "laion_assets.cli", "sample-crawl", "serve"]
