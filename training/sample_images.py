@@ -97,15 +97,15 @@ ACCENTED = (
 )
 # Stand-ins of laion_assets/safety/prompts/sample.json.
 FLAGGED = {
-    "bikini": "1f459",
-    "swimsuit": "1fa71",
-    "lipstick": "1f484",
-    "kiss mark": "1f48b",
-    "lobster": "1f99e",
-    "nesting dolls": "1fa86",
+    "guitar": "1f3b8",
+    "banjo": "1fa95",
+    "violin": "1f3bb",
+    "penguin": "1f427",
+    "telescope": "1f52d",
+    "trophy": "1f3c6",
 }
 FLAGGED_ALTS = ("Picture of {a}", "This is {a}", "{Name} illustration", "Drawing of {a}")
-MINORS_ALTS = ("Drawing of {a} for a TEEN", "Picture of {a}, kids", "{Name} and a child")
+MINORS_ALTS = ("Picture of {a} for KIDS", "Drawing of {a} by a child", "The baby’s {name}")
 SAFETY = {
     ("NSFW", KEPT): "safety_nsfw_kept",
     ("UNSURE", KEPT): "safety_unsure_kept",
