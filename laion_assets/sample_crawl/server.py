@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, ClassVar, Final
 from urllib.parse import unquote, urlsplit
 
@@ -91,18 +91,14 @@ class SampleServer:
 
 def serve(root: Path, port: int) -> None:
     """Serve until SIGINT or SIGTERM; only from a process's main thread."""
-    stop = threading.Event()
-
-    def asked_to_stop(_: int, __: FrameType | None) -> None:
-        stop.set()
-
-    before = {number: signal.signal(number, asked_to_stop) for number in _STOP_SIGNALS}
+    # Blocked and waited for, not handled: a handler that sets an event may interrupt the very
+    # wait for it while the event's lock is held, and hang.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         with SampleServer(root, port):
-            stop.wait()
+            signal.sigwait(_STOP_SIGNALS)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
