@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dagster as dg
+
 from laion_assets.download.options import DownloadOptions
 
 

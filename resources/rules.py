@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dagster as dg
+
 from laion_assets.filtering.recipe import Recipe
+from laion_assets.knn.options import IndexOptions
 from laion_assets.pairs.rules import PairRules
 from laion_assets.safety.options import SafetyOptions
-
-from laion_assets.knn.options import IndexOptions
 
 
 class PairRulesResource(PairRules, dg.ConfigurableResource[PairRules]):

@@ -22,7 +22,7 @@ from laion_assets.funnel import STAGES
 from laion_assets.lake import Lake
 from laion_assets.settings import Settings, load_settings
 
-SEARCHES: Final = ("a red apple", "a cat", "a birthday cake")
+SEARCHES: Final = ("a red apple", "a bicycle", "a slice of pizza")
 
 
 def _say(line: str) -> None:
