@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Final
@@ -61,9 +62,10 @@ def run_ui(root: Path, ui_port: int) -> None:
             dagster_dev(places, ui_port, group, _say) as dagster,
         ):
             _say(f"open {dagster.url}/asset-groups; Ctrl-C ends it")
-            while True:
-                dagster.check()
-                time.sleep(1)
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    dagster.check()
+                    time.sleep(1)
 
 
 def show_summary(settings: Settings) -> None:

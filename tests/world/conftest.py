@@ -89,21 +89,28 @@ def sample_settings(root: Path, server: SampleServer) -> tuple[Path, Settings]:
 
 
 @pytest.fixture(scope="session")
-def sample_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SampleServer]:
+def sample_crawl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     crawl = tmp_path_factory.mktemp("crawl")
     build_sample_crawl(crawl)
-    with SampleServer(crawl) as server:
+    return crawl
+
+
+@pytest.fixture(scope="session")
+def sample_server(sample_crawl: Path) -> Iterator[SampleServer]:
+    with SampleServer(sample_crawl) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory, sample_server: SampleServer) -> Iterator[World]:
+def world(
+    tmp_path_factory: pytest.TempPathFactory, sample_crawl: Path, sample_server: SampleServer
+) -> Iterator[World]:
     root = tmp_path_factory.mktemp("world")
     config, settings = sample_settings(root, sample_server)
     defs = build_defs(settings)
     (root / "home").mkdir()
     with dg.DagsterInstance.local_temp(str(root / "home")) as instance:
-        world = World(root, sample_server.root, config, settings, sample_server, instance, defs, [])
+        world = World(root, sample_crawl, config, settings, sample_server, instance, defs, [])
         requests = world.tick().run_requests or []
         for request in requests:
             assert request.partition_key
