@@ -53,7 +53,7 @@ def publishing(
         key,
         inputs=inputs,
         code_version=version,
-        run_id=context.run_id,
+        run_id=context.run.run_id,
         log=context.log.info,
     ) as staging:
         yield staging

@@ -77,13 +77,13 @@ def test_every_image_that_was_refused_was_refused_for_its_reason(
 
 
 def test_every_check_passed_on_every_partition(world: World) -> None:
-    checks = [
-        entry.asset_check_evaluation
-        for record in world.instance.get_runs()
-        for entry in (event.dagster_event for event in world.instance.all_logs(record.run_id))
-        if entry and entry.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    evaluations = [
+        event.dagster_event.asset_check_evaluation_data
+        for run in world.instance.get_runs()
+        for event in world.instance.all_logs(run.run_id)
+        if event.dagster_event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION
+        and event.dagster_event
     ]
-    evaluations = [check for check in checks if check]
     assert {check.check_name for check in evaluations} >= {
         "schema_exact",
         "keys_unique",
