@@ -141,6 +141,9 @@ def stop_leftovers(places: Places, instance: dg.DagsterInstance, say: Say) -> No
         places.group.unlink()
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         instance.report_run_canceled(run, message="The demo that started this run was interrupted.")
+        # A dead run keeps its pools' slots; its successor would be blocked by them, and later
+        # segments would go first.
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         say(f"closed the unfinished run {run.run_id[:8]}")
     for state in instance.all_instigator_state():
         # The daemon would go on in the middle of a tick: the later segments' runs without those
