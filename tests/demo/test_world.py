@@ -16,12 +16,14 @@ from laion_assets.sample_crawl.build import build_sample_crawl
 from laion_assets.settings import load_settings, sample_config
 
 DEMO = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
 from pathlib import Path
 from laion_assets.demo.world import Places, crawl_server, sole_demo
 from laion_assets.settings import load_settings
 
 if __name__ == "__main__":
+    # Whoever ran tests before this one may have left the signal ignored, which is inherited.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     root, config = Path(sys.argv[1]), Path(sys.argv[2])
     with sole_demo(Places(root), print), crawl_server(
         Places(root), load_settings(config), print
