@@ -47,7 +47,7 @@ class Discovery(_Section):
     interval_s: int = Field(3600, ge=1, description="Seconds between two looks at the crawl list")
 
 
-class Work(_Section):
+class Work(BaseModel, frozen=True):
     """How a machine's cores are used."""
 
     workers: int = Field(2, ge=1, description="Processes that read WAT files in one partition")

@@ -8,6 +8,7 @@ from laion_assets.filtering.recipe import Recipe
 from laion_assets.knn.options import IndexOptions
 from laion_assets.pairs.rules import PairRules
 from laion_assets.safety.options import SafetyOptions
+from laion_assets.settings import Work
 
 
 class PairRulesResource(PairRules, dg.ConfigurableResource[PairRules]):
@@ -26,7 +27,5 @@ class IndexResource(IndexOptions, dg.ConfigurableResource[IndexOptions]):
     """How the kNN indices are built and checked."""
 
 
-class WorkResource(dg.ConfigurableResource["WorkResource"]):
+class WorkResource(Work, dg.ConfigurableResource[Work]):
     """How a machine's cores are used."""
-
-    workers: int = 2

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Final
 
+from laion_assets.clip.model import WEIGHTS
 from laion_assets.clip.options import ClipOptions
 from laion_assets.files import sha256_file
-
-SHIPPED: Final = Path(__file__).with_name("weights")
 
 
 def weights_identity(options: ClipOptions) -> str:
     """The digest of the weights' file where there is one, else the model's name."""
     named = [Path(options.weights)] if options.weights else []
-    named += [SHIPPED / f"{options.pretrained}.safetensors", Path(options.pretrained)]
+    named += [WEIGHTS / f"{options.pretrained}.safetensors", Path(options.pretrained)]
     for path in named:
         if path.is_file():
             return _digest(path, path.stat().st_mtime_ns, path.stat().st_size)

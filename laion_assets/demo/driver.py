@@ -126,7 +126,7 @@ class Driver:
             raise DemoError("not everything was made:\n  " + "\n  ".join(left.reasons()))
         if left.aggregates:
             self._await_automation()
-        left = self._needs()
+            left = self._needs()
         if left.aggregates:
             self._launch("aggregates", list(left.aggregates), None)
             self._await_runs()

@@ -33,7 +33,6 @@ from laion_assets.sample_crawl.server import IMAGE_HOSTS, ROUTES
 
 SEED: Final = 20000103
 MANIFEST: Final = "manifest.json"
-ORDINARY: Final = ("matched", "mismatched")
 
 
 @dataclass(frozen=True)
