@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test ui lint soak-demo train clean
+.PHONY: setup demo test ui lint soak-demo train clean bench
 
 setup: $(STAMP)
 
@@ -31,6 +31,14 @@ lint: setup
 # Kills the demo at random moments and compares what comes out (slow).
 soak-demo: setup
 	$(BIN)/python -m tests.soak.kill_demo --kills 5
+
+# Each against its peer, the peer in its own environment (slow); the tables go into docs/benchmarks.md.
+BENCHMARKS := $(notdir $(patsubst %/run.py,%,$(wildcard benchmarks/*/run.py)))
+
+bench: $(addprefix bench-,$(BENCHMARKS))
+
+bench-%: setup
+	$(BIN)/python -m benchmarks.$*.run $(ARGS)
 
 # Remakes the shipped CLIP, and after it the sample crawl's pictures and plan (needs the registries).
 train: setup
