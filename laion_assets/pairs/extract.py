@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -22,7 +23,7 @@ from laion_assets.pairs.language import detect
 from laion_assets.pairs.licence import page_licence
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.text import clean_text
-from laion_assets.pairs.urls import UrlRefusedError, base_url, image_url
+from laion_assets.pairs.urls import ImageUrls, UrlRefusedError, base_url
 from laion_assets.schemas import PAIRS, uid_of
 from laion_assets.wat import Page, read_pages
 from laion_assets.wat.pages import IMAGE_PATH
@@ -31,6 +32,8 @@ ROW_GROUP: Final = 100_000
 COUNTS_KEY: Final = b"laion_assets.counts"
 """Key of a part's own counts in its parquet metadata: a part that is there tells what it cost."""
 
+# As Python objects a row takes some four times the memory that it takes in a table.
+_ROWS_AS_OBJECTS: Final = 10_000
 # uid never repeats in a part, and URLs and texts hardly do.
 _DICTIONARY: Final = ["language", "license", "page_url", "crawl", "segment", "wat_file"]
 
@@ -84,6 +87,7 @@ def page_pairs(
 ) -> Iterator[Pair]:
     """The page's pairs that pass the rules and are not in ``seen``, which grows by them."""
     base = base_url(page.url, page.base) if page.links else None
+    urls = ImageUrls(base, rules.max_url_chars)
     licence: str | None = None
     for link in page.links:
         alt = link.alt
@@ -101,7 +105,7 @@ def page_pairs(
             counts.reject("alt_too_long", text)
             continue
         try:
-            url = image_url(link.url, base, rules.max_url_chars)
+            url = urls.resolve(link.url)
         except UrlRefusedError as refused:
             counts.reject(refused.reason, link.url)
             continue
@@ -122,14 +126,15 @@ def page_pairs(
 
 def _tables(pairs: Iterator[Pair], place: Mapping[str, str]) -> Iterator[pa.Table]:
     """Tables of at most a row group; ``place`` gives the columns that all rows share."""
-    batch: list[Pair] = []
-    for pair in pairs:
-        batch.append(pair)
-        if len(batch) == ROW_GROUP:
-            yield _table(batch, place)
-            batch = []
-    if batch:
-        yield _table(batch, place)
+    at_once = min(ROW_GROUP, _ROWS_AS_OBJECTS)
+    tables: list[pa.Table] = []
+    while batch := list(islice(pairs, at_once)):
+        tables.append(_table(batch, place))
+        if len(tables) == ROW_GROUP // at_once:
+            yield pa.concat_tables(tables)
+            tables = []
+    if tables:
+        yield pa.concat_tables(tables)
 
 
 def _table(batch: Sequence[Pair], place: Mapping[str, str]) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import ada_url
@@ -9,6 +10,18 @@ import ada_url
 # What the URL Standard strips from both ends of its input.
 _STRIPPED: Final = "".join(map(chr, range(0x21)))
 _IGNORED_BASES: Final = ("data:", "javascript:")
+
+# URLs whose serialisation is what they are: a lower-case host of letters that is no address and no
+# Punycode, no port, and only characters that the URL Standard neither encodes nor drops. A segment
+# that begins with a dot, encoded or not, may be "." or "..": such URLs are not plain.
+_HOST: Final = r"(?!xn--)(?:[a-z0-9_][a-z0-9_-]*\.(?!xn--))+[a-z]+"
+_TAIL: Final = r"[A-Za-z0-9_.~!$&'()*+,;=:@/%-]*(?:\?[A-Za-z0-9_.~!$&()*+,;=:@/%?-]*)?"
+_PLAIN: Final = re.compile(
+    rf"(?P<whole>https?://{_HOST}/{_TAIL})|(?P<rooted>/(?!/){_TAIL})"
+    # No colon before the first slash: it could be a scheme.
+    rf"|(?P<name>(?=[A-Za-z0-9_~][^:/?]*(?:[/?]|$)){_TAIL})"
+).fullmatch
+_PLAIN_BASE: Final = re.compile(rf"(https?://{_HOST}(?::[0-9]+)?)(/[^?#]*)(?:[?#].*)?").fullmatch
 
 
 class UrlRefusedError(ValueError):
@@ -25,10 +38,13 @@ def base_url(page_url: str, base_href: str | None) -> str | None:
     ``base_href`` is itself resolved against the page; an invalid one, and one of a scheme that
     the HTML Standard ignores (data:, javascript:), counts for nothing.
     """
-    try:
-        page = ada_url.normalize_url(page_url)
-    except ValueError:
-        return None
+    if _plain_kind(page_url) == "whole":
+        page = page_url
+    else:
+        try:
+            page = ada_url.normalize_url(page_url)
+        except ValueError:
+            return None
     if base_href is None:
         return page
     try:
@@ -61,3 +77,42 @@ def image_url(src: str | None, base: str | None, max_chars: int) -> str:
     if len(url) > max_chars:
         raise UrlRefusedError("url_too_long")
     return url
+
+
+def _plain_kind(url: str) -> str | None:
+    """``whole``, ``rooted`` or ``name`` if the URL is plain, else None."""
+    found = _PLAIN(url)
+    if found is None or "/." in url or "/%2e" in url or "/%2E" in url:
+        return None
+    return found.lastgroup
+
+
+class ImageUrls:
+    """:func:`image_url` for many images of one page.
+
+    What a page's URLs are relative to is taken apart once, and a plain URL (absolute, from the
+    root, or below the page's folder) is joined as text: the same answer at a tenth of the cost.
+    """
+
+    def __init__(self, base: str | None, max_chars: int) -> None:
+        self._base = base
+        self._max_chars = max_chars
+        plain = _PLAIN_BASE(base) if base is not None else None
+        self._origin = plain[1] if plain else ""
+        self._folder = plain[1] + plain[2].rpartition("/")[0] + "/" if plain else ""
+
+    def resolve(self, src: str | None) -> str:
+        """As :func:`image_url`."""
+        src = src or ""
+        kind = _plain_kind(src)
+        if kind == "whole":
+            url = src
+        elif kind == "rooted" and self._origin:
+            url = self._origin + src
+        elif kind == "name" and self._origin:
+            url = self._folder + src
+        else:
+            return image_url(src, self._base, self._max_chars)
+        if len(url) > self._max_chars:
+            raise UrlRefusedError("url_too_long")
+        return url

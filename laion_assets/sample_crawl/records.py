@@ -122,6 +122,13 @@ class WatFile:
     def to_bytes(self) -> bytes:
         return self._out.getvalue()
 
+    def take(self) -> bytes:
+        """What was written since the last call, for files that memory should not hold."""
+        data = self._out.getvalue()
+        self._out.seek(0)
+        self._out.truncate()
+        return data
+
     def _describe(
         self,
         uri: str,

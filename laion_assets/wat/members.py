@@ -26,11 +26,15 @@ _InflateError: Final[type[Exception]] = isal_zlib.error  # type: ignore[assignme
 
 
 class Damage(NamedTuple):
-    """Bytes from ``offset`` on that could not be read."""
+    """A stretch of the file that could not be read."""
 
     reason: Literal["bad_record", "truncated"]
-    offset: int
+    offset: int | None
+    """Where it begins in the file; None where it is inside a member that inflates well."""
     detail: str
+
+    def __str__(self) -> str:
+        return self.detail if self.offset is None else f"byte {self.offset}: {self.detail}"
 
 
 class _EndedInsideError(Exception):

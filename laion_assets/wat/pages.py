@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 from laion_assets.funnel import StageCounts
-from laion_assets.wat.members import Damage, read_members
-from laion_assets.wat.records import Record, RecordError, split_records
+from laion_assets.wat.members import Damage
+from laion_assets.wat.records import Record, read_records
 
 IMAGE_PATH: Final = "IMG@/src"
 
@@ -38,7 +38,8 @@ class Page(NamedTuple):
     links: Sequence[Link]
     """The images, and every other link that has an alt text, in document order."""
     licences: Sequence[Link]
-    """Links that name creativecommons.org: ``<link>`` elements first, then document order."""
+    """Links that name creativecommons.org (not in capitals throughout): ``<link>`` elements first,
+    then document order."""
 
 
 class _Head(msgspec.Struct, gc=False):
@@ -78,29 +79,24 @@ def read_pages(path: Path, counts: StageCounts) -> Iterator[Page]:
     bytes the file holds, nothing is raised but ``OSError`` when reading itself fails.
     """
     with path.open("rb", buffering=0) as stream:
-        for member in read_members(stream):
-            if isinstance(member, Damage):
-                counts.reject(member.reason, f"byte {member.offset}: {member.detail}")
+        for record in read_records(stream):
+            if isinstance(record, Damage):
+                counts.reject(record.reason, str(record))
                 continue
-            try:
-                for record in split_records(member):
-                    page = page_of(record, counts)
-                    if page is not None:
-                        yield page
-            except RecordError as error:
-                counts.reject("bad_record", str(error))
+            page = page_of(record, counts)
+            if page is not None:
+                yield page
 
 
 def page_of(record: Record, counts: StageCounts) -> Page | None:
     """The record's page, if it has one; counted in ``counts`` either way."""
-    url = record.headers.get("warc-target-uri", "")
-    if record.headers.get("warc-type") != "metadata":
+    if record.kind != "metadata":
         counts.reject("not_html")
         return None
     try:
         wat = _decoder.decode(record.block)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        counts.reject("bad_json", f"{url}: {error}")
+        counts.reject("bad_json", f"{record.uri}: {error}")
         return None
     payload = wat.envelope.payload
     html = payload.response.html if payload and payload.response else None
@@ -108,17 +104,15 @@ def page_of(record: Record, counts: StageCounts) -> Page | None:
         counts.reject("not_html")
         return None
     counts.keep()
-    return _page(url, html, record.block)
+    return _page(record.uri, html)
 
 
-def _page(url: str, html: _Html, block: bytes) -> Page:
+def _page(url: str, html: _Html) -> Page:
     links = [link for link in html.links if link.path == IMAGE_PATH or link.alt is not None]
-    licences: list[Link] = []
-    # Few pages name it, so that looking through every link of the others would be waste.
-    if links and b"creativecommons.org" in block.lower():
-        licences = [
-            link
-            for link in (*html.head.link, *html.links)
-            if link.url and "creativecommons.org" in link.url.lower()
-        ]
+    # Asked of every link of the crawl, so the cheap question comes first: few URLs have "ommons".
+    licences = [
+        link
+        for link in (*html.head.link, *html.links)
+        if link.url and "ommons" in link.url and "creativecommons.org" in link.url.lower()
+    ]
     return Page(url, html.head.base, links, licences)

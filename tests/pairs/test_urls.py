@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Callable
 from urllib.parse import urljoin, urlsplit
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laion_assets.pairs.urls import UrlRefusedError, base_url, image_url
+from laion_assets.pairs.urls import ImageUrls, UrlRefusedError, base_url, image_url
 from laion_assets.removals.lists import parse_entry
 
 PAGE = "https://www.example.org/shop/items/page.html?q=1#top"
@@ -225,3 +226,31 @@ def test_what_is_accepted_is_normal_and_plain(src: str, base_href: str | None) -
         assert "#" not in url
         assert image_url(url, None, 2048) == url
         assert parse_entry(url) == ("url", url), "a list names it as pairs hold it"
+
+
+PIECES = [
+    "http://", "https://", "//", "/", "?", "#", ":", "@", ".", "..", "%2e", "%2E", "%41", "%", " ",
+    "\t", "\\", "'", "|", "^", "ü", "img.example.org", "EXAMPLE.org", "xn--bcher-kva.de", "1.2.3.4",
+    "0x7f.1", "a", "B", "7", "_x", "-", "~", "photo.jpg", "a b", "data:", "javascript:", "[::1]",
+    ":80", ":8080", "http:", "https:/", "xn--", ".hidden", "", "host", "a.0x1", "a.b1", "!$&=",
+]  # fmt: skip
+BASES = [
+    None, "http://www.example.org/", "https://www.example.org/a/b.html?q=/x/y#z/", "http://h/",
+    "http://1.2.3.4/a/", "https://example.org:8443/a/b/c", "http://user@example.org/a/",
+    "http://example.org/a/?u=@", "file:///a/b", "http://xn--bcher-kva.example/a/b",
+    "http://example.org/a;b=c/d%20e/f", "about:blank", "http://example.org/a//b",
+]  # fmt: skip
+
+
+@given(st.sampled_from(BASES), st.lists(st.sampled_from(PIECES), max_size=6).map("".join))
+@settings(max_examples=3000, deadline=None)
+def test_the_quick_way_gives_the_same_answer(base: str | None, src: str) -> None:
+    def answer(resolve: Callable[[], str]) -> str:
+        try:
+            return resolve()
+        except UrlRefusedError as refused:
+            return f"refused: {refused.reason}"
+
+    assert answer(lambda: ImageUrls(base, 60).resolve(src)) == answer(
+        lambda: image_url(src, base, 60)
+    )

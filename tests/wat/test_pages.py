@@ -263,3 +263,25 @@ def test_members_are_read_from_any_seekable_stream() -> None:
         bytes,
         bytes,
     ]
+
+
+def test_a_file_compressed_as_one_member_streams_and_keeps_what_comes_before_its_end(
+    tmp_path: Path,
+) -> None:
+    whole = gzip.compress(b"".join(map(gzip.decompress, GOOD * 200)), 1)
+    pages, counts = read(write(tmp_path / "a.gz", whole))
+    assert [page.url for page in pages] == HOSTS * 200
+    assert counts.rejects == {}
+
+    pages, counts = read(write(tmp_path / "b.gz", whole[: len(whole) // 2]))
+    assert counts.rejects == {"truncated": 1}
+    assert [page.url for page in pages] == (HOSTS * 200)[: len(pages)]
+
+
+def test_a_record_is_not_handed_out_before_its_checksum_is_found_right(tmp_path: Path) -> None:
+    wrong = bytearray(GOOD[3])
+    wrong[-8] ^= 1
+    path = write(tmp_path / "a.gz", *GOOD[:3], bytes(wrong), *GOOD[4:])
+    pages, counts = read(path)
+    assert [page.url for page in pages] == [*HOSTS[:3], *HOSTS[4:]]
+    assert counts.rejects == {"bad_record": 1}

@@ -1,0 +1,125 @@
+"""A WAT file in Common Crawl's shape, of any size, the same for the same seed.
+
+What the proportions rest on:
+
+- A page is three records: the metadata of its request, its response and its metadata record, as
+  in every WAT since 2013; one gzip member each.
+- Nine responses of ten are HTML (Common Crawl's statistics by MIME type say 90 to 95 %).
+- A page's three records take 6 to 7 KB compressed: a crawl of 2024 has some 20 TB of WAT for
+  some 3 billion pages.
+- A page has a log-normal number of links, median 74, mean about 120; three of twenty are images,
+  seven in ten of those with an alt text, which makes about 1.7 pairs a KB.
+- Of ten image addresses five are absolute, three are from the root, one and a half are relative
+  to the page, half a one is without a scheme. One page in fifty has a base, one in a hundred names
+  a licence.
+- Of the alt texts half are English, as of Common Crawl's pages; one in eight is shorter than five
+  characters, a few hold entities or white space to fold.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from laion_assets.files import atomic_path
+from laion_assets.sample_crawl.records import Link, Page, WatFile
+
+_WORDS: Final[Mapping[str, str]] = {
+    "en": "the a of in with and red blue old new small large house garden river mountain street "
+    "woman man child dog cat horse bird car train boat bridge kitchen table chair window light "
+    "summer winter morning evening city village market shop music concert football team player "
+    "wedding family portrait landscape sunset beach forest flower rose tree apple bread coffee",
+    "de": "der die das und mit im am alte neue kleine große Haus Garten Fluss Berg Straße Frau "
+    "Mann Kind Hund Katze Pferd Vogel Auto Zug Schiff Brücke Küche Tisch Stuhl Fenster Licht",
+    "fr": "le la les et avec dans sur vieille nouvelle petite grande maison jardin rivière "
+    "montagne rue femme homme enfant chien chat cheval oiseau voiture train bateau pont cuisine",
+    "es": "el la los y con en de vieja nueva pequeña grande casa jardín río montaña calle mujer "
+    "hombre niño perro gato caballo pájaro coche tren barco puente cocina mesa silla ventana",
+    "ru": "и в на с старый новый маленький большой дом сад река гора улица женщина мужчина "
+    "ребёнок собака кошка лошадь птица машина поезд лодка мост кухня стол стул окно свет",
+}
+_LANGUAGES: Final = ("en", "en", "en", "en", "de", "fr", "es", "ru")
+_SITES: Final = ("shop", "news", "blog", "wiki", "travel", "photo", "forum", "school", "museum")
+_SECTIONS: Final = ("products", "articles", "gallery", "2023/11", "category/home", "images", "tag")
+
+
+def make_wat(path: Path, megabytes: int, seed: int = 0) -> None:
+    """Write about ``megabytes`` MB (10^6, compressed) of WAT to ``path``."""
+    chance = random.Random(seed)
+    with atomic_path(path) as beside, beside.open("wb") as out:
+        written = 0
+        wat = _open(seed)
+        wat.write_warcinfo()
+        while written < megabytes * 1_000_000:
+            wat.write_page(_page(chance))
+            data = wat.take()
+            written += len(data)
+            out.write(data)
+
+
+def _open(seed: int) -> WatFile:
+    stamp = "20240517233122-20240518023122"
+    return WatFile("CC-MAIN-2024-22", f"CC-MAIN-{stamp}-{seed:05d}.warc.gz", "2024-05-18T00:00:00Z")
+
+
+def _page(chance: random.Random) -> Page:
+    language = chance.choice(_LANGUAGES)
+    words = _WORDS[language].split()
+    host = f"www.{chance.choice(_SITES)}{chance.randrange(100_000)}.example"
+    section = chance.choice(_SECTIONS)
+    url = f"https://{host}/{section}/{_slug(chance, words)}-{chance.randrange(10**6)}.html"
+    title = _text(chance, words, 4, 10)
+    if chance.random() >= 0.92:
+        return Page(url, title, (), html=False)
+    n = min(2000, int(chance.lognormvariate(4.3, 1.0)))
+    links = [
+        _image(chance, words, host) if chance.random() < 0.15 else _anchor(chance, words, host)
+        for _ in range(n)
+    ]
+    if chance.random() < 0.01:
+        licence = "https://creativecommons.org/licenses/by-sa/4.0/"
+        links.append(Link("A@/href", licence, text="CC BY-SA", rel="license"))
+    base = f"https://{host}/" if chance.random() < 0.02 else None
+    return Page(url, title, links, base=base)
+
+
+def _anchor(chance: random.Random, words: Sequence[str], host: str) -> Link:
+    path = f"/{chance.choice(_SECTIONS)}/{_slug(chance, words)}"
+    if chance.random() < 0.3:
+        path += f"?id={chance.randrange(10**6)}&ref={chance.randrange(10**6):x}"
+    url = f"https://{host}{path}" if chance.random() < 0.4 else path
+    title = _text(chance, words, 1, 6) if chance.random() < 0.3 else None
+    return Link("A@/href", url, title=title, text=_text(chance, words, 1, 7))
+
+
+def _image(chance: random.Random, words: Sequence[str], host: str) -> Link:
+    name = f"{_slug(chance, words)}-{chance.randrange(10**5)}.jpg"
+    where = chance.random()
+    if where < 0.5:
+        url = (
+            f"https://cdn{chance.randrange(40)}.example.net/{host}/{chance.randrange(10**4)}/{name}"
+        )
+    elif where < 0.8:
+        url = f"/wp-content/uploads/2023/{chance.randrange(1, 13):02d}/{name}"
+    elif where < 0.95:
+        url = f"images/{name}" if chance.random() < 0.7 else f"../img/{name}"
+    else:
+        url = f"//static.{host}/{name}"
+    if chance.random() < 0.3:
+        return Link("IMG@/src", url)
+    if chance.random() < 0.125:
+        return Link("IMG@/src", url, chance.choice(["", "img", "logo", "1", "pic"]))
+    alt = _text(chance, words, 2, 12)
+    if chance.random() < 0.05:
+        alt = alt.replace(" ", "  \n ", 1) + " &amp; Co"
+    return Link("IMG@/src", url, alt)
+
+
+def _text(chance: random.Random, words: Sequence[str], fewest: int, most: int) -> str:
+    return " ".join(chance.choices(words, k=chance.randint(fewest, most))).capitalize()
+
+
+def _slug(chance: random.Random, words: Sequence[str]) -> str:
+    return "-".join(word.lower() for word in chance.choices(words, k=3) if word.isascii()) or "page"

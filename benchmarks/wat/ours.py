@@ -1,0 +1,79 @@
+"""Ours, one way a process: ``python -m benchmarks.wat.ours WAY WAT``; prints a JSON line."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from isal import igzip
+
+from laion_assets.funnel import StageCounts
+from laion_assets.pairs.extract import extract_wat
+from laion_assets.pairs.rules import PairRules
+from laion_assets.pairs.urls import ImageUrls, UrlRefusedError, base_url
+from laion_assets.schemas import uid_of
+from laion_assets.wat.pages import IMAGE_PATH, read_pages
+from laion_assets.wat.records import read_records
+
+
+def inflate(wat: Path) -> int:
+    """Nothing but igzip; returns the inflated bytes."""
+    size = 0
+    with igzip.open(wat, "rb") as stream:  # type: ignore[no-untyped-call]
+        while piece := stream.read(1 << 20):
+            size += len(piece)
+    return size
+
+
+def read(wat: Path) -> int:
+    """The records, whole; returns how many."""
+    with wat.open("rb", buffering=0) as stream:
+        return sum(1 for _ in read_records(stream))
+
+
+def same_work(wat: Path) -> int:
+    """What cc2dataset does: links with a non-empty alt text, absolute, with a key; as tuples."""
+    return sum(1 for _ in _same_work(wat))
+
+
+def _same_work(wat: Path) -> Iterator[tuple[bytes, str, str, str, str]]:
+    for page in read_pages(wat, StageCounts("wat")):
+        if not page.links:
+            continue
+        urls = ImageUrls(base_url(page.url, page.base), 65_536)
+        for link in page.links:
+            if link.path == IMAGE_PATH and link.alt:
+                try:
+                    url = urls.resolve(link.url)
+                except UrlRefusedError:
+                    continue
+                yield uid_of(url, link.alt), url, link.alt, wat.name, page.url
+
+
+def everything(wat: Path) -> int:
+    """All our rules, any language, into parquet: the most rows there can be."""
+    return _extract(wat, PairRules(languages=[]))
+
+
+def english(wat: Path) -> int:
+    """All our rules as they are by default: English, into parquet."""
+    return _extract(wat, PairRules())
+
+
+def _extract(wat: Path, rules: PairRules) -> int:
+    with tempfile.TemporaryDirectory(dir=wat.parent) as folder:
+        out = Path(folder) / "pairs.parquet"
+        names = {"crawl": "CC-MAIN-2024-22", "segment": "00", "wat_file": wat.name}
+        return extract_wat(wat, out, rules, **names)[1].kept
+
+
+WAYS = {way.__name__: way for way in (inflate, read, same_work, everything, english)}
+
+if __name__ == "__main__":
+    started = time.perf_counter()
+    n = WAYS[sys.argv[1]](Path(sys.argv[2]))
+    print(json.dumps({"seconds": time.perf_counter() - started, "n": n}))

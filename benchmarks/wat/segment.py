@@ -1,0 +1,21 @@
+"""A segment as the asset makes it: ``python -m benchmarks.wat.segment OUT WAT…``, two workers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from laion_assets.pairs.rules import PairRules
+from laion_assets.pairs.segment import extract_segment
+
+
+def link(wat_file: str, to: Path) -> None:
+    to.unlink(missing_ok=True)
+    to.symlink_to(wat_file)
+
+
+if __name__ == "__main__":
+    place = {"crawl": "CC-MAIN-2024-22", "segment": "00"}
+    extract_segment(
+        sys.argv[2:], link, Path(sys.argv[1]), PairRules(), workers=2, log=print, **place
+    )

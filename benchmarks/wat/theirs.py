@@ -1,0 +1,29 @@
+"""The peer, one way a process, run by its own interpreter: ``theirs.py WAY WAT``."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+
+def read(wat):
+    """FastWARC, every record whole."""
+    from fastwarc.warc import ArchiveIterator
+
+    with Path(wat).open("rb") as stream:
+        return sum(
+            1 for record in ArchiveIterator(stream, parse_http=False) if record.reader.read()
+        )
+
+
+def cc2dataset(wat):
+    """cc2dataset's own extraction of one WAT, as its Spark tasks call it."""
+    return sum(1 for _ in process_wat(wat, "image"))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "cc2dataset":
+        from cc2dataset.main import process_wat
+    started = time.perf_counter()
+    n = {"read": read, "cc2dataset": cc2dataset}[sys.argv[1]](sys.argv[2])
+    print(json.dumps({"seconds": time.perf_counter() - started, "n": n}))
