@@ -86,7 +86,7 @@ SUBSET: Final = pa.schema(
 
 def uid_of(url: str, text: str) -> bytes:
     """The dedup key of a pair: 16 bytes that depend on URL and TEXT alone."""
-    payload = url.encode("utf-8", "surrogatepass") + b"\0" + text.encode("utf-8", "surrogatepass")
+    payload = f"{url}\0{text}".encode("utf-8", "surrogatepass")
     return hashlib.blake2b(payload, digest_size=UID_BYTES).digest()
 
 
