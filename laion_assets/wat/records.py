@@ -83,10 +83,11 @@ def _streamed(stream: BinaryIO) -> Iterator[tuple[Record, int]]:
         data, position, passed = b"", 0, 0
         ended = False
         while not ended:
-            piece = inflated.read(_PIECE)
+            # A long record doubles what is read, so that it is not copied once for every piece.
+            piece = inflated.read(max(_PIECE, len(data) - position))
             ended = not piece
             data, passed, position = data[position:] + piece, passed + position, 0
-            if len(data) > members.MAX_MEMBER_BYTES + _PIECE:
+            if len(data) > 2 * members.MAX_MEMBER_BYTES:
                 raise RecordError(f"a record of more than {members.MAX_MEMBER_BYTES} bytes")
             while position < len(data):
                 try:
