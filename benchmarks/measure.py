@@ -23,6 +23,8 @@ class Measured:
     peak_bytes: int
     """Largest sum of the resident memory of the process and all its descendants, sampled; pages
     that they share count for each."""
+    peak_own_bytes: int
+    """The same without pages of files (memory-mapped data, libraries)."""
     stdout: str
 
 
@@ -62,7 +64,7 @@ def run(
         raise RuntimeError(f"{command[0]} ended with {process.returncode}: {stderr[-2000:]}")
     cpu = after.children_user - before.children_user
     cpu += after.children_system - before.children_system
-    return Measured(seconds, cpu, peak.bytes, stdout)
+    return Measured(seconds, cpu, peak.bytes, peak.own_bytes, stdout)
 
 
 class _Peak:
@@ -70,6 +72,7 @@ class _Peak:
 
     def __init__(self, pid: int) -> None:
         self.bytes = 0
+        self.own_bytes = 0
         self._pid = pid
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -81,18 +84,22 @@ class _Peak:
 
     def _watch(self) -> None:
         while not self._ended.wait(_SAMPLE_S):
-            self.bytes = max(self.bytes, _tree_bytes(self._pid))
+            resident, own = _tree_bytes(self._pid)
+            self.bytes, self.own_bytes = max(self.bytes, resident), max(self.own_bytes, own)
 
 
-def _tree_bytes(pid: int) -> int:
-    total, waiting = 0, [pid]
+def _tree_bytes(pid: int) -> tuple[int, int]:
+    """Resident bytes of all, and those that are no file's."""
+    pages, shared, waiting = 0, 0, [pid]
     while waiting:
         process = Path(f"/proc/{waiting.pop()}")
         try:
-            resident = int((process / "statm").read_text().split()[1])
+            statm = (process / "statm").read_text().split()
             for task in (process / "task").iterdir():
                 waiting += [int(child) for child in (task / "children").read_text().split()]
         except (FileNotFoundError, ProcessLookupError):  # it has just ended
             continue
-        total += resident * os.sysconf("SC_PAGE_SIZE")
-    return total
+        pages += int(statm[1])
+        shared += int(statm[2])
+    size = os.sysconf("SC_PAGE_SIZE")
+    return pages * size, (pages - shared) * size

@@ -5,7 +5,7 @@ import dagster as dg
 from laion_assets import checks, schemas
 from laion_assets.assets.making import key_of, materialized, publishing
 from laion_assets.assets.outside import LEDGER_POOL, read_lists
-from laion_assets.dedup.ledger import claim_segment
+from laion_assets.dedup.ledger import claiming
 from laion_assets.metadata import table_preview
 from laion_assets.settings import Settings
 from laion_assets.versions import code_version
@@ -17,7 +17,7 @@ def build(segments: dg.MultiPartitionsDefinition, _: Settings) -> dg.AssetsDefin
         group_name="pairs",
         partitions_def=segments,
         deps=["pair_parquet", "removals", "blocklists"],
-        code_version=code_version(1),
+        code_version=code_version(2),
         check_specs=checks.check_specs("unique_pairs"),
         pool=LEDGER_POOL,
         kinds={"python", "parquet"},
@@ -26,19 +26,17 @@ def build(segments: dg.MultiPartitionsDefinition, _: Settings) -> dg.AssetsDefin
     def unique_pairs(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         lists = read_lists(store)
-        with publishing(
-            context, store, key, upstream=["pair_parquet"], made_of=lists.data_versions
-        ) as staging:
+        ledger, partitions = store.root / "dedup_ledger", store.root / "unique_pairs"
+        # The ledger's turn ends last: claims count once the partition is published.
+        with (
+            claiming(ledger, partitions, key, context.log.info) as claims,
+            publishing(
+                context, store, key, upstream=["pair_parquet"], made_of=lists.data_versions
+            ) as staging,
+        ):
             pairs = store.published("pair_parquet", key)
-            counts = claim_segment(
-                store.root / "dedup_ledger",
-                key.crawl,
-                key.segment,
-                pairs,
-                staging.path,
-                removals=lists.removals,
-                blocklists=lists.blocklists,
-                log=context.log.info,
+            counts = claims.write(
+                pairs, staging.path, removals=lists.removals, blocklists=lists.blocklists
             )
             staging.counts = [counts]
             kept_before = store.manifest("pair_parquet", key).stage("pairs").kept

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 
 from laion_assets import schemas
 from laion_assets.dedup import ledger as module
-from laion_assets.dedup.ledger import claim_segment, claimed, release_segment
+from laion_assets.dedup import runs
+from laion_assets.dedup.ledger import LedgerError, claimed, claiming, release_segment
 from laion_assets.funnel import StageCounts
 from laion_assets.progress import silent
 from laion_assets.removals.lists import Entries, parse
@@ -43,6 +45,7 @@ class World:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.ledger = root / "ledger"
+        self.published = root / "published"
 
     def pairs(self, segment: str, parts: Sequence[Sequence[int]]) -> Path:
         folder = self.root / "pairs" / segment
@@ -66,29 +69,53 @@ class World:
         return folder
 
     def claim(
-        self, segment: str, removals: Entries = NONE, blocklists: Entries = NONE
+        self,
+        segment: str,
+        removals: Entries = NONE,
+        blocklists: Entries = NONE,
+        *,
+        crawl: str = CRAWL,
+        stop: str = "",
     ) -> StageCounts:
-        out = self.root / "out" / segment
-        out.mkdir(parents=True, exist_ok=True)
-        counts = claim_segment(
-            self.ledger,
-            CRAWL,
-            segment,
-            self.root / "pairs" / segment,
-            out,
-            removals=removals,
-            blocklists=blocklists,
-            log=silent,
-        )
-        assert counts.adds_up
+        """Claim and publish; ``stop`` raises "before" or "after" publishing."""
+        key = SegmentKey(crawl, segment)
+        target = self.published / key.hive
+        staging = self.root / f"staging-{crawl}-{segment}"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        with claiming(self.ledger, self.published, key, silent) as claims:
+            counts = claims.write(
+                self.root / "pairs" / segment, staging, removals=removals, blocklists=blocklists
+            )
+            assert counts.adds_up
+            if stop == "before":
+                raise StoppedError
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            staging.rename(target)
+            if stop == "after":
+                raise StoppedError
         return counts
 
+    def release(self, segment: str) -> None:
+        release_segment(self.ledger, self.published, SegmentKey(CRAWL, segment), silent)
+
+    def folder(self, segment: str) -> Path:
+        return self.published / SegmentKey(CRAWL, segment).hive
+
     def kept(self, segment: str) -> list[list[int]]:
-        parts = sorted((self.root / "out" / segment).iterdir())
+        *parts, last = sorted(
+            self.folder(segment).iterdir(), key=lambda p: (p.suffix != ".parquet", p)
+        )
+        assert last.name == "claims.json"
         assert [part.name for part in parts] == [f"part-{i:05d}.parquet" for i in range(len(parts))]
-        tables = [pq.read_table(part) for part in parts]
+        tables = [pq.read_table(part, partitioning=None) for part in parts]
         assert all(table.schema == schemas.PAIRS for table in tables)
         return [[int(text.split()[1]) for text in table["text"].to_pylist()] for table in tables]
+
+
+class StoppedError(Exception):
+    pass
 
 
 @pytest.fixture
@@ -112,9 +139,9 @@ def test_first_come_first_kept_in_order(world: World) -> None:
 def test_again_keeps_its_own_samples(world: World) -> None:
     world.claim("00")
     first = world.claim("01")
-    before = {p.name: p.read_bytes() for p in (world.root / "out" / "01").iterdir()}
+    before = {p.name: p.read_bytes() for p in world.folder("01").iterdir()}
     assert world.claim("01") == first
-    assert {p.name: p.read_bytes() for p in (world.root / "out" / "01").iterdir()} == before
+    assert {p.name: p.read_bytes() for p in world.folder("01").iterdir()} == before
 
 
 def test_a_seen_set_would_drop_a_segments_own_samples(world: World) -> None:
@@ -128,10 +155,7 @@ def test_a_seen_set_would_drop_a_segments_own_samples(world: World) -> None:
 
 def test_another_crawl_has_the_same_segment_numbers(world: World) -> None:
     world.claim("00")
-    counts = claim_segment(
-        world.ledger, "CC-MAIN-2021-10", "00", world.root / "pairs" / "00", world.root,
-        removals=NONE, blocklists=NONE, log=silent,
-    )  # fmt: skip
+    counts = world.claim("00", crawl="CC-MAIN-2021-10")
     assert counts.rejects == {"duplicate": 15}
 
 
@@ -145,10 +169,10 @@ def test_made_anew_with_other_pairs_lets_go_of_the_rest(world: World) -> None:
 
 def test_release(world: World) -> None:
     world.claim("00")
-    release_segment(world.ledger, CRAWL, "00", silent)
+    world.release("00")
     assert claimed(world.ledger) == {}
     assert world.claim("01").kept == 8
-    release_segment(world.ledger, CRAWL, "07", silent)
+    world.release("07")
 
 
 def test_lists(world: World) -> None:
@@ -175,38 +199,110 @@ def test_order_of_reasons(world: World) -> None:
     assert world.claim("01", NONE, both).rejects == {"blocked": 1, "duplicate": 2}
 
 
-def test_killed_between_claim_and_publish(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_write_kept", killed)
-        with pytest.raises(KeyboardInterrupt):
-            world.claim("00")
-    assert claimed(world.ledger) == {SegmentKey(CRAWL, "00"): 15}
-    assert world.claim("01").kept == 5
-    assert world.claim("00").kept == 15
-    assert sum(map(len, world.kept("00"))) == 15
-
-
-def test_killed_while_claims_are_written(world: World) -> None:
-    world.claim("01")
-    (world.ledger / f".0123456789ab.{CRAWL}+00.uids").write_bytes(uid(1))
-    (world.root / "out" / "00").mkdir(parents=True)
-    (world.root / "out" / "00" / "part-00009.parquet").write_bytes(b"of an earlier call")
-    assert world.claim("00").kept == 12
-    assert len(world.kept("00")) == 2
-    assert sorted(path.name for path in world.ledger.iterdir()) == [
-        ".lock",
-        f"{CRAWL}+00.uids",
-        f"{CRAWL}+01.uids",
-    ]
-
-
-def test_claims_are_sorted_uids_and_nothing_else(world: World) -> None:
+def test_a_deleted_partition_gives_its_claims_free(world: World) -> None:
     world.claim("00")
-    data = (world.ledger / f"{CRAWL}+00.uids").read_bytes()
-    assert data == b"".join(sorted(uid(number) for number in range(15)))
+    shutil.rmtree(world.folder("00"))
+    assert world.claim("01").kept == 8
+    assert claimed(world.ledger) == {SegmentKey(CRAWL, "01"): 8}
+
+
+def test_stopped_before_publishing_holds_what_is_published(world: World) -> None:
+    with pytest.raises(StoppedError):
+        world.claim("00", stop="before")
+    assert world.claim("01").kept == 8
+    assert world.claim("00").kept == 12
+    world.pairs("00", [[0, 1]])
+    with pytest.raises(StoppedError):
+        world.claim("00", stop="before")
+    world.pairs("02", [[0, 1, 2]])
+    # The published partition of 00 still holds 2, so nobody else may.
+    assert world.claim("02").kept == 0
+
+
+def test_stopped_after_publishing_holds_what_is_published(world: World) -> None:
+    with pytest.raises(StoppedError):
+        world.claim("00", stop="after")
+    assert world.claim("01").kept == 5
+    world.pairs("00", [[0, 1]])
+    with pytest.raises(StoppedError):
+        world.claim("00", stop="after")
+    world.pairs("02", [[0, 1, 2]])
+    assert world.claim("02").kept == 1
+    assert claimed(world.ledger) == {
+        SegmentKey(CRAWL, "00"): 2,
+        SegmentKey(CRAWL, "01"): 5,
+        SegmentKey(CRAWL, "02"): 1,
+    }
+
+
+def claim_and_die(root: Path, segment: str, at: int) -> None:
+    """Claim in a process that kills itself at its ``at``-th file that is made whole."""
+    replace, done = Path.replace, iter(range(at))
+
+    def replace_or_die(path: Path, target: Path) -> Path:
+        if next(done, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(path, target)
+
+    Path.replace = replace_or_die  # type: ignore[method-assign, assignment]
+    World(root).claim(segment)
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_sigkill_at_any_step_neither_loses_a_pair_nor_claims_it_for_ever(
+    tmp_path: Path, at: int
+) -> None:
+    world = World(tmp_path)
+    world.pairs("00", [range(10)])
+    world.pairs("01", [range(5, 20)])
+    world.pairs("02", [range(20)])
+    world.claim("01")
+    process = multiprocessing.get_context("spawn").Process(
+        target=claim_and_die, args=(tmp_path, "00", at)
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    world.claim("02")
+    segments = [name for name in ("00", "01", "02") if world.folder(name).exists()]
+    kept = sorted(row for name in segments for part in world.kept(name) for row in part)
+    assert kept == list(range(20))
+
+
+def test_a_lost_ledger_is_made_from_the_partitions(world: World) -> None:
+    world.claim("00")
+    world.claim("01")
+    before = claimed(world.ledger)
+    shutil.rmtree(world.ledger)
+    world.pairs("02", [range(25)])
+    assert world.claim("02").kept == 5
+    assert claimed(world.ledger) == before | {SegmentKey(CRAWL, "02"): 5}
+
+
+def test_a_damaged_ledger_says_what_to_do(world: World) -> None:
+    world.claim("00")
+    run = next(world.ledger.glob("*.high"))
+    run.write_bytes(run.read_bytes()[:-8])
+    with pytest.raises(LedgerError, match=r"delete .*ledger"):
+        world.claim("01")
+    (world.ledger / "ledger.json").write_text("{")
+    with pytest.raises(LedgerError, match=r"delete .*ledger"):
+        world.claim("01")
+
+
+def test_runs_are_merged_and_void_claims_left_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FAN", 3)
+    monkeypatch.setattr(runs, "ROWS_AT_ONCE", 4)
+    for number in range(8):
+        world.pairs("02", [range(30 + number, 60)])
+        world.claim("02")
+        world.claim("00")
+    world.claim("01")
+    assert len(list(world.ledger.glob("*.high"))) <= 5
+    assert sum(path.stat().st_size for path in world.ledger.glob("*.high")) < 8 * 200
+    assert world.claim("01").kept == 5
 
 
 def test_no_pairs_at_all(world: World) -> None:
@@ -218,14 +314,15 @@ def test_no_pairs_at_all(world: World) -> None:
 @pytest.mark.parametrize("segment", ["../../x", "7", ""])
 def test_a_segment_that_is_none(world: World, segment: str) -> None:
     with pytest.raises(ValueError):
-        release_segment(world.ledger, CRAWL, segment, silent)
+        world.release(segment)
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 50])
 def test_bounded_memory_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(module, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(runs, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(module, "FAN", 2)
     rnd = random.Random(at_once)
     world = World(tmp_path)
     holders: dict[int, str] = {}
@@ -249,11 +346,52 @@ def test_uids_that_share_their_first_half(tmp_path: Path, monkeypatch: pytest.Mo
     assert world.kept("01") == [[0, 4, 10]]
 
 
-plans = st.lists(st.lists(st.integers(0, 30), unique=True, max_size=15), min_size=2, max_size=4)
+segments = st.sampled_from(["00", "01", "02", "03"])
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["claim", "claim", "claim", "before", "after", "delete", "release"]),
+        segments,
+        st.lists(st.integers(0, 30), unique=True, max_size=15),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps)
+def test_whatever_happens_every_pair_is_held_once(plan: list[tuple[str, str, list[int]]]) -> None:
+    """Against sets: who is published holds its pairs, and a new claim takes what is free."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "FAN", 2)
+        world = World(Path(folder))
+        holds: dict[str, set[int]] = {}
+        for action, segment, rows in plan:
+            if action == "delete":
+                shutil.rmtree(world.folder(segment), ignore_errors=True)
+                holds.pop(segment, None)
+                continue
+            if action == "release":
+                world.release(segment)
+                shutil.rmtree(world.folder(segment), ignore_errors=True)
+                holds.pop(segment, None)
+                continue
+            world.pairs(segment, [rows])
+            stop = "" if action == "claim" else action
+            try:
+                world.claim(segment, stop=stop)
+            except StoppedError:
+                assert stop
+            if stop != "before":
+                taken = set().union(*(holds[name] for name in holds if name != segment))
+                holds[segment] = set(rows) - taken
+                assert world.kept(segment) == [[row for row in rows if row not in taken]]
 
 
 @settings(max_examples=15, deadline=None)
-@given(plans, st.randoms(use_true_random=False))
+@given(
+    st.lists(st.lists(st.integers(0, 30), unique=True, max_size=15), min_size=2, max_size=4),
+    st.randoms(use_true_random=False),
+)
 def test_any_order_and_repetition_keeps_the_same_set_once(
     plan: list[list[int]], rnd: random.Random
 ) -> None:
