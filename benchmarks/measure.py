@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_SAMPLE_S: Final = 0.05
+_SAMPLE_S: Final = 0.02
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,11 @@ class _Peak:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._ended.wait(_SAMPLE_S):
+        while True:
             resident, own = _tree_bytes(self._pid)
             self.bytes, self.own_bytes = max(self.bytes, resident), max(self.own_bytes, own)
+            if self._ended.wait(_SAMPLE_S):
+                return
 
 
 def _tree_bytes(pid: int) -> tuple[int, int]:
