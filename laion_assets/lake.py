@@ -155,13 +155,7 @@ class Lake:
     def segments(self, asset: str) -> list[SegmentKey]:
         """The published segments of an asset, sorted."""
         found = (self.root / asset).glob(f"crawl=*/segment=*/{MANIFEST}")
-        return sorted(
-            SegmentKey(
-                path.parent.parent.name.removeprefix("crawl="),
-                path.parent.name.removeprefix("segment="),
-            )
-            for path in found
-        )
+        return sorted(SegmentKey.of_folder(path.parent) for path in found)
 
     @contextmanager
     def publish(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 CRAWL_NAME: Final = re.compile(r"CC-MAIN-\d{4}(?:-\d{2}){1,2}")
@@ -29,6 +30,11 @@ class SegmentKey:
     @property
     def hive(self) -> str:
         return f"crawl={self.crawl}/segment={self.segment}"
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> SegmentKey:
+        """The key whose :attr:`hive` path the folder's ends with."""
+        return cls(folder.parent.name.removeprefix("crawl="), folder.name.removeprefix("segment="))
 
     @classmethod
     def parse(cls, key: str) -> SegmentKey:

@@ -108,9 +108,8 @@ def _make_ledger(
             level -= 1
         n = ledgers.FAN**level
         owners = (at, at + n)
-        name = f"run-{state.next_number:08d}"
+        _, name = state.next_run()
         state.runs.append(_make_run(ledger, name, level, n * pairs, owners, chance))
-        state.next_number += 1
         at += n
     write_json(ledger / "ledger.json", state.to_json())
 

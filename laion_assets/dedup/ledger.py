@@ -89,6 +89,12 @@ class _State:
             counts[owner.number] = key != but
         return counts
 
+    def next_run(self) -> tuple[int, str]:
+        """A number that no owner and no run has had, and the name of the run that it numbers."""
+        number = self.next_number
+        self.next_number += 1
+        return number, f"run-{number:08d}"
+
     def confirm(self, pending: _Pending) -> None:
         self.owners[pending.key] = pending.owner
         self.runs.append(pending.run)
@@ -163,13 +169,12 @@ class Claims:
 
     def _claim(self, parts: Sequence[Path], verdicts: NDArray[np.uint8], scratch: Path) -> _Pending:
         """Mark the duplicates in ``verdicts`` and write what is kept as a run."""
-        number = self._state.next_number
-        self._state.next_number += 1
+        number, name = self._state.next_run()
         counts = self._state.counts(but=self._key)
         columns = [run.columns(self._ledger) for run in self._state.runs]
         digest = hashlib.blake2b(digest_size=16)
         buckets = _buckets(parts, len(verdicts), scratch)
-        with RunWriter(self._ledger, f"run-{number:08d}") as writer:
+        with RunWriter(self._ledger, name) as writer:
             for bucket in buckets:
                 wanted = verdicts[bucket.row] == _KEPT
                 high, low, row = bucket.high[wanted], bucket.low[wanted], bucket.row[wanted]
@@ -302,16 +307,13 @@ def _rebuild(ledger: Path, state: _State, partitions: Path, log: Log) -> None:
     """Claim for every partition what it holds."""
     folders = sorted(path for path in partitions.glob("crawl=*/segment=*") if path.is_dir())
     for folder in folders:
-        key = SegmentKey(
-            folder.parent.name.removeprefix("crawl="), folder.name.removeprefix("segment=")
-        )
+        key = SegmentKey.of_folder(folder)
         log(f"the ledger is made anew: {key}")
         parts = sorted(folder.glob("part-*.parquet"))
         rows = sum(pq.read_metadata(part).num_rows for part in parts)
-        number = state.next_number
-        state.next_number += 1
+        number, name = state.next_run()
         buckets = _buckets(parts, rows, ledger / ".uids")
-        with RunWriter(ledger, f"run-{number:08d}") as writer:
+        with RunWriter(ledger, name) as writer:
             for bucket in buckets:
                 owner = np.full(len(bucket.high), number, dtype=np.uint32)
                 writer.write(bucket.high, bucket.low, owner)
@@ -324,10 +326,7 @@ def _rebuild(ledger: Path, state: _State, partitions: Path, log: Log) -> None:
 
 def _buckets(parts: Sequence[Path], rows: int, scratch: Path) -> UidBuckets:
     buckets = UidBuckets(scratch, rows, runs.ROWS_AT_ONCE)
-    for part in parts:
-        with pq.ParquetFile(part) as file:
-            for batch in file.iter_batches(columns=["uid"]):
-                buckets.add(batch.column(0))
+    buckets.add_parts(parts)
     return buckets
 
 
@@ -341,8 +340,7 @@ def _merge(ledger: Path, state: _State, log: Log, *, save: bool = True) -> None:
             continue
         rows = sum(run.rows for run in merged)
         log(f"merging {len(merged)} runs of {rows:,} claims")
-        name = f"run-{state.next_number:08d}"
-        state.next_number += 1
+        _, name = state.next_run()
         run = runs.merge(ledger, merged, name, state.counts(), runs.ROWS_AT_ONCE)
         fsync_directory(ledger)
         state.runs = [*(run for run in state.runs if run.level != level), run]

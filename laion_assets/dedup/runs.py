@@ -22,7 +22,6 @@ ROWS_AT_ONCE: Final = 1_000_000
 """Rows that a merge holds in memory, of all its runs together: 20 bytes each, and as much again
 for their order."""
 
-BYTES_A_CLAIM: Final = 20
 _COLUMNS: Final = {"high": "<u8", "low": "<u8", "owner": "<u4"}
 
 

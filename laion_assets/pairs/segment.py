@@ -173,10 +173,7 @@ def _write_final(parts: Sequence[Path], final: Sequence[Path], scratch: Path, lo
 def _first_rows(parts: Sequence[Path], rows: int, scratch: Path) -> NDArray[np.bool_]:
     """Which rows, numbered through all parts, are the first with their uid."""
     buckets = UidBuckets(scratch, rows)
-    for part in parts:
-        with pq.ParquetFile(part) as file:
-            for batch in file.iter_batches(columns=["uid"]):
-                buckets.add(batch.column(0))
+    buckets.add_parts(parts)
     keep = np.ones(rows, dtype=np.bool_)
     for bucket in buckets:
         keep[bucket.repeated_rows()] = False

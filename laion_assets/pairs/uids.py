@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laion_assets.schemas import UID_BYTES
@@ -57,6 +58,13 @@ class UidBuckets:
         self._folder = folder
         self._bits = max(0, (-(-rows // rows_per_bucket) - 1).bit_length())
         self._next_row = 0
+
+    def add_parts(self, parts: Sequence[Path]) -> None:
+        """The rows of parquet files, in their order."""
+        for part in parts:
+            with pq.ParquetFile(part) as file:
+                for batch in file.iter_batches(columns=["uid"]):
+                    self.add(batch.column(0))
 
     def add(self, uids: pa.Array | pa.ChunkedArray) -> None:
         high, low = halves(uids)

@@ -22,7 +22,7 @@ _PIECE: Final = 16 << 10
 _SCAN: Final = 1 << 20
 _GZIP: Final = 31
 # isal's type stubs declare its exception class as an instance.
-_InflateError: Final[type[Exception]] = isal_zlib.error  # type: ignore[assignment]
+InflateError: Final[type[Exception]] = isal_zlib.error  # type: ignore[assignment]
 
 
 class Damage(NamedTuple):
@@ -57,7 +57,7 @@ def read_members(stream: BinaryIO) -> Iterator[bytes | Damage]:
     while piece:
         try:
             member, rest, end = _inflate(stream, piece, start + len(piece))
-        except (_InflateError, _TooLargeError, _EndedInsideError) as error:
+        except (InflateError, _TooLargeError, _EndedInsideError) as error:
             found = _find_member(stream, start + 1)
             cut = isinstance(error, _EndedInsideError) and found is None
             yield Damage("truncated" if cut else "bad_record", start, str(error))
@@ -91,7 +91,7 @@ def _inflate(stream: BinaryIO, piece: bytes, position: int) -> tuple[bytes, byte
         if not piece:
             if not _MAGIC.startswith(lead):
                 # Too few bytes for the inflater to have seen that this is no gzip header.
-                raise _InflateError("not a gzip member")
+                raise InflateError("not a gzip member")
             raise _EndedInsideError("the file ends inside a gzip member")
         position += len(piece)
 
@@ -121,5 +121,5 @@ def _begins_record(stream: BinaryIO, offset: int) -> bool:
     inflater = isal_zlib.decompressobj(wbits=_GZIP)
     try:
         return bool(inflater.decompress(stream.read(_PIECE), len(_WARC)) == _WARC)
-    except _InflateError:
+    except InflateError:
         return False

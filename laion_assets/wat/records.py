@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO, Final, NamedTuple
 
-from isal import igzip, isal_zlib
+from isal import igzip
 
 from laion_assets.wat import members
 from laion_assets.wat.members import Damage
@@ -22,8 +22,6 @@ _PIECE: Final = 256 << 10
 _BEGIN: Final = b"WARC/"
 # The standard says CRLF; copies that went through text tools have LF, and readers accept both.
 _HEADER_END: Final = re.compile(rb"\r?\n\r?\n")
-# isal's type stubs declare its exception class as an instance.
-_InflateError: Final[type[Exception]] = isal_zlib.error  # type: ignore[assignment]
 
 
 class Record(NamedTuple):
@@ -56,7 +54,7 @@ def read_records(stream: BinaryIO) -> Iterator[Record | Damage]:
         for record, end in _streamed(stream):
             handed_out = end
             yield record
-    except (_InflateError, igzip.BadGzipFile, EOFError, RecordError):
+    except (members.InflateError, igzip.BadGzipFile, EOFError, RecordError):
         stream.seek(0)
         yield from _by_members(stream, handed_out)
 
