@@ -123,6 +123,11 @@ class Names:
             asked.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def forget_failures(self) -> None:
+        """Look names up again that had no address."""
+        for host in [host for host, answer in self._answers.items() if answer.problem]:
+            del self._answers[host]
+
     def may_connect(self, address: str, port: int) -> bool:
         """The last look at what is about to be connected to, whatever led there."""
         return self._allowed(address) or (address, port) in self._connect_to.values()

@@ -14,11 +14,13 @@ import asyncio
 import functools
 import socket
 import ssl
-import weakref
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Final, cast
 
 import ada_url
@@ -27,13 +29,22 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from laion_assets.download.addresses import Names, Resolve, is_public, system_resolve
+from laion_assets.download.hosts import Hosts
 from laion_assets.download.opt_out import opted_out
 from laion_assets.download.options import DownloadOptions
-from laion_assets.download.refused import FetchRefused
+from laion_assets.download.refused import FetchRefused, HostBusy
+from laion_assets.download.robots import MAX_BYTES as ROBOTS_MAX_BYTES
+from laion_assets.download.robots import Robots
 
-PASSING: Final = frozenset({"connect", "timeout", "http_5xx"})
-"""Reasons that may be gone at the next try."""
+PASSING: Final = frozenset({"dns", "connect", "timeout", "http_5xx", "busy", "host_down"})
+"""Reasons that may be gone another day."""
 
+_RETRIED: Final = frozenset({"connect", "timeout", "http_5xx"})
+"""Those that may be gone in a second."""
+
+_HOST_FAILED: Final = frozenset({"connect", "timeout"})
+_NOT_OF_THE_HOST: Final = frozenset({"dns", "private_address"})
+_BUSY: Final = (429, 503)
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _WEB_PORTS: Final = (80, 443)
 _FIRST_FREE_PORT: Final = 1024
@@ -44,13 +55,13 @@ _ANY_ZLIB: Final = 47  # gzip or zlib, by its header
 
 @dataclass(frozen=True)
 class Fetched:
-    """A body that came with status 200, content decoded."""
+    """A body that came with status 200, content decoded; ``redirects`` led to ``url``."""
 
     body: bytes
     status: int
     url: str
     content_type: str
-    redirects: int
+    redirects: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,7 @@ class _Target:
 
     url: str
     host: str
+    origin: str
 
 
 class Fetcher:
@@ -87,8 +99,9 @@ class Fetcher:
         self._resolve = resolve
         self._allowed = allowed
         self._slots = asyncio.Semaphore(options.concurrency)
-        self._hosts: weakref.WeakValueDictionary[str, asyncio.Semaphore] = (
-            weakref.WeakValueDictionary()
+        self._hosts = Hosts(options)
+        self._robots = (
+            Robots(options.user_agent, self._robots_txt) if options.respect_robots_txt else None
         )
 
     async def __aenter__(self) -> Fetcher:
@@ -139,33 +152,68 @@ class Fetcher:
         finally:
             self._slots.release()
 
+    @property
+    def has_free_slot(self) -> bool:
+        """Whether hosts' limits leave some of ``concurrency`` unused."""
+        return not self._slots.locked()
+
+    def forget_failures(self) -> None:
+        """Ask again for names and hosts that failed."""
+        self._names.forget_failures()
+        self._hosts.forget()
+
     async def _with_retries(self, url: str) -> Fetched:
-        wait = self.options.retry_wait_s
-        for _ in range(self.options.retries):
+        options = self.options
+        retries, busy_retries, wait = options.retries, options.busy_retries, options.retry_wait_s
+        told: HostBusy | None = None
+        while True:
             try:
                 return await self._attempt(url)
-            except FetchRefused as refused:
-                if refused.reason not in PASSING:
+            except HostBusy as busy:
+                told = busy
+                busy_retries -= 1
+                if busy_retries < 0 or (busy.wait_s or 0) > options.longest_wait_s:
                     raise
-            await asyncio.sleep(wait)
-            wait *= 2
-        return await self._attempt(url)
+                # The next turn comes after the host's wait, as for its other images.
+            except FetchRefused as refused:
+                if refused.reason == "host_down" and told is not None:
+                    raise told from refused  # what this image's own request was answered
+                retries -= 1
+                if refused.reason not in _RETRIED or retries < 0:
+                    raise
+                await asyncio.sleep(wait)
+                wait *= 2
 
-    async def _attempt(self, url: str) -> Fetched:
+    async def _attempt(self, url: str, *, robots_txt: bool = False) -> Fetched:
         """One try, with one deadline over all hops; holds a slot when it returns."""
         loop = asyncio.get_running_loop()
         left = self.options.total_timeout_s
-        for hop in range(self.options.max_redirects + 1):
+        hops: list[str] = []
+        for _ in range(self.options.max_redirects + 1):
             target = self._target(url)
+            delay = 0.0
+            if self._robots is not None and not robots_txt:
+                delay = await self._robots.ask(target.origin, target.url)
             # One host's slot at a time, or two redirects could wait for one another.
-            async with self._host_slot(target.host):
+            async with self._hosts.turn(target.host, delay) as host:
                 await self._slots.acquire()
                 started = loop.time()
                 answer: Fetched | _Redirect | None = None
                 try:
                     async with asyncio.timeout(left):
-                        answer = await self._ask(target, hop)
+                        answer = await self._ask(target, tuple(hops), robots_txt)
+                    self._hosts.answered(host)
+                except HostBusy as busy:
+                    self._hosts.busy(host, busy, started)
+                    raise
+                except FetchRefused as refused:
+                    if refused.reason in _HOST_FAILED:
+                        self._hosts.failed(host)
+                    elif refused.reason not in _NOT_OF_THE_HOST:
+                        self._hosts.answered(host)
+                    raise
                 except TimeoutError as error:
+                    self._hosts.failed(host)
                     seconds = self.options.total_timeout_s
                     raise FetchRefused("timeout", f"not done in {seconds:g} s") from error
                 finally:
@@ -175,13 +223,13 @@ class Fetcher:
                 return answer
             left -= loop.time() - started
             url = answer.url
+            hops.append(url)
         raise FetchRefused("redirects", f"over {self.options.max_redirects} redirects")
 
-    def _host_slot(self, host: str) -> asyncio.Semaphore:
-        slot = self._hosts.get(host)
-        if slot is None:
-            slot = self._hosts[host] = asyncio.Semaphore(self.options.per_host_concurrency)
-        return slot
+    async def _robots_txt(self, url: str) -> bytes:
+        fetched = await self._attempt(url, robots_txt=True)
+        self._slots.release()
+        return fetched.body
 
     def _target(self, url: str) -> _Target:
         try:
@@ -200,7 +248,7 @@ class Fetcher:
         port = int(parsed.port or 80)
         if port < _FIRST_FREE_PORT and port not in _WEB_PORTS:
             raise FetchRefused("connect", f"port {port} is not one of the web's")
-        return _Target(parsed.href, parsed.hostname)
+        return _Target(parsed.href, parsed.hostname, f"{parsed.protocol}//{parsed.host}")
 
     def _open_socket(self, info: tuple[object, ...]) -> socket.socket:
         family, kind, protocol, _, sockaddr = info
@@ -209,16 +257,18 @@ class Fetcher:
             raise FetchRefused("private_address", f"{address} is not a public address")
         return socket.socket(cast(int, family), cast(int, kind), cast(int, protocol))
 
-    async def _ask(self, target: _Target, hop: int) -> Fetched | _Redirect:
+    async def _ask(
+        self, target: _Target, hops: tuple[str, ...], robots_txt: bool
+    ) -> Fetched | _Redirect:
         """One request. Raises :class:`FetchRefused`, and ``TimeoutError`` at the deadline."""
         try:
             request = self._session.get(URL(target.url, encoded=True), allow_redirects=False)
             async with request as response:
                 if response.status in _REDIRECTS:
                     return _Redirect(_location(response, target.url))
-                self._accept(response)
-                body = await self._body(response)
-                return Fetched(body, response.status, target.url, response.content_type, hop)
+                self._accept(response, robots_txt)
+                body = await self._body(response, robots_txt)
+                return Fetched(body, response.status, target.url, response.content_type, hops)
         except aiohttp.ConnectionTimeoutError as error:
             seconds = self.options.connect_timeout_s
             raise FetchRefused("connect", f"no connection in {seconds:g} s") from error
@@ -232,12 +282,16 @@ class Fetcher:
             # A stranger's answer may surprise the library too: that costs this image, by name.
             raise FetchRefused("http_other", _cause(error)) from error
 
-    def _accept(self, response: aiohttp.ClientResponse) -> None:
+    def _accept(self, response: aiohttp.ClientResponse, robots_txt: bool) -> None:
         """Refuse by status, wish of the host and declared size, before the body is read."""
         status = response.status
+        if status in _BUSY:
+            raise _busy(response)
         if status != 200:
             kind = {4: "http_4xx", 5: "http_5xx"}.get(status // 100, "http_other")
             raise FetchRefused(kind, f"HTTP {status}")
+        if robots_txt:
+            return
         if self.options.respect_opt_out:
             wishes = response.headers.getall("X-Robots-Tag", [])
             directive = opted_out(wishes, self.options.user_agent)
@@ -246,7 +300,7 @@ class Fetcher:
         if (response.content_length or 0) > self.options.max_bytes:
             raise FetchRefused("too_large", f"{response.content_length} bytes declared")
 
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _body(self, response: aiohttp.ClientResponse, robots_txt: bool) -> bytes:
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding in ("", "identity"):
             inflate = None
@@ -254,7 +308,7 @@ class Fetcher:
             inflate = zlib.decompressobj(_ANY_ZLIB)
         else:
             raise FetchRefused("http_other", f"Content-Encoding {encoding} was not asked for")
-        limit = self.options.max_bytes
+        limit = ROBOTS_MAX_BYTES if robots_txt else self.options.max_bytes
         body = bytearray()
         async for chunk in response.content.iter_chunked(_CHUNK):
             if inflate is not None:
@@ -265,6 +319,8 @@ class Fetcher:
             else:
                 body += chunk
             if len(body) > limit:
+                if robots_txt:  # what is behind the limit does not count
+                    return bytes(body[:limit])
                 raise FetchRefused("too_large", f"over {limit} bytes")
         if inflate is not None and not inflate.eof:
             raise FetchRefused("connect", "the compressed body ended early")
@@ -301,6 +357,21 @@ class _Resolver(AbstractResolver):
 
     async def close(self) -> None:
         """Nothing is held here."""
+
+
+def _busy(response: aiohttp.ClientResponse) -> HostBusy:
+    """With Retry-After, which is seconds or a date (RFC 9110, 10.2.3)."""
+    value = response.headers.get("Retry-After", "").strip()
+    detail = f"HTTP {response.status}" + (f", Retry-After: {value}" if value else "")
+    if value.isascii() and value.isdigit():
+        return HostBusy(detail, float(value[:9]))
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return HostBusy(detail, None)
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return HostBusy(detail, max(0.0, date.timestamp() - time.time()))
 
 
 def _location(response: aiohttp.ClientResponse, base: str) -> str:

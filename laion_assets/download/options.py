@@ -20,11 +20,16 @@ class DownloadOptions(BaseModel, frozen=True):
     NOT_IN_VERSION: ClassVar[tuple[str, ...]] = (
         "concurrency",
         "per_host_concurrency",
-        "resize_threads",
+        "per_host_rate",
+        "host_failures",
+        "host_pause_s",
+        "resize_processes",
         "total_timeout_s",
         "connect_timeout_s",
         "retries",
         "retry_wait_s",
+        "busy_retries",
+        "longest_wait_s",
         "user_agent",
         "contact",
         "ca_file",
@@ -36,7 +41,14 @@ class DownloadOptions(BaseModel, frozen=True):
     per_host_concurrency: int = Field(
         4, ge=1, description="Requests to one host at the same time; others do not wait for it"
     )
-    resize_threads: int = Field(2, ge=1, description="Threads that check, resize and encode")
+    per_host_rate: float = Field(
+        20.0, ge=0, description="Requests a second to one host; 0 sets no limit"
+    )
+    host_failures: int = Field(
+        5, ge=0, description="Failures in a row after which a host is left alone; 0 never does"
+    )
+    host_pause_s: float = Field(300.0, ge=0, description="For how many seconds it is left alone")
+    resize_processes: int = Field(2, ge=1, description="Processes that check, resize and encode")
 
     total_timeout_s: float = Field(
         10.0, gt=0, description="Seconds for one image: names, connections, headers, body, all hops"
@@ -46,6 +58,15 @@ class DownloadOptions(BaseModel, frozen=True):
     max_redirects: int = Field(5, ge=0, description="Redirects followed for one image")
     retries: int = Field(
         0, ge=0, le=10, description="More tries after a broken connection, a time-out or HTTP 5xx"
+    )
+    busy_retries: int = Field(
+        2,
+        ge=0,
+        le=10,
+        description="More tries after HTTP 429 or 503, when the host is left waiting",
+    )
+    longest_wait_s: float = Field(
+        60.0, ge=0, description="Longest Retry-After waited for; a host that asks for more is left"
     )
     retry_wait_s: float = Field(
         1.0, ge=0, description="Seconds before the first retry, doubled for each more"
@@ -61,6 +82,9 @@ class DownloadOptions(BaseModel, frozen=True):
         description="URL or e-mail address told to every host, for people whom we disturb",
     )
     respect_opt_out: bool = Field(True, description="Honour X-Robots-Tag before reading the body")
+    respect_robots_txt: bool = Field(
+        False, description="Ask each host for its robots.txt first, and keep to it (RFC 9309)"
+    )
     ca_file: str = Field("", description="PEM file of the trusted CAs; empty takes the system's")
     connect_to: dict[str, str] = Field(
         default_factory=dict,

@@ -22,5 +22,13 @@ class FetchRefused(Refused):
     """No body came, or none was asked for."""
 
 
+class HostBusy(FetchRefused):
+    """The host answered 429 or 503; ``wait_s`` is its Retry-After, None if it names none."""
+
+    def __init__(self, detail: str, wait_s: float | None) -> None:
+        self.wait_s = wait_s
+        super().__init__("busy", detail)
+
+
 class ImageRefused(Refused):
     """A body came, but it is not an image to store."""

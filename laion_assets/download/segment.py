@@ -154,7 +154,7 @@ class _Work:
         self, todo: Iterator[tuple[int, pa.Table]], fetcher: Fetcher
     ) -> dict[int, StageCounts]:
         made = {}
-        with ThreadPoolExecutor(self.options.resize_threads, "resize") as pool:
+        with ThreadPoolExecutor(self.options.resize_processes, "resize") as pool:
             async with fetcher:
                 for shard, table in todo:
                     started = time.time()

@@ -22,6 +22,7 @@ from PIL import Image, ImageFilter
 from laion_assets import schemas
 from laion_assets.download.fetch import Fetched, Fetcher
 from laion_assets.download.options import DownloadOptions
+from laion_assets.download.refused import FetchRefused
 
 PUBLIC = "127.0.0.2"
 INSIDE = "127.0.0.1"
@@ -151,6 +152,27 @@ def get(
             return await fetcher.fetch(url)
 
     return asyncio.run(run())
+
+
+def reasons(urls: list[str], options: DownloadOptions | None = None) -> dict[str, str]:
+    """URL -> its body, or why it was refused; all at the same time by one fetcher."""
+
+    async def one(fetcher: Fetcher, url: str) -> str:
+        try:
+            return (await fetcher.fetch(url)).body.decode()
+        except FetchRefused as refusal:
+            return refusal.reason
+
+    async def run() -> list[str]:
+        fetcher = Fetcher(
+            options or DownloadOptions(),
+            resolve=lambda _: [PUBLIC],
+            allowed=lambda address: address == PUBLIC,
+        )
+        async with fetcher:
+            return await asyncio.gather(*(one(fetcher, url) for url in urls))
+
+    return dict(zip(urls, asyncio.run(run()), strict=True))
 
 
 def picture(seed: int, width: int = 320, height: int = 240) -> Image.Image:

@@ -18,7 +18,16 @@ import trustme
 from laion_assets.download.fetch import Fetched, Fetcher
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.refused import FetchRefused
-from tests.download.conftest import INSIDE, PUBLIC, Listener, answer, get, listening, redirect
+from tests.download.conftest import (
+    INSIDE,
+    PUBLIC,
+    Listener,
+    answer,
+    get,
+    listening,
+    reasons,
+    redirect,
+)
 
 QUICK = DownloadOptions(total_timeout_s=0.4)
 PATIENCE_S = 10  # far over any deadline here
@@ -30,32 +39,13 @@ def refused(url: str, options: DownloadOptions | None = None, **settings: object
     return caught.value.reason
 
 
-def reasons(urls: list[str]) -> dict[str, str]:
-    """URL -> why it was refused, all at the same time by one fetcher."""
-
-    async def one(fetcher: Fetcher, url: str) -> str:
-        try:
-            return (await fetcher.fetch(url)).body.decode()
-        except FetchRefused as refusal:
-            return refusal.reason
-
-    async def run() -> list[str]:
-        fetcher = Fetcher(
-            DownloadOptions(), resolve=lambda _: [PUBLIC], allowed=lambda address: address == PUBLIC
-        )
-        async with fetcher:
-            return await asyncio.gather(*(one(fetcher, url) for url in urls))
-
-    return dict(zip(urls, asyncio.run(run()), strict=True))
-
-
 def test_an_image_comes_whole_with_an_honest_name(web: Listener) -> None:
     web.routes["/a.jpg?x=1"] = answer(b"body", Content_Type="image/jpeg", Set_Cookie="a=b")
     options = DownloadOptions(contact="https://contact.example/bot")
     url = f"http://user:secret@img.test:{web.port}/a.jpg?x=1#part"
     fetched = get(url, options, times=2)
     plain = f"http://img.test:{web.port}/a.jpg?x=1"
-    assert fetched == Fetched(b"body", 200, plain, "image/jpeg", 0)
+    assert fetched == Fetched(b"body", 200, plain, "image/jpeg", ())
     for head in web.heads:
         assert head.startswith("GET /a.jpg?x=1 HTTP/1.1\r\n")
         assert f"Host: img.test:{web.port}\r\n" in head
@@ -208,7 +198,7 @@ def test_redirects_are_followed(web: Listener, status: str) -> None:
     web.routes["/a/b/c.jpg"] = redirect("../new.jpg", status)
     web.routes["/a/new.jpg"] = answer(b"moved")
     fetched = get(f"http://a.test:{web.port}/a/b/c.jpg")
-    assert (fetched.body, fetched.redirects) == (b"moved", 1)
+    assert (fetched.body, fetched.redirects) == (b"moved", (f"http://a.test:{web.port}/a/new.jpg",))
     assert fetched.url == f"http://a.test:{web.port}/a/new.jpg"
 
 
@@ -217,7 +207,7 @@ def test_redirects_come_to_an_end(web: Listener) -> None:
     assert refused(f"http://a.test:{web.port}/loop") == "redirects"
     assert len(web.requests) == 6
     web.routes |= {f"/{i}": redirect(f"/{i + 1}") for i in range(5)} | {"/5": answer(b"end")}
-    assert get(f"http://a.test:{web.port}/0").redirects == 5
+    assert get(f"http://a.test:{web.port}/0").redirects[-1].endswith("/5")
     assert refused(f"http://a.test:{web.port}/0", DownloadOptions(max_redirects=4)) == "redirects"
 
 
@@ -228,8 +218,8 @@ def test_a_redirect_to_nowhere(web: Listener, location: str) -> None:
 
 
 def test_statuses(web: Listener) -> None:
-    expected = dict.fromkeys(["403 X", "404 X", "410 X", "429 X"], "http_4xx")
-    expected |= dict.fromkeys(["500 X", "502 X", "503 X"], "http_5xx")
+    expected = dict.fromkeys(["403 X", "404 X", "410 X"], "http_4xx")
+    expected |= dict.fromkeys(["500 X", "502 X", "504 X"], "http_5xx")
     expected |= dict.fromkeys(["204 X", "206 X", "304 X", "666 X"], "http_other")
     urls = {f"http://a.test:{web.port}/{status[:3]}": why for status, why in expected.items()}
     for status in expected:
@@ -375,7 +365,7 @@ def test_nobody_listens() -> None:
 
 def test_a_retry_goes_on_after_a_passing_failure(web: Listener) -> None:
     def at_the_third(connection: socket.socket) -> None:
-        status = "200 OK" if len(web.requests) == 3 else "503 X"
+        status = "200 OK" if len(web.requests) == 3 else "500 X"
         answer(b"back", status)(connection)
 
     web.routes["/"] = at_the_third

@@ -1,0 +1,86 @@
+"""robots.txt by RFC 9309, read by Protego and kept for each origin.
+
+No robots.txt (4xx, or redirects without end) allows everything; an answer that says neither (5xx,
+429) forbids everything (RFC 9309, 2.3.1). A host that cannot be reached fails its images with the
+same reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from protego import Protego
+
+from laion_assets.download.refused import FetchRefused
+
+MAX_BYTES: Final = 512_000  # at least 500 KiB must be parsed (RFC 9309, 2.5)
+_KEPT_S: Final = 24 * 3600.0  # RFC 9309, 2.4
+_FAILURE_KEPT_S: Final = 300.0
+_KEPT: Final = 20_000
+_MOST_DELAY_S: Final = 10.0
+_ALLOWING: Final = frozenset({"http_4xx", "http_other", "redirects"})
+_FORBIDDING: Final = frozenset({"http_5xx", "busy"})
+
+
+@dataclass(frozen=True)
+class _Rules:
+    expires: float
+    parsed: Protego | None = None
+    """None: everything is allowed."""
+    refused: FetchRefused | None = None
+    """For every URL of the origin."""
+
+
+class Robots:
+    """``get`` fetches a robots.txt of at most :data:`MAX_BYTES`, or raises FetchRefused."""
+
+    def __init__(self, agent: str, get: Callable[[str], Awaitable[bytes]]) -> None:
+        self._agent = agent
+        self._get = get
+        self._rules: OrderedDict[str, asyncio.Future[_Rules]] = OrderedDict()
+
+    async def ask(self, origin: str, url: str) -> float:
+        """The host's Crawl-delay in seconds, 0 if it has none and at most 10.
+
+        ``origin``: "https://host:port". Raises :class:`FetchRefused` if ``url`` is disallowed.
+        """
+        rules = await self._of(origin)
+        if rules.refused is not None:
+            raise FetchRefused(rules.refused.reason, rules.refused.detail)
+        if rules.parsed is None:
+            return 0.0
+        if not rules.parsed.can_fetch(url, self._agent):
+            raise FetchRefused("robots", f"{origin}/robots.txt disallows it")
+        # Not of the RFC, and some hosts ask for hours: a shard does not wait for those.
+        return min(rules.parsed.crawl_delay(self._agent) or 0.0, _MOST_DELAY_S)
+
+    async def _of(self, origin: str) -> _Rules:
+        loop = asyncio.get_running_loop()
+        known = self._rules.get(origin)
+        if known is None or (known.done() and known.result().expires < loop.time()):
+            known = self._rules[origin] = loop.create_task(self._load(origin))
+            self._rules.move_to_end(origin)
+            while len(self._rules) > _KEPT:
+                self._rules.popitem(last=False)
+        # Shielded: one image's end must not take the answer from the others that wait.
+        return await asyncio.shield(known)
+
+    async def _load(self, origin: str) -> _Rules:
+        now = asyncio.get_running_loop().time()
+        try:
+            body = await self._get(f"{origin}/robots.txt")
+        except FetchRefused as refused:
+            if refused.reason in _ALLOWING:
+                return _Rules(now + _KEPT_S)
+            if refused.reason in _FORBIDDING:
+                refused = FetchRefused("robots", f"robots.txt: {refused.detail}")
+            return _Rules(now + _FAILURE_KEPT_S, refused=refused)
+        try:
+            return _Rules(now + _KEPT_S, Protego.parse(body.decode("utf-8", "replace")))
+        except Exception as error:  # noqa: BLE001 - a stranger's text costs that host, by name
+            unreadable = FetchRefused("robots", f"robots.txt cannot be read: {error!r}")
+            return _Rules(now + _FAILURE_KEPT_S, refused=unreadable)

@@ -1,0 +1,119 @@
+"""A host is never flooded, waits are kept, and a dead one does not hold the others up."""
+
+from __future__ import annotations
+
+import socket
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from laion_assets.download.options import DownloadOptions
+from tests.download.conftest import PUBLIC, Listener, answer, get, reasons
+
+
+def test_the_rate_is_kept_for_each_host(web: Listener) -> None:
+    times: dict[str, list[float]] = {"a": [], "b": []}
+    for name, at in times.items():
+
+        def note(connection: socket.socket, at: list[float] = at) -> None:
+            at.append(time.monotonic())
+            answer(b"here")(connection)
+
+        for i in range(5):
+            web.routes[f"/{name}{i}"] = note
+    urls = [f"http://{name}.test:{web.port}/{name}{i}" for name in times for i in range(5)]
+    assert reasons(urls, DownloadOptions(per_host_rate=20)) == dict.fromkeys(urls, "here")
+    for at in times.values():
+        # Four intervals of 50 ms, less what a thread of the server may be late by.
+        assert max(at) - min(at) > 0.15
+
+
+@pytest.mark.parametrize("status", ["429 X", "503 X"])
+@pytest.mark.parametrize("form", ["seconds", "date", "none"])
+def test_a_busy_host_is_waited_for_as_long_as_it_says(
+    web: Listener, status: str, form: str
+) -> None:
+    """All its images wait, not only the one that was told."""
+    begin = time.monotonic()
+    early: list[str] = []
+
+    def busy_at_first(connection: socket.socket) -> None:
+        if len(web.requests) == 1:
+            later = datetime.now(UTC) + timedelta(seconds=2)
+            headers = {"seconds": "1", "date": format_datetime(later, usegmt=True)}
+            value = {"Retry_After": headers[form]} if form in headers else {}
+            answer(b"", status, **value)(connection)
+        else:
+            if time.monotonic() - begin < 0.9:
+                early.append(web.requests[-1][1])
+            answer(b"here")(connection)
+
+    urls = [f"http://a.test:{web.port}/{i}" for i in range(4)]
+    web.routes |= {f"/{i}": busy_at_first for i in range(4)}
+    options = DownloadOptions(per_host_concurrency=1, per_host_rate=0, retry_wait_s=1.0)
+    assert reasons(urls, options) == dict.fromkeys(urls, "here")
+    assert early == []
+    assert len(web.requests) == 5
+
+
+def test_a_host_that_asks_for_an_hour_is_left_alone(web: Listener) -> None:
+    web.routes |= {f"/{i}": answer(b"", "429 X", Retry_After="3600") for i in range(5)}
+    urls = [f"http://a.test:{web.port}/{i}" for i in range(5)]
+    other = f"http://b.test:{web.port}/other"
+    web.routes["/other"] = answer(b"here")
+    told = reasons([*urls, other], DownloadOptions(per_host_concurrency=1))
+    assert told == {urls[0]: "busy"} | dict.fromkeys(urls[1:], "host_down") | {other: "here"}
+    assert len(web.requests) == 2
+
+
+def test_a_host_that_is_always_busy_is_given_up(web: Listener) -> None:
+    web.routes |= {f"/{i}": answer(b"", "503 X") for i in range(30)}
+    urls = [f"http://a.test:{web.port}/{i}" for i in range(30)]
+    told = reasons(urls, DownloadOptions(retry_wait_s=0.01, per_host_rate=0, host_failures=3))
+    assert set(told.values()) == {"busy", "host_down"}
+    assert len(web.requests) <= 12
+
+
+def test_a_dead_host_is_left_alone_and_asked_again_later(web: Listener) -> None:
+    with socket.create_server((PUBLIC, 0)) as taken:
+        dead = taken.getsockname()[1]
+    urls = [f"http://dead.test:{dead}/{i}" for i in range(20)]
+    live = [f"http://live.test:{web.port}/{i}" for i in range(20)]
+    web.routes |= {f"/{i}": answer(b"here") for i in range(20)}
+    options = DownloadOptions(per_host_concurrency=2, per_host_rate=0, host_failures=3)
+    told = reasons([*urls, *live], options)
+    assert [told[url] for url in live] == ["here"] * 20
+    failed = [told[url] for url in urls]
+    assert 3 <= failed.count("connect") <= 4  # a second one was under way
+    assert failed.count("connect") + failed.count("host_down") == 20
+    assert set(reasons(urls, options.model_copy(update={"host_failures": 0})).values()) == {
+        "connect"
+    }
+    # A pause of nothing: the next one tries.
+    patient = options.model_copy(update={"host_pause_s": 0.0})
+    assert set(reasons(urls, patient).values()) == {"connect"}
+
+
+def test_errors_of_single_images_do_not_bring_a_host_down(web: Listener) -> None:
+    web.routes |= {"/gone": answer(b"", "404 X"), "/bad": answer(b"", "500 X")}
+    web.routes["/here"] = answer(b"here")
+    port = web.port
+    urls = [f"http://a.test:{port}/gone?{i}" for i in range(20)]
+    web.routes |= {f"/gone?{i}": answer(b"", "500 X") for i in range(20)}
+    told = reasons([*urls, f"http://a.test:{port}/here"], DownloadOptions(per_host_rate=0))
+    assert told.pop(f"http://a.test:{port}/here") == "here"
+    assert set(told.values()) == {"http_5xx"}
+
+
+def test_an_unreadable_retry_after_is_none(web: Listener) -> None:
+    def busy_at_first(connection: socket.socket) -> None:
+        if len(web.requests) == 1:
+            answer(b"", "503 X", Retry_After="soon, \xe9 perhaps")(connection)
+        else:
+            answer(b"here")(connection)
+
+    web.routes["/"] = busy_at_first
+    options = DownloadOptions(retry_wait_s=0.01)
+    assert get(f"http://a.test:{web.port}/", options).body == b"here"
