@@ -15,7 +15,7 @@ import sensors
 
 ROOT = Path(__file__).parent.parent
 WAY = ["wat", "pairs", "dedup", "download", "clip", "safety", "filtering", "knn", "stats"]
-SHARED = {"files", "funnel", "progress", "schemas", "segments", "removals"}
+SHARED = {"files", "funnel", "processes", "progress", "schemas", "segments", "removals"}
 HEAVY = ["torch", "open_clip", "faiss", "img2dataset", "pandas", "matplotlib", "timm"]
 
 

@@ -7,17 +7,14 @@ then ``.raw`` goes. Killed at any point, the next call finds the parts that are 
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import shutil
-import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from itertools import accumulate
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -29,11 +26,10 @@ from laion_assets.funnel import StageCounts, total
 from laion_assets.pairs.extract import PairWriter, extract_wat, read_counts
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.uids import UidBuckets
+from laion_assets.processes import die_with
 from laion_assets.progress import Log, Progress
 
 Fetch = Callable[[str, Path], None]
-
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class SegmentError(RuntimeError):
@@ -105,7 +101,7 @@ def _extract_missing(
     with ProcessPoolExecutor(
         min(workers, len(missing)),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_die_with,
+        initializer=die_with,
         initargs=(os.getpid(),),
     ) as pool:
         futures: dict[Future[str], int] = {
@@ -149,15 +145,6 @@ def _fetch_and_extract(
     finally:
         local.unlink(missing_ok=True)
     return f"{pairs.kept:,} pairs of {wat_file.rpartition('/')[2]}"
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies, however it dies."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _write_final(parts: Sequence[Path], final: Sequence[Path], scratch: Path, log: Log) -> None:
