@@ -62,16 +62,24 @@ def download(args: argparse.Namespace) -> None:
 
     _existing([args.pairs])
     options = load_settings(args.config).download
+    if args.refetch:
+        options = options.model_copy(update={"refetch": args.refetch})
     args.output.mkdir(parents=True, exist_ok=True)
-    counts = download_segment(
+    downloaded = download_segment(
         args.pairs,
         args.output,
         options,
         removals=load(args.removals or Path("/nonexistent")),
         blocklists=load(args.blocklists or Path("/nonexistent")),
         log=say,
+        again=bool(args.refetch),
     )
-    show_counts(counts)
+    show_counts(downloaded.counts)
+    if downloaded.changed:
+        say(f"{downloaded.changed:,} images' bytes are not those recorded before: see _ledger")
+    for host, reasons in list(downloaded.hosts.items())[:5]:
+        told = ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items()))
+        say(f"failing host {host}: {told}")
     print(args.output)
 
 
@@ -286,6 +294,11 @@ def build_parser() -> argparse.ArgumentParser:
     word.add_argument("pairs", type=Path, help="a parquet file, or a folder of parts")
     word.add_argument("--removals", type=Path, help="folder of removal lists")
     word.add_argument("--blocklists", type=Path, help="folder of blocklists")
+    word.add_argument(
+        "--refetch",
+        choices=("passing", "all"),
+        help="ask again for what failed for a passing reason, or for all, of shards that are done",
+    )
     _output(word)
 
     word = _add(

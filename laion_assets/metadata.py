@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 
+from laion_assets.download.segment import Downloaded
 from laion_assets.funnel import REASONS, StageCounts
 from laion_assets.lake import Manifest
 
@@ -59,6 +60,33 @@ def _counts_metadata(counts: StageCounts, seconds: float) -> dict[str, Any]:
             rows, schema=_schema({"n": "int"}, ["reason", "n", "what it means", "examples"])
         )
     return metadata
+
+
+def download_metadata(downloaded: Downloaded) -> dict[str, Any]:
+    """What a person asks of a download beside its counts."""
+    seconds = max(downloaded.seconds, 1e-3)
+    hosts = [
+        dg.TableRecord(
+            {
+                "host": host,
+                "failed": sum(reasons.values()),
+                "reasons": ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items())),
+            }
+        )
+        for host, reasons in downloaded.hosts.items()
+    ]
+    return {
+        "images_asked_for": downloaded.asked_for,
+        "images_reused": downloaded.reused,
+        "images_changed": downloaded.changed,
+        "bytes_received": downloaded.bytes,
+        "images_per_second": round(downloaded.fetched_now / seconds, 1),
+        "bytes_per_second": round(downloaded.bytes_now / seconds),
+        "failing_hosts": dg.MetadataValue.table(
+            hosts, schema=_schema({"failed": "int"}, ["host", "failed", "reasons"])
+        ),
+        "shards_without_network": ", ".join(downloaded.without_network) or "none",
+    }
 
 
 def _schema(types: Mapping[str, str], columns: Sequence[str]) -> dg.TableSchema:

@@ -7,7 +7,7 @@ from laion_assets.assets.making import key_of, materialized, publishing
 from laion_assets.assets.outside import DOWNLOAD_POOL, read_lists
 from laion_assets.download.preview import contact_sheet
 from laion_assets.download.segment import download_segment
-from laion_assets.metadata import picture
+from laion_assets.metadata import download_metadata, picture
 from laion_assets.settings import Settings
 from laion_assets.versions import code_version
 from resources.downloader import DownloaderResource
@@ -39,15 +39,18 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             options=downloader,
             leave_out=downloader.NOT_IN_VERSION,
         ) as staging:
-            staging.not_content = ("*_stats.json",)
-            counts = download_segment(
+            staging.not_content = ("*_stats.json", "_ledger/*")
+            published = store.folder("image_shards", key)
+            downloaded = download_segment(
                 store.published("unique_pairs", key),
                 staging.path,
                 downloader,
                 removals=lists.removals,
                 blocklists=lists.blocklists,
                 log=context.log.info,
+                before=published if published.exists() else None,
             )
+            counts = downloaded.counts
             staging.counts = [counts]
             kept_before = store.manifest("unique_pairs", key).stage("unique_pairs").kept
             successes = checks.successes_in(staging.path)
@@ -62,7 +65,8 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             staging,
             key,
             checks=checked,
-            extra={"contact_sheet": picture(contact_sheet(folder), "images with captions")},
+            extra=download_metadata(downloaded)
+            | {"contact_sheet": picture(contact_sheet(folder), "images with captions")},
         )
 
     return image_shards

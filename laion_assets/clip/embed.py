@@ -21,12 +21,12 @@ from PIL import Image
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.shards import (
     IMAGE_FORMATS,
-    ImageBytes,
     ShardError,
     find_shards,
     read_rows,
     shard_number,
 )
+from laion_assets.download.tars import ImageBytes
 from laion_assets.files import atomic_path, sha256_file, write_json
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
 from laion_assets.progress import Log, Progress, silent

@@ -333,6 +333,16 @@ def _trusting(ca_file: str) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=ca_file or None)
 
 
+def as_asked(url: str) -> str:
+    """The URL as a request and the lists know it; one that is none, unchanged."""
+    try:
+        parsed = ada_url.URL(url)
+    except ValueError:
+        return url
+    parsed.username = parsed.password = parsed.hash = ""
+    return str(parsed.href)
+
+
 class _Resolver(AbstractResolver):
     def __init__(self, names: Names) -> None:
         self._names = names

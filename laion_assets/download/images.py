@@ -1,18 +1,18 @@
 """From a stranger's bytes to an image to store, refusing before decoding what can be refused.
 
 img2dataset's resizer decodes, resizes and encodes. Some versions of OpenCV, which it decodes by,
-fill what is missing of a cut image with grey and say nothing, so Pillow reads each to its end
-first.
+fill what is missing of a cut image with grey and say nothing, so each image's end is looked for
+first; a JPEG whose end is in doubt is read to it by Pillow.
 """
 
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -21,10 +21,13 @@ from PIL import Image
 from laion_assets.download import img2dataset_parts
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.refused import ImageRefused
+from laion_assets.files import locked
 from laion_assets.removals.lists import Entries
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH_AT: Final = 24  # of the bit depth in the first chunk, IHDR
+_JPEG_SCAN: Final = b"\xff\xda"
+_JPEG_END: Final = b"\xff\xd9"
 _LARGE_PIXELS: Final = 16_000_000
 _STRIP_ROWS: Final = 128
 
@@ -55,31 +58,44 @@ class StoredImage:
     exif: str | None
 
 
+def refuse_unseen(
+    body: bytes, sums: Checksums, min_bytes: int, removals: Entries, blocklists: Entries
+) -> None:
+    """Raise :class:`ImageRefused` for what need not be decoded to be refused."""
+    if len(body) < min_bytes:
+        raise ImageRefused("too_small", f"{len(body)} bytes")
+    refuse_listed(sums, removals, blocklists)
+
+
+def refuse_listed(sums: Checksums, removals: Entries, blocklists: Entries) -> None:
+    """Raise :class:`ImageRefused` if a list names the image by its hash."""
+    if blocklists.matches_image(sums.sha256, sums.md5):
+        raise ImageRefused("blocked", "its hash is on a blocklist")
+    if removals.matches_image(sums.sha256, sums.md5):
+        raise ImageRefused("removed", "its hash is on a removal list")
+
+
 class ImageMaker:
-    """Checks, resizes and encodes; may be called by several threads."""
+    """Checks, resizes and encodes.
 
-    def __init__(self, options: DownloadOptions, removals: Entries, blocklists: Entries) -> None:
+    ``one_large`` is a lock file for all processes at work: decoded, an image may take gigabytes,
+    and so only one such is decoded at a time.
+    """
+
+    def __init__(self, options: DownloadOptions, one_large: Path) -> None:
         self._options = options
-        self._removals = removals
-        self._blocklists = blocklists
+        self._one_large = one_large
         self._resize = img2dataset_parts.make_resizer(options)
-        self._one_large = threading.Lock()
 
-    def make(self, body: bytes, sums: Checksums) -> StoredImage:
+    def make(self, body: bytes) -> StoredImage:
         """Raises :class:`ImageRefused`."""
-        if len(body) < self._options.min_bytes:
-            raise ImageRefused("too_small", f"{len(body)} bytes")
-        if self._blocklists.matches_image(sums.sha256, sums.md5):
-            raise ImageRefused("blocked", "its hash is on a blocklist")
-        if self._removals.matches_image(sums.sha256, sums.md5):
-            raise ImageRefused("removed", "its hash is on a removal list")
         kind = _kind(body)
         with _as_undecodable():
             size, plain = self._check_header(body, kind)
-        # Decoded, an image may take gigabytes: one such at a time.
-        with self._one_large if size[0] * size[1] > _LARGE_PIXELS else nullcontext():
+        large = size[0] * size[1] > _LARGE_PIXELS
+        with locked(self._one_large, lambda: None) if large else nullcontext():
             with _as_undecodable():
-                _read_to_the_end(body, kind)
+                _find_end(body, kind)
                 opaque = body if plain else _flatten(body)
             encoded, width, height, original_width, original_height, problem = self._resize(
                 BytesIO(opaque)
@@ -135,12 +151,23 @@ def _as_undecodable() -> Iterator[None]:
         raise ImageRefused("undecodable", f"{type(error).__name__}: {error}") from error
 
 
-def _read_to_the_end(body: bytes, kind: str) -> None:
-    """Decode by Pillow, which raises ``OSError`` where data is missing."""
+def _find_end(body: bytes, kind: str) -> None:
+    """Raise an error of the decoder's kind where data is missing at the end."""
+    if kind == "WEBP":
+        declared = 8 + int.from_bytes(body[4:8], "little")
+        if len(body) < declared:
+            raise ImageRefused("undecodable", f"{len(body)} of {declared} bytes")
+        return
+    if kind == "JPEG" and body.rfind(_JPEG_END) > body.rfind(_JPEG_SCAN):
+        # Inside a scan no end marker can stand: the last scan has been ended.
+        return
     with Image.open(BytesIO(body), formats=(kind,)) as image:
-        # An eighth of a JPEG's size still reads every byte, for a part of the work.
-        image.draft("L", (1, 1))
-        image.load()
+        if kind == "PNG":
+            image.verify()  # every chunk's checksum, to the last
+        else:
+            # An eighth of a JPEG's size still reads every byte, for a part of the work.
+            image.draft("L", (1, 1))
+            image.load()
 
 
 def _flatten(body: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
@@ -24,6 +24,12 @@ class DownloadOptions(BaseModel, frozen=True):
         "host_failures",
         "host_pause_s",
         "resize_processes",
+        "decode_timeout_s",
+        "refetch",
+        "give_up_after",
+        "take_changed",
+        "network_retries",
+        "network_wait_s",
         "total_timeout_s",
         "connect_timeout_s",
         "retries",
@@ -50,6 +56,8 @@ class DownloadOptions(BaseModel, frozen=True):
     host_pause_s: float = Field(300.0, ge=0, description="For how many seconds it is left alone")
     resize_processes: int = Field(2, ge=1, description="Processes that check, resize and encode")
 
+    decode_timeout_s: float = Field(60.0, gt=0, description="Seconds for decoding one image")
+
     total_timeout_s: float = Field(
         10.0, gt=0, description="Seconds for one image: names, connections, headers, body, all hops"
     )
@@ -70,6 +78,23 @@ class DownloadOptions(BaseModel, frozen=True):
     )
     retry_wait_s: float = Field(
         1.0, ge=0, description="Seconds before the first retry, doubled for each more"
+    )
+    network_retries: int = Field(
+        2, ge=0, description="More tries of a shard of which every download failed for the network"
+    )
+    network_wait_s: float = Field(
+        30.0, ge=0, description="Seconds before the first of those, doubled for each more"
+    )
+    refetch: Literal["passing", "none", "all"] = Field(
+        "passing",
+        description="What is asked for again of a segment that was downloaded before: what failed"
+        " for a passing reason, nothing, or all",
+    )
+    give_up_after: int = Field(
+        5, ge=1, description="Runs after which a passing reason is taken for a lasting one"
+    )
+    take_changed: bool = Field(
+        False, description="Take bytes that are not those of the recorded SHA-256 (flagged anyway)"
     )
     user_agent: str = Field(
         "laion-assets",

@@ -1,8 +1,8 @@
 """A segment's pairs to webdataset shards, as img2dataset writes them.
 
-A shard is its tar, then its parquet, then its ``_stats.json``, each published whole: it is done
-when the last is there and holds the digest of its rows and of what decides their outcome. What
-does not belong here: the lake's partitions, and when to try a failed row again.
+One process fetches, asynchronously and for several shards at a time, so that a shard's slowest
+hosts do not hold up the next; the pool of ``decoders`` makes the images and writes the shards.
+What does not belong here: the lake's partitions.
 """
 
 from __future__ import annotations
@@ -15,70 +15,82 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laion_assets.download import img2dataset_parts
 from laion_assets.download.addresses import Resolve, system_resolve
-from laion_assets.download.fetch import Fetcher
-from laion_assets.download.images import Checksums, ImageMaker
+from laion_assets.download.decoders import Decoders
+from laion_assets.download.earlier import Earlier, Known
+from laion_assets.download.fetch import PASSING, Fetcher, as_asked
+from laion_assets.download.images import Checksums, refuse_listed, refuse_unseen
 from laion_assets.download.options import DownloadOptions
+from laion_assets.download.outcomes import (
+    FAILED_TO_DOWNLOAD,
+    FAILED_TO_RESIZE,
+    SUCCESS,
+    History,
+    Outcome,
+)
 from laion_assets.download.refused import FetchRefused, ImageRefused
-from laion_assets.files import fsync_directory, fsync_file, write_json
+from laion_assets.download.shards import (
+    MAKING,
+    Place,
+    name_of,
+    put_aside,
+    read_stats,
+    shards_in,
+    take_over,
+    write_shard,
+)
 from laion_assets.funnel import StageCounts, total
 from laion_assets.progress import Log, Progress
 from laion_assets.removals.lists import Entries
 
-SUCCESS: Final = "success"
-FAILED_TO_DOWNLOAD: Final = "failed_to_download"
-FAILED_TO_RESIZE: Final = "failed_to_resize"
-"""img2dataset's three statuses; the last is for all that is found wrong with the bytes."""
-
-NETWORK: Final = frozenset({"dns", "connect", "timeout"})
+NETWORK: Final = frozenset({"dns", "connect", "timeout", "host_down"})
 """Reasons that a machine without network gives."""
 
-_STATS: Final = "_stats.json"
-_MAKING: Final = ".making-"
+_WISHES: Final = frozenset({"opt_out", "robots", "removed", "blocked", "private_address"})
+"""Reasons for which an image that was there before is not kept either."""
+
+_OUTCOME_RULES: Final = 1
+"""Counts the versions of what decides an outcome beside the options."""
+
+_ASIDE: Final = ".earlier"
+_OPEN_SHARDS: Final = 3
+_ROWS_LOOKED_UP: Final = 256
+_HOSTS_TOLD: Final = 20
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one row. The fields after ``encoded`` are columns of the shard's parquet."""
-
-    encoded: bytes | None
-    status: str
-    error_message: str | None
-    width: int | None = None
-    height: int | None = None
-    original_width: int | None = None
-    original_height: int | None = None
-    exif: str | None = None
-    sha256: str | None = None
-    md5: str | None = None
-    reason: str | None = None
+class NoNetworkError(RuntimeError):
+    """Every download of the segment failed for a network reason."""
 
 
-OUTCOME_SCHEMA: Final = pa.schema(
-    [
-        ("key", pa.string()),
-        ("status", pa.string()),
-        ("error_message", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("original_width", pa.int32()),
-        ("original_height", pa.int32()),
-        ("exif", pa.string()),
-        ("sha256", pa.string()),
-        ("md5", pa.string()),
-        ("reason", pa.string()),
-    ]
-)
-_OUTCOME_COLUMNS: Final = tuple(field.name for field in fields(Outcome))[1:]
+@dataclass
+class Downloaded:
+    """A segment's counts, and what people ask about the run beside them."""
+
+    counts: StageCounts
+    asked_for: int = 0
+    """Rows whose URL was asked for, by this run or the ones it went on with."""
+    reused: int = 0
+    changed: int = 0
+    """Rows whose bytes were not those recorded before, taken or not."""
+    bytes: int = 0
+    """Bodies received."""
+    seconds: float = 0.0
+    """Of this run."""
+    fetched_now: int = 0
+    bytes_now: int = 0
+    hosts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """The hosts that failed most often, with their reasons."""
+    without_network: list[str] = field(default_factory=list)
+    """Shards of which every download failed for a network reason, after all retries."""
 
 
 def download_segment(
@@ -89,107 +101,343 @@ def download_segment(
     removals: Entries,
     blocklists: Entries,
     log: Log,
+    before: Path | None = None,
+    again: bool = False,
     resolve: Resolve = system_resolve,
-) -> StageCounts:
+) -> Downloaded:
     """Download the images of ``pairs`` into ``out``, going on where a killed run stopped.
 
     ``pairs``: a folder of ``part-*.parquet`` or one parquet file, with columns ``url`` and
     ``text``; every other column is carried along. ``out``: an own folder, given to one process at
-    a time. A URL that a list names, by itself or by its host, is not asked for, nor is one that a
-    redirect leads to; an image that a list names by its hash is not kept. Raises ``ValueError``
-    for pairs without those columns. Not for a thread that already runs an event loop.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    for leftover in out.glob(f"{_MAKING}*"):
-        shutil.rmtree(leftover)
-    files = sorted(pairs.glob("part-*.parquet")) if pairs.is_dir() else [pairs]
-    outside = _outside_digest(options, removals, blocklists)
-    size = options.samples_per_shard
+    a time. ``before``: the shards of an earlier version; of what they or a version in ``out``
+    hold, ``options.refetch`` says what is asked for again. Shards in ``out`` that are done with
+    these rows, options and lists stay as they are, unless ``again`` opens them to that question.
 
-    finished: dict[int, StageCounts] = {}
-    digests = [_digest(outside, rows) for rows in _shards(files, size)]
-    for shard, digest in enumerate(digests):
-        done = _finished(out, shard, digest)
-        if done is None:
-            _unpublish(out, shard)
-        else:
-            finished[shard] = done
-    for path in out.glob(f"[0-9]*{_STATS}"):
-        shard = int(path.name.removesuffix(_STATS))
-        if shard >= len(digests):
-            _unpublish(out, shard)
+    A URL that a list names, by itself or by its host, is not asked for, nor is one that a redirect
+    leads to; an image that a list names by its hash is not kept.
+
+    Raises ``ValueError`` for pairs without those columns, :class:`NoNetworkError`, and ``OSError``
+    where the disk fails. Not for a thread that already runs an event loop.
+    """
+    started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    for leftover in out.glob(f"{MAKING}*"):
+        shutil.rmtree(leftover)
+    aside = out / _ASIDE
+    # The processes get the values alone: a Dagster resource cannot be pickled.
+    options = DownloadOptions(
+        **{name: getattr(options, name) for name in DownloadOptions.model_fields}
+    )
+    files = sorted(pairs.glob("part-*.parquet")) if pairs.is_dir() else [pairs]
+    rules = _Rules(options, removals, blocklists)
+    digests = [rules.digest(rows) for rows in _shards(files, options.samples_per_shard)]
+
+    finished: dict[int, dict[str, Any]] = {}
+    for shard in range(max([len(digests), *(shard + 1 for shard in shards_in(out))])):
+        stats = read_stats(out, shard) if shard < len(digests) else None
+        digest = digests[shard] if shard < len(digests) else None
+        if stats and stats["input_digest"] == digest and not (again and rules.asks_again(stats)):
+            finished[shard] = stats
+            continue
+        put_aside(out, shard, aside)
+        stats = read_stats(before, shard) if before and digest else None
+        if before and stats and stats["input_digest"] == digest and not rules.asks_again(stats):
+            take_over(before, shard, out)
+            finished[shard] = {**stats, "reused": stats["count"], "asked_for": 0, "bytes": 0}
 
     rows = sum(pq.read_metadata(file).num_rows for file in files)
-    resumed = sum(counts.n_in for counts in finished.values())
+    resumed = sum(stats["count"] for stats in finished.values())
+    made: dict[int, dict[str, Any]] = {}
     if len(finished) < len(digests):
-        maker = ImageMaker(options, removals, blocklists)
         progress = Progress("image_shards", "images", rows, log, resumed=resumed)
         todo = (
             (shard, table)
-            for shard, table in enumerate(_shards(files, size))
+            for shard, table in enumerate(_shards(files, options.samples_per_shard))
             if shard not in finished
         )
-        work = _Work(out, options, digests, maker, progress, log)
+        fetcher = Fetcher(options, resolve=resolve, listed=rules.listed)
+        with (
+            tempfile.TemporaryDirectory(dir=out, prefix=MAKING) as scratch,
+            Earlier([folder for folder in (aside, before) if folder is not None]) as earlier,
+            Decoders(options, Path(scratch)) as decoders,
+        ):
+            work = _Work(
+                out, Path(scratch), rules, digests, earlier, decoders, fetcher, progress, log
+            )
+            made = asyncio.run(work.run(todo))
+    if aside.exists():
+        shutil.rmtree(aside)
+    result = _sum_up([(finished | made)[shard] for shard in range(len(digests))])
+    result.seconds = time.monotonic() - started
+    result.fetched_now = sum(stats["asked_for"] for stats in made.values())
+    result.bytes_now = sum(stats["bytes"] for stats in made.values())
+    if result.without_network and len(result.without_network) == len(digests):
+        raise NoNetworkError(
+            f"all {rows:,} downloads failed for network reasons ({_told(result.counts.rejects)}): "
+            "is this machine's network up? The next run asks for them again"
+        )
+    return result
 
-        def listed(url: str) -> str | None:
-            if removals.matches_url(url):
-                return "removed"
-            return "blocked" if blocklists.matches_url(url) else None
 
-        fetcher = Fetcher(options, resolve=resolve, listed=listed)
-        finished |= asyncio.run(work.run(todo, fetcher))
-    return total("images", [finished[shard] for shard in sorted(finished)])
+class _Rules:
+    """What decides a row's outcome beside the row and the web."""
+
+    def __init__(self, options: DownloadOptions, removals: Entries, blocklists: Entries) -> None:
+        self.options = options
+        self.removals = removals
+        self.blocklists = blocklists
+        fields = set(DownloadOptions.model_fields) - set(options.NOT_IN_VERSION)
+        made_with = [_OUTCOME_RULES, options.model_dump(mode="json", include=fields)]
+        self.options_digest = _sha256(made_with)
+        self._lists = [removals.digest, blocklists.digest]
+
+    def digest(self, rows: pa.Table) -> str:
+        return _sha256([self.options_digest, self._lists, rows.to_pylist()])
+
+    def listed(self, url: str) -> str | None:
+        if self.removals.matches_url(url):
+            return "removed"
+        return "blocked" if self.blocklists.matches_url(url) else None
+
+    def asks_again(self, stats: dict[str, Any]) -> bool:
+        """Whether a shard with these statistics may hold rows to ask for again."""
+        if self.options.refetch == "all":
+            return True
+        reasons = set(stats["status_dict"])
+        passing = self.options.refetch == "passing" and bool(reasons & PASSING)
+        return passing or (self.options.take_changed and "changed" in reasons)
+
+    def still_holds(self, known: Known) -> bool:
+        """Whether the outcome was made as it would be now, lists apart."""
+        return known.options == self.options_digest
+
+    def settled(self, url: str, known: Known | None) -> Outcome | None:
+        """The outcome of a row whose URL need not be asked for."""
+        refused = self._refused_by_list(url, known)
+        if refused is not None:
+            return refused
+        if known is None or not self.still_holds(known) or self.options.refetch == "all":
+            return None
+        reason = known.outcome.reason
+        if reason in ("removed", "blocked"):
+            return None  # no list names it any more
+        if reason == "changed" and self.options.take_changed:
+            return None
+        given_up = known.history.attempts >= self.options.give_up_after
+        if reason in PASSING and self.options.refetch == "passing" and not given_up:
+            return None
+        return known.outcome
+
+    def _refused_by_list(self, url: str, known: Known | None) -> Outcome | None:
+        redirects = (known.outcome.redirects if known else None) or []
+        for step in (url, *redirects):
+            reason = self.listed(as_asked(step))
+            if reason is not None:
+                refused = FetchRefused(reason, f"{step} or its host is on a list")
+                return Outcome(FAILED_TO_DOWNLOAD, str(refused), reason=reason)
+        if known is not None and known.outcome.sha256 and known.outcome.md5:
+            try:
+                sums = Checksums(known.outcome.sha256, known.outcome.md5)
+                refuse_listed(sums, self.removals, self.blocklists)
+            except ImageRefused as refusal:
+                return _unfit(refusal, sums, redirects)
+        return None
+
+
+@dataclass
+class _Row:
+    outcome: Outcome
+    encoded: bytes | None
+    history: History
+    bytes: int = 0
+    asked_for: bool = True
+    changed: bool = False
+
+
+class _Gathered:
+    """A shard's outcomes in the making; its images go to a file at once, not into memory."""
+
+    def __init__(self, path: Path, n: int) -> None:
+        self.path = path
+        self.outcomes: list[Outcome] = [Outcome(FAILED_TO_DOWNLOAD, None)] * n
+        self.histories = [History()] * n
+        self.places: list[Place | None] = [None] * n
+        self.bytes = self.asked_for = self.changed = 0
+        self._file: BinaryIO = path.open("wb")
+        self._end = 0
+
+    def add(self, i: int, row: _Row) -> None:
+        self.outcomes[i], self.histories[i], self.places[i] = row.outcome, row.history, None
+        if row.encoded is not None:
+            self._file.write(row.encoded)
+            self.places[i] = Place(self._end, len(row.encoded))
+            self._end += len(row.encoded)
+        self.bytes += row.bytes
+        self.asked_for += row.asked_for
+        self.changed += row.changed
+
+    def close(self) -> None:
+        self._file.close()
 
 
 @dataclass
 class _Work:
     out: Path
-    options: DownloadOptions
+    scratch: Path
+    rules: _Rules
     digests: Sequence[str]
-    maker: ImageMaker
+    earlier: Earlier
+    decoders: Decoders
+    fetcher: Fetcher
     progress: Progress
     log: Log
 
-    async def run(
-        self, todo: Iterator[tuple[int, pa.Table]], fetcher: Fetcher
-    ) -> dict[int, StageCounts]:
-        made = {}
-        with ThreadPoolExecutor(self.options.resize_processes, "resize") as pool:
-            async with fetcher:
+    async def run(self, todo: Iterator[tuple[int, pa.Table]]) -> dict[int, dict[str, Any]]:
+        """Shard -> its statistics. The first error of a shard ends all."""
+        self._moved = asyncio.Event()
+        made: dict[int, dict[str, Any]] = {}
+        at_work: dict[asyncio.Task[dict[str, Any]], int] = {}
+        async with self.fetcher:
+            try:
                 for shard, table in todo:
-                    started = time.time()
-                    urls = table["url"].to_pylist()
-                    async with asyncio.TaskGroup() as group:
-                        tasks = [group.create_task(self._row(fetcher, pool, url)) for url in urls]
-                    outcomes = [task.result() for task in tasks]
-                    made[shard] = self._publish(shard, table, outcomes, started)
+                    task = asyncio.create_task(self._shard(shard, table))
+                    task.add_done_callback(lambda _: self._moved.set())
+                    at_work[task] = shard
+                    # The new one must have begun before its need of slots can be seen.
+                    await self._step(at_work, made)
+                    while len(at_work) >= _OPEN_SHARDS or not self.fetcher.has_free_slot:
+                        await self._step(at_work, made)
+                while at_work:
+                    await self._step(at_work, made)
+            finally:
+                for task in at_work:
+                    task.cancel()
+                await asyncio.gather(*at_work, return_exceptions=True)
         return made
 
-    async def _row(self, fetcher: Fetcher, pool: ThreadPoolExecutor, url: str) -> Outcome:
-        try:
-            async with fetcher.fetching(url) as fetched:
-                loop = asyncio.get_running_loop()
-                outcome = await loop.run_in_executor(pool, self._examine, fetched.body)
-        except FetchRefused as refused:
-            outcome = Outcome(None, FAILED_TO_DOWNLOAD, str(refused), reason=refused.reason)
-        self.progress.advance()
-        return outcome
+    async def _step(
+        self, at_work: dict[asyncio.Task[dict[str, Any]], int], made: dict[int, dict[str, Any]]
+    ) -> None:
+        """Wait until a row or a shard is done."""
+        await self._moved.wait()
+        self._moved.clear()
+        for task in [task for task in at_work if task.done()]:
+            made[at_work.pop(task)] = task.result()
 
-    def _examine(self, body: bytes) -> Outcome:
-        sums = Checksums.of(body)
+    async def _shard(self, shard: int, table: pa.Table) -> dict[str, Any]:
+        started = time.time()
+        urls = table["url"].to_pylist()
+        gathered = _Gathered(self.scratch / name_of(shard), len(urls))
         try:
-            image = self.maker.make(body, sums)
-        except ImageRefused as refused:
-            return Outcome(
-                None,
-                FAILED_TO_RESIZE,
-                str(refused),
-                sha256=sums.sha256,
-                md5=sums.md5,
-                reason=refused.reason,
+            to_ask = await self._settle(gathered, urls)
+            await self._ask(gathered, to_ask)
+            counts = _count(urls, gathered.outcomes)
+            no_network = await self._ask_without_network(shard, gathered, to_ask, counts, urls)
+            if no_network:
+                counts = _count(urls, gathered.outcomes)
+                no_network = _all_network(counts)
+            gathered.close()
+            stats = self._stats(shard, gathered, urls, counts, started)
+            if no_network:
+                stats["input_digest"] = None  # not done: the next run tries again
+            await self.decoders.run(
+                write_shard,
+                self.out,
+                shard,
+                table,
+                gathered.outcomes,
+                gathered.histories,
+                gathered.path,
+                gathered.places,
+                stats,
+                self.rules.options,
             )
-        return Outcome(
-            image.encoded,
+        finally:
+            gathered.close()
+            gathered.path.unlink(missing_ok=True)
+        return stats
+
+    async def _settle(
+        self, gathered: _Gathered, urls: Sequence[str]
+    ) -> list[tuple[int, str, Known | None]]:
+        """Take over what need not be asked for; the rows that must."""
+        to_ask: list[tuple[int, str, Known | None]] = []
+        for start in range(0, len(urls), _ROWS_LOOKED_UP):
+            asked = urls[start : start + _ROWS_LOOKED_UP]
+            known = self.earlier.look_up(asked) if len(self.earlier) else [None] * len(asked)
+            for i, (url, of_url) in enumerate(zip(asked, known, strict=True), start):
+                outcome = self.rules.settled(url, of_url)
+                if outcome is None:
+                    # The image stays where it is, but for one that may have to be kept.
+                    keep = of_url is not None and self.rules.options.refetch == "all"
+                    slim = of_url if keep or of_url is None else replace(of_url, encoded=None)
+                    to_ask.append((i, url, slim))
+                    continue
+                encoded = of_url.encoded if of_url and outcome.status == SUCCESS else None
+                history = of_url.history if of_url else History()
+                gathered.add(i, _Row(outcome, encoded, history, asked_for=False))
+                self.progress.advance()
+            await asyncio.sleep(0)
+        return to_ask
+
+    async def _ask(
+        self, gathered: _Gathered, to_ask: Sequence[tuple[int, str, Known | None]]
+    ) -> None:
+        async def one(i: int, url: str, known: Known | None) -> None:
+            gathered.add(i, await self._row(url, known))
+            self.progress.advance()
+            self._moved.set()
+
+        tasks = [asyncio.create_task(one(*row)) for row in to_ask]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _row(self, url: str, known: Known | None) -> _Row:
+        history = (known.history if known else History()).tried()
+        body = b""
+        try:
+            async with self.fetcher.fetching(url) as fetched:
+                body, redirects = fetched.body, list(fetched.redirects) or None
+                sums = Checksums.of(body)
+                if history.sha256 not in (None, sums.sha256):
+                    history = history.differed(sums.sha256)
+                    if not self.rules.options.take_changed:
+                        return self._kept(known, _changed(history, sums, redirects), history, body)
+                row = await self._examine(body, sums, redirects, history)
+        except FetchRefused as refused:
+            outcome = Outcome(FAILED_TO_DOWNLOAD, str(refused), reason=refused.reason)
+            return self._kept(known, outcome, history, body)
+        return row
+
+    def _kept(self, known: Known | None, outcome: Outcome, history: History, body: bytes) -> _Row:
+        """The image that is there already, if what came instead is no reason to give it up."""
+        changed = outcome.reason == "changed"
+        keep = (
+            known is not None
+            and known.encoded is not None
+            and self.rules.still_holds(known)
+            and outcome.reason not in _WISHES
+        )
+        if keep and known is not None:
+            return _Row(known.outcome, known.encoded, history, len(body), changed=changed)
+        return _Row(outcome, None, history, len(body), changed=changed)
+
+    async def _examine(
+        self, body: bytes, sums: Checksums, redirects: list[str] | None, history: History
+    ) -> _Row:
+        rules = self.rules
+        changed = history.changed_sha256 == sums.sha256 != history.sha256
+        try:
+            refuse_unseen(body, sums, rules.options.min_bytes, rules.removals, rules.blocklists)
+            image = await self.decoders.make(body)
+        except ImageRefused as refused:
+            outcome = _unfit(refused, sums, redirects)
+            return _Row(outcome, None, history, len(body), changed=changed)
+        outcome = Outcome(
             SUCCESS,
             None,
             image.width,
@@ -199,30 +447,58 @@ class _Work:
             image.exif,
             sums.sha256,
             sums.md5,
+            redirects=redirects,
         )
+        history = history.took(sums.sha256)
+        return _Row(outcome, image.encoded, history, len(body), changed=changed)
 
-    def _publish(
-        self, shard: int, table: pa.Table, outcomes: Sequence[Outcome], started: float
-    ) -> StageCounts:
-        name = _name(shard)
-        size = self.options.samples_per_shard
-        schema, pairs = _pair_columns(table)
-        with tempfile.TemporaryDirectory(dir=self.out, prefix=_MAKING) as folder:
-            writer = img2dataset_parts.open_writer(Path(folder), shard, schema, self.options)
-            for row, (pair, outcome) in enumerate(zip(pairs, outcomes, strict=True)):
-                key = img2dataset_parts.key_of(shard, row, size)
-                columns = {column: getattr(outcome, column) for column in _OUTCOME_COLUMNS}
-                writer.write(outcome.encoded, key, pair["caption"], {**pair, "key": key, **columns})
-            writer.close()
-            for suffix in (".tar", ".parquet"):
-                fsync_file(Path(folder) / f"{name}{suffix}")
-                (Path(folder) / f"{name}{suffix}").replace(self.out / f"{name}{suffix}")
-            fsync_directory(self.out)
-        counts = _count(table["url"].to_pylist(), outcomes)
-        self._warn_if_no_network(name, counts)
+    async def _ask_without_network(
+        self,
+        shard: int,
+        gathered: _Gathered,
+        to_ask: Sequence[tuple[int, str, Known | None]],
+        counts: StageCounts,
+        urls: Sequence[str],
+    ) -> bool:
+        """Ask again, with longer and longer waits, while everything fails for the network.
+
+        Whether it had to; the end is told in the log.
+        """
+        options = self.rules.options
+        if len(to_ask) < len(urls) or not _all_network(counts):
+            return False
+        wait = options.network_wait_s
+        for _ in range(options.network_retries):
+            self.log(
+                f"WARNING: shard {name_of(shard)}: all {len(urls)} downloads failed for network "
+                f"reasons ({_told(counts.rejects)}); trying again in {wait:g} s"
+            )
+            await asyncio.sleep(wait)
+            wait *= 2
+            self.fetcher.forget_failures()
+            self.progress.done -= len(to_ask)
+            await self._ask(gathered, to_ask)
+            counts = _count(urls, gathered.outcomes)
+            if not _all_network(counts):
+                return True
+        self.log(
+            f"WARNING: shard {name_of(shard)}: all {len(urls)} downloads failed for network "
+            f"reasons ({_told(counts.rejects)}): is this machine's network up?"
+        )
+        return True
+
+    def _stats(
+        self,
+        shard: int,
+        gathered: _Gathered,
+        urls: Sequence[str],
+        counts: StageCounts,
+        started: float,
+    ) -> dict[str, Any]:
+        outcomes = gathered.outcomes
         statuses = Counter(outcome.status for outcome in outcomes)
         ended = time.time()
-        stats = {
+        return {
             "count": len(outcomes),
             "successes": statuses[SUCCESS],
             "failed_to_download": statuses[FAILED_TO_DOWNLOAD],
@@ -234,19 +510,31 @@ class _Work:
             "exif_unreadable": sum(
                 outcome.status == SUCCESS and outcome.exif is None for outcome in outcomes
             ),
+            "asked_for": gathered.asked_for,
+            "reused": len(outcomes) - gathered.asked_for,
+            "changed": gathered.changed,
+            "bytes": gathered.bytes,
+            "failing_hosts": _failing_hosts(urls, outcomes),
+            "options_digest": self.rules.options_digest,
             "input_digest": self.digests[shard],
             "counts": counts.to_json(),
         }
-        write_json(self.out / f"{name}{_STATS}", stats)
-        return counts
 
-    def _warn_if_no_network(self, name: str, counts: StageCounts) -> None:
-        if counts.n_in and not counts.kept and set(counts.rejects) <= NETWORK:
-            why = ", ".join(f"{reason} {n}" for reason, n in sorted(counts.rejects.items()))
-            self.log(
-                f"WARNING: shard {name}: all {counts.n_in} downloads failed for network reasons "
-                f"({why}): is this machine's network up?"
-            )
+
+def _unfit(refused: ImageRefused, sums: Checksums, redirects: list[str] | None) -> Outcome:
+    return Outcome(
+        FAILED_TO_RESIZE,
+        str(refused),
+        sha256=sums.sha256,
+        md5=sums.md5,
+        reason=refused.reason,
+        redirects=redirects or None,
+    )
+
+
+def _changed(history: History, sums: Checksums, redirects: list[str] | None) -> Outcome:
+    refused = ImageRefused("changed", f"SHA-256 {sums.sha256}, recorded {history.sha256}")
+    return _unfit(refused, sums, redirects)
 
 
 def _count(urls: Sequence[str], outcomes: Sequence[Outcome]) -> StageCounts:
@@ -259,8 +547,46 @@ def _count(urls: Sequence[str], outcomes: Sequence[Outcome]) -> StageCounts:
     return counts
 
 
-def _name(shard: int) -> str:
-    return f"{shard:0{img2dataset_parts.SHARD_DIGITS}d}"
+def _all_network(counts: StageCounts) -> bool:
+    return bool(counts.n_in) and not counts.kept and set(counts.rejects) <= NETWORK
+
+
+def _failing_hosts(urls: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
+    hosts: dict[str, Counter[str]] = {}
+    for url, outcome in zip(urls, outcomes, strict=True):
+        if outcome.reason is not None:
+            host = ""
+            with suppress(ValueError):  # not a URL: counted without a host
+                host = urlsplit(url).hostname or ""
+            hosts.setdefault(host, Counter())[outcome.reason] += 1
+    return _most_failing(hosts)
+
+
+def _most_failing(hosts: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
+    most = sorted(hosts, key=lambda host: (-hosts[host].total(), host))[:_HOSTS_TOLD]
+    return {host: dict(hosts[host]) for host in most}
+
+
+def _sum_up(stats: Sequence[dict[str, Any]]) -> Downloaded:
+    hosts: dict[str, Counter[str]] = {}
+    for of_shard in stats:
+        for host, reasons in of_shard["failing_hosts"].items():
+            hosts.setdefault(host, Counter()).update(reasons)
+    return Downloaded(
+        total("images", [StageCounts.from_json(of_shard["counts"]) for of_shard in stats]),
+        asked_for=sum(of_shard["asked_for"] for of_shard in stats),
+        reused=sum(of_shard["reused"] for of_shard in stats),
+        changed=sum(of_shard["changed"] for of_shard in stats),
+        bytes=sum(of_shard["bytes"] for of_shard in stats),
+        hosts=_most_failing(hosts),
+        without_network=[
+            name_of(shard) for shard, one in enumerate(stats) if one["input_digest"] is None
+        ],
+    )
+
+
+def _told(rejects: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {n}" for reason, n in sorted(rejects.items()))
 
 
 def _shards(files: Sequence[Path], size: int) -> Iterator[pa.Table]:
@@ -285,67 +611,6 @@ def _shards(files: Sequence[Path], size: int) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(waiting)
 
 
-def _pair_columns(table: pa.Table) -> tuple[pa.Schema, list[dict[str, Any]]]:
-    """The shard parquet's schema, and the rows' first columns.
-
-    ``url`` and ``caption`` come first, as img2dataset's; bytes become hexadecimal, because each
-    row is also a JSON file of the tar.
-    """
-    carried = [field for field in table.schema if field.name not in ("url", "text")]
-    as_text = {f.name for f in carried if pa.types.is_binary(f.type) or _is_fixed(f.type)}
-    schema = pa.schema(
-        [
-            ("url", pa.string()),
-            ("caption", pa.string()),
-            *(pa.field(f.name, pa.string() if f.name in as_text else f.type) for f in carried),
-            *OUTCOME_SCHEMA,
-        ]
-    )
-    rows = []
-    for row in table.to_pylist():
-        pair = {"url": row["url"], "caption": row["text"]}
-        for field in carried:
-            value = row[field.name]
-            if field.name in as_text and value is not None:
-                value = value.hex()
-            pair[field.name] = value
-        rows.append(pair)
-    return schema, rows
-
-
-def _is_fixed(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_fixed_size_binary(kind))
-
-
-def _outside_digest(options: DownloadOptions, removals: Entries, blocklists: Entries) -> str:
-    """Of all that decides a row's outcome beside the row and the web."""
-    value = {
-        "options": options.model_dump(
-            mode="json", include=set(DownloadOptions.model_fields) - set(options.NOT_IN_VERSION)
-        ),
-        "lists": [removals.digest, blocklists.digest],
-    }
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(outside: str, rows: pa.Table) -> str:
-    text = json.dumps([outside, rows.to_pylist()], default=bytes.hex)
+def _sha256(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, default=bytes.hex)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _finished(out: Path, shard: int, digest: str) -> StageCounts | None:
-    """The counts of a shard that is done with these rows."""
-    name = _name(shard)
-    stats = out / f"{name}{_STATS}"
-    if not all(path.exists() for path in (stats, out / f"{name}.tar", out / f"{name}.parquet")):
-        return None
-    value = json.loads(stats.read_text(encoding="utf-8"))
-    if value.get("input_digest") != digest:
-        return None
-    return StageCounts.from_json(value["counts"])
-
-
-def _unpublish(out: Path, shard: int) -> None:
-    """Take a shard away, what says that it is done first."""
-    for suffix in (_STATS, ".parquet", ".tar"):
-        (out / f"{_name(shard)}{suffix}").unlink(missing_ok=True)

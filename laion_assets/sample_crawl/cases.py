@@ -330,9 +330,9 @@ def _answers(_: Plan, supply: Supply) -> list[Draft]:
         plant(
             f"status_{status}", f"http://gone.sample.test/{status}.jpg", "http_4xx", status=status
         )
-    for status in (500, 502, 503):
+    for status, reason in ((500, "http_5xx"), (502, "http_5xx"), (503, "busy")):
         url = f"http://failing.sample.test/{status}.jpg"
-        plant(f"status_{status}", url, "http_5xx", status=status)
+        plant(f"status_{status}", url, reason, status=status)
     plant("not_http", "http://failing.sample.test/garbage.jpg", "http_other", do="garbage")
     plant("slow_drip", "http://slow.sample.test/drip.jpg", "timeout", do="drip")
     plant("never_answers", "http://slow.sample.test/silent.jpg", "timeout", do="silent")

@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 
 from laion_assets import schemas
-from laion_assets.download.segment import OUTCOME_SCHEMA
+from laion_assets.download.outcomes import OUTCOME_SCHEMA
 from laion_assets.files import atomic_path
 from laion_assets.stats.formats import FUNNEL, HISTOGRAMS, RUNS, TOP
 

@@ -22,7 +22,8 @@ from laion_assets.clip.embed import (
 )
 from laion_assets.clip.model import ClipModel, load_clip
 from laion_assets.clip.options import ClipOptions
-from laion_assets.clip.shards import ImageBytes, ShardError, find_shards, read_rows
+from laion_assets.clip.shards import ShardError, find_shards, read_rows
+from laion_assets.download.tars import ImageBytes
 from laion_assets.schemas import EMBEDDED, sample_id_of, uid_of
 from tests.clip.conftest import EPS, MakeShard, jpeg, picture, row
 

@@ -8,12 +8,13 @@ import io
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from laion_assets.download.images import Checksums, ImageMaker, StoredImage
+from laion_assets.download.images import Checksums, ImageMaker, StoredImage, refuse_unseen
 from laion_assets.download.img2dataset_parts import make_resizer
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.refused import ImageRefused
@@ -29,17 +30,27 @@ pytestmark = [  # of img2dataset's way with albumentations, and of the bombs her
 
 
 @pytest.fixture(scope="module")
-def maker() -> ImageMaker:
-    return ImageMaker(DownloadOptions(), NONE, NONE)
+def lock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scratch") / "one-large.lock"
 
 
-def make(maker: ImageMaker, body: bytes) -> StoredImage:
-    return maker.make(body, Checksums.of(body))
+@pytest.fixture(scope="module")
+def maker(lock: Path) -> ImageMaker:
+    return ImageMaker(DownloadOptions(), lock)
 
 
-def reason(maker: ImageMaker, body: bytes) -> str:
+def make(
+    maker: ImageMaker, body: bytes, removals: Entries = NONE, blocklists: Entries = NONE
+) -> StoredImage:
+    refuse_unseen(body, Checksums.of(body), 5000, removals, blocklists)
+    return maker.make(body)
+
+
+def reason(
+    maker: ImageMaker, body: bytes, removals: Entries = NONE, blocklists: Entries = NONE
+) -> str:
     with pytest.raises(ImageRefused) as caught:
-        make(maker, body)
+        make(maker, body, removals, blocklists)
     return caught.value.reason
 
 
@@ -111,11 +122,11 @@ def test_sixteen_bits_keep_their_shades(maker: ImageMaker) -> None:
     assert np.abs(got[:, :, 0].astype(int) - shades // 256).max() < 8
 
 
-def test_other_sizes_modes_and_formats() -> None:
+def test_other_sizes_modes_and_formats(lock: Path) -> None:
     options = DownloadOptions(
         image_size=100, resize_mode="keep_ratio", encode_format="png", encode_quality=6
     )
-    stored = make(ImageMaker(options, NONE, NONE), encoded(picture(1, 400, 200)))
+    stored = make(ImageMaker(options, lock), encoded(picture(1, 400, 200)))
     assert (stored.width, stored.height) == (200, 100)
     assert stored.encoded.startswith(b"\x89PNG")
 
@@ -132,12 +143,12 @@ def test_the_smallest_size_is_allowed(maker: ImageMaker) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sha256", "md5"])
-def test_lists_are_matched_before_anything_is_decoded(kind: str) -> None:
+def test_lists_are_matched_before_anything_is_decoded(maker: ImageMaker, kind: str) -> None:
     body = b"known-bad and no image at all" * 1000
     entries = parse([f"{kind}:{hashlib.new(kind, body).hexdigest()}"], "list")
-    assert reason(ImageMaker(DownloadOptions(), entries, NONE), body) == "removed"
-    assert reason(ImageMaker(DownloadOptions(), NONE, entries), body) == "blocked"
-    assert reason(ImageMaker(DownloadOptions(), entries, entries), body) == "blocked"
+    assert reason(maker, body, removals=entries) == "removed"
+    assert reason(maker, body, blocklists=entries) == "blocked"
+    assert reason(maker, body, entries, entries) == "blocked"
 
 
 @pytest.mark.parametrize(
@@ -187,10 +198,10 @@ def test_bombs_are_refused_by_their_header(maker: ImageMaker, body: bytes) -> No
     assert reason(maker, body) == "too_many_pixels"
 
 
-def test_the_limit_of_pixels_is_an_option() -> None:
+def test_the_limit_of_pixels_is_an_option(lock: Path) -> None:
     body = encoded(picture(1, 320, 240))
-    assert make(ImageMaker(DownloadOptions(max_pixels=320 * 240), NONE, NONE), body)
-    maker = ImageMaker(DownloadOptions(max_pixels=320 * 240 - 1), NONE, NONE)
+    assert make(ImageMaker(DownloadOptions(max_pixels=320 * 240), lock), body)
+    maker = ImageMaker(DownloadOptions(max_pixels=320 * 240 - 1), lock)
     assert reason(maker, body) == "too_many_pixels"
 
 

@@ -19,10 +19,11 @@ import webdataset as wds
 from PIL import Image
 
 from laion_assets import schemas
-from laion_assets.clip.shards import ImageBytes, read_rows
+from laion_assets.clip.shards import read_rows
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.preview import MAX_BYTES, contact_sheet
 from laion_assets.download.segment import download_segment
+from laion_assets.download.tars import ImageBytes
 from laion_assets.funnel import StageCounts
 from laion_assets.removals.lists import Entries, parse
 from tests.download.conftest import (
@@ -80,7 +81,7 @@ def urls(n: int = N) -> list[str]:
 def run(pairs: Path, out: Path, options: DownloadOptions, **lists: Entries) -> StageCounts:
     log = lists.pop("log", print)
     lists = {"removals": NONE, "blocklists": NONE} | lists
-    return download_segment(pairs, out, options, log=log, **lists)  # type: ignore[arg-type]
+    return download_segment(pairs, out, options, log=log, **lists).counts  # type: ignore[arg-type]
 
 
 def content(out: Path) -> dict[str, str]:
@@ -105,12 +106,15 @@ def test_shards_are_as_img2dataset_writes_them(
 
     names = [f"{shard:05d}" for shard in range(5)]
     suffixes = (".parquet", ".tar", "_stats.json")
-    assert sorted(p.name for p in out.iterdir()) == [n + s for n in names for s in suffixes]
+    assert sorted(p.name for p in out.iterdir()) == [
+        *(n + s for n in names for s in suffixes),
+        "_ledger",
+    ]
     first = pq.read_table(out / "00000.parquet").to_pylist()
     assert list(first[0]) == [
         *("url", "caption", "uid", "language", "language_score", "license", "page_url"),
         *("crawl", "segment", "wat_file", "key", "status", "error_message", "width", "height"),
-        *("original_width", "original_height", "exif", "sha256", "md5", "reason"),
+        *("original_width", "original_height", "exif", "sha256", "md5", "reason", "redirects"),
     ]
     assert [row["key"] for row in first] == [f"00000{i:04d}" for i in range(SIZE)]
     assert [row["url"] for row in first] == urls(SIZE)
@@ -198,9 +202,7 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(
     changed[6] = "http://h0.test/0.jpg"
     write_pairs(pairs, changed)
     run(pairs, out, options)
-    assert sorted(path for _, path in images.requests) == sorted(
-        ["/0.jpg", "/5.jpg", "/7.jpg", "/8.jpg", "/9.jpg"]
-    )
+    assert [path for _, path in images.requests] == ["/0.jpg"]
     again = content(out)
     assert {name for name in made if made[name] != again[name]} == {"00001.tar", "00001.parquet"}
 
@@ -246,11 +248,7 @@ def test_a_listed_url_or_host_is_never_asked_for(
     removals = parse(["url:http://h2.test/2.jpg", "host:gone.test"], "removals")
     blocklists = parse(["host:Bücher.test", "host:h0.test", "host:gone.test"], "blocklists")
     counts = run(pairs, out, options, removals=removals, blocklists=blocklists)
-    assert sorted(images.requests) == [
-        ("h1.test", "/1.jpg"),
-        ("h1.test", "/hop0.jpg"),
-        ("h1.test", "/hop1.jpg"),
-    ]
+    assert images.requests == []  # the redirects are known, and the others' images are there
     assert (counts.kept, counts.rejects) == (1, {"removed": 3, "blocked": 3})
     rows = pq.read_table(out / "00000.parquet").to_pylist()
     reasons = ["blocked", None, "removed", "removed", "blocked", "removed", "blocked"]
@@ -266,7 +264,8 @@ def test_a_machine_without_network_is_told_of(images: Listener, tmp_path: Path) 
     pairs = tmp_path / "pairs.parquet"
     write_pairs(pairs, [f"http://h{i}.invalid/{i}.jpg" for i in range(SIZE)] + urls(2))
     lines: list[str] = []
-    counts = run(pairs, tmp_path / "out", options_for(images), log=lines.append)  # type: ignore[arg-type]
+    options = options_for(images, network_retries=0)
+    counts = run(pairs, tmp_path / "out", options, log=lines.append)  # type: ignore[arg-type]
     warnings = [line for line in lines if line.startswith("WARNING")]
     assert len(warnings) == 1
     assert "shard 00000: all 5 downloads failed for network reasons (dns 5)" in warnings[0]
@@ -291,10 +290,14 @@ import sys
 from pathlib import Path
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.segment import download_segment
+from laion_assets.download.tars import ImageBytes
 from laion_assets.removals.lists import Entries
 
 def watch(event, details):
-    if event == "socket.connect" and details[1][0] != "127.0.0.2" or event == "socket.getaddrinfo":
+    local = event == "socket.connect" and isinstance(details[1], str)  # the pool's own
+    if event == "socket.connect" and not local and details[1][0] != "127.0.0.2":
+        print("DIALLED OUT", event, details[1:], flush=True)
+    if event == "socket.getaddrinfo":
         print("DIALLED OUT", event, details[1:], flush=True)
 
 sys.addaudithook(watch)
@@ -326,14 +329,13 @@ def test_a_killed_run_leaves_nothing_torn_and_is_gone_on_with(
     child.kill()
     told, _ = child.communicate()
     assert "DIALLED OUT" not in told
-    assert {name[:5] for name in content(out)} == {"00000", "00001"}
+    done = {int(name[:5]) for name in content(out)}
+    assert {0, 1} <= done <= {0, 1, 3, 4}
 
     images.routes["/12.jpg"] = answer_12
-    before = {path for _, path in images.requests if int(path[1:-4]) < 10}
     images.requests.clear()
     counts = run(pairs, out, options)
-    assert before == {f"/{i}.jpg" for i in range(10)}
-    assert not before & {path for _, path in images.requests}
+    assert {int(path[1:-4]) // SIZE for _, path in images.requests} == set(range(5)) - done
     assert (counts.n_in, counts.kept) == (N, N - 3)
     run(pairs, tmp_path / "whole", options)
     assert content(out) == content(tmp_path / "whole")

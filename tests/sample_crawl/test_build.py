@@ -254,8 +254,8 @@ def test_funnel_counts_the_cases(manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("stage", ["pairs", "images", "subset"])
 def test_every_reason_is_planted(manifest: Manifest, stage: str) -> None:
-    """But those that need a list, an option or damage that the sample world does not have."""
-    elsewhere = {"removed", "blocked", "robots", "predicate"}
+    """But those that need a list, an option, damage or a past that the sample world has not."""
+    elsewhere = {"removed", "blocked", "robots", "host_down", "changed", "predicate"}
     planted = {case.reason for case in manifest.cases if case.stage == stage}
     assert set(REASONS[stage]) - elsewhere <= planted
 

@@ -104,6 +104,7 @@ class SegmentFiles:
             "sha256": "0",
             "md5": "0",
             "reason": reason,
+            "redirects": None if row % 7 else ["http://cdn.test/"],
         }
 
     def table(self, asset: str, name: str, records: Sequence[Record], schema: pa.Schema) -> None:

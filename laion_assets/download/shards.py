@@ -1,0 +1,169 @@
+"""A shard's files: written whole, known to be done, put aside for a new version, taken over.
+
+A shard is its tar, its parquet, its part of the ledger, then its ``_stats.json``, each published
+whole: it is done when the last is there and holds the digest of its rows and of what decides
+their outcome.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laion_assets.download import img2dataset_parts
+from laion_assets.download.options import DownloadOptions
+from laion_assets.download.outcomes import (
+    OUTCOME_COLUMNS,
+    OUTCOME_SCHEMA,
+    History,
+    Outcome,
+    ledger_table,
+)
+from laion_assets.files import fsync_directory, fsync_file, write_json
+
+STATS: Final = "_stats.json"
+LEDGER: Final = "_ledger"
+MAKING: Final = ".making-"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an encoded image lies in the file that a shard is gathered in."""
+
+    start: int
+    size: int
+
+
+def name_of(shard: int) -> str:
+    return f"{shard:0{img2dataset_parts.SHARD_DIGITS}d}"
+
+
+def files_of(folder: Path, shard: int) -> tuple[Path, Path, Path, Path]:
+    """Tar, parquet, ledger and, what makes it done, the statistics."""
+    name = name_of(shard)
+    return (
+        folder / f"{name}.tar",
+        folder / f"{name}.parquet",
+        folder / LEDGER / f"{name}.parquet",
+        folder / f"{name}{STATS}",
+    )
+
+
+def shards_in(folder: Path) -> list[int]:
+    """The shards that have been finished there, sorted."""
+    return sorted(int(path.name.removesuffix(STATS)) for path in folder.glob(f"[0-9]*{STATS}"))
+
+
+def read_stats(folder: Path, shard: int) -> dict[str, Any] | None:
+    """The statistics of a shard of which all files are there."""
+    files = files_of(folder, shard)
+    if not all(path.exists() for path in files):
+        return None
+    stats: dict[str, Any] = json.loads(files[-1].read_text(encoding="utf-8"))
+    return stats
+
+
+def put_aside(folder: Path, shard: int, to: Path) -> None:
+    """Move a finished shard into ``to``; one that was never finished is deleted.
+
+    The statistics go last: a call that was killed is gone on with by the next.
+    """
+    files = files_of(folder, shard)
+    if not files[-1].exists():
+        for path in files:
+            path.unlink(missing_ok=True)
+        return
+    (to / LEDGER).mkdir(parents=True, exist_ok=True)
+    for path, target in zip(files, files_of(to, shard), strict=True):
+        if path.exists():
+            path.replace(target)
+
+
+def take_over(folder: Path, shard: int, out: Path) -> None:
+    """Have the same shard in ``out``, without a copy where the file system has hard links."""
+    (out / LEDGER).mkdir(exist_ok=True)
+    for path, target in zip(files_of(folder, shard), files_of(out, shard), strict=True):
+        target.unlink(missing_ok=True)
+        os.link(path, target)
+    fsync_directory(out)
+
+
+def write_shard(
+    out: Path,
+    shard: int,
+    table: pa.Table,
+    outcomes: Sequence[Outcome],
+    histories: Sequence[History],
+    gathered: Path,
+    places: Sequence[Place | None],
+    stats: Mapping[str, Any],
+    options: DownloadOptions,
+) -> None:
+    """Publish a shard of the rows ``table``; ``gathered`` holds the encoded images."""
+    name = name_of(shard)
+    schema, pairs = _pair_columns(table)
+    keys = [
+        img2dataset_parts.key_of(shard, row, options.samples_per_shard) for row in range(len(pairs))
+    ]
+    final = files_of(out, shard)
+    with tempfile.TemporaryDirectory(dir=out, prefix=MAKING) as folder, gathered.open("rb") as all_:
+        made = files_of(Path(folder), shard)
+        writer = img2dataset_parts.open_writer(Path(folder), shard, schema, options)
+        for key, pair, outcome, place in zip(keys, pairs, outcomes, places, strict=True):
+            encoded = None
+            if place is not None:
+                all_.seek(place.start)
+                encoded = all_.read(place.size)
+            columns = {column: getattr(outcome, column) for column in OUTCOME_COLUMNS}
+            writer.write(encoded, key, pair["caption"], {**pair, "key": key, **columns})
+        writer.close()
+        made[2].parent.mkdir()
+        urls = [pair["url"] for pair in pairs]
+        pq.write_table(ledger_table(keys, urls, list(histories)), made[2], compression="zstd")
+        final[2].parent.mkdir(exist_ok=True)
+        for path, target in zip(made[:3], final[:3], strict=True):
+            fsync_file(path)
+            path.replace(target)
+        fsync_directory(final[2].parent)
+        fsync_directory(out)
+    write_json(out / f"{name}{STATS}", stats)
+
+
+def _pair_columns(table: pa.Table) -> tuple[pa.Schema, list[dict[str, Any]]]:
+    """The shard parquet's schema, and the rows' first columns.
+
+    ``url`` and ``caption`` come first, as img2dataset's; bytes become hexadecimal, because each
+    row is also a JSON file of the tar.
+    """
+    carried = [field for field in table.schema if field.name not in ("url", "text")]
+    as_text = {f.name for f in carried if pa.types.is_binary(f.type) or _is_fixed(f.type)}
+    schema = pa.schema(
+        [
+            ("url", pa.string()),
+            ("caption", pa.string()),
+            *(pa.field(f.name, pa.string() if f.name in as_text else f.type) for f in carried),
+            *OUTCOME_SCHEMA,
+        ]
+    )
+    rows = []
+    for row in table.to_pylist():
+        pair = {"url": row["url"], "caption": row["text"]}
+        for field in carried:
+            value = row[field.name]
+            if field.name in as_text and value is not None:
+                value = value.hex()
+            pair[field.name] = value
+        rows.append(pair)
+    return schema, rows
+
+
+def _is_fixed(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_fixed_size_binary(kind))

@@ -1,0 +1,55 @@
+"""The encoded images of a shard's tar, read at random."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+IMAGE_SUFFIXES: Final = ("jpg", "jpeg", "png", "webp")
+
+
+class ImageBytes:
+    """The encoded images of a tar by key, read at random; open while used as a context.
+
+    A damaged member costs that member: reading goes on at the next sound header, and what a cut
+    file lost is found missing when it is asked for.
+    """
+
+    def __init__(self, tar: Path) -> None:
+        self._stream = tar.open("rb")
+        self._places: dict[str, tuple[int, int]] = {}
+        try:
+            for key, start, size in self._members(tar):
+                self._places.setdefault(key, (start, size))
+        except BaseException:
+            self._stream.close()
+            raise
+
+    @staticmethod
+    def _members(tar: Path) -> Iterator[tuple[str, int, int]]:
+        try:
+            with tarfile.open(tar, "r:", ignore_zeros=True) as archive:
+                for member in archive:
+                    key, _, suffix = Path(member.name).name.partition(".")
+                    if member.isreg() and suffix.lower() in IMAGE_SUFFIXES:
+                        yield key, member.offset_data, member.size
+        except (tarfile.TarError, OSError):
+            # The tar ends inside a member, or holds nothing: what came before is indexed.
+            return
+
+    def __enter__(self) -> ImageBytes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def read(self, key: str) -> bytes:
+        """The image's bytes; none if the tar has lost it."""
+        start, size = self._places.get(key, (0, 0))
+        self._stream.seek(start)
+        return self._stream.read(size)
