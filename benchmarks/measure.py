@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_SAMPLE_S: Final = 0.02
+_SAMPLE_S: Final = 0.05
+
+_REAPER: Final = """
+import ctypes, os, subprocess, sys
+PR_SET_CHILD_SUBREAPER = 36
+if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+    sys.exit("prctl failed")
+code = subprocess.call(sys.argv[1:])
+try:
+    while True:
+        os.wait()
+except ChildProcessError:
+    sys.exit(code if code >= 0 else 128 - code)
+"""
+"""Runs a command and then waits for all that it left behind, whose CPU time would else count for
+nobody: a pool's processes are often no children of the one that uses them."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +36,10 @@ class Measured:
     seconds: float
     """Wall clock, the start of the interpreter and imports included."""
     cpu_seconds: float
-    """User and system time of the process and the children it waited for."""
+    """User and system time of the process and all its descendants."""
     peak_bytes: int
-    """Largest sum of the resident memory of the process and all its descendants, sampled; pages
-    that they share count for each."""
+    """Largest sum of the memory of the process and all its descendants, sampled; of a page that n
+    of them share, each counts an n-th."""
     peak_own_bytes: int
     """The same without pages of files (memory-mapped data, libraries)."""
     stdout: str
@@ -43,18 +60,19 @@ def run(
     before = os.times()
     started = time.monotonic()
     with subprocess.Popen(
-        [str(part) for part in command],
+        [sys.executable, "-I", "-S", "-c", _REAPER, *(str(part) for part in command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **(env or {})},
         cwd=cwd,
+        start_new_session=True,
     ) as process:
         peak = _Peak(process.pid)
         try:
             stdout, stderr = process.communicate(timeout=timeout_s)
         except BaseException:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             raise
         finally:
             peak.stop()
@@ -90,18 +108,27 @@ class _Peak:
                 return
 
 
-def _tree_bytes(pid: int) -> tuple[int, int]:
-    """Resident bytes of all, and those that are no file's."""
-    pages, shared, waiting = 0, 0, [pid]
+def _tree_bytes(reaper: int) -> tuple[int, int]:
+    """Bytes of all the descendants, and those that are no file's."""
+    whole, own, waiting = 0, 0, _children(reaper)
     while waiting:
-        process = Path(f"/proc/{waiting.pop()}")
+        pid = waiting.pop()
+        waiting += _children(pid)
         try:
-            statm = (process / "statm").read_text().split()
-            for task in (process / "task").iterdir():
-                waiting += [int(child) for child in (task / "children").read_text().split()]
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
         except (FileNotFoundError, ProcessLookupError):  # it has just ended
             continue
-        pages += int(statm[1])
-        shared += int(statm[2])
-    size = os.sysconf("SC_PAGE_SIZE")
-    return pages * size, (pages - shared) * size
+        kib = {name: int(value.split()[0]) for name, _, value in (x.partition(":") for x in rollup)}
+        whole += kib.get("Pss", 0) * 1024
+        own += (kib.get("Pss_Anon", 0) + kib.get("Pss_Shmem", 0)) * 1024
+    return whole, own
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return found
