@@ -166,12 +166,15 @@ class Lake:
         inputs: Mapping[str, str],
         code_version: str,
         run_id: str = "",
+        stage_judges_parts: bool = False,
         log: Log = silent,
     ) -> Iterator[Staging]:
         """Make one partition: yield its staging folder, publish it when the block ends well.
 
         ``inputs`` maps what the partition is made of to its data version. An exception leaves
-        the staging folder for a later resume and the published partition as it was. Raises
+        the staging folder for a later resume and the published partition as it was. The folder
+        is emptied before a run with other inputs or code, unless ``stage_judges_parts``: then the
+        stage itself finds out which parts still hold. Raises
         :class:`PartitionBusyError` if another process holds the partition too long.
         """
         fingerprint = _digest({"inputs": dict(inputs), "code_version": code_version})
@@ -180,7 +183,7 @@ class Lake:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{name}.lock"), self.busy_timeout_s, log):
             started, clock = datetime.now(UTC), time.monotonic()
-            staging = Staging(path, fingerprint, _prepare(path, fingerprint))
+            staging = Staging(path, fingerprint, _prepare(path, fingerprint, stage_judges_parts))
             if staging.resumed:
                 log(f"{asset}: going on where an earlier run of this partition stopped")
             yield staging
@@ -220,16 +223,18 @@ def _content_version(files: Sequence[Mapping[str, Any]], not_content: Sequence[s
     )
 
 
-def _prepare(path: Path, fingerprint: str) -> bool:
-    """Make the staging folder ready; True if it holds parts of a run with this fingerprint."""
+def _prepare(path: Path, fingerprint: str, stage_judges_parts: bool) -> bool:
+    """Make the staging folder ready; True if it may hold parts of an earlier run."""
     marker = path / _FINGERPRINT
-    if marker.exists() and json.loads(marker.read_text())["fingerprint"] == fingerprint:
+    there = marker.exists()
+    if there and json.loads(marker.read_text())["fingerprint"] == fingerprint:
         return True
-    if path.exists():
+    resumed = there and stage_judges_parts
+    if path.exists() and not resumed:
         shutil.rmtree(path)
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
     write_json(marker, {"fingerprint": fingerprint})
-    return False
+    return resumed
 
 
 def _describe(folder: Path) -> list[dict[str, Any]]:

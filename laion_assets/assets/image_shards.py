@@ -19,7 +19,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         group_name="images",
         partitions_def=segments,
         deps=["unique_pairs", "removals", "blocklists"],
-        code_version=code_version(1, settings.download, leave_out=settings.download.NOT_IN_VERSION),
+        code_version=code_version(2, settings.download, leave_out=settings.download.NOT_IN_VERSION),
         check_specs=checks.check_specs("image_shards"),
         pool=DOWNLOAD_POOL,
         kinds={"http", "webdataset"},
@@ -38,6 +38,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             made_of=lists.data_versions,
             options=downloader,
             leave_out=downloader.NOT_IN_VERSION,
+            stage_judges_parts=True,
         ) as staging:
             staging.not_content = ("*_stats.json", "_ledger/*")
             published = store.folder("image_shards", key)

@@ -34,13 +34,15 @@ def publishing(
     made_of: Mapping[str, str] | None = None,
     options: BaseModel | None = None,
     leave_out: Collection[str] = (),
+    stage_judges_parts: bool = False,
 ) -> Iterator[Staging]:
     """Stage and publish this asset's partition.
 
     ``upstream`` names the assets whose partition of the same key it is made of, ``made_of`` other
     inputs and their versions, ``options`` the options it is really made with: a run may override
-    those that the code version speaks of. Raises :class:`InputsChangedError` if an upstream
-    partition was replaced meanwhile; nothing is published then.
+    those that the code version speaks of; ``stage_judges_parts`` as :meth:`Lake.publish` has it.
+    Raises :class:`InputsChangedError` if an upstream partition was replaced meanwhile; nothing is
+    published then.
     """
     name = context.asset_key.path[-1]
     version = context.assets_def.code_versions_by_key[context.asset_key] or ""
@@ -54,6 +56,7 @@ def publishing(
         inputs=inputs,
         code_version=version,
         run_id=context.run.run_id,
+        stage_judges_parts=stage_judges_parts,
         log=context.log.info,
     ) as staging:
         yield staging

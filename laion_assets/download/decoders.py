@@ -11,8 +11,9 @@ import asyncio
 import multiprocessing
 import os
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -22,6 +23,7 @@ from laion_assets.download.refused import ImageRefused
 from laion_assets.processes import die_with
 
 _PRELOADED: Final = "laion_assets.download.preloaded"
+_POOLS_TRIED: Final = 3
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,36 +31,31 @@ T = TypeVar("T")
 _maker: ImageMaker
 
 
+class DecodersError(RuntimeError):
+    """The pool's processes end again and again although they have nothing to do."""
+
+
 class Decoders:
     """A pool of ``resize_processes``; use as a context. ``scratch``: an own folder."""
 
     def __init__(self, options: DownloadOptions, scratch: Path) -> None:
-        self._timeout_s = options.decode_timeout_s
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([_PRELOADED])
-        self._pool = ProcessPool(
-            options.resize_processes,
-            context=context,
-            initializer=_begin,
-            initargs=(options, scratch / "one-large.lock"),
-        )
+        self._options = options
+        self._one_large = scratch / "one-large.lock"
 
     def __enter__(self) -> Decoders:
+        self._pool = self._new_pool()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.stop()  # type: ignore[no-untyped-call]
-        self._pool.join()
+        _stop(self._pool)
 
     async def make(self, body: bytes) -> StoredImage:
         """The image to store. Raises :class:`ImageRefused`."""
+        timeout_s = self._options.decode_timeout_s
         try:
-            made = await asyncio.wrap_future(
-                self._pool.schedule(_make, args=[body], timeout=self._timeout_s)
-            )
+            made = await self._call(_make, (body,), {}, timeout_s)
         except TimeoutError as error:
-            late = f"not decoded in {self._timeout_s:g} s"
-            raise ImageRefused("undecodable", late) from error
+            raise ImageRefused("undecodable", f"not decoded in {timeout_s:g} s") from error
         except ProcessExpired as error:
             died = f"its decoder died with exit code {error.exitcode}"
             raise ImageRefused("undecodable", died) from error
@@ -67,11 +64,54 @@ class Decoders:
         raise ImageRefused(*made)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a picklable function in one of the processes, without a time limit."""
-        result: T = await asyncio.wrap_future(
-            self._pool.schedule(function, args=list(args), kwargs=dict(kwargs))
+        """Call a picklable function in one of the processes, without a time limit.
+
+        It may be called once more if all processes die.
+        """
+        return await self._call(function, args, kwargs, None)
+
+    async def _call(
+        self,
+        function: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout_s: float | None,
+    ) -> T:
+        for _ in range(_POOLS_TRIED):
+            pool = self._pool
+            try:
+                future = pool.schedule(function, args=args, kwargs=kwargs, timeout=timeout_s)
+            except RuntimeError:  # it broke since the last call
+                self._replace(pool)
+                continue
+            try:
+                result: T = await asyncio.wrap_future(future)
+            except BrokenExecutor:  # a process died that had no task yet
+                self._replace(pool)
+                continue
+            return result
+        raise DecodersError(f"{_POOLS_TRIED} pools of decoders have died, one after the other")
+
+    def _replace(self, broken: ProcessPool) -> None:
+        """With many tasks waiting, the first that finds the pool broken makes the new one."""
+        if self._pool is broken:
+            _stop(broken)
+            self._pool = self._new_pool()
+
+    def _new_pool(self) -> ProcessPool:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([_PRELOADED])
+        return ProcessPool(
+            self._options.resize_processes,
+            context=context,
+            initializer=_begin,
+            initargs=(self._options, self._one_large),
         )
-        return result
+
+
+def _stop(pool: ProcessPool) -> None:
+    pool.stop()  # type: ignore[no-untyped-call]
+    pool.join()
 
 
 def _begin(options: DownloadOptions, one_large: Path) -> None:

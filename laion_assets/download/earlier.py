@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_assets.download.outcomes import (
@@ -22,10 +23,12 @@ from laion_assets.download.outcomes import (
     Outcome,
     histories_of,
 )
-from laion_assets.download.shards import files_of, read_stats, shards_in
+from laion_assets.download.shards import files_of, name_of, read_stats, shards_in
 from laion_assets.download.tars import ImageBytes
+from laion_assets.progress import Log
 
 _OPEN: Final = 4
+_UNREADABLE: Final = (pa.ArrowException, OSError, ValueError, LookupError, TypeError)
 _ENTRY: Final = np.dtype([("hash", "<u8"), ("source", "<u2"), ("shard", "<u4"), ("row", "<u4")])
 
 
@@ -52,39 +55,42 @@ class _Shard:
 class Earlier:
     """The shards of ``folders``; what the first of them knows goes before the others.
 
-    Takes 18 bytes of memory a row, and a few shards' rows while it is read. Use as a context; not
-    for several threads at once.
+    Takes 18 bytes of memory a row, and a few shards' rows while it is read. A shard that cannot be
+    read is told of in the log and knows nothing. Use as a context; not for several threads at once.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], log: Log) -> None:
         self._folders = folders
-        self._open: OrderedDict[tuple[int, int], _Shard] = OrderedDict()
+        self._log = log
+        self._open: OrderedDict[tuple[int, int], _Shard | None] = OrderedDict()
         entries = [np.empty(0, _ENTRY)]
         for source, folder in enumerate(folders):
             for shard in shards_in(folder):
-                if read_stats(folder, shard) is None:
+                try:
+                    urls = _urls(folder, shard)
+                except _UNREADABLE as error:
+                    self._tell(folder, shard, error)
                     continue
-                # Not `read_table`: it would take the lake's hive folders for columns.
-                parquet = pq.ParquetFile(files_of(folder, shard)[1])
-                urls = parquet.read(columns=["url"])["url"].to_pylist()
                 made = np.empty(len(urls), _ENTRY)
                 made["hash"] = [_hash(url) for url in urls]
                 made["source"], made["shard"], made["row"] = source, shard, np.arange(len(urls))
                 entries.append(made)
-        self._entries = np.sort(np.concatenate(entries), order=["hash", "source", "shard", "row"])
+        together = np.concatenate(entries)
+        # Stable: of rows with the same URL the first one stays first.
+        self._entries = together[np.argsort(together["hash"], kind="stable")]
 
     def __enter__(self) -> Earlier:
         return self
 
     def __exit__(self, *_: object) -> None:
         while self._open:
-            self._open.popitem()[1].images.close()
+            self._close_oldest()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def look_up(self, urls: Sequence[str]) -> list[Known | None]:
-        """What is known of each URL. A damaged shard raises what its reader raises."""
+        """What is known of each URL."""
         hashes = np.array([_hash(url) for url in urls], dtype=np.uint64)
         places = np.searchsorted(self._entries["hash"], hashes)
         found: list[Known | None] = [None] * len(urls)
@@ -96,6 +102,8 @@ class Earlier:
                 of_shard.setdefault(shard, []).append((i, int(entry["row"])))
         for (source, number), wanted in of_shard.items():
             shard_ = self._read(source, number)
+            if shard_ is None:
+                continue
             for i, row in wanted:
                 if shard_.urls[row] != urls[i]:
                     continue  # another URL with the same hash
@@ -108,26 +116,57 @@ class Earlier:
                 found[i] = Known(outcome, shard_.histories[row], shard_.options, encoded)
         return found
 
-    def _read(self, source: int, number: int) -> _Shard:
-        known = self._open.get((source, number))
-        if known is None:
+    def _read(self, source: int, number: int) -> _Shard | None:
+        if (source, number) not in self._open:
             folder = self._folders[source]
-            tar, parquet, ledger, _ = files_of(folder, number)
-            stats = read_stats(folder, number) or {}
-            rows = pq.ParquetFile(parquet).read(columns=["url", "key", *OUTCOME_COLUMNS])
-            known = _Shard(
-                rows["url"].to_pylist(),
-                rows["key"].to_pylist(),
-                [Outcome(**row) for row in rows.select(list(OUTCOME_COLUMNS)).to_pylist()],
-                histories_of(pq.ParquetFile(ledger).read()),
-                stats.get("options_digest", ""),
-                ImageBytes(tar),
-            )
-            self._open[source, number] = known
+            try:
+                self._open[source, number] = _read_shard(folder, number)
+            except _UNREADABLE as error:
+                self._open[source, number] = None
+                self._tell(folder, number, error)
             while len(self._open) > _OPEN:
-                self._open.popitem(last=False)[1].images.close()
+                self._close_oldest()
         self._open.move_to_end((source, number))
-        return known
+        return self._open[source, number]
+
+    def _close_oldest(self) -> None:
+        _, shard = self._open.popitem(last=False)
+        if shard is not None:
+            shard.images.close()
+
+    def _tell(self, folder: Path, shard: int, error: Exception) -> None:
+        self._log(
+            f"WARNING: shard {name_of(shard)} of {folder} cannot be read, its images are "
+            f"asked for again: {error}"
+        )
+
+
+def _urls(folder: Path, shard: int) -> list[str]:
+    """None of a shard that was not finished."""
+    if read_stats(folder, shard) is None:
+        return []
+    # Not `read_table`: it would take the lake's hive folders for columns.
+    urls: list[str] = _read_parquet(files_of(folder, shard)[1], ["url"])["url"].to_pylist()
+    return urls
+
+
+def _read_shard(folder: Path, number: int) -> _Shard:
+    tar, parquet, ledger, _ = files_of(folder, number)
+    stats = read_stats(folder, number) or {}
+    rows = _read_parquet(parquet, ["url", "key", *OUTCOME_COLUMNS])
+    return _Shard(
+        rows["url"].to_pylist(),
+        rows["key"].to_pylist(),
+        [Outcome(**row) for row in rows.select(list(OUTCOME_COLUMNS)).to_pylist()],
+        histories_of(_read_parquet(ledger, None)),
+        stats.get("options_digest", ""),
+        ImageBytes(tar),
+    )
+
+
+def _read_parquet(path: Path, columns: list[str] | None) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        return file.read(columns=columns)
 
 
 def _hash(url: str) -> int:

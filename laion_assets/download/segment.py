@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,10 +41,10 @@ from laion_assets.download.refused import FetchRefused, ImageRefused
 from laion_assets.download.shards import (
     MAKING,
     Place,
+    begun_in,
     name_of,
     put_aside,
     read_stats,
-    shards_in,
     take_over,
     write_shard,
 )
@@ -65,6 +65,8 @@ _ASIDE: Final = ".earlier"
 _OPEN_SHARDS: Final = 3
 _ROWS_LOOKED_UP: Final = 256
 _HOSTS_TOLD: Final = 20
+_HOSTS_WITHOUT_NETWORK: Final = 3
+"""Fewer hosts that fail, and nothing else to go by, may be just those hosts."""
 
 
 class NoNetworkError(RuntimeError):
@@ -133,7 +135,7 @@ def download_segment(
     digests = [rules.digest(rows) for rows in _shards(files, options.samples_per_shard)]
 
     finished: dict[int, dict[str, Any]] = {}
-    for shard in range(max([len(digests), *(shard + 1 for shard in shards_in(out))])):
+    for shard in sorted({*range(len(digests)), *begun_in(out)}):
         stats = read_stats(out, shard) if shard < len(digests) else None
         digest = digests[shard] if shard < len(digests) else None
         if stats and stats["input_digest"] == digest and not (again and rules.asks_again(stats)):
@@ -158,7 +160,7 @@ def download_segment(
         fetcher = Fetcher(options, resolve=resolve, listed=rules.listed)
         with (
             tempfile.TemporaryDirectory(dir=out, prefix=MAKING) as scratch,
-            Earlier([folder for folder in (aside, before) if folder is not None]) as earlier,
+            Earlier([folder for folder in (aside, before) if folder is not None], log) as earlier,
             Decoders(options, Path(scratch)) as decoders,
         ):
             work = _Work(
@@ -254,6 +256,19 @@ class _Row:
     changed: bool = False
 
 
+@dataclass(frozen=True)
+class _ToAsk:
+    """A URL to ask for, once for all rows that have it."""
+
+    url: str
+    rows: list[int]
+    known: Known | None
+
+    @property
+    def history(self) -> History:
+        return self.known.history if self.known else History()
+
+
 class _Gathered:
     """A shard's outcomes in the making; its images go to a file at once, not into memory."""
 
@@ -331,15 +346,14 @@ class _Work:
         try:
             to_ask = await self._settle(gathered, urls)
             await self._ask(gathered, to_ask)
-            counts = _count(urls, gathered.outcomes)
-            no_network = await self._ask_without_network(shard, gathered, to_ask, counts, urls)
-            if no_network:
-                counts = _count(urls, gathered.outcomes)
-                no_network = _all_network(counts)
+            no_network = await self._ask_while_without_network(shard, gathered, to_ask)
             gathered.close()
-            stats = self._stats(shard, gathered, urls, counts, started)
+            stats = self._stats(shard, gathered, urls, started)
             if no_network:
                 stats["input_digest"] = None  # not done: the next run tries again
+                for asked in to_ask:  # and this one does not count
+                    for i in asked.rows:
+                        gathered.histories[i] = asked.history
             await self.decoders.run(
                 write_shard,
                 self.out,
@@ -357,38 +371,38 @@ class _Work:
             gathered.path.unlink(missing_ok=True)
         return stats
 
-    async def _settle(
-        self, gathered: _Gathered, urls: Sequence[str]
-    ) -> list[tuple[int, str, Known | None]]:
-        """Take over what need not be asked for; the rows that must."""
-        to_ask: list[tuple[int, str, Known | None]] = []
+    async def _settle(self, gathered: _Gathered, urls: Sequence[str]) -> list[_ToAsk]:
+        """Take over what need not be asked for; the URLs that must."""
+        to_ask: dict[str, _ToAsk] = {}
         for start in range(0, len(urls), _ROWS_LOOKED_UP):
-            asked = urls[start : start + _ROWS_LOOKED_UP]
-            known = self.earlier.look_up(asked) if len(self.earlier) else [None] * len(asked)
-            for i, (url, of_url) in enumerate(zip(asked, known, strict=True), start):
+            looked_up = urls[start : start + _ROWS_LOOKED_UP]
+            known = (
+                self.earlier.look_up(looked_up) if len(self.earlier) else [None] * len(looked_up)
+            )
+            for i, (url, of_url) in enumerate(zip(looked_up, known, strict=True), start):
                 outcome = self.rules.settled(url, of_url)
                 if outcome is None:
-                    # The image stays where it is, but for one that may have to be kept.
-                    keep = of_url is not None and self.rules.options.refetch == "all"
-                    slim = of_url if keep or of_url is None else replace(of_url, encoded=None)
-                    to_ask.append((i, url, slim))
+                    # The image stays where it is, not in memory.
+                    slim = replace(of_url, encoded=None) if of_url else None
+                    to_ask.setdefault(url, _ToAsk(url, [], slim)).rows.append(i)
                     continue
                 encoded = of_url.encoded if of_url and outcome.status == SUCCESS else None
                 history = of_url.history if of_url else History()
                 gathered.add(i, _Row(outcome, encoded, history, asked_for=False))
                 self.progress.advance()
             await asyncio.sleep(0)
-        return to_ask
+        return list(to_ask.values())
 
-    async def _ask(
-        self, gathered: _Gathered, to_ask: Sequence[tuple[int, str, Known | None]]
-    ) -> None:
-        async def one(i: int, url: str, known: Known | None) -> None:
-            gathered.add(i, await self._row(url, known))
-            self.progress.advance()
+    async def _ask(self, gathered: _Gathered, to_ask: Sequence[_ToAsk]) -> None:
+        async def one(asked: _ToAsk) -> None:
+            row = await self._row(asked)
+            for i in asked.rows:
+                gathered.add(i, row)
+                row = replace(row, bytes=0)  # they came once
+            self.progress.advance(len(asked.rows))
             self._moved.set()
 
-        tasks = [asyncio.create_task(one(*row)) for row in to_ask]
+        tasks = [asyncio.create_task(one(asked)) for asked in to_ask]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -396,35 +410,34 @@ class _Work:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _row(self, url: str, known: Known | None) -> _Row:
-        history = (known.history if known else History()).tried()
+    async def _row(self, asked: _ToAsk) -> _Row:
+        history = asked.history.tried()
         body = b""
         try:
-            async with self.fetcher.fetching(url) as fetched:
+            async with self.fetcher.fetching(asked.url) as fetched:
                 body, redirects = fetched.body, list(fetched.redirects) or None
                 sums = Checksums.of(body)
                 if history.sha256 not in (None, sums.sha256):
                     history = history.differed(sums.sha256)
                     if not self.rules.options.take_changed:
-                        return self._kept(known, _changed(history, sums, redirects), history, body)
-                row = await self._examine(body, sums, redirects, history)
+                        outcome = _changed(history, sums, redirects)
+                        return self._kept(asked, outcome, history, len(body))
+                return await self._examine(body, sums, redirects, history)
         except FetchRefused as refused:
             outcome = Outcome(FAILED_TO_DOWNLOAD, str(refused), reason=refused.reason)
-            return self._kept(known, outcome, history, body)
-        return row
+            return self._kept(asked, outcome, history, len(body))
 
-    def _kept(self, known: Known | None, outcome: Outcome, history: History, body: bytes) -> _Row:
+    def _kept(self, asked: _ToAsk, outcome: Outcome, history: History, received: int) -> _Row:
         """The image that is there already, if what came instead is no reason to give it up."""
-        changed = outcome.reason == "changed"
-        keep = (
-            known is not None
-            and known.encoded is not None
-            and self.rules.still_holds(known)
-            and outcome.reason not in _WISHES
-        )
-        if keep and known is not None:
-            return _Row(known.outcome, known.encoded, history, len(body), changed=changed)
-        return _Row(outcome, None, history, len(body), changed=changed)
+        row = _Row(outcome, None, history, received, changed=outcome.reason == "changed")
+        if asked.known is None or asked.known.outcome.status != SUCCESS:
+            return row
+        if not self.rules.still_holds(asked.known) or outcome.reason in _WISHES:
+            return row
+        known = self.earlier.look_up([asked.url])[0]
+        if known is None:
+            return row
+        return replace(row, outcome=known.outcome, encoded=known.encoded)
 
     async def _examine(
         self, body: bytes, sums: Checksums, redirects: list[str] | None, history: History
@@ -452,39 +465,33 @@ class _Work:
         history = history.took(sums.sha256)
         return _Row(outcome, image.encoded, history, len(body), changed=changed)
 
-    async def _ask_without_network(
-        self,
-        shard: int,
-        gathered: _Gathered,
-        to_ask: Sequence[tuple[int, str, Known | None]],
-        counts: StageCounts,
-        urls: Sequence[str],
+    async def _ask_while_without_network(
+        self, shard: int, gathered: _Gathered, to_ask: Sequence[_ToAsk]
     ) -> bool:
         """Ask again, with longer and longer waits, while everything fails for the network.
 
-        Whether it had to; the end is told in the log.
+        Whether it still did at the end.
         """
         options = self.rules.options
-        if len(to_ask) < len(urls) or not _all_network(counts):
-            return False
-        wait = options.network_wait_s
-        for _ in range(options.network_retries):
+        waits = [options.network_wait_s * 2**i for i in range(options.network_retries)]
+        for wait in [*waits, None]:
+            failed = _without_network(gathered.outcomes, to_ask)
+            if failed is None:
+                return False
             self.log(
-                f"WARNING: shard {name_of(shard)}: all {len(urls)} downloads failed for network "
-                f"reasons ({_told(counts.rejects)}); trying again in {wait:g} s"
+                f"WARNING: shard {name_of(shard)}: all {failed.total():,} downloads failed for "
+                f"network reasons ({_told(failed)}); "
+                + (
+                    f"trying again in {wait:g} s"
+                    if wait is not None
+                    else "the next run tries again"
+                )
             )
-            await asyncio.sleep(wait)
-            wait *= 2
-            self.fetcher.forget_failures()
-            self.progress.done -= len(to_ask)
-            await self._ask(gathered, to_ask)
-            counts = _count(urls, gathered.outcomes)
-            if not _all_network(counts):
-                return True
-        self.log(
-            f"WARNING: shard {name_of(shard)}: all {len(urls)} downloads failed for network "
-            f"reasons ({_told(counts.rejects)}): is this machine's network up?"
-        )
+            if wait is not None:
+                await asyncio.sleep(wait)
+                self.fetcher.forget_failures()
+                self.progress.done -= failed.total()
+                await self._ask(gathered, to_ask)
         return True
 
     def _stats(
@@ -492,7 +499,6 @@ class _Work:
         shard: int,
         gathered: _Gathered,
         urls: Sequence[str],
-        counts: StageCounts,
         started: float,
     ) -> dict[str, Any]:
         outcomes = gathered.outcomes
@@ -517,7 +523,7 @@ class _Work:
             "failing_hosts": _failing_hosts(urls, outcomes),
             "options_digest": self.rules.options_digest,
             "input_digest": self.digests[shard],
-            "counts": counts.to_json(),
+            "counts": _count(urls, outcomes).to_json(),
         }
 
 
@@ -547,19 +553,31 @@ def _count(urls: Sequence[str], outcomes: Sequence[Outcome]) -> StageCounts:
     return counts
 
 
-def _all_network(counts: StageCounts) -> bool:
-    return bool(counts.n_in) and not counts.kept and set(counts.rejects) <= NETWORK
+def _without_network(outcomes: Sequence[Outcome], to_ask: Sequence[_ToAsk]) -> Counter[str] | None:
+    """The reasons, if all that was asked for failed as it does on a machine without network.
+
+    What failed before says nothing of today's network: URLs that are new must be among them.
+    """
+    reasons = Counter(outcomes[i].reason or "" for asked in to_ask for i in asked.rows)
+    if not reasons or not reasons.keys() <= NETWORK:
+        return None
+    new_hosts = {_host(asked.url) for asked in to_ask if asked.known is None}
+    return reasons if len(new_hosts) >= _HOSTS_WITHOUT_NETWORK else None
 
 
 def _failing_hosts(urls: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
     hosts: dict[str, Counter[str]] = {}
     for url, outcome in zip(urls, outcomes, strict=True):
         if outcome.reason is not None:
-            host = ""
-            with suppress(ValueError):  # not a URL: counted without a host
-                host = urlsplit(url).hostname or ""
-            hosts.setdefault(host, Counter())[outcome.reason] += 1
+            hosts.setdefault(_host(url), Counter())[outcome.reason] += 1
     return _most_failing(hosts)
+
+
+def _host(url: str) -> str:
+    """Empty for what is no URL."""
+    with suppress(ValueError):
+        return urlsplit(url).hostname or ""
+    return ""
 
 
 def _most_failing(hosts: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
@@ -585,7 +603,7 @@ def _sum_up(stats: Sequence[dict[str, Any]]) -> Downloaded:
     )
 
 
-def _told(rejects: dict[str, int]) -> str:
+def _told(rejects: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {n}" for reason, n in sorted(rejects.items()))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from laion_assets.download.outcomes import (
     Outcome,
     ledger_table,
 )
-from laion_assets.files import fsync_directory, fsync_file, write_json
+from laion_assets.files import atomic_path, fsync_directory, fsync_file, write_json
 
 STATS: Final = "_stats.json"
 LEDGER: Final = "_ledger"
@@ -62,6 +63,12 @@ def shards_in(folder: Path) -> list[int]:
     return sorted(int(path.name.removesuffix(STATS)) for path in folder.glob(f"[0-9]*{STATS}"))
 
 
+def begun_in(folder: Path) -> list[int]:
+    """The shards of which any file is there, sorted."""
+    names = (path.name[: img2dataset_parts.SHARD_DIGITS] for path in folder.glob("[0-9]*"))
+    return sorted({int(name) for name in names if name.isdigit()})
+
+
 def read_stats(folder: Path, shard: int) -> dict[str, Any] | None:
     """The statistics of a shard of which all files are there."""
     files = files_of(folder, shard)
@@ -78,7 +85,7 @@ def put_aside(folder: Path, shard: int, to: Path) -> None:
     """
     files = files_of(folder, shard)
     if not files[-1].exists():
-        for path in files:
+        for path in reversed(files):  # the tar, which shows that there is something, last
             path.unlink(missing_ok=True)
         return
     (to / LEDGER).mkdir(parents=True, exist_ok=True)
@@ -91,9 +98,11 @@ def take_over(folder: Path, shard: int, out: Path) -> None:
     """Have the same shard in ``out``, without a copy where the file system has hard links."""
     (out / LEDGER).mkdir(exist_ok=True)
     for path, target in zip(files_of(folder, shard), files_of(out, shard), strict=True):
-        target.unlink(missing_ok=True)
-        os.link(path, target)
-    fsync_directory(out)
+        with atomic_path(target) as beside:
+            try:
+                os.link(path, beside)
+            except OSError:  # the file system has none
+                shutil.copyfile(path, beside)
 
 
 def write_shard(

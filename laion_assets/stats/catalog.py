@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 
 from laion_assets import schemas
-from laion_assets.download.outcomes import OUTCOME_SCHEMA
+from laion_assets.download.outcomes import LEDGER_SCHEMA, OUTCOME_SCHEMA
 from laion_assets.files import atomic_path
 from laion_assets.stats.formats import FUNNEL, HISTOGRAMS, RUNS, TOP
 
@@ -55,6 +55,7 @@ _STAGES: Final[Mapping[str, _View]] = {
     "pairs": _View("pair_parquet", "part-*.parquet", schemas.PAIRS),
     "unique_pairs": _View("unique_pairs", "part-*.parquet", schemas.PAIRS),
     "images": _View("image_shards", "[0-9]*.parquet", IMAGES, open_ended=True),
+    "fetches": _View("image_shards", "_ledger/*.parquet", _with_key(LEDGER_SCHEMA)),
     "scored": _View("scored_pairs", "part-*.parquet", schemas.SCORED),
     "subset": _View("filtered_subset", "part-*.parquet", schemas.SUBSET),
     "stats": _View("segment_stats", "histograms.parquet", _with_key(HISTOGRAMS)),

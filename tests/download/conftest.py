@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import socket
 import ssl
@@ -23,6 +24,9 @@ from laion_assets import schemas
 from laion_assets.download.fetch import Fetched, Fetcher
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.refused import FetchRefused
+from laion_assets.download.segment import Downloaded, download_segment
+from laion_assets.funnel import StageCounts
+from laion_assets.removals.lists import Entries
 
 PUBLIC = "127.0.0.2"
 INSIDE = "127.0.0.1"
@@ -67,8 +71,9 @@ class Listener:
 
     def close(self) -> None:
         self.closing.set()
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+        if self._socket.fileno() >= 0:  # a test may have closed it
+            self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.close()
 
     def _accept(self) -> None:
         while True:
@@ -204,3 +209,61 @@ def write_pairs(path: Path, urls: list[str]) -> None:
         for i, url in enumerate(urls)
     ]
     pq.write_table(pa.Table.from_pylist(rows, schemas.PAIRS), path)
+
+
+NONE = Entries()
+N = 23
+"""Pictures that the fixture `images` serves, all but three of them good."""
+SIZE = 5
+
+
+@pytest.fixture(scope="module")
+def bodies() -> list[bytes]:
+    return [encoded(picture(seed, 300 + seed, 200)) for seed in range(N)]
+
+
+@pytest.fixture
+def images(bodies: list[bytes]) -> Iterator[Listener]:
+    """Serves picture i at /i.jpg, each a little late and in an order of its own."""
+    with listening(PUBLIC) as web:
+
+        def late(i: int) -> None:
+            def send(connection: object) -> None:
+                web.closing.wait(i * 7 % 5 / 100)
+                answer(bodies[i])(connection)  # type: ignore[arg-type]
+
+            web.routes[f"/{i}.jpg"] = send
+
+        for i in range(N):
+            late(i)
+        web.routes["/4.jpg"] = answer(b"gone", "404 Not Found")
+        web.routes["/7.jpg"] = answer(bodies[7][:9000])
+        web.routes["/8.jpg"] = answer(b"tiny")
+        yield web
+
+
+def options_for(web: Listener, **settings: object) -> DownloadOptions:
+    values = {"samples_per_shard": SIZE, "connect_to": {"*.test": f"{PUBLIC}:{web.port}"}}
+    return DownloadOptions.model_validate(values | settings)
+
+
+def urls(n: int = N) -> list[str]:
+    return [f"http://h{i % 3}.test/{i}.jpg" for i in range(n)]
+
+
+def download(pairs: Path, out: Path, options: DownloadOptions, **given: Any) -> Downloaded:
+    """Without lists, and with prints for a log, unless they are given."""
+    given = {"removals": NONE, "blocklists": NONE, "log": print} | given
+    return download_segment(pairs, out, options, **given)
+
+
+def run(pairs: Path, out: Path, options: DownloadOptions, **given: Any) -> StageCounts:
+    return download(pairs, out, options, **given).counts
+
+
+def content(out: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.iterdir())
+        if path.is_file() and not path.name.endswith("_stats.json")
+    }

@@ -10,7 +10,6 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,76 +19,23 @@ from PIL import Image
 
 from laion_assets import schemas
 from laion_assets.clip.shards import read_rows
-from laion_assets.download.options import DownloadOptions
 from laion_assets.download.preview import MAX_BYTES, contact_sheet
-from laion_assets.download.segment import download_segment
 from laion_assets.download.tars import ImageBytes
-from laion_assets.funnel import StageCounts
-from laion_assets.removals.lists import Entries, parse
+from laion_assets.removals.lists import parse
 from tests.download.conftest import (
-    PUBLIC,
+    SIZE,
     Listener,
+    N,
     answer,
-    encoded,
-    listening,
-    picture,
+    content,
+    options_for,
     redirect,
+    run,
+    urls,
     write_pairs,
 )
 
-NONE = Entries()
-
 pytestmark = pytest.mark.filterwarnings("ignore:value is deprecated:DeprecationWarning")
-N = 23
-SIZE = 5
-
-
-@pytest.fixture(scope="module")
-def bodies() -> list[bytes]:
-    return [encoded(picture(seed, 300 + seed, 200)) for seed in range(N)]
-
-
-@pytest.fixture
-def images(bodies: list[bytes]) -> Iterator[Listener]:
-    """Serves picture i at /i.jpg, each a little late and in an order of its own."""
-    with listening(PUBLIC) as web:
-
-        def late(i: int) -> None:
-            def send(connection: object) -> None:
-                web.closing.wait(i * 7 % 5 / 100)
-                answer(bodies[i])(connection)  # type: ignore[arg-type]
-
-            web.routes[f"/{i}.jpg"] = send
-
-        for i in range(N):
-            late(i)
-        web.routes["/4.jpg"] = answer(b"gone", "404 Not Found")
-        web.routes["/7.jpg"] = answer(bodies[7][:9000])
-        web.routes["/8.jpg"] = answer(b"tiny")
-        yield web
-
-
-def options_for(web: Listener, **settings: object) -> DownloadOptions:
-    values = {"samples_per_shard": SIZE, "connect_to": {"*.test": f"{PUBLIC}:{web.port}"}}
-    return DownloadOptions.model_validate(values | settings)
-
-
-def urls(n: int = N) -> list[str]:
-    return [f"http://h{i % 3}.test/{i}.jpg" for i in range(n)]
-
-
-def run(pairs: Path, out: Path, options: DownloadOptions, **lists: Entries) -> StageCounts:
-    log = lists.pop("log", print)
-    lists = {"removals": NONE, "blocklists": NONE} | lists
-    return download_segment(pairs, out, options, log=log, **lists).counts  # type: ignore[arg-type]
-
-
-def content(out: Path) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(out.iterdir())
-        if path.is_file() and not path.name.endswith("_stats.json")
-    }
 
 
 def test_shards_are_as_img2dataset_writes_them(
@@ -265,7 +211,7 @@ def test_a_machine_without_network_is_told_of(images: Listener, tmp_path: Path) 
     write_pairs(pairs, [f"http://h{i}.invalid/{i}.jpg" for i in range(SIZE)] + urls(2))
     lines: list[str] = []
     options = options_for(images, network_retries=0)
-    counts = run(pairs, tmp_path / "out", options, log=lines.append)  # type: ignore[arg-type]
+    counts = run(pairs, tmp_path / "out", options, log=lines.append)
     warnings = [line for line in lines if line.startswith("WARNING")]
     assert len(warnings) == 1
     assert "shard 00000: all 5 downloads failed for network reasons (dns 5)" in warnings[0]

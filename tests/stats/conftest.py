@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_assets import schemas
+from laion_assets.download.outcomes import History, ledger_table
 from laion_assets.funnel import StageCounts
 from laion_assets.schemas import sample_id_of, uid_of
 from laion_assets.stats.segment import segment_stats
@@ -147,6 +148,10 @@ class SegmentFiles:
         path = self.folder("image_shards") / "00000.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(images), path)
+        keys, urls = [image["key"] for image in images], [image["url"] for image in images]
+        ledger = path.parent / "_ledger" / path.name
+        ledger.parent.mkdir(exist_ok=True)
+        pq.write_table(ledger_table(keys, urls, [History().tried()] * len(images)), ledger)
         self.manifest("image_shards", [counts("images", 40, {"http_4xx": 10, "too_small": 5})])
         scored = [self._scored(row) for row in range(40)]
         self.table("embeddings", "metadata/metadata_00000.parquet", scored, schemas.EMBEDDED)

@@ -15,6 +15,7 @@ VIEWS = {
     "pairs",
     "unique_pairs",
     "images",
+    "fetches",
     "scored",
     "subset",
     "stats",
@@ -67,6 +68,7 @@ def test_every_view_counts_its_files_once(lake: Path, tmp_path: Path) -> None:
         72,
     ], "metadata/ beside the subset's parts is not counted a second time"
     assert rows["runs"] == 18
+    assert rows["fetches"] == rows["images"]
 
 
 def test_crawl_and_segment_are_text_and_come_once(catalog: Path) -> None:

@@ -1,0 +1,262 @@
+"""A segment that was downloaded before: what is asked for again, what is kept, what is flagged."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from laion_assets.download.segment import NoNetworkError
+from laion_assets.download.tars import ImageBytes
+from tests.download.conftest import (
+    PUBLIC,
+    SIZE,
+    Listener,
+    N,
+    answer,
+    content,
+    download,
+    encoded,
+    listening,
+    options_for,
+    picture,
+    urls,
+    write_pairs,
+)
+
+OTHER = encoded(picture(99, 310, 210))
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.parquet"
+    write_pairs(path, urls())
+    return path
+
+
+def row(folder: Path, i: int, ledger: bool = False) -> dict[str, Any]:
+    shard = folder / "_ledger" if ledger else folder
+    rows = pq.ParquetFile(shard / f"{i // SIZE:05d}.parquet").read().to_pylist()
+    found: dict[str, Any] = rows[i % SIZE]
+    return found
+
+
+def image(folder: Path, i: int) -> bytes:
+    with ImageBytes(folder / f"{i // SIZE:05d}.tar") as images:
+        return images.read(row(folder, i)["key"])
+
+
+def asked(web: Listener) -> list[str]:
+    """Paths since the last call, sorted."""
+    paths = sorted(path for _, path in web.requests)
+    web.requests.clear()
+    return paths
+
+
+def sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def test_only_what_failed_for_a_passing_reason_is_asked_for_again(
+    images: Listener, bodies: list[bytes], pairs: Path, tmp_path: Path
+) -> None:
+    options = options_for(images)
+    images.routes["/0.jpg"] = answer(b"down", "500 Down")
+    images.routes["/6.jpg"] = answer(b"down", "500 Down")
+    first = download(pairs, tmp_path / "a", options)
+    assert (first.asked_for, first.reused, first.counts.rejects["http_5xx"]) == (N, 0, 2)
+    asked(images)
+
+    images.routes["/0.jpg"] = answer(bodies[0])
+    second = download(pairs, tmp_path / "b", options, before=tmp_path / "a")
+    assert asked(images) == ["/0.jpg", "/6.jpg"]
+    assert (second.asked_for, second.reused, second.changed) == (2, N - 2, 0)
+    assert second.counts.kept == first.counts.kept + 1
+    before, after = row(tmp_path / "a", 0, ledger=True), row(tmp_path / "b", 0, ledger=True)
+    assert (before["attempts"], before["sha256"], before["first_seen"]) == (1, None, None)
+    assert (after["attempts"], after["sha256"]) == (2, sha256(bodies[0]))
+    assert after["first_tried"] == before["first_tried"] < after["last_tried"]
+    assert after["first_seen"] == after["last_seen"]
+    assert row(tmp_path / "b", 4, ledger=True)["attempts"] == 1  # a 404 is an answer
+    a, b = content(tmp_path / "a"), content(tmp_path / "b")
+    assert {name[:5] for name in a if a[name] != b[name]} == {"00000"}
+
+    settled = options.model_copy(update={"give_up_after": 2})
+    download(pairs, tmp_path / "c", settled, before=tmp_path / "b")
+    assert asked(images) == []
+    assert content(tmp_path / "c") == b
+
+    none = options.model_copy(update={"refetch": "none"})
+    download(pairs, tmp_path / "b", none, again=True)
+    assert asked(images) == []
+    download(pairs, tmp_path / "b", options)  # what is done stays, unless it is opened again
+    assert asked(images) == []
+    download(pairs, tmp_path / "b", options, again=True)
+    assert asked(images) == ["/6.jpg"]
+
+
+def test_an_undisturbed_run_and_one_with_a_past_give_the_same_shards(
+    images: Listener, bodies: list[bytes], pairs: Path, tmp_path: Path
+) -> None:
+    images.routes["/0.jpg"] = answer(b"down", "500 Down")
+    download(pairs, tmp_path / "a", options_for(images))
+    images.routes["/0.jpg"] = answer(bodies[0])
+    download(pairs, tmp_path / "b", options_for(images), before=tmp_path / "a")
+    download(pairs, tmp_path / "whole", options_for(images))
+    assert content(tmp_path / "b") == content(tmp_path / "whole")
+
+
+def test_bytes_that_differ_from_the_recorded_ones_are_flagged_and_not_taken(
+    images: Listener, bodies: list[bytes], pairs: Path, tmp_path: Path
+) -> None:
+    """A stranger may have bought the domain since (arXiv 2302.10149)."""
+    options = options_for(images)
+    download(pairs, tmp_path / "a", options)
+    images.routes["/2.jpg"] = answer(OTHER)
+    again = options.model_copy(update={"refetch": "all"})
+    flagged = download(pairs, tmp_path / "b", again, before=tmp_path / "a")
+    assert (flagged.changed, flagged.counts.kept, flagged.asked_for) == (1, N - 3, N)
+    assert row(tmp_path / "b", 2) == row(tmp_path / "a", 2)
+    assert image(tmp_path / "b", 2) == image(tmp_path / "a", 2)
+    noted = row(tmp_path / "b", 2, ledger=True)
+    assert (noted["sha256"], noted["changed_sha256"]) == (sha256(bodies[2]), sha256(OTHER))
+    assert noted["changed"] >= noted["last_seen"]
+    others = row(tmp_path / "b", 3, ledger=True)
+    assert others["first_seen"] < others["last_seen"]
+    assert others["changed"] is None
+
+    taking = again.model_copy(update={"take_changed": True})
+    taken = download(pairs, tmp_path / "c", taking, before=tmp_path / "b")
+    assert (taken.changed, taken.counts.kept) == (1, N - 3)
+    assert row(tmp_path / "c", 2)["sha256"] == sha256(OTHER)
+    noted = row(tmp_path / "c", 2, ledger=True)
+    assert (noted["sha256"], noted["changed_sha256"]) == (sha256(OTHER), sha256(OTHER))
+    assert noted["first_seen"] == noted["last_seen"] >= noted["changed"]
+
+
+def test_changed_bytes_are_refused_where_the_recorded_image_cannot_be_kept(
+    images: Listener, pairs: Path, tmp_path: Path
+) -> None:
+    download(pairs, tmp_path / "a", options_for(images))
+    images.routes["/2.jpg"] = answer(OTHER)
+    smaller = options_for(images, image_size=128)
+    again = download(pairs, tmp_path / "b", smaller, before=tmp_path / "a")
+    assert again.counts.rejects["changed"] == 1
+    assert row(tmp_path / "b", 2)["reason"] == "changed"
+    asked(images)
+    download(pairs, tmp_path / "b", smaller, again=True)
+    assert asked(images) == []  # it stays refused until a person takes it
+    smaller = smaller.model_copy(update={"take_changed": True})
+    taken = download(pairs, tmp_path / "b", smaller, again=True)
+    assert asked(images) == ["/2.jpg"]
+    assert "changed" not in taken.counts.rejects
+    assert row(tmp_path / "b", 2)["sha256"] == sha256(OTHER)
+
+
+def test_a_failed_refetch_does_not_lose_the_image_but_a_wish_does(
+    images: Listener, bodies: list[bytes], pairs: Path, tmp_path: Path
+) -> None:
+    options = options_for(images)
+    download(pairs, tmp_path / "a", options)
+    images.routes["/2.jpg"] = answer(b"gone", "410 Gone")
+    images.routes["/3.jpg"] = answer(bodies[3], X_Robots_Tag="noai")
+    again = options.model_copy(update={"refetch": "all"})
+    result = download(pairs, tmp_path / "b", again, before=tmp_path / "a")
+    assert image(tmp_path / "b", 2) == image(tmp_path / "a", 2) != b""
+    assert result.counts.rejects["opt_out"] == 1
+    assert image(tmp_path / "b", 3) == b""
+    noted = row(tmp_path / "b", 2, ledger=True)
+    assert (noted["attempts"], noted["first_seen"]) == (2, noted["last_seen"])
+
+
+def test_a_url_of_several_rows_is_asked_for_once(
+    images: Listener, bodies: list[bytes], tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs.parquet"
+    write_pairs(pairs, ["http://h0.test/0.jpg", "http://h1.test/4.jpg"] * 2)
+    result = download(pairs, tmp_path / "a", options_for(images))
+    assert asked(images) == ["/0.jpg", "/4.jpg"]
+    assert (result.counts.kept, result.counts.rejects) == (2, {"http_4xx": 2})
+    assert image(tmp_path / "a", 0) == image(tmp_path / "a", 2) != b""
+    assert result.bytes == len(bodies[0])
+
+
+def test_a_damaged_earlier_shard_is_told_of_and_asked_for_again(
+    images: Listener, pairs: Path, tmp_path: Path
+) -> None:
+    options = options_for(images)
+    first = download(pairs, tmp_path / "a", options)
+    for damaged in ("00001.parquet", "_ledger/00002.parquet"):
+        path = tmp_path / "a" / damaged
+        path.write_bytes(path.read_bytes()[:100])
+    (tmp_path / "a" / "00003.tar").write_bytes(b"")
+    asked(images)
+    lines: list[str] = []
+    write_pairs(pairs, ["http://h9.test/0.jpg", *urls()])  # every shard's rows are others now
+    result = download(pairs, tmp_path / "b", options, before=tmp_path / "a", log=lines.append)
+    assert asked(images) == sorted([f"/{i}.jpg" for i in range(5, 20)] + ["/0.jpg"])
+    assert result.counts.kept == first.counts.kept + 1
+    told = [line for line in lines if line.startswith("WARNING")]
+    assert len(told) == 2
+    assert "shard 00001 of " in told[0]
+    assert "shard 00002 of " in told[1]
+
+
+def test_parts_of_shards_that_are_no_more_go(images: Listener, pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    download(pairs, out, options_for(images))
+    made = content(out)
+    (out / "00077.tar").write_bytes(b"torn")
+    download(pairs, out, options_for(images))
+    assert content(out) == made
+
+
+def test_a_network_that_comes_back_is_waited_for(
+    images: Listener, pairs: Path, tmp_path: Path
+) -> None:
+    options = options_for(images, network_wait_s=0.4, host_failures=2, samples_per_shard=50)
+    images.close()
+    again: list[Listener] = []
+
+    def repair() -> None:
+        time.sleep(0.2)
+        again.append(Listener(PUBLIC, images.port, routes=images.routes))
+
+    thread = threading.Thread(target=repair)
+    thread.start()
+    lines: list[str] = []
+    result = download(pairs, tmp_path / "a", options, log=lines.append)
+    thread.join()
+    again[0].close()
+    assert (result.counts.kept, result.without_network) == (N - 3, [])
+    told = [line for line in lines if line.startswith("WARNING")]
+    assert len(told) == 1
+    assert "all 23 downloads failed for network reasons" in told[0]
+    assert "trying again in 0.4 s" in told[0]
+
+
+def test_a_machine_without_network_makes_nothing_and_is_no_reason_to_give_up(
+    pairs: Path, tmp_path: Path
+) -> None:
+    with listening(PUBLIC) as web:
+        options = options_for(web, network_wait_s=0.01, network_retries=2, give_up_after=1)
+    with pytest.raises(NoNetworkError, match="all 23 downloads failed for network reasons"):
+        download(pairs, tmp_path / "a", options)
+    assert row(tmp_path / "a", 0, ledger=True)["attempts"] == 0
+    with listening(PUBLIC, web.port) as web:
+        web.routes |= {f"/{i}.jpg": answer(OTHER) for i in range(N)}
+        assert download(pairs, tmp_path / "a", options).counts.kept == N
+    assert row(tmp_path / "a", 0, ledger=True)["attempts"] == 1
+
+
+def test_two_dead_hosts_are_no_dead_network(tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.parquet"
+    write_pairs(pairs, ["http://a.invalid/1.jpg", "http://b.invalid/2.jpg"])
+    with listening(PUBLIC) as web:
+        result = download(pairs, tmp_path / "a", options_for(web))
+    assert (result.counts.rejects, result.without_network) == ({"dns": 2}, [])
