@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test ui lint soak-demo train clean bench
+.PHONY: setup demo test ui lint soak-demo soak-download train clean bench
 
 setup: $(STAMP)
 
@@ -31,6 +31,10 @@ lint: setup
 # Kills the demo at random moments and compares what comes out (slow).
 soak-demo: setup
 	$(BIN)/python -m tests.soak.kill_demo --kills 5
+
+# Kills downloads at random moments and compares what comes out (slow).
+soak-download: setup
+	$(BIN)/python -m tests.soak.kill_download --kills 50
 
 # Each against its peer, the peer in its own environment (slow); the tables go into docs/benchmarks.md.
 BENCHMARKS := $(notdir $(patsubst %/run.py,%,$(wildcard benchmarks/*/run.py)))

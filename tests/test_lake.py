@@ -102,6 +102,26 @@ def test_parts_of_other_inputs_are_not_resumed(tmp_path: Path, changed: dict[str
         assert not (staging.path / "part-0").exists()
 
 
+def test_a_stage_that_judges_its_parts_itself_finds_them(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    with (
+        pytest.raises(RuntimeError),
+        lake.publish("image_shards", KEY, inputs={"lists": "a"}, code_version="1") as staging,
+    ):
+        (staging.path / "00000.tar").write_text("of a")
+        raise RuntimeError
+    for lists, resumed in (("b", True), ("b", False)):  # the second time it has been published
+        with lake.publish(
+            "image_shards",
+            KEY,
+            inputs={"lists": lists},
+            code_version="1",
+            stage_judges_parts=True,
+        ) as staging:
+            assert staging.resumed is resumed
+            assert (staging.path / "00000.tar").exists() is resumed
+
+
 def test_files_of_the_former_version_do_not_linger(tmp_path: Path) -> None:
     lake = lake_at(tmp_path)
     make(lake, {"part-0": "a", "part-1": "b"}, wat="v1")

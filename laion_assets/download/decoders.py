@@ -11,7 +11,7 @@ import asyncio
 import multiprocessing
 import os
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -36,18 +36,23 @@ class DecodersError(RuntimeError):
 
 
 class Decoders:
-    """A pool of ``resize_processes``; use as a context. ``scratch``: an own folder."""
+    """A pool of ``resize_processes``; use as a context. ``scratch``: an own folder.
+
+    Pools start and end in a thread: seconds in which the fetching process has answers to read.
+    """
 
     def __init__(self, options: DownloadOptions, scratch: Path) -> None:
         self._options = options
         self._one_large = scratch / "one-large.lock"
+        self._thread = ThreadPoolExecutor(1, "decoders")
 
     def __enter__(self) -> Decoders:
-        self._pool = self._new_pool()
+        self._pool = self._thread.submit(self._start)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _stop(self._pool)
+        self._thread.submit(lambda: _stop(self._pool.result())).result()
+        self._thread.shutdown()
 
     async def make(self, body: bytes) -> StoredImage:
         """The image to store. Raises :class:`ImageRefused`."""
@@ -78,35 +83,39 @@ class Decoders:
         timeout_s: float | None,
     ) -> T:
         for _ in range(_POOLS_TRIED):
-            pool = self._pool
+            started = self._pool
+            # Shielded: one image's end must not end the start that the others wait for.
+            pool = await asyncio.shield(asyncio.wrap_future(started))
             try:
                 future = pool.schedule(function, args=args, kwargs=kwargs, timeout=timeout_s)
             except RuntimeError:  # it broke since the last call
-                self._replace(pool)
+                self._replace(started)
                 continue
             try:
                 result: T = await asyncio.wrap_future(future)
             except BrokenExecutor:  # a process died that had no task yet
-                self._replace(pool)
+                self._replace(started)
                 continue
             return result
         raise DecodersError(f"{_POOLS_TRIED} pools of decoders have died, one after the other")
 
-    def _replace(self, broken: ProcessPool) -> None:
+    def _replace(self, broken: Future[ProcessPool]) -> None:
         """With many tasks waiting, the first that finds the pool broken makes the new one."""
         if self._pool is broken:
-            _stop(broken)
-            self._pool = self._new_pool()
+            self._thread.submit(_stop, broken.result())
+            self._pool = self._thread.submit(self._start)
 
-    def _new_pool(self) -> ProcessPool:
+    def _start(self) -> ProcessPool:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([_PRELOADED])
-        return ProcessPool(
+        pool = ProcessPool(
             self._options.resize_processes,
             context=context,
             initializer=_begin,
             initargs=(self._options, self._one_large),
         )
+        assert pool.active  # to ask is what starts it
+        return pool
 
 
 def _stop(pool: ProcessPool) -> None:

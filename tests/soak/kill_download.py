@@ -1,0 +1,173 @@
+"""Kill downloads at random moments, go on with them, and hold the result to an undisturbed run's.
+
+A loopback web serves some pictures late, some broken, some not at all. Each kill is SIGKILL to the
+fetching process alone. After it, every shard that counts as done must be whole and no process may
+be left; at most the shards in flight may be asked for again. A download that is finished before
+enough kills were made starts anew. Ends with 1 if anything differs; the folder is kept then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import pyarrow.parquet as pq
+
+from laion_assets.checks import shards_whole
+from laion_assets.files import sha256_file
+from tests.download.conftest import (
+    PUBLIC,
+    Listener,
+    answer,
+    encoded,
+    listening,
+    picture,
+    write_pairs,
+)
+
+COMMAND: Final = Path(sys.executable).with_name("laion-assets")
+IMAGES: Final = 600
+SHARD: Final = 20
+OPEN_SHARDS: Final = 3
+"""That the downloader works on at a time: what a kill may cost."""
+MARK: Final = "LAION_ASSETS_SOAK"
+EARLIEST_S: Final = 0.2
+LATEST_S: Final = 8.0
+
+
+def serve(web: Listener) -> None:
+    bodies = [encoded(picture(seed)) for seed in range(20)]
+    for i in range(IMAGES):
+        if i % 11 == 5:
+            web.routes[f"/{i}.jpg"] = answer(b"gone", "404 Not Found")
+        elif i % 13 == 5:
+            web.routes[f"/{i}.jpg"] = answer(bodies[i % 20][:9000])
+        else:
+            web.routes[f"/{i}.jpg"] = _late(web, bodies[i % 20], i * 7 % 10 / 20)
+
+
+def _late(web: Listener, body: bytes, seconds: float):  # type: ignore[no-untyped-def]
+    def send(connection: object) -> None:
+        web.closing.wait(seconds)
+        answer(body)(connection)  # type: ignore[arg-type]
+
+    return send
+
+
+def digests(out: Path) -> dict[str, str]:
+    """Of tars and parquets; statistics and the ledger tell times."""
+    files = [*out.glob("[0-9]*.tar"), *out.glob("[0-9]*.parquet")]
+    return {file.name: sha256_file(file) for file in sorted(files)}
+
+
+def start(pairs: Path, config: Path, out: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [COMMAND, "download", pairs, "--config", config, "-o", out],
+        env=os.environ | {MARK: str(out)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def left_processes(out: Path) -> list[str]:
+    """The processes of the download into ``out`` that are still there: its environment names it."""
+    mark = f"{MARK}={out}".encode()
+    left = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                left.append(f"{process.name} {(process / 'cmdline').read_text()}")
+    return left
+
+
+def problems(out: Path) -> list[str]:
+    """What is wrong with the shards that count as done."""
+    told = []
+    with tempfile.TemporaryDirectory() as folder:
+        for stats in out.glob("[0-9]*_stats.json"):
+            name = stats.name.removesuffix("_stats.json")
+            for path in out.glob(f"{name}*"):
+                (Path(folder) / path.name).symlink_to(path)
+            ledger = out / "_ledger" / f"{name}.parquet"
+            if (
+                pq.read_metadata(ledger).num_rows
+                != pq.read_metadata(out / f"{name}.parquet").num_rows
+            ):
+                told.append(f"{ledger} has other rows than its shard")
+        checked = shards_whole(Path(folder))
+    return told + ([] if checked.passed else [str(checked.description)])
+
+
+def soak(folder: Path, kills: int, rng: random.Random) -> list[str]:
+    pairs, config = folder / "pairs.parquet", folder / "soak.toml"
+    write_pairs(pairs, [f"http://h{i % 40}.test/{i}.jpg" for i in range(IMAGES)])
+    with listening(PUBLIC) as web:
+        serve(web)
+        config.write_text(
+            f"[download]\nsamples_per_shard = {SHARD}\nconcurrency = 16\n"
+            f'[download.connect_to]\n"*.test" = "{PUBLIC}:{web.port}"\n'
+        )
+        began = time.monotonic()
+        with start(pairs, config, folder / "whole") as process:
+            process.communicate()
+        expected = digests(folder / "whole")
+        print(f"undisturbed: {len(expected)} files in {time.monotonic() - began:.1f} s", flush=True)
+        wrong, killed, turn = [], 0, 0
+        while killed < kills:
+            turn += 1
+            out = folder / f"out-{turn}"
+            web.requests.clear()
+            here = 0
+            while True:
+                process = start(pairs, config, out)
+                try:
+                    _, told = process.communicate(timeout=rng.uniform(EARLIEST_S, LATEST_S))
+                    if process.returncode:
+                        wrong.append(f"ended with {process.returncode}: {told.decode()[-500:]}")
+                    break
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGKILL)
+                    process.communicate()
+                killed, here = killed + 1, here + 1
+                time.sleep(0.2)
+                found = problems(out) if out.exists() else []
+                found += [f"still alive: {line}" for line in left_processes(out)]
+                done = len(list(out.glob("*_stats.json")))
+                print(f"kill {killed}: {done} shards done, {found or 'whole'}", flush=True)
+                wrong += found
+            again = len(web.requests) - IMAGES
+            if digests(out) != expected:
+                wrong.append(f"{out} differs from the undisturbed one")
+            if again > here * OPEN_SHARDS * SHARD:
+                wrong.append(f"{again} images asked for again after {here} kills")
+            print(f"finished after {here} kills; {again} images asked for again", flush=True)
+    return wrong
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    args = parser.parse_args(argv)
+    folder = Path(tempfile.mkdtemp(prefix="laion-assets-soak-"))
+    wrong = soak(folder, args.kills, random.Random(args.seed))
+    if wrong:
+        print("\n".join(wrong) + f"\nwhat was made is kept in {folder}")
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
