@@ -151,6 +151,8 @@ def download_segment(
     resumed = sum(stats["count"] for stats in finished.values())
     made: dict[int, dict[str, Any]] = {}
     if len(finished) < len(digests):
+        if not options.contact and not options.connect_to:
+            log("WARNING: [download] contact is empty: nobody can tell you that you disturb them")
         progress = Progress("image_shards", "images", rows, log, resumed=resumed)
         todo = (
             (shard, table)
