@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from laion_assets import schemas
 from laion_assets.clip.embed import image_path, metadata_path, save_vectors, text_path
-from laion_assets.clip.thresholds import threshold_for
 from laion_assets.files import atomic_path
 from laion_assets.filtering.parts import (
     open_vectors,
@@ -144,7 +143,7 @@ def filter_embeddings(
     ``model`` must be the one that embedded the folder. What an earlier call left in ``out`` is
     made again: another recipe must not find the parts of the one before.
     """
-    threshold = threshold_for(model.key, recipe)
+    threshold = recipe.threshold_of(model.key)
     categories = category_embeddings(load_prompts(safety.prompts), model)
     scored = out / "scored"
     for folder in (scored, out):
