@@ -20,7 +20,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         group_name="subset",
         partitions_def=segments,
         deps=["embeddings"],
-        code_version=code_version(1, load_prompts(settings.safety.prompts).digest),
+        code_version=code_version(2, load_prompts(settings.safety.prompts).digest),
         check_specs=checks.check_specs("scored_pairs"),
         kinds={"numpy", "parquet"},
         description=__doc__,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -170,7 +171,7 @@ def rows_where(table: pa.Table, where: str) -> NDArray[np.bool_]:
     try:
         with duckdb.connect(config={"enable_external_access": "false"}) as connection:
             condition = duckdb.SQLExpression(where)
-            _refuse_what_is_not_of_the_row(connection, where)
+            _refuse_what_is_not_of_the_row(where)
             met = connection.from_arrow(numbered).filter(condition)
             rows = met.project("file_row_number").fetchnumpy()["file_row_number"]
     except duckdb.Error as error:
@@ -180,16 +181,19 @@ def rows_where(table: pa.Table, where: str) -> NDArray[np.bool_]:
     return kept
 
 
-def _refuse_what_is_not_of_the_row(connection: Any, where: str) -> None:
-    row = connection.execute(
-        "select json_serialize_sql(?)", [f"select (\n{where}\n) as condition"]
-    ).fetchone()
-    volatile = {
-        name
-        for (name,) in connection.execute(
+@cache
+def _refuse_what_is_not_of_the_row(where: str) -> None:
+    import duckdb
+
+    with duckdb.connect() as connection:
+        row = connection.execute(
+            "select json_serialize_sql(?)", [f"select (\n{where}\n) as condition"]
+        ).fetchone()
+        rows = connection.execute(
             "select function_name from duckdb_functions() where stability <> 'CONSISTENT'"
         ).fetchall()
-    }
+    assert row is not None
+    volatile = {name for (name,) in rows}
     for node in _nodes(json.loads(row[0])):
         if node.get("class") == "SUBQUERY":
             raise PredicateError(f"the condition {where!r} holds a sub-query")
