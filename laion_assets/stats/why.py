@@ -317,7 +317,7 @@ class _Teller:
             return self._absent("embeddings", "embeddings", key)
         model = manifest.get("metadata", {})
         said = f"row {row['file_row_number']} of {Path(row['filename']).name}"
-        by = f"model {model.get('model')} {model.get('model_version')}; "
+        by = f"model {model.get('model')} {model.get('model_version', '')}; "
         return Step("embeddings", "kept", said, by + self._by("embeddings", key))
 
     def _scores(self, key: SegmentKey, row: Row | None) -> Step:
