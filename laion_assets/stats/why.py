@@ -105,7 +105,10 @@ class _Question:
             # SAMPLE_ID is the first half of the uid.
             first = self.sample_id.to_bytes(UID_BYTES // 2, "big", signed=True)
             rest = UID_BYTES - len(first)
-            return "uid between ? and ?", [first + b"\0" * rest, first + b"\xff" * rest]
+            uids = [first + b"\0" * rest, first + b"\xff" * rest]
+            return "uid between ? and ?", [
+                uid.hex() if columns["uid"] == _HEX else uid for uid in uids
+            ]
         name, value = next(iter(self.hashes.items()))
         return (f"{name} = ?", [value]) if name in columns else None
 
@@ -131,6 +134,7 @@ def ask(said: str) -> _Question:
     return _Question(text, hashes={kind: value})
 
 
+_HEX: Final = "uid in hex digits"
 _SAME: Final = {"url": "url", "text": "text"}
 _SCORED: Final = _SAME | {"SAMPLE_ID": "SAMPLE_ID", "sha256": "sha256", "md5": "md5"}
 _SUBSET: Final = _SCORED | {"url": '"URL"', "text": '"TEXT"'}
@@ -139,7 +143,7 @@ _FILES: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
     "unique_pairs": ("part-*.parquet", _SAME | {"uid": "uid"}),
     "image_shards": (
         "[0-9]*.parquet",
-        {"url": "url", "text": "caption", "uid": "uid", "sha256": "sha256", "md5": "md5"},
+        {"url": "url", "text": "caption", "uid": _HEX, "sha256": "sha256", "md5": "md5"},
     ),
     "embeddings": ("metadata/metadata_*.parquet", _SCORED),
     "scored_pairs": ("part-*.parquet", _SCORED),
@@ -231,7 +235,7 @@ class _Teller:
         uid = uid_of(url, text)
         pair = self._row("pair_parquet", key, "uid = ?", uid)
         unique = self._row("unique_pairs", key, "uid = ?", uid)
-        image = self._row("image_shards", key, "uid = ?", uid)
+        image = self._row("image_shards", key, "uid = ?", uid.hex())
         embedded = self._row("embeddings", key, '"SAMPLE_ID" = ?', sample_id_of(uid))
         scored = self._row("scored_pairs", key, '"SAMPLE_ID" = ?', sample_id_of(uid))
         origin = pair or unique or image or embedded or scored
@@ -300,7 +304,8 @@ class _Teller:
         if row["status"] != "success":
             reason = row["reason"]
             meaning = REASONS["images"].get(reason, "")
-            return Step("images", reason, f"{meaning} ({row['error_message']}){attempts}", by)
+            error = (row["error_message"] or "").removeprefix(f"{reason}: ")
+            return Step("images", reason, f"{meaning} ({error}){attempts}", by)
         shard = Path(row["filename"]).with_suffix(".tar")
         said = (
             f"{row['original_width']} x {row['original_height']}, SHA-256 {row['sha256']}; "
@@ -422,10 +427,14 @@ class _Teller:
         if not manifest:
             return ""
         options = manifest["metadata"].get("options", {})
-        rules = ", ".join(f"{name} {options[name]}" for name in told if name in options)
+        rules = ", ".join(f"{name} {_plain(options[name])}" for name in told if name in options)
         made = f"code {manifest['code_version']}, made {manifest['started'][:19]}"
         run = f", run {manifest['run_id'][:8]}" if manifest["run_id"] else ""
         return f"{rules + '; ' if rules else ''}{made}{run}"
+
+
+def _plain(value: object) -> str:
+    return "/".join(map(str, value)) or "any" if isinstance(value, list) else str(value)
 
 
 def _refusal(scored: Row, made: Mapping[str, Any]) -> tuple[str, str]:
