@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from laion_assets.clip.model import ClipModel
 
 STAGE: Final = "subset"
+
+
+class OtherModelError(ValueError):
+    """Embeddings of another model than the one that they are to be filtered with."""
+
 
 _COLUMNS: Final = {
     "URL": "url",
@@ -129,6 +135,17 @@ def _write(
         os.link(metadata_path(out, number), beside)
 
 
+def _refuse_other_model(embeddings: Path, model: ClipModel) -> None:
+    # Of who made the folder in another way there are no notes, and only its width can tell.
+    for path in sorted((embeddings / ".made_of").glob("*.json")):
+        made_of = json.loads(path.read_text(encoding="utf-8"))
+        if made_of["model_version"] != model.version:
+            raise OtherModelError(
+                f"{embeddings} was embedded by {made_of['model']} ({made_of['model_version']}), "
+                f"not by {model.key} ({model.version}), whose categories mean nothing for it"
+            )
+
+
 def filter_embeddings(
     embeddings: Path,
     out: Path,
@@ -140,9 +157,11 @@ def filter_embeddings(
 ) -> StageCounts:
     """Score a folder of embeddings into ``out/scored`` and take the subset into ``out``.
 
-    ``model`` must be the one that embedded the folder. What an earlier call left in ``out`` is
-    made again: another recipe must not find the parts of the one before.
+    ``model`` must be the one that embedded the folder: raises :class:`OtherModelError` if the
+    folder's notes say otherwise. What an earlier call left in ``out`` is made again: another
+    recipe must not find the parts of the one before.
     """
+    _refuse_other_model(embeddings, model)
     threshold = recipe.threshold_of(model.key)
     categories = category_embeddings(load_prompts(safety.prompts), model)
     scored = out / "scored"
