@@ -75,7 +75,7 @@ def _further(
 
 
 def _version(recipe: Recipe, settings: Settings) -> str:
-    return code_version(1, recipe, table_entry(settings.clip.key), leave_out=Recipe.NOT_IN_VERSION)
+    return code_version(2, recipe, table_entry(settings.clip.key), leave_out=Recipe.NOT_IN_VERSION)
 
 
 def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.MaterializeResult:

@@ -62,8 +62,9 @@ def take_subset(
     """Write the recipe's subset of every part.
 
     ``part-NNNNN.parquet`` has the columns of ``schemas.SUBSET``; ``img_emb/``, ``text_emb/`` and
-    ``metadata/`` (the same bytes as the part) hold the same rows, as embedding-reader wants them.
-    Rows keep their order. A part that is in ``out`` already is not written again.
+    ``metadata/`` (the same bytes as the part; none for no rows) hold the same rows, as
+    embedding-reader wants them. Rows keep their order. A part that is in ``out`` already is not
+    written again.
 
     Args:
         threshold: the lowest similarity kept; the caller has asked the table or the recipe.
@@ -128,9 +129,15 @@ def _write(
     save_vectors(text_path(out, number), texts[kept])
     rows = table.take(pa.array(kept))
     columns = [rows[_COLUMNS.get(name, name)] for name in schemas.SUBSET.names]
-    write_part(metadata_path(out, number), pa.table(columns, schema=schemas.SUBSET))
+    table = pa.table(columns, schema=schemas.SUBSET)
     # The part comes last: it says that the part is complete.
     part = part_path(out, number)
+    if not len(table):
+        # embedding-reader passes over files without vectors, and then takes each later file's
+        # metadata for the one before's.
+        write_part(part, table)
+        return
+    write_part(metadata_path(out, number), table)
     with atomic_path(part) as beside:
         os.link(metadata_path(out, number), beside)
 
@@ -168,5 +175,7 @@ def filter_embeddings(
     for folder in (scored, out):
         for number in part_numbers(folder):
             part_path(folder, number).unlink()
+    for stale in (out / "metadata").glob("metadata_*.parquet"):
+        stale.unlink()
     score_segment(embeddings, scored, categories, log=log)
     return take_subset(scored, embeddings, out, recipe, threshold=threshold, log=log)
