@@ -1,13 +1,9 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from laion_assets.filtering.figures import (
@@ -20,7 +16,7 @@ from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.score import score_segment
 from laion_assets.filtering.subset import take_subset
 from laion_assets.safety.prompts import Categories
-from tests.filtering.conftest import NAKED, UNSURE, MakeEmbeddings, sample
+from tests.filtering.conftest import NAKED, UNSURE, MakeEmbeddings, sample, write_shard
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -52,19 +48,6 @@ def test_no_pairs_make_an_empty_histogram(tmp_path: Path) -> None:
 
 # Far apart, so that JPEG leaves no doubt.
 KEPT, DROPPED, FAR, UNSAFE = (0, 140, 0), (0, 0, 200), (160, 160, 0), (220, 0, 220)
-
-
-def write_shard(folder: Path, rows: list[dict[str, Any]], colours: list[tuple[int, ...]]) -> None:
-    folder.mkdir()
-    with tarfile.open(folder / "00000.tar", "w") as tar:
-        for row, colour in zip(rows, colours, strict=True):
-            picture = io.BytesIO()
-            Image.new("RGB", (40, 40), colour).save(picture, "JPEG")
-            member = tarfile.TarInfo(f"{row['key']}.jpg")
-            member.size = len(picture.getvalue())
-            tar.addfile(member, io.BytesIO(picture.getvalue()))
-    columns = {name: [row[name] for row in rows] for name in ("key", "url")}
-    pq.write_table(pa.table(columns), folder / "00000.parquet")
 
 
 def tiles(sheet: bytes) -> list[tuple[int, ...]]:

@@ -51,7 +51,9 @@ def test_the_default_is_laion400m_with_all_rules() -> None:
 def test_laion5b_takes_the_same_at_a_lower_similarity() -> None:
     recipe = load_recipe("laion5b-en")
     assert recipe.threshold_of(VIT) == 0.28
-    assert recipe.where == "language = 'en'"
+    assert recipe.where
+    languages = scored(language=["en", "de", "unknown", None])
+    assert rows_where(languages, recipe.where).tolist() == [True, False, False, True]
     assert recipe.drop_minor_text
     assert recipe.drop_underage
     assert recipe.drop_animal

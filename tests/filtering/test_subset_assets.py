@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import tarfile
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -28,7 +26,7 @@ from laion_assets.schemas import SUBSET
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings, load_settings
 from laion_assets.stats.catalog import query
-from tests.filtering.conftest import NAKED, MakeEmbeddings, sample
+from tests.filtering.conftest import NAKED, MakeEmbeddings, sample, write_shard
 
 KEY = SegmentKey("CC-MAIN-2021-01", "00")
 MODEL = "ViT-B-32/openai"
@@ -87,18 +85,6 @@ class Place:
         return [int(key) for key in table["key"].to_pylist()]
 
 
-def write_shard(folder: Path, rows: list[dict[str, Any]]) -> None:
-    with tarfile.open(folder / "00000.tar", "w") as tar:
-        for number, row in enumerate(rows):
-            picture = io.BytesIO()
-            Image.new("RGB", (64, 48), (number * 9 % 256, 90, 160)).save(picture, "JPEG")
-            member = tarfile.TarInfo(f"{row['key']}.jpg")
-            member.size = len(picture.getvalue())
-            tar.addfile(member, io.BytesIO(picture.getvalue()))
-    columns = {name: [row[name] for row in rows] for name in ("key", "url")}
-    pq.write_table(pa.table(columns), folder / "00000.parquet")
-
-
 def embedded(rows: int) -> StageCounts:
     counts = StageCounts("embeddings")
     counts.keep(rows)
@@ -113,7 +99,7 @@ def place(
     rows.append(sample(30, 0.45, NAKED, text="a kid"))
     lake = Lake(LakeOptions(root=str(tmp_path / "lake")))
     with lake.publish("image_shards", KEY, inputs={}, code_version="1") as staging:
-        write_shard(staging.path, rows)
+        write_shard(staging.path, rows, [(90, 90, 160)] * len(rows))
     with lake.publish("embeddings", KEY, inputs={}, code_version="1") as staging:
         make_embeddings(rows).rename(staging.path / "made")
         for folder in (staging.path / "made").iterdir():
