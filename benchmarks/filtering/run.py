@@ -53,13 +53,19 @@ def main() -> None:
             folder,
         ]
         runs = [measure.run(command) for _ in range(args.repeat)]
-        seconds = sorted(json.loads(run.stdout)["seconds"] for run in runs)[args.repeat // 2]
+        told = [json.loads(run.stdout) for run in runs]
+        seconds, cpu = (
+            sorted(one[name] for one in told)[args.repeat // 2]
+            for name in ("seconds", "cpu_seconds")
+        )
         peak = max(run.peak_own_bytes for run in runs)
         n = args.rows // args.part * args.part
-        print(step, seconds, runs[0].stdout.strip(), file=sys.stderr, flush=True)
-        rows.append([title, f"{seconds:.1f}", f"{n / seconds:,.0f}", f"{peak / 1e6:.0f}"])
+        print(step, told, file=sys.stderr, flush=True)
+        rows.append(
+            [title, f"{seconds:.1f}", f"{n / seconds:,.0f}", f"{cpu:.1f}", f"{peak / 1e6:.0f}"]
+        )
     shutil.rmtree(folder)
-    text = table.markdown(["step", "s", "rows/s", "peak MB"], rows)
+    text = table.markdown(["step", "s", "rows/s", "CPU s", "peak MB"], rows)
     table.publish("filtering", text)
 
 

@@ -169,7 +169,7 @@ def rows_where(table: pa.Table, where: str) -> NDArray[np.bool_]:
 
     numbered = table.append_column("file_row_number", pa.array(np.arange(len(table))))
     try:
-        with duckdb.connect(config={"enable_external_access": "false"}) as connection:
+        with _engine().cursor() as connection:
             condition = duckdb.SQLExpression(where)
             _refuse_what_is_not_of_the_row(where)
             met = connection.from_arrow(numbered).filter(condition)
@@ -179,6 +179,14 @@ def rows_where(table: pa.Table, where: str) -> NDArray[np.bool_]:
     kept = np.zeros(len(table), dtype=np.bool_)
     kept[np.asarray(rows, dtype=np.int64)] = True
     return kept
+
+
+@cache
+def _engine() -> Any:
+    """One for the process: starting it takes longer than asking a part's rows."""
+    import duckdb
+
+    return duckdb.connect(config={"enable_external_access": "false"})
 
 
 @cache
