@@ -127,11 +127,11 @@ def ask(said: str) -> _Question:
         raise NotAskableError(
             f"{said!r} is neither a URL, nor a SAMPLE_ID, nor an image's SHA-256 or MD5"
         ) from error
-    if kind == "host":
-        raise NotAskableError(f"{said!r} is a host: ask for one URL")
     if kind == "url":
         return _Question(text, urls=tuple(dict.fromkeys([text.removeprefix("url:"), value])))
-    return _Question(text, hashes={kind: value})
+    if kind in ("sha256", "md5"):
+        return _Question(text, hashes={kind: value})
+    raise NotAskableError(f"{said!r} is a {kind}: ask for one URL")
 
 
 _HEX: Final = "uid in hex digits"
