@@ -51,10 +51,11 @@ _CHECKS: Final[Mapping[str, Sequence[str]]] = {
 }
 
 
-def check_specs(asset: str) -> list[dg.AssetCheckSpec]:
+def check_specs(asset: str, like: str | None = None) -> list[dg.AssetCheckSpec]:
+    """``like``: the asset whose checks it has, if not its own."""
     return [
         dg.AssetCheckSpec(name, asset=asset, blocking=True, description=_WHAT[name])
-        for name in _CHECKS.get(asset, ())
+        for name in _CHECKS.get(like or asset, ())
     ]
 
 
@@ -215,16 +216,14 @@ def rows_aligned(asset: str, folder: Path, vectors: Path) -> dg.AssetCheckResult
     return outcome(asset, "rows_aligned", "; ".join(problems) or None, rows=rows)
 
 
-def above_threshold(folder: Path, threshold: float) -> dg.AssetCheckResult:
+def above_threshold(asset: str, folder: Path, threshold: float) -> dg.AssetCheckResult:
     lowest = 1.0
     for part in _parts(folder):
         similarity = pq.read_table(part, columns=["similarity"])["similarity"].to_numpy()
         if len(similarity):
             lowest = min(lowest, float(similarity.min()))
     problem = None if lowest >= threshold else f"similarity {lowest} is below {threshold}"
-    return outcome(
-        "filtered_subset", "above_threshold", problem, lowest=lowest, threshold=threshold
-    )
+    return outcome(asset, "above_threshold", problem, lowest=lowest, threshold=threshold)
 
 
 def size_equal(asset: str, index: Path, rows: int) -> dg.AssetCheckResult:

@@ -102,7 +102,7 @@ def filter_(args: argparse.Namespace) -> None:
 
     _existing([args.embeddings])
     settings = load_settings(args.config)
-    recipe = settings.subset
+    recipe = settings.recipe(args.recipe) if args.recipe else settings.subset
     if args.threshold is not None:
         recipe = recipe.model_copy(update={"threshold": args.threshold})
     args.output.mkdir(parents=True, exist_ok=True)
@@ -173,6 +173,22 @@ def _cell(value: object) -> str:
         return ""
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
     return text.replace("\n", " ")
+
+
+def why(args: argparse.Namespace) -> None:
+    from laion_assets.settings import load_settings
+    from laion_assets.stats import why as stories
+
+    lake = args.lake or Path(load_settings(args.config).lake.root)
+    _existing([lake])
+    try:
+        answer = stories.why(lake, args.what)
+    except stories.NotAskableError as error:
+        args.parser.error(str(error))
+    if not answer:
+        raise CommandError(f"nothing is known of {args.what} in {lake}")
+    for line in answer.lines():
+        print(line)
 
 
 def crawls(args: argparse.Namespace) -> None:
@@ -312,7 +328,8 @@ def build_parser() -> argparse.ArgumentParser:
         _Word("filter", "embeddings to a filtered subset", "filter emb/ -o subset/", filter_),
     )
     word.add_argument("embeddings", type=Path)
-    word.add_argument("--threshold", type=float, help="cosine, instead of the model's own")
+    word.add_argument("--recipe", help="a recipe's name: shipped, or of the settings file")
+    word.add_argument("--threshold", type=float, help="cosine, instead of the recipe's")
     _output(word)
 
     word = _add(commands, _Word("index", "a subset to kNN indices", "index subset/ -o idx/", index))
@@ -342,6 +359,13 @@ def build_parser() -> argparse.ArgumentParser:
     word.add_argument("statement")
     word.add_argument("--catalog", type=Path)
     word.add_argument("--csv", action="store_true")
+
+    word = _add(
+        commands,
+        _Word("why", "the whole story of one pair", "why https://example.org/apple.jpg", why),
+    )
+    word.add_argument("what", metavar="URL", help="or a SAMPLE_ID, or an image's SHA-256 or MD5")
+    word.add_argument("--lake", type=Path, help="its folder, if not the settings'")
 
     _add(commands, _Word("crawls", "the crawls that the source lists", "crawls", crawls))
 

@@ -45,7 +45,7 @@ from sensors.new_crawls import new_crawl_sensor
 def build_defs(settings: Settings) -> dg.Definitions:
     """The asset graph of one deployment."""
     segments = segment_partitions(settings.crawl_source.segments_per_crawl)
-    segment = segment_job()
+    segment = segment_job(settings.subsets)
     return dg.Definitions(
         assets=[
             outside.removals,
@@ -57,6 +57,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
             embeddings.build(segments, settings),
             scored_pairs.build(segments, settings),
             filtered_subset.build(segments, settings),
+            *filtered_subset.build_further(segments, settings),
             knn_index.build(segments, settings),
             segment_stats.build(segments, settings),
             search_index.build(settings),
@@ -67,7 +68,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
         sensors=[
             new_crawl_sensor(segment, settings.discovery, settings.crawl_source.segments_per_crawl),
             lists_sensor,
-            follow_sensor(),
+            follow_sensor(settings.subsets),
         ],
         resources={
             "lake": LakeResource(**settings.lake.model_dump()),

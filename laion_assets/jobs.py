@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import dagster as dg
@@ -21,11 +22,25 @@ SEGMENT_ASSETS: Final = (
 AGGREGATES: Final = ("search_index", "catalog", "dataset_report")
 
 
-def segment_job() -> UnresolvedAssetJobDefinition:
+def subset_asset(name: str) -> str:
+    """The asset, and the catalog's view, of a further subset: `laion5b-en` -> `subset_laion5b_en`.
+
+    Dagster's names have no hyphens.
+    """
+    return f"subset_{name.replace('-', '_')}"
+
+
+def segment_assets(subsets: Iterable[str] = ()) -> list[str]:
+    """:data:`SEGMENT_ASSETS` and the further subsets, which stand behind all they are made of."""
+    further = [subset_asset(name) for name in subsets]
+    return [*SEGMENT_ASSETS[:-1], *further, SEGMENT_ASSETS[-1]]
+
+
+def segment_job(subsets: Iterable[str] = ()) -> UnresolvedAssetJobDefinition:
     """One segment, in one process: the models are loaded once, and a step costs no new process."""
     return dg.define_asset_job(
         "segment",
-        selection=dg.AssetSelection.assets(*SEGMENT_ASSETS),
+        selection=dg.AssetSelection.assets(*segment_assets(subsets)),
         executor_def=dg.in_process_executor,
         description="One Common Crawl segment, from its WAT files to its index and statistics.",
     )

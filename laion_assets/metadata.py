@@ -93,6 +93,14 @@ def _schema(types: Mapping[str, str], columns: Sequence[str]) -> dg.TableSchema:
     return dg.TableSchema([dg.TableColumn(name, types.get(name, "string")) for name in columns])
 
 
+def numbers_table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
+    """A table of rows with the same columns; whole numbers are shown as such."""
+    types = {name: "int" for row in rows for name, value in row.items() if isinstance(value, int)}
+    records = [dg.TableRecord(dict(row)) for row in rows]
+    columns = list(rows[0]) if rows else ["none"]
+    return dg.MetadataValue.table(records, schema=_schema(types, columns))
+
+
 def table_preview(
     folder: Path, columns: Sequence[str], pattern: str = "*.parquet", rows: int = PREVIEW_ROWS
 ) -> dg.TableMetadataValue:

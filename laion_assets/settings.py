@@ -7,23 +7,26 @@ place that reads the environment for anything but secrets.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from importlib import resources as package_files
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.crawl.source import CrawlSourceOptions
 from laion_assets.download.options import DownloadOptions
-from laion_assets.filtering.recipe import Recipe
+from laion_assets.filtering.recipe import DEFAULT, Recipe, RecipeError, load_recipe, recipe_fields
 from laion_assets.knn.options import IndexOptions
 from laion_assets.lake import LakeOptions
 from laion_assets.pairs.rules import PairRules
 from laion_assets.safety.options import SafetyOptions
 
 CONFIG_VARIABLE: Final = "LAION_ASSETS_CONFIG"
+_SUBSET_NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
 class SettingsError(ValueError):
@@ -64,8 +67,39 @@ class Settings(_Section):
     download: DownloadOptions = DownloadOptions()
     clip: ClipOptions = ClipOptions()
     safety: SafetyOptions = SafetyOptions()
-    subset: Recipe = Recipe()
+    subset: Recipe = Field(default_factory=lambda: load_recipe(DEFAULT))
+    """Of `filtered_subset`, the one that is indexed and searched."""
+    subsets: Mapping[str, Recipe] = Field(default_factory=dict)
+    """By name, those taken beside it from the same scores; each is an asset of its own."""
     index: IndexOptions = IndexOptions()
+
+    @field_validator("subset", mode="before")
+    @classmethod
+    def _main(cls, section: Any) -> Any:
+        return recipe_fields(section) if isinstance(section, Mapping) else section
+
+    @field_validator("subsets", mode="before")
+    @classmethod
+    def _further(cls, sections: Any) -> Any:
+        recipes = {}
+        for name, section in sections.items():
+            if not _SUBSET_NAME.fullmatch(name):
+                raise RecipeError(f"{name!r} is not a subset's name like laion5b-en")
+            try:
+                recipes[name] = (
+                    recipe_fields(section, name) if isinstance(section, Mapping) else section
+                )
+            except RecipeError as error:
+                raise RecipeError(f"{name}: {error}") from error
+        return recipes
+
+    def recipe(self, name: str) -> Recipe:
+        """A further subset's recipe, the main one, or a shipped one, by name.
+
+        Raises :class:`RecipeError` if there is none.
+        """
+        known = {self.subset.name: self.subset, **self.subsets}
+        return known[name] if name in known else load_recipe(name)
 
 
 def sample_config() -> Path:
@@ -102,16 +136,28 @@ def _refuse_unknown_keys(path: Path, values: dict[str, object]) -> None:
     The options classes do not forbid extra fields themselves because Dagster's resources, which
     inherit from them, add their own.
     """
+    for title, content, model in _tables(path, values):
+        if not isinstance(content, dict):
+            raise SettingsError(f"{path}: [{title}] must be a table")
+        fields = [*model.model_fields, *(["recipe"] if model is Recipe else [])]
+        unknown = sorted(set(content) - set(fields))
+        if unknown:
+            known = ", ".join(fields)
+            raise SettingsError(f"{path}: [{title}] has no {', '.join(unknown)}; known: {known}")
+
+
+def _tables(path: Path, values: dict[str, object]) -> Iterator[tuple[str, object, type[BaseModel]]]:
+    """(title, content, model) of every table of options."""
     for section, content in values.items():
         field = Settings.model_fields.get(section)
         if field is None:
             known = ", ".join(Settings.model_fields)
             raise SettingsError(f"{path}: no section [{section}]; known: {known}")
-        model = field.annotation
-        if not isinstance(content, dict) or not isinstance(model, type):
-            raise SettingsError(f"{path}: [{section}] must be a table")
-        assert issubclass(model, BaseModel)
-        unknown = sorted(set(content) - set(model.model_fields))
-        if unknown:
-            known = ", ".join(model.model_fields)
-            raise SettingsError(f"{path}: [{section}] has no {', '.join(unknown)}; known: {known}")
+        if section == "subsets" and isinstance(content, dict):
+            for name, table in content.items():
+                yield f"subsets.{name}", table, Recipe
+        else:
+            model = Recipe if section == "subsets" else field.annotation
+            assert isinstance(model, type)
+            assert issubclass(model, BaseModel)
+            yield section, content, model

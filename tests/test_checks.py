@@ -113,8 +113,8 @@ def test_rows_aligned(tmp_path: Path) -> None:
 
 def test_above_threshold(tmp_path: Path) -> None:
     write_part(tmp_path, 0, [("a", 0.30), ("b", 0.9)])
-    assert checks.above_threshold(tmp_path, 0.30).passed
-    assert not checks.above_threshold(tmp_path, 0.31).passed
+    assert checks.above_threshold("x", tmp_path, 0.30).passed
+    assert not checks.above_threshold("x", tmp_path, 0.31).passed
 
 
 def test_what_fails_is_not_published() -> None:

@@ -253,6 +253,20 @@ def test_filter_takes_a_threshold_of_ones_own(stages: Stages, tmp_path: Path) ->
     assert done.counts["subset", "kept"] == len(expected)
 
 
+def test_filter_takes_a_recipe_by_name(stages: Stages, tmp_path: Path) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text(stages.config.read_text() + '\n[subsets.wide]\nwhere = "width > height"\n')
+    words = ("filter", "--config", config, stages.root / "emb", "-o", tmp_path / "out", "--recipe")
+    done = laion_assets(*words, "wide")
+    assert done.code == 0, done.err
+    rows = stages.part.select(["URL", "WIDTH", "HEIGHT"]).to_pylist()
+    wide = [row["URL"] for row in rows if row["WIDTH"] > row["HEIGHT"]]
+    assert 0 < len(wide) < len(rows)
+    found = pq.ParquetFile(tmp_path / "out" / "part-00000.parquet").read()["URL"].to_pylist()
+    assert found == wide
+    refused(laion_assets(*words, "nobody"), "RecipeError: no recipe 'nobody'.*laion5b-en")
+
+
 def test_index_holds_every_sample_twice(stages: Stages) -> None:
     import faiss
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from laion_assets.filtering.recipe import RecipeError, load_recipe
 from laion_assets.settings import SettingsError, load_settings, sample_config
 from laion_assets.versions import code_version
 
@@ -25,6 +26,13 @@ def test_the_shipped_files_are_valid() -> None:
         ("pairs = 3", r"\[pairs\] must be a table"),
         ("[crawl_source]\nsegments_per_crawl = 0", "crawl_source.segments_per_crawl"),
         ("[pairs\n", "is not TOML"),
+        ("subsets = 3", r"\[subsets\] must be a table"),
+        ("[subsets]\nmine = 3", r"\[subsets.mine\] must be a table"),
+        ("[subsets.mine]\ntreshold = 0.3", r"\[subsets.mine\] has no treshold; known: .*recipe"),
+        ("[subsets.Mine]\nthreshold = 0.3", "'Mine' is not a subset's name like laion5b-en"),
+        ("[subsets.mine]\nwhere = 'widht > 3'", "subsets.mine.where: .*widht"),
+        ("[subsets.laion5b-en]\n", 'laion5b-en: .*write: recipe = "NAME"'),
+        ("[subset]\nthreshold = 0.2", "subset: .*needs a name of its own"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
@@ -49,3 +57,30 @@ def test_a_changed_rule_changes_the_code_version_and_a_thread_count_does_not() -
     more = fetch.model_copy(update={"concurrency": fetch.concurrency + 1})
     left_out = type(fetch).NOT_IN_VERSION
     assert code_version(1, fetch, leave_out=left_out) == code_version(1, more, leave_out=left_out)
+
+
+def test_recipes_are_taken_by_name_or_written_out(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        """
+        [subset]
+        recipe = "laion5b-en"
+
+        [subsets.laion400m]
+        recipe = "laion400m"
+
+        [subsets.portraits]
+        version = 2
+        where = "height > width"
+        """
+    )
+    settings = load_settings(path)
+    assert settings.subset == load_recipe("laion5b-en")
+    assert list(settings.subsets) == ["laion400m", "portraits"]
+    assert settings.subsets["portraits"].title == "portraits v2"
+    assert settings.recipe("portraits") == settings.subsets["portraits"]
+    assert settings.recipe("laion400m") == load_recipe("laion400m")
+    with pytest.raises(RecipeError, match="no recipe 'landscapes'"):
+        settings.recipe("landscapes")
+    path.write_text("")
+    assert load_settings(path).subset == load_recipe("laion400m")

@@ -4,18 +4,20 @@ import dagster as dg
 
 from laion_assets.assets.making import materialized, publishing
 from laion_assets.automation import follow_upstream
-from laion_assets.jobs import SEGMENT_ASSETS
+from laion_assets.jobs import segment_assets, subset_asset
 from laion_assets.settings import Settings
 from laion_assets.stats.catalog import build_catalog
 from laion_assets.versions import code_version
 from resources.lake import LakeResource
 
 
-def build(_: Settings) -> dg.AssetsDefinition:
+def build(settings: Settings) -> dg.AssetsDefinition:
+    subsets = [subset_asset(name) for name in settings.subsets]
+
     @dg.asset(
         group_name="stats",
-        deps=["segment_stats"],
-        code_version=code_version(1),
+        deps=["segment_stats", *subsets],
+        code_version=code_version(1, *subsets),
         automation_condition=follow_upstream(),
         kinds={"duckdb"},
         description=__doc__,
@@ -24,13 +26,13 @@ def build(_: Settings) -> dg.AssetsDefinition:
         store = lake.open()
         made_of = {
             f"{asset}/{key}": store.manifest(asset, key).data_version
-            for asset in SEGMENT_ASSETS
+            for asset in segment_assets(settings.subsets)
             for key in store.segments(asset)
         }
         with publishing(context, store, made_of=made_of) as staging:
             # DuckDB gives each file an id of its own; what the views show is what they are made of.
             staging.data_version = staging.fingerprint
-            staging.metadata = build_catalog(store.root, staging.path / "catalog.duckdb")
+            staging.metadata = build_catalog(store.root, staging.path / "catalog.duckdb", subsets)
         return materialized(context, store, staging)
 
     return catalog

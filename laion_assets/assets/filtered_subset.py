@@ -1,79 +1,136 @@
 """The rows that the recipe takes, in the LAION-400M schema, with their embeddings beside them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import dagster as dg
 
 from laion_assets import checks, schemas
 from laion_assets.assets.making import key_of, materialized, publishing
-from laion_assets.clip.thresholds import table_entry, threshold_for
+from laion_assets.automation import follow_scores
+from laion_assets.clip.thresholds import table_entry
+from laion_assets.filtering.figures import kept_by_tag, similarity_histogram, threshold_sheets
+from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import take_subset
-from laion_assets.metadata import table_preview
+from laion_assets.jobs import subset_asset
+from laion_assets.lake import Lake
+from laion_assets.metadata import numbers_table, picture, table_preview
+from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings
 from laion_assets.versions import code_version
-from resources.clip import ClipModelResource
 from resources.lake import LakeResource
 from resources.rules import RecipeResource
 
+UPSTREAM = ("scored_pairs", "embeddings")
+
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
+    """The main recipe's subset, which is indexed and searched."""
+
     @dg.asset(
         group_name="subset",
         partitions_def=segments,
-        deps=["scored_pairs", "embeddings"],
-        code_version=code_version(1, settings.subset, table_entry(settings.clip.key)),
+        deps=UPSTREAM,
+        code_version=_version(settings.subset, settings),
         check_specs=checks.check_specs("filtered_subset"),
         kinds={"parquet", "numpy"},
         description=__doc__,
     )
     def filtered_subset(
-        context: dg.AssetExecutionContext,
-        lake: LakeResource,
-        clip: ClipModelResource,
-        recipe: RecipeResource,
+        context: dg.AssetExecutionContext, lake: LakeResource, recipe: RecipeResource
     ) -> dg.MaterializeResult:
-        key, store = key_of(context), lake.open()
-        threshold = threshold_for(clip.key, recipe)
-        with publishing(
-            context,
-            store,
-            key,
-            upstream=["scored_pairs", "embeddings"],
-            made_of={"threshold": str(threshold)},
-            options=recipe,
-        ) as staging:
-            scored = store.published("scored_pairs", key)
-            counts = take_subset(
-                scored,
-                store.published("embeddings", key),
-                staging.path,
-                recipe,
-                threshold=threshold,
-                log=context.log.info,
-            )
-            staging.counts = [counts]
-            staging.metadata = {
-                "recipe": f"{recipe.name} v{recipe.version}",
-                "threshold": threshold,
-                "model": clip.key,
-            }
-            kept_before = store.manifest("embeddings", key).stage("embeddings").kept
-            rows = checks.rows_in(staging.path)
-            checked = checks.require(
-                checks.schema_exact(
-                    "filtered_subset", staging.path, schemas.SUBSET, checks.parts_in(scored)
-                ),
-                checks.keys_unique("filtered_subset", staging.path, "SAMPLE_ID"),
-                checks.rows_aligned("filtered_subset", staging.path, staging.path),
-                checks.above_threshold(staging.path, threshold),
-                checks.funnel_adds_up("filtered_subset", counts, rows, kept_before),
-            )
-        folder = store.folder("filtered_subset", key)
-        return materialized(
-            context,
-            store,
-            staging,
-            key,
-            checks=checked,
-            extra={"preview": table_preview(folder, ["TEXT", "similarity", "NSFW", "URL"])},
-        )
+        return _take(context, lake.open(), recipe)
 
     return filtered_subset
+
+
+def build_further(
+    segments: dg.MultiPartitionsDefinition, settings: Settings
+) -> list[dg.AssetsDefinition]:
+    """An asset for each further recipe, of the same scores and embeddings."""
+    return [
+        _further(segments, settings, subset_asset(name), recipe)
+        for name, recipe in settings.subsets.items()
+    ]
+
+
+def _further(
+    segments: dg.MultiPartitionsDefinition, settings: Settings, name: str, recipe: Recipe
+) -> dg.AssetsDefinition:
+    @dg.asset(
+        name=name,
+        group_name="subset",
+        partitions_def=segments,
+        deps=UPSTREAM,
+        code_version=_version(recipe, settings),
+        check_specs=checks.check_specs(name, like="filtered_subset"),
+        automation_condition=follow_scores(),
+        kinds={"parquet", "numpy"},
+        description=f"The rows that the recipe {recipe.title} takes. {recipe.about}".strip(),
+    )
+    def further(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+        return _take(context, lake.open(), recipe)
+
+    return further
+
+
+def _version(recipe: Recipe, settings: Settings) -> str:
+    return code_version(2, recipe, table_entry(settings.clip.key), leave_out=Recipe.NOT_IN_VERSION)
+
+
+def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.MaterializeResult:
+    key, name = key_of(context), context.asset_key.path[-1]
+    # The model that the similarities are of, whatever the settings name by now.
+    model = store.manifest("embeddings", key).metadata["model"]
+    threshold = recipe.threshold_of(model)
+    with publishing(
+        context,
+        store,
+        key,
+        upstream=UPSTREAM,
+        made_of={"threshold": str(threshold)},
+        options=recipe,
+        leave_out=recipe.NOT_IN_VERSION,
+    ) as staging:
+        scored = store.published("scored_pairs", key)
+        embeddings = store.published("embeddings", key)
+        counts = take_subset(
+            scored, embeddings, staging.path, recipe, threshold=threshold, log=context.log.info
+        )
+        staging.counts = [counts]
+        staging.metadata = {"recipe": recipe.title, "threshold": threshold, "model": model}
+        kept_before = store.manifest("embeddings", key).stage("embeddings").kept
+        rows = checks.rows_in(staging.path)
+        checked = checks.require(
+            checks.schema_exact(name, staging.path, schemas.SUBSET, checks.parts_in(scored)),
+            checks.keys_unique(name, staging.path, "SAMPLE_ID"),
+            checks.rows_aligned(name, staging.path, staging.path),
+            checks.above_threshold(name, staging.path, threshold),
+            checks.funnel_adds_up(name, counts, rows, kept_before),
+        )
+    return materialized(
+        context,
+        store,
+        staging,
+        key,
+        checks=checked,
+        extra=_shown(store, key, name, recipe, threshold),
+    )
+
+
+def _shown(
+    store: Lake, key: SegmentKey, name: str, recipe: Recipe, threshold: float
+) -> Mapping[str, Any]:
+    scored, shards = store.published("scored_pairs", key), store.folder("image_shards", key)
+    kept, dropped = threshold_sheets(scored, shards, recipe, threshold)
+    return {
+        "similarity": picture(
+            similarity_histogram(scored, threshold), "histogram of similarity with the threshold"
+        ),
+        "kept_just_above": picture(kept, "the least similar of the kept, with their similarity"),
+        "dropped_just_below": picture(dropped, "the most similar of the dropped"),
+        "safety_tags": numbers_table(kept_by_tag(scored, store.folder(name, key))),
+        "preview": table_preview(
+            store.folder(name, key), ["TEXT", "similarity", "NSFW", "URL"], "part-*.parquet"
+        ),
+    }

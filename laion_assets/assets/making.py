@@ -60,6 +60,9 @@ def publishing(
         log=context.log.info,
     ) as staging:
         yield staging
+        if options is not None:
+            told = options.model_dump(mode="json", exclude=set(leave_out))
+            staging.metadata = {**staging.metadata, "options": told}
         for asset, data_version in before.items():
             if lake.manifest(asset, key).data_version != data_version:
                 raise InputsChangedError(

@@ -4,16 +4,15 @@ import dagster as dg
 
 from laion_assets import checks, schemas
 from laion_assets.assets.making import key_of, materialized, publishing
-from laion_assets.clip.thresholds import threshold_for
-from laion_assets.filtering.figures import similarity_histogram
+from laion_assets.filtering.figures import similarity_histogram, tags_and_categories
 from laion_assets.filtering.score import score_segment
-from laion_assets.metadata import picture, table_preview
+from laion_assets.metadata import numbers_table, picture, table_preview
 from laion_assets.safety.prompts import category_embeddings, load_prompts
 from laion_assets.settings import Settings
 from laion_assets.versions import code_version
 from resources.clip import ClipModelResource
 from resources.lake import LakeResource
-from resources.rules import RecipeResource, SafetyResource
+from resources.rules import SafetyResource
 
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
@@ -21,7 +20,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         group_name="subset",
         partitions_def=segments,
         deps=["embeddings"],
-        code_version=code_version(1, load_prompts(settings.safety.prompts).digest),
+        code_version=code_version(2, load_prompts(settings.safety.prompts).digest),
         check_specs=checks.check_specs("scored_pairs"),
         kinds={"numpy", "parquet"},
         description=__doc__,
@@ -31,11 +30,18 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         lake: LakeResource,
         clip: ClipModelResource,
         safety: SafetyResource,
-        recipe: RecipeResource,
     ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         source = store.published("embeddings", key)
         prompts, model = load_prompts(safety.prompts), clip.load()
+        embedded_by = store.manifest("embeddings", key).metadata["model_version"]
+        if embedded_by != model.version:
+            raise dg.Failure(
+                f"the embeddings are of another model ({embedded_by}) than the settings name "
+                f"({model.version}), and categories can be compared with those of their own model "
+                "only: make the embeddings again",
+                allow_retries=False,
+            )
         with publishing(
             context,
             store,
@@ -45,7 +51,13 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         ) as staging:
             categories = category_embeddings(prompts, model)
             rows = score_segment(source, staging.path, categories, log=context.log.info)
-            staging.metadata = {"rows": rows, "prompts": f"{prompts.name} v{prompts.version}"}
+            staging.metadata = {
+                "rows": rows,
+                "prompts": f"{prompts.name} v{prompts.version}",
+                "prompts_digest": prompts.digest,
+                "words": categories.words.title,
+                "model": model.key,
+            }
             checked = checks.require(
                 checks.schema_exact(
                     "scored_pairs",
@@ -56,7 +68,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
                 checks.rows_aligned("scored_pairs", staging.path, source),
             )
         folder = store.folder("scored_pairs", key)
-        histogram = similarity_histogram(folder, threshold_for(clip.key, recipe))
+        tags, categories_first = tags_and_categories(folder)
         return materialized(
             context,
             store,
@@ -64,7 +76,9 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             key,
             checks=checked,
             extra={
-                "similarity": picture(histogram, "histogram of similarity"),
+                "similarity": picture(similarity_histogram(folder), "histogram of similarity"),
+                "safety_tags": numbers_table(tags),
+                "nearest_categories": numbers_table(categories_first),
                 "preview": table_preview(folder, ["text", "similarity", "nsfw"]),
             },
         )

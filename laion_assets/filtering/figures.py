@@ -1,45 +1,144 @@
-"""Figures of what the filter does, as PNG bytes."""
+"""Figures and tables of what the filter does, for a person's eye."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from laion_assets.filtering.parts import part_numbers, part_path
+from laion_assets.download.preview import SHARDS_READ, Sample, sheet
+from laion_assets.filtering.parts import part_numbers, part_path, read_part
+from laion_assets.filtering.recipe import Recipe
+from laion_assets.filtering.subset import choose
+from laion_assets.safety.tags import TAGS
+
+TOP_CATEGORIES: Final = 15
+PICTURES: Final = 12
+"""On each of the two sheets."""
+
+Rows = Sequence[Mapping[str, Any]]
 
 
-def similarity_histogram(scored: Path, threshold: float) -> bytes:
-    """How similarities are distributed over all scored pairs, with the threshold drawn."""
+def similarity_histogram(scored: Path, threshold: float | None = None) -> bytes:
+    """PNG: how similarities are distributed over all scored pairs, with the threshold drawn."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     edges = np.round(np.arange(-1.0, 1.0 + 1e-9, 0.01), 2)
     bins = np.zeros(len(edges) - 1, dtype=np.int64)
     kept = 0
-    for number in part_numbers(scored):
-        part = pq.ParquetFile(part_path(scored, number)).read(columns=["similarity"])
-        values = part["similarity"].to_numpy()
+    for table in _columns(scored, "similarity"):
+        values = table["similarity"].to_numpy()
         bins += np.histogram(values, bins=edges)[0]
-        kept += int((values >= threshold).sum())
+        kept += int((values >= threshold).sum()) if threshold is not None else 0
     total = int(bins.sum())
 
     figure = Figure(figsize=(7, 3.2), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.stairs(bins, edges, fill=True, color="#5b7f95")
-    axes.axvline(threshold, color="#b5432a", label=f"threshold {threshold:g}")
     filled = np.flatnonzero(bins)
     low, high = (edges[filled[0]], edges[filled[-1] + 1]) if total else (0.0, 1.0)
-    axes.set_xlim(min(low, threshold) - 0.02, max(high, threshold) + 0.02)
+    title = f"{total:,} pairs"
+    if threshold is not None:
+        axes.axvline(threshold, color="#b5432a", label=f"threshold {threshold:g}")
+        axes.legend(frameon=False)
+        low, high = min(low, threshold), max(high, threshold)
+        share = f", {kept / total:.1%}" if total else ""
+        title = f"{kept:,} of {total:,} pairs at or above the threshold{share}"
+    axes.set_xlim(low - 0.02, high + 0.02)
     axes.set_xlabel("cosine similarity of image and text")
     axes.set_ylabel("pairs")
-    share = f", {kept / total:.1%}" if total else ""
-    axes.set_title(f"{kept:,} of {total:,} pairs at or above the threshold{share}", fontsize=10)
-    axes.legend(frameon=False)
+    axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()
+
+
+def threshold_sheets(
+    scored: Path, shards: Path, recipe: Recipe, threshold: float
+) -> tuple[bytes, bytes]:
+    """Two JPEGs of at most 150 KB: the least similar pairs kept, the most similar below.
+
+    Each picture has its similarity and its caption. Pictures tagged NSFW or UNSURE are not shown,
+    nor are those that a rule of safety dropped. Of a large segment the first, the last and some
+    parts between are looked into. Sheets without pictures where the shards are gone.
+    """
+    numbers = part_numbers(scored)
+    some = np.linspace(0, len(numbers) - 1, min(len(numbers), SHARDS_READ)).round().astype(int)
+    kept, below = [], []
+    for at in some:
+        table = read_part(part_path(scored, numbers[at]))
+        taken, _ = choose(table, recipe, threshold)
+        similarity = table["similarity"].to_numpy()
+        shown = table["nsfw"].to_numpy() == "UNLIKELY"
+        rows = taken[shown[taken]]
+        kept.append(_take(table, rows[np.argsort(similarity[rows], kind="stable")]))
+        rows = np.flatnonzero(shown & (similarity < threshold))
+        below.append(_take(table, rows[np.argsort(-similarity[rows], kind="stable")]))
+    return (
+        sheet(_samples(kept, shards, lambda row: float(row["similarity"]))),
+        sheet(_samples(below, shards, lambda row: -float(row["similarity"]))),
+    )
+
+
+def _take(table: pa.Table, rows: Any) -> pa.Table:
+    return table.select(["url", "text", "similarity", "key", "shard"]).take(
+        pa.array(rows[:PICTURES])
+    )
+
+
+def _samples(
+    tables: Iterable[pa.Table], shards: Path, order: Callable[[Mapping[str, Any]], float]
+) -> list[Sample]:
+    rows = sorted((row for table in tables for row in table.to_pylist()), key=order)[:PICTURES]
+    tars = {row["shard"]: shards / f"{row['shard']:05d}.tar" for row in rows}
+    # Shards may have been made anew, or deleted, since they were embedded.
+    urls = {shard: _urls(tar) for shard, tar in tars.items() if tar.exists()}
+    return [
+        Sample(tars[row["shard"]], row["key"], f"{row['similarity']:.3f} {row['text']}")
+        for row in rows
+        if urls.get(row["shard"], {}).get(row["key"]) == row["url"]
+    ]
+
+
+def _urls(tar: Path) -> dict[str, str]:
+    """Key -> URL of a shard."""
+    table = pq.ParquetFile(tar.with_suffix(".parquet")).read(columns=["key", "url"])
+    return dict(zip(table["key"].to_pylist(), table["url"].to_pylist(), strict=True))
+
+
+def kept_by_tag(scored: Path, subset: Path) -> Rows:
+    """By safety tag: how many pairs there are, and how many of them the subset has."""
+    all_of, kept = _counts(scored, "nsfw"), _counts(subset, "NSFW")
+    return [{"tag": tag, "pairs": all_of.get(tag, 0), "kept": kept.get(tag, 0)} for tag in TAGS]
+
+
+def tags_and_categories(scored: Path) -> tuple[Rows, Rows]:
+    """The number of pairs by safety tag, and by the category nearest to the image."""
+    tags, nearest = _counts(scored, "nsfw"), _counts(scored, "nsfw_category_1")
+    ordered = sorted(nearest.items(), key=lambda item: (-item[1], item[0]))
+    return (
+        [{"tag": tag, "pairs": tags.get(tag, 0)} for tag in TAGS],
+        [{"nearest category": name, "pairs": n} for name, n in ordered[:TOP_CATEGORIES]],
+    )
+
+
+def _counts(folder: Path, column: str) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for table in _columns(folder, column):
+        for value in pc.value_counts(table[column]).to_pylist():
+            counts[value["values"]] = counts.get(value["values"], 0) + value["counts"]
+    return counts
+
+
+def _columns(folder: Path, *columns: str) -> Iterable[pa.Table]:
+    for number in part_numbers(folder):
+        yield pq.ParquetFile(part_path(folder, number)).read(columns=list(columns))

@@ -1,30 +1,57 @@
-"""Recipes: named, versioned choices of which scored pairs make a subset."""
+"""Recipes: named, versioned choices of which scored pairs make a subset.
+
+Two are shipped as data files in ``recipes/``; others are written in the settings file.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from laion_assets import schemas
+from laion_assets.clip.thresholds import UnknownThresholdError, threshold_for
+
+HERE: Final = Path(__file__).with_name("recipes")
+DEFAULT: Final = "laion400m"
+"""The recipe of who asks for none; a :class:`Recipe`'s own defaults are its rules."""
 
 
-class PredicateError(ValueError):
+class RecipeError(ValueError):
+    """A recipe is absent or wrong; the message says which and why."""
+
+
+class PredicateError(RecipeError):
     """A recipe's `where` that cannot be evaluated; the message says why."""
 
 
 class Recipe(BaseModel, frozen=True):
     """Which scored pairs a subset takes; the default is LAION-400M's rules."""
 
-    name: str = Field("laion400m", min_length=1, description="The subset's name")
+    NOT_IN_VERSION: ClassVar[tuple[str, ...]] = ("about", "source")
+    """Fields that choose no row."""
+
+    name: str = Field(DEFAULT, min_length=1, description="The recipe's name")
     version: int = Field(1, ge=1, description="Raised when the recipe changes")
+    about: str = Field("", description="What it takes and why, for people")
+    source: str = Field("", description="Who made the rules")
     threshold: float | None = Field(
-        None, ge=-1, le=1, description="Lowest similarity kept; null takes the model's of the table"
+        None,
+        ge=-1,
+        le=1,
+        description="Lowest similarity kept, whatever the model; null takes `thresholds`",
+    )
+    thresholds: Mapping[str, float] = Field(
+        default_factory=dict,
+        description="Lowest similarity kept by model (MODEL/PRETRAINED); empty takes the shipped"
+        " table's for the model",
     )
     drop_minor_text: bool = Field(
         True, description="Drop NSFW and UNSURE samples whose text names minors"
@@ -48,6 +75,88 @@ class Recipe(BaseModel, frozen=True):
             rows_where(schemas.SCORED.empty_table(), where)
         return where
 
+    def threshold_of(self, model: str) -> float:
+        """The lowest similarity kept of pairs embedded by the model (`MODEL/PRETRAINED`).
+
+        The recipe's `threshold`; else its `thresholds`; else the table's of
+        :mod:`laion_assets.clip.thresholds`. A recipe with thresholds says nothing of other
+        models, since a cosine of one means nothing for another: raises
+        :class:`UnknownThresholdError` then, and if the table has none.
+        """
+        if self.threshold is None and self.thresholds:
+            if model not in self.thresholds:
+                raise UnknownThresholdError(
+                    f"the recipe {self.name!r} has no threshold for {model!r} (it has: "
+                    f"{', '.join(sorted(self.thresholds))}), and a similarity of one model says"
+                    " nothing of another's: write a recipe of your own with a `threshold`"
+                )
+            return self.thresholds[model]
+        return threshold_for(model, self)
+
+    @property
+    def title(self) -> str:
+        """`NAME vVERSION`, as metadata names it."""
+        return f"{self.name} v{self.version}"
+
+
+def shipped_recipes() -> list[str]:
+    return sorted(path.stem for path in HERE.glob("*.json"))
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Read a shipped recipe by name, or a JSON file. Raises :class:`RecipeError`."""
+    shipped = HERE / f"{name_or_path}.json"
+    path = shipped if shipped.is_file() else Path(name_or_path)
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise RecipeError(
+            f"no recipe {name_or_path!r}: it is neither shipped ({', '.join(shipped_recipes())})"
+            " nor a file"
+        ) from error
+    except ValueError as error:
+        raise RecipeError(f"{path} is not JSON: {error}") from error
+    unknown = sorted(set(values) - set(Recipe.model_fields))
+    if unknown:
+        known = ", ".join(Recipe.model_fields)
+        raise RecipeError(f"{path}: a recipe has no {', '.join(unknown)}; known: {known}")
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def recipe_fields(section: Mapping[str, Any], name: str | None = None) -> dict[str, Any]:
+    """A recipe's fields, from how a settings file writes it.
+
+    ``recipe = "laion5b-en"`` alone takes a shipped recipe or a file as it is. Anything else is a
+    recipe of its own: its name is ``name``, that of its section, or its `name`, and none of a
+    shipped one, so that a name always means the same rules. Raises :class:`RecipeError`.
+    """
+    fields = dict(section)
+    taken = fields.pop("recipe", None)
+    if taken is not None:
+        if fields:
+            raise RecipeError(
+                f"`recipe` takes {taken!r} as it is: write {', '.join(fields)} in a recipe of its"
+                " own, without `recipe`"
+            )
+        return load_recipe(taken).model_dump()
+    if not fields and name is None:
+        return load_recipe(DEFAULT).model_dump()
+    if name is not None:
+        if "name" in fields:
+            raise RecipeError("the section's name is the recipe's: leave `name` out")
+        fields["name"] = name
+    own = fields.get("name", "")
+    if not own or own in shipped_recipes():
+        what = f"{own!r} is a shipped recipe" if own else "it has no `name`"
+        raise RecipeError(
+            f"a recipe of its own needs a name of its own, and {what}; to take a shipped one, "
+            'write: recipe = "NAME"'
+        )
+    return fields
+
 
 def rows_where(table: pa.Table, where: str) -> NDArray[np.bool_]:
     """Whether each row meets the condition, bool (n,); an unknown (NULL) does not.
@@ -60,9 +169,9 @@ def rows_where(table: pa.Table, where: str) -> NDArray[np.bool_]:
 
     numbered = table.append_column("file_row_number", pa.array(np.arange(len(table))))
     try:
-        with duckdb.connect(config={"enable_external_access": "false"}) as connection:
+        with _engine().cursor() as connection:
             condition = duckdb.SQLExpression(where)
-            _refuse_what_is_not_of_the_row(connection, where)
+            _refuse_what_is_not_of_the_row(where)
             met = connection.from_arrow(numbered).filter(condition)
             rows = met.project("file_row_number").fetchnumpy()["file_row_number"]
     except duckdb.Error as error:
@@ -72,16 +181,27 @@ def rows_where(table: pa.Table, where: str) -> NDArray[np.bool_]:
     return kept
 
 
-def _refuse_what_is_not_of_the_row(connection: Any, where: str) -> None:
-    row = connection.execute(
-        "select json_serialize_sql(?)", [f"select (\n{where}\n) as condition"]
-    ).fetchone()
-    volatile = {
-        name
-        for (name,) in connection.execute(
+@cache
+def _engine() -> Any:
+    """One for the process: starting it takes longer than asking a part's rows."""
+    import duckdb
+
+    return duckdb.connect(config={"enable_external_access": "false"})
+
+
+@cache
+def _refuse_what_is_not_of_the_row(where: str) -> None:
+    import duckdb
+
+    with duckdb.connect() as connection:
+        row = connection.execute(
+            "select json_serialize_sql(?)", [f"select (\n{where}\n) as condition"]
+        ).fetchone()
+        rows = connection.execute(
             "select function_name from duckdb_functions() where stability <> 'CONSISTENT'"
         ).fetchall()
-    }
+    assert row is not None
+    volatile = {name for (name,) in rows}
     for node in _nodes(json.loads(row[0])):
         if node.get("class") == "SUBQUERY":
             raise PredicateError(f"the condition {where!r} holds a sub-query")

@@ -23,7 +23,8 @@ from laion_assets.safety.minors import names_minors
 from laion_assets.safety.prompts import Categories
 from laion_assets.safety.tags import tag
 
-_ROWS_AT_ONCE: Final = 4_096
+_ROWS_AT_ONCE: Final = 256
+"""What stays in the processor's caches is several times as fast."""
 
 
 def score_segment(embeddings: Path, out: Path, categories: Categories, *, log: Log = silent) -> int:
@@ -76,7 +77,7 @@ def cosines(images: NDArray[Any], texts: NDArray[Any]) -> NDArray[np.float64]:
     for start in range(0, len(images), _ROWS_AT_ONCE):
         a = np.asarray(images[start : start + _ROWS_AT_ONCE], dtype=np.float64)
         b = np.asarray(texts[start : start + _ROWS_AT_ONCE], dtype=np.float64)
-        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        products = (a * b).sum(axis=1)
-        result[start : start + len(a)] = products / np.maximum(lengths, np.finfo(np.float64).tiny)
+        lengths = np.sqrt(np.vecdot(a, a) * np.vecdot(b, b))
+        smallest = np.finfo(np.float64).tiny
+        result[start : start + len(a)] = np.vecdot(a, b) / np.maximum(lengths, smallest)
     return np.clip(result, -1.0, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 
 from laion_assets import schemas
 from laion_assets.clip.embed import image_path, metadata_path, save_vectors, text_path
-from laion_assets.clip.thresholds import threshold_for
 from laion_assets.files import atomic_path
 from laion_assets.filtering.parts import (
     open_vectors,
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from laion_assets.clip.model import ClipModel
 
 STAGE: Final = "subset"
+
+
+class OtherModelError(ValueError):
+    """Embeddings of another model than the one that they are to be filtered with."""
+
 
 _COLUMNS: Final = {
     "URL": "url",
@@ -57,8 +62,9 @@ def take_subset(
     """Write the recipe's subset of every part.
 
     ``part-NNNNN.parquet`` has the columns of ``schemas.SUBSET``; ``img_emb/``, ``text_emb/`` and
-    ``metadata/`` (the same bytes as the part) hold the same rows, as embedding-reader wants them.
-    Rows keep their order. A part that is in ``out`` already is not written again.
+    ``metadata/`` (the same bytes as the part; none for no rows) hold the same rows, as
+    embedding-reader wants them. Rows keep their order. A part that is in ``out`` already is not
+    written again.
 
     Args:
         threshold: the lowest similarity kept; the caller has asked the table or the recipe.
@@ -123,11 +129,28 @@ def _write(
     save_vectors(text_path(out, number), texts[kept])
     rows = table.take(pa.array(kept))
     columns = [rows[_COLUMNS.get(name, name)] for name in schemas.SUBSET.names]
-    write_part(metadata_path(out, number), pa.table(columns, schema=schemas.SUBSET))
+    table = pa.table(columns, schema=schemas.SUBSET)
     # The part comes last: it says that the part is complete.
     part = part_path(out, number)
+    if not len(table):
+        # embedding-reader passes over files without vectors, and then takes each later file's
+        # metadata for the one before's.
+        write_part(part, table)
+        return
+    write_part(metadata_path(out, number), table)
     with atomic_path(part) as beside:
         os.link(metadata_path(out, number), beside)
+
+
+def _refuse_other_model(embeddings: Path, model: ClipModel) -> None:
+    # Of who made the folder in another way there are no notes, and only its width can tell.
+    for path in sorted((embeddings / ".made_of").glob("*.json")):
+        made_of = json.loads(path.read_text(encoding="utf-8"))
+        if made_of["model_version"] != model.version:
+            raise OtherModelError(
+                f"{embeddings} was embedded by {made_of['model']} ({made_of['model_version']}), "
+                f"not by {model.key} ({model.version}), whose categories mean nothing for it"
+            )
 
 
 def filter_embeddings(
@@ -141,14 +164,18 @@ def filter_embeddings(
 ) -> StageCounts:
     """Score a folder of embeddings into ``out/scored`` and take the subset into ``out``.
 
-    ``model`` must be the one that embedded the folder. What an earlier call left in ``out`` is
-    made again: another recipe must not find the parts of the one before.
+    ``model`` must be the one that embedded the folder: raises :class:`OtherModelError` if the
+    folder's notes say otherwise. What an earlier call left in ``out`` is made again: another
+    recipe must not find the parts of the one before.
     """
-    threshold = threshold_for(model.key, recipe)
+    _refuse_other_model(embeddings, model)
+    threshold = recipe.threshold_of(model.key)
     categories = category_embeddings(load_prompts(safety.prompts), model)
     scored = out / "scored"
     for folder in (scored, out):
         for number in part_numbers(folder):
             part_path(folder, number).unlink()
+    for stale in (out / "metadata").glob("metadata_*.parquet"):
+        stale.unlink()
     score_segment(embeddings, scored, categories, log=log)
     return take_subset(scored, embeddings, out, recipe, threshold=threshold, log=log)

@@ -25,6 +25,11 @@ class WordList:
     header: dict[str, str]
 
     @property
+    def title(self) -> str:
+        """`NAME vVERSION`, as the file's header says."""
+        return f"{self.header.get('name', 'unnamed')} v{self.header.get('version', '?')}"
+
+    @property
     def pattern(self) -> str:
         """An RE2 expression that finds any of the words.
 

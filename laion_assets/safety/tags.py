@@ -9,23 +9,25 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from laion_assets.safety.prompts import Categories, Ranked
+from laion_assets.safety.prompts import Categories
 
 TAGS: Final = ("UNLIKELY", "UNSURE", "NSFW")
 """By how many of the two best categories are NSFW."""
 
-_ROWS_AT_ONCE: Final = 16_384
+_ROWS_AT_ONCE: Final = 4_096
+"""What stays in the processor's caches is several times as fast."""
 
 
 @dataclass(frozen=True)
 class Tags:
     """Columns of ``schemas.SCORED``, one value a row."""
 
-    nsfw: NDArray[np.str_]
-    nsfw_category_1: NDArray[np.str_]
-    nsfw_category_2: NDArray[np.str_]
+    nsfw: pa.StringArray
+    nsfw_category_1: pa.StringArray
+    nsfw_category_2: pa.StringArray
     underage_ranked: NDArray[np.bool_]
     animal_ranked: NDArray[np.bool_]
 
@@ -44,35 +46,29 @@ def tag(image_emb: NDArray[Any], categories: Categories) -> Tags:
             f"embeddings of shape {image_emb.shape} against categories of {categories.dim}"
             " dimensions: both must come from the same model"
         )
-    sets = {
-        "nsfw": (categories.nsfw, 2),
-        "ages": (categories.underage, 2),
-        "animals": (categories.animals, 1),
-    }
-    best = {
-        name: np.empty((len(image_emb), places), dtype=np.intp)
-        for name, (_, places) in sets.items()
-    }
+    sets = (categories.nsfw, categories.underage, categories.animals)
+    vectors = np.concatenate([ranked.vectors for ranked in sets]).T
+    ends = np.cumsum([len(ranked.flags) for ranked in sets])[:-1]
+    nsfw, ages, animals = (
+        np.empty((len(image_emb), places), dtype=np.intp) for places in (2, 2, 1)
+    )
     for start in range(0, len(image_emb), _ROWS_AT_ONCE):
-        rows = np.asarray(image_emb[start : start + _ROWS_AT_ONCE], dtype=np.float32)
-        for name, (ranked, places) in sets.items():
-            best[name][start : start + len(rows)] = _nearest(rows, ranked, places)
-    nsfw, ages, animals = best.values()
-    texts = np.array(categories.nsfw.texts)
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        scores = np.asarray(image_emb[rows], dtype=np.float32) @ vectors
+        for best, of_set in zip((nsfw, ages, animals), np.split(scores, ends, 1), strict=True):
+            _rank(of_set, best[rows])
+    texts = pa.array(categories.nsfw.texts)
     return Tags(
-        nsfw=np.array(TAGS)[categories.nsfw.flags[nsfw].sum(axis=1)],
-        nsfw_category_1=texts[nsfw[:, 0]],
-        nsfw_category_2=texts[nsfw[:, 1]],
+        nsfw=pa.array(TAGS).take(pa.array(categories.nsfw.flags[nsfw].sum(axis=1))),
+        nsfw_category_1=texts.take(pa.array(nsfw[:, 0])),
+        nsfw_category_2=texts.take(pa.array(nsfw[:, 1])),
         underage_ranked=np.asarray(categories.underage.flags[ages].any(axis=1)),
         animal_ranked=categories.animals.flags[animals[:, 0]],
     )
 
 
-def _nearest(rows: NDArray[np.float32], ranked: Ranked, places: int) -> NDArray[np.intp]:
-    """Indices (n, places) of each row's nearest categories, best first."""
-    scores = rows @ ranked.vectors.T
-    best = np.empty((len(rows), places), dtype=np.intp)
-    for place in range(places):
+def _rank(scores: NDArray[np.float32], best: NDArray[np.intp]) -> None:
+    """Write to ``best``, (n, places), each row's nearest categories, best first."""
+    for place in range(best.shape[1]):
         best[:, place] = scores.argmax(axis=1)
-        scores[np.arange(len(rows)), best[:, place]] = -np.inf
-    return best
+        scores[np.arange(len(scores)), best[:, place]] = -np.inf

@@ -8,7 +8,7 @@ can open the file from anywhere. A lake that was moved is read after `SET VARIAB
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,23 +72,26 @@ _DERIVED: Final[Mapping[str, str]] = {
 }
 
 
-def build_catalog(lake_root: Path, out: Path) -> dict[str, Any]:
+def build_catalog(lake_root: Path, out: Path, subsets: Sequence[str] = ()) -> dict[str, Any]:
     """Publish the catalog of a lake as the file ``out``; returns each view's number of rows.
 
+    ``subsets`` names the assets of further subsets, each of which has a view of its name.
     New partitions of a stage that has one appear in its view by themselves; a stage without any
     has an empty view of the right columns until the catalog is built again. Raises ``ValueError``
     if the lake's path holds characters that DuckDB would take for a pattern.
     """
+    further = {name: _View(name, "part-*.parquet", schemas.SUBSET) for name in subsets}
+    stages = {**_STAGES, **further}
     root = lake_root.absolute()
     if any(character in str(root) for character in "*?["):
         raise ValueError(f"the lake's path {root} holds one of * ? [ and cannot be in a view")
     with atomic_path(out) as beside, duckdb.connect(str(beside)) as connection:
         connection.execute("create table lake as select $root as root", {"root": str(root)})
-        for name, view in _STAGES.items():
+        for name, view in stages.items():
             connection.execute(f"create view {name} as {_select(connection, root, view)}")
         for name, sql in _DERIVED.items():
             connection.execute(f"create view {name} as {sql}")
-        rows = {name: _count(connection, name) for name in (*_STAGES, *_DERIVED)}
+        rows = {name: _count(connection, name) for name in (*stages, *_DERIVED)}
         connection.execute("checkpoint")
     return {"views": rows}
 

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from laion_assets.clip.embed import embed_shards, image_path, text_path
+from laion_assets.clip.embed import embed_files, embed_shards, image_path, text_path
 from laion_assets.clip.model import ClipModel
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.thresholds import UnknownThresholdError
 from laion_assets.filtering.recipe import Recipe
-from laion_assets.filtering.subset import filter_embeddings
+from laion_assets.filtering.subset import OtherModelError, filter_embeddings
 from laion_assets.safety.options import SafetyOptions
 from laion_assets.safety.prompts import category_embeddings, load_prompts
 from laion_assets.schemas import SCORED, SUBSET
@@ -56,6 +56,19 @@ def test_a_folder_of_embeddings_is_scored_and_filtered(
     subset = pq.ParquetFile(out / "part-00000.parquet").read()
     assert subset.schema.equals(SUBSET)
     assert len(subset) == half.kept == len(np.load(image_path(out, 0)))
+
+
+def test_embeddings_of_another_model_are_refused(
+    make_shard: MakeShard, model: ClipModel, options: ClipOptions, tmp_path: Path
+) -> None:
+    tar = make_shard([row(n) for n in range(3)])
+    embeddings, out, recipe = tmp_path / "embeddings", tmp_path / "out", Recipe(threshold=-1)
+    embed_files([tar], embeddings, model, options)
+    assert filter_embeddings(embeddings, out, model, SafetyOptions(), recipe).n_in == 3
+    note = embeddings / ".made_of" / "00000.json"
+    note.write_text(note.read_text().replace(model.version, "another"))
+    with pytest.raises(OtherModelError, match=r"embedded by .* \(another\)"):
+        filter_embeddings(embeddings, out, model, SafetyOptions(), recipe)
 
 
 def test_a_model_without_a_threshold_is_refused_before_any_work(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from laion_assets.clip.embed import image_path, metadata_path, save_vectors, text_path
 from laion_assets.safety.minors import load_words
@@ -93,3 +96,19 @@ def make_embeddings(tmp_path: Path) -> MakeEmbeddings:
         return folder
 
     return make
+
+
+def write_shard(
+    folder: Path, rows: Sequence[dict[str, Any]], colours: Sequence[tuple[int, int, int]]
+) -> None:
+    """`00000.tar` with a picture of one colour for each row, and its parquet."""
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(folder / "00000.tar", "w") as tar:
+        for row, colour in zip(rows, colours, strict=True):
+            picture = io.BytesIO()
+            Image.new("RGB", (40, 40), colour).save(picture, "JPEG")
+            member = tarfile.TarInfo(f"{row['key']}.jpg")
+            member.size = len(picture.getvalue())
+            tar.addfile(member, io.BytesIO(picture.getvalue()))
+    columns = {name: [row[name] for row in rows] for name in ("key", "url")}
+    pq.write_table(pa.table(columns), folder / "00000.parquet")

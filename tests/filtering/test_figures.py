@@ -6,10 +6,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from laion_assets.filtering.figures import similarity_histogram
+from laion_assets.filtering.figures import (
+    kept_by_tag,
+    similarity_histogram,
+    tags_and_categories,
+    threshold_sheets,
+)
+from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.score import score_segment
+from laion_assets.filtering.subset import take_subset
 from laion_assets.safety.prompts import Categories
-from tests.filtering.conftest import MakeEmbeddings, sample
+from tests.filtering.conftest import NAKED, UNSURE, MakeEmbeddings, sample, write_shard
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -37,3 +44,63 @@ def test_the_histogram_shows_the_similarities_and_the_threshold(
 
 def test_no_pairs_make_an_empty_histogram(tmp_path: Path) -> None:
     assert pixels(similarity_histogram(tmp_path, 0.3)).size
+
+
+# Far apart, so that JPEG leaves no doubt.
+KEPT, DROPPED, FAR, UNSAFE = (0, 140, 0), (0, 0, 200), (160, 160, 0), (220, 0, 220)
+
+
+def tiles(sheet: bytes) -> list[tuple[int, ...]]:
+    """The colours of the first row's pictures, a picture of 40 pixels in a tile of 158."""
+    image = Image.open(io.BytesIO(sheet))
+    assert image.format == "JPEG"
+    assert len(sheet) <= 150_000
+    found = []
+    for left in range(8, image.width - 150, 158):
+        colour = image.getpixel((left + 75, 8 + 75))
+        assert isinstance(colour, tuple)
+        found.append(tuple(min((0, 140, 160, 200, 220), key=lambda v: abs(v - c)) for c in colour))
+    return [colour for colour in found if colour != (220, 220, 220)]
+
+
+def test_sheets_show_what_is_just_kept_and_just_dropped_and_nothing_unsafe(
+    make_embeddings: MakeEmbeddings, categories: Categories, tmp_path: Path
+) -> None:
+    rows = [sample(n, 0.50 + n / 1000) for n in range(20)]
+    rows += [sample(20, 0.31), sample(21, 0.29), sample(22, 0.05)]
+    rows += [sample(23, 0.31, UNSURE), sample(24, 0.29, NAKED), sample(25, 0.6, NAKED, text="kid")]
+    colours = [FAR] * 20 + [KEPT, DROPPED, FAR, UNSAFE, UNSAFE, UNSAFE]
+    scored, shards = tmp_path / "scored", tmp_path / "shards"
+    score_segment(make_embeddings(rows), scored, categories)
+    write_shard(shards, rows, colours)
+    kept, dropped = threshold_sheets(scored, shards, Recipe(), 0.3)
+    assert tiles(kept) == [KEPT, *[FAR] * 5]
+    assert tiles(dropped) == [DROPPED, FAR]
+
+    # Shards that were made anew have other pictures under these keys; then they may be gone.
+    moved = [row | {"url": "https://a.test/other.jpg"} for row in rows]
+    write_shard(tmp_path / "anew", moved, colours)
+    for folder in (tmp_path / "anew", tmp_path / "gone"):
+        assert [tiles(sheet) for sheet in threshold_sheets(scored, folder, Recipe(), 0.3)] == [
+            [],
+            [],
+        ]
+
+
+def test_tables_count_tags_and_categories(
+    make_embeddings: MakeEmbeddings, categories: Categories, tmp_path: Path
+) -> None:
+    embeddings = make_embeddings(
+        [sample(0), sample(1, 0.1), sample(2, near=NAKED)], [sample(3), sample(4, near=UNSURE)]
+    )
+    scored, subset = tmp_path / "scored", tmp_path / "subset"
+    score_segment(embeddings, scored, categories)
+    take_subset(scored, embeddings, subset, Recipe(), threshold=0.3)
+    tags, nearest = tags_and_categories(scored)
+    assert [tuple(row.values()) for row in tags] == [("UNLIKELY", 3), ("UNSURE", 1), ("NSFW", 1)]
+    assert [tuple(row.values()) for row in nearest] == [("category 0", 3), ("category 2", 2)]
+    assert [tuple(row.values()) for row in kept_by_tag(scored, subset)] == [
+        ("UNLIKELY", 3, 2),
+        ("UNSURE", 1, 1),
+        ("NSFW", 1, 1),
+    ]

@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from laion_assets.filtering.recipe import PredicateError, Recipe, rows_where
+from laion_assets.clip.thresholds import UnknownThresholdError
+from laion_assets.filtering.recipe import (
+    PredicateError,
+    Recipe,
+    RecipeError,
+    load_recipe,
+    recipe_fields,
+    rows_where,
+    shipped_recipes,
+)
 from laion_assets.schemas import SCORED
 
 
@@ -20,12 +31,84 @@ def _types() -> list[tuple[str, pa.DataType]]:
     return [(field.name, field.type) for field in SCORED]
 
 
+VIT = "ViT-B-32/openai"
+
+
+def deciding(recipe: Recipe) -> dict[str, object]:
+    return recipe.model_dump(exclude=set(Recipe.NOT_IN_VERSION))
+
+
 def test_the_default_is_laion400m_with_all_rules() -> None:
-    recipe = Recipe()
-    assert (recipe.name, recipe.threshold, recipe.where) == ("laion400m", None, None)
+    recipe = load_recipe("laion400m")
+    assert deciding(recipe) == deciding(Recipe())
+    assert recipe.threshold_of(VIT) == 0.30
+    assert recipe.where is None
     assert recipe.drop_minor_text
     assert recipe.drop_underage
     assert recipe.drop_animal
+
+
+def test_laion5b_takes_the_same_at_a_lower_similarity() -> None:
+    recipe = load_recipe("laion5b-en")
+    assert recipe.threshold_of(VIT) == 0.28
+    assert recipe.where
+    languages = scored(language=["en", "de", "unknown", None])
+    assert rows_where(languages, recipe.where).tolist() == [True, False, False, True]
+    assert recipe.drop_minor_text
+    assert recipe.drop_underage
+    assert recipe.drop_animal
+
+
+def test_shipped_recipes_say_where_they_are_from() -> None:
+    assert shipped_recipes() == ["laion400m", "laion5b-en"]
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        assert recipe.name == name
+        assert recipe.source
+        assert recipe.about
+
+
+def test_a_threshold_of_one_model_is_none_of_anothers() -> None:
+    with pytest.raises(UnknownThresholdError, match=r"laion5b-en.*ViT-L-14/openai.*`threshold`"):
+        load_recipe("laion5b-en").threshold_of("ViT-L-14/openai")
+    # The table's, where the recipe names none; its own, whatever the model.
+    assert Recipe(name="own").threshold_of(VIT) == 0.30
+    with pytest.raises(UnknownThresholdError, match="ViT-L-14"):
+        Recipe(name="own").threshold_of("ViT-L-14/openai")
+    changed = load_recipe("laion5b-en").model_copy(update={"threshold": 0.2})
+    assert changed.threshold_of("ViT-L-14/openai") == 0.2
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "why"),
+    [
+        ({"recipe": "nobody"}, None, r"no recipe 'nobody'.*laion400m, laion5b-en"),
+        ({"recipe": "laion5b-en", "threshold": 0.2}, None, "takes 'laion5b-en' as it is"),
+        ({"threshold": 0.2}, None, "needs a name of its own"),
+        ({"name": "laion400m", "threshold": 0.2}, None, "'laion400m' is a shipped recipe"),
+        ({}, "laion5b-en", "'laion5b-en' is a shipped recipe"),
+        ({"name": "other"}, "own", "leave `name` out"),
+    ],
+)
+def test_a_name_always_means_the_same_rules(
+    section: dict[str, object], name: str | None, why: str
+) -> None:
+    with pytest.raises(RecipeError, match=why):
+        recipe_fields(section, name)
+
+
+def test_a_recipe_in_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    path.write_text('{"name": "own", "version": 3, "threshold": 0.2}')
+    assert load_recipe(str(path)) == Recipe(name="own", version=3, threshold=0.2)
+    for text, why in (
+        ('{"name": "own", "treshold": 0.2}', "has no treshold"),
+        ('{"name": "own", "version": 0}', "version"),
+        ("{", "is not JSON"),
+    ):
+        path.write_text(text)
+        with pytest.raises(RecipeError, match=why):
+            load_recipe(str(path))
 
 
 @pytest.mark.parametrize(

@@ -191,8 +191,36 @@ def test_vectors_and_metadata_stay_aligned(
         np.testing.assert_array_equal(images, expected.astype(np.float16))
         assert metadata_path(out, number).read_bytes() == part_path(out, number).read_bytes()
     assert np.load(image_path(out, 2)).shape == (0, 8)
-    # What embedding-reader asks of a file: memory-mappable, in C order.
     assert np.load(image_path(out, 0), mmap_mode="r").flags.c_contiguous
+
+
+def test_embedding_reader_reads_the_folder_also_with_parts_without_rows(
+    make_embeddings: MakeEmbeddings, categories: Categories, tmp_path: Path
+) -> None:
+    from embedding_reader import EmbeddingReader
+
+    few = [[sample(n + 10 * part, 0.5) for n in range(4)] for part in range(5)]
+    few[0] = [sample(0, 0.1)]
+    few[2] = []
+    folders = Folders(make_embeddings(*few), categories, tmp_path)
+    assert folders.take().kept == 12
+    out = tmp_path / "subset"
+    reader = EmbeddingReader(
+        embeddings_folder=str(out / "img_emb"),
+        metadata_folder=str(out / "metadata"),
+        file_format="parquet_npy",
+        meta_columns=["SAMPLE_ID", "key"],
+    )
+    assert reader.count == 12
+    found = [
+        (key, vector)
+        for vectors, rows in reader(batch_size=3, show_progress=False)
+        for key, vector in zip(rows["key"], vectors, strict=True)
+    ]
+    expected = [row for rows in few[1:] for row in rows]
+    assert [key for key, _ in found] == [row["key"] for row in expected]
+    for (_, vector), row in zip(found, expected, strict=True):
+        np.testing.assert_allclose(vector, row["image"], atol=1e-3)
 
 
 def test_sample_ids_are_unique_and_stable(mixed: Folders) -> None:
@@ -218,7 +246,7 @@ def test_the_same_choice_gives_the_same_bytes_resumed_or_not(
     folders = Folders(embeddings, categories, tmp_path)
     fresh = folders.take()
     before = digests(tmp_path / "subset")
-    assert len(before) == 8
+    assert len(before) == 7
 
     # As a kill between the vectors and the part leaves it.
     part_path(tmp_path / "subset", 0).unlink()

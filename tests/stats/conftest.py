@@ -90,6 +90,7 @@ class SegmentFiles:
 
     def _image(self, row: int) -> Record:
         pair = {name: value for name, value in self.unique[row].items() if name != "text"}
+        pair["uid"] = pair["uid"].hex()
         ok = row < 40
         reason = None if ok else "http_4xx" if row < 50 else "too_small"
         return pair | {

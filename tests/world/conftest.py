@@ -74,6 +74,10 @@ def sample_settings(root: Path, server: SampleServer) -> tuple[Path, Settings]:
     values["crawl_source"]["collinfo_url"] = f"{server.url}collinfo.json"
     values["crawl_source"]["data_url"] = server.url
     values["download"]["connect_to"] = server.connect_to
+    values["subsets"] = {
+        "laion5b-en": {"recipe": "laion5b-en"},
+        "portraits": {"where": "height > width"},
+    }
     config = root / "config.toml"
     lines = []
     for section, content in values.items():

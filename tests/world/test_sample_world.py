@@ -17,6 +17,7 @@ from laion_assets import schemas
 from laion_assets.cli import main
 from laion_assets.jobs import AGGREGATES, SEGMENT_ASSETS
 from laion_assets.sample_crawl.build import Manifest
+from laion_assets.stats.why import why
 from tests.world.conftest import World
 
 
@@ -154,6 +155,43 @@ def test_what_is_kept_carries_the_planned_facts(world: World, manifest: Manifest
     assert found == planned
     assert sum(width != height for width, height, _, _ in found.values()) > 50
     assert {nsfw for _, _, _, nsfw in found.values()} == {"UNLIKELY", "UNSURE", "NSFW"}
+
+
+def test_further_recipes_have_subsets_of_their_own(
+    world: World, manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = [case for case in manifest.cases if case.kept]
+    portraits = [case for case in kept if case.height > case.width]
+    assert 0 < len(portraits) < len(kept)
+    rows = sql(
+        world,
+        "select (select count(*) from subset_portraits), (select count(*) from subset_laion5b_en)",
+        capsys,
+    )
+    # No pair of the sample crawl is between the two thresholds.
+    assert rows == [[str(len(portraits)), str(len(kept))]]
+
+
+def test_every_kind_of_end_is_told(world: World, manifest: Manifest) -> None:
+    told_in = {"unique_pairs": "unique_pairs", "images": "images", "subset": "filtered_subset"}
+    ends = {(case.stage, case.reason): case for case in manifest.cases if case.stage in told_in}
+    assert len(ends) > 20
+    for (stage, reason), case in ends.items():
+        stories = [
+            story
+            for story in why(world.lake.root, case.url).stories
+            if story.text == case.text
+            and any(step.stage == "found" and case.wat_file in step.told for step in story.steps)
+        ]
+        verdicts = [
+            step.verdict
+            for story in stories
+            for step in story.steps
+            if step.stage == told_in[stage]
+        ]
+        assert verdicts == [reason], (stage, reason, case.url)
+        if case.kept:
+            assert {step.stage for step in stories[0].steps} >= {"knn_index", "search_index"}
 
 
 NAMED = {

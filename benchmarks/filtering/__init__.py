@@ -1,0 +1,1 @@
+"""What scoring, tagging and filtering cost for each million embedded pairs."""

@@ -1,0 +1,109 @@
+"""``python -m benchmarks.filtering.run``: scoring, tagging and filtering, rows a second."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks import measure, table
+from benchmarks.peer import WORK
+from laion_assets.clip.embed import image_path, metadata_path, save_vectors, text_path
+from laion_assets.schemas import EMBEDDED
+
+STEPS: Final = {
+    "texts": "texts that name minors (word list over captions)",
+    "tags": "safety tags (image embeddings against 77 categories)",
+    "similarity": "similarity of image and text",
+    "score": "all of these, read and written: `scored_pairs`",
+    "choose": "the recipe laion400m's choice of rows",
+    "predicate": "a recipe with a condition in SQL",
+    "take": "a subset with its embeddings, read and written: `filtered_subset`",
+}
+_WORDS: Final = 4_000
+"""Different words in the captions; of the word list, one caption in fifty has one."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--part", type=int, default=10_000, help="rows of a part: one shard's")
+    parser.add_argument("--dim", type=int, default=512, help="of an embedding: 512 for ViT-B/32")
+    parser.add_argument("--repeat", type=int, default=3)
+    args = parser.parse_args()
+
+    folder = WORK / "filtering"
+    shutil.rmtree(folder, ignore_errors=True)
+    for number in range(args.rows // args.part):
+        _make_part(folder / "embeddings", number, args.part, args.dim)
+    rows = []
+    for step, title in STEPS.items():
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "benchmarks.filtering.work",
+            step,
+            folder,
+        ]
+        runs = [measure.run(command) for _ in range(args.repeat)]
+        told = [json.loads(run.stdout) for run in runs]
+        seconds, cpu = (
+            sorted(one[name] for one in told)[args.repeat // 2]
+            for name in ("seconds", "cpu_seconds")
+        )
+        peak = max(run.peak_own_bytes for run in runs)
+        n = args.rows // args.part * args.part
+        print(step, told, file=sys.stderr, flush=True)
+        rows.append(
+            [title, f"{seconds:.1f}", f"{n / seconds:,.0f}", f"{cpu:.1f}", f"{peak / 1e6:.0f}"]
+        )
+    shutil.rmtree(folder)
+    text = table.markdown(["step", "s", "rows/s", "CPU s", "peak MB"], rows)
+    table.publish("filtering", text)
+
+
+def _make_part(folder: Path, number: int, rows: int, dim: int) -> None:
+    """Embeddings whose similarities spread about the threshold, with captions of 3 to 15 words."""
+    chance = np.random.default_rng(number)
+    images = chance.normal(size=(rows, dim)).astype(np.float32)
+    noise = chance.normal(size=(rows, dim)).astype(np.float32)
+    texts = 0.3 * images + noise
+    for vectors, path in ((images, image_path), (texts, text_path)):
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        save_vectors(path(folder, number), vectors.astype(np.float16))
+    words = np.array([*(f"w{chance.integers(1 << 30):x}" for _ in range(_WORDS)), "kids"])
+    captions = [
+        " ".join(words[chance.integers(0, _WORDS, chance.integers(3, 16))]) for _ in range(rows)
+    ]
+    for at in chance.integers(0, rows, rows // 50):
+        captions[at] += " for Kids"
+    columns = {
+        "SAMPLE_ID": chance.integers(-(1 << 62), 1 << 62, rows),
+        "url": [f"https://img.example/{number}/{row}.jpg" for row in range(rows)],
+        "text": captions,
+        "height": chance.integers(100, 2000, rows),
+        "width": chance.integers(100, 2000, rows),
+        "language_score": np.full(rows, 0.9),
+        "sha256": [chance.bytes(32).hex() for _ in range(rows)],
+        "md5": [chance.bytes(16).hex() for _ in range(rows)],
+        "key": [f"{number:05d}{row:04d}" for row in range(rows)],
+        "shard": np.full(rows, number),
+    }
+    made = pa.table(
+        [pa.array(columns.get(field.name, ["en"] * rows)).cast(field.type) for field in EMBEDDED],
+        schema=EMBEDDED,
+    )
+    metadata = metadata_path(folder, number)
+    metadata.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(made, metadata, compression="zstd")
+
+
+if __name__ == "__main__":
+    main()

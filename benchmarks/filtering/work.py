@@ -1,0 +1,86 @@
+"""One step over a folder of embeddings: ``python -m benchmarks.filtering.work STEP FOLDER``.
+
+Prints JSON: wall clock and CPU time of the step itself, imports and start-up not counted, and how
+many rows it gave.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from laion_assets.clip.embed import image_path, metadata_path
+from laion_assets.filtering.parts import part_numbers, part_path, read_part
+from laion_assets.filtering.recipe import Recipe, load_recipe
+from laion_assets.filtering.score import cosines, score_segment
+from laion_assets.filtering.subset import choose, take_subset
+from laion_assets.safety.minors import load_words, names_minors
+from laion_assets.safety.prompts import Categories, Prompts, Ranked, load_prompts
+from laion_assets.safety.tags import tag
+
+MODEL: Final = "ViT-B-32/openai"
+
+
+def categories(dim: int, prompts: Prompts) -> Categories:
+    """As many categories as the prompts have, in random directions: speed needs no model."""
+    chance = np.random.default_rng(1)
+
+    def ranked(texts: list[str], flags: list[bool]) -> Ranked:
+        vectors = chance.normal(size=(len(texts), dim)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return Ranked(tuple(texts), np.array(flags), vectors)
+
+    return Categories(
+        ranked([row.text for row in prompts.categories], [r.nsfw for r in prompts.categories]),
+        ranked([row.text for row in prompts.underage], [r.underage for r in prompts.underage]),
+        ranked([row.text for row in prompts.animals], [r.animal for r in prompts.animals]),
+        load_words(prompts.words),
+    )
+
+
+def prepare(step: str, folder: Path) -> Callable[[], int]:
+    """The step, with what it works on in memory unless it reads that itself."""
+    embeddings, scored, out = folder / "embeddings", folder / "scored", folder / "subset"
+    numbers = part_numbers(embeddings / "metadata", "metadata_*.parquet")
+    vectors = [np.load(image_path(embeddings, number), mmap_mode="r") for number in numbers]
+    made = categories(vectors[0].shape[1], load_prompts("laion400m"))
+    recipe = load_recipe("laion400m")
+    if step == "texts":
+        texts = [read_part(metadata_path(embeddings, number))["text"] for number in numbers]
+        return lambda: sum(int(names_minors(part, made.words).sum()) for part in texts)
+    if step == "tags":
+        return lambda: sum(len(tag(part, made).nsfw) for part in vectors)
+    if step == "similarity":
+        return lambda: sum(len(cosines(part, part)) for part in vectors)
+    if step == "score":
+        shutil.rmtree(scored, ignore_errors=True)
+        return lambda: score_segment(embeddings, scored, made)
+    threshold = recipe.threshold_of(MODEL)
+    if step in ("choose", "predicate"):
+        where = "least(width, height) >= 256 and nsfw = 'UNLIKELY'"
+        asked = Recipe(name="own", where=where) if step == "predicate" else recipe
+        tables = [read_part(part_path(scored, number)) for number in numbers]
+        return lambda: sum(len(choose(table, asked, threshold)[0]) for table in tables)
+    if step == "take":
+        shutil.rmtree(out, ignore_errors=True)
+        return lambda: take_subset(scored, embeddings, out, recipe, threshold=threshold).kept
+    raise ValueError(f"no step {step!r}")
+
+
+def main(step: str, folder: Path) -> None:
+    run = prepare(step, folder)
+    started, worked = time.perf_counter(), time.process_time()
+    result = run()
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "result": result}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,179 @@
+"""The story of a pair, for each way that it can end, over a small lake's files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from laion_assets import schemas
+from laion_assets.cli import main
+from laion_assets.filtering.recipe import Recipe
+from laion_assets.schemas import sample_id_of
+from laion_assets.stats.why import Answer, NotAskableError, why
+from tests.stats.conftest import Record, SegmentFiles
+
+
+def verdicts(answer: Answer) -> dict[str, str]:
+    (story,) = answer.stories
+    return {step.stage: step.verdict for step in story.steps if step.stage != "found"}
+
+
+def note(segment: SegmentFiles, asset: str, **metadata: object) -> None:
+    """Add to what a manifest tells."""
+    path = segment.folder(asset) / "_manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["metadata"] |= metadata
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def lake(segment: SegmentFiles) -> Path:
+    note(segment, "filtered_subset", options=Recipe().model_dump(mode="json"))
+    note(segment, "pair_parquet", options={"min_text_chars": 5})
+    return segment.lake
+
+
+def test_a_kept_pair_is_followed_to_where_it_is(segment: SegmentFiles, lake: Path) -> None:
+    answer = why(lake, segment.pairs[3]["url"])
+    assert verdicts(answer) == {
+        "pairs": "kept",
+        "unique_pairs": "kept",
+        "images": "kept",
+        "embeddings": "kept",
+        "scores": "scored",
+        "filtered_subset": "kept",
+    }
+    (story,) = answer.stories
+    steps = {step.stage: step for step in story.steps}
+    assert steps["found"].verdict == "on http://page.test/"
+    assert steps["found"].told == "in a.warc.wat.gz"
+    assert "language en (0.90)" in steps["pairs"].told
+    assert steps["pairs"].by.startswith("min_text_chars 5; code 1-abcd, made 2026-01-02T03:04:05")
+    assert "000000003 in image_shards/crawl=" in steps["images"].told
+    assert steps["images"].told.endswith("segment=00/00000.tar")
+    assert steps["scores"].told.startswith("similarity 0.3150, UNLIKELY")
+    assert steps["filtered_subset"].told.startswith("now row 3 of filtered_subset/crawl=")
+    assert steps["filtered_subset"].by.startswith(
+        "recipe laion400m v1, threshold 0.3 for tiny/tiny"
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "stage", "verdict", "told"),
+    [
+        (30, "filtered_subset", "below_threshold", "below the model's threshold"),
+        (45, "images", "http_4xx", "(no)"),
+        (52, "images", "too_small", "fewer encoded bytes"),
+        (57, "unique_pairs", "not kept", "neither a list nor another segment"),
+    ],
+)
+def test_a_rejected_pair_ends_where_it_was_rejected(
+    segment: SegmentFiles, lake: Path, row: int, stage: str, verdict: str, told: str
+) -> None:
+    (story,) = why(lake, segment.pairs[row]["url"]).stories
+    last = story.steps[-1]
+    assert (last.stage, last.verdict) == (stage, verdict)
+    assert told in last.told
+
+
+def test_a_duplicate_names_the_segment_that_holds_it(segment: SegmentFiles, lake: Path) -> None:
+    other = SegmentFiles(lake, segment.crawl, "01")
+    pairs: list[Record] = [segment.pairs[57]]
+    other.table("unique_pairs", "part-00000.parquet", pairs, schemas.PAIRS)
+    other.manifest("unique_pairs", [])
+    here, there = why(lake, segment.pairs[57]["url"]).stories
+    steps = {step.stage: step for step in here.steps}
+    assert steps["unique_pairs"].verdict == "duplicate"
+    assert steps["unique_pairs"].told.endswith(": CC-MAIN-2000-05|01")
+    steps = {step.stage: step for step in there.steps}
+    assert steps["pairs"].verdict == "not made"
+    assert steps["unique_pairs"].verdict == "kept"
+
+
+def test_lists_are_told_of(segment: SegmentFiles, lake: Path) -> None:
+    (lake / "removals").mkdir()
+    (lake / "removals" / "mine.txt").write_text("host:c.test\nhttp://gone.test/a.jpg\n")
+    answer = why(lake, segment.pairs[56]["url"])
+    assert "/56.jpg" in answer.stories[0].url
+    assert verdicts(answer)["unique_pairs"] == "removed"
+    assert "is on the list `removals` now" in answer.remarks[0]
+    gone = why(lake, "http://GONE.test/a.jpg")
+    assert gone
+    assert not gone.stories
+
+
+def test_recipes_are_told_of_one_by_one(segment: SegmentFiles, lake: Path) -> None:
+    recipe = Recipe(name="wide", where="width > 1000")
+    segment.table("subset_wide", "part-00000.parquet", [], schemas.SUBSET)
+    segment.manifest(
+        "subset_wide",
+        [],
+        recipe=recipe.title,
+        threshold=0.2,
+        model="tiny/tiny",
+        options=recipe.model_dump(mode="json"),
+    )
+    (story,) = why(lake, segment.pairs[3]["url"]).stories
+    last = story.steps[-1]
+    assert (last.stage, last.verdict) == ("subset_wide", "not there")
+    (story,) = why(lake, segment.pairs[0]["url"]).stories
+    last = story.steps[-1]
+    assert (last.verdict, last.told) == (
+        "predicate",
+        "outside the recipe's own conditions: width > 1000",
+    )
+
+
+def test_it_may_be_asked_by_sample_id_or_hash(segment: SegmentFiles, lake: Path) -> None:
+    for row in range(20):  # half of the ids are negative
+        pair = segment.pairs[row]
+        (story,) = why(lake, str(sample_id_of(pair["uid"]))).stories
+        assert story.url == pair["url"]
+    part = segment.folder("image_shards") / "00000.parquet"
+    table = pq.ParquetFile(part).read()
+    for name, length in (("sha256", 64), ("md5", 32)):
+        hashes = [f"{row:0{length}x}" for row in range(len(table))]
+        at = table.schema.get_field_index(name)
+        pq.write_table(table.set_column(at, name, [hashes]), part)
+        (story,) = why(lake, f"{7:0{length}x}").stories
+        assert story.url == segment.pairs[7]["url"]
+
+
+def test_an_example_in_a_manifest_is_found(segment: SegmentFiles, lake: Path) -> None:
+    path = segment.folder("pair_parquet") / "_manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["counts"][1]["examples"] = {"url_too_long": ["http://long.test/aaa"]}
+    path.write_text(json.dumps(manifest))
+    assert why(lake, "http://long.test/aaa").remarks == [
+        "CC-MAIN-2000-05|00, stage pairs: url_too_long (the URL is longer than the maximum)"
+    ]
+
+
+def test_what_cannot_be_asked_or_is_not_known(
+    lake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for said in ("an apple", "host:a.test", "123456789012345678901234567890", ""):
+        with pytest.raises(NotAskableError):
+            why(lake, said)
+    assert not why(lake, "http://nobody.test/")
+    assert main(["why", "http://nobody.test/", "--lake", str(lake)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"laion-assets: nothing is known of http://nobody.test/ in {lake}\n"
+    with pytest.raises(SystemExit) as ended:
+        main(["why", "an apple", "--lake", str(lake)])
+    assert ended.value.code == 2
+
+
+def test_the_command_tells_the_story(
+    segment: SegmentFiles, lake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample_id = sample_id_of(segment.pairs[3]["uid"])
+    assert main(["why", str(sample_id), "--lake", str(lake)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == segment.pairs[3]["url"]
+    assert lines[1].endswith(f"SAMPLE_ID {sample_id}, in CC-MAIN-2000-05|00")
+    assert sum(" kept" in line for line in lines) == 5
