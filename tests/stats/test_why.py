@@ -53,7 +53,7 @@ def test_a_kept_pair_is_followed_to_where_it_is(segment: SegmentFiles, lake: Pat
     assert "language en (0.90)" in steps["pairs"].told
     assert steps["pairs"].by.startswith("min_text_chars 5; code 1-abcd, made 2026-01-02T03:04:05")
     assert "000000003 in image_shards/crawl=" in steps["images"].told
-    assert steps["images"].told.endswith("segment=00/00000.tar")
+    assert "segment=00/00000.tar; asked for in 1 runs" in steps["images"].told
     assert steps["scores"].told.startswith("similarity 0.3150, UNLIKELY")
     assert steps["filtered_subset"].told.startswith("now row 3 of filtered_subset/crawl=")
     assert steps["filtered_subset"].by.startswith(
