@@ -21,6 +21,18 @@ SEGMENT_ASSETS: Final = (
 AGGREGATES: Final = ("search_index", "catalog", "dataset_report")
 
 
+LISTS: Final = ("removals", "blocklists")
+
+
+def lists_job() -> UnresolvedAssetJobDefinition:
+    return dg.define_asset_job(
+        "observe_lists",
+        selection=dg.AssetSelection.assets(*LISTS),
+        executor_def=dg.in_process_executor,
+        description="Looks which partitions the removal lists and blocklists concern.",
+    )
+
+
 def segment_job() -> UnresolvedAssetJobDefinition:
     """One segment, in one process: the models are loaded once, and a step costs no new process."""
     return dg.define_asset_job(

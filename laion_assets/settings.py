@@ -21,6 +21,7 @@ from laion_assets.filtering.recipe import Recipe
 from laion_assets.knn.options import IndexOptions
 from laion_assets.lake import LakeOptions
 from laion_assets.pairs.rules import PairRules
+from laion_assets.removals.options import RemovalOptions
 from laion_assets.safety.options import SafetyOptions
 
 CONFIG_VARIABLE: Final = "LAION_ASSETS_CONFIG"
@@ -66,6 +67,7 @@ class Settings(_Section):
     safety: SafetyOptions = SafetyOptions()
     subset: Recipe = Recipe()
     index: IndexOptions = IndexOptions()
+    removals: RemovalOptions = RemovalOptions()
 
 
 def sample_config() -> Path:

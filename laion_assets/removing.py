@@ -1,0 +1,152 @@
+"""Taking samples out of everything that has been made: what a change of the lists concerns, and
+the runs that make it again.
+
+The runs are Dagster's own, on the deployment's instance, one process for all; what they make, they
+make as always. What does not belong here: how a stage leaves out what is listed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import dagster as dg
+
+from laion_assets.assets.outside import concerned, observation
+from laion_assets.files import LockedError, locked
+from laion_assets.jobs import AGGREGATES, LISTS, SEGMENT_ASSETS
+from laion_assets.lake import Lake
+from laion_assets.partitions import crawls, partition_key
+from laion_assets.progress import Log
+from laion_assets.removals.in_force import read_lists
+from laion_assets.removals.taken import read_ledger
+from laion_assets.segments import SegmentKey
+from laion_assets.survey import ROWS, Survey, holds_listed, survey
+
+_STAGING: Final = ".staging"
+
+
+class RemovalError(RuntimeError):
+    """A partition could not be made again; the message says which."""
+
+
+def observe(lake: Lake, instance: dg.DagsterInstance, log: Log) -> Survey:
+    """Look where the lists' entries are, and tell Dagster which partitions they concern."""
+    lists = read_lists(lake.root)
+    for name in LISTS:
+        if not instance.fetch_observations(dg.AssetKey(name), limit=1).records:
+            instance.report_runless_asset_event(observation(name, lists.digests[name]))
+    found = survey(lake, lists, log=log)
+    for event in concerned(read_lists(lake.root), found.keys):
+        instance.report_runless_asset_event(event)
+    return found
+
+
+def apply(
+    lake: Lake,
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    found: Survey,
+    log: Log,
+) -> None:
+    """Make again what :func:`observe` found, what was made of it, and the aggregates.
+
+    A partition's assets that nobody has made are not made. Goes on where a killed call stopped.
+    Raises :class:`RemovalError`.
+    """
+    known = set(instance.get_dynamic_partitions(crawls.name or ""))
+    keys = sorted({*found.keys, *_unfinished(lake)})
+    unknown = sorted({key.crawl for key in keys} - known)
+    if unknown:
+        raise RemovalError(
+            f"Dagster's instance has no crawl {', '.join(unknown)}: is DAGSTER_HOME the instance "
+            "that made this lake?"
+        )
+    for key in keys:
+        holding = [asset for asset in SEGMENT_ASSETS if found.samples.get(key, {}).get(asset)]
+        _make_again(lake, instance, definitions, key, holding, log)
+    drop_staging(lake, log)
+    _make_again(lake, instance, definitions, None, [], log)
+
+
+def _make_again(
+    lake: Lake,
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    key: SegmentKey | None,
+    holding: Sequence[str],
+    log: Log,
+) -> None:
+    """Runs until no asset of the segment, or no aggregate, is stale."""
+    assets, job = (SEGMENT_ASSETS, "segment") if key else (AGGREGATES, "aggregates")
+    made = [asset for asset in assets if lake.folder(asset, key).exists()]
+    for _ in assets:
+        stale = {*_stale(instance, definitions, made, key), *holding}
+        selected = [asset for asset in made if asset in stale]
+        if not selected:
+            return
+        log(f"{key or 'over all segments'}: making {', '.join(selected)} again")
+        result = definitions.resolve_job_def(job).execute_in_process(
+            instance=instance,
+            partition_key=partition_key(key) if key else None,
+            asset_selection=[dg.AssetKey(asset) for asset in selected],
+            raise_on_error=False,
+            run_config={"loggers": {"console": {"config": {"log_level": "WARNING"}}}},
+        )
+        if not result.success:
+            raise RemovalError(
+                f"the run {result.run_id} for {key or 'the aggregates'} did not succeed: see it "
+                "in Dagster's UI; the same command goes on where this one stopped"
+            )
+        holding = []
+    raise RemovalError(f"{key or 'the aggregates'}: what is made again stays stale")
+
+
+def _stale(
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    assets: Sequence[str],
+    key: SegmentKey | None,
+) -> list[str]:
+    """By Dagster's own reckoning. What it has never seen made is not stale."""
+    from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+    from dagster._core.loader import LoadingContextForTest
+
+    graph = definitions.resolve_asset_graph()
+    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    partition = str(partition_key(key)) if key else None
+    return [
+        asset
+        for asset in assets
+        if resolver.get_status(dg.AssetKey(asset), partition) == StaleStatus.STALE
+    ]
+
+
+def _unfinished(lake: Lake) -> Iterator[SegmentKey]:
+    """Segments that something was taken out of and whose later assets are older than that."""
+    for key in sorted({SegmentKey(event.crawl, event.segment) for event in read_ledger(lake.root)}):
+        made = [asset for asset in SEGMENT_ASSETS[1:] if lake.folder(asset, key).exists()]
+        started = [lake.manifest(asset, key).started for asset in made]
+        if started != sorted(started):
+            yield key
+
+
+def drop_staging(lake: Lake, log: Log) -> None:
+    """Delete what killed runs left of partitions in the making, where it holds listed rows.
+
+    One that is being made now is left alone: its run reads the lists again before it ends.
+    """
+    lists = read_lists(lake.root)
+    if not lists:
+        return
+    for folder in sorted((lake.root / _STAGING).glob("*/*")):
+        if not folder.is_dir() or folder.parent.name not in ROWS:
+            continue
+        try:
+            with locked(folder.with_name(f".{folder.name}.lock"), lambda: None, timeout_s=0):
+                if holds_listed(folder, lists):
+                    log(f"deleting {folder}, left by a killed run: it holds what is listed")
+                    shutil.rmtree(folder)
+        except LockedError:
+            log(f"{folder} is being made now; its run looks at the lists again when it ends")
