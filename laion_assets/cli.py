@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from laion_assets import __version__
@@ -207,6 +208,10 @@ def crawl_add(args: argparse.Namespace) -> None:
 ENTRY_KINDS = ("url", "host", "sha256", "md5", "url-sha256", "url-md5", "sample-id")
 
 
+def _entry(kind: str, value: str) -> tuple[str, str]:
+    return kind, value
+
+
 def remove(args: argparse.Namespace) -> None:
     from laion_assets.lake import Lake
     from laion_assets.removals.in_force import Lists, read_lists
@@ -337,20 +342,6 @@ def ui(args: argparse.Namespace) -> None:
     run_ui(args.root, args.port)
 
 
-class _Entry(argparse.Action):
-    """Gathers ``(kind, value)`` of all the kinds' options, in their order."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: object,
-        option_string: str | None = None,
-    ) -> None:
-        kind = (option_string or "").removeprefix("--")
-        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or ()), (kind, values)])
-
-
 @dataclass(frozen=True)
 class _Word:
     """One sub-command's name, help and example."""
@@ -471,7 +462,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for kind in ENTRY_KINDS:
         word.add_argument(
-            f"--{kind}", dest="entries", action=_Entry, help=f"a {kind} to remove; may be repeated"
+            f"--{kind}",
+            dest="entries",
+            action="append",
+            type=partial(_entry, kind),
+            metavar=kind.upper(),
+            help="may be repeated",
         )
     word.add_argument("--reason", help="goes into the list as a comment")
     word.add_argument(

@@ -64,7 +64,7 @@ def apply(
             "that made this lake?"
         )
     for key in keys:
-        holding = [asset for asset in SEGMENT_ASSETS if found.samples.get(key, {}).get(asset)]
+        holding = list(found.samples.get(key, ()))
         _make_again(lake, instance, definitions, key, holding, log)
     drop_staging(lake, log)
     _make_again(lake, instance, definitions, None, [], log)
