@@ -44,8 +44,12 @@ def named_rows(
     table = file.read(columns=have).combine_chunks()
     urls = table["url"].to_pylist()
     refused = {row for row, reason in enumerate(table["reason"].to_pylist()) if reason in LISTED}
-    asked = [as_asked(url) for url in urls]
-    steps, owners = _steps(table)
+    asked: list[str] = []
+    steps: list[str] = []
+    owners: list[int] = []
+    if any(entries.names_urls for _, entries in lists.each()):
+        asked = [as_asked(url) for url in urls]
+        steps, owners = _steps(table)
     found: dict[int, Named] = {}
     for name, entries in lists.each():
         for row, key, met in _named_by(entries, table, asked, steps, owners, samples):
