@@ -67,47 +67,59 @@ def apply(
         holding = list(found.samples.get(key, ()))
         _make_again(lake, instance, definitions, key, holding, log)
     drop_staging(lake, log)
-    _make_again(lake, instance, definitions, None, [], log)
+    behind = _aggregates_behind(lake)
+    if behind:
+        _run(instance, definitions, None, behind, log)
 
 
 def _make_again(
     lake: Lake,
     instance: dg.DagsterInstance,
     definitions: dg.Definitions,
-    key: SegmentKey | None,
+    key: SegmentKey,
     holding: Sequence[str],
     log: Log,
 ) -> None:
-    """Runs until no asset of the segment, or no aggregate, is stale."""
-    assets, job = (SEGMENT_ASSETS, "segment") if key else (AGGREGATES, "aggregates")
-    made = [asset for asset in assets if lake.folder(asset, key).exists()]
-    for _ in assets:
+    """Runs until no asset of the segment is stale."""
+    made = [asset for asset in SEGMENT_ASSETS if lake.folder(asset, key).exists()]
+    for _ in SEGMENT_ASSETS:
         stale = {*_stale(instance, definitions, made, key), *holding}
         selected = [asset for asset in made if asset in stale]
         if not selected:
             return
-        log(f"{key or 'over all segments'}: making {', '.join(selected)} again")
-        result = definitions.resolve_job_def(job).execute_in_process(
-            instance=instance,
-            partition_key=partition_key(key) if key else None,
-            asset_selection=[dg.AssetKey(asset) for asset in selected],
-            raise_on_error=False,
-            run_config={"loggers": {"console": {"config": {"log_level": "WARNING"}}}},
-        )
-        if not result.success:
-            raise RemovalError(
-                f"the run {result.run_id} for {key or 'the aggregates'} did not succeed: see it "
-                "in Dagster's UI; the same command goes on where this one stopped"
-            )
+        _run(instance, definitions, key, selected, log)
         holding = []
-    raise RemovalError(f"{key or 'the aggregates'}: what is made again stays stale")
+    raise RemovalError(f"{key}: what is made again stays stale")
+
+
+def _run(
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    key: SegmentKey | None,
+    assets: Sequence[str],
+    log: Log,
+) -> None:
+    what = str(key) if key else "all segments"
+    log(f"{what}: making {', '.join(assets)} again")
+    result = definitions.resolve_job_def("segment" if key else "aggregates").execute_in_process(
+        instance=instance,
+        partition_key=partition_key(key) if key else None,
+        asset_selection=[dg.AssetKey(asset) for asset in assets],
+        raise_on_error=False,
+        run_config={"loggers": {"console": {"config": {"log_level": "WARNING"}}}},
+    )
+    if not result.success:
+        raise RemovalError(
+            f"the run {result.run_id} for {what} did not succeed: see it in Dagster's UI; the "
+            "same command goes on where this one stopped"
+        )
 
 
 def _stale(
     instance: dg.DagsterInstance,
     definitions: dg.Definitions,
     assets: Sequence[str],
-    key: SegmentKey | None,
+    key: SegmentKey,
 ) -> list[str]:
     """By Dagster's own reckoning. What it has never seen made is not stale."""
     from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
@@ -115,7 +127,7 @@ def _stale(
 
     graph = definitions.resolve_asset_graph()
     resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-    partition = str(partition_key(key)) if key else None
+    partition = str(partition_key(key))
     return [
         asset
         for asset in assets
@@ -125,11 +137,32 @@ def _stale(
 
 def _unfinished(lake: Lake) -> Iterator[SegmentKey]:
     """Segments that something was taken out of and whose later assets are older than that."""
-    for key in sorted({SegmentKey(event.crawl, event.segment) for event in read_ledger(lake.root)}):
-        made = [asset for asset in SEGMENT_ASSETS[1:] if lake.folder(asset, key).exists()]
-        started = [lake.manifest(asset, key).started for asset in made]
+    for key in _in_ledger(lake):
+        started = _started(lake, key)
         if started != sorted(started):
             yield key
+
+
+def _aggregates_behind(lake: Lake) -> list[str]:
+    """The aggregates that are older than a segment which something was taken out of.
+
+    Dagster does not reckon staleness over many partitions.
+    """
+    newest = max(
+        (started for key in _in_ledger(lake) for started in _started(lake, key)), default=""
+    )
+    made = [asset for asset in AGGREGATES if lake.folder(asset).exists()]
+    return [asset for asset in made if lake.manifest(asset).started <= newest]
+
+
+def _in_ledger(lake: Lake) -> list[SegmentKey]:
+    return sorted({SegmentKey(event.crawl, event.segment) for event in read_ledger(lake.root)})
+
+
+def _started(lake: Lake, key: SegmentKey) -> list[str]:
+    """When each of the segment's assets was begun, in the order of the data's way."""
+    made = [asset for asset in SEGMENT_ASSETS[1:] if lake.folder(asset, key).exists()]
+    return [lake.manifest(asset, key).started for asset in made]
 
 
 def drop_staging(lake: Lake, log: Log) -> None:

@@ -85,9 +85,10 @@ def take_out(out: Path, lists: Lists) -> Taken:
     for part in _parts(out):
         taken = taken_out(part)
         rows = _named_rows(part, lists) if lists else {}
-        if rows:
+        counts = read_counts(part)
+        if rows or _forget_examples(counts, lists):
             taken.update(rows.values())
-            _rewrite(part, rows, taken, lists)
+            _rewrite(part, rows, counts, taken)
         all_taken += taken
     return all_taken
 
@@ -107,13 +108,14 @@ def _named_rows(part: Path, lists: Lists) -> dict[int, tuple[str, Key]]:
     return rows
 
 
-def _rewrite(part: Path, rows: dict[int, tuple[str, Key]], taken: Taken, lists: Lists) -> None:
-    wat, pairs = read_counts(part)
+def _rewrite(
+    part: Path, rows: dict[int, tuple[str, Key]], counts: Sequence[StageCounts], taken: Taken
+) -> None:
+    pairs = next(of_stage for of_stage in counts if of_stage.stage == "pairs")
     for name, _ in rows.values():
         pairs.kept -= 1
         pairs.n_in -= 1
         pairs.reject(REASONS[name])
-    _forget_examples(pairs, lists)
     with (
         pq.ParquetFile(part) as file,
         atomic_path(part) as beside,
@@ -126,22 +128,26 @@ def _rewrite(part: Path, rows: dict[int, tuple[str, Key]], taken: Taken, lists: 
             group = file.read_row_group(number)
             writer.write(group.filter(pa.array(keep[at : at + group.num_rows])))
             at += group.num_rows
-        writer.note_counts([wat, pairs])
+        writer.note_counts(counts)
         writer.note(_TAKEN_KEY, to_json(taken))
 
 
-def _forget_examples(counts: StageCounts, lists: Lists) -> None:
-    """A listed pair may also stand as an example of some other reject; so may its duplicate."""
+def _forget_examples(counts: Sequence[StageCounts], lists: Lists) -> bool:
+    """A listed pair may also stand as an example of some other reject, as a duplicate does, in
+    its own part or in that of another WAT file. Whether one did."""
 
     def forgotten(example: str) -> bool:
         url = example.split(" ", 1)[0]
         if not url.startswith(("http://", "https://")):
             return False
-        # One that was cut may be any URL.
-        cut = len(example) >= EXAMPLE_CHARS
+        # One that was cut within its URL may be any that begins so.
+        cut = len(example) >= EXAMPLE_CHARS and url == example
         return cut or any(entries.matches_url(url) for _, entries in lists.each())
 
-    counts.examples = {
-        reason: [example for example in examples if not forgotten(example)]
-        for reason, examples in counts.examples.items()
-    }
+    found = False
+    for of_stage in counts if lists else ():
+        for reason, examples in of_stage.examples.items():
+            kept = [example for example in examples if not forgotten(example)]
+            found |= len(kept) < len(examples)
+            of_stage.examples[reason] = kept
+    return found
