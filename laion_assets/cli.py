@@ -16,10 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from laion_assets import __version__
 from laion_assets.funnel import StageCounts
 from laion_assets.segments import SegmentKey
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -186,9 +190,20 @@ def crawls(args: argparse.Namespace) -> None:
         print(f"{info.name:20} {info.title}")
 
 
-def crawl_add(args: argparse.Namespace) -> None:
+def _instance() -> dg.DagsterInstance:
     import dagster as dg
+    from dagster._core.errors import DagsterHomeNotSetError
 
+    try:
+        instance = dg.DagsterInstance.get()
+    except DagsterHomeNotSetError:
+        instance = None
+    if instance is None or instance.is_ephemeral:
+        raise CommandError("set DAGSTER_HOME to the folder of the deployment's Dagster instance")
+    return instance
+
+
+def crawl_add(args: argparse.Namespace) -> None:
     from laion_assets.crawl.source import CrawlSource
     from laion_assets.partitions import crawls as partitions
     from laion_assets.segments import CRAWL_NAME
@@ -198,9 +213,7 @@ def crawl_add(args: argparse.Namespace) -> None:
         args.parser.error(f"{args.crawl!r} is not a crawl's name like CC-MAIN-2024-22")
     source = CrawlSource(load_settings(args.config).crawl_source)
     segments = source.segments(args.crawl)
-    instance = dg.DagsterInstance.get()
-    if instance.is_ephemeral:
-        raise CommandError("set DAGSTER_HOME to the instance that the crawl is added to")
+    instance = _instance()
     instance.add_dynamic_partitions(partitions.name or "", [args.crawl])
     print(f"{args.crawl} is added, with {len(segments)} segments")
 
@@ -266,9 +279,7 @@ def _apply_lists(args: argparse.Namespace) -> None:
     from laion_assets.settings import load_settings
 
     settings = load_settings(args.config)
-    instance = dg.DagsterInstance.get()
-    if instance.is_ephemeral:
-        raise CommandError("set DAGSTER_HOME to the instance whose partitions are to be made again")
+    instance = _instance()
     lake = Lake(settings.lake)
     found = observe(lake, instance, say)
     _show_survey(found.samples, found.aggregate)
