@@ -127,7 +127,8 @@ def graph(tmp_path: Path) -> Iterator[Graph]:
         executor=dg.in_process_executor,
     )
     (tmp_path / "home").mkdir()
-    with dg.DagsterInstance.local_temp(str(tmp_path / "home")) as instance:
+    quiet = {"telemetry": {"enabled": False}}
+    with dg.DagsterInstance.local_temp(str(tmp_path / "home"), quiet) as instance:
         instance.add_dynamic_partitions(crawls.name or "", [CRAWL])
         (tmp_path / "lake").mkdir()
         yield Graph(tmp_path / "lake", instance, defs)

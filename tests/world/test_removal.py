@@ -140,6 +140,7 @@ def copy(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wor
     root = tmp_path_factory.mktemp("removal")
     shutil.copytree(world.root / "lake", root / "lake")
     shutil.copytree(world.root / "home", root / "home")
+    shutil.copyfile(Path(__file__).parents[2] / "dagster.yaml", root / "home" / "dagster.yaml")
     config = root / "config.toml"
     config.write_text(world.config.read_text().replace(str(world.root), str(root)))
     settings = load_settings(config)
@@ -154,6 +155,7 @@ def copy(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wor
         )
 
 
+@pytest.mark.timeout(600)  # it embeds a segment again
 def test_after_a_removal_nothing_of_the_sample_is_left(
     copy: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,7 +165,7 @@ def test_after_a_removal_nothing_of_the_sample_is_left(
     by_url, by_hash, by_id = samples
     for files in where(lake, samples):
         assert {name.split("/")[0] for name in files} >= {*SEGMENT_ASSETS[1:-1], "search_index"}
-        assert {Path(name).name for name in files} >= {"00000.tar", "image.index", "text.index"}
+        assert {Path(name).suffix for name in files} >= {".tar", ".parquet", ".npy", ".index"}
     left = lake.root / ".staging" / "embeddings" / "CC-MAIN-2000-10.01"
     shutil.copytree(lake.folder("embeddings", key), left)
     others = {
@@ -195,7 +197,6 @@ def test_after_a_removal_nothing_of_the_sample_is_left(
     ledger = capsys.readouterr().out
     assert f"sample-id:{by_id.sample_id}" in ledger
     assert hashlib.sha256(by_hash.url.encode()).hexdigest() in ledger
-    assert main([*command, "--apply"]) == 0
 
 
 def test_what_is_taken_off_the_list_comes_back(copy: World) -> None:
