@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,7 +128,7 @@ def _sorted(words: Words) -> Words:
 
 
 class ColumnWriter:
-    """Makes a column of keys in any order, in bounded memory; written when the block ends well.
+    """Makes a column of keys in any order, in bounded memory.
 
     Keys beyond what memory should hold are spread on disk by their first byte and sorted a
     bucket at a time.
@@ -147,18 +146,6 @@ class ColumnWriter:
         self._bytes += len(raw)
         if self._bytes >= self._spill_at:
             self._spill()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self._write()
 
     def _bucket(self, number: int) -> Path:
         return self._folder / f"{self._kind}.{number:03d}"
@@ -189,7 +176,8 @@ class ColumnWriter:
             yield keys_of(path.read_bytes(), self.width)
             path.unlink()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write the column of all that was added."""
         with (
             (self._folder / f"{self._kind}.head").open("wb") as head,
             (self._folder / f"{self._kind}.tail").open("wb") as tail,

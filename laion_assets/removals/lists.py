@@ -435,8 +435,7 @@ def _compile(files: Sequence[Path], out: Path) -> None:
                 _add_block(lines, writers, str(path), number)
                 number += len(lines)
     for writer in writers.values():
-        with writer:
-            pass
+        writer.write()
     columns = {kind: (Column.open(out, kind, width),) for kind, width in WIDTHS.items()}
     entries = _entries(columns)
     meta = {

@@ -37,9 +37,10 @@ def test_a_column_that_spills_is_the_same(tmp_path: Path) -> None:
     keys[1000:2000] = keys[:1000]
     keys[:, 0] &= 15
     for kind, spill in (("large", 1 << 30), ("small", 1000)):
-        with ColumnWriter(tmp_path, kind, 16, spill) as writer:
-            for start in range(0, len(keys), 7):
-                writer.add(keys[start : start + 7].tobytes())
+        writer = ColumnWriter(tmp_path, kind, 16, spill)
+        for start in range(0, len(keys), 7):
+            writer.add(keys[start : start + 7].tobytes())
+        writer.write()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("large.head", "large.tail", "small.head", "small.tail")
     ]
