@@ -35,8 +35,8 @@ REASONS: Final[Mapping[str, Mapping[str, str]]] = {
         "blocked": "the URL, its host or its image is on a blocklist",
     },
     "unique_pairs": {
-        "removed": "listed as in the stage before, since that was made",
-        "blocked": "listed as in the stage before, since that was made",
+        "removed": "on a removal list that changed after the stage before was made",
+        "blocked": "on a blocklist that changed after the stage before was made",
         "duplicate": "another segment holds the same (URL, TEXT)",
     },
     "images": {

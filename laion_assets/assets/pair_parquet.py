@@ -1,4 +1,4 @@
-"""Every IMG-with-alt pair of a segment that passes the text rules, deduplicated in the segment."""
+"""Every IMG-with-alt pair of a segment that passes the text rules and is on no list, once."""
 
 import dagster as dg
 import pyarrow.parquet as pq

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.definitions.sensor_definition import SensorExecutionData
 from dagster._core.loader import LoadingContextForTest
 
 from laion_assets import schemas
@@ -41,6 +43,7 @@ class Graph:
     root: Path
     instance: dg.DagsterInstance
     defs: dg.Definitions
+    jobs: tuple[Any, Any]
     options: RemovalOptions = field(default_factory=RemovalOptions)
 
     @property
@@ -64,29 +67,28 @@ class Graph:
             tags=tags,
         )
 
-    def tick(self, cursor: str | None) -> dg.SensorResult | dg.SkipReason:
+    def tick(self, cursor: str | None) -> SensorExecutionData:
+        """As the daemon evaluates it."""
+        defs = dg.Definitions.merge(
+            self.defs, dg.Definitions(sensors=[lists_sensor(*self.jobs, self.options)])
+        )
         context = dg.build_sensor_context(
             instance=self.instance,
-            cursor=cursor,
+            instance_ref=self.instance.get_ref(),
+            repository_def=defs.get_repository_def(),
             resources={"lake": LakeResource(root=str(self.root))},
+            cursor=cursor,
         )
-        segment = dg.define_asset_job("segment", selection="*")
-        result = lists_sensor(lists_job(), segment, self.options)(context)
-        assert isinstance(result, dg.SensorResult | dg.SkipReason)
-        return result
+        return defs.get_sensor_def("lists_sensor").evaluate_tick(context)
 
     def follow(self, cursor: str | None) -> str:
         """Ticks, and the runs they ask for, until there is a new cursor."""
-        result = self.tick(cursor)
-        assert isinstance(result, dg.SensorResult)
-        if result.cursor is None:
-            for request in result.run_requests or []:
-                assert request.job_name == "observe_lists"
-                assert self.run("observe_lists", tags=dict(request.tags)).success
-            result = self.tick(cursor)
-            assert isinstance(result, dg.SensorResult)
-        assert result.cursor
-        return result.cursor
+        for request in self.tick(cursor).run_requests or []:
+            assert request.job_name == "observe_lists"
+            assert self.run("observe_lists", tags=dict(request.tags)).success
+        now = self.tick(cursor).cursor
+        assert now
+        return now
 
     def stale(self) -> list[SegmentKey]:
         resolver = CachingStaleStatusResolver(
@@ -120,9 +122,10 @@ def graph(tmp_path: Path) -> Iterator[Graph]:
             taken = take_out(staging.path, lists)
         outside.tell_lists(context, store, key, lists, taken, returns=True)
 
+    jobs = (lists_job(), dg.define_asset_job("segment", selection=["pair_parquet"]))
     defs = dg.Definitions(
         assets=[*outside.build(segments, Settings()), pair_parquet],
-        jobs=[lists_job(), dg.define_asset_job("make", selection=["pair_parquet"])],
+        jobs=[*jobs, dg.define_asset_job("make", selection=["pair_parquet"])],
         resources={"lake": LakeResource(root=str(tmp_path / "lake"))},
         executor=dg.in_process_executor,
     )
@@ -131,12 +134,11 @@ def graph(tmp_path: Path) -> Iterator[Graph]:
     with dg.DagsterInstance.local_temp(str(tmp_path / "home"), quiet) as instance:
         instance.add_dynamic_partitions(crawls.name or "", [CRAWL])
         (tmp_path / "lake").mkdir()
-        yield Graph(tmp_path / "lake", instance, defs)
+        yield Graph(tmp_path / "lake", instance, defs, jobs)
 
 
 def test_a_changed_list_makes_what_it_concerns_stale_and_nothing_else(graph: Graph) -> None:
     first = graph.tick(None)
-    assert isinstance(first, dg.SensorResult)
     assert not first.run_requests
     graph.make(*KEYS)
     assert graph.stale() == []
@@ -144,7 +146,7 @@ def test_a_changed_list_makes_what_it_concerns_stale_and_nothing_else(graph: Gra
     graph.write("removals", f"host:elsewhere.test\nurl:{url_of(KEYS[1])}\n")
     cursor = graph.follow(first.cursor)
     assert graph.stale() == [KEYS[1]]
-    assert isinstance(graph.tick(cursor), dg.SkipReason)
+    assert graph.tick(cursor).skip_message == "no list has changed"
     graph.make(KEYS[1])
     assert graph.stale() == []
 
@@ -167,11 +169,9 @@ def test_where_it_is_wanted_what_a_list_concerns_is_asked_for(graph: Graph) -> N
     graph.options = RemovalOptions(automatic=True)
     graph.write("removals", f"url:{url_of(KEYS[1])}\n")
     look = graph.tick(None)
-    assert isinstance(look, dg.SensorResult)
     [request] = look.run_requests or []
     assert graph.run("observe_lists", tags=dict(request.tags)).success
     asked = graph.tick(None)
-    assert isinstance(asked, dg.SensorResult)
     [request] = asked.run_requests or []
     assert (request.job_name, str(request.partition_key)) == ("segment", str(KEYS[1]))
     assert request.asset_selection == [dg.AssetKey("pair_parquet")]
@@ -204,7 +204,6 @@ def test_a_look_that_fails_is_asked_for_a_few_times(graph: Graph) -> None:
     graph.write("removals", "host:a.test\n")
     for attempt in range(RemovalOptions().attempts):
         result = graph.tick(None)
-        assert isinstance(result, dg.SensorResult)
         [request] = result.run_requests or []
         assert str(request.run_key).endswith(f"#{attempt}")
         graph.instance.create_run_for_job(
@@ -212,4 +211,4 @@ def test_a_look_that_fails_is_asked_for_a_few_times(graph: Graph) -> None:
             tags=dict(request.tags),
             status=dg.DagsterRunStatus.FAILURE,
         )
-    assert isinstance(graph.tick(None), dg.SkipReason)
+    assert (graph.tick(None).skip_message or "").startswith("given up after 3 failed runs")
