@@ -68,7 +68,7 @@ def lists_sensor(
             lists = read_lists(store.root)
             texts = text_digests(store.root)
         except ListError as error:
-            # The lists in force stay those that could be read.
+            # As the runs do: nothing is made without a list that cannot be read.
             raise dg.Failure(f"a list cannot be understood: {error}") from error
         told = json.dumps([lists.digests, texts], sort_keys=True)
         version = hashlib.sha256(told.encode()).hexdigest()[:16]
