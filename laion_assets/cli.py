@@ -11,12 +11,19 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from laion_assets import __version__
 from laion_assets.funnel import StageCounts
+from laion_assets.segments import SegmentKey
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -199,9 +206,20 @@ def crawls(args: argparse.Namespace) -> None:
         print(f"{info.name:20} {info.title}")
 
 
-def crawl_add(args: argparse.Namespace) -> None:
+def _instance() -> dg.DagsterInstance:
     import dagster as dg
+    from dagster._core.errors import DagsterHomeNotSetError
 
+    try:
+        instance = dg.DagsterInstance.get()
+    except DagsterHomeNotSetError:
+        instance = None
+    if instance is None or instance.is_ephemeral:
+        raise CommandError("set DAGSTER_HOME to the folder of the deployment's Dagster instance")
+    return instance
+
+
+def crawl_add(args: argparse.Namespace) -> None:
     from laion_assets.crawl.source import CrawlSource
     from laion_assets.partitions import crawls as partitions
     from laion_assets.segments import CRAWL_NAME
@@ -211,11 +229,102 @@ def crawl_add(args: argparse.Namespace) -> None:
         args.parser.error(f"{args.crawl!r} is not a crawl's name like CC-MAIN-2024-22")
     source = CrawlSource(load_settings(args.config).crawl_source)
     segments = source.segments(args.crawl)
-    instance = dg.DagsterInstance.get()
-    if instance.is_ephemeral:
-        raise CommandError("set DAGSTER_HOME to the instance that the crawl is added to")
+    instance = _instance()
     instance.add_dynamic_partitions(partitions.name or "", [args.crawl])
     print(f"{args.crawl} is added, with {len(segments)} segments")
+
+
+ENTRY_KINDS = ("url", "host", "sha256", "md5", "url-sha256", "url-md5", "sample-id")
+
+
+def _entry(kind: str, value: str) -> tuple[str, str]:
+    return kind, value
+
+
+def remove(args: argparse.Namespace) -> None:
+    from laion_assets.lake import Lake
+    from laion_assets.removals.in_force import Lists, read_lists
+    from laion_assets.removals.lists import ListError, parse
+    from laion_assets.removals.requests import add
+    from laion_assets.settings import load_settings
+    from laion_assets.survey import survey
+
+    settings = load_settings(args.config)
+    lake = Lake(settings.lake)
+    if not lake.root.is_dir():
+        raise CommandError(f"there is no lake {lake.root}: give its settings by --config")
+    if args.ledger:
+        _show_ledger(lake.root)
+        return
+    entries = [f"{kind}:{value}" for kind, value in args.entries or ()]
+    if not entries and not args.apply:
+        args.parser.error("give what to remove, or --apply, or --ledger")
+    try:
+        asked = parse(entries, "the command line")
+    except ListError as error:
+        args.parser.error(str(error))
+    for entry in add(lake.root / "removals", entries, args.reason):
+        print(f"added  {entry}")
+    if args.apply:
+        _apply_lists(args)
+        return
+    found = survey(lake, read_lists(lake.root), new=Lists(removals=asked), log=say)
+    _show_survey(found.samples, found.aggregate)
+    if found.keys:
+        by_itself = settings.removals.automatic
+        print(
+            "Nothing is taken out yet. lists_sensor tells Dagster within a minute or two which\n"
+            "partitions are stale"
+            + (
+                " and asks for them ([removals] automatic)."
+                if by_itself
+                else "; materialize them, or: laion-assets remove --apply"
+            )
+        )
+
+
+def _apply_lists(args: argparse.Namespace) -> None:
+    import warnings
+
+    import dagster as dg
+
+    warnings.filterwarnings("ignore", category=dg.BetaWarning)
+    from laion_assets.definitions import build_defs
+    from laion_assets.lake import Lake
+    from laion_assets.removing import apply, observe
+    from laion_assets.settings import load_settings
+
+    settings = load_settings(args.config)
+    instance = _instance()
+    lake = Lake(settings.lake)
+    found = observe(lake, instance, say)
+    _show_survey(found.samples, found.aggregate)
+    apply(lake, instance, build_defs(settings), found, say)
+    left = observe(lake, instance, say)
+    if left.keys or left.aggregate:
+        _show_survey(left.samples, left.aggregate)
+        raise CommandError("listed samples are left; see the runs in Dagster's UI")
+    print("nothing that the lists name is left in the lake")
+
+
+def _show_survey(samples: Mapping[SegmentKey, Counter[str]], aggregate: int) -> None:
+    for key, of_key in sorted(samples.items()):
+        for asset, n in of_key.items():
+            print(f"{key!s:22} {asset:16} {n:>10,}")
+    if aggregate:
+        print(f"{'all segments':22} {'search_index':16} {aggregate:>10,}")
+    if not samples and not aggregate:
+        print("no partition holds what is listed")
+
+
+def _show_ledger(lake: Path) -> None:
+    from laion_assets.removals.taken import read_ledger
+
+    for event in read_ledger(lake):
+        print(
+            f"{event.at}  {event.event:9}  {event.crawl}|{event.segment}  {event.asset:14}"
+            f"  {event.list:10}  {event.samples:>8,}  {event.entry}  {event.run_id}"
+        )
 
 
 def sample_crawl_serve(args: argparse.Namespace) -> None:
@@ -376,6 +485,32 @@ def build_parser() -> argparse.ArgumentParser:
         _Word("add", "add a crawl's partitions", "crawl add CC-MAIN-2024-22", crawl_add),
     )
     word.add_argument("crawl")
+
+    word = _add(
+        commands,
+        _Word(
+            "remove",
+            "take samples out of everything",
+            "remove --url https://example.org/me.jpg --reason 'request 17' --apply",
+            remove,
+        ),
+    )
+    for kind in ENTRY_KINDS:
+        word.add_argument(
+            f"--{kind}",
+            dest="entries",
+            action="append",
+            type=partial(_entry, kind),
+            metavar=kind.upper(),
+            help="may be repeated",
+        )
+    word.add_argument("--reason", help="goes into the list as a comment")
+    word.add_argument(
+        "--apply", action="store_true", help="make all that the lists concern again, now"
+    )
+    word.add_argument(
+        "--ledger", action="store_true", help="show what was taken out, when and by which list"
+    )
 
     sample = commands.add_parser("sample-crawl", help="the sample crawl")
     sample_commands = sample.add_subparsers(metavar="COMMAND", required=True)

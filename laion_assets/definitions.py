@@ -24,7 +24,7 @@ from laion_assets.assets import (
     wat_manifest,
 )
 from laion_assets.automation import follow_sensor
-from laion_assets.jobs import aggregates_job, segment_job
+from laion_assets.jobs import aggregates_job, lists_job, segment_job
 from laion_assets.partitions import segment_partitions
 from laion_assets.settings import Settings, load_settings
 from resources.clip import ClipModelResource
@@ -45,11 +45,10 @@ from sensors.new_crawls import new_crawl_sensor
 def build_defs(settings: Settings) -> dg.Definitions:
     """The asset graph of one deployment."""
     segments = segment_partitions(settings.crawl_source.segments_per_crawl)
-    segment = segment_job(settings.subsets)
+    segment, lists = segment_job(settings.subsets), lists_job()
     return dg.Definitions(
         assets=[
-            outside.removals,
-            outside.blocklists,
+            *outside.build(segments, settings),
             wat_manifest.build(segments, settings),
             pair_parquet.build(segments, settings),
             unique_pairs.build(segments, settings),
@@ -64,10 +63,10 @@ def build_defs(settings: Settings) -> dg.Definitions:
             catalog.build(settings),
             dataset_report.build(settings),
         ],
-        jobs=[segment, aggregates_job()],
+        jobs=[segment, aggregates_job(), lists],
         sensors=[
             new_crawl_sensor(segment, settings.discovery, settings.crawl_source.segments_per_crawl),
-            lists_sensor,
+            lists_sensor(lists, segment, settings.removals),
             follow_sensor(settings.subsets),
         ],
         resources={

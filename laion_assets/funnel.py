@@ -31,10 +31,12 @@ REASONS: Final[Mapping[str, Mapping[str, str]]] = {
         "url_too_long": "the URL is longer than the maximum",
         "language": "the text is not in one of the wanted languages",
         "duplicate": "the same (URL, TEXT) came before in this segment",
+        "removed": "the URL, its host, its image or its SAMPLE_ID is on a removal list",
+        "blocked": "the URL, its host or its image is on a blocklist",
     },
     "unique_pairs": {
-        "removed": "the URL or its host is on a removal list",
-        "blocked": "the URL or its host is on a blocklist",
+        "removed": "on a removal list that changed after the stage before was made",
+        "blocked": "on a blocklist that changed after the stage before was made",
         "duplicate": "another segment holds the same (URL, TEXT)",
     },
     "images": {
@@ -77,6 +79,9 @@ REASONS: Final[Mapping[str, Mapping[str, str]]] = {
 
 STAGES: Final = tuple(REASONS)
 
+LISTED: Final = frozenset({"removed", "blocked"})
+"""Reasons whose subjects must not be named again: no examples are kept of them."""
+
 
 @dataclass
 class StageCounts:
@@ -115,6 +120,8 @@ class StageCounts:
             self._example(reason, example)
 
     def _example(self, reason: str, example: str) -> None:
+        if reason in LISTED:
+            return
         kept = self.examples.setdefault(reason, [])
         if len(kept) < EXAMPLES_KEPT:
             kept.append(example[:EXAMPLE_CHARS])

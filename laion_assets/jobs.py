@@ -36,6 +36,18 @@ def segment_assets(subsets: Iterable[str] = ()) -> list[str]:
     return [*SEGMENT_ASSETS[:-1], *further, SEGMENT_ASSETS[-1]]
 
 
+LISTS: Final = ("removals", "blocklists")
+
+
+def lists_job() -> UnresolvedAssetJobDefinition:
+    return dg.define_asset_job(
+        "observe_lists",
+        selection=dg.AssetSelection.assets(*LISTS),
+        executor_def=dg.in_process_executor,
+        description="Looks which partitions the removal lists and blocklists concern.",
+    )
+
+
 def segment_job(subsets: Iterable[str] = ()) -> UnresolvedAssetJobDefinition:
     """One segment, in one process: the models are loaded once, and a step costs no new process."""
     return dg.define_asset_job(

@@ -23,6 +23,7 @@ from laion_assets.filtering.recipe import DEFAULT, Recipe, RecipeError, load_rec
 from laion_assets.knn.options import IndexOptions
 from laion_assets.lake import LakeOptions
 from laion_assets.pairs.rules import PairRules
+from laion_assets.removals.options import RemovalOptions
 from laion_assets.safety.options import SafetyOptions
 
 CONFIG_VARIABLE: Final = "LAION_ASSETS_CONFIG"
@@ -72,6 +73,7 @@ class Settings(_Section):
     subsets: Mapping[str, Recipe] = Field(default_factory=dict)
     """By name, those taken beside it from the same scores; each is an asset of its own."""
     index: IndexOptions = IndexOptions()
+    removals: RemovalOptions = RemovalOptions()
 
     @field_validator("subset", mode="before")
     @classmethod

@@ -1,32 +1,108 @@
-"""Changed removal lists and blocklists, told to Dagster as new versions of the assets outside."""
+"""Changed removal lists and blocklists: a run is asked for that looks which partitions they
+concern, and, where the deployment wants that, runs that make these again."""
 
+import hashlib
 import json
+from typing import Final
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from laion_assets.assets.outside import observations, read_lists
+from laion_assets.assets.outside import BEFORE_TAG
+from laion_assets.jobs import LISTS, SEGMENT_ASSETS
+from laion_assets.lake import Lake
+from laion_assets.partitions import UNFINISHED, partition_key, segment_key
+from laion_assets.removals.in_force import read_lists, text_digests
 from laion_assets.removals.lists import ListError
+from laion_assets.removals.options import RemovalOptions
 from resources.lake import LakeResource
 
+LISTS_TAG: Final = "laion_assets/lists"
+"""Tag of a run that observes: the digest of all lists in force."""
 
-@dg.sensor(
-    name="lists_sensor",
-    minimum_interval_seconds=60,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description=__doc__,
-)
+
+def _concerned(instance: dg.DagsterInstance, run_id: str) -> list[str]:
+    """The partitions that a run has observed."""
+    logs = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION)
+    events = [entry.dagster_event.partition for entry in logs if entry.dagster_event]
+    return sorted({partition for partition in events if partition})
+
+
+def _remakes(lake: Lake, partitions: list[str], version: str) -> list[dg.RunRequest]:
+    """All that a segment has of what may hold a sample, made again."""
+    requests = []
+    for partition in partitions:
+        key = segment_key(partition)
+        made = [name for name in SEGMENT_ASSETS[1:] if lake.folder(name, key).exists()]
+        requests.append(
+            dg.RunRequest(
+                run_key=f"{version}:{partition}",
+                job_name="segment",
+                partition_key=partition_key(key),
+                asset_selection=[dg.AssetKey(name) for name in made],
+            )
+        )
+    return requests
+
+
 def lists_sensor(
-    context: dg.SensorEvaluationContext, lake: LakeResource
-) -> dg.SensorResult | dg.SkipReason:
-    try:
-        lists = read_lists(lake.open())
-    except ListError as error:
-        # The lists in force stay those that could be read.
-        raise dg.Failure(f"a list cannot be understood: {error}") from error
-    seen = json.loads(context.cursor) if context.cursor else {}
-    changed = observations(lists, seen)
-    if not changed:
-        return dg.SkipReason("no list has changed")
-    return dg.SensorResult(
-        asset_events=changed, cursor=json.dumps(lists.data_versions, sort_keys=True)
+    observe: UnresolvedAssetJobDefinition,
+    segment: UnresolvedAssetJobDefinition,
+    options: RemovalOptions,
+) -> dg.SensorDefinition:
+    """The cursor is what the last run looked for that succeeded: while the lists stay that, a tick
+    reads no more than their files' names, sizes and times."""
+
+    @dg.sensor(
+        name="lists_sensor",
+        jobs=[observe, segment],
+        minimum_interval_seconds=60,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=__doc__,
     )
+    def lists_sensor(
+        context: dg.SensorEvaluationContext, lake: LakeResource
+    ) -> dg.SensorResult | dg.SkipReason:
+        store, instance = lake.open(), context.instance
+        try:
+            lists = read_lists(store.root)
+            texts = text_digests(store.root)
+        except ListError as error:
+            # As the runs do: nothing is made without a list that cannot be read.
+            raise dg.Failure(f"a list cannot be understood: {error}") from error
+        told = json.dumps([lists.digests, texts], sort_keys=True)
+        version = hashlib.sha256(told.encode()).hexdigest()[:16]
+        seen = json.loads(context.cursor) if context.cursor else {}
+        if seen.get("version") == version:
+            return dg.SkipReason("no list has changed")
+        cursor = json.dumps({"version": version, "texts": texts}, sort_keys=True)
+        if not seen and not lists:
+            return dg.SensorResult(skip_reason="no list has an entry", cursor=cursor)
+        runs = instance.get_runs(dg.RunsFilter(tags={LISTS_TAG: version}))
+        done = [run for run in runs if run.status == dg.DagsterRunStatus.SUCCESS]
+        if done:
+            partitions = _concerned(instance, done[0].run_id)
+            requests = _remakes(store, partitions, version) if options.automatic else []
+            reason = f"the lists concern {len(partitions)} partitions; see {done[0].run_id[:8]}"
+            return dg.SensorResult(
+                run_requests=requests, skip_reason=None if requests else reason, cursor=cursor
+            )
+        if any(run.status in UNFINISHED for run in runs):
+            return dg.SkipReason("a run looks which partitions the lists concern")
+        if len(runs) >= options.attempts:
+            return dg.SkipReason(f"given up after {len(runs)} failed runs: see {runs[0].run_id}")
+        before = seen.get("texts", {})
+        return dg.SensorResult(
+            run_requests=[
+                dg.RunRequest(
+                    run_key=f"{version}#{len(runs)}",
+                    job_name="observe_lists",
+                    tags={
+                        LISTS_TAG: version,
+                        **{BEFORE_TAG + name: before[name] for name in LISTS if name in before},
+                    },
+                )
+            ]
+        )
+
+    return lists_sensor

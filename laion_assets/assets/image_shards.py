@@ -4,10 +4,12 @@ import dagster as dg
 
 from laion_assets import checks
 from laion_assets.assets.making import key_of, materialized, publishing
-from laion_assets.assets.outside import DOWNLOAD_POOL, read_lists
+from laion_assets.assets.outside import DOWNLOAD_POOL, tell_lists
+from laion_assets.download.listed import met_in
 from laion_assets.download.preview import contact_sheet
 from laion_assets.download.segment import download_segment
 from laion_assets.metadata import download_metadata, picture
+from laion_assets.removals.in_force import note_met, read_lists
 from laion_assets.settings import Settings
 from laion_assets.versions import code_version
 from resources.downloader import DownloaderResource
@@ -29,13 +31,12 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         context: dg.AssetExecutionContext, lake: LakeResource, downloader: DownloaderResource
     ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
-        lists = read_lists(store)
+        lists = read_lists(store.root)
         with publishing(
             context,
             store,
             key,
             upstream=["unique_pairs"],
-            made_of=lists.data_versions,
             options=downloader,
             leave_out=downloader.NOT_IN_VERSION,
             stage_judges_parts=True,
@@ -60,6 +61,10 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
                 checks.funnel_adds_up("image_shards", counts, successes, kept_before),
             )
         folder = store.folder("image_shards", key)
+        met, taken = met_in(folder, lists)
+        for name, of_list in met.items():
+            note_met(store.root, name, of_list)
+        tell_lists(context, store, key, lists, taken)
         return materialized(
             context,
             store,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -68,6 +69,14 @@ def publishing(
                 raise InputsChangedError(
                     f"{asset} was made anew while {name} was made of it: make {name} again"
                 )
+
+
+def made_of_the_same(lake: Lake, asset: str, key: SegmentKey, staging: Staging) -> Path | None:
+    """The published partition, if it was made of the same inputs with the same code and options."""
+    folder = lake.folder(asset, key)
+    if not folder.exists() or lake.manifest(asset, key).fingerprint != staging.fingerprint:
+        return None
+    return folder
 
 
 def materialized(

@@ -1,63 +1,118 @@
 """What comes from outside the graph and may change at any time: removals and blocklists.
 
-Both are folders of list files in the lake (``removals/*.txt``, ``blocklists/*.txt``). Their data
-version is their content, so that a changed list makes what was built with it stale.
+Both are folders of list files in the lake (``removals/*.txt``, ``blocklists/*.txt``). They have
+the segments' partitions, and a partition is observed anew only when a change of the list concerns
+it: when the segment holds what is listed, or lacks what is listed no more. So a changed list makes
+exactly those partitions stale. The data version is the digest of the entries in force.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
+from laion_assets.jobs import LISTS
 from laion_assets.lake import Lake
-from laion_assets.removals.lists import Entries, load
+from laion_assets.partitions import partition_key
+from laion_assets.removals.in_force import REASONS, Lists, new_since, read_lists
+from laion_assets.removals.taken import Taken, note_taken
+from laion_assets.segments import SegmentKey
+from laion_assets.settings import Settings
+from laion_assets.survey import survey
 from resources.lake import LakeResource
 
 LEDGER_POOL: Final = "dedup_ledger"
 DOWNLOAD_POOL: Final = "download"
 EMBED_POOL: Final = "embed"
 
-
-@dataclass(frozen=True)
-class Lists:
-    removals: Entries
-    blocklists: Entries
-
-    @property
-    def data_versions(self) -> dict[str, str]:
-        return {"removals": self.removals.digest, "blocklists": self.blocklists.digest}
+BEFORE_TAG: Final = "laion_assets/lists_before/"
+"""Tag of a run that observes, with the list's name: the digest of the text observed before."""
 
 
-def read_lists(lake: Lake) -> Lists:
-    """Raises ``ListError`` naming file and line if an entry cannot be understood."""
-    return Lists(load(lake.root / "removals"), load(lake.root / "blocklists"))
+def observation(name: str, version: str, key: SegmentKey | None = None) -> dg.AssetObservation:
+    return dg.AssetObservation(
+        name, partition=str(partition_key(key)) if key else None, tags={DATA_VERSION_TAG: version}
+    )
 
 
-def observations(lists: Lists, seen: Mapping[str, str]) -> list[dg.AssetObservation]:
-    """One for each list whose data version is not the one seen before."""
-    entries = {"removals": len(lists.removals), "blocklists": len(lists.blocklists)}
+def concerned(lists: Lists, keys: Iterable[SegmentKey]) -> list[dg.AssetObservation]:
+    """That the partitions are not as the lists would have them."""
+    return [observation(name, lists.digests[name], key) for key in keys for name in LISTS]
+
+
+def begin_observing(context: dg.AssetExecutionContext, lake: Lake) -> None:
+    """Tell Dagster a version of each list that has none.
+
+    Later observations are compared with what an asset was made with, so there must be a first.
+    """
+    versions = read_lists(lake.root).digests
+    for name in LISTS:
+        if not context.instance.fetch_observations(dg.AssetKey(name), limit=1).records:
+            context.log_event(observation(name, versions[name]))
+
+
+def tell_lists(
+    context: dg.AssetExecutionContext,
+    lake: Lake,
+    key: SegmentKey,
+    lists: Lists,
+    taken: Taken,
+    *,
+    returns: bool = False,
+) -> None:
+    """Note in the ledger what ``lists`` took out of a partition that has just been published.
+
+    If the lists have changed since they were read and the change concerns the segment, that is
+    told too: whoever looked for it before this was published did not see it. ``returns``: see
+    :func:`laion_assets.removals.taken.note_taken`.
+    """
+    asset = context.asset_key.path[-1]
+    events = note_taken(lake.root, asset, key, taken, run_id=context.run.run_id, returns=returns)
+    for name in REASONS:
+        n = sum(event.samples for event in events if event.list == name)
+        if n:
+            context.log.info(f"{name}: {n:,} samples noted in the removal ledger")
+    now = read_lists(lake.root)
+    if now.digests == lists.digests:
+        return
+    if survey(lake, now, new=now.without(lists), keys=[key]).keys:
+        for event in concerned(now, [key]):
+            context.log_event(event)
+
+
+def build(
+    segments: dg.MultiPartitionsDefinition, _: Settings
+) -> Collection[dg.SourceAsset | dg.AssetsDefinition]:
     return [
-        dg.AssetObservation(
-            asset, metadata={"entries": entries[asset]}, tags={DATA_VERSION_TAG: version}
-        )
-        for asset, version in lists.data_versions.items()
-        if seen.get(asset) != version
+        _list(
+            "removals",
+            "URLs, hosts, image hashes and samples to take out: `removals/*.txt` in the lake.",
+            segments,
+        ),
+        _list(
+            "blocklists",
+            "Known-bad image hashes, URL hashes, URLs and hosts: `blocklists/*.txt` in the lake.",
+            segments,
+        ),
     ]
 
 
-@dg.observable_source_asset(
-    group_name="outside",
-    description="URLs, hosts and image hashes to take out: `removals/*.txt` in the lake.",
-)
-def removals(lake: LakeResource) -> dg.DataVersion:
-    return dg.DataVersion(read_lists(lake.open()).removals.digest)
+def _list(name: str, description: str, segments: dg.MultiPartitionsDefinition) -> dg.SourceAsset:
+    @dg.observable_source_asset(
+        name=name, group_name="outside", partitions_def=segments, description=description
+    )
+    def of_name(context: dg.OpExecutionContext, lake: LakeResource) -> dg.DataVersionsByPartition:
+        store = lake.open()
+        lists = read_lists(store.root)
+        before = context.run.tags.get(BEFORE_TAG + name)
+        new = new_since(store.root, name, before) if before else lists[name]
+        found = survey(store, lists, new=Lists(**{name: new}), log=context.log.info)
+        for key in found.keys:
+            told = ", ".join(f"{asset} {n:,}" for asset, n in found.samples.get(key, {}).items())
+            context.log.info(f"{key}: {told or 'lacks what is listed no more'}")
+        return dg.DataVersionsByPartition(
+            {str(partition_key(key)): lists.digests[name] for key in found.keys}
+        )
 
-
-@dg.observable_source_asset(
-    group_name="outside",
-    description="Known-bad image hashes and URLs: `blocklists/*.txt` in the lake.",
-)
-def blocklists(lake: LakeResource) -> dg.DataVersion:
-    return dg.DataVersion(read_lists(lake.open()).blocklists.digest)
+    return of_name

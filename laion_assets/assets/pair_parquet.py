@@ -1,13 +1,16 @@
-"""Every IMG-with-alt pair of a segment that passes the text rules, deduplicated in the segment."""
+"""Every IMG-with-alt pair of a segment that passes the text rules and is on no list, once."""
 
 import dagster as dg
 import pyarrow.parquet as pq
 
 from laion_assets import checks, schemas
-from laion_assets.assets.making import key_of, materialized, publishing
+from laion_assets.assets.making import key_of, made_of_the_same, materialized, publishing
+from laion_assets.assets.outside import tell_lists
 from laion_assets.metadata import table_preview
+from laion_assets.pairs.listed import start_from, take_out
 from laion_assets.pairs.rules import PairRules
-from laion_assets.pairs.segment import extract_segment
+from laion_assets.pairs.segment import extract_segment, segment_counts
+from laion_assets.removals.in_force import read_lists
 from laion_assets.settings import Settings
 from laion_assets.versions import code_version
 from resources.crawl_source import CrawlSourceResource
@@ -19,7 +22,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
     @dg.asset(
         group_name="pairs",
         partitions_def=segments,
-        deps=["wat_manifest"],
+        deps=["wat_manifest", "removals", "blocklists"],
         code_version=code_version(1, settings.pairs),
         check_specs=checks.check_specs("pair_parquet"),
         kinds={"python", "parquet"},
@@ -34,11 +37,13 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
     ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         manifest = pq.read_table(store.published("wat_manifest", key) / "manifest.parquet")
+        lists = read_lists(store.root)
         wat_files = [row["wat_file"] for row in manifest.to_pylist() if row["taken"]]
         with publishing(
             context, store, key, upstream=["wat_manifest"], options=pair_rules
         ) as staging:
-            staging.counts = extract_segment(
+            start_from(made_of_the_same(store, "pair_parquet", key, staging), staging.path, lists)
+            extract_segment(
                 wat_files,
                 crawl_source.open().fetch,
                 staging.path,
@@ -49,12 +54,15 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
                 workers=work.workers,
                 log=context.log.info,
             )
+            taken = take_out(staging.path, lists)
+            staging.counts = segment_counts(sorted(staging.path.glob("part-*.parquet")))
             pairs = next(counts for counts in staging.counts if counts.stage == "pairs")
             checked = checks.require(
                 checks.schema_exact("pair_parquet", staging.path, schemas.PAIRS, len(wat_files)),
                 checks.keys_unique("pair_parquet", staging.path, "uid"),
                 checks.funnel_adds_up("pair_parquet", pairs, checks.rows_in(staging.path), None),
             )
+        tell_lists(context, store, key, lists, taken, returns=True)
         folder = store.folder("pair_parquet", key)
         return materialized(
             context,

@@ -4,9 +4,10 @@ import dagster as dg
 
 from laion_assets import checks, schemas
 from laion_assets.assets.making import key_of, materialized, publishing
-from laion_assets.assets.outside import LEDGER_POOL, read_lists
+from laion_assets.assets.outside import LEDGER_POOL, tell_lists
 from laion_assets.dedup.ledger import claiming
 from laion_assets.metadata import table_preview
+from laion_assets.removals.in_force import read_lists
 from laion_assets.settings import Settings
 from laion_assets.versions import code_version
 from resources.lake import LakeResource
@@ -25,14 +26,12 @@ def build(segments: dg.MultiPartitionsDefinition, _: Settings) -> dg.AssetsDefin
     )
     def unique_pairs(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
-        lists = read_lists(store)
+        lists = read_lists(store.root)
         ledger, partitions = store.root / "dedup_ledger", store.root / "unique_pairs"
         # The ledger's turn ends last: claims count once the partition is published.
         with (
             claiming(ledger, partitions, key, context.log.info) as claims,
-            publishing(
-                context, store, key, upstream=["pair_parquet"], made_of=lists.data_versions
-            ) as staging,
+            publishing(context, store, key, upstream=["pair_parquet"]) as staging,
         ):
             pairs = store.published("pair_parquet", key)
             counts = claims.write(
@@ -48,6 +47,7 @@ def build(segments: dg.MultiPartitionsDefinition, _: Settings) -> dg.AssetsDefin
                 checks.keys_unique("unique_pairs", staging.path, "uid"),
                 checks.funnel_adds_up("unique_pairs", counts, rows, kept_before),
             )
+        tell_lists(context, store, key, lists, claims.taken)
         folder = store.folder("unique_pairs", key)
         return materialized(
             context,

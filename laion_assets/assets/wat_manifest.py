@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_assets.assets.making import key_of, materialized, publishing
+from laion_assets.assets.outside import begin_observing
 from laion_assets.files import atomic_path
 from laion_assets.metadata import table_preview
 from laion_assets.settings import Settings
@@ -50,6 +51,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
                 "wat_files": len(segment.wat_files),
                 "wat_files_taken": len(taken),
             }
+        begin_observing(context, store)
         folder = store.folder("wat_manifest", key)
         return materialized(
             context,

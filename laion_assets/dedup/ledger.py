@@ -37,9 +37,12 @@ from laion_assets.dedup.runs import Run, RunWriter
 from laion_assets.files import atomic_path, fsync_directory, locked, write_json
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
 from laion_assets.pairs.extract import PairWriter
+from laion_assets.pairs.listed import named
 from laion_assets.pairs.uids import UidBuckets
 from laion_assets.progress import Log
+from laion_assets.removals.in_force import REASONS, Lists
 from laion_assets.removals.lists import Entries
+from laion_assets.removals.taken import Taken
 from laion_assets.segments import SegmentKey
 
 CLAIMS: Final = "claims.json"
@@ -135,6 +138,8 @@ class Claims:
 
     def __init__(self, ledger: Path, state: _State, key: SegmentKey, log: Log) -> None:
         self._ledger, self._state, self._key, self._log = ledger, state, key, log
+        self.taken: Taken = Taken()
+        """What lists took out in :meth:`write`."""
 
     def write(
         self, pairs: Path, out: Path, *, removals: Entries, blocklists: Entries
@@ -156,7 +161,8 @@ class Claims:
             f"comparing {sum(rows):,} pairs with the claims of {others} other segments, "
             f"in {len(self._state.runs)} runs"
         )
-        verdicts = _listed(parts, sum(rows), removals, blocklists)
+        self.taken = Taken()
+        verdicts = _listed(parts, sum(rows), Lists(removals, blocklists), self.taken)
         pending = self._claim(parts, verdicts, out / ".uids")
         write_json(out / CLAIMS, {"digest": pending.digest, "claims": pending.owner.rows})
         at = 0
@@ -350,21 +356,17 @@ def _merge(ledger: Path, state: _State, log: Log, *, save: bool = True) -> None:
             old.delete(ledger)
 
 
-def _listed(
-    parts: Sequence[Path], rows: int, removals: Entries, blocklists: Entries
-) -> NDArray[np.uint8]:
-    """A code for every row, numbered through the parts: whether a list names its URL."""
+def _listed(parts: Sequence[Path], rows: int, lists: Lists, taken: Taken) -> NDArray[np.uint8]:
+    """A code for every row, numbered through the parts: whether a list names it."""
     verdicts = np.full(rows, _KEPT, dtype=np.uint8)
-    lists = [(1, removals), (2, blocklists)]
-    lists = [(code, entries) for code, entries in lists if entries.names_urls]
     at = 0
     for part in parts if lists else ():
         with pq.ParquetFile(part) as file:
-            for batch in file.iter_batches(columns=["url"]):
-                for row, url in enumerate(batch.column(0).to_pylist(), at):
-                    verdicts[row] = next(
-                        (code for code, entries in lists if entries.matches_url(url)), _KEPT
-                    )
+            for batch in file.iter_batches(columns=["url", "uid"]):
+                found = named(batch["url"].to_pylist(), batch["uid"], lists)
+                for row, (name, key) in found.items():
+                    verdicts[at + row] = 1 + _REASONS.index(REASONS[name])
+                    taken[name, key] += 1
                 at += batch.num_rows
     return verdicts
 

@@ -20,13 +20,13 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import dagster as dg
-from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.scheduler.instigation import TickStatus
 
-from laion_assets.assets.outside import observations, read_lists
 from laion_assets.files import LockedError, locked, write_text
 from laion_assets.lake import Lake
 from laion_assets.partitions import UNFINISHED
+from laion_assets.progress import silent
+from laion_assets.removing import observe
 from laion_assets.sample_crawl.build import build_sample_crawl
 from laion_assets.settings import Settings
 
@@ -157,15 +157,8 @@ def stop_leftovers(places: Places, instance: dg.DagsterInstance, say: Say) -> No
 
 
 def observe_lists(settings: Settings, instance: dg.DagsterInstance) -> None:
-    """Tell Dagster of changed removal lists and blocklists, as the sensor would a minute later."""
-    seen = {}
-    for asset in ("removals", "blocklists"):
-        records = instance.fetch_observations(dg.AssetKey(asset), limit=1).records
-        for record in records:
-            assert record.asset_observation
-            seen[asset] = (record.asset_observation.tags or {}).get(DATA_VERSION_TAG, "")
-    for event in observations(read_lists(Lake(settings.lake)), seen):
-        instance.report_runless_asset_event(event)
+    """Tell Dagster what changed removal lists and blocklists concern, as the sensor would later."""
+    observe(Lake(settings.lake), instance, silent)
 
 
 def _processes() -> Iterator[Path]:

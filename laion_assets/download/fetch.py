@@ -32,7 +32,7 @@ from laion_assets.download.addresses import Names, Resolve, is_public, system_re
 from laion_assets.download.hosts import Hosts
 from laion_assets.download.opt_out import opted_out
 from laion_assets.download.options import DownloadOptions
-from laion_assets.download.refused import FetchRefused, HostBusy
+from laion_assets.download.refused import ON_A_LIST, FetchRefused, HostBusy
 from laion_assets.download.robots import MAX_BYTES as ROBOTS_MAX_BYTES
 from laion_assets.download.robots import Robots
 
@@ -190,7 +190,11 @@ class Fetcher:
         left = self.options.total_timeout_s
         hops: list[str] = []
         for _ in range(self.options.max_redirects + 1):
-            target = self._target(url)
+            try:
+                target = self._target(url)
+            except FetchRefused as refused:
+                refused.redirects = tuple(hops)
+                raise
             delay = 0.0
             if self._robots is not None and not robots_txt:
                 delay = await self._robots.ask(target.origin, target.url)
@@ -242,7 +246,7 @@ class Fetcher:
         parsed.username = parsed.password = parsed.hash = ""
         reason = self._listed(parsed.href)
         if reason is not None:
-            raise FetchRefused(reason, f"{parsed.href} or its host is on a list")
+            raise FetchRefused(reason, ON_A_LIST)
         if parsed.host_type != ada_url.HostType.DEFAULT:
             self._names.refuse_address(parsed.hostname.strip("[]"))
         port = int(parsed.port or 80)

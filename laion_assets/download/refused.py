@@ -6,6 +6,8 @@ from laion_assets.funnel import REASONS
 
 _DETAIL_CHARS = 300
 
+ON_A_LIST = "the URL or its host is on a list"
+
 
 class Refused(Exception):  # noqa: N818 - an outcome of ordinary work, not an error of ours
     """``reason`` is one of ``funnel.REASONS["images"]``; ``detail`` says more, for people."""
@@ -20,6 +22,9 @@ class Refused(Exception):  # noqa: N818 - an outcome of ordinary work, not an er
 
 class FetchRefused(Refused):
     """No body came, or none was asked for."""
+
+    redirects: tuple[str, ...] = ()
+    """Those that led to the URL that was refused, where that is known; it is the last."""
 
 
 class HostBusy(FetchRefused):

@@ -29,6 +29,7 @@ from laion_assets.download.decoders import Decoders
 from laion_assets.download.earlier import Earlier, Known
 from laion_assets.download.fetch import PASSING, Fetcher, as_asked
 from laion_assets.download.images import Checksums, refuse_listed, refuse_unseen
+from laion_assets.download.listed import named_rows
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.outcomes import (
     FAILED_TO_DOWNLOAD,
@@ -37,19 +38,21 @@ from laion_assets.download.outcomes import (
     History,
     Outcome,
 )
-from laion_assets.download.refused import FetchRefused, ImageRefused
+from laion_assets.download.refused import ON_A_LIST, FetchRefused, ImageRefused
 from laion_assets.download.shards import (
     MAKING,
     Place,
     begun_in,
+    files_of,
     name_of,
     put_aside,
     read_stats,
     take_over,
     write_shard,
 )
-from laion_assets.funnel import StageCounts, total
+from laion_assets.funnel import LISTED, StageCounts, total
 from laion_assets.progress import Log, Progress
+from laion_assets.removals.in_force import Lists
 from laion_assets.removals.lists import Entries
 
 NETWORK: Final = frozenset({"dns", "connect", "timeout", "host_down"})
@@ -113,7 +116,8 @@ def download_segment(
     ``text``; every other column is carried along. ``out``: an own folder, given to one process at
     a time. ``before``: the shards of an earlier version; of what they or a version in ``out``
     hold, ``options.refetch`` says what is asked for again. Shards in ``out`` that are done with
-    these rows, options and lists stay as they are, unless ``again`` opens them to that question.
+    these rows and options stay as they are, unless the lists now name other rows of theirs, or
+    ``again`` opens them to that question.
 
     A URL that a list names, by itself or by its host, is not asked for, nor is one that a redirect
     leads to; an image that a list names by its hash is not kept.
@@ -138,12 +142,14 @@ def download_segment(
     for shard in sorted({*range(len(digests)), *begun_in(out)}):
         stats = read_stats(out, shard) if shard < len(digests) else None
         digest = digests[shard] if shard < len(digests) else None
-        if stats and stats["input_digest"] == digest and not (again and rules.asks_again(stats)):
+        stays = stats is not None and rules.holds(out, shard, stats, digest)
+        if stats and stays and not (again and rules.asks_again(stats)):
             finished[shard] = stats
             continue
         put_aside(out, shard, aside)
         stats = read_stats(before, shard) if before and digest else None
-        if before and stats and stats["input_digest"] == digest and not rules.asks_again(stats):
+        stays = bool(before and stats and rules.holds(before, shard, stats, digest))
+        if before and stats and stays and not rules.asks_again(stats):
             take_over(before, shard, out)
             finished[shard] = {**stats, "reused": stats["count"], "asked_for": 0, "bytes": 0}
 
@@ -193,10 +199,22 @@ class _Rules:
         fields = set(DownloadOptions.model_fields) - set(options.NOT_IN_VERSION)
         made_with = [_OUTCOME_RULES, options.model_dump(mode="json", include=fields)]
         self.options_digest = _sha256(made_with)
-        self._lists = [removals.digest, blocklists.digest]
 
     def digest(self, rows: pa.Table) -> str:
-        return _sha256([self.options_digest, self._lists, rows.to_pylist()])
+        """Of what decides a shard, the lists apart: of these only what names its rows counts."""
+        return _sha256([self.options_digest, rows.to_pylist()])
+
+    def holds(self, folder: Path, shard: int, stats: dict[str, Any], digest: str | None) -> bool:
+        """Whether a finished shard was made of these rows, with these options, and exactly those
+        rows of it are refused that the lists now name."""
+        if stats["input_digest"] != digest:
+            return False
+        lists = Lists(self.removals, self.blocklists)
+        if not lists:
+            return not LISTED & set(stats["status_dict"])
+        parquet = files_of(folder, shard)[1]
+        named, refused = named_rows(parquet, lists, samples=False)
+        return {found.row for found in named} == refused
 
     def listed(self, url: str) -> str | None:
         if self.removals.matches_url(url):
@@ -223,7 +241,7 @@ class _Rules:
         if known is None or not self.still_holds(known) or self.options.refetch == "all":
             return None
         reason = known.outcome.reason
-        if reason in ("removed", "blocked"):
+        if reason in LISTED:
             return None  # no list names it any more
         if reason == "changed" and self.options.take_changed:
             return None
@@ -237,8 +255,11 @@ class _Rules:
         for step in (url, *redirects):
             reason = self.listed(as_asked(step))
             if reason is not None:
-                refused = FetchRefused(reason, f"{step} or its host is on a list")
-                return Outcome(FAILED_TO_DOWNLOAD, str(refused), reason=reason)
+                refused = FetchRefused(reason, ON_A_LIST)
+                # Kept, so that the row says by itself what it was refused for.
+                return Outcome(
+                    FAILED_TO_DOWNLOAD, str(refused), reason=reason, redirects=redirects or None
+                )
         if known is not None and known.outcome.sha256 and known.outcome.md5:
             try:
                 sums = Checksums(known.outcome.sha256, known.outcome.md5)
@@ -426,7 +447,10 @@ class _Work:
                         return self._kept(asked, outcome, history, len(body))
                 return await self._examine(body, sums, redirects, history)
         except FetchRefused as refused:
-            outcome = Outcome(FAILED_TO_DOWNLOAD, str(refused), reason=refused.reason)
+            hops = list(refused.redirects) if refused.reason in LISTED else []
+            outcome = Outcome(
+                FAILED_TO_DOWNLOAD, str(refused), reason=refused.reason, redirects=hops or None
+            )
             return self._kept(asked, outcome, history, len(body))
 
     def _kept(self, asked: _ToAsk, outcome: Outcome, history: History, received: int) -> _Row:
@@ -570,7 +594,7 @@ def _without_network(outcomes: Sequence[Outcome], to_ask: Sequence[_ToAsk]) -> C
 def _failing_hosts(urls: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
     hosts: dict[str, Counter[str]] = {}
     for url, outcome in zip(urls, outcomes, strict=True):
-        if outcome.reason is not None:
+        if outcome.reason is not None and outcome.reason not in LISTED:
             hosts.setdefault(_host(url), Counter())[outcome.reason] += 1
     return _most_failing(hosts)
 

@@ -73,7 +73,11 @@ class PairWriter:
     def note_counts(self, counts: Sequence[StageCounts]) -> None:
         """Put the counts into the file's metadata."""
         text = json.dumps([part.to_json() for part in counts], sort_keys=True)
-        self._writer.add_key_value_metadata({COUNTS_KEY: text.encode()})
+        self.note(COUNTS_KEY, text)
+
+    def note(self, key: bytes, text: str) -> None:
+        """Put a text into the file's metadata."""
+        self._writer.add_key_value_metadata({key: text.encode()})
 
 
 def read_counts(part: Path) -> list[StageCounts]:

@@ -63,7 +63,12 @@ def extract_segment(
         _extract_missing(wat_files, fetch, parts, rules, crawl, segment, workers, log)
         _write_final(parts, final, raw / "uids", log)
     _remove_work_files(out)
-    counts = [read_counts(path) for path in final]
+    return segment_counts(final)
+
+
+def segment_counts(parts: Sequence[Path]) -> list[StageCounts]:
+    """The counts of stages ``wat`` and ``pairs`` that the parts hold."""
+    counts = [read_counts(path) for path in parts]
     return [
         total("wat", (wat for wat, _ in counts)),
         total("pairs", (pairs for _, pairs in counts)),

@@ -1,49 +1,214 @@
-from __future__ import annotations
+"""A changed list makes exactly the partitions stale that it concerns, by real runs."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.definitions.sensor_definition import SensorExecutionData
+from dagster._core.loader import LoadingContextForTest
 
-from laion_assets.assets.outside import observations, read_lists
+from laion_assets import schemas
+from laion_assets.assets import outside
+from laion_assets.funnel import StageCounts
+from laion_assets.jobs import lists_job
 from laion_assets.lake import Lake, LakeOptions
+from laion_assets.pairs import listed
+from laion_assets.pairs.extract import PairWriter
+from laion_assets.pairs.listed import take_out
+from laion_assets.partitions import crawls, partition_key, segment_partitions
+from laion_assets.removals.in_force import read_lists
+from laion_assets.removals.options import RemovalOptions
+from laion_assets.segments import SegmentKey
+from laion_assets.settings import Settings
 from resources.lake import LakeResource
 from sensors.lists import lists_sensor
 
+CRAWL = "CC-MAIN-2021-04"
+KEYS = [SegmentKey(CRAWL, f"{i:02d}") for i in range(3)]
 
-def evaluate(lake: Path, cursor: str | None) -> dg.SensorResult | dg.SkipReason:
-    context = dg.build_sensor_context(
-        cursor=cursor, resources={"lake": LakeResource(root=str(lake))}
+
+def url_of(key: SegmentKey) -> str:
+    return f"http://h{key.segment}.test/1.jpg"
+
+
+@dataclass
+class Graph:
+    """The lists, and one asset that is made of them: a table of one pair for each segment."""
+
+    root: Path
+    instance: dg.DagsterInstance
+    defs: dg.Definitions
+    jobs: tuple[Any, Any]
+    options: RemovalOptions = field(default_factory=RemovalOptions)
+
+    @property
+    def lake(self) -> Lake:
+        return Lake(LakeOptions(root=str(self.root)))
+
+    def write(self, name: str, text: str) -> None:
+        (self.root / name).mkdir(parents=True, exist_ok=True)
+        (self.root / name / "mine.txt").write_text(text)
+
+    def make(self, *keys: SegmentKey) -> None:
+        for key in keys:
+            assert self.run("make", key).success
+
+    def run(
+        self, job: str, key: SegmentKey | None = None, tags: dict[str, str] | None = None
+    ) -> dg.ExecuteInProcessResult:
+        return self.defs.resolve_job_def(job).execute_in_process(
+            instance=self.instance,
+            partition_key=partition_key(key) if key else None,
+            tags=tags,
+        )
+
+    def tick(self, cursor: str | None) -> SensorExecutionData:
+        """As the daemon evaluates it."""
+        defs = dg.Definitions.merge(
+            self.defs, dg.Definitions(sensors=[lists_sensor(*self.jobs, self.options)])
+        )
+        context = dg.build_sensor_context(
+            instance=self.instance,
+            instance_ref=self.instance.get_ref(),
+            repository_def=defs.get_repository_def(),
+            resources={"lake": LakeResource(root=str(self.root))},
+            cursor=cursor,
+        )
+        return defs.get_sensor_def("lists_sensor").evaluate_tick(context)
+
+    def follow(self, cursor: str | None) -> str:
+        """Ticks, and the runs they ask for, until there is a new cursor."""
+        for request in self.tick(cursor).run_requests or []:
+            assert request.job_name == "observe_lists"
+            assert self.run("observe_lists", tags=dict(request.tags)).success
+        now = self.tick(cursor).cursor
+        assert now
+        return now
+
+    def stale(self) -> list[SegmentKey]:
+        resolver = CachingStaleStatusResolver(
+            self.instance, self.defs.resolve_asset_graph(), LoadingContextForTest(self.instance)
+        )
+        status = {
+            key: resolver.get_status(dg.AssetKey("pair_parquet"), str(partition_key(key)))
+            for key in KEYS
+        }
+        assert StaleStatus.MISSING not in status.values()
+        return [key for key in KEYS if status[key] == StaleStatus.STALE]
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Iterator[Graph]:
+    segments = segment_partitions(3)
+
+    @dg.asset(partitions_def=segments, deps=["removals", "blocklists"])
+    def pair_parquet(context: dg.AssetExecutionContext, lake: LakeResource) -> None:
+        key, store = SegmentKey.parse(str(context.partition_key)), lake.open()
+        outside.begin_observing(context, store)
+        lists = read_lists(store.root)
+        url = url_of(key)
+        values = {"uid": [schemas.uid_of(url, "text")], "url": [url], "language_score": [1.0]}
+        arrays = [pa.array(values.get(field.name, ["text"]), field.type) for field in schemas.PAIRS]
+        with store.publish("pair_parquet", key, inputs={}, code_version="1") as staging:
+            with PairWriter(staging.path / "part-00000.parquet") as writer:
+                writer.write(pa.table(arrays, schema=schemas.PAIRS))
+                counts = StageCounts("pairs", kept=1, n_in=1)
+                writer.note_counts([StageCounts("wat"), counts])
+            taken = take_out(staging.path, lists)
+        outside.tell_lists(context, store, key, lists, taken, returns=True)
+
+    jobs = (lists_job(), dg.define_asset_job("segment", selection=["pair_parquet"]))
+    defs = dg.Definitions(
+        assets=[*outside.build(segments, Settings()), pair_parquet],
+        jobs=[*jobs, dg.define_asset_job("make", selection=["pair_parquet"])],
+        resources={"lake": LakeResource(root=str(tmp_path / "lake"))},
+        executor=dg.in_process_executor,
     )
-    result = lists_sensor(context)
-    assert isinstance(result, dg.SensorResult | dg.SkipReason)
-    return result
+    (tmp_path / "home").mkdir()
+    quiet = {"telemetry": {"enabled": False}}
+    with dg.DagsterInstance.local_temp(str(tmp_path / "home"), quiet) as instance:
+        instance.add_dynamic_partitions(crawls.name or "", [CRAWL])
+        (tmp_path / "lake").mkdir()
+        yield Graph(tmp_path / "lake", instance, defs, jobs)
 
 
-def test_a_changed_list_is_told_once(tmp_path: Path) -> None:
-    first = evaluate(tmp_path, None)
-    assert isinstance(first, dg.SensorResult)
-    assert len(first.asset_events) == 2
-    assert isinstance(evaluate(tmp_path, first.cursor), dg.SkipReason)
+def test_a_changed_list_makes_what_it_concerns_stale_and_nothing_else(graph: Graph) -> None:
+    first = graph.tick(None)
+    assert not first.run_requests
+    graph.make(*KEYS)
+    assert graph.stale() == []
 
-    (tmp_path / "removals").mkdir()
-    (tmp_path / "removals" / "mine.txt").write_text("host:a.test\n")
-    second = evaluate(tmp_path, first.cursor)
-    assert isinstance(second, dg.SensorResult)
-    assert [event.asset_key.path for event in second.asset_events] == [["removals"]]
-    assert isinstance(evaluate(tmp_path, second.cursor), dg.SkipReason)
+    graph.write("removals", f"host:elsewhere.test\nurl:{url_of(KEYS[1])}\n")
+    cursor = graph.follow(first.cursor)
+    assert graph.stale() == [KEYS[1]]
+    assert graph.tick(cursor).skip_message == "no list has changed"
+    graph.make(KEYS[1])
+    assert graph.stale() == []
+
+    graph.write("removals", f"url:{url_of(KEYS[1])}\nhost:nowhere.test\n")
+    graph.write("blocklists", "host:H02.test\n")
+    cursor = graph.follow(cursor)
+    assert graph.stale() == [KEYS[2]]
+    graph.make(KEYS[2])
+
+    graph.write("removals", "host:nowhere.test\n")  # what was out may come back
+    cursor = graph.follow(cursor)
+    assert graph.stale() == [KEYS[1]]
+    graph.make(KEYS[1])
+    assert graph.stale() == []
+    assert graph.lake.manifest("pair_parquet", KEYS[1]).files
 
 
-def test_a_list_that_cannot_be_understood_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "blocklists").mkdir()
-    (tmp_path / "blocklists" / "bad.txt").write_text("what is this\n")
-    with pytest.raises(dg.Failure, match=r"bad\.txt:1"):
-        evaluate(tmp_path, None)
+def test_where_it_is_wanted_what_a_list_concerns_is_asked_for(graph: Graph) -> None:
+    graph.make(*KEYS)
+    graph.options = RemovalOptions(automatic=True)
+    graph.write("removals", f"url:{url_of(KEYS[1])}\n")
+    look = graph.tick(None)
+    [request] = look.run_requests or []
+    assert graph.run("observe_lists", tags=dict(request.tags)).success
+    asked = graph.tick(None)
+    [request] = asked.run_requests or []
+    assert (request.job_name, str(request.partition_key)) == ("segment", str(KEYS[1]))
+    assert request.asset_selection == [dg.AssetKey("pair_parquet")]
 
 
-def test_an_observation_carries_the_lists_version(tmp_path: Path) -> None:
-    lists = read_lists(Lake(LakeOptions(root=str(tmp_path))))
-    for event in observations(lists, {}):
-        version = lists.data_versions[event.asset_key.path[-1]]
-        assert version in (event.tags or {}).values()
-    assert observations(lists, lists.data_versions) == []
+def test_a_list_that_changes_while_a_partition_is_made_is_told(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph.make(*KEYS)  # all, because Dagster is asked about all
+
+    def change_meanwhile(*args: object) -> object:
+        graph.write("removals", f"url:{url_of(KEYS[0])}\n")
+        return listed.take_out(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setitem(globals(), "take_out", change_meanwhile)
+    graph.make(KEYS[0])
+    monkeypatch.undo()
+    assert graph.stale() == [KEYS[0]]
+    graph.make(KEYS[0])
+    assert graph.stale() == []
+
+
+def test_a_list_that_cannot_be_understood_is_an_error(graph: Graph) -> None:
+    graph.write("blocklists", "what is this\n")
+    with pytest.raises(dg.Failure, match=r"mine\.txt:1"):
+        graph.tick(None)
+
+
+def test_a_look_that_fails_is_asked_for_a_few_times(graph: Graph) -> None:
+    graph.write("removals", "host:a.test\n")
+    for attempt in range(RemovalOptions().attempts):
+        result = graph.tick(None)
+        [request] = result.run_requests or []
+        assert str(request.run_key).endswith(f"#{attempt}")
+        graph.instance.create_run_for_job(
+            graph.defs.resolve_job_def("observe_lists"),
+            tags=dict(request.tags),
+            status=dg.DagsterRunStatus.FAILURE,
+        )
+    assert (graph.tick(None).skip_message or "").startswith("given up after 3 failed runs")

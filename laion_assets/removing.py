@@ -1,0 +1,185 @@
+"""Taking samples out of everything that has been made: what a change of the lists concerns, and
+the runs that make it again.
+
+The runs are Dagster's own, on the deployment's instance, one process for all; what they make, they
+make as always. What does not belong here: how a stage leaves out what is listed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import dagster as dg
+
+from laion_assets.assets.outside import concerned, observation
+from laion_assets.files import LockedError, locked
+from laion_assets.jobs import AGGREGATES, LISTS, SEGMENT_ASSETS
+from laion_assets.lake import Lake
+from laion_assets.partitions import crawls, partition_key
+from laion_assets.progress import Log
+from laion_assets.removals.in_force import read_lists
+from laion_assets.removals.taken import read_ledger
+from laion_assets.segments import SegmentKey
+from laion_assets.survey import ROWS, Survey, holds_listed, survey
+
+_STAGING: Final = ".staging"
+
+
+class RemovalError(RuntimeError):
+    """A partition could not be made again; the message says which."""
+
+
+def observe(lake: Lake, instance: dg.DagsterInstance, log: Log) -> Survey:
+    """Look where the lists' entries are, and tell Dagster which partitions they concern."""
+    lists = read_lists(lake.root)
+    for name in LISTS:
+        if not instance.fetch_observations(dg.AssetKey(name), limit=1).records:
+            instance.report_runless_asset_event(observation(name, lists.digests[name]))
+    found = survey(lake, lists, log=log)
+    for event in concerned(read_lists(lake.root), found.keys):
+        instance.report_runless_asset_event(event)
+    return found
+
+
+def apply(
+    lake: Lake,
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    found: Survey,
+    log: Log,
+) -> None:
+    """Make again what :func:`observe` found, what was made of it, and the aggregates.
+
+    A partition's assets that nobody has made are not made. Goes on where a killed call stopped.
+    Raises :class:`RemovalError`.
+    """
+    known = set(instance.get_dynamic_partitions(crawls.name or ""))
+    keys = sorted({*found.keys, *_unfinished(lake)})
+    unknown = sorted({key.crawl for key in keys} - known)
+    if unknown:
+        raise RemovalError(
+            f"Dagster's instance has no crawl {', '.join(unknown)}: is DAGSTER_HOME the instance "
+            "that made this lake?"
+        )
+    for key in keys:
+        holding = list(found.samples.get(key, ()))
+        _make_again(lake, instance, definitions, key, holding, log)
+    drop_staging(lake, log)
+    behind = _aggregates_behind(lake)
+    if behind:
+        _run(instance, definitions, None, behind, log)
+
+
+def _make_again(
+    lake: Lake,
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    key: SegmentKey,
+    holding: Sequence[str],
+    log: Log,
+) -> None:
+    """Runs until no asset of the segment is stale."""
+    made = [asset for asset in SEGMENT_ASSETS if lake.folder(asset, key).exists()]
+    for _ in SEGMENT_ASSETS:
+        stale = {*_stale(instance, definitions, made, key), *holding}
+        selected = [asset for asset in made if asset in stale]
+        if not selected:
+            return
+        _run(instance, definitions, key, selected, log)
+        holding = []
+    raise RemovalError(f"{key}: what is made again stays stale")
+
+
+def _run(
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    key: SegmentKey | None,
+    assets: Sequence[str],
+    log: Log,
+) -> None:
+    what = str(key) if key else "all segments"
+    log(f"{what}: making {', '.join(assets)} again")
+    result = definitions.resolve_job_def("segment" if key else "aggregates").execute_in_process(
+        instance=instance,
+        partition_key=partition_key(key) if key else None,
+        asset_selection=[dg.AssetKey(asset) for asset in assets],
+        raise_on_error=False,
+        run_config={"loggers": {"console": {"config": {"log_level": "WARNING"}}}},
+    )
+    if not result.success:
+        raise RemovalError(
+            f"the run {result.run_id} for {what} did not succeed: see it in Dagster's UI; the "
+            "same command goes on where this one stopped"
+        )
+
+
+def _stale(
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    assets: Sequence[str],
+    key: SegmentKey,
+) -> list[str]:
+    """By Dagster's own reckoning. What it has never seen made is not stale."""
+    from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+    from dagster._core.loader import LoadingContextForTest
+
+    graph = definitions.resolve_asset_graph()
+    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    partition = str(partition_key(key))
+    return [
+        asset
+        for asset in assets
+        if resolver.get_status(dg.AssetKey(asset), partition) == StaleStatus.STALE
+    ]
+
+
+def _unfinished(lake: Lake) -> Iterator[SegmentKey]:
+    """Segments that something was taken out of and whose later assets are older than that."""
+    for key in _in_ledger(lake):
+        started = _started(lake, key)
+        if started != sorted(started):
+            yield key
+
+
+def _aggregates_behind(lake: Lake) -> list[str]:
+    """The aggregates that are older than a segment which something was taken out of.
+
+    Dagster does not reckon staleness over many partitions.
+    """
+    newest = max(
+        (started for key in _in_ledger(lake) for started in _started(lake, key)), default=""
+    )
+    made = [asset for asset in AGGREGATES if lake.folder(asset).exists()]
+    return [asset for asset in made if lake.manifest(asset).started <= newest]
+
+
+def _in_ledger(lake: Lake) -> list[SegmentKey]:
+    return sorted({SegmentKey(event.crawl, event.segment) for event in read_ledger(lake.root)})
+
+
+def _started(lake: Lake, key: SegmentKey) -> list[str]:
+    """When each of the segment's assets was begun, in the order of the data's way."""
+    made = [asset for asset in SEGMENT_ASSETS[1:] if lake.folder(asset, key).exists()]
+    return [lake.manifest(asset, key).started for asset in made]
+
+
+def drop_staging(lake: Lake, log: Log) -> None:
+    """Delete what killed runs left of partitions in the making, where it holds listed rows.
+
+    One that is being made now is left alone: its run reads the lists again before it ends.
+    """
+    lists = read_lists(lake.root)
+    if not lists:
+        return
+    for folder in sorted((lake.root / _STAGING).glob("*/*")):
+        if not folder.is_dir() or folder.parent.name not in ROWS:
+            continue
+        try:
+            with locked(folder.with_name(f".{folder.name}.lock"), lambda: None, timeout_s=0):
+                if holds_listed(folder, lists):
+                    log(f"deleting {folder}, left by a killed run: it holds what is listed")
+                    shutil.rmtree(folder)
+        except LockedError:
+            log(f"{folder} is being made now; its run looks at the lists again when it ends")

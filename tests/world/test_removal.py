@@ -1,0 +1,220 @@
+"""`laion-assets remove --apply` on a copy of the sample world: no byte of the sample is left.
+
+What is looked for are the sample's URL, text, hashes, SAMPLE_ID, picture and vectors, in every
+file as it is and, where files compress what they hold, in what they hold. The lists and the
+removal ledger may name an entry; that is what they are for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import dagster as dg
+import duckdb
+import faiss
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from laion_assets.cli import main
+from laion_assets.definitions import build_defs
+from laion_assets.jobs import SEGMENT_ASSETS
+from laion_assets.lake import Lake
+from laion_assets.removals.taken import read_ledger
+from laion_assets.segments import SegmentKey
+from laion_assets.settings import load_settings
+from tests.world.conftest import World
+
+ALLOWED = ("removals", ".lists", "removal_ledger", "dedup_ledger")
+"""The last has uids of superseded claims, until it merges them: digests of URL and text."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of the subset, with all by which it could be recognised."""
+
+    key: SegmentKey
+    sample_id: int
+    url: str
+    text: str
+    sha256: str
+    md5: str
+    picture: bytes
+    vectors: list[bytes]
+
+    @property
+    def words(self) -> list[bytes]:
+        """Bytes that must not be anywhere."""
+        hashes = [value.encode() for value in (self.sha256, self.md5)]
+        raw = [bytes.fromhex(self.sha256), bytes.fromhex(self.md5)]
+        numbers = [self.sample_id.to_bytes(8, order, signed=True) for order in ("big", "little")]
+        told = [self.url.encode(), self.text.encode(), str(self.sample_id).encode()]
+        return [*told, *hashes, *raw, *numbers, self.picture, *self.vectors]
+
+
+def sole_rows(lake: Lake, key: SegmentKey) -> list[tuple[int, int]]:
+    """``(part, row)`` of subset rows whose URL, text and image no other row of the lake has."""
+    shards = f"read_parquet('{lake.root}/image_shards/*/*/[0-9]*.parquet')"
+    alone = [
+        f"{ours} in (select {theirs} from {shards} group by 1 having count(*) = 1)"
+        for ours, theirs in (("URL", "url"), ("TEXT", "caption"), ("sha256", "sha256"))
+    ]
+    subset = f"{lake.published('filtered_subset', key)}/part-*.parquet"
+    return duckdb.sql(
+        "select file_number, row from (select *, file_row_number as row, "
+        "cast(parse_filename(filename, true)[6:] as int) as file_number "
+        f"from read_parquet('{subset}', filename = true, file_row_number = true, "
+        f"hive_partitioning = false)) where {' and '.join(alone)} order by all"
+    ).fetchall()
+
+
+def sample_of(lake: Lake, key: SegmentKey, part: int, row: int) -> Sample:
+    subset = lake.published("filtered_subset", key)
+    values = pq.ParquetFile(subset / f"part-{part:05d}.parquet").read().slice(row, 1)
+    values = values.to_pylist()[0]
+    vectors = [
+        np.load(subset / tower / f"{tower}_{part:05d}.npy")[row]
+        for tower in ("img_emb", "text_emb")
+    ]
+    return Sample(
+        key,
+        values["SAMPLE_ID"],
+        values["URL"],
+        values["TEXT"],
+        values["sha256"],
+        values["md5"],
+        picture_of(lake.published("image_shards", key), f"{values['key']}.jpg"),
+        [part for vector in vectors for part in (vector.tobytes(), vector.astype("f4").tobytes())],
+    )
+
+
+def picture_of(shards: Path, name: str) -> bytes:
+    for tar in sorted(shards.glob("*.tar")):
+        with tarfile.open(tar) as archive:
+            if name in archive.getnames():
+                picture = archive.extractfile(name)
+                assert picture
+                return picture.read()
+    raise KeyError(name)
+
+
+def contents(path: Path) -> Iterator[bytes]:
+    """A file's bytes, and what it holds in compressed form."""
+    yield path.read_bytes()
+    if path.suffix == ".parquet":
+        file = pq.ParquetFile(path)
+        for column in file.read().columns:
+            for chunk in column.chunks:
+                yield repr(chunk.to_pylist()).encode()
+                yield b"".join(buffer for buffer in map(bytes, filter(None, chunk.buffers())))
+        yield repr(file.schema_arrow.metadata).encode() + repr(file.metadata.metadata).encode()
+    elif path.suffix == ".duckdb":
+        with duckdb.connect(str(path), read_only=True) as connection:
+            yield repr(connection.sql("from duckdb_views()").fetchall()).encode()
+            yield repr(connection.sql("from lake").fetchall()).encode()
+    elif path.suffix == ".index":
+        index = faiss.read_index(str(path))
+        yield index.reconstruct_n(0, index.ntotal).tobytes()
+
+
+def where(lake: Lake, samples: list[Sample]) -> list[set[str]]:
+    """For each sample the files in which anything of it is, the lists and ledgers apart."""
+    found: list[set[str]] = [set() for _ in samples]
+    for path in lake.root.rglob("*"):
+        name = str(path.relative_to(lake.root))
+        if path.is_file() and name.split("/")[0] not in ALLOWED:
+            for content in contents(path):
+                for number, sample in enumerate(samples):
+                    if any(word in content for word in sample.words):
+                        found[number].add(name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def copy(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    root = tmp_path_factory.mktemp("removal")
+    shutil.copytree(world.root / "lake", root / "lake")
+    shutil.copytree(world.root / "home", root / "home")
+    shutil.copyfile(Path(__file__).parents[2] / "dagster.yaml", root / "home" / "dagster.yaml")
+    config = root / "config.toml"
+    config.write_text(world.config.read_text().replace(str(world.root), str(root)))
+    settings = load_settings(config)
+    with dg.DagsterInstance.from_config(str(root / "home")) as instance:
+        yield replace(
+            world,
+            root=root,
+            config=config,
+            settings=settings,
+            instance=instance,
+            defs=build_defs(settings),
+        )
+
+
+@pytest.mark.timeout(600)  # it embeds a segment again
+def test_after_a_removal_nothing_of_the_sample_is_left(
+    copy: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lake, key = copy.lake, copy.keys[0]
+    rows = sole_rows(lake, key)
+    samples = [sample_of(lake, key, *rows[i]) for i in (0, len(rows) // 2, len(rows) - 1)]
+    by_url, by_hash, by_id = samples
+    for files in where(lake, samples):
+        assert {name.split("/")[0] for name in files} >= {*SEGMENT_ASSETS[1:-1], "search_index"}
+        assert {Path(name).suffix for name in files} >= {".tar", ".parquet", ".npy", ".index"}
+    left = lake.root / ".staging" / "embeddings" / "CC-MAIN-2000-10.01"
+    shutil.copytree(lake.folder("embeddings", key), left)
+    others = {
+        (asset, other): lake.manifest(asset, other).data_version
+        for asset in SEGMENT_ASSETS
+        for other in copy.keys[1:]
+    }
+    before = lake.manifest("filtered_subset", key).stage("subset").kept
+
+    monkeypatch.setenv("DAGSTER_HOME", str(copy.root / "home"))
+    command = ["remove", "--config", str(copy.config)]
+    assert (
+        main([*command, "--url", by_url.url, "--sha256", by_hash.sha256, "--reason", "asked"]) == 0
+    )
+    told = capsys.readouterr().out
+    assert "Nothing is taken out yet" in told
+    assert f"{key!s:22} {'filtered_subset':16} {2:>10,}" in told
+    assert main([*command, "--sample-id", str(by_id.sample_id), "--apply"]) == 0
+    assert "nothing that the lists name is left" in capsys.readouterr().out
+
+    assert where(lake, samples) == [set(), set(), set()]
+    assert not left.exists()
+    assert lake.manifest("filtered_subset", key).stage("subset").kept <= before - 3
+    for (asset, other), version in others.items():
+        assert lake.manifest(asset, other).data_version == version, (asset, other)
+    out = {(event.asset, event.entry.partition(":")[0]) for event in read_ledger(lake.root)}
+    assert out >= {("pair_parquet", "url-sha256"), ("pair_parquet", "sample-id")}
+    assert main([*command, "--ledger"]) == 0
+    ledger = capsys.readouterr().out
+    assert f"sample-id:{by_id.sample_id}" in ledger
+    assert hashlib.sha256(by_hash.url.encode()).hexdigest() in ledger
+
+
+def test_what_is_taken_off_the_list_comes_back(copy: World) -> None:
+    lake, key = copy.lake, copy.keys[0]
+    (lake.root / "removals" / "requests.txt").unlink()
+    remade = ("pair_parquet", "unique_pairs", "image_shards")
+    before = {asset: lake.manifest(asset, key).counts[-1].kept for asset in remade}
+    selected = [dg.AssetKey(asset) for asset in remade]
+    assert copy.run("segment", str(key), asset_selection=selected).success
+    after = {asset: lake.manifest(asset, key).counts[-1].kept for asset in remade}
+    assert after == {asset: n + 3 for asset, n in before.items()}
+    last = [event for event in read_ledger(lake.root) if event.asset == "pair_parquet"][-3:]
+    assert [event.event for event in last] == ["came_back"] * 3
+
+
+def test_wrong_use_is_told(copy: World, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--sha256", "xyz"], ["--host", "http://a.test/"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["remove", "--config", str(copy.config), *arguments])
+        assert ended.value.code == 2
+    assert "not a sha256" in capsys.readouterr().err
