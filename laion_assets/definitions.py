@@ -66,7 +66,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
         jobs=[segment, aggregates_job(), lists],
         sensors=[
             new_crawl_sensor(segment, settings.discovery, settings.crawl_source.segments_per_crawl),
-            lists_sensor(lists, segment, settings.removals),
+            lists_sensor(lists, segment, settings.removals, settings.subsets),
             follow_sensor(settings.subsets),
         ],
         resources={

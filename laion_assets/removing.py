@@ -22,9 +22,11 @@ from laion_assets.progress import Log
 from laion_assets.removals.in_force import read_lists
 from laion_assets.removals.taken import read_ledger
 from laion_assets.segments import SegmentKey
-from laion_assets.survey import ROWS, Survey, holds_listed, survey
+from laion_assets.survey import Survey, further_subsets, holds_listed, rows_of, survey
 
 _STAGING: Final = ".staging"
+_TO_SCORES: Final = SEGMENT_ASSETS[1 : SEGMENT_ASSETS.index("scored_pairs") + 1]
+"""What every subset is made of; the WAT manifest holds no samples."""
 
 
 class RemovalError(RuntimeError):
@@ -55,6 +57,7 @@ def apply(
     A partition's assets that nobody has made are not made. Goes on where a killed call stopped.
     Raises :class:`RemovalError`.
     """
+    _refuse_unknown_subsets(lake, definitions, found)
     known = set(instance.get_dynamic_partitions(crawls.name or ""))
     keys = sorted({*found.keys, *_unfinished(lake)})
     unknown = sorted({key.crawl for key in keys} - known)
@@ -72,6 +75,26 @@ def apply(
         _run(instance, definitions, None, behind, log)
 
 
+def _refuse_unknown_subsets(lake: Lake, definitions: dg.Definitions, found: Survey) -> None:
+    known = definitions.resolve_asset_graph().get_all_asset_keys()
+    holding = found.total()
+    unknown = [
+        name for name in further_subsets(lake) if holding[name] and dg.AssetKey(name) not in known
+    ]
+    if unknown:
+        raise RemovalError(
+            f"{', '.join(unknown)} in {lake.root} holds listed samples, but the settings have no "
+            "such subset: add it to them again, or delete its folder"
+        )
+
+
+def _made(lake: Lake, key: SegmentKey) -> list[str]:
+    """The segment's assets that there are, in the order of the data's way."""
+    *before, last = SEGMENT_ASSETS
+    assets = [*before, *further_subsets(lake), last]
+    return [asset for asset in assets if lake.folder(asset, key).exists()]
+
+
 def _make_again(
     lake: Lake,
     instance: dg.DagsterInstance,
@@ -81,8 +104,8 @@ def _make_again(
     log: Log,
 ) -> None:
     """Runs until no asset of the segment is stale."""
-    made = [asset for asset in SEGMENT_ASSETS if lake.folder(asset, key).exists()]
-    for _ in SEGMENT_ASSETS:
+    made = _made(lake, key)
+    for _ in made:
         stale = {*_stale(instance, definitions, made, key), *holding}
         selected = [asset for asset in made if asset in stale]
         if not selected:
@@ -138,9 +161,14 @@ def _stale(
 def _unfinished(lake: Lake) -> Iterator[SegmentKey]:
     """Segments that something was taken out of and whose later assets are older than that."""
     for key in _in_ledger(lake):
-        started = _started(lake, key)
-        if started != sorted(started):
-            yield key
+        made = _made(lake, key)
+        further = further_subsets(lake)
+        ways = [SEGMENT_ASSETS[1:], *([*_TO_SCORES, subset] for subset in further)]
+        for way in ways:
+            started = [lake.manifest(asset, key).started for asset in way if asset in made]
+            if started != sorted(started):
+                yield key
+                break
 
 
 def _aggregates_behind(lake: Lake) -> list[str]:
@@ -149,7 +177,12 @@ def _aggregates_behind(lake: Lake) -> list[str]:
     Dagster does not reckon staleness over many partitions.
     """
     newest = max(
-        (started for key in _in_ledger(lake) for started in _started(lake, key)), default=""
+        (
+            lake.manifest(asset, key).started
+            for key in _in_ledger(lake)
+            for asset in _made(lake, key)[1:]
+        ),
+        default="",
     )
     made = [asset for asset in AGGREGATES if lake.folder(asset).exists()]
     return [asset for asset in made if lake.manifest(asset).started <= newest]
@@ -157,12 +190,6 @@ def _aggregates_behind(lake: Lake) -> list[str]:
 
 def _in_ledger(lake: Lake) -> list[SegmentKey]:
     return sorted({SegmentKey(event.crawl, event.segment) for event in read_ledger(lake.root)})
-
-
-def _started(lake: Lake, key: SegmentKey) -> list[str]:
-    """When each of the segment's assets was begun, in the order of the data's way."""
-    made = [asset for asset in SEGMENT_ASSETS[1:] if lake.folder(asset, key).exists()]
-    return [lake.manifest(asset, key).started for asset in made]
 
 
 def drop_staging(lake: Lake, log: Log) -> None:
@@ -174,7 +201,7 @@ def drop_staging(lake: Lake, log: Log) -> None:
     if not lists:
         return
     for folder in sorted((lake.root / _STAGING).glob("*/*")):
-        if not folder.is_dir() or folder.parent.name not in ROWS:
+        if not folder.is_dir() or rows_of(folder.parent.name) is None:
             continue
         try:
             with locked(folder.with_name(f".{folder.name}.lock"), lambda: None, timeout_s=0):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -55,9 +56,23 @@ ROWS: Final = {
     "filtered_subset": _Rows("part-*.parquet", url="URL", sample_id="SAMPLE_ID", hashes=True),
     "knn_index": _Rows("ids.parquet", sample_id="SAMPLE_ID"),
 }
-"""Asset by segment -> where its rows are, in the order of the data's way."""
+"""Asset by segment -> where its rows are, in the order of the data's way; further subsets have
+those of `filtered_subset`."""
+
+FURTHER: Final = "subset_*"
+"""The folders of further subsets in a lake."""
 
 AGGREGATE: Final = ("search_index", _Rows("ids.parquet", sample_id="SAMPLE_ID"))
+
+
+def further_subsets(lake: Lake) -> list[str]:
+    """The further subsets that the lake holds, whether the settings still have them or not."""
+    return sorted(folder.name for folder in lake.root.glob(FURTHER) if folder.is_dir())
+
+
+def rows_of(asset: str) -> _Rows | None:
+    """None for an asset without rows of samples."""
+    return ROWS.get("filtered_subset" if fnmatch(asset, FURTHER) else asset)
 
 
 @dataclass
@@ -114,7 +129,7 @@ def survey(
         sought = Lists(*(_with_met(sought[name], lists[name], now[name]) for name in REASONS))
 
     by_key: dict[SegmentKey, list[str]] = {}
-    for asset in ROWS:
+    for asset in [*ROWS, *further_subsets(lake)]:
         for key in wanted(asset):
             by_key.setdefault(key, []).append(asset)
     progress = Progress("survey of the lists", "segments", len(by_key), log)
@@ -146,7 +161,9 @@ def _look(folder: Path, asset: str, lists: Lists, gone: list[Ids]) -> int:
     if asset == "image_shards":
         shards = shards_in(folder) if lists else ()
         return sum(len(named_rows(files_of(folder, shard)[1], lists)[0]) for shard in shards)
-    return _count(folder, ROWS[asset], lists, gone)
+    rows = rows_of(asset)
+    assert rows is not None
+    return _count(folder, rows, lists, gone)
 
 
 def _count(folder: Path, rows: _Rows, lists: Lists, gone: list[Ids]) -> int:

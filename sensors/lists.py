@@ -3,13 +3,14 @@ concern, and, where the deployment wants that, runs that make these again."""
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from laion_assets.assets.outside import BEFORE_TAG
-from laion_assets.jobs import LISTS, SEGMENT_ASSETS
+from laion_assets.jobs import LISTS, segment_assets
 from laion_assets.lake import Lake
 from laion_assets.partitions import UNFINISHED, partition_key, segment_key
 from laion_assets.removals.in_force import read_lists, text_digests
@@ -28,12 +29,14 @@ def _concerned(instance: dg.DagsterInstance, run_id: str) -> list[str]:
     return sorted({partition for partition in events if partition})
 
 
-def _remakes(lake: Lake, partitions: list[str], version: str) -> list[dg.RunRequest]:
+def _remakes(
+    lake: Lake, assets: Sequence[str], partitions: list[str], version: str
+) -> list[dg.RunRequest]:
     """All that a segment has of what may hold a sample, made again."""
     requests = []
     for partition in partitions:
         key = segment_key(partition)
-        made = [name for name in SEGMENT_ASSETS[1:] if lake.folder(name, key).exists()]
+        made = [name for name in assets[1:] if lake.folder(name, key).exists()]
         requests.append(
             dg.RunRequest(
                 run_key=f"{version}:{partition}",
@@ -49,9 +52,12 @@ def lists_sensor(
     observe: UnresolvedAssetJobDefinition,
     segment: UnresolvedAssetJobDefinition,
     options: RemovalOptions,
+    subsets: Iterable[str] = (),
 ) -> dg.SensorDefinition:
     """The cursor is what the last run looked for that succeeded: while the lists stay that, a tick
     reads no more than their files' names, sizes and times."""
+
+    assets = segment_assets(subsets)
 
     @dg.sensor(
         name="lists_sensor",
@@ -82,7 +88,7 @@ def lists_sensor(
         done = [run for run in runs if run.status == dg.DagsterRunStatus.SUCCESS]
         if done:
             partitions = _concerned(instance, done[0].run_id)
-            requests = _remakes(store, partitions, version) if options.automatic else []
+            requests = _remakes(store, assets, partitions, version) if options.automatic else []
             reason = f"the lists concern {len(partitions)} partitions; see {done[0].run_id[:8]}"
             return dg.SensorResult(
                 run_requests=requests, skip_reason=None if requests else reason, cursor=cursor

@@ -28,7 +28,8 @@ from laion_assets.download.tars import ImageBytes
 from laion_assets.progress import Log
 
 _OPEN: Final = 4
-_UNREADABLE: Final = (pa.ArrowException, OSError, ValueError, LookupError, TypeError)
+UNREADABLE: Final = (pa.ArrowException, OSError, ValueError, LookupError, TypeError)
+"""What reading a damaged shard raises."""
 _ENTRY: Final = np.dtype([("hash", "<u8"), ("source", "<u2"), ("shard", "<u4"), ("row", "<u4")])
 
 
@@ -68,7 +69,7 @@ class Earlier:
             for shard in shards_in(folder):
                 try:
                     urls = _urls(folder, shard)
-                except _UNREADABLE as error:
+                except UNREADABLE as error:
                     self._tell(folder, shard, error)
                     continue
                 made = np.empty(len(urls), _ENTRY)
@@ -121,7 +122,7 @@ class Earlier:
             folder = self._folders[source]
             try:
                 self._open[source, number] = _read_shard(folder, number)
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 self._open[source, number] = None
                 self._tell(folder, number, error)
             while len(self._open) > _OPEN:

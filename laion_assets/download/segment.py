@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from laion_assets.download.addresses import Resolve, system_resolve
 from laion_assets.download.decoders import Decoders
-from laion_assets.download.earlier import Earlier, Known
+from laion_assets.download.earlier import UNREADABLE, Earlier, Known
 from laion_assets.download.fetch import PASSING, Fetcher, as_asked
 from laion_assets.download.images import Checksums, refuse_listed, refuse_unseen
 from laion_assets.download.listed import named_rows
@@ -213,7 +213,10 @@ class _Rules:
         if not lists:
             return not LISTED & set(stats["status_dict"])
         parquet = files_of(folder, shard)[1]
-        named, refused = named_rows(parquet, lists, samples=False)
+        try:
+            named, refused = named_rows(parquet, lists, samples=False)
+        except UNREADABLE:
+            return False  # it is told of where its rows are looked up
         return {found.row for found in named} == refused
 
     def listed(self, url: str) -> str | None:
