@@ -43,6 +43,7 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     for number in range(args.rows // args.part):
         _make_part(folder / "embeddings", number, args.part, args.dim)
+    n = args.rows // args.part * args.part
     rows = []
     for step, title in STEPS.items():
         command: list[str | Path] = [
@@ -59,13 +60,13 @@ def main() -> None:
             for name in ("seconds", "cpu_seconds")
         )
         peak = max(run.peak_own_bytes for run in runs)
-        n = args.rows // args.part * args.part
         print(step, told, file=sys.stderr, flush=True)
         rows.append(
             [title, f"{seconds:.1f}", f"{n / seconds:,.0f}", f"{cpu:.1f}", f"{peak / 1e6:.0f}"]
         )
     shutil.rmtree(folder)
     text = table.markdown(["step", "s", "rows/s", "CPU s", "peak MB"], rows)
+    text += f"\n\n{n:,} rows in parts of {args.part:,}, median of {args.repeat}."
     table.publish("filtering", text)
 
 
