@@ -269,7 +269,8 @@ def _embed_shard(
     rows = shard.rows.take(pa.array(kept, pa.int64()))
     with atomic_path(metadata_path(out, number)) as beside:
         pq.write_table(rows, beside, compression="zstd", row_group_size=100_000)
-    progress.advance(len(shard.rows) - len(rows))
+    if lost := len(shard.rows) - len(rows):
+        progress.advance(lost, note=shard.tar.name)
     return _count(shard.rows, rows["key"])
 
 

@@ -317,10 +317,13 @@ class ClipModel:
         encode = self.module.encode_image
         if self._compiled_image is not None and len(batch) == self.options.batch_size:
             encode = self._compiled_image  # which is compiled for this size
-        return self._start(lambda moved: encode(self._floats(moved)), pixels)
+        return self._start(lambda moved: encode(self.floats(moved)), pixels)
 
-    def _floats(self, pixels: torch.Tensor) -> torch.Tensor:
-        """As torchvision's ToTensor and Normalize do, on a whole batch."""
+    def floats(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the model takes, of a batch of :meth:`pixels` on the device.
+
+        The same arithmetic as torchvision's ToTensor and Normalize.
+        """
         import torch
 
         layout = torch.channels_last if self._cuda else torch.contiguous_format

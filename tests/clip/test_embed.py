@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -226,6 +227,47 @@ def test_a_resumed_run_redoes_only_what_is_missing_and_counts_all(
     assert digests(out) == before
     assert metadata_path(out, 0).stat().st_mtime_ns == untouched
     assert "6/12 samples were done by an earlier run" in told[0]
+
+
+def test_what_one_call_did_is_told(
+    make_shard: MakeShard, model: ClipModel, options: ClipOptions, tmp_path: Path
+) -> None:
+    make_shard([row(n) for n in range(6)] + [row(6, image=b"broken")])
+    told: list[str] = []
+    shards, out = tmp_path / "shards", tmp_path / "out"
+    first = embed_shards(shards, out, model, options, log=told.append)
+    assert re.fullmatch(r"embeddings: 7/7 samples in [\d.]+ s, [\d.]+/s; 00000\.tar", told[-1]), (
+        told
+    )
+    assert (first.samples, first.device, first.precision) == (7, "cpu", "fp32")
+    assert 0 < first.waited_seconds < first.seconds
+    assert first.metadata()["samples_per_second"] == round(7 / first.seconds, 1)
+    make_shard([row(n) for n in range(10, 13)], number=1)
+    second = embed_shards(shards, out, model, options)
+    assert (second.samples, second.counts.n_in) == (3, 10)
+
+
+def test_embedding_reader_reads_the_folder(
+    make_shard: MakeShard, model: ClipModel, options: ClipOptions, tmp_path: Path
+) -> None:
+    from embedding_reader import EmbeddingReader
+
+    make_shard([row(n) for n in range(5)])
+    make_shard([row(n) for n in range(5, 12)], number=1)
+    out = tmp_path / "out"
+    embed_shards(tmp_path / "shards", out, model, options)
+    reader = EmbeddingReader(
+        embeddings_folder=str(out / "img_emb"),
+        metadata_folder=str(out / "metadata"),
+        meta_columns=["key", "text"],
+        file_format="parquet_npy",
+    )
+    assert (reader.count, reader.dimension) == (12, model.dim)
+    pieces = list(reader(batch_size=4, start=0, end=reader.count, show_progress=False))
+    images = np.concatenate([np.load(image_path(out, number)) for number in (0, 1)])
+    np.testing.assert_array_equal(np.concatenate([vectors for vectors, _ in pieces]), images)
+    keys = [key for _, rows in pieces for key in rows["key"]]
+    assert keys == [f"{number:09d}" for number in range(12)]
 
 
 def test_files_given_one_by_one(
