@@ -107,7 +107,7 @@ def _run(name: str, peer: Path, shards: Path, weights: Path, batch: int) -> _Run
     out.mkdir(parents=True)
     places: list[str | Path] = [shards, weights, out, str(batch)]
     if name == "theirs":
-        # A reader a core: its default of 4 is slower on fewer cores.
+        # A reader a core; its default is 4 whatever the cores.
         workers = str(len(os.sched_getaffinity(0)))
         measured = measure.run([peer, _HERE / "theirs.py", *places, workers])
     else:
