@@ -98,7 +98,12 @@ def embed(args: argparse.Namespace) -> None:
     _existing(args.shard)
     options = load_settings(args.config).clip
     args.output.mkdir(parents=True, exist_ok=True)
-    show_counts(embed_files(args.shard, args.output, load_clip(options), options, log=say))
+    embedded = embed_files(args.shard, args.output, load_clip(options), options, log=say)
+    show_counts(embedded.counts)
+    say(
+        f"{embedded.samples:,} samples embedded in {embedded.seconds:.1f} s, {embedded.rate:.1f}/s"
+        f" ({embedded.device}, {embedded.precision})"
+    )
     print(args.output)
 
 

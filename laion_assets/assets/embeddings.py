@@ -20,7 +20,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         partitions_def=segments,
         deps=["image_shards"],
         code_version=code_version(
-            1,
+            2,
             settings.clip,
             weights_identity(settings.clip),
             leave_out=settings.clip.NOT_IN_VERSION,
@@ -45,9 +45,9 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             leave_out=clip.NOT_IN_VERSION,
         ) as staging:
             shards = store.published("image_shards", key)
-            counts = embed_shards(shards, staging.path, model, clip, log=context.log.info)
-            staging.counts = [counts]
-            staging.metadata = {
+            embedded = embed_shards(shards, staging.path, model, clip, log=context.log.info)
+            staging.counts = [embedded.counts]
+            staging.metadata = embedded.metadata() | {
                 "model": model.key,
                 "model_version": model.version,
                 "dimensions": model.dim,
@@ -56,7 +56,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             rows = checks.rows_in(staging.path / "metadata", "metadata_*.parquet")
             checked = checks.require(
                 checks.vectors_sound(staging.path),
-                checks.funnel_adds_up("embeddings", counts, rows, kept_before),
+                checks.funnel_adds_up("embeddings", embedded.counts, rows, kept_before),
             )
         folder = store.folder("embeddings", key)
         return materialized(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import os
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -22,6 +27,7 @@ from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.shards import (
     IMAGE_FORMATS,
     ShardError,
+    count_rows,
     find_shards,
     read_rows,
     shard_number,
@@ -56,6 +62,37 @@ class OtherEmbeddingsError(ValueError):
     """A folder holds other embeddings than those asked for."""
 
 
+@dataclass
+class Embedded:
+    """What one call did."""
+
+    counts: StageCounts
+    """Of the stage ``embeddings``, over all shards, those of earlier calls included."""
+    device: str
+    precision: str
+    samples: int = 0
+    """Samples looked at by this call."""
+    seconds: float = 0.0
+    """Wall clock of this call, without loading the model."""
+    waited_seconds: float = 0.0
+    """Of these, waiting for images to be read and decoded."""
+
+    @property
+    def rate(self) -> float:
+        """Samples a second."""
+        return self.samples / max(self.seconds, 1e-9)
+
+    def metadata(self) -> dict[str, Any]:
+        """What a person asks of an embedding beside its counts."""
+        return {
+            "device": self.device,
+            "precision": self.precision,
+            "samples_embedded": self.samples,
+            "samples_per_second": round(self.rate, 1),
+            "waited_for_images_share": round(self.waited_seconds / max(self.seconds, 1e-9), 3),
+        }
+
+
 def image_path(folder: Path, number: int) -> Path:
     return folder / "img_emb" / f"img_emb_{number:05d}.npy"
 
@@ -70,7 +107,7 @@ def metadata_path(folder: Path, number: int) -> Path:
 
 def embed_shards(
     shards: Path, out: Path, model: ClipModel, options: ClipOptions, *, log: Log = silent
-) -> StageCounts:
+) -> Embedded:
     """Embed every shard of a folder that img2dataset wrote.
 
     Writes ``img_emb/img_emb_NNNNN.npy`` and ``text_emb/text_emb_NNNNN.npy`` (float16, (n, dim),
@@ -78,9 +115,8 @@ def embed_shards(
     by row, in the order of the shard's parquet; a shard without samples gives files of no rows.
     A shard whose metadata is in ``out`` already is not embedded again.
 
-    Returns:
-        counts of the stage ``embeddings``: in = the shards' downloaded samples; ``undecodable``
-        are those whose image is missing from the tar or does not decode.
+    Counts of the stage ``embeddings``: in = the shards' downloaded samples; ``undecodable`` are
+    those whose image is missing from the tar or does not decode.
     """
     return _embed(find_shards(shards), out, model, options, log)
 
@@ -92,7 +128,7 @@ def embed_files(
     options: ClipOptions,
     *,
     log: Log = silent,
-) -> StageCounts:
+) -> Embedded:
     """As :func:`embed_shards`, for the tars given; each has its parquet beside it.
 
     ``out`` is anyone's folder, so notes in ``out/.made_of`` say what each shard's files were made
@@ -151,24 +187,33 @@ def _refuse_other_embeddings(
 
 def _embed(
     tars: Sequence[Path], out: Path, model: ClipModel, options: ClipOptions, log: Log
-) -> StageCounts:
-    counts = StageCounts(STAGE)
-    done = [metadata_path(out, shard_number(tar)).exists() for tar in tars]
-    progress = Progress("embeddings", "shards", len(tars), log, resumed=sum(done))
-    for tar, there in zip(tars, done, strict=True):
-        rows = read_rows(tar)
-        if not there:
-            _embed_shard(tar, rows, out, model, options)
-            progress.advance(note=f"{len(rows)} samples in {tar.name}")
-        kept = pq.ParquetFile(metadata_path(out, shard_number(tar))).read(columns=["key"])
-        counts.add(_count(rows, kept))
-    return counts
+) -> Embedded:
+    embedded = Embedded(StageCounts(STAGE), str(model.device), model.precision)
+    sizes = {tar: count_rows(tar) for tar in tars}
+    todo = [tar for tar in tars if not metadata_path(out, shard_number(tar)).exists()]
+    total, new = sum(sizes.values()), sum(sizes[tar] for tar in todo)
+    progress = Progress("embeddings", "samples", total, log, resumed=total - new)
+    counted: dict[Path, StageCounts] = {}
+    started = time.perf_counter()
+    for shard, samples in _shards(todo, model, options, embedded):
+        counted[shard.tar] = _embed_shard(shard, samples, out, model, options, progress)
+        embedded.samples += len(shard.rows)
+    embedded.seconds = time.perf_counter() - started
+    for tar in tars:
+        # What an earlier call embedded is counted from its files.
+        embedded.counts.add(counted.get(tar) or _count(read_rows(tar), _kept_keys(out, tar)))
+    return embedded
 
 
-def _count(rows: pa.Table, kept: pa.Table) -> StageCounts:
+def _kept_keys(out: Path, tar: Path) -> Any:
+    metadata = pq.ParquetFile(metadata_path(out, shard_number(tar)))
+    return metadata.read(columns=["key"])["key"]
+
+
+def _count(rows: pa.Table, kept: Any) -> StageCounts:
     counts = StageCounts(STAGE)
     counts.keep(len(kept))
-    lost = rows.filter(pc.invert(pc.is_in(rows["key"], value_set=kept["key"])))
+    lost = rows.filter(pc.invert(pc.is_in(rows["key"], value_set=kept)))
     urls = lost["url"].slice(0, EXAMPLES_KEPT).to_pylist()
     for url in urls:
         counts.reject("undecodable", url)
@@ -176,32 +221,57 @@ def _count(rows: pa.Table, kept: pa.Table) -> StageCounts:
     return counts
 
 
-def _embed_shard(
-    tar: Path, rows: pa.Table, out: Path, model: ClipModel, options: ClipOptions
-) -> None:
-    import torch
+@dataclass(frozen=True)
+class _Prepared:
+    """A sample that decodes."""
 
-    size = options.batch_size
+    row: int
+    pixels: NDArray[np.uint8]
+    tokens: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Shard:
+    tar: Path
+    rows: pa.Table
+    images: ImageBytes
+
+
+def _embed_shard(
+    shard: _Shard,
+    samples: Iterator[_Prepared],
+    out: Path,
+    model: ClipModel,
+    options: ClipOptions,
+    progress: Progress,
+) -> StageCounts:
+    """Images as they come; then the texts of those that decoded, which are small, by length.
+
+    Batches end with the shard, so that its bytes do not depend on what else this call embeds.
+    """
     kept: list[int] = []
-    image_parts: list[NDArray[np.float16]] = []
-    text_parts: list[NDArray[np.float16]] = []
-    for batch in _batches(_decoded(tar, rows, model, options), size):
-        kept += [row for row, _, _ in batch]
-        images = model.embed_images(torch.stack([image for _, image, _ in batch]))
-        texts = model.embed_tokens(torch.stack([tokens for _, _, tokens in batch]))
-        image_parts.append(images.astype(np.float16))
-        text_parts.append(texts.astype(np.float16))
-    number = shard_number(tar)
-    none = np.zeros((0, model.dim), dtype=np.float16)
-    save_vectors(image_path(out, number), np.concatenate([none, *image_parts]))
-    save_vectors(text_path(out, number), np.concatenate([none, *text_parts]))
+    tokens: list[NDArray[np.int64]] = []
+
+    def pixels(batch: Sequence[_Prepared]) -> list[NDArray[np.uint8]]:
+        kept.extend(sample.row for sample in batch)
+        tokens.extend(sample.tokens for sample in batch)
+        return [sample.pixels for sample in batch]
+
+    images = [np.zeros((0, model.dim), dtype=np.float16)]
+    batches = map(pixels, _batches(samples, options.batch_size))
+    for vectors in model.embed_images(batches):
+        images.append(vectors.astype(np.float16))
+        progress.advance(len(vectors), note=shard.tar.name)
+    texts = model.embed_tokens(np.stack(tokens)) if tokens else images[0]
+    number = shard_number(shard.tar)
+    save_vectors(image_path(out, number), np.concatenate(images))
+    save_vectors(text_path(out, number), texts.astype(np.float16))
+    rows = shard.rows.take(pa.array(kept, pa.int64()))
     with atomic_path(metadata_path(out, number)) as beside:
-        pq.write_table(
-            rows.take(pa.array(kept, pa.int64())),
-            beside,
-            compression="zstd",
-            row_group_size=100_000,
-        )
+        pq.write_table(rows, beside, compression="zstd", row_group_size=100_000)
+    if lost := len(shard.rows) - len(rows):
+        progress.advance(lost, note=shard.tar.name)
+    return _count(shard.rows, rows["key"])
 
 
 def save_vectors(path: Path, vectors: NDArray[np.float16]) -> None:
@@ -210,33 +280,61 @@ def save_vectors(path: Path, vectors: NDArray[np.float16]) -> None:
         np.save(beside, np.ascontiguousarray(vectors), allow_pickle=False)
 
 
-def _decoded(
-    tar: Path, rows: pa.Table, model: ClipModel, options: ClipOptions
-) -> Iterator[tuple[int, Any, Any]]:
-    """Row number, preprocessed image and tokens of each sample that decodes, in order.
+def _shards(
+    tars: Sequence[Path], model: ClipModel, options: ClipOptions, embedded: Embedded
+) -> Iterator[tuple[_Shard, Iterator[_Prepared]]]:
+    """Each shard with its samples that decode, in order; use up one's before the next is taken.
 
-    Threads decode and preprocess ahead (Pillow's codecs and resizing release the GIL), at most
-    two batches, while the caller's model computes.
+    Threads prepare ahead, two batches at most and across shards, while the caller's model
+    computes: Pillow's codecs and resizing release the GIL, and nothing here calls torch but the
+    tokenizer, so no thread brings a team of torch's own. The next tar is indexed meanwhile.
     """
-    if not len(rows):
-        return
 
-    def prepare(sample: tuple[int, bytes, str]) -> tuple[int, Any, Any] | None:
-        row, encoded, text = sample
+    def prepare(sample: _Sample) -> tuple[_Shard, _Prepared | None]:
+        shard, row, encoded, text = sample
+        if row is None:
+            return shard, None
         try:
             image = Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS).convert("RGB")
         except _NOT_AN_IMAGE:
-            return None
-        return row, model.preprocess(image), model.tokenizer([text])[0]
+            return shard, None
+        return shard, _Prepared(row, model.pixels(image), model.tokenize([text])[0])
 
-    keys, texts = rows["key"].to_pylist(), rows["text"].to_pylist()
-    with ImageBytes(tar) as images, ThreadPoolExecutor(options.decode_threads) as pool:
-        samples = (
-            (row, images.read(key), text)
-            for row, (key, text) in enumerate(zip(keys, texts, strict=True))
-        )
-        ahead = 2 * options.batch_size
-        yield from filter(None, _map_ahead(pool, prepare, samples, ahead))
+    threads = options.decode_threads or len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(1) as opener, ThreadPoolExecutor(threads) as decoders:
+        opened = _map_ahead(opener, _open, tars, 1)
+        samples = itertools.chain.from_iterable(map(_samples, opened))
+        ahead = _map_ahead(decoders, prepare, samples, 2 * options.batch_size)
+        for shard, of_shard in itertools.groupby(_timed(ahead, embedded), itemgetter(0)):
+            yield shard, (sample for _, sample in of_shard if sample is not None)
+
+
+def _open(tar: Path) -> _Shard:
+    return _Shard(tar, read_rows(tar), ImageBytes(tar))
+
+
+_Sample = tuple[_Shard, int | None, bytes, str]
+
+
+def _samples(shard: _Shard) -> Iterator[_Sample]:
+    yield shard, None, b"", ""  # a shard without samples is a shard, too
+    with shard.images as images:
+        columns = (shard.rows[name].to_pylist() for name in ("key", "text"))
+        for row, (key, text) in enumerate(zip(*columns, strict=True)):
+            yield shard, row, images.read(key), text
+
+
+def _timed(items: Iterator[Item], embedded: Embedded) -> Iterator[Item]:
+    """The items; the time until each is there is waiting."""
+    while True:
+        started = time.perf_counter()
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        finally:
+            embedded.waited_seconds += time.perf_counter() - started
+        yield item
 
 
 def _map_ahead(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.texts import TextTower, batches_by_length
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +26,8 @@ HERE: Final = Path(__file__).parent
 CONFIGS: Final = HERE / "model_configs"
 WEIGHTS: Final = HERE / "weights"
 _BRING_THEIR_OWN_WEIGHTS: Final = ("hf-hub:", "local-dir:")
+_IN_FLIGHT: Final = 2
+"""Batches that an accelerator has before it while the next one is made ready."""
 
 
 class ClipLoadError(RuntimeError):
@@ -107,10 +111,8 @@ def load_clip(options: ClipOptions) -> ClipModel:
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from safetensors import SafetensorError
 
+    device = choose_device(options.device)
     source = resolve(options)
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         with warnings.catch_warnings():
             # Of the mismatch that `resolve` has already put right.
@@ -127,7 +129,9 @@ def load_clip(options: ClipOptions) -> ClipModel:
             PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
         )
         tokenizer = open_clip.get_tokenizer(source.model, cache_dir=options.cache_dir)
-        model.to(device)
+        # Tensor cores take convolutions channels last; a CPU is faster without.
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        model.to(device, memory_format=layout)
     except (
         OSError,
         RuntimeError,
@@ -139,7 +143,39 @@ def load_clip(options: ClipOptions) -> ClipModel:
     ) as error:
         # AssertionError is open_clip's word for weights of another architecture.
         raise ClipLoadError(_way_out(options, source, error)) from error
-    return ClipModel(options, model.eval(), preprocess, tokenizer, torch.device(device))
+    return ClipModel(options, model.eval(), preprocess, tokenizer, device)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that options name; ``auto`` is the accelerator that torch finds, else the CPU.
+
+    Raises :class:`ClipLoadError` for one that is not there.
+    """
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ClipLoadError(f"torch knows no device {name!r}: give auto, cpu or cuda") from error
+    if device.type == "cpu":
+        return device
+    here = torch.accelerator.device_count() if accelerator else 0
+    if accelerator is None or device.type != accelerator.type or (device.index or 0) >= here:
+        found = f"{here} of type {accelerator.type}" if accelerator else "none"
+        raise ClipLoadError(
+            f"there is no device {name!r} (accelerators found: {found}): give auto or cpu"
+        )
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """``auto`` is fp16 on CUDA, in which OpenAI's models were run, and fp32 elsewhere."""
+    if name != "auto":
+        return name
+    return "fp16" if device.type == "cuda" else "fp32"
 
 
 def _way_out(options: ClipOptions, source: Source, error: Exception) -> str:
@@ -167,7 +203,7 @@ class ClipModel:
     Args:
         options: what was asked for.
         model: open_clip's module, in eval mode, on ``device``.
-        preprocess: PIL image -> float32 tensor (3, height, width), as the model asks.
+        preprocess: open_clip's: PIL image -> float32 tensor (3, height, width), as the model asks.
         tokenizer: list of whole texts -> int64 tensor (n, context); it truncates by tokens.
         device: where the model is.
     """
@@ -185,6 +221,15 @@ class ClipModel:
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.device = device
+        self._cuda = device.type == "cuda"
+        self.precision = choose_precision(options.precision, device)
+        self._shape_picture, self._mean, self._std = _halves(preprocess, device)
+        self._texts = TextTower(model)
+        self._compiled_image: Any = None
+        if options.compile:
+            import torch
+
+            self._compiled_image = torch.compile(model.encode_image, dynamic=False)
 
     @property
     def key(self) -> str:
@@ -193,7 +238,8 @@ class ClipModel:
     @cached_property
     def dim(self) -> int:
         """The length of an embedding."""
-        return int(self.encode_texts([""]).shape[1])
+        (started,) = self._streamed([self._start_texts(self.tokenize([""]))])
+        return int(started.shape[1])
 
     @cached_property
     def version(self) -> str:
@@ -205,7 +251,7 @@ class ClipModel:
         import torch
 
         digest = hashlib.blake2b(digest_size=8)
-        about = [repr(self.preprocess), type(self.tokenizer).__name__, self.options.precision]
+        about = [repr(self.preprocess), type(self.tokenizer).__name__, self.precision]
         # The activation function is in no weight.
         about += sorted({type(part).__name__ for part in self.module.modules()})
         digest.update(json.dumps(about).encode())
@@ -217,51 +263,135 @@ class ClipModel:
 
     def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """Embed images, preprocessed as the model asks."""
-        import torch
-
-        parts = [
-            self.embed_images(torch.stack([self.preprocess(image) for image in batch]))
-            for batch in self._batches(images)
-        ]
-        return self._stack(parts)
+        size = self.options.batch_size
+        starts = range(0, len(images), size)
+        batches = ([self.pixels(one) for one in images[start : start + size]] for start in starts)
+        return np.concatenate([np.zeros((0, self.dim), np.float32), *self.embed_images(batches)])
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed whole texts; what is beyond the context length in tokens (77) is not seen."""
-        parts = [self.embed_tokens(self.tokenizer(list(batch))) for batch in self._batches(texts)]
-        return self._stack(parts)
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
+        return self.embed_tokens(self.tokenize(texts))
 
-    def embed_images(self, batch: torch.Tensor) -> NDArray[np.float32]:
-        """Embed one batch of preprocessed images (n, 3, height, width)."""
-        return self._forward(self.module.encode_image, batch)
+    def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """The tokens of whole texts, (n, context)."""
+        tokens: NDArray[np.int64] = self.tokenizer(list(texts)).numpy()
+        return tokens
 
-    def embed_tokens(self, batch: torch.Tensor) -> NDArray[np.float32]:
-        """Embed one batch of tokenised texts (n, context)."""
-        return self._forward(self.module.encode_text, batch)
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """The image as the model wants it, (height, width, 3), but for the arithmetic.
 
-    def _forward(self, encode: Any, batch: torch.Tensor) -> NDArray[np.float32]:
+        That is left to :meth:`embed_images`, which does it where the model is: a byte moves faster
+        than a float, and a worker's thread that called torch would bring threads of its own.
+        """
+        return np.asarray(self._shape_picture(image))
+
+    def embed_images(
+        self, batches: Iterable[Sequence[NDArray[np.uint8]]]
+    ) -> Iterator[NDArray[np.float32]]:
+        """The embeddings of each batch of :meth:`pixels`, in order.
+
+        On CUDA the next batches are asked for while the device still works on the ones before.
+        """
+        return self._streamed(self._start_images(batch) for batch in batches)
+
+    def embed_tokens(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Embed tokenised texts (n, context), texts of about the same length together."""
+        lengths = self._texts.lengths(tokens)
+        # As many tokens at once as a batch of the longest texts has.
+        batches = batches_by_length(lengths, self.options.batch_size * tokens.shape[1])
+        started = (self._start_texts(tokens[rows, : lengths[rows].max()]) for rows in batches)
+        vectors = np.empty((len(tokens), self.dim), np.float32)
+        for rows, part in zip(batches, self._streamed(started), strict=True):
+            vectors[rows] = part
+        return vectors
+
+    def _start_images(self, batch: Sequence[NDArray[np.uint8]]) -> _Started:
         import torch
 
-        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[
-            self.options.precision
-        ]
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
-        ):
-            vectors = encode(batch.to(self.device)).float().cpu().numpy()
-        return normalised(vectors)
+        pixels = torch.empty(
+            (len(batch), *batch[0].shape), dtype=torch.uint8, pin_memory=self._cuda
+        )
+        np.stack(batch, out=pixels.numpy())
+        encode = self.module.encode_image
+        if self._compiled_image is not None and len(batch) == self.options.batch_size:
+            encode = self._compiled_image  # which is compiled for this size
+        return self._start(lambda moved: encode(self.floats(moved)), pixels)
 
-    def _batches(self, items: Sequence[Any]) -> list[Sequence[Any]]:
-        size = self.options.batch_size
-        return [items[start : start + size] for start in range(0, len(items), size)]
+    def floats(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the model takes, of a batch of :meth:`pixels` on the device.
 
-    def _stack(self, parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        return np.concatenate(parts) if parts else np.zeros((0, self.dim), dtype=np.float32)
+        The same arithmetic as torchvision's ToTensor and Normalize.
+        """
+        import torch
+
+        layout = torch.channels_last if self._cuda else torch.contiguous_format
+        floats = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout)
+        return floats.div_(255).sub_(self._mean).div_(self._std)
+
+    def _start_texts(self, tokens: NDArray[np.int64]) -> _Started:
+        import torch
+
+        encode = self._texts.encoder(tokens.shape[1])
+        batch = torch.from_numpy(np.ascontiguousarray(tokens))
+        return self._start(encode, batch.pin_memory() if self._cuda else batch)
+
+    def _start(
+        self, encode: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor
+    ) -> _Started:
+        import torch
+        from torch.nn import functional
+
+        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        with torch.inference_mode():
+            moved = batch.to(self.device, non_blocking=self._cuda)
+            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+                features = encode(moved)
+            vectors = functional.normalize(features.float(), dim=-1)
+            # On CUDA this is a copy to pinned memory, which is whole when the event has happened.
+            on_cpu = vectors.to("cpu", non_blocking=self._cuda)
+        if not self._cuda:
+            return _Started(on_cpu, None)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record(torch.cuda.current_stream(self.device))
+        return _Started(on_cpu, copied)
+
+    def _streamed(self, started: Iterable[_Started]) -> Iterator[NDArray[np.float32]]:
+        waiting: deque[_Started] = deque()
+        for one in started:
+            waiting.append(one)
+            if len(waiting) > (_IN_FLIGHT if self._cuda else 0):
+                yield waiting.popleft().vectors()
+        while waiting:
+            yield waiting.popleft().vectors()
 
 
-def normalised(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """The rows in float32 at unit length; a row of zeros stays zero."""
-    vectors = np.asarray(vectors, dtype=np.float32)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    result: NDArray[np.float32] = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
-    return result
+@dataclass(frozen=True)
+class _Started:
+    """A batch that the device works on, or has done."""
+
+    on_cpu: Any
+    copied: Any
+    """The CUDA event after which ``on_cpu`` is whole; None if it is."""
+
+    def vectors(self) -> NDArray[np.float32]:
+        if self.copied is not None:
+            self.copied.synchronize()
+        vectors: NDArray[np.float32] = self.on_cpu.numpy()
+        return vectors
+
+
+def _halves(preprocess: Any, device: torch.device) -> tuple[Any, Any, Any]:
+    """open_clip's transform: what it does to a picture, and mean and deviation on the device."""
+    import torch
+    from torchvision.transforms import Compose, Normalize
+
+    *on_picture, to_tensor, normalize = preprocess.transforms
+    if not (type(to_tensor).__name__.endswith("ToTensor") and isinstance(normalize, Normalize)):
+        raise ClipLoadError(f"open_clip preprocesses in a way that is not known here: {preprocess}")
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+        for values in (normalize.mean, normalize.std)
+    )
+    return Compose(on_picture), mean, std

@@ -16,8 +16,9 @@ class ClipOptions(BaseModel, frozen=True):
         "device",
         "batch_size",
         "decode_threads",
+        "compile",
     )
-    """Fields that say where and how fast the model runs, not which numbers it gives."""
+    """Fields that say where and how fast the model runs; its numbers change in rounding at most."""
 
     model: str = Field(
         "ViT-B-32",
@@ -37,14 +38,24 @@ class ClipOptions(BaseModel, frozen=True):
     cache_dir: str | None = Field(
         None, description="Where fetched weights are kept; null takes the fetching library's place"
     )
-    device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU if there is one")
-    precision: str = Field(
-        "fp32",
-        pattern="^(fp32|bf16|fp16)$",
-        description="fp32, or automatic mixed precision in bf16 or fp16",
+    device: str = Field(
+        "auto", description="cpu, cuda, cuda:1 …; auto takes an accelerator if there is one"
     )
-    batch_size: int = Field(64, ge=1, description="Samples in one forward pass")
-    decode_threads: int = Field(2, ge=1, description="Threads that decode images meanwhile")
+    precision: str = Field(
+        "auto",
+        pattern="^(auto|fp32|bf16|fp16)$",
+        description="fp32, or automatic mixed precision in bf16 or fp16; auto is fp16 on CUDA and"
+        " fp32 elsewhere",
+    )
+    batch_size: int = Field(64, ge=1, description="Images in one forward pass")
+    decode_threads: int | None = Field(
+        None, ge=1, description="Threads that decode images; null takes one a core"
+    )
+    compile: bool = Field(
+        False,
+        description="Compile the image tower (torch.compile): faster on a GPU after a minute or so,"
+        " needs a C compiler",
+    )
 
     @property
     def key(self) -> str:

@@ -31,6 +31,12 @@ def shard_number(tar: Path) -> int:
     return int(tar.stem)
 
 
+def count_rows(tar: Path) -> int:
+    """How many samples the shard has downloaded. Raises :class:`ShardError`."""
+    status = _read(tar, ["status"])["status"]
+    return int(pc.sum(pc.equal(status, "success")).as_py() or 0)
+
+
 def read_rows(tar: Path) -> pa.Table:
     """The shard's downloaded samples, columns of ``schemas.EMBEDDED``, in the parquet's order.
 
@@ -38,15 +44,7 @@ def read_rows(tar: Path) -> pa.Table:
     height are the original image's. Raises :class:`ShardError`.
     """
     number = shard_number(tar)
-    parquet = tar.with_suffix(".parquet")
-    try:
-        # Not `read_table`: it would take the lake's hive folders for columns.
-        table = pq.ParquetFile(parquet).read()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ShardError(f"{parquet} cannot be read: {error}") from error
-    missing = {"key", "url", "caption", "status"} - set(table.column_names)
-    if missing:
-        raise ShardError(f"{parquet} has no column {', '.join(sorted(missing))}")
+    table = _read(tar)
     table = table.filter(pc.equal(table["status"], "success"))
     texts = pc.fill_null(table["caption"].cast(pa.string()), "")
     made = {
@@ -62,6 +60,19 @@ def read_rows(tar: Path) -> pa.Table:
         for field in schemas.EMBEDDED
     ]
     return pa.table(columns, schema=schemas.EMBEDDED)
+
+
+def _read(tar: Path, columns: list[str] | None = None) -> pa.Table:
+    parquet = tar.with_suffix(".parquet")
+    try:
+        # Not `read_table`: it would take the lake's hive folders for columns.
+        with pq.ParquetFile(parquet) as file:
+            missing = {"key", "url", "caption", "status"} - set(file.schema_arrow.names)
+            if missing:
+                raise ShardError(f"{parquet} has no column {', '.join(sorted(missing))}")
+            return file.read(columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ShardError(f"{parquet} cannot be read: {error}") from error
 
 
 def _column(table: pa.Table, name: str) -> Any:

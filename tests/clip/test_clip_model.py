@@ -1,19 +1,58 @@
 from __future__ import annotations
 
+import hashlib
 import http.server
+import itertools
 import json
+import shutil
 import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from laion_assets.clip.model import WEIGHTS, ClipLoadError, ClipModel, load_clip, resolve
+from laion_assets.clip.model import (
+    WEIGHTS,
+    ClipLoadError,
+    ClipModel,
+    choose_device,
+    choose_precision,
+    load_clip,
+    resolve,
+)
 from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.texts import TextTower, batches_by_length
 from tests.clip.conftest import MODEL, picture
+
+
+def open_clip_model(**text: object) -> Any:
+    import open_clip
+    import torch
+
+    torch.manual_seed(5)
+    kind = open_clip.CustomTextCLIP if text.pop("custom", False) else open_clip.CLIP
+    made = kind(**MODEL | {"text_cfg": MODEL["text_cfg"] | text}).eval()
+    tower = getattr(made, "text", made)
+    # Initial weights put all texts almost in one place.
+    tower.token_embedding.weight.data *= 50
+    tower.positional_embedding.data *= 50
+    return made
+
+
+def open_clip_tokenizer() -> Any:
+    import open_clip
+
+    return open_clip.get_tokenizer("ViT-B-32")
+
 
 LONG = "a long introduction of many plain words that says nothing at all of what is to be seen: "
 
@@ -46,6 +85,22 @@ def test_embeddings_are_open_clips_own(model: ClipModel, clip_folder: Path) -> N
     np.testing.assert_allclose(model.encode_texts([text]), words.numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+def test_pictures_are_preprocessed_bit_for_bit_as_open_clip_does(mode: str) -> None:
+    import torch
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    cfg = PreprocessCfg(size=32, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28), resize_mode=mode)
+    theirs = image_transform_v2(cfg, is_train=False)
+    model = ClipModel(
+        ClipOptions(), open_clip_model(), theirs, open_clip_tokenizer(), torch.device("cpu")
+    )
+    images = [picture(1, 90, 50), picture(2, 30, 41), picture(3, 256, 256).convert("L")]
+    images = [image.convert("RGB") for image in images]
+    ours = model.floats(torch.from_numpy(np.stack([model.pixels(image) for image in images])))
+    assert torch.equal(ours, torch.stack([theirs(image) for image in images]))
+
+
 def test_batches_do_not_change_the_embeddings(model: ClipModel) -> None:
     texts = [f"thing number {n}" for n in range(9)]
     one_by_one = np.concatenate([model.encode_texts([text]) for text in texts])
@@ -71,11 +126,96 @@ def test_a_text_of_more_tokens_than_the_context_is_cut_by_tokens(model: ClipMode
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
 
 
+TEXTS = ["", "cat", LONG, "a small red house by the sea", "word " * 200, "ein Haus", LONG * 4]
+
+
+@pytest.mark.parametrize(
+    ("text_cfg", "cut"),
+    [
+        ({}, True),
+        ({"custom": True}, True),
+        ({"eos_id": 49407, "pool_type": "eos"}, True),
+        ({"no_causal_mask": True, "custom": True}, False),
+        ({"pool_type": "last", "custom": True}, False),
+        ({"embed_cls": True, "custom": True}, False),
+    ],
+)
+def test_a_text_is_computed_at_its_own_length_where_that_changes_nothing(
+    text_cfg: dict[str, object], cut: bool
+) -> None:
+    import torch
+
+    module, tokenizer = open_clip_model(**text_cfg), open_clip_tokenizer()
+    tower = TextTower(module)
+    tokens = tokenizer(TEXTS)
+    lengths = tower.lengths(tokens.numpy())
+    assert lengths.tolist() == ([2, 3, 21, 9, 77, 4, 77] if cut else [77] * len(TEXTS))
+    with torch.inference_mode():
+        whole = module.encode_text(tokens)
+        for row, length in enumerate(lengths):
+            short = tower.encoder(int(length))(tokens[row : row + 1, :length])
+            np.testing.assert_allclose(short[0], whole[row], atol=1e-4, rtol=1e-5)
+
+
+def test_texts_may_be_embedded_from_several_threads(model: ClipModel) -> None:
+    alone = [model.encode_texts([text]) for text in TEXTS]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            together = list(pool.map(lambda text: model.encode_texts([text]), TEXTS))
+            np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+@given(st.lists(st.integers(1, 77), max_size=60), st.integers(1, 400))
+def test_batches_by_length_take_each_row_once_within_bounds(lengths: list[int], most: int) -> None:
+    array = np.array(lengths, np.int64)
+    batches = batches_by_length(array, most)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * array[batch].max() <= most
+    for batch, following in itertools.pairwise(batches):
+        assert (len(batch) + 1) * array[following[0]] > most
+
+
+def test_the_device_is_the_one_that_is_there() -> None:
+    import torch
+
+    found = choose_device("auto")
+    here = torch.accelerator.current_accelerator(check_available=True)
+    assert found == (here or torch.device("cpu"))
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(ClipLoadError, match="no device 'gpu0': give auto, cpu or cuda"):
+        choose_device("gpu0")
+    with pytest.raises(ClipLoadError, match=r"no device 'cuda:99' .*: give auto or cpu"):
+        load_clip(ClipOptions(device="cuda:99"))
+
+
+def test_automatic_precision_is_a_matter_of_the_device() -> None:
+    import torch
+
+    assert choose_precision("auto", torch.device("cpu")) == "fp32"
+    assert choose_precision("auto", torch.device("cuda")) == "fp16"
+    assert choose_precision("bf16", torch.device("cpu")) == "bf16"
+
+
+def test_mixed_precision_is_near_and_another_version(model: ClipModel) -> None:
+    mixed = load_clip(model.options.model_copy(update={"precision": "bf16"}))
+    images, texts = [picture(n) for n in range(4)], ["a red house", "thing", LONG]
+    for ours, theirs in (
+        (mixed.encode_images(images), model.encode_images(images)),
+        (mixed.encode_texts(texts), model.encode_texts(texts)),
+    ):
+        assert ours.dtype == np.float32
+        assert (ours * theirs).sum(axis=1).min() > 0.999
+        assert not np.array_equal(ours, theirs)
+    assert mixed.version != model.version
+    assert load_clip(model.options.model_copy(update={"precision": "fp32"})).version == (
+        model.version
+    )
+
+
 def test_the_version_names_the_weights_and_not_their_place(
     model: ClipModel, clip_folder: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     moved = shutil.copytree(clip_folder, tmp_path / "moved")
@@ -148,38 +288,77 @@ def test_a_folder_without_weights_is_never_a_random_model(
         load_clip(ClipOptions(model=f"local-dir:{tmp_path}"))
 
 
-class _NotHere(http.server.BaseHTTPRequestHandler):
-    def do_HEAD(self) -> None:
-        self.send_error(404)
+class _Hub(http.server.SimpleHTTPRequestHandler):
+    """The hub's answers for `ORG/REPO/resolve/main/FILE`, of a folder `ORG/REPO/FILE`."""
 
-    do_GET = do_HEAD  # noqa: N815
+    def do_GET(self) -> None:
+        path = Path(self.directory, self.path.lstrip("/").replace("/resolve/main/", "/"))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content = path.read_bytes()
+        self.send_response(200)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_HEAD = do_GET  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         pass
 
 
-@pytest.fixture(params=["offline", "not_here"])
-def hub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The hub's client told to stay off the network, and sent to a host that has nothing."""
+@contextmanager
+def hub_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The hub's client sent to a server of a folder, as the variable HF_ENDPOINT does."""
     from huggingface_hub import constants
 
-    if request.param == "offline":
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        yield request.param
-        return
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _NotHere) as server:
+    handler = partial(_Hub, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         address = f"http://127.0.0.1:{server.server_address[1]}"
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "ENDPOINT", address)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield address
+        yield
         server.shutdown()
         thread.join()
 
 
-def test_weights_that_cannot_be_fetched_name_the_way_out(hub: str, tmp_path: Path) -> None:
+@pytest.fixture(params=["offline", "not_here"])
+def hub(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[None]:
+    """The hub's client told to stay off the network, and sent to a host that has nothing."""
+    from huggingface_hub import constants
+
+    if request.param == "offline":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        yield
+        return
+    with hub_of(tmp_path / "nothing", monkeypatch):
+        yield
+
+
+def test_a_model_is_fetched_from_a_hub_once(
+    model: ClipModel, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    shutil.copytree(clip_folder, tmp_path / "hub" / "org" / "repo")
+    options = ClipOptions(model="hf-hub:org/repo", device="cpu", cache_dir=str(tmp_path / "cache"))
+    with hub_of(tmp_path / "hub", monkeypatch):
+        assert load_clip(options).version == model.version
+    # The way out that the error of an unreachable hub names: the cache alone is enough.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_clip(options).version == model.version
+
+
+def test_weights_that_cannot_be_fetched_name_the_way_out(hub: None, tmp_path: Path) -> None:
     options = ClipOptions(device="cpu", cache_dir=str(tmp_path))
     with pytest.raises(ClipLoadError) as failed:
         load_clip(options)
@@ -187,6 +366,7 @@ def test_weights_that_cannot_be_fetched_name_the_way_out(hub: str, tmp_path: Pat
     assert "ViT-B-32/openai" in message
     assert "`cache_dir`" in message
     assert "`weights`" in message
+    assert "\n" not in message
 
     with pytest.raises(ClipLoadError, match="local-dir:FOLDER"):
         load_clip(options.model_copy(update={"model": "hf-hub:nobody/nothing"}))

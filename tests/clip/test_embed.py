@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_rows_of_vectors_and_metadata_are_the_same_samples(
 ) -> None:
     make_shard([row(n) for n in range(10)])
     out = tmp_path / "out"
-    counts = embed_shards(tmp_path / "shards", out, model, options)
+    counts = embed_shards(tmp_path / "shards", out, model, options).counts
     assert (counts.n_in, counts.kept, counts.rejects) == (10, 10, {})
 
     images, texts = np.load(image_path(out, 0)), np.load(text_path(out, 0))
@@ -96,7 +97,7 @@ def test_failed_downloads_are_no_input(
     make_shard: MakeShard, model: ClipModel, options: ClipOptions, tmp_path: Path
 ) -> None:
     make_shard([row(0), row(1, status="failed_to_download"), row(2)])
-    counts = embed_shards(tmp_path / "shards", tmp_path / "out", model, options)
+    counts = embed_shards(tmp_path / "shards", tmp_path / "out", model, options).counts
     assert (counts.n_in, counts.kept) == (2, 2)
     assert metadata(tmp_path / "out")["key"].to_pylist() == ["000000000", "000000002"]
 
@@ -107,7 +108,7 @@ def test_damaged_images_are_counted_and_the_rest_stays_aligned(
     bad = {1: b"not a picture", 4: jpeg(picture(4))[:200], 6: None, 8: b""}
     make_shard([row(n, **({"image": bad[n]} if n in bad else {})) for n in range(11)])
     out = tmp_path / "out"
-    counts = embed_shards(tmp_path / "shards", out, model, options)
+    counts = embed_shards(tmp_path / "shards", out, model, options).counts
     assert (counts.n_in, counts.kept, counts.rejects) == (11, 7, {"undecodable": 4})
     assert counts.examples["undecodable"] == [f"https://a.test/{n}.jpg" for n in bad]
 
@@ -130,7 +131,7 @@ def test_images_are_jpeg_png_or_webp_whatever_their_suffix(
         picture(1).save(stream, kind)
         images.append(stream.getvalue())
     make_shard([row(n, image=image) for n, image in enumerate(images)])
-    counts = embed_shards(tmp_path / "shards", tmp_path / "out", model, options)
+    counts = embed_shards(tmp_path / "shards", tmp_path / "out", model, options).counts
     assert counts.rejects == {"undecodable": 3}
     assert [int(key) for key in metadata(tmp_path / "out")["key"].to_pylist()] == [3, 4, 5]
     assert not ghostscript_started()
@@ -144,7 +145,7 @@ def test_a_cut_tar_keeps_what_came_before(
     with ImageBytes(tar) as images:
         third = images.read("000000003")
     tar.write_bytes(whole[: whole.index(third) + 100])
-    counts = embed_shards(tmp_path / "shards", tmp_path / "out", model, options)
+    counts = embed_shards(tmp_path / "shards", tmp_path / "out", model, options).counts
     assert (counts.kept, counts.rejects) == (3, {"undecodable": 3})
 
 
@@ -185,7 +186,7 @@ def test_a_shard_without_samples_gives_files_without_rows(
     like = pa.Table.from_pylist([{k: v for k, v in row(0).items() if k != "image"}]).schema
     make_shard(rows, schema=like)
     out = tmp_path / "out"
-    counts = embed_shards(tmp_path / "shards", out, model, options)
+    counts = embed_shards(tmp_path / "shards", out, model, options).counts
     assert (counts.n_in, counts.kept) == (0, 0)
     assert np.load(image_path(out, 0)).shape == (0, model.dim)
     assert np.load(text_path(out, 0)).dtype == np.float16
@@ -212,7 +213,7 @@ def test_a_resumed_run_redoes_only_what_is_missing_and_counts_all(
         rows = [row(n) for n in range(first, first + 5)] + [row(first + 20, image=b"broken")]
         make_shard(rows, number=number)
     out, shards = tmp_path / "out", tmp_path / "shards"
-    fresh = embed_shards(shards, out, model, options)
+    fresh = embed_shards(shards, out, model, options).counts
     before = digests(out)
 
     # As a kill between the vectors and the metadata of the second shard leaves it.
@@ -220,12 +221,53 @@ def test_a_resumed_run_redoes_only_what_is_missing_and_counts_all(
     image_path(out, 1).write_bytes(b"stale")
     untouched = metadata_path(out, 0).stat().st_mtime_ns
     told: list[str] = []
-    resumed = embed_shards(shards, out, model, options, log=told.append)
+    resumed = embed_shards(shards, out, model, options, log=told.append).counts
     assert resumed == fresh
     assert resumed.rejects == {"undecodable": 2}
     assert digests(out) == before
     assert metadata_path(out, 0).stat().st_mtime_ns == untouched
-    assert "1/2 shards were done by an earlier run" in told[0]
+    assert "6/12 samples were done by an earlier run" in told[0]
+
+
+def test_what_one_call_did_is_told(
+    make_shard: MakeShard, model: ClipModel, options: ClipOptions, tmp_path: Path
+) -> None:
+    make_shard([row(n) for n in range(6)] + [row(6, image=b"broken")])
+    told: list[str] = []
+    shards, out = tmp_path / "shards", tmp_path / "out"
+    first = embed_shards(shards, out, model, options, log=told.append)
+    assert re.fullmatch(r"embeddings: 7/7 samples in [\d.]+ s, [\d.]+/s; 00000\.tar", told[-1]), (
+        told
+    )
+    assert (first.samples, first.device, first.precision) == (7, "cpu", "fp32")
+    assert 0 < first.waited_seconds < first.seconds
+    assert first.metadata()["samples_per_second"] == round(7 / first.seconds, 1)
+    make_shard([row(n) for n in range(10, 13)], number=1)
+    second = embed_shards(shards, out, model, options)
+    assert (second.samples, second.counts.n_in) == (3, 10)
+
+
+def test_embedding_reader_reads_the_folder(
+    make_shard: MakeShard, model: ClipModel, options: ClipOptions, tmp_path: Path
+) -> None:
+    from embedding_reader import EmbeddingReader
+
+    make_shard([row(n) for n in range(5)])
+    make_shard([row(n) for n in range(5, 12)], number=1)
+    out = tmp_path / "out"
+    embed_shards(tmp_path / "shards", out, model, options)
+    reader = EmbeddingReader(
+        embeddings_folder=str(out / "img_emb"),
+        metadata_folder=str(out / "metadata"),
+        meta_columns=["key", "text"],
+        file_format="parquet_npy",
+    )
+    assert (reader.count, reader.dimension) == (12, model.dim)
+    pieces = list(reader(batch_size=4, start=0, end=reader.count, show_progress=False))
+    images = np.concatenate([np.load(image_path(out, number)) for number in (0, 1)])
+    np.testing.assert_array_equal(np.concatenate([vectors for vectors, _ in pieces]), images)
+    keys = [key for _, rows in pieces for key in rows["key"]]
+    assert keys == [f"{number:09d}" for number in range(12)]
 
 
 def test_files_given_one_by_one(
@@ -234,7 +276,7 @@ def test_files_given_one_by_one(
     make_shard([row(1)])
     second = make_shard([row(2), row(3)], number=1)
     assert [tar.name for tar in find_shards(tmp_path / "shards")] == ["00000.tar", "00001.tar"]
-    counts = embed_files([second], tmp_path / "out", model, options)
+    counts = embed_files([second], tmp_path / "out", model, options).counts
     assert counts.kept == 2
     assert [path.name for path in (tmp_path / "out/metadata").iterdir()] == [
         "metadata_00001.parquet"
@@ -249,7 +291,7 @@ def test_a_folder_is_gone_on_with_for_the_same_shards_and_model(
     embed_files(tars[:1], out, model, options)
     embed_files(tars[1:2], out, model, options)
     metadata_path(out, 1).unlink()  # as a kill leaves it
-    counts = embed_files(tars, out, model, options.model_copy(update={"decode_threads": 1}))
+    counts = embed_files(tars, out, model, options.model_copy(update={"decode_threads": 1})).counts
     assert counts.kept == 3
     embed_files(tars, whole, model, options)
     assert digests(out) == digests(whole)
