@@ -112,8 +112,8 @@ def embed_shards(
 
     Writes ``img_emb/img_emb_NNNNN.npy`` and ``text_emb/text_emb_NNNNN.npy`` (float16, (n, dim),
     rows of unit length) and ``metadata/metadata_NNNNN.parquet`` (``schemas.EMBEDDED``), aligned
-    by row, in the order of the shard's parquet; a shard without samples gives files of no rows.
-    A shard whose metadata is in ``out`` already is not embedded again.
+    by row, in the order of the shard's parquet; a shard without samples gives vectors of no rows
+    and no metadata. A shard whose files are in ``out`` already is not embedded again.
 
     Counts of the stage ``embeddings``: in = the shards' downloaded samples; ``undecodable`` are
     those whose image is missing from the tar or does not decode.
@@ -190,7 +190,7 @@ def _embed(
 ) -> Embedded:
     embedded = Embedded(StageCounts(STAGE), str(model.device), model.precision)
     sizes = {tar: count_rows(tar) for tar in tars}
-    todo = [tar for tar in tars if not metadata_path(out, shard_number(tar)).exists()]
+    todo = [tar for tar in tars if not _is_done(out, shard_number(tar))]
     total, new = sum(sizes.values()), sum(sizes[tar] for tar in todo)
     progress = Progress("embeddings", "samples", total, log, resumed=total - new)
     counted: dict[Path, StageCounts] = {}
@@ -205,9 +205,19 @@ def _embed(
     return embedded
 
 
+def _is_done(out: Path, number: int) -> bool:
+    """The metadata come last, and there are none beside vectors of no rows."""
+    if metadata_path(out, number).exists():
+        return True
+    texts = text_path(out, number)
+    return texts.exists() and len(np.load(texts, mmap_mode="r", allow_pickle=False)) == 0
+
+
 def _kept_keys(out: Path, tar: Path) -> Any:
-    metadata = pq.ParquetFile(metadata_path(out, shard_number(tar)))
-    return metadata.read(columns=["key"])["key"]
+    metadata = metadata_path(out, shard_number(tar))
+    if not metadata.exists():
+        return pa.array([], pa.string())
+    return pq.ParquetFile(metadata).read(columns=["key"])["key"]
 
 
 def _count(rows: pa.Table, kept: Any) -> StageCounts:
@@ -267,8 +277,11 @@ def _embed_shard(
     save_vectors(image_path(out, number), np.concatenate(images))
     save_vectors(text_path(out, number), texts.astype(np.float16))
     rows = shard.rows.take(pa.array(kept, pa.int64()))
-    with atomic_path(metadata_path(out, number)) as beside:
-        pq.write_table(rows, beside, compression="zstd", row_group_size=100_000)
+    if len(rows):
+        # None for no rows: embedding-reader passes over empty vectors alone, and would take each
+        # later file's metadata for the one before's.
+        with atomic_path(metadata_path(out, number)) as beside:
+            pq.write_table(rows, beside, compression="zstd", row_group_size=100_000)
     if lost := len(shard.rows) - len(rows):
         progress.advance(lost, note=shard.tar.name)
     return _count(shard.rows, rows["key"])

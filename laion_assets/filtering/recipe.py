@@ -5,6 +5,7 @@ Two are shipped as data files in ``recipes/``; others are written in the setting
 
 from __future__ import annotations
 
+import atexit
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -186,7 +187,10 @@ def _engine() -> Any:
     """One for the process: starting it takes longer than asking a part's rows."""
     import duckdb
 
-    return duckdb.connect(config={"enable_external_access": "false"})
+    engine = duckdb.connect(config={"enable_external_access": "false"})
+    # Open at the interpreter's end, its bindings complain of leaks.
+    atexit.register(engine.close)
+    return engine
 
 
 @cache

@@ -176,7 +176,7 @@ def test_rows_join_by_key_and_not_by_place_in_the_tar(
 
 
 @pytest.mark.parametrize("rows", [[], [row(0, status="failed_to_download", image=None)]])
-def test_a_shard_without_samples_gives_files_without_rows(
+def test_a_shard_without_samples_gives_vectors_without_rows_and_no_metadata(
     rows: list[dict[str, object]],
     make_shard: MakeShard,
     model: ClipModel,
@@ -190,7 +190,10 @@ def test_a_shard_without_samples_gives_files_without_rows(
     assert (counts.n_in, counts.kept) == (0, 0)
     assert np.load(image_path(out, 0)).shape == (0, model.dim)
     assert np.load(text_path(out, 0)).dtype == np.float16
-    assert metadata(out).num_rows == 0
+    assert not metadata_path(out, 0).exists()
+    made = text_path(out, 0).stat().st_mtime_ns
+    assert embed_shards(tmp_path / "shards", out, model, options).counts.n_in == 0
+    assert text_path(out, 0).stat().st_mtime_ns == made
 
 
 def test_the_same_shards_give_the_same_bytes_whatever_the_threads(
