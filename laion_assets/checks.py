@@ -158,10 +158,13 @@ def shards_whole(folder: Path) -> dg.AssetCheckResult:
         table = pq.read_table(shard, columns=["key", "status"]).to_pylist()
         wanted = {row["key"] for row in table if row["status"] == "success"}
         members: dict[str, set[str]] = {}
-        with tarfile.open(shard.with_suffix(".tar")) as tar:
-            for name in tar.getnames():
-                key, _, kind = name.partition(".")
-                members.setdefault(key, set()).add(kind)
+        try:
+            with tarfile.open(shard.with_suffix(".tar")) as tar:
+                for name in tar.getnames():
+                    key, _, kind = name.partition(".")
+                    members.setdefault(key, set()).add(kind)
+        except (tarfile.TarError, OSError) as error:
+            problems.append(f"{shard.stem}: the tar cannot be read: {error}")
         if set(members) != wanted:
             problems.append(f"{shard.stem}: {len(wanted)} successes, {len(members)} in the tar")
         torn = sorted(key for key, kinds in members.items() if not {"txt", "json"} < kinds)

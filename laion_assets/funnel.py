@@ -47,7 +47,7 @@ REASONS: Final[Mapping[str, Mapping[str, str]]] = {
         "tls": "the certificate could not be verified, or TLS failed",
         "timeout": "the time for this image ran out",
         "host_down": "not asked for, because its host had just failed several times in a row",
-        "busy": "the host answered 429 or 503: not now",
+        "busy": "the host answered 429 or 503: not now; or had just asked for a long wait",
         "http_4xx": "the host answered another 4xx",
         "http_5xx": "the host answered another 5xx",
         "http_other": "the host answered with another status, or not with valid HTTP",
@@ -63,6 +63,7 @@ REASONS: Final[Mapping[str, Mapping[str, str]]] = {
         "too_many_pixels": "the header declares more pixels than the limit (decompression bomb)",
         "animated": "the image has several frames",
         "undecodable": "the bytes do not decode as an image",
+        "decoder_failed": "the decoder took too long over it, or died",
     },
     "embeddings": {
         "undecodable": "the stored image does not decode",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import socket
 import time
 from collections import OrderedDict
@@ -24,7 +25,7 @@ Resolve = Callable[[str], Sequence[str]]
 
 CACHE_SECONDS: Final = 300.0
 CACHE_NAMES: Final = 20_000
-DNS_THREADS: Final = 16
+DNS_THREADS: Final = 128
 
 _NEVER_V4: Final = tuple(
     ipaddress.IPv4Network(network)
@@ -107,7 +108,11 @@ class Names:
     """
 
     def __init__(
-        self, resolve: Resolve, connect_to: Mapping[str, str], allowed: Callable[[str], bool]
+        self,
+        resolve: Resolve,
+        connect_to: Mapping[str, str],
+        allowed: Callable[[str], bool],
+        limit_s: float = math.inf,
     ) -> None:
         self._resolve = resolve
         self._allowed = allowed
@@ -117,6 +122,8 @@ class Names:
         self._threads = ThreadPoolExecutor(DNS_THREADS, thread_name_prefix="dns")
         self._answers: OrderedDict[str, _Answer] = OrderedDict()
         self._asking: dict[str, asyncio.Future[_Answer]] = {}
+        self._limit_s = limit_s
+        self._begun: dict[str, float] = {}
 
     def close(self) -> None:
         for asked in list(self._asking.values()):
@@ -138,7 +145,10 @@ class Names:
             raise FetchRefused("private_address", f"{address} is not a public address")
 
     async def endpoints(self, host: str, port: int) -> list[tuple[str, int]]:
-        """Addresses and ports for a host's name. Raises :class:`FetchRefused`."""
+        """Addresses and ports for a host's name. Raises :class:`FetchRefused`.
+
+        A look-up may take ``limit_s`` from its beginning: waiting for its turn does not count.
+        """
         host = host.lower().rstrip(".")
         named = [pattern for pattern in self._connect_to if fnmatchcase(host, pattern)]
         if named:
@@ -161,11 +171,18 @@ class Names:
             asked = asyncio.get_running_loop().run_in_executor(self._threads, self._look_up, host)
             self._asking[host] = asked
             asked.add_done_callback(lambda done: self._keep(host, done))
-        # Shielded: one image's time-out must not take the answer from the others that wait.
-        return await asyncio.shield(self._asking[host])
+        looking = self._asking[host]
+        while not looking.done():
+            left = self._begun.get(host, time.monotonic()) + self._limit_s - time.monotonic()
+            if left <= 0:
+                return _Answer((), f"no answer in {self._limit_s:g} s", time.monotonic())
+            # Not cancelled: the answer is the others', too, and comes of use another time.
+            await asyncio.wait({looking}, timeout=None if math.isinf(left) else left)
+        return looking.result()
 
     def _keep(self, host: str, done: asyncio.Future[_Answer]) -> None:
         del self._asking[host]
+        self._begun.pop(host, None)
         if done.cancelled() or done.exception() is not None:
             return
         self._answers[host] = done.result()
@@ -174,6 +191,7 @@ class Names:
             self._answers.popitem(last=False)
 
     def _look_up(self, host: str) -> _Answer:
+        self._begun[host] = time.monotonic()
         try:
             addresses = tuple(self._resolve(host))
             problem = None if addresses else "no address"

@@ -12,12 +12,11 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
-from laion_assets.download.images import ImageMaker, StoredImage
+from laion_assets.download.images import ImageMaker, LargeImage, StoredImage
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.refused import ImageRefused
 from laion_assets.processes import die_with
@@ -36,14 +35,14 @@ class DecodersError(RuntimeError):
 
 
 class Decoders:
-    """A pool of ``resize_processes``; use as a context. ``scratch``: an own folder.
+    """A pool of ``resize_processes``; use as a context.
 
     Pools start and end in a thread: seconds in which the fetching process has answers to read.
     """
 
-    def __init__(self, options: DownloadOptions, scratch: Path) -> None:
+    def __init__(self, options: DownloadOptions) -> None:
         self._options = options
-        self._one_large = scratch / "one-large.lock"
+        self._one_large = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "decoders")
 
     def __enter__(self) -> Decoders:
@@ -56,17 +55,24 @@ class Decoders:
 
     async def make(self, body: bytes) -> StoredImage:
         """The image to store. Raises :class:`ImageRefused`."""
-        timeout_s = self._options.decode_timeout_s
-        try:
-            made = await self._call(_make, (body,), {}, timeout_s)
-        except TimeoutError as error:
-            raise ImageRefused("undecodable", f"not decoded in {timeout_s:g} s") from error
-        except ProcessExpired as error:
-            died = f"its decoder died with exit code {error.exitcode}"
-            raise ImageRefused("undecodable", died) from error
+        made = await self._make(body, large=False)
+        if made is None:
+            async with self._one_large:
+                made = await self._make(body, large=True)
         if isinstance(made, StoredImage):
             return made
+        assert made is not None
         raise ImageRefused(*made)
+
+    async def _make(self, body: bytes, large: bool) -> StoredImage | tuple[str, str] | None:
+        timeout_s = self._options.decode_timeout_s
+        try:
+            return await self._call(_make, (body, large), {}, timeout_s)
+        except TimeoutError as error:
+            raise ImageRefused("decoder_failed", f"not decoded in {timeout_s:g} s") from error
+        except ProcessExpired as error:
+            died = f"its decoder died with exit code {error.exitcode}"
+            raise ImageRefused("decoder_failed", died) from error
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a picklable function in one of the processes, without a time limit.
@@ -112,7 +118,7 @@ class Decoders:
             self._options.resize_processes,
             context=context,
             initializer=_begin,
-            initargs=(self._options, self._one_large),
+            initargs=(self._options,),
         )
         assert pool.active  # to ask is what starts it
         return pool
@@ -123,14 +129,17 @@ def _stop(pool: ProcessPool) -> None:
     pool.join()
 
 
-def _begin(options: DownloadOptions, one_large: Path) -> None:
+def _begin(options: DownloadOptions) -> None:
     die_with(os.getppid())
     global _maker
-    _maker = ImageMaker(options, one_large)
+    _maker = ImageMaker(options)
 
 
-def _make(body: bytes) -> StoredImage | tuple[str, str]:
+def _make(body: bytes, large: bool) -> StoredImage | tuple[str, str] | None:
+    """None for a large image that is not wanted now."""
     try:
-        return _maker.make(body)
+        return _maker.make(body, large=large)
     except ImageRefused as refused:
         return refused.reason, refused.detail
+    except LargeImage:
+        return None

@@ -97,23 +97,32 @@ class Earlier:
         found: list[Known | None] = [None] * len(urls)
         of_shard: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for i, (place, digest) in enumerate(zip(places, hashes, strict=True)):
-            if place < len(self._entries) and self._entries["hash"][place] == digest:
+            while place < len(self._entries) and self._entries["hash"][place] == digest:
                 entry = self._entries[place]
                 shard = int(entry["source"]), int(entry["shard"])
                 of_shard.setdefault(shard, []).append((i, int(entry["row"])))
-        for (source, number), wanted in of_shard.items():
+                place += 1
+        sources = [len(self._folders)] * len(urls)
+        for (source, number), wanted in sorted(of_shard.items()):
             shard_ = self._read(source, number)
             if shard_ is None:
                 continue
             for i, row in wanted:
                 if shard_.urls[row] != urls[i]:
                     continue  # another URL with the same hash
-                outcome = shard_.outcomes[row]
+                outcome, other = shard_.outcomes[row], found[i]
+                if other is not None and (
+                    source > sources[i]
+                    or other.outcome.status == SUCCESS
+                    or outcome.status != SUCCESS
+                ):
+                    continue  # the first folder's word counts; of its rows, one with the image
                 encoded = None
                 if outcome.status == SUCCESS:
                     encoded = shard_.images.read(shard_.keys[row])
                     if not encoded:
                         continue  # the tar has lost it
+                sources[i] = source
                 found[i] = Known(outcome, shard_.histories[row], shard_.options, encoded)
         return found
 

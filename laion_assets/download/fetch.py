@@ -11,7 +11,9 @@ URL could be made to speak to.
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
+import resource
 import socket
 import ssl
 import time
@@ -29,18 +31,26 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from laion_assets.download.addresses import Names, Resolve, is_public, system_resolve
-from laion_assets.download.hosts import Hosts
+from laion_assets.download.hosts import Host, Hosts
 from laion_assets.download.opt_out import opted_out
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.refused import ON_A_LIST, FetchRefused, HostBusy
 from laion_assets.download.robots import MAX_BYTES as ROBOTS_MAX_BYTES
 from laion_assets.download.robots import Robots
 
-PASSING: Final = frozenset({"dns", "connect", "timeout", "http_5xx", "busy", "host_down"})
+PASSING: Final = frozenset(
+    {"dns", "connect", "timeout", "http_5xx", "busy", "host_down", "decoder_failed"}
+)
 """Reasons that may be gone another day."""
 
 _RETRIED: Final = frozenset({"connect", "timeout", "http_5xx"})
 """Those that may be gone in a second."""
+
+_OURS: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+)
+"""Errors that are this machine's and no host's."""
+_OPEN_FILES_BESIDE: Final = 256
 
 _HOST_FAILED: Final = frozenset({"connect", "timeout"})
 _NOT_OF_THE_HOST: Final = frozenset({"dns", "private_address"})
@@ -76,6 +86,8 @@ class _Target:
     url: str
     host: str
     origin: str
+    has_name: bool
+    """And not an address for a host."""
 
 
 class Fetcher:
@@ -98,6 +110,8 @@ class Fetcher:
         self._listed = listed
         self._resolve = resolve
         self._allowed = allowed
+        self.answers = 0
+        """Responses that have begun to come, whatever they say: the network is there."""
         self._slots = asyncio.Semaphore(options.concurrency)
         self._hosts = Hosts(options)
         self._robots = (
@@ -106,7 +120,10 @@ class Fetcher:
 
     async def __aenter__(self) -> Fetcher:
         options = self.options
-        self._names = Names(self._resolve, options.connect_to, self._allowed)
+        _have_open_files(2 * options.concurrency + _OPEN_FILES_BESIDE)
+        self._names = Names(
+            self._resolve, options.connect_to, self._allowed, options.total_timeout_s
+        )
         connector = aiohttp.TCPConnector(
             resolver=_Resolver(self._names),
             socket_factory=self._open_socket,
@@ -176,7 +193,7 @@ class Fetcher:
                     raise
                 # The next turn comes after the host's wait, as for its other images.
             except FetchRefused as refused:
-                if refused.reason == "host_down" and told is not None:
+                if not refused.asked and told is not None:
                     raise told from refused  # what this image's own request was answered
                 retries -= 1
                 if refused.reason not in _RETRIED or retries < 0:
@@ -199,8 +216,8 @@ class Fetcher:
             if self._robots is not None and not robots_txt:
                 delay = await self._robots.ask(target.origin, target.url)
             # One host's slot at a time, or two redirects could wait for one another.
-            async with self._hosts.turn(target.host, delay) as host:
-                await self._slots.acquire()
+            async with self._hosts.slot(target.host) as host:
+                await self._turn(target, host, delay)
                 started = loop.time()
                 answer: Fetched | _Redirect | None = None
                 try:
@@ -227,8 +244,27 @@ class Fetcher:
                 return answer
             left -= loop.time() - started
             url = answer.url
-            hops.append(url)
+            hops.append(as_asked(url))
         raise FetchRefused("redirects", f"over {self.options.max_redirects} redirects")
+
+    async def _turn(self, target: _Target, host: Host, delay: float) -> None:
+        """Wait for the name, the host and one of ``concurrency``, which is held then.
+
+        The name first, before the image's time runs: resolvers take long over dead ones, and what
+        waits for them is no fault of a host's.
+        """
+        if target.has_name:
+            await self._names.endpoints(target.host, 0)
+        while True:
+            await self._hosts.until_open(host)
+            await self._slots.acquire()
+            try:
+                if self._hosts.begin(host, delay):
+                    return
+            except BaseException:
+                self._slots.release()
+                raise
+            self._slots.release()
 
     async def _robots_txt(self, url: str) -> bytes:
         fetched = await self._attempt(url, robots_txt=True)
@@ -247,12 +283,14 @@ class Fetcher:
         reason = self._listed(parsed.href)
         if reason is not None:
             raise FetchRefused(reason, ON_A_LIST)
-        if parsed.host_type != ada_url.HostType.DEFAULT:
+        has_name = parsed.host_type == ada_url.HostType.DEFAULT
+        if not has_name:
             self._names.refuse_address(parsed.hostname.strip("[]"))
         port = int(parsed.port or 80)
         if port < _FIRST_FREE_PORT and port not in _WEB_PORTS:
             raise FetchRefused("connect", f"port {port} is not one of the web's")
-        return _Target(parsed.href, parsed.hostname, f"{parsed.protocol}//{parsed.host}")
+        origin = f"{parsed.protocol}//{parsed.host}"
+        return _Target(parsed.href, parsed.hostname, origin, has_name)
 
     def _open_socket(self, info: tuple[object, ...]) -> socket.socket:
         family, kind, protocol, _, sockaddr = info
@@ -268,6 +306,7 @@ class Fetcher:
         try:
             request = self._session.get(URL(target.url, encoded=True), allow_redirects=False)
             async with request as response:
+                self.answers += 1
                 if response.status in _REDIRECTS:
                     return _Redirect(_location(response, target.url))
                 self._accept(response, robots_txt)
@@ -279,9 +318,15 @@ class Fetcher:
         except (aiohttp.ClientSSLError, ssl.SSLError) as error:
             raise FetchRefused("tls", _cause(error)) from error
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+            if getattr(error, "errno", None) in _OURS:
+                raise OSError(error.errno, f"this machine cannot connect: {error}") from error  # type: ignore[union-attr]
             raise FetchRefused("connect", _cause(error)) from error
         except (FetchRefused, TimeoutError, MemoryError):
             raise
+        except OSError as error:
+            if error.errno in _OURS:
+                raise
+            raise FetchRefused("connect", _cause(error)) from error
         except Exception as error:
             # A stranger's answer may surprise the library too: that costs this image, by name.
             raise FetchRefused("http_other", _cause(error)) from error
@@ -314,21 +359,38 @@ class Fetcher:
             raise FetchRefused("http_other", f"Content-Encoding {encoding} was not asked for")
         limit = ROBOTS_MAX_BYTES if robots_txt else self.options.max_bytes
         body = bytearray()
+        received = 0
         async for chunk in response.content.iter_chunked(_CHUNK):
+            received += len(chunk)
             if inflate is not None:
+                if inflate.eof:  # what comes behind the compressed body is nobody's
+                    break
                 try:
                     body += inflate.decompress(chunk, limit + 1 - len(body))
                 except zlib.error as error:
                     raise FetchRefused("http_other", f"Content-Encoding: {error}") from error
             else:
                 body += chunk
-            if len(body) > limit:
+            if max(len(body), received) > limit:
                 if robots_txt:  # what is behind the limit does not count
                     return bytes(body[:limit])
                 raise FetchRefused("too_large", f"over {limit} bytes")
         if inflate is not None and not inflate.eof:
             raise FetchRefused("connect", "the compressed body ended early")
         return bytes(body)
+
+
+def _have_open_files(n: int) -> None:
+    """Raise this process's limit of open files to ``n``, or ``ValueError``: that would look like
+    hosts that do not answer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < n:
+        if hard != resource.RLIM_INFINITY and hard < n:
+            raise ValueError(
+                f"[download] concurrency needs {n:,} open files and this process may have "
+                f"{hard:,}: lower it, or raise the limit (ulimit -n)"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (n, hard))
 
 
 @functools.cache
@@ -341,9 +403,9 @@ def as_asked(url: str) -> str:
     """The URL as a request and the lists know it; one that is none, unchanged."""
     try:
         parsed = ada_url.URL(url)
-    except ValueError:
+        parsed.username = parsed.password = parsed.hash = ""
+    except ValueError:  # or one without a host, which has no user either
         return url
-    parsed.username = parsed.password = parsed.hash = ""
     return str(parsed.href)
 
 
@@ -381,11 +443,11 @@ def _busy(response: aiohttp.ClientResponse) -> HostBusy:
         return HostBusy(detail, float(value[:9]))
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+        if date.tzinfo is None:
+            date = date.replace(tzinfo=UTC)
+        return HostBusy(detail, max(0.0, date.timestamp() - time.time()))
+    except (ValueError, OverflowError):
         return HostBusy(detail, None)
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    return HostBusy(detail, max(0.0, date.timestamp() - time.time()))
 
 
 def _location(response: aiohttp.ClientResponse, base: str) -> str:

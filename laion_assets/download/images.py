@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -21,7 +20,6 @@ from PIL import Image
 from laion_assets.download import img2dataset_parts
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.refused import ImageRefused
-from laion_assets.files import locked
 from laion_assets.removals.lists import Entries
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
@@ -30,6 +28,9 @@ _JPEG_SCAN: Final = b"\xff\xda"
 _JPEG_END: Final = b"\xff\xd9"
 _LARGE_PIXELS: Final = 16_000_000
 _STRIP_ROWS: Final = 128
+_EXIF_BYTES: Final = 65_536
+_EXIF_CHARS: Final = 65_536
+"""Tags may all point at the same text: a few KB of them can be written out as 76 MB."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,10 @@ class StoredImage:
     exif: str | None
 
 
-def refuse_unseen(
-    body: bytes, sums: Checksums, min_bytes: int, removals: Entries, blocklists: Entries
-) -> None:
+def refuse_unseen(body: bytes, min_bytes: int) -> None:
     """Raise :class:`ImageRefused` for what need not be decoded to be refused."""
     if len(body) < min_bytes:
         raise ImageRefused("too_small", f"{len(body)} bytes")
-    refuse_listed(sums, removals, blocklists)
 
 
 def refuse_listed(sums: Checksums, removals: Entries, blocklists: Entries) -> None:
@@ -75,36 +73,35 @@ def refuse_listed(sums: Checksums, removals: Entries, blocklists: Entries) -> No
         raise ImageRefused("removed", "its hash is on a removal list")
 
 
+class LargeImage(Exception):  # noqa: N818 - it is to be made otherwise, not refused
+    """Decoded, it may take gigabytes: one at a time."""
+
+
 class ImageMaker:
-    """Checks, resizes and encodes.
+    """Checks, resizes and encodes."""
 
-    ``one_large`` is a lock file for all processes at work: decoded, an image may take gigabytes,
-    and so only one such is decoded at a time.
-    """
-
-    def __init__(self, options: DownloadOptions, one_large: Path) -> None:
+    def __init__(self, options: DownloadOptions) -> None:
         self._options = options
-        self._one_large = one_large
         self._resize = img2dataset_parts.make_resizer(options)
 
-    def make(self, body: bytes) -> StoredImage:
-        """Raises :class:`ImageRefused`."""
+    def make(self, body: bytes, *, large: bool = True) -> StoredImage:
+        """Raises :class:`ImageRefused`, and :class:`LargeImage` where these are not wanted."""
         kind = _kind(body)
         with _as_undecodable():
             size, plain = self._check_header(body, kind)
-        large = size[0] * size[1] > _LARGE_PIXELS
-        with locked(self._one_large, lambda: None) if large else nullcontext():
-            with _as_undecodable():
-                _find_end(body, kind)
-                opaque = body if plain else _flatten(body)
-            encoded, width, height, original_width, original_height, problem = self._resize(
-                BytesIO(opaque)
-            )
+        if not large and size[0] * size[1] > _LARGE_PIXELS:
+            raise LargeImage
+        with _as_undecodable():
+            _find_end(body, kind)
+            opaque = body if plain else _flatten(body)
+        encoded, width, height, original_width, original_height, problem = self._resize(
+            BytesIO(opaque)
+        )
         if encoded is None or problem is not None:
             raise ImageRefused("undecodable", problem or "no image")
         if (original_width, original_height) != size:
             raise ImageRefused("undecodable", "the decoded size is not the declared one")
-        return StoredImage(encoded, width, height, *size, _exif(body))
+        return StoredImage(encoded, width, height, *size, _exif(body, kind))
 
     def _check_header(self, body: bytes, kind: str) -> tuple[tuple[int, int], bool]:
         """Declared ``(width, height)``, and whether OpenCV gives 8 bits and no alpha as it is."""
@@ -194,8 +191,28 @@ def _flatten(body: bytes) -> bytes:
     return cv2.imencode(".bmp", image)[1].tobytes()
 
 
-def _exif(body: bytes) -> str | None:
+def _exif(body: bytes, kind: str) -> str | None:
     try:
-        return img2dataset_parts.exif_json(body)
+        if _exif_bytes(body, kind) > _EXIF_BYTES:
+            return None
+        text = img2dataset_parts.exif_json(body)
     except Exception:  # noqa: BLE001 - an ornament: its loss is counted in the shard's statistics
         return None
+    return text if len(text) <= _EXIF_CHARS else None
+
+
+def _exif_bytes(body: bytes, kind: str) -> int:
+    """Bytes of the EXIF chunks of a PNG or WebP; in a JPEG they are 64 KiB at most."""
+    at, step, name = {"PNG": (8, 12, b"eXIf"), "WEBP": (12, 8, b"EXIF")}.get(
+        kind, (len(body), 0, b"")
+    )
+    found = 0
+    while at + 8 <= len(body):
+        if kind == "PNG":
+            size, chunk = int.from_bytes(body[at : at + 4], "big"), body[at + 4 : at + 8]
+        else:
+            size, chunk = int.from_bytes(body[at + 4 : at + 8], "little"), body[at : at + 4]
+            size += size % 2
+        found += size if chunk == name else 0
+        at += step + size
+    return found

@@ -76,6 +76,8 @@ def _load() -> Parts:
     warnings.filterwarnings("ignore", "'imghdr' is deprecated", DeprecationWarning)
     # Declared sizes are judged by `images`; Pillow would tell of some that are refused anyway.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    # Of a stranger's odd tags it would tell one by one.
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
     logging.getLogger("exifread").setLevel(logging.CRITICAL)
     import exifread  # type: ignore[import-untyped]
     from img2dataset import resizer

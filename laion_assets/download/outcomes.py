@@ -57,11 +57,14 @@ OUTCOME_COLUMNS: Final = tuple(field.name for field in fields(Outcome))
 class History:
     """What the runs so far saw at a URL; times in seconds since 1970.
 
-    ``sha256`` is that of the first bytes taken, which later bytes are held against. ``first_seen``
-    and ``last_seen`` are when those very bytes came, ``changed`` when others did.
+    ``attempts`` are the runs that asked for it, ``failures`` the last of them in a row that got
+    nothing to store or to refuse for good. ``sha256`` is that of the first bytes taken, which later
+    bytes are held against. ``first_seen`` and ``last_seen`` are when those very bytes came,
+    ``changed`` when others did.
     """
 
     attempts: int = 0
+    failures: int = 0
     first_tried: float | None = None
     last_tried: float | None = None
     sha256: str | None = None
@@ -79,6 +82,12 @@ class History:
             first_tried=now if self.first_tried is None else self.first_tried,
             last_tried=now,
         )
+
+    def failed(self) -> History:
+        return replace(self, failures=self.failures + 1)
+
+    def answered(self) -> History:
+        return replace(self, failures=0)
 
     def took(self, sha256: str) -> History:
         """These bytes came and are what is recorded from now on."""
@@ -102,7 +111,7 @@ LEDGER_SCHEMA: Final = pa.schema(
             (
                 field.name,
                 pa.int32()
-                if field.name == "attempts"
+                if field.name in ("attempts", "failures")
                 else _TIME
                 if field.name in _TIMES
                 else pa.string(),

@@ -16,13 +16,17 @@ class Refused(Exception):  # noqa: N818 - an outcome of ordinary work, not an er
         if reason not in REASONS["images"]:
             raise KeyError(f"{reason!r} is not a reason of the stage images")
         self.reason = reason
-        self.detail = " ".join(detail.split())[:_DETAIL_CHARS]
+        # A header may hold bytes that are no text, which aiohttp keeps as surrogates.
+        text = detail.encode("utf-8", "replace").decode("utf-8")
+        self.detail = " ".join(text.split())[:_DETAIL_CHARS]
         super().__init__(f"{reason}: {self.detail}")
 
 
 class FetchRefused(Refused):
     """No body came, or none was asked for."""
 
+    asked = True
+    """Whether a request was made, or tried."""
     redirects: tuple[str, ...] = ()
     """Those that led to the URL that was refused, where that is known; it is the last."""
 

@@ -1,14 +1,13 @@
 """robots.txt by RFC 9309, read by Protego and kept for each origin.
 
 No robots.txt (4xx, or redirects without end) allows everything; an answer that says neither (5xx,
-429) forbids everything (RFC 9309, 2.3.1). A host that cannot be reached fails its images with the
-same reason.
+429) forbids everything for the time being (RFC 9309, 2.3.1): its images fail with the same reason,
+as do those of a host that cannot be reached.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -21,9 +20,9 @@ MAX_BYTES: Final = 512_000  # at least 500 KiB must be parsed (RFC 9309, 2.5)
 _KEPT_S: Final = 24 * 3600.0  # RFC 9309, 2.4
 _FAILURE_KEPT_S: Final = 300.0
 _KEPT: Final = 20_000
+_KEPT_BYTES: Final = 10_000_000
 _MOST_DELAY_S: Final = 10.0
-_ALLOWING: Final = frozenset({"http_4xx", "http_other", "redirects"})
-_FORBIDDING: Final = frozenset({"http_5xx", "busy"})
+_ALLOWING: Final = frozenset({"http_4xx", "redirects"})
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class _Rules:
     """None: everything is allowed."""
     refused: FetchRefused | None = None
     """For every URL of the origin."""
+    size: int = 0
+    """Bytes of the text; parsed it takes some thirty times as many."""
 
 
 class Robots:
@@ -41,7 +42,8 @@ class Robots:
     def __init__(self, agent: str, get: Callable[[str], Awaitable[bytes]]) -> None:
         self._agent = agent
         self._get = get
-        self._rules: OrderedDict[str, asyncio.Future[_Rules]] = OrderedDict()
+        self._rules: dict[str, asyncio.Future[_Rules]] = {}
+        self._bytes = 0
 
     async def ask(self, origin: str, url: str) -> float:
         """The host's Crawl-delay in seconds, 0 if it has none and at most 10.
@@ -61,13 +63,28 @@ class Robots:
     async def _of(self, origin: str) -> _Rules:
         loop = asyncio.get_running_loop()
         known = self._rules.get(origin)
-        if known is None or (known.done() and known.result().expires < loop.time()):
+        if known is not None and known.done() and known.result().expires < loop.time():
+            self._drop(origin)
+            known = None
+        if known is None:
             known = self._rules[origin] = loop.create_task(self._load(origin))
-            self._rules.move_to_end(origin)
-            while len(self._rules) > _KEPT:
-                self._rules.popitem(last=False)
+            known.add_done_callback(lambda done: self._loaded(origin, done))
+            if len(self._rules) > _KEPT:
+                self._drop(next(iter(self._rules)))
         # Shielded: one image's end must not take the answer from the others that wait.
         return await asyncio.shield(known)
+
+    def _loaded(self, origin: str, done: asyncio.Future[_Rules]) -> None:
+        if done.cancelled() or done.exception() or self._rules.get(origin) is not done:
+            return
+        self._bytes += done.result().size
+        while self._bytes > _KEPT_BYTES and len(self._rules) > 1:
+            self._drop(next(iter(self._rules)))
+
+    def _drop(self, origin: str) -> None:
+        dropped = self._rules.pop(origin)
+        if dropped.done() and not dropped.cancelled() and not dropped.exception():
+            self._bytes -= dropped.result().size
 
     async def _load(self, origin: str) -> _Rules:
         now = asyncio.get_running_loop().time()
@@ -76,11 +93,12 @@ class Robots:
         except FetchRefused as refused:
             if refused.reason in _ALLOWING:
                 return _Rules(now + _KEPT_S)
-            if refused.reason in _FORBIDDING:
-                refused = FetchRefused("robots", f"robots.txt: {refused.detail}")
+            refused = FetchRefused(refused.reason, f"robots.txt: {refused.detail}")
             return _Rules(now + _FAILURE_KEPT_S, refused=refused)
         try:
-            return _Rules(now + _KEPT_S, Protego.parse(body.decode("utf-8", "replace")))
+            return _Rules(
+                now + _KEPT_S, Protego.parse(body.decode("utf-8", "replace")), size=len(body)
+            )
         except Exception as error:  # noqa: BLE001 - a stranger's text costs that host, by name
-            unreadable = FetchRefused("robots", f"robots.txt cannot be read: {error!r}")
+            unreadable = FetchRefused("http_other", f"robots.txt cannot be read: {error!r}")
             return _Rules(now + _FAILURE_KEPT_S, refused=unreadable)

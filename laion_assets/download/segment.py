@@ -34,6 +34,7 @@ from laion_assets.download.options import DownloadOptions
 from laion_assets.download.outcomes import (
     FAILED_TO_DOWNLOAD,
     FAILED_TO_RESIZE,
+    OUTCOME_SCHEMA,
     SUCCESS,
     History,
     Outcome,
@@ -44,6 +45,7 @@ from laion_assets.download.shards import (
     Place,
     begun_in,
     files_of,
+    mark_not_done,
     name_of,
     put_aside,
     read_stats,
@@ -64,6 +66,7 @@ _WISHES: Final = frozenset({"opt_out", "robots", "removed", "blocked", "private_
 _OUTCOME_RULES: Final = 1
 """Counts the versions of what decides an outcome beside the options."""
 
+_OWN_COLUMNS: Final = {"caption", *OUTCOME_SCHEMA.names}
 _ASIDE: Final = ".earlier"
 _OPEN_SHARDS: Final = 3
 _ROWS_LOOKED_UP: Final = 256
@@ -71,9 +74,12 @@ _HOSTS_TOLD: Final = 20
 _HOSTS_WITHOUT_NETWORK: Final = 3
 """Fewer hosts that fail, and nothing else to go by, may be just those hosts."""
 
+_DECIDED_HERE: Final = frozenset({"url_scheme", "private_address"}) | LISTED
+"""Reasons that say nothing of the network."""
+
 
 class NoNetworkError(RuntimeError):
-    """Every download of the segment failed for a network reason."""
+    """No host has answered in the whole run."""
 
 
 @dataclass
@@ -150,8 +156,9 @@ def download_segment(
         stats = read_stats(before, shard) if before and digest else None
         stays = bool(before and stats and rules.holds(before, shard, stats, digest))
         if before and stats and stays and not rules.asks_again(stats):
-            take_over(before, shard, out)
-            finished[shard] = {**stats, "reused": stats["count"], "asked_for": 0, "bytes": 0}
+            taken = {"reused": stats["count"], "asked_for": 0, "changed": 0, "bytes": 0}
+            finished[shard] = {**stats, **taken}
+            take_over(before, shard, out, finished[shard])
 
     rows = sum(pq.read_metadata(file).num_rows for file in files)
     resumed = sum(stats["count"] for stats in finished.values())
@@ -169,23 +176,26 @@ def download_segment(
         with (
             tempfile.TemporaryDirectory(dir=out, prefix=MAKING) as scratch,
             Earlier([folder for folder in (aside, before) if folder is not None], log) as earlier,
-            Decoders(options, Path(scratch)) as decoders,
+            Decoders(options) as decoders,
         ):
             work = _Work(
                 out, Path(scratch), rules, digests, earlier, decoders, fetcher, progress, log
             )
             made = asyncio.run(work.run(todo))
+        if fetcher.answers == 0 and len(work.new_hosts) >= _HOSTS_WITHOUT_NETWORK:
+            for shard in made:
+                mark_not_done(out, shard)
+            reasons = total("images", [StageCounts.from_json(s["counts"]) for s in made.values()])
+            raise NoNetworkError(
+                f"no host has answered ({_told(reasons.rejects)}): is this machine's network up? "
+                "What is there is kept, and the next run asks again"
+            )
     if aside.exists():
         shutil.rmtree(aside)
     result = _sum_up([(finished | made)[shard] for shard in range(len(digests))])
     result.seconds = time.monotonic() - started
     result.fetched_now = sum(stats["asked_for"] for stats in made.values())
     result.bytes_now = sum(stats["bytes"] for stats in made.values())
-    if result.without_network and len(result.without_network) == len(digests):
-        raise NoNetworkError(
-            f"all {rows:,} downloads failed for network reasons ({_told(result.counts.rejects)}): "
-            "is this machine's network up? The next run asks for them again"
-        )
     return result
 
 
@@ -248,7 +258,7 @@ class _Rules:
             return None  # no list names it any more
         if reason == "changed" and self.options.take_changed:
             return None
-        given_up = known.history.attempts >= self.options.give_up_after
+        given_up = known.history.failures >= self.options.give_up_after
         if reason in PASSING and self.options.refetch == "passing" and not given_up:
             return None
         return known.outcome
@@ -294,6 +304,13 @@ class _ToAsk:
     def history(self) -> History:
         return self.known.history if self.known else History()
 
+    @property
+    def is_new(self) -> bool:
+        """Whether a failure would be the first: of one that failed before it says nothing."""
+        return (
+            self.known is None or self.known.outcome.status == SUCCESS or not self.history.failures
+        )
+
 
 class _Gathered:
     """A shard's outcomes in the making; its images go to a file at once, not into memory."""
@@ -303,7 +320,7 @@ class _Gathered:
         self.outcomes: list[Outcome] = [Outcome(FAILED_TO_DOWNLOAD, None)] * n
         self.histories = [History()] * n
         self.places: list[Place | None] = [None] * n
-        self.bytes = self.asked_for = self.changed = 0
+        self.bytes, self.asked_for, self.changed = [0] * n, [False] * n, [False] * n
         self._file: BinaryIO = path.open("wb")
         self._end = 0
 
@@ -313,9 +330,7 @@ class _Gathered:
             self._file.write(row.encoded)
             self.places[i] = Place(self._end, len(row.encoded))
             self._end += len(row.encoded)
-        self.bytes += row.bytes
-        self.asked_for += row.asked_for
-        self.changed += row.changed
+        self.bytes[i], self.asked_for[i], self.changed[i] = row.bytes, row.asked_for, row.changed
 
     def close(self) -> None:
         self._file.close()
@@ -336,6 +351,7 @@ class _Work:
     async def run(self, todo: Iterator[tuple[int, pa.Table]]) -> dict[int, dict[str, Any]]:
         """Shard -> its statistics. The first error of a shard ends all."""
         self._moved = asyncio.Event()
+        self.new_hosts: set[str] = set()
         made: dict[int, dict[str, Any]] = {}
         at_work: dict[asyncio.Task[dict[str, Any]], int] = {}
         async with self.fetcher:
@@ -367,7 +383,7 @@ class _Work:
 
     async def _shard(self, shard: int, table: pa.Table) -> dict[str, Any]:
         started = time.time()
-        urls = table["url"].to_pylist()
+        urls = [url or "" for url in table["url"].to_pylist()]
         gathered = _Gathered(self.scratch / name_of(shard), len(urls))
         try:
             to_ask = await self._settle(gathered, urls)
@@ -443,13 +459,23 @@ class _Work:
             async with self.fetcher.fetching(asked.url) as fetched:
                 body, redirects = fetched.body, list(fetched.redirects) or None
                 sums = Checksums.of(body)
+                history = history.answered()
                 if history.sha256 not in (None, sums.sha256):
                     history = history.differed(sums.sha256)
-                    if not self.rules.options.take_changed:
-                        outcome = _changed(history, sums, redirects)
-                        return self._kept(asked, outcome, history, len(body))
-                return await self._examine(body, sums, redirects, history)
+                try:
+                    # First, because bytes that have changed may be listed, too.
+                    refuse_listed(sums, self.rules.removals, self.rules.blocklists)
+                    differs = history.sha256 not in (None, sums.sha256)
+                    if differs and not self.rules.options.take_changed:
+                        raise _changed(history, sums)
+                    return await self._examine(asked, body, sums, redirects, history)
+                except ImageRefused as refused:
+                    if refused.reason in PASSING:
+                        history = history.failed()
+                    outcome = _unfit(refused, sums, redirects)
+                    return self._kept(asked, outcome, history, len(body))
         except FetchRefused as refused:
+            history = history.failed() if refused.asked else asked.history
             hops = list(refused.redirects) if refused.reason in LISTED else []
             outcome = Outcome(
                 FAILED_TO_DOWNLOAD, str(refused), reason=refused.reason, redirects=hops or None
@@ -459,40 +485,46 @@ class _Work:
     def _kept(self, asked: _ToAsk, outcome: Outcome, history: History, received: int) -> _Row:
         """The image that is there already, if what came instead is no reason to give it up."""
         row = _Row(outcome, None, history, received, changed=outcome.reason == "changed")
-        if asked.known is None or asked.known.outcome.status != SUCCESS:
-            return row
-        if not self.rules.still_holds(asked.known) or outcome.reason in _WISHES:
-            return row
-        known = self.earlier.look_up([asked.url])[0]
-        if known is None:
-            return row
-        return replace(row, outcome=known.outcome, encoded=known.encoded)
+        known = None if outcome.reason in _WISHES else self._image_of(asked)
+        return replace(row, outcome=known.outcome, encoded=known.encoded) if known else row
+
+    def _image_of(self, asked: _ToAsk) -> Known | None:
+        """The image that is there already, if it is as it would be made now."""
+        known = asked.known
+        if known is None or known.outcome.status != SUCCESS or not self.rules.still_holds(known):
+            return None
+        return self.earlier.look_up([asked.url])[0]
 
     async def _examine(
-        self, body: bytes, sums: Checksums, redirects: list[str] | None, history: History
+        self,
+        asked: _ToAsk,
+        body: bytes,
+        sums: Checksums,
+        redirects: list[str] | None,
+        history: History,
     ) -> _Row:
-        rules = self.rules
+        """Raises :class:`ImageRefused`."""
         changed = history.changed_sha256 == sums.sha256 != history.sha256
-        try:
-            refuse_unseen(body, sums, rules.options.min_bytes, rules.removals, rules.blocklists)
+        known = self._image_of(asked)
+        if known and known.outcome.sha256 == sums.sha256:
+            outcome, encoded = replace(known.outcome, redirects=redirects), known.encoded
+        else:
+            refuse_unseen(body, self.rules.options.min_bytes)
             image = await self.decoders.make(body)
-        except ImageRefused as refused:
-            outcome = _unfit(refused, sums, redirects)
-            return _Row(outcome, None, history, len(body), changed=changed)
-        outcome = Outcome(
-            SUCCESS,
-            None,
-            image.width,
-            image.height,
-            image.original_width,
-            image.original_height,
-            image.exif,
-            sums.sha256,
-            sums.md5,
-            redirects=redirects,
-        )
-        history = history.took(sums.sha256)
-        return _Row(outcome, image.encoded, history, len(body), changed=changed)
+            encoded = image.encoded
+            outcome = Outcome(
+                SUCCESS,
+                None,
+                image.width,
+                image.height,
+                image.original_width,
+                image.original_height,
+                image.exif,
+                sums.sha256,
+                sums.md5,
+                redirects=redirects,
+            )
+        return _Row(outcome, encoded, history.took(sums.sha256), len(body), changed=changed)
 
     async def _ask_while_without_network(
         self, shard: int, gathered: _Gathered, to_ask: Sequence[_ToAsk]
@@ -504,11 +536,11 @@ class _Work:
         options = self.rules.options
         waits = [options.network_wait_s * 2**i for i in range(options.network_retries)]
         for wait in [*waits, None]:
-            failed = _without_network(gathered.outcomes, to_ask)
+            failed = self._without_network(gathered.outcomes, to_ask)
             if failed is None:
                 return False
             self.log(
-                f"WARNING: shard {name_of(shard)}: all {failed.total():,} downloads failed for "
+                f"WARNING: shard {name_of(shard)}: {failed.total():,} downloads failed, all for "
                 f"network reasons ({_told(failed)}); "
                 + (
                     f"trying again in {wait:g} s"
@@ -519,9 +551,23 @@ class _Work:
             if wait is not None:
                 await asyncio.sleep(wait)
                 self.fetcher.forget_failures()
-                self.progress.done -= failed.total()
+                self.progress.done -= sum(len(asked.rows) for asked in to_ask)
                 await self._ask(gathered, to_ask)
         return True
+
+    def _without_network(
+        self, outcomes: Sequence[Outcome], to_ask: Sequence[_ToAsk]
+    ) -> Counter[str] | None:
+        """The reasons, if all that was asked for failed as it does on a machine without network."""
+        reasons = Counter(outcomes[i].reason or "" for asked in to_ask for i in asked.rows)
+        for reason in _DECIDED_HERE:
+            reasons.pop(reason, None)
+        new = {_host(asked.url) for asked in to_ask if asked.is_new}
+        if len(self.new_hosts) < _HOSTS_WITHOUT_NETWORK:
+            self.new_hosts |= new
+        if not reasons or not reasons.keys() <= NETWORK:
+            return None
+        return reasons if len(new) >= _HOSTS_WITHOUT_NETWORK else None
 
     def _stats(
         self,
@@ -545,10 +591,10 @@ class _Work:
             "exif_unreadable": sum(
                 outcome.status == SUCCESS and outcome.exif is None for outcome in outcomes
             ),
-            "asked_for": gathered.asked_for,
-            "reused": len(outcomes) - gathered.asked_for,
-            "changed": gathered.changed,
-            "bytes": gathered.bytes,
+            "asked_for": sum(gathered.asked_for),
+            "reused": len(outcomes) - sum(gathered.asked_for),
+            "changed": sum(gathered.changed),
+            "bytes": sum(gathered.bytes),
             "failing_hosts": _failing_hosts(urls, outcomes),
             "options_digest": self.rules.options_digest,
             "input_digest": self.digests[shard],
@@ -567,9 +613,8 @@ def _unfit(refused: ImageRefused, sums: Checksums, redirects: list[str] | None) 
     )
 
 
-def _changed(history: History, sums: Checksums, redirects: list[str] | None) -> Outcome:
-    refused = ImageRefused("changed", f"SHA-256 {sums.sha256}, recorded {history.sha256}")
-    return _unfit(refused, sums, redirects)
+def _changed(history: History, sums: Checksums) -> ImageRefused:
+    return ImageRefused("changed", f"SHA-256 {sums.sha256}, recorded {history.sha256}")
 
 
 def _count(urls: Sequence[str], outcomes: Sequence[Outcome]) -> StageCounts:
@@ -580,18 +625,6 @@ def _count(urls: Sequence[str], outcomes: Sequence[Outcome]) -> StageCounts:
         else:
             counts.reject(outcome.reason, url)
     return counts
-
-
-def _without_network(outcomes: Sequence[Outcome], to_ask: Sequence[_ToAsk]) -> Counter[str] | None:
-    """The reasons, if all that was asked for failed as it does on a machine without network.
-
-    What failed before says nothing of today's network: URLs that are new must be among them.
-    """
-    reasons = Counter(outcomes[i].reason or "" for asked in to_ask for i in asked.rows)
-    if not reasons or not reasons.keys() <= NETWORK:
-        return None
-    new_hosts = {_host(asked.url) for asked in to_ask if asked.known is None}
-    return reasons if len(new_hosts) >= _HOSTS_WITHOUT_NETWORK else None
 
 
 def _failing_hosts(urls: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
@@ -643,9 +676,16 @@ def _shards(files: Sequence[Path], size: int) -> Iterator[pa.Table]:
     for file in files:
         # Not `read_table`: it would take the lake's hive folders for columns.
         parquet = pq.ParquetFile(file)
-        missing = {"url", "text"} - set(parquet.schema_arrow.names)
+        names = set(parquet.schema_arrow.names)
+        missing = {"url", "text"} - names
         if missing:
             raise ValueError(f"{file} has no column {', '.join(sorted(missing))}")
+        taken = names & _OWN_COLUMNS
+        if taken:
+            raise ValueError(
+                f"{file} has columns that a shard has of its own: {', '.join(sorted(taken))}; "
+                "rename them or leave them out"
+            )
         for batch in parquet.iter_batches(batch_size=size):
             while n + len(batch) >= size:
                 waiting.append(batch[: size - n])
@@ -659,5 +699,9 @@ def _shards(files: Sequence[Path], size: int) -> Iterator[pa.Table]:
 
 
 def _sha256(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, default=bytes.hex)
+    text = json.dumps(value, sort_keys=True, default=_as_json)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _as_json(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)

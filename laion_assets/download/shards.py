@@ -70,12 +70,20 @@ def begun_in(folder: Path) -> list[int]:
 
 
 def read_stats(folder: Path, shard: int) -> dict[str, Any] | None:
-    """The statistics of a shard of which all files are there."""
+    """The statistics of a shard of which all files are there, the tar in its full length."""
     files = files_of(folder, shard)
     if not all(path.exists() for path in files):
         return None
     stats: dict[str, Any] = json.loads(files[-1].read_text(encoding="utf-8"))
-    return stats
+    whole = stats.get("tar_bytes") == files[0].stat().st_size
+    return stats if whole else None
+
+
+def mark_not_done(folder: Path, shard: int) -> None:
+    """Have the next run make it again; its outcomes stay known."""
+    path = files_of(folder, shard)[-1]
+    stats = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**stats, "input_digest": None})
 
 
 def put_aside(folder: Path, shard: int, to: Path) -> None:
@@ -91,18 +99,22 @@ def put_aside(folder: Path, shard: int, to: Path) -> None:
     (to / LEDGER).mkdir(parents=True, exist_ok=True)
     for path, target in zip(files, files_of(to, shard), strict=True):
         if path.exists():
+            # A rename to another name of the same file does nothing, by POSIX.
+            target.unlink(missing_ok=True)
             path.replace(target)
 
 
-def take_over(folder: Path, shard: int, out: Path) -> None:
+def take_over(folder: Path, shard: int, out: Path, stats: Mapping[str, Any]) -> None:
     """Have the same shard in ``out``, without a copy where the file system has hard links."""
     (out / LEDGER).mkdir(exist_ok=True)
-    for path, target in zip(files_of(folder, shard), files_of(out, shard), strict=True):
+    *content, _ = zip(files_of(folder, shard), files_of(out, shard), strict=True)
+    for path, target in content:
         with atomic_path(target) as beside:
             try:
                 os.link(path, beside)
             except OSError:  # the file system has none
                 shutil.copyfile(path, beside)
+    write_json(files_of(out, shard)[-1], stats)
 
 
 def write_shard(
@@ -117,7 +129,6 @@ def write_shard(
     options: DownloadOptions,
 ) -> None:
     """Publish a shard of the rows ``table``; ``gathered`` holds the encoded images."""
-    name = name_of(shard)
     schema, pairs = _pair_columns(table)
     keys = [
         img2dataset_parts.key_of(shard, row, options.samples_per_shard) for row in range(len(pairs))
@@ -137,23 +148,25 @@ def write_shard(
         made[2].parent.mkdir()
         urls = [pair["url"] for pair in pairs]
         pq.write_table(ledger_table(keys, urls, list(histories)), made[2], compression="zstd")
+        tar_bytes = made[0].stat().st_size
         final[2].parent.mkdir(exist_ok=True)
+        final[3].unlink(missing_ok=True)  # until the new one is there, the shard is not done
         for path, target in zip(made[:3], final[:3], strict=True):
             fsync_file(path)
             path.replace(target)
         fsync_directory(final[2].parent)
         fsync_directory(out)
-    write_json(out / f"{name}{STATS}", stats)
+    write_json(final[3], {**stats, "tar_bytes": tar_bytes})
 
 
 def _pair_columns(table: pa.Table) -> tuple[pa.Schema, list[dict[str, Any]]]:
     """The shard parquet's schema, and the rows' first columns.
 
-    ``url`` and ``caption`` come first, as img2dataset's; bytes become hexadecimal, because each
-    row is also a JSON file of the tar.
+    ``url`` and ``caption`` come first, as img2dataset's; bytes become hexadecimal, and times and
+    decimals text, because each row is also a JSON file of the tar.
     """
     carried = [field for field in table.schema if field.name not in ("url", "text")]
-    as_text = {f.name for f in carried if pa.types.is_binary(f.type) or _is_fixed(f.type)}
+    as_text = {f.name for f in carried if _is_bytes(f.type) or not _is_json(f.type)}
     schema = pa.schema(
         [
             ("url", pa.string()),
@@ -168,11 +181,24 @@ def _pair_columns(table: pa.Table) -> tuple[pa.Schema, list[dict[str, Any]]]:
         for field in carried:
             value = row[field.name]
             if field.name in as_text and value is not None:
-                value = value.hex()
+                value = value.hex() if isinstance(value, bytes) else str(value)
             pair[field.name] = value
         rows.append(pair)
     return schema, rows
 
 
-def _is_fixed(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_fixed_size_binary(kind))
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind))
+
+
+def _is_json(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(
+        types.is_integer(kind)
+        or types.is_floating(kind)
+        or types.is_boolean(kind)
+        or types.is_string(kind)
+        or types.is_large_string(kind)
+        or types.is_null(kind)
+        or types.is_nested(kind)
+    )

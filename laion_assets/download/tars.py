@@ -52,4 +52,5 @@ class ImageBytes:
         """The image's bytes; none if the tar has lost it."""
         start, size = self._places.get(key, (0, 0))
         self._stream.seek(start)
-        return self._stream.read(size)
+        found = self._stream.read(size)
+        return found if len(found) == size else b""

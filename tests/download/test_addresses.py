@@ -191,3 +191,35 @@ def test_many_who_ask_at_once_share_one_look_up_and_its_answer_is_kept() -> None
 
 def test_the_system_knows_loopback() -> None:
     assert set(system_resolve("localhost")) <= {"127.0.0.1", "::1"}
+
+
+def test_a_slow_name_ends_by_itself_and_leaves_the_others_alone() -> None:
+    """That others were before it counts against no name, and what comes late is of use."""
+    go = threading.Event()
+
+    def resolve(host: str) -> list[str]:
+        if host.startswith("slow"):
+            go.wait(10)
+        return ["8.8.8.8"]
+
+    async def ask(names: Names, host: str) -> str:
+        try:
+            return str(await names.endpoints(host, 80))
+        except FetchRefused as refused:
+            return str(refused)
+
+    async def run() -> tuple[list[str], str]:
+        names = Names(resolve, {}, is_public, limit_s=0.3)
+        slow = await asyncio.gather(*(ask(names, f"slow{i}.test") for i in range(100)))
+        good = asyncio.create_task(ask(names, "good.test"))
+        await asyncio.sleep(0.5)
+        told = [*slow, await good]
+        go.set()
+        await asyncio.sleep(0.2)
+        later = await ask(names, "slow3.test")
+        names.close()
+        return told, later
+
+    (*slow, good), later = asyncio.run(asyncio.wait_for(run(), 30))
+    assert slow == [f"dns: slow{i}.test: no answer in 0.3 s" for i in range(100)]
+    assert good == later == "[('8.8.8.8', 80)]"

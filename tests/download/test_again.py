@@ -13,6 +13,7 @@ import pytest
 
 from laion_assets.download.segment import NoNetworkError
 from laion_assets.download.tars import ImageBytes
+from laion_assets.removals.lists import parse
 from tests.download.conftest import (
     PUBLIC,
     SIZE,
@@ -236,7 +237,8 @@ def test_a_network_that_comes_back_is_waited_for(
     assert (result.counts.kept, result.without_network) == (N - 3, [])
     told = [line for line in lines if line.startswith("WARNING")]
     assert len(told) == 1
-    assert "all 23 downloads failed for network reasons" in told[0]
+    assert "23 downloads failed, all for network reasons" in told[0]
+    assert (result.asked_for, result.reused) == (N, 0)
     assert "trying again in 0.4 s" in told[0]
 
 
@@ -245,13 +247,20 @@ def test_a_machine_without_network_makes_nothing_and_is_no_reason_to_give_up(
 ) -> None:
     with listening(PUBLIC) as web:
         options = options_for(web, network_wait_s=0.01, network_retries=2, give_up_after=1)
-    with pytest.raises(NoNetworkError, match="all 23 downloads failed for network reasons"):
-        download(pairs, tmp_path / "a", options)
-    assert row(tmp_path / "a", 0, ledger=True)["attempts"] == 0
+    for _ in range(3):  # as the sensor tries
+        with pytest.raises(NoNetworkError, match="no host has answered"):
+            download(pairs, tmp_path / "a", options)
+    assert row(tmp_path / "a", 0, ledger=True)["failures"] == 0
     with listening(PUBLIC, web.port) as web:
         web.routes |= {f"/{i}.jpg": answer(OTHER) for i in range(N)}
         assert download(pairs, tmp_path / "a", options).counts.kept == N
-    assert row(tmp_path / "a", 0, ledger=True)["attempts"] == 1
+        made = content(tmp_path / "a")
+    # A whole partition is there, and an option has changed.
+    smaller = options.model_copy(update={"image_size": 128, "network_retries": 0})
+    for _ in range(2):
+        with pytest.raises(NoNetworkError):
+            download(pairs, tmp_path / "b", smaller, before=tmp_path / "a")
+    assert content(tmp_path / "a") == made
 
 
 def test_two_dead_hosts_are_no_dead_network(tmp_path: Path) -> None:
@@ -260,3 +269,94 @@ def test_two_dead_hosts_are_no_dead_network(tmp_path: Path) -> None:
     with listening(PUBLIC) as web:
         result = download(pairs, tmp_path / "a", options_for(web))
     assert (result.counts.rejects, result.without_network) == ({"dns": 2}, [])
+
+
+def test_only_requests_in_a_row_that_failed_count_for_giving_up(
+    images: Listener, bodies: list[bytes], tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs.parquet"
+    write_pairs(pairs, urls(2))
+    options = options_for(images, give_up_after=2, refetch="all")
+    download(pairs, tmp_path / "a", options)
+    for _ in range(3):
+        download(pairs, tmp_path / "a", options, again=True)
+    assert row(tmp_path / "a", 0, ledger=True)["attempts"] == 4
+    images.routes["/0.jpg"] = answer(b"", "500 Down")
+    smaller = options.model_copy(update={"image_size": 128, "refetch": "passing"})
+    assert download(pairs, tmp_path / "a", smaller).counts.kept == 1
+    images.routes["/0.jpg"] = answer(bodies[0])
+    assert download(pairs, tmp_path / "a", smaller, again=True).counts.kept == 2
+
+
+def test_a_host_that_was_not_asked_is_not_given_up(images: Listener, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.parquet"
+    write_pairs(pairs, [f"http://h0.test/{i}.jpg" for i in range(4)])
+    good = {f"/{i}.jpg": images.routes[f"/{i}.jpg"] for i in range(4)}
+    images.routes |= {path: answer(b"", "503 X", Retry_After="3600") for path in good}
+    options = options_for(images, per_host_concurrency=1, give_up_after=3)
+    for _ in range(3):
+        told = download(pairs, tmp_path / "a", options, again=True).counts
+        assert told.rejects == {"busy": 4}
+    images.routes |= good
+    # One has been asked for three times, the others never.
+    assert download(pairs, tmp_path / "a", options, again=True).counts.kept == 3
+
+
+def test_changed_bytes_that_are_listed_take_the_image_away(
+    images: Listener, pairs: Path, tmp_path: Path
+) -> None:
+    options = options_for(images, refetch="all")
+    kept = download(pairs, tmp_path / "a", options).counts.kept
+    images.routes["/2.jpg"] = answer(OTHER)
+    listed = parse([f"sha256:{sha256(OTHER)}"], "list")
+    result = download(pairs, tmp_path / "b", options, before=tmp_path / "a", blocklists=listed)
+    assert (result.counts.kept, result.counts.rejects["blocked"]) == (kept - 1, 1)
+    assert image(tmp_path / "b", 2) == b""
+
+
+def test_a_url_of_two_rows_keeps_the_image_that_one_of_them_got(
+    images: Listener, bodies: list[bytes], tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs.parquet"
+    twice = "http://h0.test/0.jpg"
+    write_pairs(pairs, [twice, *urls(5)[1:], twice])
+    turns = iter([answer(b"", "500 X"), answer(bodies[0])])
+    images.routes["/0.jpg"] = lambda connection: next(turns)(connection)
+    options = options_for(images, concurrency=1, per_host_concurrency=1)
+    assert download(pairs, tmp_path / "a", options).counts.kept == 4
+    images.routes["/0.jpg"] = answer(b"", "404 X")
+    write_pairs(pairs, [twice, *urls(4)[1:], twice])
+    again = download(pairs, tmp_path / "b", options, before=tmp_path / "a")
+    assert (again.counts.kept, again.counts.rejects) == (5, {})
+
+
+def test_what_was_taken_over_counts_as_such_in_the_next_run_too(
+    images: Listener, pairs: Path, tmp_path: Path
+) -> None:
+    download(pairs, tmp_path / "a", options_for(images))
+    for _ in range(2):
+        told = download(pairs, tmp_path / "b", options_for(images), before=tmp_path / "a")
+        assert (told.asked_for, told.reused, told.bytes) == (0, N, 0)
+
+
+def test_a_shard_with_a_cut_tar_is_not_done(images: Listener, pairs: Path, tmp_path: Path) -> None:
+    whole = download(pairs, tmp_path / "a", options_for(images)).counts
+    tar = tmp_path / "a" / "00002.tar"
+    tar.write_bytes(tar.read_bytes()[:30_000])
+    asked(images)
+    again = download(pairs, tmp_path / "b", options_for(images), before=tmp_path / "a")
+    assert again.counts == whole
+    assert asked(images) == sorted(f"/{i}.jpg" for i in range(10, 15))
+
+
+def test_robots_txt_that_fails_for_a_while_costs_no_image(
+    images: Listener, pairs: Path, tmp_path: Path
+) -> None:
+    options = options_for(images, respect_robots_txt=True, refetch="all", busy_retries=0)
+    kept = download(pairs, tmp_path / "a", options).counts.kept
+    images.routes["/robots.txt"] = answer(b"", "500 X")
+    again = download(pairs, tmp_path / "b", options, before=tmp_path / "a")
+    assert again.counts.kept == kept
+    images.routes["/robots.txt"] = answer(b"User-agent: *\nDisallow: /2.jpg\n")
+    again = download(pairs, tmp_path / "c", options, before=tmp_path / "b")
+    assert (again.counts.kept, again.counts.rejects["robots"]) == (kept - 1, 1)

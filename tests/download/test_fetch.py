@@ -290,7 +290,7 @@ def test_a_slow_resolver_ends_at_the_total_deadline(web: Listener) -> None:
         web.closing.wait(2)
         return [PUBLIC]
 
-    assert refused(f"http://a.test:{web.port}/", QUICK, resolve=slow) == "timeout"
+    assert refused(f"http://a.test:{web.port}/", QUICK, resolve=slow) == "dns"
 
 
 def test_an_endless_body_is_cut(web: Listener) -> None:

@@ -58,13 +58,29 @@ def test_a_busy_host_is_waited_for_as_long_as_it_says(
     assert len(web.requests) == 5
 
 
+def test_those_that_wait_for_their_turn_heed_a_wish_that_comes_meanwhile(web: Listener) -> None:
+    at: list[float] = []
+
+    def busy_at_first(connection: socket.socket) -> None:
+        at.append(time.monotonic())
+        told = answer(b"", "429 X", Retry_After="1") if len(at) == 1 else answer(b"here")
+        told(connection)
+
+    web.routes |= {f"/{i}": busy_at_first for i in range(4)}
+    urls = [f"http://a.test:{web.port}/{i}" for i in range(4)]
+    options = DownloadOptions(per_host_concurrency=4, per_host_rate=10)
+    assert reasons(urls, options) == dict.fromkeys(urls, "here")
+    assert at[1] - at[0] > 0.9
+    assert at[-1] - at[1] > 0.2
+
+
 def test_a_host_that_asks_for_an_hour_is_left_alone(web: Listener) -> None:
     web.routes |= {f"/{i}": answer(b"", "429 X", Retry_After="3600") for i in range(5)}
     urls = [f"http://a.test:{web.port}/{i}" for i in range(5)]
     other = f"http://b.test:{web.port}/other"
     web.routes["/other"] = answer(b"here")
     told = reasons([*urls, other], DownloadOptions(per_host_concurrency=1))
-    assert told == {urls[0]: "busy"} | dict.fromkeys(urls[1:], "host_down") | {other: "here"}
+    assert told == {urls[0]: "busy"} | dict.fromkeys(urls[1:], "busy") | {other: "here"}
     assert len(web.requests) == 2
 
 

@@ -8,13 +8,18 @@ import io
 import json
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from laion_assets.download.images import Checksums, ImageMaker, StoredImage, refuse_unseen
+from laion_assets.download.images import (
+    Checksums,
+    ImageMaker,
+    StoredImage,
+    refuse_listed,
+    refuse_unseen,
+)
 from laion_assets.download.img2dataset_parts import make_resizer
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.refused import ImageRefused
@@ -30,19 +35,15 @@ pytestmark = [  # of img2dataset's way with albumentations, and of the bombs her
 
 
 @pytest.fixture(scope="module")
-def lock(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("scratch") / "one-large.lock"
-
-
-@pytest.fixture(scope="module")
-def maker(lock: Path) -> ImageMaker:
-    return ImageMaker(DownloadOptions(), lock)
+def maker() -> ImageMaker:
+    return ImageMaker(DownloadOptions())
 
 
 def make(
     maker: ImageMaker, body: bytes, removals: Entries = NONE, blocklists: Entries = NONE
 ) -> StoredImage:
-    refuse_unseen(body, Checksums.of(body), 5000, removals, blocklists)
+    refuse_listed(Checksums.of(body), removals, blocklists)
+    refuse_unseen(body, 5000)
     return maker.make(body)
 
 
@@ -122,11 +123,11 @@ def test_sixteen_bits_keep_their_shades(maker: ImageMaker) -> None:
     assert np.abs(got[:, :, 0].astype(int) - shades // 256).max() < 8
 
 
-def test_other_sizes_modes_and_formats(lock: Path) -> None:
+def test_other_sizes_modes_and_formats() -> None:
     options = DownloadOptions(
         image_size=100, resize_mode="keep_ratio", encode_format="png", encode_quality=6
     )
-    stored = make(ImageMaker(options, lock), encoded(picture(1, 400, 200)))
+    stored = make(ImageMaker(options), encoded(picture(1, 400, 200)))
     assert (stored.width, stored.height) == (200, 100)
     assert stored.encoded.startswith(b"\x89PNG")
 
@@ -198,10 +199,10 @@ def test_bombs_are_refused_by_their_header(maker: ImageMaker, body: bytes) -> No
     assert reason(maker, body) == "too_many_pixels"
 
 
-def test_the_limit_of_pixels_is_an_option(lock: Path) -> None:
+def test_the_limit_of_pixels_is_an_option() -> None:
     body = encoded(picture(1, 320, 240))
-    assert make(ImageMaker(DownloadOptions(max_pixels=320 * 240), lock), body)
-    maker = ImageMaker(DownloadOptions(max_pixels=320 * 240 - 1), lock)
+    assert make(ImageMaker(DownloadOptions(max_pixels=320 * 240)), body)
+    maker = ImageMaker(DownloadOptions(max_pixels=320 * 240 - 1))
     assert reason(maker, body) == "too_many_pixels"
 
 
@@ -255,3 +256,21 @@ def test_exif_is_kept_as_img2dataset_writes_it(maker: ImageMaker) -> None:
     assert json.loads(stored.exif)["Image Make"] == "A camera maker"
     assert (stored.original_width, stored.original_height) == (320, 240)
     assert make(maker, encoded(picture(1))).exif == "{}"
+
+
+def _exif_of_many_tags(tags: int, chars: int) -> bytes:
+    """Big-endian TIFF whose tags all point at one text."""
+    at = 8 + 2 + 12 * tags + 4
+    entries = b"".join(struct.pack(">HHLL", 0x0200 + n, 2, chars, at) for n in range(tags))
+    ifd = struct.pack(">H", tags) + entries + struct.pack(">L", 0)
+    return b"Exif\0\0MM\0*" + struct.pack(">L", 8) + ifd + b"a" * chars
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_that_unfolds_is_left_out(maker: ImageMaker, kind: str) -> None:
+    some = make(maker, encoded(picture(1), kind, exif=_exif_of_many_tags(3, 50)))
+    assert some.exif is not None
+    tags = 2000 if kind == "JPEG" else 6000  # over 64 KiB where a chunk may hold as much
+    bomb = encoded(picture(1), kind, exif=_exif_of_many_tags(tags, 30_000))
+    assert make(maker, bomb).exif is None

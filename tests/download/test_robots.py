@@ -47,9 +47,9 @@ def test_it_is_not_asked_for_unless_wanted(web: Listener) -> None:
 
 def test_none_allows_all_and_an_error_forbids_all(web: Listener) -> None:
     assert told(web, ["/a.jpg"], "none.test") == ["here"]
-    for number, status in enumerate(["500 X", "503 X", "429 X"]):
+    for status, reason in (("500 X", "http_5xx"), ("503 X", "busy"), ("429 X", "busy")):
         web.routes["/robots.txt"] = answer(b"", status)
-        assert told(web, ["/a.jpg", "/b.jpg"], f"error{number}.test") == ["robots"] * 2
+        assert told(web, ["/a.jpg", "/b.jpg"], f"error{status[:3]}.test") == [reason] * 2
     web.routes["/robots.txt"] = redirect("/robots.txt")
     assert told(web, ["/a.jpg"], "loop.test") == ["here"]
     web.routes["/robots.txt"] = answer(b"\xff\xfe\x00" * 1000)

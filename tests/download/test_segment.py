@@ -10,8 +10,11 @@ import sys
 import tarfile
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
@@ -214,9 +217,52 @@ def test_a_machine_without_network_is_told_of(images: Listener, tmp_path: Path) 
     counts = run(pairs, tmp_path / "out", options, log=lines.append)
     warnings = [line for line in lines if line.startswith("WARNING")]
     assert len(warnings) == 1
-    assert "shard 00000: all 5 downloads failed for network reasons (dns 5)" in warnings[0]
+    assert "shard 00000: 5 downloads failed, all for network reasons (dns 5)" in warnings[0]
     assert lines[-1].startswith("image_shards: 7/7 images in ") or "7/7" in "".join(lines)
     assert (counts.kept, counts.rejects) == (2, {"dns": 5})
+
+
+def raw(head: bytes, body: bytes = b"") -> Any:
+    return lambda connection: connection.sendall(head + b"\r\n\r\n" + body)
+
+
+def test_headers_that_are_no_text_cost_their_image(
+    images: Listener, bodies: list[bytes], tmp_path: Path
+) -> None:
+    images.routes["/0.jpg"] = raw(b"HTTP/1.1 503 X\r\nRetry-After: sp\xe4ter\r\nContent-Length: 0")
+    images.routes["/1.jpg"] = raw(
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: \xe9\r\nContent-Length: 3", b"abc"
+    )
+    images.routes["/2.jpg"] = raw(
+        b"HTTP/1.1 503 X\r\nRetry-After: Mon, 01 Jan 9999999 00:00:00 GMT\r\nContent-Length: 0"
+    )
+    images.routes["/3.jpg"] = redirect("http://me:secret@h2.test/hop.jpg#part")
+    images.routes["/hop.jpg"] = answer(bodies[3])
+    pairs = tmp_path / "pairs.parquet"
+    write_pairs(pairs, [f"http://g{i}.test/{i}.jpg" for i in range(4)])
+    counts = run(pairs, tmp_path / "out", options_for(images, busy_retries=0))
+    assert (counts.kept, counts.rejects) == (1, {"busy": 2, "http_other": 1})
+    rows = pq.read_table(tmp_path / "out" / "00000.parquet").to_pylist()
+    assert "Retry-After: sp?ter" in rows[0]["error_message"]
+    assert rows[3]["redirects"] == ["http://h2.test/hop.jpg"]
+
+
+def test_columns_of_any_type_are_carried_along_and_names_of_ours_refused(
+    images: Listener, tmp_path: Path
+) -> None:
+    when = datetime(2024, 5, 6, tzinfo=UTC)
+    table = pa.table(
+        {"url": [*urls(2), None], "text": ["a", None, "c"], "seen": [when] * 3, "n": [1, 2, 3]}
+    )
+    pairs = tmp_path / "pairs.parquet"
+    pq.write_table(table, pairs)
+    counts = run(pairs, tmp_path / "out", options_for(images))
+    assert (counts.kept, counts.rejects) == (2, {"url_scheme": 1})
+    rows = pq.read_table(tmp_path / "out" / "00000.parquet").to_pylist()
+    assert [(row["seen"], row["n"]) for row in rows[:2]] == [(str(when), 1), (str(when), 2)]
+    pq.write_table(table.append_column("width", pa.array([1, 2, 3])), pairs)
+    with pytest.raises(ValueError, match="of its own: width"):
+        run(pairs, tmp_path / "other", options_for(images))
 
 
 def test_no_pairs_and_wrong_pairs(images: Listener, tmp_path: Path) -> None:

@@ -255,7 +255,15 @@ def test_funnel_counts_the_cases(manifest: Manifest) -> None:
 @pytest.mark.parametrize("stage", ["pairs", "images", "subset"])
 def test_every_reason_is_planted(manifest: Manifest, stage: str) -> None:
     """But those that need a list, an option, damage or a past that the sample world has not."""
-    elsewhere = {"removed", "blocked", "robots", "host_down", "changed", "predicate"}
+    elsewhere = {
+        "removed",
+        "blocked",
+        "robots",
+        "host_down",
+        "decoder_failed",
+        "changed",
+        "predicate",
+    }
     planted = {case.reason for case in manifest.cases if case.stage == stage}
     assert set(REASONS[stage]) - elsewhere <= planted
 
