@@ -39,9 +39,12 @@ def _words(keys: Keys) -> Words:
 class Column:
     """The distinct keys of one width, a multiple of 8 bytes, sorted."""
 
-    def __init__(self, width: int, head: Words, tail: Words) -> None:
-        """``head``: (n,) uint64. ``tail``: (n, width / 8 - 1) uint64."""
-        self.width, self.head, self.tail = width, head, tail
+    def __init__(
+        self, width: int, head: Words, tail: Words, origin: tuple[Path, str] | None = None
+    ) -> None:
+        """``head``: (n,) uint64. ``tail``: (n, width / 8 - 1) uint64. ``origin``: where it is
+        from, if its files are never written again."""
+        self.width, self.head, self.tail, self.origin = width, head, tail, origin
 
     @classmethod
     def of(cls, keys: Keys) -> Column:
@@ -54,7 +57,7 @@ class Column:
         """Raises ``OSError`` if a file is not there, ``ValueError`` if it is not whole."""
         head = _map(folder / f"{kind}.head")
         tail = _map(folder / f"{kind}.tail")
-        return cls(width, head, tail.reshape(len(head), width // 8 - 1))
+        return cls(width, head, tail.reshape(len(head), width // 8 - 1), (folder, kind))
 
     def __len__(self) -> int:
         return len(self.head)
@@ -82,10 +85,10 @@ class Column:
 
     def has_one(self, key: bytes) -> bool:
         """The same for one key, without the cost of arrays."""
-        first = np.uint64(int.from_bytes(key[:8], "big"))
-        at = int(self.head.searchsorted(first))
-        while at < len(self) and self.head[at] == first:
-            if self.tail[at].astype(">u8").tobytes() == key[8:]:
+        words = np.frombuffer(key, ">u8").astype(np.uint64)
+        at = int(self.head.searchsorted(words[0]))
+        while at < len(self) and self.head[at] == words[0]:
+            if (self.tail[at] == words[1:]).all():
                 return True
             at += 1
         return False
@@ -98,8 +101,7 @@ class Column:
 
     def without(self, other: Column) -> Column:
         """The keys that ``other`` does not have, in memory."""
-        own = getattr(self.head, "filename", None)
-        if own is not None and own == getattr(other.head, "filename", None):
+        if self.origin is not None and self.origin == other.origin:
             return Column.of(np.empty((0, self.width), np.uint8))
         kept = [block[~other.has(block)] for block in self.blocks()]
         return Column.of(np.concatenate([np.empty((0, self.width), np.uint8), *kept]))
@@ -108,7 +110,8 @@ class Column:
 def _map(path: Path) -> Words:
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, np.uint64)
-    mapped: Words = np.memmap(path, dtype="<u8", mode="r")
+    # As a plain array: the mapped kind pays for its name at every step.
+    mapped: Words = np.asarray(np.memmap(path, dtype="<u8", mode="r"))
     return mapped
 
 
