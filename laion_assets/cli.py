@@ -146,6 +146,22 @@ def search(args: argparse.Namespace) -> None:
         print(f"{hit.rank:2}  {hit.score:.3f}  {hit.text}\n           {hit.url}")
 
 
+def serve(args: argparse.Namespace) -> None:
+    _existing([args.index])
+    from laion_assets.search.serve import make_server
+    from laion_assets.search.service import SearchService
+    from laion_assets.settings import load_settings
+
+    settings = load_settings(args.config)
+    asked = {"host": args.host, "port": args.port}
+    given = {name: value for name, value in asked.items() if value is not None}
+    options = settings.serve.model_validate(settings.serve.model_dump() | given)
+    service = SearchService(
+        args.index, options, settings.clip, settings.download, subset=args.subset, log=say
+    )
+    make_server(service, lambda address: print(f"search page at {address}", flush=True)).run()
+
+
 def sql(args: argparse.Namespace) -> None:
     from laion_assets.settings import load_settings
     from laion_assets.stats.catalog import query
@@ -334,6 +350,15 @@ def build_parser() -> argparse.ArgumentParser:
     word.add_argument("--over", choices=["image", "text"], default="image")
     word.add_argument("--subset", type=Path, help="the indexed subset, if not the lake's")
     word.add_argument("-k", type=int, default=5)
+
+    word = _add(
+        commands,
+        _Word("serve", "the search service and its page", "serve .demo/lake/search_index", serve),
+    )
+    word.add_argument("index", type=Path)
+    word.add_argument("--subset", type=Path, help="the indexed subset, if not the lake's")
+    word.add_argument("--host", help="address to listen on (default: loopback)")
+    word.add_argument("--port", type=int)
 
     word = _add(
         commands,

@@ -22,6 +22,7 @@ from laion_assets.knn.options import IndexOptions
 from laion_assets.lake import LakeOptions
 from laion_assets.pairs.rules import PairRules
 from laion_assets.safety.options import SafetyOptions
+from laion_assets.search.options import ServeOptions
 
 CONFIG_VARIABLE: Final = "LAION_ASSETS_CONFIG"
 
@@ -66,6 +67,7 @@ class Settings(_Section):
     safety: SafetyOptions = SafetyOptions()
     subset: Recipe = Recipe()
     index: IndexOptions = IndexOptions()
+    serve: ServeOptions = ServeOptions()
 
 
 def sample_config() -> Path:

@@ -79,19 +79,28 @@ class Searcher:
         Raises ``ValueError`` for a vector of another shape or without direction, and
         :class:`StaleIndexError` if a hit's row in the subset holds another sample.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, not {k}")
-        query = self._unit(vector)
-        if not self.summary.n:
-            return []
-        scores, rows = self._indices[modality].search(query, min(k, self.summary.n))
-        found = [(float(s), int(r)) for s, r in zip(scores[0], rows[0], strict=True) if r >= 0]
+        found = self.nearest(vector, k, modality)
         places = rows_at(self._ids, [row for _, row in found])
         samples = self._samples(places)
         return [
             _hit(rank, score, places[row], samples[row])
             for rank, (score, row) in enumerate(found, start=1)
         ]
+
+    def nearest(
+        self, vector: npt.ArrayLike, k: int = 10, modality: Modality = "image"
+    ) -> list[tuple[float, int]]:
+        """``(score, row in ids.parquet)`` of the ``k`` nearest, best first; no metadata is read.
+
+        Raises ``ValueError`` as :meth:`search` does.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
+        query = self._unit(vector)
+        if not self.summary.n:
+            return []
+        scores, rows = self._indices[modality].search(query, min(k, self.summary.n))
+        return [(float(s), int(r)) for s, r in zip(scores[0], rows[0], strict=True) if r >= 0]
 
     def _unit(self, vector: npt.ArrayLike) -> npt.NDArray[np.float32]:
         query = np.asarray(vector, dtype=np.float32)
