@@ -1,4 +1,4 @@
-"""A small lake with real pictures, embedded by the shipped model, and the service over real HTTP."""
+"""A small lake with real pictures, embedded by the shipped model; the service over real HTTP."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -92,7 +93,7 @@ class SmallLake:
         self.lake = Lake(LakeOptions(root=str(root)))
         self.model = model
         self.pictures = Pictures()
-        self._embedded: dict[tuple[str, int, str], tuple[np.ndarray, np.ndarray]] = {}
+        self._embedded: dict[Row, tuple[np.ndarray, np.ndarray]] = {}
 
     @property
     def root(self) -> Path:
@@ -104,21 +105,21 @@ class SmallLake:
 
     def write(self, key: SegmentKey, chosen: Sequence[Row]) -> None:
         """The segment's shard, subset and index."""
-        shard, subset = (
-            self.lake.folder(name, key) for name in ("image_shards", "filtered_subset")
-        )
+        shard = self.lake.folder("image_shards", key)
+        subset = self.lake.folder("filtered_subset", key)
         for folder in (shard, subset / "img_emb", subset / "text_emb"):
             folder.mkdir(parents=True, exist_ok=True)
-        vectors, records = [], []
+        pictures, records = [], []
         with tarfile.open(shard / "00000.tar", "w") as tar:
             for n, row in enumerate(chosen):
                 image, body = stored(self.pictures.read(row.file), row.quality)
-                vectors.append(self.embed(row, image))
+                pictures.append(image)
                 name = f"{n:09d}"
                 member = tarfile.TarInfo(f"{name}.jpg")
                 member.size = len(body)
                 tar.addfile(member, io.BytesIO(body))
                 records.append(record(key, name, row, hashlib.sha256(body).hexdigest()))
+        vectors = self.embed(chosen, pictures)
         for record_, (one, other) in zip(records, vectors, strict=True):
             record_["similarity"] = float(one @ other)
         for name, values in zip(("img_emb", "text_emb"), zip(*vectors, strict=True), strict=True):
@@ -128,16 +129,16 @@ class SmallLake:
         out.mkdir(parents=True, exist_ok=True)
         build_index(subset, out, IndexOptions(), model_key=self.model.key)
 
-    def embed(self, row: Row, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-        """Of image and text; a copy of the lake does not embed again what it was copied with."""
-        known = (row.file, row.quality, row.text)
-        if known not in self._embedded:
-            image_vector, text_vector = (
-                self.model.encode_images([image])[0],
-                self.model.encode_texts([row.text])[0],
-            )
-            self._embedded[known] = image_vector, text_vector
-        return self._embedded[known]
+    def embed(
+        self, chosen: Sequence[Row], pictures: Sequence[Image.Image]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of images and texts; a copy of the lake does not embed again what it has."""
+        new = [i for i, row in enumerate(chosen) if row not in self._embedded]
+        images = self.model.encode_images([pictures[i] for i in new])
+        texts = self.model.encode_texts([chosen[i].text for i in new])
+        for i, image, text in zip(new, images, texts, strict=True):
+            self._embedded[chosen[i]] = image, text
+        return [self._embedded[row] for row in chosen]
 
     def copy(self, root: Path) -> SmallLake:
         shutil.copytree(self.root, root)
@@ -216,16 +217,17 @@ class Serving:
     url: str
     http: httpx.Client
 
-    def search(self, **asked: object) -> dict[str, object]:
+    def search(self, **asked: Any) -> dict[str, Any]:
         answer = self.http.post("/search", json=asked)
         assert answer.status_code == 200, answer.text
-        value: dict[str, object] = answer.json()
+        value: dict[str, Any] = answer.json()
         return value
 
-    def captions(self, **asked: object) -> list[str]:
-        found = self.search(**asked)["results"]
-        assert isinstance(found, list)
-        return [result["caption"] for result in found]
+    def results(self, **asked: Any) -> list[dict[str, Any]]:
+        return list(self.search(**asked)["results"])
+
+    def captions(self, **asked: Any) -> list[str]:
+        return [result["caption"] for result in self.results(**asked)]
 
 
 @contextmanager

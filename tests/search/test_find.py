@@ -50,15 +50,13 @@ def test_licences_are_read_by_their_parts(terms: LicenseTerms, good: set[str]) -
 )
 def test_filters(served: Serving, asked: dict[str, object], n: int) -> None:
     found = served.search(text="a picture", limit=100, fold=False, **asked)
-    results = found["results"]
-    assert isinstance(results, list) and len(results) == n
+    assert len(found["results"]) == n
     assert found["exhaustive"]
 
 
 def test_near_duplicates_are_folded_into_the_better_one(served: Serving) -> None:
-    both = served.search(text="a red apple", limit=60, safe=False, fold=False)["results"]
-    folded = served.search(text="a red apple", limit=60, safe=False)["results"]
-    assert isinstance(both, list) and isinstance(folded, list)
+    both = served.results(text="a red apple", limit=60, safe=False, fold=False)
+    folded = served.results(text="a red apple", limit=60, safe=False)
     apples = [row for row in both if "red-apple" in row["url"]]
     assert len(apples) == 2
     kept = [row for row in folded if "red-apple" in row["url"]]
@@ -101,8 +99,7 @@ def test_words_with_a_minus_steer_away(served: Serving, small_lake: SmallLake) -
 
 
 def test_an_image_and_words_are_combined(served: Serving) -> None:
-    results = served.search(text="a slice of pizza", limit=1)["results"]
-    assert isinstance(results, list)
+    results = served.results(text="a slice of pizza", limit=1)
     like = results[0]["sample"]
     alone = served.captions(like=like, limit=60, safe=False)
     both = served.captions(like=like, text="a red apple", limit=60, safe=False)
@@ -112,8 +109,6 @@ def test_an_image_and_words_are_combined(served: Serving) -> None:
 
 
 def test_more_like_this_asks_by_the_stored_vector(served: Serving, small_lake: SmallLake) -> None:
-    results = served.search(text="a slice of pizza", limit=1)["results"]
-    assert isinstance(results, list)
-    again = served.search(like=results[0]["sample"], limit=1)["results"]
-    assert isinstance(again, list)
+    results = served.results(text="a slice of pizza", limit=1)
+    again = served.results(like=results[0]["sample"], limit=1)
     np.testing.assert_allclose(again[0]["score"], 1, atol=1e-3)

@@ -57,7 +57,7 @@ def test_a_new_index_is_taken_without_dropping_a_request(own_lake: SmallLake) ->
             asker.join()
         # Each answer is one version's, whole: 20, 30 or 10 samples.
         assert set(answers) == {(200, 20), (200, 30), (200, 10)}
-        assert served.search(text="x", limit=60, safe=False, fold=False)["index"]["samples"] == 30  # type: ignore[index]
+        assert served.search(text="x", limit=60, safe=False, fold=False)["index"]["samples"] == 30
         # Nobody asks the first version any more: its files and memory maps are gone.
         gc.collect()
         until(lambda: old() is None)
@@ -81,12 +81,10 @@ def test_an_index_of_another_model_is_not_taken(own_lake: SmallLake) -> None:
 def test_what_the_subset_lost_is_never_shown(own_lake: SmallLake) -> None:
     """The segment was made again, with samples taken out, and the index is still the old one."""
     with serving(own_lake.index, own_lake.model) as served:
-        before = served.search(text="a red apple", limit=60, safe=False, fold=False)["results"]
-        assert isinstance(before, list)
+        before = served.results(text="a red apple", limit=60, safe=False, fold=False)
         chosen = rows()[0]
         own_lake.write(FIRST, [row for row in chosen if "red-apple" not in row.file])
-        after = served.search(text="a red apple", limit=60, safe=False, fold=False)["results"]
-        assert isinstance(after, list)
+        after = served.results(text="a red apple", limit=60, safe=False, fold=False)
         assert [row["caption"] for row in after] == [
             row["caption"] for row in before if "red-apple" not in row["url"]
         ]
