@@ -184,6 +184,12 @@ async function run(asked, { push = true } = {}) {
     showResults([], asked);
     $("status").textContent = "";
     showError(error);
+    if (asked.imageUrl && !asked.text) {
+      // Back into the box, where it can be mended or replaced.
+      query = { ...asked, imageUrl: "" };
+      showChip(query);
+      text.value = asked.imageUrl;
+    }
   } finally {
     if (mine === turn) results.classList.remove("busy");
   }
