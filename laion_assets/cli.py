@@ -148,18 +148,18 @@ def search(args: argparse.Namespace) -> None:
 
 def serve(args: argparse.Namespace) -> None:
     _existing([args.index])
-    from laion_assets.search.serve import make_server
-    from laion_assets.search.service import SearchService
+    from laion_assets.search.serve import serve_index
     from laion_assets.settings import load_settings
 
     settings = load_settings(args.config)
-    asked = {"host": args.host, "port": args.port}
-    given = {name: value for name, value in asked.items() if value is not None}
-    options = settings.serve.model_validate(settings.serve.model_dump() | given)
-    service = SearchService(
-        args.index, options, settings.clip, settings.download, subset=args.subset, log=say
+    serve_index(
+        args.index,
+        settings.serve.listening_on(args.host, args.port),
+        settings.clip,
+        settings.download,
+        subset=args.subset,
+        log=say,
     )
-    make_server(service, lambda address: print(f"search page at {address}", flush=True)).run()
 
 
 def sql(args: argparse.Namespace) -> None:
@@ -258,6 +258,13 @@ def ui(args: argparse.Namespace) -> None:
     from laion_assets.demo.show import run_ui
 
     run_ui(args.root, args.port)
+
+
+def search_page(args: argparse.Namespace) -> None:
+    _prepare_demo(args)
+    from laion_assets.demo.show import run_search_page
+
+    run_search_page(args.root, args.port)
 
 
 @dataclass(frozen=True)
@@ -387,13 +394,14 @@ def build_parser() -> argparse.ArgumentParser:
     word.add_argument("--root", type=Path, default=Path(".demo/crawl"))
     word.add_argument("--port", type=int, default=8799)
 
-    for name, text, run in (
-        ("demo", "make everything from the sample crawl, through Dagster", demo),
-        ("ui", "Dagster's UI on the demo's instance", ui),
+    for name, text, run, port, of in (
+        ("demo", "make everything from the sample crawl, through Dagster", demo, 3000, "its UI"),
+        ("ui", "Dagster's UI on the demo's instance", ui, 3000, "the UI"),
+        ("search-page", "the search page over the demo's index", search_page, None, "the page"),
     ):
         word = _add(commands, _Word(name, text, name, run))
         word.add_argument("--root", type=Path, default=Path.cwd(), help="the checkout")
-        word.add_argument("--port", type=int, default=3000, help="port of Dagster's UI")
+        word.add_argument("--port", type=int, default=port, help=f"port of {of}")
         word.add_argument(
             "--end-with-parent",
             action="store_true",

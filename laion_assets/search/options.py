@@ -57,3 +57,9 @@ class ServeOptions(BaseModel, frozen=True):
     removal_queue_bytes: int = Field(
         10_000_000, ge=0, description="Size at which the queue takes no more until it is reviewed"
     )
+
+    def listening_on(self, host: str | None, port: int | None) -> ServeOptions:
+        """The same, elsewhere; None keeps what is set. Raises ``ValidationError``."""
+        asked = {"host": host, "port": port}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return ServeOptions.model_validate(self.model_dump() | given)

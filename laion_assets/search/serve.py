@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import uvicorn
 
+from laion_assets.clip.options import ClipOptions
+from laion_assets.download.options import DownloadOptions
+from laion_assets.progress import Log, silent
 from laion_assets.search.app import make_app
+from laion_assets.search.options import ServeOptions
 from laion_assets.search.service import SearchService
 
 
@@ -47,3 +54,25 @@ def make_server(
         ws="none",
     )
     return _Server(config, ready)
+
+
+def serve_index(
+    index_dir: Path,
+    options: ServeOptions,
+    clip: ClipOptions,
+    download: DownloadOptions,
+    *,
+    subset: Path | None = None,
+    log: Log = silent,
+) -> None:
+    """Serve an index folder until interrupted; prints the address once it listens.
+
+    Raises ``OSError`` if it cannot listen there, and as
+    :class:`~laion_assets.search.service.SearchService` does.
+    """
+    service = SearchService(index_dir, options, clip, download, subset=subset, log=log)
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    with socket.create_server((options.host, options.port), family=family) as listening:
+        server = make_server(service, lambda address: print(f"search page: {address}", flush=True))
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listening])
