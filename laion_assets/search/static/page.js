@@ -220,7 +220,8 @@ function tell(answer) {
   const filtered = query.safe || query.fold || Object.keys(query.filters).length > 0;
   const depth = answer.exhaustive ? "the whole index" : `the ${count(answer.looked_at)} nearest`;
   const among = filtered ? ` among ${depth}` : "";
-  const time = `${Math.max(1, Math.round(answer.milliseconds))} ms`;
+  const ms = Math.max(1, Math.round(answer.milliseconds));
+  const time = ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`;
   $("status").textContent = n
     ? `${count(n)} ${n === 1 ? "result" : "results"}${among}, in ${time}`
     : `Nothing passes the filters${among}. ${query.safe ? "Safe mode is on. " : ""}Loosen them, or ask otherwise.`;
@@ -345,7 +346,7 @@ function openDetails(result) {
   holder.replaceChildren(imageOf(result, holder));
   const facts = [
     ["Match", result.score.toFixed(3)],
-    ["Caption fits image", result.image_text_similarity.toFixed(3)],
+    ["Caption fits", result.image_text_similarity.toFixed(3)],
     ["Size", result.width ? `${result.width} × ${result.height}` : "unknown"],
     ["Licence", licenseName(result.license) ? link(result.license, licenseName(result.license)) : "none known"],
     ["Safety tag", result.NSFW],
