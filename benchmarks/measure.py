@@ -84,13 +84,13 @@ class _Peak:
 
     def _watch(self) -> None:
         while True:
-            resident, own = _tree_bytes(self._pid)
+            resident, own = tree_bytes(self._pid)
             self.bytes, self.own_bytes = max(self.bytes, resident), max(self.own_bytes, own)
             if self._ended.wait(_SAMPLE_S):
                 return
 
 
-def _tree_bytes(pid: int) -> tuple[int, int]:
+def tree_bytes(pid: int) -> tuple[int, int]:
     """Resident bytes of all, and those that are no file's."""
     pages, shared, waiting = 0, 0, [pid]
     while waiting:

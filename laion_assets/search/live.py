@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_assets.knn.files import IndexSummary
@@ -36,6 +37,18 @@ class IndexUnavailableError(RuntimeError):
     """There is no index that can be searched; the message says why."""
 
 
+class _Names:
+    """A column of few distinct texts."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        encoded = column.combine_chunks().dictionary_encode()
+        self._codes: npt.NDArray[np.int32] = encoded.indices.to_numpy()
+        self._texts: list[str] = encoded.dictionary.to_pylist()
+
+    def __getitem__(self, row: int) -> str:
+        return self._texts[int(self._codes[row])]
+
+
 class _IdBlock:
     """A row group of `ids.parquet`."""
 
@@ -45,8 +58,7 @@ class _IdBlock:
         self._sample_ids = table["SAMPLE_ID"].to_numpy()
         self._parts = table["part"].to_numpy()
         self._part_rows = table["part_row"].to_numpy()
-        self._crawls = table["crawl"].combine_chunks().dictionary_encode()
-        self._segments = table["segment"].combine_chunks().dictionary_encode()
+        self._crawls, self._segments = (_Names(table[name]) for name in ("crawl", "segment"))
         self.nbytes = int(table.nbytes)
 
     def place(self, row: int) -> Place | None:
@@ -54,8 +66,8 @@ class _IdBlock:
         if at == len(self.rows) or self.rows[at] != row:
             return None
         return Place(
-            self._crawls[at].as_py(),
-            self._segments[at].as_py(),
+            self._crawls[at],
+            self._segments[at],
             int(self._parts[at]),
             int(self._part_rows[at]),
             int(self._sample_ids[at]),

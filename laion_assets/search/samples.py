@@ -8,8 +8,9 @@ little as can be read.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -39,6 +40,7 @@ COLUMNS: Final = (
 )
 _UNSIGNED: Final = 2**64 - 1
 _SHARD_DIGITS: Final = 5
+_READING_ATTEMPTS: Final = 3
 _REF: Final = re.compile(rf"({CRAWL_NAME.pattern})\.(\d{{2}})\.(\d{{9,12}})\.([0-9a-f]{{16}})")
 
 
@@ -96,8 +98,8 @@ class Part:
     def __init__(self, part: SubsetPart) -> None:
         with pq.ParquetFile(part.parquet) as file:
             present = set(file.schema_arrow.names)
-            table = file.read([name for name in COLUMNS if name in present]).combine_chunks()
-        self._columns = {name: table[name] for name in table.column_names}
+            table = file.read([name for name in COLUMNS if name in present])
+        self._columns = {name: table[name].combine_chunks() for name in table.column_names}
         self.nbytes = int(table.nbytes)
         self.sample_ids: npt.NDArray[np.int64] = table["SAMPLE_ID"].to_numpy()
         # Opened now: the folder may be replaced, and these are the vectors of these rows.
@@ -188,27 +190,43 @@ class Samples:
         """As it is published now; None if there is none."""
         folder = self._subset_of(crawl, segment)
         path = part_path(folder, number)
-        for _ in range(3):
+        for _ in range(_READING_ATTEMPTS):
             try:
                 before = _identity(path)
-                part = self._cache.get((path, before), lambda: Part(SubsetPart(folder, number)))
-                if _identity(path) == before:
-                    return part
-                # The partition was replaced while it was read: rows and vectors may not match.
-            except FileNotFoundError:
+                reading = partial(_read, folder, number, before)
+                return self._cache.get((path, before), reading)
+            except (FileNotFoundError, _ReplacedError):
                 continue
         return None
 
-    def at(self, place: Place | None) -> Located | None:
-        """The sample of a place, wherever it is in its part now; None once it was taken out."""
-        if place is None:
-            return None
-        part = self.part(place.crawl, place.segment, place.part)
-        row = None if part is None else part.row_of(place.sample_id, place.part_row)
-        return None if part is None or row is None else Located(part, row)
+    def locate(self, places: Iterable[Place | None]) -> Iterator[Located | None]:
+        """The sample of each place, wherever it is in its part now; None once it was taken out."""
+        parts: dict[tuple[str, str, int], Part | None] = {}
+        for place in places:
+            if place is None:
+                yield None
+                continue
+            key = (place.crawl, place.segment, place.part)
+            if key not in parts:
+                parts[key] = self.part(*key)
+            part = parts[key]
+            row = None if part is None else part.row_of(place.sample_id, place.part_row)
+            yield None if part is None or row is None else Located(part, row)
 
     def find(self, ref: SampleRef) -> Located | None:
-        return self.at(Place(ref.crawl, ref.segment, ref.part, -1, ref.sample_id))
+        place = Place(ref.crawl, ref.segment, ref.part, -1, ref.sample_id)
+        return next(self.locate([place]))
+
+
+class _ReplacedError(Exception):
+    """The partition was replaced while it was read: rows and vectors may not match."""
+
+
+def _read(folder: Path, number: int, identity: tuple[int, int, int]) -> Part:
+    part = Part(SubsetPart(folder, number))
+    if _identity(part_path(folder, number)) != identity:
+        raise _ReplacedError
+    return part
 
 
 def _identity(path: Path) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
+from threadpoolctl import threadpool_limits
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.download.options import DownloadOptions
@@ -72,7 +73,12 @@ def serve_index(
     """
     service = SearchService(index_dir, options, clip, download, subset=subset, log=log)
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    with socket.create_server((options.host, options.port), family=family) as listening:
+    with (
+        socket.create_server((options.host, options.port), family=family) as listening,
+        # The cores are for queries at the same time; a small matrix product gains nothing by
+        # threads that wait for one another.
+        threadpool_limits(1, user_api="blas"),
+    ):
         server = make_server(service, lambda address: print(f"search page: {address}", flush=True))
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listening])

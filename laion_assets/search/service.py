@@ -169,7 +169,7 @@ class SearchService:
         ]
 
     def _located(self, version: IndexVersion, rows: list[int | None]) -> list[Located | None]:
-        return [self.samples.at(version.place(row)) for row in rows]
+        return list(self.samples.locate(version.place(row) for row in rows))
 
     async def search(self, request: SearchRequest) -> dict[str, Any]:
         """The page's results; `next_offset` is null when there are no more."""
