@@ -87,7 +87,7 @@ def _choose(
     fold_above: float | None,
 ) -> Found:
     found = Found([], len(near), 0, complete=False)
-    located_all = samples.locate(version.place(row) for _, row in near)
+    located_all = samples.locate(version.places([row for _, row in near]))
     for (score, row), located in zip(near, located_all, strict=True):
         if located is None:
             found.gone += 1  # never another sample's caption in its place

@@ -18,9 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from laion_assets.knn.search import Place
 from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart, part_path
 from laion_assets.search.cache import ByteCache
 from laion_assets.segments import CRAWL_NAME
+
+SubsetOf = Callable[[str, str], Path]
+"""A crawl and a segment -> the folder of its `filtered_subset`."""
 
 COLUMNS: Final = (
     "SAMPLE_ID",
@@ -165,24 +169,13 @@ class Located:
         return vector
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an index says that a sample is in the subset it was made of."""
-
-    crawl: str
-    segment: str
-    part: int
-    part_row: int
-    sample_id: int
-
-
 class Samples:
     """The samples of all subsets that an index was made of.
 
     ``subset_of(crawl, segment)`` gives a segment's `filtered_subset` folder.
     """
 
-    def __init__(self, subset_of: Callable[[str, str], Path], cache: ByteCache) -> None:
+    def __init__(self, subset_of: SubsetOf, cache: ByteCache) -> None:
         self._subset_of = subset_of
         self._cache = cache
 
@@ -214,7 +207,7 @@ class Samples:
             yield None if part is None or row is None else Located(part, row)
 
     def find(self, ref: SampleRef) -> Located | None:
-        place = Place(ref.crawl, ref.segment, ref.part, -1, ref.sample_id)
+        place = Place(ref.crawl, ref.segment, ref.part, 0, ref.sample_id)
         return next(self.locate([place]))
 
 

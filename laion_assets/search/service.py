@@ -18,6 +18,7 @@ from laion_assets.download.fetch import Fetcher
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.refused import FetchRefused
 from laion_assets.knn.query import lake_beside, subset_beside
+from laion_assets.knn.search import StaleIndexError
 from laion_assets.knn.subset import Modality
 from laion_assets.progress import Log, silent
 from laion_assets.search.cache import ByteCache
@@ -37,7 +38,7 @@ from laion_assets.search.requests import (
     decode_image,
     split_text,
 )
-from laion_assets.search.samples import Located, Sample, SampleRef, Samples
+from laion_assets.search.samples import Located, Sample, SampleRef, Samples, SubsetOf
 from laion_assets.search.thumbnails import Thumbnails
 
 P = ParamSpec("P")
@@ -69,12 +70,10 @@ class SearchService:
         self.name = index_dir.absolute().name
         self.metrics = Metrics()
         self._log = log
-        self._cache = ByteCache(options.cache_mb * 2**20)
         self._clip_key = clip.key
-        self.live = LiveIndex(index_dir, self._cache, self._accept, log)
-        self.samples = Samples(
-            (lambda *_: subset) if subset else subset_beside(index_dir), self._cache
-        )
+        subset_of: SubsetOf = (lambda *_: subset) if subset else subset_beside(index_dir)
+        self.live = LiveIndex(index_dir, subset_of, self._accept, log)
+        self.samples = Samples(subset_of, ByteCache(options.cache_mb * 2**20))
         self.encoder = encoder or Encoder(clip, options, observe=self.metrics.encoded)
         lake = lake_beside(index_dir)
         self.thumbnails = Thumbnails(lake, options.open_shards) if lake else None
@@ -169,7 +168,8 @@ class SearchService:
         ]
 
     def _located(self, version: IndexVersion, rows: list[int | None]) -> list[Located | None]:
-        return list(self.samples.locate(version.place(row) for row in rows))
+        places = [None if row is None else version.place(row) for row in rows]
+        return list(self.samples.locate(places))
 
     async def search(self, request: SearchRequest) -> dict[str, Any]:
         """The page's results; `next_offset` is null when there are no more."""
@@ -258,6 +258,11 @@ class SearchService:
             )
         except ValueError as error:
             raise RequestRefusedError(422, "vector", str(error)) from error
+        except StaleIndexError as error:
+            # Vectors to compare exactly are read from the subset, which was made anew meanwhile.
+            raise RequestRefusedError(
+                503, "stale_index", "a newer index is being made; try again", retry_after_s=30
+            ) from error
         self.metrics.searched(time.perf_counter() - started, found.gone)
         return found
 

@@ -75,9 +75,11 @@ def test_clip_client_works_unchanged(
 
         # What the answers' ids are for.
         ids = [result["id"] for result in answers["all"][:3]]
-        asked = {"ids": [*ids, 7], "indice_name": "search_index"}
+        asked = {"ids": [*ids, 7, ids[0] | 0xFFFFFFFF], "indice_name": "search_index"}
         metadata = served.http.post("/metadata", json=asked).json()
-        assert [row["id"] for row in metadata] == ids, "another index's id names no sample"
+        assert [row["id"] for row in metadata] == ids, (
+            "another index's id names no sample, nor does a row too many"
+        )
         assert metadata[0]["metadata"]["caption"] == answers["all"][0]["caption"]
         assert metadata[0]["metadata"]["crawl"] == FIRST.crawl
         assert served.http.get("/indices-list").json() == ["search_index"]

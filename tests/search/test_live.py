@@ -12,7 +12,7 @@ from functools import partial
 
 import httpx
 
-from laion_assets.search.cache import ByteCache
+from laion_assets.knn.query import subset_beside
 from laion_assets.search.live import LiveIndex
 from tests.search.conftest import FIRST, SECOND, SmallLake, rows, serving
 
@@ -95,7 +95,7 @@ def test_what_the_subset_lost_is_never_shown(own_lake: SmallLake) -> None:
 
 
 def test_ids_of_another_version_are_told_apart(own_lake: SmallLake) -> None:
-    live = LiveIndex(own_lake.index, ByteCache(10_000_000))
+    live = LiveIndex(own_lake.index, subset_beside(own_lake.index))
     first = live.current
     own_lake.publish(SECOND)
     assert live.refresh()

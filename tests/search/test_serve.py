@@ -38,5 +38,5 @@ def test_serve_tells_its_address_and_ends_when_asked(small_lake: SmallLake) -> N
 def test_a_folder_that_is_no_index_is_told_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["serve", str(tmp_path)]) == 1
+    assert main(["serve", str(tmp_path), "--subset", str(tmp_path)]) == 1
     assert "cannot be searched" in capsys.readouterr().err
