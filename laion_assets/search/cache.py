@@ -46,7 +46,3 @@ class ByteCache:
                 _, dropped = self._values.popitem(last=False)
                 self._held -= dropped.nbytes
         return loaded
-
-    @property
-    def nbytes(self) -> int:
-        return self._held

@@ -69,13 +69,13 @@ class Encoder:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self) -> None:
-        from laion_assets.clip.model import ClipLoadError, load_clip
+        from laion_assets.clip.model import load_clip
 
         try:
             self._model = (self._load or load_clip)(self._clip)
             self._model.encode_texts(["a first text, which takes longest"])
-        except (ClipLoadError, ImportError, OSError, RuntimeError) as error:
-            self.state, self.problem = "failed", str(error)
+        except Exception as error:  # noqa: BLE001 - told at /healthz and to each who asks
+            self.state, self.problem = "failed", str(error) or type(error).__name__
         else:
             self.state = "ready"
 
@@ -171,11 +171,6 @@ class Encoder:
             yield
         finally:
             self._waiting -= 1
-
-    async def ready(self) -> None:
-        """Wait until the model has been loaded or has failed."""
-        while self.state == "loading":
-            await asyncio.sleep(0.05)
 
 
 def _resolve(future: asyncio.Future[Vector], vector: Vector) -> None:

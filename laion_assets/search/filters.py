@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 from laion_assets.search.samples import Located
 
 LicenseTerms = Literal[
     "any", "creative_commons", "public_domain", "commercial_use", "adaptation", "unknown"
 ]
-LICENSE_TERMS: Final = get_args(LicenseTerms)
 NsfwTag = Literal["any", "UNLIKELY", "UNSURE", "NSFW"]
 SAFE_TAG: Final = "UNLIKELY"
 

@@ -69,7 +69,6 @@ class SearchService:
         self.options = options
         self.name = index_dir.absolute().name
         self.metrics = Metrics()
-        self._log = log
         self._clip_key = clip.key
         subset_of: SubsetOf = (lambda *_: subset) if subset else subset_beside(index_dir)
         self.live = LiveIndex(index_dir, subset_of, self._accept, log)
