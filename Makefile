@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test ui lint soak-demo soak-download train clean bench
+.PHONY: setup demo test ui search chromium lint soak-demo soak-download train clean bench
 
 setup: $(STAMP)
 
@@ -20,7 +20,16 @@ demo: setup
 ui: setup
 	$(BIN)/laion-assets ui --end-with-parent
 
-test: lint
+search: setup
+	$(BIN)/laion-assets search-page --end-with-parent
+
+# The search page is tested in the distribution's browser.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium; }
+
+test: lint chromium
 	$(BIN)/python -m pytest
 
 lint: setup

@@ -102,21 +102,21 @@ class _Peak:
 
     def _watch(self) -> None:
         while True:
-            resident, own = _tree_bytes(self._pid)
+            resident, own = tree_bytes(*_children(self._pid))
             self.bytes, self.own_bytes = max(self.bytes, resident), max(self.own_bytes, own)
             if self._ended.wait(_SAMPLE_S):
                 return
 
 
-def _tree_bytes(reaper: int) -> tuple[int, int]:
-    """Bytes of all the descendants, and those that are no file's."""
-    whole, own, waiting = 0, 0, _children(reaper)
+def tree_bytes(*pids: int) -> tuple[int, int]:
+    """Bytes of the processes and all their descendants, and those that are no file's."""
+    whole, own, waiting = 0, 0, list(pids)
     while waiting:
         pid = waiting.pop()
         waiting += _children(pid)
         try:
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        except OSError:  # it has just ended
             continue
         kib = {name: int(value.split()[0]) for name, _, value in (x.partition(":") for x in rollup)}
         whole += kib.get("Pss", 0) * 1024
@@ -129,6 +129,6 @@ def _children(pid: int) -> list[int]:
     try:
         for task in Path(f"/proc/{pid}/task").iterdir():
             found += [int(child) for child in (task / "children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         pass
     return found

@@ -158,6 +158,22 @@ def search(args: argparse.Namespace) -> None:
         print(f"{hit.rank:2}  {hit.score:.3f}  {hit.text}\n           {hit.url}")
 
 
+def serve(args: argparse.Namespace) -> None:
+    _existing([args.index])
+    from laion_assets.search.serve import serve_index
+    from laion_assets.settings import load_settings
+
+    settings = load_settings(args.config)
+    serve_index(
+        args.index,
+        settings.serve.listening_on(args.host, args.port),
+        settings.clip,
+        settings.download,
+        subset=args.subset,
+        log=say,
+    )
+
+
 def sql(args: argparse.Namespace) -> None:
     from laion_assets.settings import load_settings
     from laion_assets.stats.catalog import query
@@ -374,6 +390,13 @@ def ui(args: argparse.Namespace) -> None:
     run_ui(args.root, args.port)
 
 
+def search_page(args: argparse.Namespace) -> None:
+    _prepare_demo(args)
+    from laion_assets.demo.show import run_search_page
+
+    run_search_page(args.root, args.port)
+
+
 @dataclass(frozen=True)
 class _Word:
     """One sub-command's name, help and example."""
@@ -468,6 +491,15 @@ def build_parser() -> argparse.ArgumentParser:
 
     word = _add(
         commands,
+        _Word("serve", "the search service and its page", "serve .demo/lake/search_index", serve),
+    )
+    word.add_argument("index", type=Path)
+    word.add_argument("--subset", type=Path, help="the indexed subset, if not the lake's")
+    word.add_argument("--host", help="address to listen on (default: loopback)")
+    word.add_argument("--port", type=int)
+
+    word = _add(
+        commands,
         _Word("sql", "ask the catalog", 'sql "select * from funnel order by 1, 2"', sql),
     )
     word.add_argument("statement")
@@ -526,13 +558,14 @@ def build_parser() -> argparse.ArgumentParser:
     word.add_argument("--root", type=Path, default=Path(".demo/crawl"))
     word.add_argument("--port", type=int, default=8799)
 
-    for name, text, run in (
-        ("demo", "make everything from the sample crawl, through Dagster", demo),
-        ("ui", "Dagster's UI on the demo's instance", ui),
+    for name, text, run, port, of in (
+        ("demo", "make everything from the sample crawl, through Dagster", demo, 3000, "its UI"),
+        ("ui", "Dagster's UI on the demo's instance", ui, 3000, "the UI"),
+        ("search-page", "the search page over the demo's index", search_page, None, "the page"),
     ):
         word = _add(commands, _Word(name, text, name, run))
         word.add_argument("--root", type=Path, default=Path.cwd(), help="the checkout")
-        word.add_argument("--port", type=int, default=3000, help="port of Dagster's UI")
+        word.add_argument("--port", type=int, default=port, help=f"port of {of}")
         word.add_argument(
             "--end-with-parent",
             action="store_true",

@@ -25,6 +25,7 @@ from laion_assets.lake import LakeOptions
 from laion_assets.pairs.rules import PairRules
 from laion_assets.removals.options import RemovalOptions
 from laion_assets.safety.options import SafetyOptions
+from laion_assets.search.options import ServeOptions
 
 CONFIG_VARIABLE: Final = "LAION_ASSETS_CONFIG"
 _SUBSET_NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -74,6 +75,7 @@ class Settings(_Section):
     """By name, those taken beside it from the same scores; each is an asset of its own."""
     index: IndexOptions = IndexOptions()
     removals: RemovalOptions = RemovalOptions()
+    serve: ServeOptions = ServeOptions()
 
     @field_validator("subset", mode="before")
     @classmethod

@@ -6,11 +6,13 @@ import contextlib
 import time
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from laion_assets.demo.driver import Driver, needs
 from laion_assets.demo.world import (
+    DemoError,
     Places,
     crawl_server,
     dagster_dev,
@@ -68,6 +70,28 @@ def run_ui(root: Path, ui_port: int) -> None:
                     time.sleep(1)
 
 
+def run_search_page(root: Path, port: int | None) -> None:
+    """Serve the search page over the demo's index, and the sample crawl's pictures for queries by
+    their URL, until interrupted."""
+    from laion_assets.sample_crawl.build import build_sample_crawl
+    from laion_assets.sample_crawl.server import SampleServer
+    from laion_assets.search.serve import serve_index
+
+    settings, places = load_settings(), Places(root)
+    index = Lake(settings.lake).folder("search_index")
+    if not index.exists():
+        raise DemoError("there is no index yet: run make demo first")
+    build_sample_crawl(places.crawl)
+    with contextlib.ExitStack() as stack:
+        try:
+            crawl_port = urlsplit(settings.crawl_source.data_url).port or 80
+            stack.enter_context(SampleServer(places.crawl, port=crawl_port))
+        except OSError:
+            _say("the sample crawl is served already, or its port is taken")
+        options = settings.serve.listening_on(None, port)
+        serve_index(index, options, settings.clip, settings.download, log=_say)
+
+
 def show_summary(settings: Settings) -> None:
     lake = Lake(settings.lake)
     print()
@@ -88,6 +112,7 @@ def show_summary(settings: Settings) -> None:
     print(
         "\nNext\n"
         "  make ui                                                 Dagster's UI on this instance\n"
+        "  make search                                             the search page\n"
         '  .venv/bin/laion-assets sql "select stage, reason, n from funnel order by 1, 2"\n'
         f'  .venv/bin/laion-assets search {lake.folder("search_index")} "a slice of pizza"\n'
         f"  {lake.folder('dataset_report') / 'report.html'}"

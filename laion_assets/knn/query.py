@@ -17,14 +17,20 @@ class QueryError(ValueError):
     """The question cannot be asked of this index; the message says why."""
 
 
-def subset_beside(index_dir: Path) -> Callable[[str, str], Path]:
-    """Where a lake keeps the subset of an index: the index is ``<lake>/search_index`` or
-    ``<lake>/knn_index/crawl=.../segment=...``. Raises :class:`QueryError` for any other folder.
+def lake_beside(index_dir: Path) -> Path | None:
+    """The lake of an index: ``<lake>/search_index`` or ``<lake>/knn_index/crawl=.../segment=...``;
+    None for any other folder.
     """
-    for lake in index_dir.absolute().parents:
-        if (lake / "filtered_subset").is_dir():
-            return lambda crawl, segment: lake / "filtered_subset" / SegmentKey(crawl, segment).hive
-    raise QueryError(f"{index_dir} is not in a lake: name the subset that it was made of")
+    parents = index_dir.absolute().parents
+    return next((lake for lake in parents if (lake / "filtered_subset").is_dir()), None)
+
+
+def subset_beside(index_dir: Path) -> Callable[[str, str], Path]:
+    """Where a lake keeps the subset of an index. Raises :class:`QueryError` outside a lake."""
+    lake = lake_beside(index_dir)
+    if lake is None:
+        raise QueryError(f"{index_dir} is not in a lake: name the subset that it was made of")
+    return lambda crawl, segment: lake / "filtered_subset" / SegmentKey(crawl, segment).hive
 
 
 def searcher(index_dir: Path, subset: Path | None = None) -> Searcher:

@@ -1,0 +1,89 @@
+"""A closed loop of so many clients on loopback: each asks again when it has its answer.
+
+Bare sockets and requests made beforehand, so that the load takes little of the cores it shares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def main(port: int, vectors: Path, clients: int, seconds: float, deduplicate: bool) -> None:
+    bodies = [
+        json.dumps(
+            {
+                "embedding_input": [round(float(x), 6) for x in vector],
+                "indice_name": "search_index",
+                "modality": "image",
+                "num_images": 40,
+                "num_result_ids": 40,
+                "deduplicate": deduplicate,
+            }
+        ).encode()
+        for vector in np.load(vectors)
+    ]
+    requests = [
+        b"POST /knn-service HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        + f"Content-Length: {len(body)}\r\n\r\n".encode()
+        + body
+        for body in bodies
+    ]
+    print(json.dumps(asyncio.run(_load(port, requests, clients, seconds))))
+
+
+async def _load(port: int, requests: list[bytes], clients: int, seconds: float) -> dict[str, float]:
+    times: list[float] = []
+    results: list[int] = []
+    end = time.perf_counter() + seconds
+    started = time.perf_counter()
+    turn = iter(range(10**9))
+
+    async def client() -> None:
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        while time.perf_counter() < end:
+            request = requests[next(turn) % len(requests)]
+            began = time.perf_counter()
+            if streams is None:
+                streams = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = streams
+            writer.write(request)
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+            length = int(head.partition("content-length:")[2].partition("\r")[0])
+            body = await reader.readexactly(length)
+            times.append(time.perf_counter() - began)
+            if " 200 " not in head.partition("\r")[0]:
+                raise SystemExit(f"{head}{body[:500]!r}")
+            results.append(body.count(b'"caption"'))
+            # Flask's own server closes after each answer; ours keeps the connection.
+            if "connection: close" in head or head.startswith("http/1.0"):
+                writer.close()
+                streams = None
+        if streams is not None:
+            streams[1].close()
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    took = time.perf_counter() - started
+    p50, p99 = np.percentile(times, [50, 99])
+    return {
+        "queries": len(times),
+        "qps": len(times) / took,
+        "p50_ms": p50 * 1000,
+        "p99_ms": p99 * 1000,
+        "results": float(np.mean(results)),
+    }
+
+
+if __name__ == "__main__":
+    main(
+        int(sys.argv[1]),
+        Path(sys.argv[2]),
+        int(sys.argv[3]),
+        float(sys.argv[4]),
+        sys.argv[5] == "deduplicate",
+    )

@@ -1,0 +1,147 @@
+"""``python -m benchmarks.service.run``: the search service under load, and clip-retrieval's."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks import table
+from benchmarks.measure import tree_bytes
+from benchmarks.peer import WORK, peer_python
+from benchmarks.service.make import make, queries
+
+_HERE: Final = Path(__file__).parent
+_CLIP_RETRIEVAL: Final = "clip-retrieval==2.45.0"
+_CLIENTS: Final = (1, 8)
+_CONTESTANTS: Final = {
+    "parquet": "clip-retrieval 2.45.0, metadata in RAM (its default)",
+    "hdf5": "clip-retrieval 2.45.0, metadata in HDF5",
+    "ours": "ours",
+}
+_COLUMNS: Final = (
+    "", "clients", "p50 ms", "p99 ms", "queries/s", "folded: p50 ms", "p99 ms", "queries/s",
+    "ready after s", "own MB",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vectors", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=float, default=8, help="of each load")
+    parser.add_argument("--only", choices=_CONTESTANTS, help="one, and nothing is written")
+    args = parser.parse_args()
+
+    folder = WORK / "service" / str(args.vectors)
+    make(folder, args.vectors)
+    asked = folder / "queries.npy"
+    np.save(asked, queries(2_000))
+    rows = []
+    for who in [args.only] if args.only else list(_CONTESTANTS):
+        with _serving(who, folder) as (port, process, ready_s):
+            _load(port, asked, 4, 5.0, "deduplicate")  # caches and pages as in the long run
+            for clients in _CLIENTS:
+                plain = _load(port, asked, clients, args.seconds, "plain")
+                folded = _load(port, asked, clients, args.seconds, "deduplicate")
+                print(who, clients, plain, folded, file=sys.stderr, flush=True)
+                own = tree_bytes(process.pid)[1]
+                rows.append(_row(who, clients, plain, folded, ready_s, own))
+    text = table.markdown(_COLUMNS, rows)
+    text += (
+        f"\n\n{args.vectors:,} vectors of 512 numbers, one index file (IVF1024, 8 bits, 16 lists "
+        f"searched), queries by embedding, 40 results with metadata, {args.seconds:g} s of each "
+        "load after 5 s of another. The load runs on the same cores."
+    )
+    if args.only:
+        print(text)
+    else:
+        table.publish("service", text)
+
+
+def _row(
+    who: str,
+    clients: int,
+    plain: dict[str, float],
+    folded: dict[str, float],
+    ready_s: float,
+    own_bytes: int,
+) -> list[str]:
+    cells = [_CONTESTANTS[who], str(clients)]
+    for load in (plain, folded):
+        cells += [f"{load['p50_ms']:.1f}", f"{load['p99_ms']:.1f}", f"{load['qps']:.0f}"]
+    return [*cells, f"{ready_s:.1f}", f"{own_bytes / 1e6:.0f}"]
+
+
+def _load(port: int, asked: Path, clients: int, seconds: float, kind: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.service.load", str(port), str(asked)]
+    command += [str(clients), str(seconds), kind]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"the load failed: {done.stderr[-2000:]}")
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
+
+
+@contextmanager
+def _serving(who: str, folder: Path) -> Iterator[tuple[int, subprocess.Popen[bytes], float]]:
+    """A service's port, its process, and the seconds until it answered."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    environment = dict(os.environ)
+    if who == "ours":
+        config = folder / "settings.toml"
+        config.write_text(
+            '[clip]\nmodel = "laion-assets-tiny"\npretrained = "laion-assets-tiny"\n'
+            "[serve]\nquery_rate = 1e9\nquery_burst = 1000000000\n"
+        )
+        environment["LAION_ASSETS_CONFIG"] = str(config)
+        index = folder / "lake" / "search_index"
+        command = [sys.executable, "-m", "laion_assets.cli", "serve", str(index)]
+        command += ["--port", str(port)]
+    else:
+        python = peer_python("clip-retrieval", _HERE / "clip-retrieval.txt")
+        package = python.parent.parent / "clip-retrieval"
+        if not package.exists():
+            pip = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+            subprocess.run([*pip, str(package), _CLIP_RETRIEVAL], check=True)
+        command = [str(python), str(_HERE / "theirs.py"), str(package / "clip_retrieval")]
+        command += [str(folder / "theirs"), str(port), who]
+    started = time.monotonic()
+    with (folder / f"{who}.log").open("wb") as log:
+        process: subprocess.Popen[Any] = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment
+        )
+    try:
+        _await(port, process, folder / f"{who}.log")
+        yield port, process, time.monotonic() - started
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _await(port: int, process: subprocess.Popen[Any], log: Path, patience_s: float = 300) -> None:
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise SystemExit(f"it ended with {process.returncode}: {log.read_text()[-2000:]}")
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise SystemExit(f"it does not listen after {patience_s:.0f} s; see {log}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""The HTTP routes: clip-retrieval's API, the page and what it asks, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import resources as package_files
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel, ValidationError
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.responses import FileResponse, JSONResponse
+from starlette.staticfiles import StaticFiles
+
+from laion_assets import __version__
+from laion_assets.search.guard import Guard
+from laion_assets.search.options import ServeOptions
+from laion_assets.search.refused import RequestRefusedError
+from laion_assets.search.requests import (
+    KnnRequest,
+    MetadataRequest,
+    RemovalRequest,
+    SearchRequest,
+)
+from laion_assets.search.service import SearchService
+
+STATIC: Final = Path(str(package_files.files("laion_assets.search"))) / "static"
+_SWAGGER: Final = Path(str(package_files.files("fastapi_swagger"))) / "resources"
+_SWAGGER_FILES: Final = {
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+}
+_LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
+_SMALL_BODY: Final = 200_000
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def make_app(service: SearchService) -> FastAPI:
+    """The ASGI application; its lifespan is :meth:`SearchService.running`."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    app = FastAPI(
+        title="LAION Assets search",
+        version=__version__,
+        description="Search images and captions by text, image, URL or embedding. `/knn-service`,"
+        " `/metadata` and `/indices-list` speak clip-retrieval's API: its `ClipClient` works with"
+        " them unchanged. `/search` is what the page asks.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    _add_middleware(app, service)
+    _add_refusals(app, service)
+    _add_clip_retrieval(app, service)
+    _add_page(app, service)
+    _add_operations(app, service)
+    return app
+
+
+def _add_middleware(app: FastAPI, service: SearchService) -> None:
+    options = service.options
+    # The last added is the outermost.
+    if options.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(options.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Content-Type"],
+        )
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=_host_names(options))
+    app.add_middleware(Guard, options=options, metrics=service.metrics)
+
+
+def _host_names(options: ServeOptions) -> list[str]:
+    """On loopback only loopback's names, or any page on the web could ask by a name of its own
+    that it has rebound to this machine."""
+    if options.hosts:
+        return list(options.hosts)
+    try:
+        loopback = ipaddress.ip_address(options.host).is_loopback
+    except ValueError:
+        loopback = options.host == "localhost"
+    return list(_LOOPBACK_NAMES) if loopback else ["*"]
+
+
+def _add_refusals(app: FastAPI, service: SearchService) -> None:
+    @app.exception_handler(RequestRefusedError)
+    async def refused(_: Request, error: RequestRefusedError) -> Response:
+        service.metrics.refused(error.reason)
+        after = error.retry_after_s
+        return JSONResponse(
+            {"reason": error.reason, "detail": error.detail},
+            error.status,
+            {"Retry-After": str(after)} if after else None,
+        )
+
+
+async def _read(request: Request, model: type[R], limit: int, options: ServeOptions) -> R:
+    """The JSON body, whatever Content-Type it has: ClipClient sends none.
+
+    Raises :class:`RequestRefusedError` for one that is too large, too slow or not as it should be.
+    """
+    too_large = RequestRefusedError(413, "too_large", f"the request has over {limit:,} bytes")
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and int(declared) > limit:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(options.body_timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError as error:
+        raise RequestRefusedError(408, "slow", "the request did not come in time") from error
+    except ClientDisconnect as error:
+        raise RequestRefusedError(400, "gone", "the client has gone") from error
+    try:
+        return model.model_validate_json(bytes(body))
+    except ValidationError as error:
+        problems = "; ".join(
+            ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))
+            for problem in error.errors(include_url=False, include_input=False)[:5]
+        )
+        raise RequestRefusedError(422, "invalid", problems) from error
+
+
+def _image_body(options: ServeOptions) -> int:
+    return options.max_image_bytes * 4 // 3 + _SMALL_BODY
+
+
+def _json(value: Any, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json", headers=headers)
+
+
+def _body(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+    """For the OpenAPI document: the body is read by :func:`_read`."""
+    content = {"schema": model.model_json_schema(), "example": example}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def _add_clip_retrieval(app: FastAPI, service: SearchService) -> None:
+    options = service.options
+
+    @app.post(
+        "/knn-service",
+        tags=["clip-retrieval"],
+        openapi_extra=_body(KnnRequest, {"text": "a red apple", "num_images": 10}),
+    )
+    async def knn_service(request: Request) -> Response:
+        """Nearest samples to a text, an image, an image's URL or an embedding.
+
+        Best first; `similarity` is the cosine with the query, `id` is for `/metadata`, as long as
+        the index is not replaced by a newer one. Parameters that ask for what this service has not
+        are named in `X-Ignored-Parameters`.
+        """
+        asked = await _read(request, KnnRequest, _image_body(options), options)
+        results = await service.knn(asked)
+        ignored = ", ".join(asked.ignored)
+        return _json(results, {"X-Ignored-Parameters": ignored} if ignored else None)
+
+    @app.post(
+        "/metadata",
+        tags=["clip-retrieval"],
+        openapi_extra=_body(MetadataRequest, {"ids": [1]}),
+    )
+    async def metadata(request: Request) -> Response:
+        """Metadata of ids from `/knn-service`; ids of an index no longer served are left out."""
+        asked = await _read(request, MetadataRequest, _SMALL_BODY, options)
+        return _json(await service.metadata(asked))
+
+    @app.get("/indices-list", tags=["clip-retrieval"])
+    async def indices_list() -> list[str]:
+        """Names for `indice_name`."""
+        return [service.name]
+
+
+def _add_page(app: FastAPI, service: SearchService) -> None:
+    options = service.options
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @app.get("/about", tags=["page"])
+    async def about() -> dict[str, Any]:
+        """The index, and what this service can do."""
+        return service.about()
+
+    @app.post(
+        "/search",
+        tags=["page"],
+        openapi_extra=_body(SearchRequest, {"text": "a cat -dog", "limit": 10}),
+    )
+    async def search(request: Request) -> Response:
+        """The page's query: combined, with filters, page by page."""
+        asked = await _read(request, SearchRequest, _image_body(options), options)
+        return _json(await service.search(asked))
+
+    @app.get("/thumbnails/{sample}", tags=["page"], response_class=Response)
+    async def thumbnail(sample: str) -> Response:
+        """The stored image of a sample in the dataset."""
+        body, media_type = await service.thumbnail(sample)
+        return Response(
+            body, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"}
+        )
+
+    @app.post(
+        "/removal-requests",
+        tags=["page"],
+        status_code=202,
+        openapi_extra=_body(
+            RemovalRequest, {"sample": "CC-MAIN-2000-05.00.000000001.0123456789abcdef"}
+        ),
+    )
+    async def removal_requests(request: Request) -> Response:
+        """Ask that a sample be taken out. A person reviews the request."""
+        # Another site's page cannot send this type without asking first (CORS).
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise RequestRefusedError(415, "media_type", "send application/json")
+        asked = await _read(request, RemovalRequest, _SMALL_BODY, options)
+        await service.request_removal(asked)
+        return JSONResponse({"status": "in the queue for review"}, 202)
+
+    class Static(StaticFiles):
+        async def get_response(self, path: str, scope: Any) -> Response:
+            response = await super().get_response(path, scope)
+            response.headers["Cache-Control"] = "no-cache"
+            return response
+
+    app.mount("/static", Static(directory=STATIC), name="static")
+
+
+def _add_operations(app: FastAPI, service: SearchService) -> None:
+    @app.get("/healthz", tags=["operations"])
+    async def healthz() -> dict[str, Any]:
+        """`ok`, or `degraded` while the CLIP model or a new index cannot be had."""
+        return service.health()
+
+    @app.get("/metrics", tags=["operations"], response_class=Response)
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return FileResponse(STATIC / "docs.html")
+
+    @app.get("/docs/{name}", include_in_schema=False)
+    async def swagger(name: str) -> Response:
+        if name not in _SWAGGER_FILES:
+            raise RequestRefusedError(404, "no_file", "there is no such file")
+        return FileResponse(_SWAGGER / name, media_type=_SWAGGER_FILES[name])

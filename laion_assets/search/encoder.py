@@ -1,0 +1,183 @@
+"""The CLIP model behind the queries: one thread, a bounded line before it.
+
+The model is loaded while the service already answers what needs none. Texts that wait together
+are embedded together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from io import BytesIO
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.shards import IMAGE_FORMATS
+from laion_assets.search.options import ServeOptions
+from laion_assets.search.refused import RequestRefusedError
+
+if TYPE_CHECKING:
+    from laion_assets.clip.model import ClipModel
+
+Vector = npt.NDArray[np.float32]
+Observe = Callable[[str, float], None]
+"""Told what was encoded (text, image) and the seconds it took."""
+
+_REMEMBERED: Final = 4_096
+
+
+class Encoder:
+    """Query vectors, ``(d,)`` of unit length. Use on one event loop; :meth:`start` loads the model.
+
+    ``load`` is called in the encoder's thread.
+    """
+
+    def __init__(
+        self,
+        clip: ClipOptions,
+        options: ServeOptions,
+        load: Callable[[ClipOptions], ClipModel] | None = None,
+        observe: Observe = lambda *_: None,
+    ) -> None:
+        self.key = clip.key
+        self.state: Literal["loading", "ready", "failed"] = "loading"
+        self.problem = ""
+        self._clip = clip
+        self._options = options
+        self._load = load
+        self._observe = observe
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="clip")
+        self._waiting = 0
+        self._texts: list[tuple[str, asyncio.Future[Vector]]] = []
+        self._lock = threading.Lock()
+        self._known: OrderedDict[tuple[str, str], Vector] = OrderedDict()
+
+    def start(self) -> asyncio.Future[None]:
+        """Begin to load; the future is done when the model is ready or has failed."""
+        return asyncio.get_running_loop().run_in_executor(self._thread, self._begin)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self) -> None:
+        from laion_assets.clip.model import load_clip
+
+        try:
+            self._model = (self._load or load_clip)(self._clip)
+            self._model.encode_texts(["a first text, which takes longest"])
+        except Exception as error:  # noqa: BLE001 - told at /healthz and to each who asks
+            self.state, self.problem = "failed", str(error) or type(error).__name__
+        else:
+            self.state = "ready"
+
+    async def text(self, text: str) -> Vector:
+        """Raises :class:`RequestRefusedError`."""
+        known = self._recall("text", text)
+        if known is not None:
+            return known
+        with self._turn():
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[Vector] = loop.create_future()
+            with self._lock:
+                self._texts.append((text, future))
+            await loop.run_in_executor(self._thread, self._encode_texts, loop)
+            return self._remember("text", text, await future)
+
+    async def image(self, body: bytes) -> Vector:
+        """Of an encoded image. Raises :class:`RequestRefusedError`."""
+        digest = hashlib.sha256(body).hexdigest()
+        known = self._recall("image", digest)
+        if known is not None:
+            return known
+        with self._turn():
+            loop = asyncio.get_running_loop()
+            vector = await loop.run_in_executor(self._thread, self._encode_image, body)
+            return self._remember("image", digest, vector)
+
+    def _encode_texts(self, loop: asyncio.AbstractEventLoop) -> None:
+        """All that wait; whoever comes here after them finds nothing left to do."""
+        with self._lock:
+            taken, self._texts = self._texts, []
+        if not taken:
+            return
+        started = time.perf_counter()
+        try:
+            vectors = self._model.encode_texts([text for text, _ in taken])
+        except Exception as error:  # noqa: BLE001 - each that waits is told
+            for _, future in taken:
+                loop.call_soon_threadsafe(_fail, future, error)
+            return
+        self._observe("text", time.perf_counter() - started)
+        for (_, future), vector in zip(taken, vectors, strict=True):
+            loop.call_soon_threadsafe(_resolve, future, vector)
+
+    def _encode_image(self, body: bytes) -> Vector:
+        from PIL import Image, UnidentifiedImageError
+
+        started = time.perf_counter()
+        try:
+            with Image.open(BytesIO(body), formats=IMAGE_FORMATS) as opened:
+                if opened.width * opened.height > self._options.max_pixels:
+                    raise RequestRefusedError(
+                        413,
+                        "too_many_pixels",
+                        f"the image has {opened.width} × {opened.height} pixels; at most "
+                        f"{self._options.max_pixels:,} are taken",
+                    )
+                opened.draft("RGB", (1024, 1024))  # a JPEG needs not be decoded in full
+                image = opened.convert("RGB")
+        except (Image.DecompressionBombError, UnidentifiedImageError, OSError, ValueError) as error:
+            raise RequestRefusedError(
+                422, "undecodable", "the image is no JPEG, PNG or WebP that can be read"
+            ) from error
+        vector: Vector = self._model.encode_images([image])[0]
+        self._observe("image", time.perf_counter() - started)
+        return vector
+
+    def _recall(self, kind: str, key: str) -> Vector | None:
+        vector = self._known.get((kind, key))
+        if vector is not None:
+            self._known.move_to_end((kind, key))
+        return vector
+
+    def _remember(self, kind: str, key: str, vector: Vector) -> Vector:
+        self._known[kind, key] = vector
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        return vector
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """A place in the line before the model."""
+        if self.state == "failed":
+            raise RequestRefusedError(
+                503, "encoder_down", f"the CLIP model is not available: {self.problem}"
+            )
+        if self._waiting >= self._options.encoder_waiting:
+            raise RequestRefusedError(
+                503, "busy", "too many queries wait for the CLIP model", retry_after_s=1
+            )
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
+
+def _resolve(future: asyncio.Future[Vector], vector: Vector) -> None:
+    if not future.done():
+        future.set_result(vector)
+
+
+def _fail(future: asyncio.Future[Vector], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,74 @@
+"""What a person may ask of the results beside their likeness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from laion_assets.search.samples import Located
+
+LicenseTerms = Literal[
+    "any", "creative_commons", "public_domain", "commercial_use", "adaptation", "unknown"
+]
+NsfwTag = Literal["any", "UNLIKELY", "UNSURE", "NSFW"]
+SAFE_TAG: Final = "UNLIKELY"
+
+
+@dataclass(frozen=True)
+class Filters:
+    """All must hold. ``safe`` leaves out what is not tagged UNLIKELY."""
+
+    safe: bool = False
+    min_score: float | None = None
+    min_similarity: float | None = None
+    min_width: int | None = None
+    min_height: int | None = None
+    license: LicenseTerms = "any"
+    nsfw: NsfwTag = "any"
+    language: str | None = None
+    crawl: str | None = None
+
+    @property
+    def selective(self) -> bool:
+        """Whether anything may be left out."""
+        return self != Filters()
+
+    def take(self, located: Located, score: float) -> bool:
+        value = located.value
+        return (
+            not (self.safe and value("NSFW") != SAFE_TAG)
+            and (self.nsfw == "any" or value("NSFW") == self.nsfw)
+            and (self.min_score is None or score >= self.min_score)
+            and _at_least(value("similarity"), self.min_similarity)
+            and _at_least(value("WIDTH"), self.min_width)
+            and _at_least(value("HEIGHT"), self.min_height)
+            and (self.license == "any" or allows(value("LICENSE"), self.license))
+            and (self.language is None or value("LANGUAGE") == self.language)
+            and (self.crawl is None or value("crawl") == self.crawl)
+        )
+
+
+def _at_least(value: Any, bound: float | None) -> bool:
+    return bound is None or (value is not None and value >= bound)
+
+
+def allows(license_url: str | None, terms: LicenseTerms) -> bool:
+    """Whether a licence as the pairs hold it (a Creative Commons URL, or "?") is of this kind.
+
+    By the parts of its name (creativecommons.org/share-your-work/cclicenses): `nc` forbids
+    commercial use, `nd` forbids adaptations; CC0 and the public domain mark forbid nothing.
+    """
+    if terms == "any":
+        return True
+    _, found, path = (license_url or "?").partition("creativecommons.org/")
+    if terms == "unknown" or not found:
+        return terms == "unknown" and not found
+    kind, _, rest = path.partition("/")
+    parts = rest.partition("/")[0].split("-")
+    public = kind == "publicdomain"
+    return {
+        "creative_commons": True,
+        "public_domain": public,
+        "commercial_use": public or "nc" not in parts,
+        "adaptation": public or "nd" not in parts,
+    }[terms]

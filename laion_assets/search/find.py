@@ -1,0 +1,143 @@
+"""From a vector to results: nearest neighbours, filters, near-duplicates folded into one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from laion_assets.knn.subset import Modality
+from laion_assets.search.filters import Filters
+from laion_assets.search.live import IndexVersion
+from laion_assets.search.samples import Located, Samples
+
+_GROWTH: Final = 4
+_SPARE: Final = 2
+"""Neighbours asked for, for each result wanted, where some may be left out."""
+
+
+@dataclass
+class Result:
+    """``score``: cosine with the query. ``duplicates``: the worse ones that were folded into it."""
+
+    row: int
+    score: float
+    located: Located
+    duplicates: int = 0
+
+
+@dataclass
+class Found:
+    """``results`` best first; those beyond what was wanted are cut.
+
+    ``looked_at`` neighbours gave them, of which ``gone`` are no longer in the subset. ``complete``:
+    no more can be found by looking further. ``languages`` and ``crawls`` count what was looked at.
+    """
+
+    results: list[Result]
+    looked_at: int
+    gone: int
+    complete: bool
+    languages: Counter[str] = field(default_factory=Counter)
+    crawls: Counter[str] = field(default_factory=Counter)
+
+
+def find(
+    version: IndexVersion,
+    samples: Samples,
+    vector: npt.ArrayLike,
+    over: Modality,
+    wanted: int,
+    filters: Filters,
+    *,
+    fold_above: float | None,
+    max_candidates: int,
+) -> Found:
+    """The ``wanted`` best samples that pass.
+
+    Looks at more and more neighbours until there are enough, or ``max_candidates``, or the whole
+    index. ``fold_above``: the cosine above which two results are one; None folds nothing.
+    Raises ``ValueError`` for a vector that the index cannot be asked for.
+    """
+    most = min(max_candidates, version.summary.n)
+    lossy = filters.selective or fold_above is not None
+    k = max(1, min(most, wanted * _SPARE if lossy else wanted))
+    while True:
+        near = version.nearest(vector, k, over)
+        found = _choose(version, samples, near, over, filters, fold_above)
+        found.complete = k >= most or len(near) < k
+        if found.complete or len(found.results) >= wanted:
+            break
+        k = min(most, k * _GROWTH)
+    found.complete = found.complete and len(found.results) <= wanted
+    found.results = found.results[:wanted]
+    return found
+
+
+def _choose(
+    version: IndexVersion,
+    samples: Samples,
+    near: Sequence[tuple[float, int]],
+    over: Modality,
+    filters: Filters,
+    fold_above: float | None,
+) -> Found:
+    found = Found([], len(near), 0, complete=False)
+    located_all = samples.locate(version.places([row for _, row in near]))
+    for (score, row), located in zip(near, located_all, strict=True):
+        if located is None:
+            found.gone += 1  # never another sample's caption in its place
+            continue
+        found.crawls[located.value("crawl")] += 1
+        found.languages[located.value("LANGUAGE") or ""] += 1
+        if filters.take(located, score):
+            found.results.append(Result(row, score, located))
+    if fold_above is not None:
+        found.results = fold(found.results, over, fold_above)
+    return found
+
+
+def fold(results: Sequence[Result], over: Modality, above: float) -> list[Result]:
+    """Each result joins the best one before it whose vector (or image's bytes) it repeats.
+
+    clip-retrieval folds by connected components, which lets a chain of small steps swallow what
+    is not alike, and changes what is shown as more results are looked at; this does neither.
+    """
+    if not results:
+        return []
+    vectors = _vectors(results, over)
+    alike = vectors @ vectors.T > above
+    kept = np.zeros(len(results), dtype=np.bool_)
+    by_bytes: dict[str, int] = {}
+    for i, result in enumerate(results):
+        sha256 = result.located.value("sha256") if over == "image" else None
+        same = by_bytes.get(sha256) if sha256 else None
+        if same is None:
+            repeated = np.flatnonzero(alike[i] & kept)
+            same = int(repeated[0]) if len(repeated) else None
+        if same is None:
+            kept[i] = True
+            same = i
+        else:
+            results[same].duplicates += 1
+        if sha256:
+            by_bytes.setdefault(sha256, same)
+    return [result for result, keep in zip(results, kept, strict=True) if keep]
+
+
+def _vectors(results: Sequence[Result], over: Modality) -> npt.NDArray[np.float32]:
+    """``(len(results), d)``, gathered part by part."""
+    by_part: dict[int, list[int]] = {}
+    for i, result in enumerate(results):
+        by_part.setdefault(id(result.located.part), []).append(i)
+    rows: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(results)
+    for members in by_part.values():
+        part = results[members[0]].located.part
+        vectors = part.vectors([results[i].located.row for i in members], over)
+        for i, vector in zip(members, vectors, strict=True):
+            rows[i] = vector
+    return np.stack(rows)

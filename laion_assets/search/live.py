@@ -1,0 +1,157 @@
+"""The index that is being searched, and its replacement by a newer one under way.
+
+A version keeps its own files open, so it stays whole when the lake puts another folder in its
+place. A request holds the version that it began with; when the last such request is done, nothing
+refers to the old version any more, and its memory maps and files are closed with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from laion_assets.knn.files import IndexSummary
+from laion_assets.knn.search import Place, Searcher
+from laion_assets.knn.subset import Modality
+from laion_assets.lake import MANIFEST, Manifest
+from laion_assets.progress import Log, silent
+from laion_assets.search.samples import SubsetOf
+
+_ROW_BITS: Final = 32
+_TAG_BITS: Final = 20
+"""An id is 52 bits: the browser's numbers are exact to 53."""
+_OPENING_ATTEMPTS: Final = 5
+
+
+class IndexUnavailableError(RuntimeError):
+    """There is no index that can be searched; the message says why."""
+
+
+class IndexVersion:
+    """One published index, open. Safe to search from several threads.
+
+    Raises ``OSError``, ``ValueError`` or faiss' ``RuntimeError`` for a folder that is no whole
+    index.
+    """
+
+    def __init__(self, index_dir: Path, name: str, subset_of: SubsetOf) -> None:
+        self.name = name
+        self.tag = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % 2**_TAG_BITS
+        self._searcher = Searcher(index_dir, subset_of)
+
+    @property
+    def summary(self) -> IndexSummary:
+        return self._searcher.summary
+
+    def nearest(self, vector: npt.ArrayLike, k: int, over: Modality) -> list[tuple[float, int]]:
+        """``(score, row)``, best first. Raises ``ValueError`` for a vector that cannot be asked."""
+        query = np.asarray(vector, np.float32)
+        scores, rows = self._searcher.nearest(query[None], k, over)
+        return [(float(s), int(r)) for s, r in zip(scores[0], rows[0], strict=True) if r >= 0]
+
+    def places(self, rows: Sequence[int]) -> list[Place]:
+        """Of rows that :meth:`nearest` gave."""
+        return self._searcher.places(rows)
+
+    def place(self, row: int) -> Place | None:
+        """None for a row that the index has not."""
+        try:
+            return self._searcher.places([row])[0]
+        except IndexError:
+            return None
+
+    def id_of(self, row: int) -> int:
+        """A number for a row of this version; that of another version is told apart by its tag."""
+        return self.tag << _ROW_BITS | row
+
+    def row_of(self, number: int) -> int | None:
+        """The row of :meth:`id_of`; None for another version's."""
+        tag, row = number >> _ROW_BITS, number & (2**_ROW_BITS - 1)
+        return row if tag == self.tag else None
+
+
+class LiveIndex:
+    """The newest version of an index folder.
+
+    ``accept`` raises ``ValueError`` for a version that must not be served, such as one made with
+    another model; the version before then stays. Raises :class:`IndexUnavailableError` if the
+    folder holds no index to begin with.
+    """
+
+    def __init__(
+        self,
+        index_dir: Path,
+        subset_of: SubsetOf,
+        accept: Callable[[IndexVersion], None] = lambda _: None,
+        log: Log = silent,
+    ) -> None:
+        self._index_dir = index_dir
+        self._subset_of = subset_of
+        self._accept = accept
+        self._log = log
+        self.swaps = 0
+        self.problem: str | None = None
+        """Why the folder's newest version is not the current one."""
+        try:
+            self._seen, self._current = self._open()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise IndexUnavailableError(f"{index_dir} cannot be searched: {error}") from error
+
+    @property
+    def current(self) -> IndexVersion:
+        return self._current
+
+    def refresh(self) -> bool:
+        """Take what has been published since; True if it is another version than before.
+
+        Not to be called from two threads at once.
+        """
+        try:
+            if self._identity() == self._seen:
+                self.problem = None
+                return False
+            seen, version = self._open()
+        except (OSError, ValueError, RuntimeError) as error:
+            problem = f"the new index cannot be served: {error}"
+            if problem != self.problem:
+                self._log(problem)
+            self.problem = problem
+            return False
+        self._seen, self.problem = seen, None
+        if version.name == self._current.name:
+            return False
+        self._current = version
+        self.swaps += 1
+        self._log(f"now searching {version.name}: {version.summary.n:,} samples")
+        return True
+
+    def _identity(self) -> tuple[int, int, int]:
+        manifest = self._index_dir / MANIFEST
+        about = (manifest if manifest.exists() else self._index_dir / "index.json").stat()
+        return about.st_dev, about.st_ino, about.st_mtime_ns
+
+    def _open(self) -> tuple[tuple[int, int, int], IndexVersion]:
+        for attempt in range(_OPENING_ATTEMPTS):
+            seen = self._identity()
+            try:
+                version = IndexVersion(self._index_dir, self._name(seen), self._subset_of)
+            except FileNotFoundError:
+                # The folder may have been replaced and deleted meanwhile.
+                if self._identity() == seen or attempt == _OPENING_ATTEMPTS - 1:
+                    raise
+                continue
+            if self._identity() == seen:
+                self._accept(version)
+                return seen, version
+        raise ValueError("it was replaced again and again while it was being opened")
+
+    def _name(self, seen: tuple[int, int, int]) -> str:
+        """The published data version; of a plain folder, the times of its files."""
+        if (self._index_dir / MANIFEST).exists():
+            return Manifest.read(self._index_dir).data_version
+        return hashlib.sha256(repr(seen).encode()).hexdigest()[:32]

@@ -1,0 +1,370 @@
+"""The service behind the HTTP routes: an index, the samples, the encoder, the guarded fetch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from laion_assets.clip.options import ClipOptions
+from laion_assets.download.fetch import Fetcher
+from laion_assets.download.options import DownloadOptions
+from laion_assets.download.refused import FetchRefused
+from laion_assets.knn.query import lake_beside, subset_beside
+from laion_assets.knn.search import StaleIndexError
+from laion_assets.knn.subset import Modality
+from laion_assets.progress import Log, silent
+from laion_assets.search.cache import ByteCache
+from laion_assets.search.encoder import Encoder, Vector
+from laion_assets.search.filters import Filters
+from laion_assets.search.find import Found, Result, find
+from laion_assets.search.live import IndexVersion, LiveIndex
+from laion_assets.search.metrics import Metrics
+from laion_assets.search.options import ServeOptions
+from laion_assets.search.refused import RequestRefusedError
+from laion_assets.search.removal_queue import RemovalQueue
+from laion_assets.search.requests import (
+    KnnRequest,
+    MetadataRequest,
+    RemovalRequest,
+    SearchRequest,
+    decode_image,
+    split_text,
+)
+from laion_assets.search.samples import Located, Sample, SampleRef, Samples, SubsetOf
+from laion_assets.search.thumbnails import Thumbnails
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_WEB: Final = ("http://", "https://")
+
+
+class SearchService:
+    """Everything that a request needs. ``async with service.running()`` around its use.
+
+    ``subset`` is needed for an index outside a lake, where there are no thumbnails and no removal
+    queue. Raises :class:`~laion_assets.search.live.IndexUnavailableError`, and
+    :class:`~laion_assets.knn.query.QueryError` if it is not known where the subset is.
+    """
+
+    def __init__(
+        self,
+        index_dir: Path,
+        options: ServeOptions,
+        clip: ClipOptions,
+        download: DownloadOptions,
+        *,
+        subset: Path | None = None,
+        encoder: Encoder | None = None,
+        log: Log = silent,
+    ) -> None:
+        self.options = options
+        self.name = index_dir.absolute().name
+        self.metrics = Metrics()
+        self._clip_key = clip.key
+        subset_of: SubsetOf = (lambda *_: subset) if subset else subset_beside(index_dir)
+        self.live = LiveIndex(index_dir, subset_of, self._accept, log)
+        self.samples = Samples(subset_of, ByteCache(options.cache_mb * 2**20))
+        self.encoder = encoder or Encoder(clip, options, observe=self.metrics.encoded)
+        lake = lake_beside(index_dir)
+        self.thumbnails = Thumbnails(lake, options.open_shards) if lake else None
+        self.removals = (
+            RemovalQueue(lake, options.removal_queue_bytes)
+            if lake and options.removal_requests
+            else None
+        )
+        self._fetcher = Fetcher(
+            download.model_copy(
+                update={
+                    "max_bytes": options.max_image_bytes,
+                    "total_timeout_s": options.image_url_timeout_s,
+                    "retries": 0,
+                    "busy_retries": 0,
+                }
+            )
+        )
+        self._searching = ThreadPoolExecutor(
+            options.search_threads, thread_name_prefix="search", initializer=_one_core_a_query
+        )
+        self._reading = ThreadPoolExecutor(4, thread_name_prefix="thumbnails")
+        self.metrics.watch(self)
+
+    def _accept(self, version: IndexVersion) -> None:
+        made_with = version.summary.model
+        if made_with != self._clip_key:
+            raise ValueError(f"it was made with {made_with}, not with {self._clip_key}")
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        loading = self.encoder.start()
+        watching = asyncio.create_task(self._watch())
+        async with self._fetcher:
+            try:
+                yield
+            finally:
+                watching.cancel()
+                loading.cancel()
+                self.encoder.close()
+                for pool in (self._searching, self._reading):
+                    pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _watch(self) -> None:
+        """Take each newly published index; no request waits for it."""
+        while True:
+            await asyncio.sleep(self.options.watch_s)
+            await asyncio.to_thread(self.live.refresh)
+
+    # Queries
+
+    async def knn(self, request: KnnRequest) -> list[dict[str, Any]]:
+        """clip-retrieval's results: `id`, `similarity` (with the query), `url`, `caption`, …"""
+        self._check_name(request.indice_name)
+        if request.embedding_input is not None and not (
+            request.text or request.image or request.image_url
+        ):
+            vector = np.asarray(request.embedding_input, np.float32)
+        elif request.text:
+            vector = await self._text_vector(request.text)
+        else:
+            vector = await self._image_vector(request.image, request.image_url)
+        wanted = request.num_images if request.num_result_ids is None else request.num_result_ids
+        version = self.live.current
+        found = await self._find(
+            version,
+            vector,
+            request.modality,
+            min(max(wanted, 1), self.options.max_candidates),
+            Filters(safe=request.use_safety_model),
+            fold=request.deduplicate,
+        )
+        return [
+            {
+                **(_metadata(result.located.sample) if rank < request.num_images else {}),
+                "id": version.id_of(result.row),
+                "similarity": result.score,
+            }
+            for rank, result in enumerate(found.results[:wanted])
+        ]
+
+    async def metadata(self, request: MetadataRequest) -> list[dict[str, Any]]:
+        """Of the ids that are the current index's; another version's would be other samples."""
+        self._check_name(request.indice_name)
+        version = self.live.current
+        rows = {number: version.row_of(number) for number in request.ids}
+        located = await self._in(self._searching, self._located, version, list(rows.values()))
+        return [
+            {"id": number, "metadata": _metadata(at.sample)}
+            for number, at in zip(rows, located, strict=True)
+            if at is not None
+        ]
+
+    def _located(self, version: IndexVersion, rows: list[int | None]) -> list[Located | None]:
+        places = [None if row is None else version.place(row) for row in rows]
+        return list(self.samples.locate(places))
+
+    async def search(self, request: SearchRequest) -> dict[str, Any]:
+        """The page's results; `next_offset` is null when there are no more."""
+        started = time.perf_counter()
+        vector = await self._query_vector(request)
+        version = self.live.current
+        wanted = min(request.offset + request.limit, self.options.max_candidates)
+        found = await self._find(
+            version, vector, request.over, wanted + 1, request.filters, fold=request.fold
+        )
+        shown = found.results[request.offset : wanted]
+        more = len(found.results) > wanted and wanted < self.options.max_candidates
+        return {
+            "results": [_shown(result) for result in shown],
+            "next_offset": wanted if more else None,
+            "looked_at": found.looked_at,
+            "exhaustive": found.looked_at >= version.summary.n,
+            "languages": dict(found.languages.most_common(30)),
+            "crawls": dict(found.crawls.most_common(100)),
+            "index": {"name": self.name, "version": version.name, "samples": version.summary.n},
+            "milliseconds": round((time.perf_counter() - started) * 1000, 1),
+        }
+
+    async def _query_vector(self, request: SearchRequest) -> Vector:
+        """The sum of what is asked for, less a part of what is excluded."""
+        parts: list[npt.NDArray[np.float32]] = []
+        if request.like:
+            parts.append((await self.sample(request.like)).vector("image"))
+        if request.image or request.image_url:
+            parts.append(await self._image_vector(request.image, request.image_url))
+        if request.text:
+            wanted, excluded = split_text(request.text)
+            parts.append(await self._text_vector(wanted))
+            for text in excluded[:10]:
+                parts.append(-self.options.negative_weight * await self._text_vector(text))
+        vector: Vector = np.sum(parts, axis=0)
+        return vector
+
+    async def _text_vector(self, text: str) -> Vector:
+        if len(text) > self.options.max_text:
+            raise RequestRefusedError(
+                422, "text_too_long", f"at most {self.options.max_text:,} characters are taken"
+            )
+        return await self.encoder.text(text)
+
+    async def _image_vector(self, image: str | None, image_url: str | None) -> Vector:
+        if image:
+            return await self.encoder.image(decode_image(image, self.options.max_image_bytes))
+        assert image_url is not None
+        if not image_url.lower().startswith(_WEB):
+            raise RequestRefusedError(422, "url_scheme", "the image's URL must be http or https")
+        try:
+            fetched = await self._fetcher.fetch(image_url)
+        except FetchRefused as refused:
+            raise RequestRefusedError(
+                422,
+                f"fetch_{refused.reason}",
+                f"the image could not be fetched ({refused.reason}): {refused.detail}",
+            ) from refused
+        return await self.encoder.image(fetched.body)
+
+    async def _find(
+        self,
+        version: IndexVersion,
+        vector: npt.NDArray[np.float32],
+        over: Modality,
+        wanted: int,
+        filters: Filters,
+        *,
+        fold: bool,
+    ) -> Found:
+        options = self.options
+        started = time.perf_counter()
+        try:
+            found = await self._in(
+                self._searching,
+                find,
+                version,
+                self.samples,
+                vector,
+                over,
+                wanted,
+                filters,
+                fold_above=options.duplicate_threshold if fold else None,
+                max_candidates=options.max_candidates,
+            )
+        except ValueError as error:
+            raise RequestRefusedError(422, "vector", str(error)) from error
+        except StaleIndexError as error:
+            # Vectors to compare exactly are read from the subset, which was made anew meanwhile.
+            raise RequestRefusedError(
+                503, "stale_index", "a newer index is being made; try again", retry_after_s=30
+            ) from error
+        self.metrics.searched(time.perf_counter() - started, found.gone)
+        return found
+
+    # One sample
+
+    async def sample(self, text: str) -> Located:
+        """The sample of a reference. Raises :class:`RequestRefusedError` if it is not there."""
+        try:
+            ref = SampleRef.parse(text)
+        except ValueError as error:
+            raise RequestRefusedError(404, "no_sample", str(error)) from error
+        located = await self._in(self._reading, self.samples.find, ref)
+        if located is None:
+            raise RequestRefusedError(404, "no_sample", "this sample is not in the dataset (now)")
+        return located
+
+    async def thumbnail(self, text: str) -> tuple[bytes, str]:
+        """``(bytes, media type)`` of a sample in the dataset; what it left out is not shown."""
+        located = await self.sample(text)
+        if self.thumbnails is not None:
+            read = await self._in(self._reading, self.thumbnails.read, located.sample.ref)
+            if read is not None:
+                return read
+        raise RequestRefusedError(404, "no_thumbnail", "the image is not stored here")
+
+    async def request_removal(self, request: RemovalRequest) -> None:
+        if self.removals is None:
+            raise RequestRefusedError(404, "no_queue", "this service takes no removal requests")
+        sample = (await self.sample(request.sample)).sample
+        await self._in(self._reading, self.removals.append, sample, request.reason, request.contact)
+
+    def health(self) -> dict[str, Any]:
+        version = self.live.current
+        encoder = self.encoder
+        good = encoder.state == "ready" and self.live.problem is None
+        return {
+            "status": "ok" if good else "degraded",
+            "index": {
+                "name": self.name,
+                "version": version.name,
+                "samples": version.summary.n,
+                "model": version.summary.model,
+                "problem": self.live.problem,
+            },
+            "encoder": {"state": encoder.state, "problem": encoder.problem or None},
+        }
+
+    def about(self) -> dict[str, Any]:
+        """What the page must know."""
+        version = self.live.current
+        return {
+            "name": self.name,
+            "samples": version.summary.n,
+            "model": version.summary.model,
+            "thumbnails": self.thumbnails is not None,
+            "removal_requests": self.removals is not None,
+            "max_image_bytes": self.options.max_image_bytes,
+            "max_text": self.options.max_text,
+        }
+
+    def _check_name(self, name: str | None) -> None:
+        if name not in (None, self.name):
+            raise RequestRefusedError(
+                404, "no_index", f"there is no index {name!r:.100}; known: {self.name}"
+            )
+
+    async def _in(
+        self, pool: ThreadPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return await asyncio.get_running_loop().run_in_executor(
+            pool, lambda: function(*args, **kwargs)
+        )
+
+
+def _one_core_a_query() -> None:
+    """In each search thread: queries share the cores among them."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+
+
+def _metadata(sample: Sample) -> dict[str, Any]:
+    """clip-retrieval's columns (url, caption, NSFW) and ours."""
+    return {
+        "url": sample.url,
+        "caption": sample.text,
+        "NSFW": sample.nsfw,
+        "width": sample.width,
+        "height": sample.height,
+        "license": sample.license,
+        "language": sample.language,
+        "page_url": sample.page_url,
+        "image_text_similarity": sample.similarity,
+        "sha256": sample.sha256,
+        "crawl": sample.ref.crawl,
+        "segment": sample.ref.segment,
+        "sample": str(sample.ref),
+    }
+
+
+def _shown(result: Result) -> dict[str, Any]:
+    return {
+        **_metadata(result.located.sample),
+        "score": result.score,
+        "duplicates": result.duplicates,
+    }

@@ -1,0 +1,303 @@
+"""A small lake with real pictures, embedded by the shipped model; the service over real HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from laion_assets.clip.model import ClipModel, load_clip
+from laion_assets.clip.options import ClipOptions
+from laion_assets.download.options import DownloadOptions
+from laion_assets.knn.build import build_index
+from laion_assets.knn.merge import merge_indices
+from laion_assets.knn.options import IndexOptions
+from laion_assets.lake import Lake, LakeOptions
+from laion_assets.sample_crawl.plan import Pictures, Plan
+from laion_assets.schemas import SUBSET, sample_id_of, uid_of
+from laion_assets.search.encoder import Encoder
+from laion_assets.search.options import ServeOptions
+from laion_assets.search.serve import make_server
+from laion_assets.search.service import SearchService
+from laion_assets.segments import SegmentKey
+
+CLIP = ClipOptions(model="laion-assets-tiny", pretrained="laion-assets-tiny", device="cpu")
+FIRST = SegmentKey("CC-MAIN-2000-05", "00")
+SECOND = SegmentKey("CC-MAIN-2000-10", "00")
+HOSTILE = '<img src=x onerror="document.title=1">'
+UNKNOWN_URL = "javascript:alert(1)"
+FREE = ServeOptions(port=0, query_rate=1e6, query_burst=1_000_000, watch_s=0.05)
+"""No limit that a test would meet unawares."""
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample to be: a committed picture, and what the subset says of it."""
+
+    file: str
+    text: str
+    nsfw: str = "UNLIKELY"
+    license: str = "?"
+    language: str = "en"
+    page_url: str = "https://page.test/a"
+    quality: int = 90
+
+    @property
+    def url(self) -> str:
+        return f"http://pictures.test/{self.file}?{self.quality}"
+
+
+def rows() -> tuple[list[Row], list[Row]]:
+    """20 of the first segment and 10 of the second; the first of each have what tests look for."""
+    pairs = {pair.file: pair for pair in reversed(Plan().group("matched"))}
+    named = [Row(pair.file, pair.text) for pair in reversed(pairs.values())]
+    apple = next(row for row in named if "red-apple" in row.file)
+    pizza = next(row for row in named if "pizza" in row.file)
+    others = [row for row in named if row not in (apple, pizza)]
+    first = [
+        apple,
+        replace(apple, text="the same apple, saved anew", quality=60),
+        replace(others[0], nsfw="NSFW"),
+        replace(others[1], nsfw="UNSURE"),
+        replace(others[2], text=HOSTILE, page_url=UNKNOWN_URL, license=UNKNOWN_URL),
+        replace(others[3], license="https://creativecommons.org/licenses/by-nc/2.0/"),
+        replace(others[4], license="https://creativecommons.org/publicdomain/zero/1.0/"),
+        replace(others[5], language="de"),
+        *others[6:18],
+    ]
+    return first, [pizza, *others[18:27]]
+
+
+class SmallLake:
+    """Shards, subsets and a published index, as the graph makes them."""
+
+    def __init__(self, root: Path, model: ClipModel) -> None:
+        self.lake = Lake(LakeOptions(root=str(root)))
+        self.model = model
+        self.pictures = Pictures()
+        self._embedded: dict[Row, tuple[np.ndarray, np.ndarray]] = {}
+
+    @property
+    def root(self) -> Path:
+        return self.lake.root
+
+    @property
+    def index(self) -> Path:
+        return self.root / "search_index"
+
+    def write(self, key: SegmentKey, chosen: Sequence[Row]) -> None:
+        """The segment's shard, subset and index."""
+        shard = self.lake.folder("image_shards", key)
+        subset = self.lake.folder("filtered_subset", key)
+        for folder in (shard, subset / "img_emb", subset / "text_emb"):
+            folder.mkdir(parents=True, exist_ok=True)
+        pictures, records = [], []
+        with tarfile.open(shard / "00000.tar", "w") as tar:
+            for n, row in enumerate(chosen):
+                image, body = stored(self.pictures.read(row.file), row.quality)
+                pictures.append(image)
+                name = f"{n:09d}"
+                member = tarfile.TarInfo(f"{name}.jpg")
+                member.size = len(body)
+                tar.addfile(member, io.BytesIO(body))
+                records.append(record(key, name, row, hashlib.sha256(body).hexdigest()))
+        vectors = self.embed(chosen, pictures)
+        for record_, (one, other) in zip(records, vectors, strict=True):
+            record_["similarity"] = float(one @ other)
+        for name, values in zip(("img_emb", "text_emb"), zip(*vectors, strict=True), strict=True):
+            np.save(subset / name / f"{name}_00000.npy", np.stack(values).astype(np.float16))
+        pq.write_table(pa.Table.from_pylist(records, schema=SUBSET), subset / "part-00000.parquet")
+        out = self.lake.folder("knn_index", key)
+        out.mkdir(parents=True, exist_ok=True)
+        build_index(subset, out, IndexOptions(), model_key=self.model.key)
+
+    def embed(
+        self, chosen: Sequence[Row], pictures: Sequence[Image.Image]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of images and texts; a copy of the lake does not embed again what it has."""
+        new = [i for i, row in enumerate(chosen) if row not in self._embedded]
+        images = self.model.encode_images([pictures[i] for i in new])
+        texts = self.model.encode_texts([chosen[i].text for i in new])
+        for i, image, text in zip(new, images, texts, strict=True):
+            self._embedded[chosen[i]] = image, text
+        return [self._embedded[row] for row in chosen]
+
+    def copy(self, root: Path) -> SmallLake:
+        shutil.copytree(self.root, root)
+        copied = SmallLake(root, self.model)
+        copied._embedded = self._embedded
+        return copied
+
+    def publish(self, *keys: SegmentKey) -> None:
+        """`search_index` over these segments."""
+        parts = [(key.crawl, key.segment, self.lake.folder("knn_index", key)) for key in keys]
+        inputs = {str(key): "1" for key in keys}
+        with self.lake.publish("search_index", inputs=inputs, code_version="1") as staging:
+            merge_indices(parts, staging.path)
+
+
+def stored(body: bytes, quality: int) -> tuple[Image.Image, bytes]:
+    """The picture as a shard holds it: 256 × 256, white where nothing is."""
+    with Image.open(io.BytesIO(body)) as opened:
+        picture = opened.convert("RGBA")
+    picture.thumbnail((256, 256))
+    square = Image.new("RGB", (256, 256), "white")
+    square.paste(picture, ((256 - picture.width) // 2, (256 - picture.height) // 2), picture)
+    encoded = io.BytesIO()
+    square.save(encoded, "JPEG", quality=quality)
+    return Image.open(encoded).convert("RGB"), encoded.getvalue()
+
+
+def record(key: SegmentKey, name: str, row: Row, sha256: str) -> dict[str, object]:
+    return {
+        "SAMPLE_ID": sample_id_of(uid_of(row.url, row.text)),
+        "URL": row.url,
+        "TEXT": row.text,
+        "HEIGHT": 300,
+        "WIDTH": 400 + int(name),
+        "LICENSE": row.license,
+        "NSFW": row.nsfw,
+        "similarity": 0.0,
+        "LANGUAGE": row.language,
+        "page_url": row.page_url,
+        "sha256": sha256,
+        "md5": "0",
+        "key": name,
+        "crawl": key.crawl,
+        "segment": key.segment,
+        "wat_file": "a.warc.wat.gz",
+    }
+
+
+@pytest.fixture(scope="session")
+def model() -> ClipModel:
+    return load_clip(CLIP)
+
+
+@pytest.fixture(scope="session")
+def small_lake(tmp_path_factory: pytest.TempPathFactory, model: ClipModel) -> SmallLake:
+    """30 samples of two crawls. Read only: tests share it; :func:`own_lake` is one's own."""
+    made = SmallLake(tmp_path_factory.mktemp("search") / "lake", model)
+    first, second = rows()
+    made.write(FIRST, first)
+    made.write(SECOND, second)
+    made.publish(FIRST, SECOND)
+    return made
+
+
+@pytest.fixture
+def own_lake(tmp_path: Path, small_lake: SmallLake) -> SmallLake:
+    """A copy to change."""
+    return small_lake.copy(tmp_path / "lake")
+
+
+@dataclass
+class Serving:
+    """A running service."""
+
+    service: SearchService
+    url: str
+    http: httpx.Client
+
+    def search(self, **asked: Any) -> dict[str, Any]:
+        answer = self.http.post("/search", json=asked)
+        assert answer.status_code == 200, answer.text
+        value: dict[str, Any] = answer.json()
+        return value
+
+    def results(self, **asked: Any) -> list[dict[str, Any]]:
+        return list(self.search(**asked)["results"])
+
+    def captions(self, **asked: Any) -> list[str]:
+        return [result["caption"] for result in self.results(**asked)]
+
+
+@contextmanager
+def serving(
+    index: Path,
+    model: ClipModel | None,
+    options: ServeOptions = FREE,
+    *,
+    clip: ClipOptions = CLIP,
+    download: DownloadOptions | None = None,
+    subset: Path | None = None,
+) -> Iterator[Serving]:
+    """The service on a free port of loopback; ``model``: one that is loaded already."""
+    encoder = Encoder(clip, options, load=lambda _: model) if model else None
+    service = SearchService(
+        index, options, clip, download or DownloadOptions(), subset=subset, encoder=encoder
+    )
+    addresses: list[str] = []
+    listening = threading.Event()
+
+    def ready(address: str) -> None:
+        addresses.append(address)
+        listening.set()
+
+    server = make_server(service, ready)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert listening.wait(20), "the service does not listen"
+        with httpx.Client(base_url=addresses[0], timeout=20) as http:
+            yield Serving(service, addresses[0], http)
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def served(small_lake: SmallLake) -> Iterator[Serving]:
+    """The service over the shared lake, without limits."""
+    with serving(small_lake.index, small_lake.model) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def clip_client() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a script in which ``ClipClient`` and ``Modality`` are clip-retrieval 2.45.0's own.
+
+    Its package imports Flask, faiss and all of its back end, pinned to old releases: only the file
+    of the client is loaded, as it was released.
+    """
+    folder = ROOT / ".cache" / "clip-retrieval-2.45.0"
+    if not (folder / "clip_retrieval" / "clip_client.py").exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+        subprocess.run([*pip, str(folder), "clip-retrieval==2.45.0"], check=True)
+    loading = (
+        "import importlib.util, json, sys\n"
+        f"path = {str(folder / 'clip_retrieval' / 'clip_client.py')!r}\n"
+        "spec = importlib.util.spec_from_file_location('clip_client', path)\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "ClipClient, Modality = module.ClipClient, module.Modality\n"
+    )
+
+    def run(script: str, *args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", loading + script, *args],
+            capture_output=True,
+            text=True,
+            env={"PATH": os.environ["PATH"]},
+            timeout=60,
+        )
+
+    return run
