@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,8 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laion_assets.knn.files import IndexMismatchError, IndexSummary, open_index
-from laion_assets.knn.subset import MODALITIES, Modality, part_path
+from laion_assets.knn.files import SearchParameters
+from laion_assets.knn.runs import Ints, OpenIndex, Place, StaleIndexError, SubsetOf
+from laion_assets.knn.subset import Modality, part_path
+
+__all__ = ["Hit", "Place", "SearchParameters", "Searcher", "StaleIndexError", "rows_at"]
 
 _COLUMNS: Final = (
     "SAMPLE_ID",
@@ -26,12 +29,10 @@ _COLUMNS: Final = (
     "similarity",
     "LANGUAGE",
     "page_url",
+    "crawl",
+    "segment",
     "key",
 )
-
-
-class StaleIndexError(RuntimeError):
-    """The subset was made anew after the index: its rows are other samples now."""
 
 
 @dataclass(frozen=True)
@@ -58,59 +59,82 @@ class Hit:
 class Searcher:
     """Search an index folder; vectors are memory-mapped, metadata is read for the hits alone.
 
-    ``subset_of(crawl, segment)`` gives the folder of a segment's `filtered_subset`.
+    ``subset_of(crawl, segment)`` gives the folder of a segment's `filtered_subset`. Several threads
+    may search at once. A searcher keeps the index that it opened, also when the folder is replaced.
     """
 
-    def __init__(self, index_dir: Path, subset_of: Callable[[str, str], Path]) -> None:
-        self.summary = IndexSummary.read(index_dir)
-        self._ids = index_dir / "ids.parquet"
+    def __init__(self, index_dir: Path, subset_of: SubsetOf) -> None:
+        self.index = OpenIndex(index_dir, subset_of)
+        self.summary = self.index.summary
         self._subset_of = subset_of
-        self._indices = {modality: open_index(index_dir, modality) for modality in MODALITIES}
-        for modality, index in self._indices.items():
-            if index.ntotal != self.summary.n:
-                raise IndexMismatchError(
-                    f"{index_dir}: {index.ntotal} {modality} vectors, "
-                    f"but index.json says {self.summary.n}"
-                )
 
-    def search(self, vector: npt.ArrayLike, k: int = 10, modality: Modality = "image") -> list[Hit]:
+    def search(
+        self,
+        vector: npt.ArrayLike,
+        k: int = 10,
+        modality: Modality = "image",
+        parameters: SearchParameters | None = None,
+    ) -> list[Hit]:
         """The ``k`` nearest images or texts to a ``(d,)`` vector of any length but zero.
 
-        Raises ``ValueError`` for a vector of another shape or without direction, and
-        :class:`StaleIndexError` if a hit's row in the subset holds another sample.
+        ``parameters`` instead of those recorded in the index. Raises ``ValueError`` for a vector of
+        another shape or without direction, and :class:`StaleIndexError` if a hit's row in the
+        subset holds another sample.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, not {k}")
-        query = self._unit(vector)
-        if not self.summary.n:
-            return []
-        scores, rows = self._indices[modality].search(query, min(k, self.summary.n))
-        found = [(float(s), int(r)) for s, r in zip(scores[0], rows[0], strict=True) if r >= 0]
-        places = rows_at(self._ids, [row for _, row in found])
-        samples = self._samples(places)
-        return [
-            _hit(rank, score, places[row], samples[row])
-            for rank, (score, row) in enumerate(found, start=1)
-        ]
-
-    def _unit(self, vector: npt.ArrayLike) -> npt.NDArray[np.float32]:
         query = np.asarray(vector, dtype=np.float32)
         if query.shape != (self.summary.d,):
             raise ValueError(
                 f"the index ({self.summary.model}) holds vectors of shape ({self.summary.d},), "
                 f"not {query.shape}"
             )
-        norm = float(np.linalg.norm(query))
-        if not np.isfinite(norm) or norm == 0:
-            raise ValueError("the query vector has no direction (zero or not finite)")
-        return (query / norm)[None, :]
+        scores, rows = self.nearest(query[None, :], k, modality, parameters)
+        there = rows[0] >= 0
+        return self.hits(rows[0][there], scores[0][there])
 
-    def _samples(self, places: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    def nearest(
+        self,
+        vectors: npt.ArrayLike,
+        k: int = 10,
+        modality: Modality = "image",
+        parameters: SearchParameters | None = None,
+    ) -> tuple[npt.NDArray[np.float32], Ints]:
+        """Of many ``(q, d)`` vectors at once, without metadata: scores and rows ``(q, k)``, best
+        first, -inf and -1 where there are no more. Raises ``ValueError`` as :meth:`search` does."""
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
+        queries = np.asarray(vectors, dtype=np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.summary.d:
+            raise ValueError(f"queries must be of the shape (q, {self.summary.d})")
+        norms = np.linalg.norm(queries, axis=1, keepdims=True)
+        if not (np.isfinite(norms).all() and (norms > 0).all()):
+            raise ValueError("the query vector has no direction (zero or not finite)")
+        found = min(k, max(1, self.summary.n))
+        return self.index.nearest(queries / norms, found, modality, parameters=parameters)
+
+    def hits(self, rows: Sequence[int] | Ints, scores: Sequence[float] | Ints) -> list[Hit]:
+        """Rows and scores with their samples' metadata, ranked as given."""
+        places = dict(zip(map(int, rows), self.index.places(rows), strict=True))
+        samples = self._samples(places)
+        return [
+            _hit(rank, float(score), samples[int(row)])
+            for rank, (row, score) in enumerate(zip(rows, scores, strict=True), start=1)
+        ]
+
+    def reconstruct(self, row: int, modality: Modality = "image") -> npt.NDArray[np.float16]:
+        """The ``(d,)`` vector of a row, as the subset has it."""
+        vector: npt.NDArray[np.float16] = self.index.vectors(np.array([row]), modality)[0]
+        return vector
+
+    def places(self, rows: Sequence[int] | Ints) -> list[Place]:
+        """Where each row's sample is, and its SAMPLE_ID."""
+        return self.index.places(rows)
+
+    def _samples(self, places: Mapping[int, Place]) -> dict[int, dict[str, Any]]:
         """Row in the index -> its row of the subset."""
         by_part: dict[tuple[str, str, int], dict[int, int]] = {}
         for row, place in places.items():
-            part = (place["crawl"], place["segment"], place["part"])
-            by_part.setdefault(part, {})[place["part_row"]] = row
+            part = (place.crawl, place.segment, place.part)
+            by_part.setdefault(part, {})[place.part_row] = row
         samples: dict[int, dict[str, Any]] = {}
         for (crawl, segment, number), wanted in by_part.items():
             path = part_path(self._subset_of(crawl, segment), number)
@@ -120,16 +144,16 @@ class Searcher:
                 raise StaleIndexError(f"{path} has not the rows that were indexed") from error
             for part_row, sample in read.items():
                 row = wanted[part_row]
-                if sample["SAMPLE_ID"] != places[row]["SAMPLE_ID"]:
+                if sample["SAMPLE_ID"] != places[row].sample_id:
                     raise StaleIndexError(
                         f"{path} row {part_row} is sample {sample['SAMPLE_ID']}, the index holds "
-                        f"{places[row]['SAMPLE_ID']}: make the index anew"
+                        f"{places[row].sample_id}: make the index anew"
                     )
                 samples[row] = sample
         return samples
 
 
-def _hit(rank: int, score: float, place: Mapping[str, Any], sample: Mapping[str, Any]) -> Hit:
+def _hit(rank: int, score: float, sample: Mapping[str, Any]) -> Hit:
     return Hit(
         rank=rank,
         score=score,
@@ -143,8 +167,8 @@ def _hit(rank: int, score: float, place: Mapping[str, Any], sample: Mapping[str,
         width=sample["WIDTH"],
         height=sample["HEIGHT"],
         page_url=sample["page_url"],
-        crawl=place["crawl"],
-        segment=place["segment"],
+        crawl=sample["crawl"],
+        segment=sample["segment"],
         key=sample["key"],
     )
 
