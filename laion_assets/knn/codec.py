@@ -105,7 +105,8 @@ def choose(options: IndexOptions, *, vectors: int, sample: int, d: int) -> Choic
         return Choice(kind, cells, f"RR{d},{centres},RaBitQ")
     fitting = [m for m in _PQ_BYTES if m <= max(room, _PQ_BYTES[-1]) and m <= d]
     m = fitting[0] if fitting else 1
-    return Choice(kind, cells, f"OPQ{m}_{d // m * m},{centres},PQ{m}x8")
+    # np: not ordered for Hamming distances, which are not used and take longest to train.
+    return Choice(kind, cells, f"OPQ{m}_{d // m * m},{centres},PQ{m}x8np")
 
 
 def train_codec(
