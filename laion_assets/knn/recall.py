@@ -137,7 +137,7 @@ def tune(
     most = max(_RERANKS)
     best: tuple[float, SearchParameters, Recall] | None = None
     nearest: tuple[float, SearchParameters, Recall] | None = None
-    nprobe, before = 1, -1.0
+    nprobe, before = max(1, cells // 1024), -1.0
     while nprobe <= cells:
         coded, rows = index.candidates(queries, most, modality, codec, nprobe)
         exact = index.exact(queries, rows, modality)
