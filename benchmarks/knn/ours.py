@@ -105,7 +105,7 @@ def query(folder: Path, name: str, queries: str) -> dict[str, Any]:
     faiss.omp_set_num_threads(1)
     index = OpenIndex(folder / name, lambda _, segment: subset(folder, segment))
     vectors = np.load(queries)
-    chosen = next(iter(index.summary.search.values()))["image"]
+    chosen = next(iter(index.summary.search.values()))["image"][0]
     settings = [
         SearchParameters(nprobe=nprobe, rerank=rerank)
         for nprobe in (8, 16, 32, 64, 128, 256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -61,16 +62,22 @@ def index_subset(
 ) -> IndexSummary:
     """:func:`build_index` for one subset alone: where no codec's folder is given and the vectors
     are too many to stay flat, one is trained on them."""
-    opened = Codec.open(codec) if codec else None
-    if opened is None and options.kind not in FLAT_KINDS:
-        there = sum(part.rows() for part in subset_parts(subset))
-        if options.kind != "auto" or there > options.flat_below:
-            with TemporaryDirectory(dir=out) as folder:
+    with ExitStack() as stack:
+        if codec is None and options.kind not in FLAT_KINDS:
+            there = sum(part.rows() for part in subset_parts(subset))
+            if options.kind != "auto" or there > options.flat_below:
+                codec = Path(stack.enter_context(TemporaryDirectory(dir=out)))
                 alone = options.model_copy(update={"vectors": options.vectors or there})
-                train_codec([subset], Path(folder), alone, model_key=model_key, log=log)
-                opened = Codec.open(Path(folder))
-                return build_index(subset, out, options, model_key=model_key, codec=opened, log=log)
-    return build_index(subset, out, options, model_key=model_key, codec=opened, log=log)
+                train_codec([subset], codec, alone, model_key=model_key, log=log)
+        return build_index(
+            subset,
+            out,
+            options,
+            model_key=model_key,
+            codec=Codec.open(codec) if codec else None,
+            tuned=True,
+            log=log,
+        )
 
 
 def build_index(
@@ -80,11 +87,13 @@ def build_index(
     *,
     model_key: str,
     codec: Codec | None = None,
+    tuned: bool = False,
     log: Log = silent,
 ) -> IndexSummary:
     """Index a `filtered_subset` folder into ``out``; row numbers run through its parts in order.
 
-    With a codec its codes are kept, without one the vectors themselves (`flat`). An empty subset
+    With a codec its codes are kept, without one the vectors themselves (`flat`). Search parameters
+    are ``tuned`` if it is to be searched alone and not to be merged. An empty subset
     gives valid empty indices. The same subset and codec give the same bytes. Memory: one of the two
     indices at a time. Raises :class:`~laion_assets.knn.subset.SubsetError` if vectors and rows
     differ in number, :class:`IndexMismatchError` if the vectors differ in width from one another
@@ -130,20 +139,18 @@ def build_index(
     summary = IndexSummary(kind=kind, n=n, d=d, model=model_key, runs=(run,), versions=versions())
     summary.write(out)
     if codec:
-        summary = judged(out, subset, summary, options)
+        summary = judge(OpenIndex(out, lambda *_: subset), summary, options, tuned=tuned)
     return summary
 
 
-def judged(
-    index_dir: Path, subset: Path, summary: IndexSummary, options: IndexOptions
+def judge(
+    index: OpenIndex, summary: IndexSummary, options: IndexOptions, *, tuned: bool = True
 ) -> IndexSummary:
-    """The same, tuned and compared with the codec's training; written again."""
-    return judge(OpenIndex(index_dir, lambda *_: subset), summary, options)
+    """Choose search parameters, measure drift and imbalance, and write the summary with them.
 
-
-def judge(index: OpenIndex, summary: IndexSummary, options: IndexOptions) -> IndexSummary:
-    """Choose search parameters, measure drift and imbalance, and write the summary with them."""
-    search: dict[str, dict[str, SearchParameters]] = {}
+    Not ``tuned``: parameters that a piece of a larger index is well searched with.
+    """
+    search: dict[str, dict[str, tuple[SearchParameters, ...]]] = {}
     recall: dict[str, dict[str, Recall]] = {}
     drift: dict[str, dict[str, float]] = {}
     imbalance: dict[str, dict[str, float]] = {}
@@ -152,8 +159,13 @@ def judge(index: OpenIndex, summary: IndexSummary, options: IndexOptions) -> Ind
         segments = [s for run in runs for s in run.segments if s.rows and not s.dropped]
         search[name], recall[name], drift[name], imbalance[name] = {}, {}, {}, {}
         for modality in MODALITIES:
-            chosen, found = tune(index, name, modality, options)
-            search[name][modality], recall[name][modality] = chosen, found
+            if tuned:
+                search[name][modality], recall[name][modality] = tune(
+                    index, name, modality, options
+                )
+            else:
+                rows = sum(run.n for run in runs)
+                search[name][modality] = (_generous(codec.summary.cells, rows, options),)
             then = codec.summary
             if segments:
                 rows = sum(segment.rows for segment in segments)
@@ -166,6 +178,12 @@ def judge(index: OpenIndex, summary: IndexSummary, options: IndexOptions) -> Ind
     )
     summary.write(index.folder)
     return summary
+
+
+def _generous(cells: int, rows: int, options: IndexOptions) -> SearchParameters:
+    """Some 50,000 vectors looked at, which for one segment is quick."""
+    nprobe = min(cells, 1_024, max(64, cells * 50_000 // max(1, rows)))
+    return SearchParameters(nprobe=nprobe, rerank=800 if options.rerank else 0, k=100)
 
 
 def _encode(

@@ -114,11 +114,12 @@ class Run(BaseModel, frozen=True):
 
 
 class SearchParameters(BaseModel, frozen=True):
-    """How a codec's lists are searched: cells looked into, and candidates scored exactly (0: the
-    codes' own scores are given)."""
+    """How a codec's lists are searched for up to ``k`` results: cells looked into, and candidates
+    scored exactly (0: the codes' own scores are given)."""
 
     nprobe: int
     rerank: int
+    k: int = 10
 
     def candidates(self, k: int) -> int:
         """How many to take from the codes for ``k`` results."""
@@ -128,9 +129,9 @@ class SearchParameters(BaseModel, frozen=True):
 class IndexSummary(BaseModel, frozen=True):
     """What `index.json` says. ``n`` vectors of width ``d`` in each of the two indices.
 
-    By codec and modality: ``search``; ``recall`` at 1, 10 and 100; ``drift``, how far vectors lie
-    from their cells' centres, and ``imbalance``, how unequal the cells are, both against what the
-    codec found when it was trained (1 = as then).
+    By codec and modality: ``search``, for few results and for many; ``recall`` at 1, 10 and 100;
+    ``drift``, how far vectors lie from their cells' centres, and ``imbalance``, how unequal the
+    cells are, both against what the codec found when it was trained (1 = as then).
     """
 
     kind: str
@@ -139,7 +140,7 @@ class IndexSummary(BaseModel, frozen=True):
     model: str
     runs: tuple[Run, ...]
     versions: Mapping[str, str]
-    search: Mapping[str, Mapping[str, SearchParameters]] = {}
+    search: Mapping[str, Mapping[str, tuple[SearchParameters, ...]]] = {}
     recall: Mapping[str, Mapping[str, Mapping[str, float]]] = {}
     drift: Mapping[str, Mapping[str, float]] = {}
     imbalance: Mapping[str, Mapping[str, float]] = {}
@@ -157,6 +158,11 @@ class IndexSummary(BaseModel, frozen=True):
             del told[name]
         segments = sum(not s.dropped for run in self.runs for s in run.segments)
         return told | {"runs": len(self.runs), "segments": segments, "codecs": self.codecs()}
+
+    def parameters(self, codec: str, modality: Modality, k: int) -> SearchParameters:
+        """Those recorded for ``k`` results."""
+        recorded = self.search[codec][modality]
+        return next((one for one in recorded if k <= one.k), recorded[-1])
 
     def codecs(self) -> list[str]:
         return sorted({run.codec for run in self.runs if run.codec})

@@ -16,14 +16,21 @@ from laion_assets.knn.lists import ListsFile
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.runs import OpenIndex, SubsetOf
 from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart
-from laion_assets.knn.truth import DEPTH, Truth
+from laion_assets.knn.truth import Truth
 
 AT: Final = (1, 10, 100)
 """Neighbours that recall is measured at."""
 TIE: Final = 1e-5
 """Similarities closer than this are equal: float32 sums differ by the order of summation."""
 
+_WANTED: Final[Mapping[int, Sequence[int]]] = {10: (1, 10), 100: (100,)}
+"""Results that are asked for, and the depths that are judged by them: searching deeper is tuned
+apart, or looking for ten would cost what looking for a hundred does."""
 _RERANKS: Final = (50, 100, 200, 400, 800)
+_WIDEST: Final = 512
+"""Tuning starts at one cell in so many."""
+_TRIED: Final = 32
+"""Cells that are always tried."""
 _ENOUGH: Final = 0.0005
 """Twice as many cells must find this much more, or more are of no use."""
 
@@ -32,16 +39,18 @@ Ints = npt.NDArray[np.int64]
 Recall = Mapping[str, float]
 
 
-def recall_at(truth: Truth, scores: Floats, rows: Ints, there: int) -> Recall:
+def recall_at(
+    truth: Truth, scores: Floats, rows: Ints, there: int, depths: Sequence[int] = AT
+) -> Recall:
     """``{"1": …, "10": …, "100": …}``: the share of the true neighbours found, 0..1.
 
-    ``scores`` ``(q, ≥ 100)`` are the *true* similarities of the rows found, best first; ``there``
-    is how many vectors there are. A neighbour is as good as another of the same similarity, so
-    that duplicates in the data do not count as misses. 1.0 where there are no vectors.
+    ``scores`` ``(q, the deepest)`` are the *true* similarities of the rows found, best first;
+    ``there`` is how many vectors there are. A neighbour is as good as another of the same
+    similarity, so that duplicates in the data do not count as misses. 1.0 without vectors.
     """
     found = {}
-    for k in AT:
-        depth = min(k, there, DEPTH)
+    for k in depths:
+        depth = min(k, there)
         if not depth:
             found[str(k)] = 1.0
             continue
@@ -77,9 +86,10 @@ def measure_recall(
             else:
                 queries, truth = _brute_force(index, runs, subset_of, modality, options)
             there = sum(run.n for run in runs)
-            _, rows = index.nearest(queries, max(AT), modality, only=codec)
-            scores = index.exact(queries, rows, modality)
-            found.append(recall_at(truth, scores, rows, there))
+            for most, depths in _WANTED.items():
+                _, rows = index.nearest(queries, most, modality, only=codec)
+                scores = index.exact(queries, rows, modality)
+                found.append(recall_at(truth, scores, rows, there, depths))
         measured[modality] = _lowest(found)
     return measured
 
@@ -128,51 +138,63 @@ def _brute_force(
 
 def tune(
     index: OpenIndex, codec: str, modality: Modality, options: IndexOptions
-) -> tuple[SearchParameters, Recall]:
-    """The cheapest search parameters that reach `tune_recall` at 1, 10 and 100 neighbours, or those
-    that come nearest, and the recall of the codec's queries that they have."""
+) -> tuple[tuple[SearchParameters, ...], Recall]:
+    """The cheapest search parameters that reach `tune_recall` for up to 10 and up to 100 results,
+    or those that come nearest, and the recall of the codec's queries that they have."""
     queries, truth = index.codecs[codec].queries(modality), index.truth(codec, modality)
     there = sum(run.n for run in index.summary.runs if run.codec == codec)
     cells = index.codecs[codec].summary.cells
-    most = max(_RERANKS)
-    best: tuple[float, SearchParameters, Recall] | None = None
-    nearest: tuple[float, SearchParameters, Recall] | None = None
-    nprobe, before = max(1, cells // 1024), -1.0
-    while nprobe <= cells:
-        coded, rows = index.candidates(queries, most, modality, codec, nprobe)
+    best: dict[int, tuple[float, SearchParameters, Recall]] = {}
+    nearest: dict[int, tuple[float, SearchParameters, Recall]] = {}
+    nprobe, before = max(1, cells // _WIDEST), -1.0
+    while True:
+        _, rows = index.candidates(queries, max(_RERANKS), modality, codec, nprobe)
         exact = index.exact(queries, rows, modality)
-        reached = 0.0
-        for rerank in _RERANKS if options.rerank else (0,):
-            parameters = SearchParameters(nprobe=nprobe, rerank=rerank)
-            found = {}
-            for k in AT:
-                some = parameters.candidates(k)
-                order = np.argsort(-(exact if rerank else coded)[:, :some], axis=1, kind="stable")
-                order = order[:, : max(AT)]
-                at = recall_at(
-                    truth,
-                    np.take_along_axis(exact, order, 1),
-                    np.take_along_axis(rows, order, 1),
-                    there,
-                )
-                if str(k) in at:
-                    found[str(k)] = at[str(k)]
-            lowest = min(found.values(), default=1.0)
-            reached = max(reached, lowest)
-            cost = _cost(nprobe, there * nprobe / cells, rerank)
-            if lowest >= options.tune_recall and (best is None or cost < best[0]):
-                best = (cost, parameters, found)
-            if nearest is None or lowest > nearest[0]:
-                nearest = (lowest, parameters, found)
-        if best is not None and _cost(2 * nprobe, 2 * there * nprobe / cells, 0) > best[0]:
-            break
-        if best is None and nprobe >= 16 and reached - before < _ENOUGH:
-            break
-        before = reached
+        for most, depths in _WANTED.items():
+            for rerank in _RERANKS if options.rerank else (0,):
+                parameters = SearchParameters(nprobe=nprobe, rerank=rerank, k=most)
+                found = _found(truth, exact, parameters, depths, there)
+                lowest = min(found.values(), default=1.0)
+                cost = _cost(nprobe, there * nprobe / cells, parameters.candidates(most))
+                if lowest >= options.tune_recall and (most not in best or cost < best[most][0]):
+                    best[most] = (cost, parameters, found)
+                if most not in nearest or lowest > nearest[most][0]:
+                    nearest[most] = (lowest, parameters, found)
         nprobe *= 2
-    chosen = best or nearest
-    assert chosen is not None
-    return chosen[1], chosen[2]
+        if nprobe > cells:
+            break
+        if len(best) == len(_WANTED):
+            # Looking into twice the cells costs more than any number of candidates.
+            least = _cost(nprobe, there * nprobe / cells, 0)
+            if all(least > cost for cost, _, _ in best.values()):
+                break
+        # Those not yet reached: does it help them to look into more cells?
+        missing = [nearest[most][0] for most in _WANTED if most not in best]
+        if nprobe > _TRIED and missing and min(missing) - before < _ENOUGH:
+            break
+        before = min(missing, default=0.0)
+    chosen = {most: best.get(most, nearest[most]) for most in _WANTED}
+    recall = {name: share for _, _, found in chosen.values() for name, share in found.items()}
+    return tuple(parameters for _, parameters, _ in chosen.values()), recall
+
+
+def _found(
+    truth: Truth, exact: Floats, parameters: SearchParameters, depths: Sequence[int], there: int
+) -> Recall:
+    """Recall at some depths when the candidates are those with these exact scores, in the order
+    of their codes. What is scored exactly is found if it is among the true neighbours."""
+    found = {}
+    for k in depths:
+        depth = min(k, there)
+        if not depth:
+            found[str(k)] = 1.0
+            continue
+        threshold, certain = truth.kth(depth)
+        if certain.any():
+            scores = exact[certain, : parameters.candidates(depth)]
+            hits = (scores >= threshold[certain, None] - TIE).sum(axis=1)
+            found[str(k)] = float(np.minimum(hits, depth).sum() / (certain.sum() * depth))
+    return found
 
 
 def _cost(nprobe: int, scanned: float, rerank: int) -> float:

@@ -63,13 +63,14 @@ class _Opened:
     index: Any
     selector: Any
 
-    def __init__(self, run: Run, index: Any, owned: Any = None) -> None:
+    def __init__(self, run: Run, first: int, index: Any, owned: Any = None) -> None:
         import faiss
 
         self.index = index
+        self.first, self.n, self.codec = first, run.n, run.codec
         self._owned = owned
         self.selector = None
-        if run.n < run.rows:
+        if self.n < run.rows:
             self._bits = np.packbits(run.live(), bitorder="little")
             self.selector = faiss.IDSelectorBitmap(run.rows, faiss.swig_ptr(self._bits))
 
@@ -111,9 +112,13 @@ class OpenIndex:
             for modality in MODALITIES
         }
         self._opened: dict[Modality, list[_Opened]] = {
-            modality: [self._open_run(index_dir, run, modality) for run in self.summary.runs]
+            modality: [
+                self._open_run(index_dir, run, int(first), modality)
+                for first, run in zip(self.firsts, self.summary.runs, strict=False)
+            ]
             for modality in MODALITIES
         }
+        self._groups = sorted({run.codec for run in self.summary.runs if run.n})
         self._ids = [
             np.load(index_dir / run.folder / "ids.npy", mmap_mode="r", allow_pickle=False)
             for run in self.summary.runs
@@ -135,13 +140,13 @@ class OpenIndex:
                     start += rows
         self._starts = np.array(starts, dtype=np.int64)
 
-    def _open_run(self, index_dir: Path, run: Run, modality: Modality) -> _Opened:
+    def _open_run(self, index_dir: Path, run: Run, first: int, modality: Modality) -> _Opened:
         path = index_dir / run.folder / vectors_name(run.kind, modality)
         if run.codec:
             lists = map_lists(path)
-            opened = _Opened(run, self._encoders[run.codec, modality].over(lists), lists)
+            opened = _Opened(run, first, self._encoders[run.codec, modality].over(lists), lists)
         else:
-            opened = _Opened(run, map_index(path))
+            opened = _Opened(run, first, map_index(path))
         if opened.index.ntotal != run.rows:
             raise IndexMismatchError(
                 f"{path} holds {opened.index.ntotal} vectors, but index.json says {run.rows}"
@@ -150,7 +155,7 @@ class OpenIndex:
 
     def groups(self) -> list[str]:
         """The codecs that runs are of; the empty one stands for flat runs."""
-        return sorted({run.codec for run in self.summary.runs if run.n})
+        return self._groups
 
     def nearest(
         self,
@@ -179,21 +184,21 @@ class OpenIndex:
             return empty, np.full((len(queries), k), -1, np.int64)
         return _best(np.concatenate(scores, axis=1), np.concatenate(rows, axis=1), k)
 
+    def _with_rows(self, modality: Modality, codec: str) -> list[_Opened]:
+        return [one for one in self._opened[modality] if one.codec == codec and one.n]
+
     def _flat(self, queries: Floats, k: int, modality: Modality) -> tuple[Floats, Ints]:
         import faiss
 
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         scores, rows = [], []
-        for number, run in enumerate(self.summary.runs):
-            if run.codec or not run.n:
-                continue
-            opened = self._opened[modality][number]
+        for opened in self._with_rows(modality, ""):
             parameters = None
             if opened.selector is not None:
                 parameters = faiss.SearchParameters(sel=opened.selector)
-            found, ids = opened.index.search(queries, min(k, run.n), params=parameters)
+            found, ids = opened.index.search(queries, min(k, opened.n), params=parameters)
             scores.append(found)
-            rows.append(np.where(ids >= 0, ids + self.firsts[number], -1))
+            rows.append(np.where(ids >= 0, ids + opened.first, -1))
         return _best(np.concatenate(scores, axis=1), np.concatenate(rows, axis=1), k)
 
     def _coded(
@@ -204,7 +209,7 @@ class OpenIndex:
         codec: str,
         parameters: SearchParameters | None,
     ) -> tuple[Floats, Ints]:
-        parameters = parameters or self.summary.search[codec][modality]
+        parameters = parameters or self.summary.parameters(codec, modality, k)
         scores, rows = self.candidates(
             queries, parameters.candidates(k), modality, codec, parameters.nprobe
         )
@@ -224,11 +229,8 @@ class OpenIndex:
         near, cells = encoder.cells(rotated, nprobe)
         n = len(rotated)
         scores, rows = [], []
-        for number, run in enumerate(self.summary.runs):
-            if run.codec != codec or not run.n:
-                continue
-            opened = self._opened[modality][number]
-            here = min(wanted, run.n)
+        for opened in self._with_rows(modality, codec):
+            here = min(wanted, opened.n)
             found = np.empty((n, here), dtype=np.float32)
             ids = np.empty((n, here), dtype=np.int64)
             opened.index.search_preassigned_c(
@@ -243,7 +245,7 @@ class OpenIndex:
                 faiss.SearchParametersIVF(nprobe=nprobe, sel=opened.selector),
             )
             scores.append(found)
-            rows.append(np.where(ids >= 0, ids + self.firsts[number], -1))
+            rows.append(np.where(ids >= 0, ids + opened.first, -1))
         if len(rows) == 1:
             return scores[0], rows[0]
         both = np.concatenate(scores, axis=1), np.concatenate(rows, axis=1)
@@ -253,9 +255,10 @@ class OpenIndex:
         """The true scores of each query's rows, ``(q, r)``; -inf where the row is -1."""
         scores = np.full(rows.shape, -np.inf, dtype=np.float32)
         for query, its_rows, its_scores in zip(queries, rows, scores, strict=True):
-            there = its_rows >= 0
-            vectors = self.vectors(its_rows[there], modality).astype(np.float32)
-            its_scores[there] = vectors @ query
+            order = np.argsort(its_rows)
+            order = order[np.searchsorted(its_rows, 0, sorter=order) :]
+            vectors = self._in_order(its_rows[order], modality)
+            its_scores[order] = vectors.astype(np.float32) @ query
         return scores
 
     def vectors(self, rows: Ints, modality: Modality) -> npt.NDArray[np.float16]:
@@ -263,24 +266,31 @@ class OpenIndex:
 
         Raises :class:`StaleIndexError` if the subset has another number of them now.
         """
-        parts = np.searchsorted(self._starts, rows, side="right") - 1
+        order = np.argsort(rows)
         out = np.empty((len(rows), self.summary.d), dtype=np.float16)
-        if len(rows) and (parts == parts[0]).all():
-            np.take(
-                self._part(int(parts[0]), modality), rows - self._starts[parts[0]], axis=0, out=out
-            )
-            return out
-        for part in np.unique(parts):
-            here = parts == part
-            out[here] = self._part(int(part), modality)[rows[here] - self._starts[part]]
+        out[order] = self._in_order(rows[order], modality)
+        return out
+
+    def _in_order(self, rows: Ints, modality: Modality) -> npt.NDArray[np.float16]:
+        """The vectors of ascending rows: each part is gone to once."""
+        out = np.empty((len(rows), self.summary.d), dtype=np.float16)
+        first = 0
+        while first < len(rows):
+            part = int(self._starts.searchsorted(rows[first], side="right")) - 1
+            vectors, start = self._part(part, modality), int(self._starts[part])
+            last = first + int(rows[first:].searchsorted(start + len(vectors)))
+            # clip: numpy needs no copy to undo; no row is out of bounds.
+            vectors.take(rows[first:last] - start, axis=0, out=out[first:last], mode="clip")
+            first = last
         return out
 
     def _part(self, number: int, modality: Modality) -> Vectors:
         key = (modality, number)
         with self._lock:
-            if key in self._vectors:
+            known = self._vectors.get(key)
+            if known is not None:
                 self._vectors.move_to_end(key)
-                return self._vectors[key]
+                return known
         segment, part = self._parts[number]
         folder = self._subset_of(segment.crawl, segment.segment)
         try:
