@@ -7,6 +7,7 @@ with the subset's own vectors, and the best of them are the answer.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from laion_assets.knn.truth import Truth
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 SubsetOf = Callable[[str, str], Path]
+
+logger = logging.getLogger(__name__)
 
 _OPEN_PARTS: Final = 4_096
 """Parts of subsets kept mapped; each takes a few hundred bytes and a mapping of the system's."""
@@ -96,6 +99,7 @@ class OpenIndex:
                     raise
         else:
             raise IndexMismatchError(f"{index_dir} is being replaced all the time")
+        self.stale: set[tuple[str, str]] = set()
         self._subset_of = subset_of
         self._vectors: OrderedDict[tuple[Modality, int], Vectors] = OrderedDict()
         self._lock = Lock()
@@ -215,6 +219,7 @@ class OpenIndex:
         )
         if parameters.rerank:
             scores = self.exact(queries, rows, modality)
+            rows = np.where(np.isfinite(scores), rows, -1)
         return _best(scores, rows, k)
 
     def candidates(
@@ -252,14 +257,37 @@ class OpenIndex:
         return _best(*both, min(wanted, both[0].shape[1]))
 
     def exact(self, queries: Floats, rows: Ints, modality: Modality) -> Floats:
-        """The true scores of each query's rows, ``(q, r)``; -inf where the row is -1."""
+        """The true scores of each query's rows, ``(q, r)``; -inf where the row is -1.
+
+        Rows of a segment whose subset was made anew with another number of rows have no score any
+        more (-inf), and ``stale`` names the segment: a search then finds the others.
+        """
         scores = np.full(rows.shape, -np.inf, dtype=np.float32)
         for query, its_rows, its_scores in zip(queries, rows, scores, strict=True):
             order = np.argsort(its_rows)
             order = order[np.searchsorted(its_rows, 0, sorter=order) :]
-            vectors = self._in_order(its_rows[order], modality)
+            try:
+                vectors = self._in_order(its_rows[order], modality)
+            except StaleIndexError:
+                order = order[self._not_stale(its_rows[order], modality)]
+                vectors = self._in_order(its_rows[order], modality)
             its_scores[order] = vectors.astype(np.float32) @ query
         return scores
+
+    def _not_stale(self, rows: Ints, modality: Modality) -> npt.NDArray[np.bool_]:
+        """Of each row, whether its part is as it was indexed; others are named and told of once."""
+        parts = np.searchsorted(self._starts, rows, side="right") - 1
+        fresh = np.ones(len(rows), dtype=bool)
+        for part in np.unique(parts):
+            try:
+                self._part(int(part), modality)
+            except StaleIndexError as error:
+                fresh[parts == part] = False
+                segment, _ = self._parts[int(part)]
+                if (segment.crawl, segment.segment) not in self.stale:
+                    self.stale.add((segment.crawl, segment.segment))
+                    logger.warning("not found until the index is made anew: %s", error)
+        return fresh
 
     def vectors(self, rows: Ints, modality: Modality) -> npt.NDArray[np.float16]:
         """The subset's own vectors of some rows, ``(n, d)``.

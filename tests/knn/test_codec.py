@@ -209,6 +209,19 @@ def test_adding_a_segment_writes_that_segment(world: World, tmp_path: Path) -> N
     assert np.allclose(*told, atol=1e-6)
 
 
+def test_a_subset_that_was_made_anew_is_passed_over_until_the_index_is(
+    world: World, tmp_path: Path
+) -> None:
+    fewer = write_subset(tmp_path / "fewer", "00", 5, rows=10)
+    index = OpenIndex(
+        world.root / "six", lambda _, s: fewer if s == "00" else world.subset_of(_, s)
+    )
+    _, rows = index.nearest(vectors(world.subsets["00"])[::100], 10, "image")
+    segments = {place.segment for place in index.places(rows[rows >= 0])}
+    assert segments == {"01", "02", "03", "04", "05"}
+    assert index.stale == {(CRAWL, "00")}
+
+
 def test_codes_alone_and_exact_scores(world: World) -> None:
     index = OpenIndex(world.root / "six", world.subset_of)
     queries = vectors(world.subsets["00"], "text_emb")[:30]
