@@ -6,7 +6,7 @@ before it publishes, so that what fails one never takes the place of what is the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +31,10 @@ _WHAT: Final[Mapping[str, str]] = {
     "above_threshold": "Every kept similarity is at or above the threshold.",
     "size_equal": "The index holds one vector for each row of the subset.",
     "recall": "The index finds what brute force finds.",
+    "codec_fits": (
+        "The codec still suits the vectors. If not, materialize index_codec, then knn_index of all "
+        "segments; until then search works, slower or with more memory."
+    ),
 }
 
 _CHECKS: Final[Mapping[str, Sequence[str]]] = {
@@ -46,15 +50,18 @@ _CHECKS: Final[Mapping[str, Sequence[str]]] = {
         "above_threshold",
         "funnel_adds_up",
     ),
-    "knn_index": ("size_equal", "recall"),
-    "search_index": ("size_equal", "recall"),
+    "knn_index": ("size_equal", "recall", "codec_fits"),
+    "search_index": ("size_equal", "recall", "codec_fits"),
 }
+
+_ADVICE: Final = frozenset({"codec_fits"})
+"""Checks that warn and do not stand in the way."""
 
 
 def check_specs(asset: str, like: str | None = None) -> list[dg.AssetCheckSpec]:
     """``like``: the asset whose checks it has, if not its own."""
     return [
-        dg.AssetCheckSpec(name, asset=asset, blocking=True, description=_WHAT[name])
+        dg.AssetCheckSpec(name, asset=asset, blocking=name not in _ADVICE, description=_WHAT[name])
         for name in _CHECKS.get(like or asset, ())
     ]
 
@@ -66,17 +73,22 @@ def outcome(asset: str, name: str, problem: str | None, **metadata: Any) -> dg.A
         check_name=name,
         passed=problem is None,
         description=problem,
+        severity=dg.AssetCheckSeverity.WARN if name in _ADVICE else dg.AssetCheckSeverity.ERROR,
         metadata=metadata,
     )
 
 
 def require(*results: dg.AssetCheckResult) -> list[dg.AssetCheckResult]:
-    """The results, if all passed. Raises ``dagster.Failure`` naming those that did not.
+    """The results, if all that block passed. Raises ``dagster.Failure`` naming those that did not.
 
     Called before a partition is published: one that fails a check never takes the place of the
     one that is there.
     """
-    failed = [result for result in results if not result.passed]
+    failed = [
+        result
+        for result in results
+        if not result.passed and result.severity is dg.AssetCheckSeverity.ERROR
+    ]
     if failed:
         problems = "; ".join(f"{result.check_name}: {result.description}" for result in failed)
         raise dg.Failure(f"not published, blocking checks failed: {problems}", allow_retries=False)
@@ -236,15 +248,34 @@ def size_equal(asset: str, index: Path, rows: int) -> dg.AssetCheckResult:
 
 
 def recall(
-    asset: str, index: Path, subsets: Sequence[Path], options: IndexOptions
+    asset: str,
+    index: Path,
+    subset_of: Callable[[str, str], Path],
+    options: IndexOptions,
+    *,
+    own_queries: bool,
 ) -> dg.AssetCheckResult:
+    """At 1, 10 and 100 neighbours, of the image and of the text index."""
     from laion_assets.knn.recall import measure_recall
 
-    measured = measure_recall(index, subsets, options)
-    low = [
-        f"{modality} {share:.4f}"
-        for modality, share in measured.items()
-        if share < options.min_recall
-    ]
+    measured = {
+        f"{modality}@{k}": share
+        for modality, found in measure_recall(
+            index, subset_of, options, own_queries=own_queries
+        ).items()
+        for k, share in found.items()
+    }
+    low = [f"{name} {share:.4f}" for name, share in measured.items() if share < options.min_recall]
     problem = f"recall {', '.join(low)} is below {options.min_recall}" if low else None
-    return outcome(asset, "recall", problem, k=options.recall_k, **measured)
+    return outcome(asset, "recall", problem, **measured)
+
+
+def codec_fits(asset: str, index: Path, options: IndexOptions) -> dg.AssetCheckResult:
+    """Asks for a codec, or for a new one, where it is time."""
+    from laion_assets.knn.codec import advice
+    from laion_assets.knn.files import IndexSummary
+
+    summary = IndexSummary.read(index)
+    told = advice(summary, options)
+    codecs = {"drift": dict(summary.drift), "imbalance": dict(summary.imbalance)}
+    return outcome(asset, "codec_fits", "; ".join(told) or None, n=summary.n, **codecs)

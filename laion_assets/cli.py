@@ -127,16 +127,21 @@ def filter_(args: argparse.Namespace) -> None:
 
 
 def index(args: argparse.Namespace) -> None:
-    from laion_assets.knn.build import build_index
+    from laion_assets.knn.build import index_subset
     from laion_assets.settings import load_settings
 
-    _existing([args.subset])
+    _existing([args.subset] + ([args.codec] if args.codec else []))
     settings = load_settings(args.config)
     args.output.mkdir(parents=True, exist_ok=True)
-    summary = build_index(
-        args.subset, args.output, settings.index, model_key=settings.clip.key, log=say
+    summary = index_subset(
+        args.subset,
+        args.output,
+        settings.index,
+        model_key=settings.clip.key,
+        codec=args.codec,
+        log=say,
     )
-    for name, value in summary.to_json().items():
+    for name, value in summary.headline().items():
         print(f"{name:14} {value}")
 
 
@@ -471,6 +476,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     word = _add(commands, _Word("index", "a subset to kNN indices", "index subset/ -o idx/", index))
     word.add_argument("subset", type=Path)
+    word.add_argument("--codec", type=Path, help="a codec's folder, instead of one trained here")
     _output(word)
 
     word = _add(

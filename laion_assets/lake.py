@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatch
@@ -113,6 +113,8 @@ class Staging:
     not_content: tuple[str, ...] = ()
     """Patterns of file names that say how a run went and not what it made: times, run ids. They
     are published, but two partitions that differ in them alone have the same data version."""
+    linked_from: list[Path] = field(default_factory=list)
+    """Published folders that files may be hard links into: their digests are known."""
     data_version: str | None = None
     """Instead of a digest of the files, where equal content has no equal bytes."""
     manifest: Manifest | None = None
@@ -144,10 +146,13 @@ class Lake:
     def published(self, asset: str, key: SegmentKey | None = None) -> Path:
         """The folder of a partition that must be there. Raises :class:`NotPublishedError`."""
         folder = self.folder(asset, key)
-        if not (folder / MANIFEST).exists():
+        if not self.has(asset, key):
             of = f" of {key}" if key else ""
             raise NotPublishedError(f"{asset}{of} has not been materialized (no {folder})")
         return folder
+
+    def has(self, asset: str, key: SegmentKey | None = None) -> bool:
+        return (self.folder(asset, key) / MANIFEST).exists()
 
     def manifest(self, asset: str, key: SegmentKey | None = None) -> Manifest:
         return Manifest.read(self.published(asset, key))
@@ -187,7 +192,7 @@ class Lake:
             if staging.resumed:
                 log(f"{asset}: going on where an earlier run of this partition stopped")
             yield staging
-            files = _describe(path)
+            files = _describe(path, _known(staging.linked_from))
             staging.manifest = Manifest(
                 asset=asset,
                 crawl=key.crawl if key else None,
@@ -237,8 +242,22 @@ def _prepare(path: Path, fingerprint: str, stage_judges_parts: bool) -> bool:
     return resumed
 
 
-def _describe(folder: Path) -> list[dict[str, Any]]:
-    """Name, size and SHA-256 of every file below the folder, fsynced; temporary files removed."""
+def _known(folders: Sequence[Path]) -> dict[tuple[int, int], str]:
+    """SHA-256 of published files by device and inode: published files are never written to."""
+    known = {}
+    for folder in folders:
+        for item in Manifest.read(folder).files:
+            with suppress(FileNotFoundError):  # the partition was replaced meanwhile
+                stat = (folder / item["name"]).stat()
+                known[stat.st_dev, stat.st_ino] = item["sha256"]
+    return known
+
+
+def _describe(folder: Path, known: Mapping[tuple[int, int], str]) -> list[dict[str, Any]]:
+    """Name, size and SHA-256 of every file below the folder, fsynced; temporary files removed.
+
+    A file that is ``known`` is not read.
+    """
     described = []
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
@@ -250,10 +269,12 @@ def _describe(folder: Path) -> list[dict[str, Any]]:
         if any(part.startswith(".") for part in relative.parts) or relative.name == MANIFEST:
             path.unlink()
             continue
-        fsync_file(path)
-        described.append(
-            {"name": str(relative), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        )
+        stat = path.stat()
+        digest = known.get((stat.st_dev, stat.st_ino))
+        if digest is None:
+            fsync_file(path)
+            digest = sha256_file(path)
+        described.append({"name": str(relative), "bytes": stat.st_size, "sha256": digest})
     return described
 
 

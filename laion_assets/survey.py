@@ -62,7 +62,8 @@ those of `filtered_subset`."""
 FURTHER: Final = "subset_*"
 """The folders of further subsets in a lake."""
 
-AGGREGATE: Final = ("search_index", _Rows("ids.parquet", sample_id="SAMPLE_ID"))
+AGGREGATE: Final = "search_index"
+_IDS_AT_ONCE: Final = 1_000_000
 
 
 def further_subsets(lake: Lake) -> list[str]:
@@ -82,7 +83,7 @@ class Survey:
     samples: dict[SegmentKey, Counter[str]] = field(default_factory=dict)
     """Partitions that hold listed rows: how many, by asset."""
     aggregate: int = 0
-    """Listed rows of the search index."""
+    """Listed rows of the search index's files, whether they are still found or passed over."""
     returning: set[SegmentKey] = field(default_factory=set)
     """Partitions that lack rows which nothing lists any more."""
     met: int = 0
@@ -145,10 +146,7 @@ def survey(
             found.returning.add(key)
         progress.advance()
     if keys is None:
-        asset, rows = AGGREGATE
-        folder = lake.folder(asset)
-        if folder.exists():
-            found.aggregate = _count(folder, rows, sought, gone)
+        found.aggregate = _count_indexed(lake.folder(AGGREGATE), sought, gone)
     return found
 
 
@@ -181,6 +179,23 @@ def _count(folder: Path, rows: _Rows, lists: Lists, gone: list[Ids]) -> int:
         n += int(mask.sum())
         if ids is not None and rows.url is not None:
             gone.append(ids[mask])
+    return n
+
+
+def _count_indexed(folder: Path, lists: Lists, gone: list[Ids]) -> int:
+    """Rows of the search index's runs that are listed, or among ``gone``."""
+    if not lists:
+        return 0
+    known = np.unique(np.concatenate([*gone, np.empty(0, np.int64)]))
+    n = 0
+    for path in sorted(folder.glob("runs/*/ids.npy")):
+        held = np.load(path, mmap_mode="r", allow_pickle=False)
+        for start in range(0, len(held), _IDS_AT_ONCE):
+            ids = np.asarray(held[start : start + _IDS_AT_ONCE])
+            mask = np.isin(ids, known)
+            for _, entries in lists.each():
+                mask |= entries.which_samples(ids)
+            n += int(mask.sum())
     return n
 
 

@@ -4,7 +4,8 @@ import dagster as dg
 
 from laion_assets import checks
 from laion_assets.assets.making import key_of, materialized, publishing
-from laion_assets.knn.build import build_index
+from laion_assets.knn.build import build_index, uses_codec
+from laion_assets.knn.codec import Codec
 from laion_assets.settings import Settings
 from laion_assets.versions import code_version
 from resources.clip import ClipModelResource
@@ -16,8 +17,8 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
     @dg.asset(
         group_name="index",
         partitions_def=segments,
-        deps=["filtered_subset"],
-        code_version=code_version(1, settings.index),
+        deps=["filtered_subset", "index_codec"],
+        code_version=code_version(2, settings.index),
         check_specs=checks.check_specs("knn_index"),
         kinds={"faiss"},
         description=__doc__,
@@ -29,18 +30,29 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         index: IndexResource,
     ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
+        shared = ["index_codec"] if uses_codec(index, store.has("index_codec")) else []
         with publishing(
-            context, store, key, upstream=["filtered_subset"], options=index
+            context, store, key, upstream=["filtered_subset"], shared=shared, options=index
         ) as staging:
             subset = store.published("filtered_subset", key)
+            codecs = [store.published(asset) for asset in shared]
+            staging.linked_from = codecs
             summary = build_index(
-                subset, staging.path, index, model_key=clip.key, log=context.log.info
+                subset,
+                staging.path,
+                index,
+                model_key=clip.key,
+                codec=Codec.open(codecs[0]) if codecs else None,
+                log=context.log.info,
             )
-            staging.metadata = summary.to_json()
+            staging.metadata = summary.headline()
             kept = store.manifest("filtered_subset", key).stage("subset").kept
             checked = checks.require(
                 checks.size_equal("knn_index", staging.path, kept),
-                checks.recall("knn_index", staging.path, [subset], index),
+                checks.recall(
+                    "knn_index", staging.path, lambda *_: subset, index, own_queries=True
+                ),
+                checks.codec_fits("knn_index", staging.path, index),
             )
         return materialized(context, store, staging, key, checks=checked)
 

@@ -32,6 +32,7 @@ def publishing(
     key: SegmentKey | None = None,
     *,
     upstream: Sequence[str] = (),
+    shared: Sequence[str] = (),
     made_of: Mapping[str, str] | None = None,
     options: BaseModel | None = None,
     leave_out: Collection[str] = (),
@@ -39,7 +40,8 @@ def publishing(
 ) -> Iterator[Staging]:
     """Stage and publish this asset's partition.
 
-    ``upstream`` names the assets whose partition of the same key it is made of, ``made_of`` other
+    ``upstream`` names the assets whose partition of the same key it is made of, ``shared`` those
+    without partitions, ``made_of`` other
     inputs and their versions, ``options`` the options it is really made with: a run may override
     those that the code version speaks of; ``stage_judges_parts`` as :meth:`Lake.publish` has it.
     Raises :class:`InputsChangedError` if an upstream partition was replaced meanwhile; nothing is
@@ -47,7 +49,8 @@ def publishing(
     """
     name = context.asset_key.path[-1]
     version = context.assets_def.code_versions_by_key[context.asset_key] or ""
-    before = {asset: lake.manifest(asset, key).data_version for asset in upstream}
+    of = {**dict.fromkeys(upstream, key), **dict.fromkeys(shared)}
+    before = {asset: lake.manifest(asset, its_key).data_version for asset, its_key in of.items()}
     inputs = {**before, **(made_of or {})}
     if options is not None:
         inputs["options"] = code_version(0, options, leave_out=leave_out)
@@ -65,7 +68,7 @@ def publishing(
             told = options.model_dump(mode="json", exclude=set(leave_out))
             staging.metadata = {**staging.metadata, "options": told}
         for asset, data_version in before.items():
-            if lake.manifest(asset, key).data_version != data_version:
+            if lake.manifest(asset, of[asset]).data_version != data_version:
                 raise InputsChangedError(
                     f"{asset} was made anew while {name} was made of it: make {name} again"
                 )

@@ -1,23 +1,33 @@
-"""An index folder: `image.index`, `text.index`, `ids.parquet`, and `index.json` written last."""
+"""An index folder: `index.json`, written last, and the runs and codecs that it names.
+
+A run holds the vectors of some segments, numbered from 0: `image.index` and `text.index` (flat),
+or `image.lists` and `text.lists` (codes of a codec, which is in ``codec/<id>/``) with
+`image_truth.npz` and `text_truth.npz`; and `ids.npy`, the SAMPLE_ID of each row. A segment's own
+index is one run, in the folder itself; a merged index has its runs in ``runs/``.
+"""
 
 from __future__ import annotations
 
-import json
+import os
+import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from laion_assets import __version__
 from laion_assets.files import atomic_path, write_json
-from laion_assets.knn.subset import Modality
+from laion_assets.knn.lists import Renumbering
+from laion_assets.knn.options import FLAT_KINDS
+from laion_assets.knn.subset import MODALITIES, Modality
 
 METRIC: Final = "inner_product"
 IDS_GROUP_ROWS: Final = 65_536
-"""Small row groups: a hit's ids are read by row number, one group at a time."""
 
 IDS: Final = pa.schema(
     [
@@ -36,30 +46,149 @@ class IndexMismatchError(ValueError):
     """Indices, ids and rows do not belong together; the message says which."""
 
 
-@dataclass(frozen=True)
-class IndexSummary:
-    """What `index.json` says. ``n`` vectors of width ``d`` in each of the two indices."""
+class SegmentRows(BaseModel, frozen=True):
+    """One segment's rows in a run: ``parts`` are its subset's (number, rows), in order.
+
+    ``version`` is the data version of the segment's own index. ``residual``: by modality, one minus
+    the mean cosine of its vectors with the centres of their cells; none in a flat run.
+
+    ``dropped``: the segment was replaced or removed; its rows are in the files, but not there.
+    """
+
+    crawl: str
+    segment: str
+    version: str
+    parts: tuple[tuple[int, int], ...]
+    residual: Mapping[str, float] = {}
+    dropped: bool = False
+
+    @property
+    def rows(self) -> int:
+        return sum(rows for _, rows in self.parts)
+
+
+class Run(BaseModel, frozen=True):
+    """Files with the vectors of some segments; ``codec`` is empty for flat ones."""
+
+    folder: str
+    level: int
+    kind: str
+    codec: str
+    segments: tuple[SegmentRows, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows in the files."""
+        return sum(segment.rows for segment in self.segments)
+
+    @property
+    def n(self) -> int:
+        """Rows that are there."""
+        return sum(segment.rows for segment in self.segments if not segment.dropped)
+
+    def renumbering(self, first: int, *, close: bool = False) -> Renumbering:
+        """Numbers of the run's rows in an index where it begins at ``first``; dropped rows have
+        none. ``close``: the others move together."""
+        starts = np.cumsum([0, *(segment.rows for segment in self.segments)])[:-1]
+        firsts, at = [], first
+        for segment, start in zip(self.segments, starts, strict=True):
+            if segment.dropped:
+                firsts.append(-1)
+            else:
+                firsts.append(at if close else first + int(start))
+                at += segment.rows
+        return Renumbering(starts.astype(np.int64), np.array(firsts, dtype=np.int64))
+
+    def live(self) -> npt.NDArray[np.bool_]:
+        """Of each row, whether it is there: ``(rows,)``."""
+        flags = [not segment.dropped for segment in self.segments]
+        return np.repeat(np.array(flags, bool), [segment.rows for segment in self.segments])
+
+    def file_names(self) -> list[str]:
+        names = ["ids.npy"]
+        for modality in MODALITIES:
+            names.append(vectors_name(self.kind, modality))
+            if self.codec:
+                names.append(truth_name(modality))
+        return names
+
+
+class SearchParameters(BaseModel, frozen=True):
+    """How a codec's lists are searched for up to ``k`` results: cells looked into, and candidates
+    scored exactly (0: the codes' own scores are given)."""
+
+    nprobe: int
+    rerank: int
+    k: int = 10
+
+    def candidates(self, k: int) -> int:
+        """How many to take from the codes for ``k`` results."""
+        return max(self.rerank, 4 * k) if self.rerank else k
+
+
+class IndexSummary(BaseModel, frozen=True):
+    """What `index.json` says. ``n`` vectors of width ``d`` in each of the two indices.
+
+    By codec and modality: ``search``, for few results and for many; ``recall`` at 1, 10 and 100;
+    ``drift``, how far vectors lie from their cells' centres, and ``imbalance``, how unequal the
+    cells are, both against what the codec found when it was trained (1 = as then).
+    """
 
     kind: str
     n: int
     d: int
     model: str
+    runs: tuple[Run, ...]
     versions: Mapping[str, str]
+    search: Mapping[str, Mapping[str, tuple[SearchParameters, ...]]] = {}
+    recall: Mapping[str, Mapping[str, Mapping[str, float]]] = {}
+    drift: Mapping[str, Mapping[str, float]] = {}
+    imbalance: Mapping[str, Mapping[str, float]] = {}
     metric: str = METRIC
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return self.model_dump(mode="json")
+
+    def headline(self) -> dict[str, Any]:
+        """For people: all but the list of segments."""
+        told = self.to_json()
+        del told["runs"]
+        empty = [name for name, value in told.items() if value == {}]
+        for name in empty:
+            del told[name]
+        segments = sum(not s.dropped for run in self.runs for s in run.segments)
+        return told | {"runs": len(self.runs), "segments": segments, "codecs": self.codecs()}
+
+    def parameters(self, codec: str, modality: Modality, k: int) -> SearchParameters:
+        """Those recorded for ``k`` results."""
+        recorded = self.search[codec][modality]
+        return next((one for one in recorded if k <= one.k), recorded[-1])
+
+    def codecs(self) -> list[str]:
+        return sorted({run.codec for run in self.runs if run.codec})
 
     @classmethod
     def read(cls, index_dir: Path) -> IndexSummary:
-        return cls(**json.loads((index_dir / "index.json").read_text(encoding="utf-8")))
+        return cls.model_validate_json((index_dir / "index.json").read_text(encoding="utf-8"))
 
     def write(self, index_dir: Path) -> None:
         write_json(index_dir / "index.json", self.to_json())
 
 
-def index_path(index_dir: Path, modality: Modality) -> Path:
-    return index_dir / f"{modality}.index"
+def index_path(folder: Path, modality: Modality) -> Path:
+    return folder / f"{modality}.index"
+
+
+def vectors_name(kind: str, modality: Modality) -> str:
+    return f"{modality}.index" if kind in FLAT_KINDS else f"{modality}.lists"
+
+
+def truth_name(modality: Modality) -> str:
+    return f"{modality}_truth.npz"
+
+
+def codec_dir(index_dir: Path, codec: str) -> Path:
+    return index_dir / "codec" / codec
 
 
 def versions() -> dict[str, str]:
@@ -77,7 +206,7 @@ def new_index(kind: str, d: int) -> Any:
     if kind == "flat_fp16":
         half = faiss.ScalarQuantizer.QT_fp16
         return faiss.IndexIDMap2(faiss.IndexScalarQuantizer(d, half, faiss.METRIC_INNER_PRODUCT))
-    raise ValueError(f"unknown kind of index {kind!r}")
+    raise ValueError(f"unknown kind of flat index {kind!r}")
 
 
 def write_index(index: Any, path: Path) -> None:
@@ -87,21 +216,68 @@ def write_index(index: Any, path: Path) -> None:
         faiss.write_index(index, str(beside))
 
 
-def open_index(index_dir: Path, modality: Modality) -> Any:
-    """The faiss index with its vectors memory-mapped: for searching, not for adding."""
+def map_index(path: Path) -> Any:
+    """A faiss index with its vectors memory-mapped: for searching, not for adding."""
     import faiss
 
-    return faiss.read_index(str(index_path(index_dir, modality)), faiss.IO_FLAG_MMAP_IFC)
+    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
 
 
-def write_ids(index_dir: Path, batches: Iterable[pa.RecordBatch]) -> int:
-    """Publish `ids.parquet`; returns its number of rows."""
-    rows = 0
+def write_ids(index_dir: Path, batches: Iterable[pa.RecordBatch]) -> npt.NDArray[np.int64]:
+    """Publish `ids.parquet` and `ids.npy`; returns the SAMPLE_IDs."""
+    samples = [np.empty(0, dtype=np.int64)]
     with (
         atomic_path(index_dir / "ids.parquet") as beside,
         pq.ParquetWriter(beside, IDS, compression="zstd") as writer,
     ):
         for batch in batches:
-            writer.write_batch(batch.cast(IDS), row_group_size=IDS_GROUP_ROWS)
-            rows += batch.num_rows
-    return rows
+            batch = batch.cast(IDS)
+            writer.write_batch(batch, row_group_size=IDS_GROUP_ROWS)
+            samples.append(batch["SAMPLE_ID"].to_numpy())
+    ids = np.concatenate(samples)
+    write_sample_ids(index_dir, ids)
+    return ids
+
+
+def find_sample(index_dir: Path, crawl: str, segment: str, sample_id: int) -> int | None:
+    """The row of a segment's sample in an index; None if it has it not."""
+    first = 0
+    for run in IndexSummary.read(index_dir).runs:
+        start = 0
+        for entry in run.segments:
+            if (entry.crawl, entry.segment) == (crawl, segment) and not entry.dropped:
+                path = index_dir / run.folder / "ids.npy"
+                ids = np.load(path, mmap_mode="r", allow_pickle=False)
+                found = np.flatnonzero(ids[start : start + entry.rows] == sample_id)
+                if len(found):
+                    return first + start + int(found[0])
+            start += entry.rows
+        first += run.rows
+    return None
+
+
+def write_sample_ids(folder: Path, ids: npt.NDArray[np.int64]) -> None:
+    with atomic_path(folder / "ids.npy") as beside, beside.open("wb") as stream:
+        np.save(stream, ids)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Have ``source``'s content at ``target`` without copying where the file system can.
+
+    Published files are never written to, so two folders may share one.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        with atomic_path(target) as beside:
+            shutil.copyfile(source, beside)
+
+
+def link_codec(source: Path, index_dir: Path, codec: str) -> None:
+    """Put a codec's folder into an index's."""
+    for path in sorted(source.iterdir()):
+        if not path.name.startswith((".", "_")):
+            link_file(path, codec_dir(index_dir, codec) / path.name)

@@ -1,87 +1,338 @@
-"""One index over many segments, merged from the segments' own."""
+"""One index over many segments, which grows by the segment.
+
+The merged index is a handful of *runs*. A new segment's files become a run as they are, by hard
+links; when `merge_every` runs of a level are there, their lists are written one after another into
+one run of the next level. So a segment's vectors are written again once for each power of
+`merge_every` in the number of segments, and a query looks into few runs. A segment that was made
+anew with the same samples is passed over in the run that has it, until that run is written again.
+A run with a sample that its segment has no more is written without it at once: it may have been
+removed, and then nothing of it may stay.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import numpy as np
 
+from laion_assets.knn.build import judge
 from laion_assets.knn.files import (
-    IDS_GROUP_ROWS,
     IndexMismatchError,
     IndexSummary,
-    index_path,
+    Run,
+    codec_dir,
+    link_codec,
+    link_file,
+    map_index,
     new_index,
+    truth_name,
+    vectors_name,
     versions,
-    write_ids,
     write_index,
+    write_sample_ids,
 )
-from laion_assets.knn.subset import MODALITIES
+from laion_assets.knn.lists import ListsFile, Renumbering, merge_lists
+from laion_assets.knn.options import IndexOptions
+from laion_assets.knn.runs import Ints, OpenIndex, SubsetOf
+from laion_assets.knn.subset import MODALITIES, Modality
+from laion_assets.knn.truth import Truth
 from laion_assets.progress import Log, Progress, silent
 
-T = TypeVar("T", str, int)
+
+@dataclass(frozen=True)
+class SegmentIndex:
+    """A segment's own index: what :func:`~laion_assets.knn.build.build_index` made.
+
+    ``version`` changes when the segment's index does.
+    """
+
+    crawl: str
+    segment: str
+    folder: Path
+    version: str
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A run where it is now, and what it is to be."""
+
+    folder: Path
+    run: Run
+    holds_lost: bool = False
+    """Among the rows passed over are samples that their segment has no more."""
+
+    @property
+    def group(self) -> tuple[str, str, int]:
+        return self.run.kind, self.run.codec, self.run.level
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A run of the new index. One source that keeps all its rows is linked, others are written."""
+
+    level: int
+    sources: tuple[_Source, ...]
+    rewrite: bool
+
+    @property
+    def group(self) -> tuple[str, str, int]:
+        return self.sources[0].run.kind, self.sources[0].run.codec, self.level
 
 
 def merge_indices(
-    parts: Sequence[tuple[str, str, Path]], out: Path, *, log: Log = silent
+    segments: Sequence[SegmentIndex],
+    out: Path,
+    options: IndexOptions,
+    subset_of: SubsetOf,
+    *,
+    previous: Path | None = None,
+    log: Log = silent,
 ) -> IndexSummary:
-    """Merge ``(crawl, segment, index_dir)`` into ``out``, in sorted order whatever order is given.
+    """Index all ``segments`` into ``out``, in whatever order they are given.
 
-    Rows are numbered anew through all segments; `part` and `part_row` stay the segment's own.
-    Memory: one merged index at a time, and the segment being added. Raises ``ValueError`` for no
-    parts, :class:`IndexMismatchError` if kind, model or width differ, or if an index and its ids
-    differ in size.
+    ``previous`` is an index that this function made: what it has of the same segments in the same
+    version is taken over, and is not read unless its run is to be written anew; so the cost is that
+    of the segments that are new. What is found does not depend on it; how the vectors are shared
+    out among runs does. Goes on in an ``out`` that holds runs of a killed call. Memory: a cell of
+    the lists; flat runs, one at a time. Raises ``ValueError`` for no segments,
+    :class:`IndexMismatchError` if model or width differ, or if files and their `index.json` do.
     """
-    if not parts:
+    if not segments:
         raise ValueError("there is no index to merge")
-    folders = [folder for _, _, folder in sorted(parts, key=lambda part: part[:2])]
-    summaries = [IndexSummary.read(folder) for folder in folders]
-    kind = _the_one("kind", [summary.kind for summary in summaries])
-    model = _the_one("model", [summary.model for summary in summaries])
-    # An empty subset has no vectors that would tell its true width.
-    filled = [summary for summary in summaries if summary.n]
-    d = _the_one("width", [summary.d for summary in filled or summaries[:1]])
-    n = write_ids(out, _ids(folders))
-    for modality in MODALITIES:
-        merged = new_index(kind, d)
-        progress = Progress(f"merged {modality} index", "segments", len(folders), log)
-        for folder, summary in zip(folders, summaries, strict=True):
-            if summary.n:
-                _add(merged, index_path(folder, modality), summary.n)
-            progress.advance()
-        if merged.ntotal != n:
-            raise IndexMismatchError(f"{merged.ntotal} {modality} vectors for {n} ids")
-        write_index(merged, index_path(out, modality))
-    summary = IndexSummary(kind, n, d, model, versions())
+    fresh, carried, model, d = _sort_out(segments, previous)
+    planned = _plan([*carried, *fresh], options)
+    runs = []
+    progress = Progress("merged index", "runs", len(planned), log)
+    for plan in planned:
+        runs.append(_make(plan, out, d))
+        progress.advance()
+    for source in [*carried, *fresh]:
+        codec = source.run.codec
+        if codec and codec in {run.codec for run in runs}:
+            link_codec(_codec_of(source), out, codec)
+    kinds = sorted({run.kind for run in runs if run.n}) or sorted({run.kind for run in runs})
+    summary = IndexSummary(
+        kind="+".join(kinds),
+        n=sum(run.n for run in runs),
+        d=d,
+        model=model,
+        runs=tuple(runs),
+        versions=versions(),
+    )
+    for folder in (out / "runs").iterdir():
+        if f"runs/{folder.name}" not in {run.folder for run in runs}:  # of a killed call
+            shutil.rmtree(folder)
     summary.write(out)
-    return summary
+    written = sum(plan.rewrite for plan in planned)
+    log(f"{len(runs)} runs, {written} of them written, the others linked")
+    return judge(OpenIndex(out, subset_of), summary, options)
 
 
-def _the_one(what: str, values: Sequence[T]) -> T:
+def _sort_out(
+    segments: Sequence[SegmentIndex], previous: Path | None
+) -> tuple[list[_Source], list[_Source], str, int]:
+    """New segments' runs; the previous index's runs, with what is gone marked; model and width."""
+    wanted = {(s.crawl, s.segment): s for s in sorted(segments, key=lambda s: (s.crawl, s.segment))}
+    carried, have = [], set()
+    before = IndexSummary.read(previous) if previous else None
+    if before and previous:
+        for run in before.runs:
+            entries = []
+            for entry in run.segments:
+                key = (entry.crawl, entry.segment)
+                keep = not entry.dropped and key in wanted and wanted[key].version == entry.version
+                if keep:
+                    have.add(key)
+                entries.append(entry if keep else entry.model_copy(update={"dropped": True}))
+            marked = run.model_copy(update={"segments": tuple(entries)})
+            if any(not entry.dropped for entry in entries):
+                folder = previous / run.folder
+                carried.append(_Source(folder, marked, _holds_lost(folder, marked, wanted)))
+    fresh, models, widths = [], [], []
+    for key, segment in wanted.items():
+        if key in have:
+            continue
+        summary = IndexSummary.read(segment.folder)
+        (run,) = summary.runs
+        (rows,) = run.segments
+        # An empty subset knows neither its segment nor its vectors' width.
+        rows = rows.model_copy(
+            update={"crawl": segment.crawl, "segment": segment.segment, "version": segment.version}
+        )
+        models.append(summary.model)
+        if summary.n or len(wanted) == 1:
+            widths.append(summary.d)
+        fresh.append(_Source(segment.folder, run.model_copy(update={"segments": (rows,)})))
+    if before and carried:
+        models.append(before.model)
+        widths.append(before.d)
+    if not widths:
+        widths.append(IndexSummary.read(next(iter(wanted.values())).folder).d)
+    return fresh, carried, str(_the_one("model", models)), int(_the_one("width", widths))
+
+
+def _holds_lost(folder: Path, run: Run, wanted: Mapping[tuple[str, str], SegmentIndex]) -> bool:
+    """Whether rows passed over are of samples that are not in their segment's index now."""
+    if run.n == run.rows:
+        return False
+    ids = _sample_ids(folder, run)
+    start = 0
+    for entry in run.segments:
+        held = ids[start : start + entry.rows]
+        start += entry.rows
+        if not entry.dropped or not entry.rows:
+            continue
+        now = wanted.get((entry.crawl, entry.segment))
+        if now is None:
+            return True
+        there = np.load(now.folder / "ids.npy", mmap_mode="r", allow_pickle=False)
+        if not np.isin(held, there).all():
+            return True
+    return False
+
+
+def _the_one(what: str, values: Sequence[Any]) -> Any:
     distinct = sorted({str(value) for value in values})
     if len(distinct) > 1:
         raise IndexMismatchError(f"indices of different {what}: {', '.join(distinct)}")
     return values[0]
 
 
-def _add(merged: object, path: Path, n: int) -> None:
-    import faiss
+def _plan(sources: Sequence[_Source], options: IndexOptions) -> list[_Planned]:
+    """Which runs the new index has: levels merged where they are full, worn-out runs alone."""
+    planned = [
+        _Planned(
+            source.run.level,
+            (source,),
+            source.holds_lost
+            or source.run.n < source.run.rows * (1 - options.max_dropped)
+            or (options.max_dropped == 0 and source.run.n < source.run.rows),
+        )
+        for source in sources
+    ]
+    while True:
+        by_group: dict[tuple[str, str, int], list[_Planned]] = {}
+        for plan in planned:
+            by_group.setdefault(plan.group, []).append(plan)
+        full = [group for group, plans in by_group.items() if len(plans) >= options.merge_every]
+        if not full:
+            return planned
+        for group in full:
+            plans = by_group[group]
+            merged = tuple(source for plan in plans for source in plan.sources)
+            ordered = tuple(sorted(merged, key=lambda source: _first(source.run)))
+            planned = [plan for plan in planned if plan.group != group]
+            planned.append(_Planned(group[2] + 1, ordered, rewrite=True))
 
-    # Read whole: merge_from empties what it merges, which a memory-mapped index cannot be.
-    index = faiss.read_index(str(path))
-    if index.ntotal != n:
-        raise IndexMismatchError(f"{path} holds {index.ntotal} vectors, its index.json says {n}")
-    merged.merge_from(index, merged.ntotal)  # type: ignore[attr-defined]
+
+def _first(run: Run) -> tuple[str, str]:
+    return min((s.crawl, s.segment) for s in run.segments if not s.dropped)
 
 
-def _ids(folders: Sequence[Path]) -> Iterator[pa.RecordBatch]:
-    offset = 0
-    for folder in folders:
-        with pq.ParquetFile(folder / "ids.parquet") as file:
-            for batch in file.iter_batches(IDS_GROUP_ROWS):
-                yield batch.set_column(0, "row", pc.add(batch["row"], offset))
-            offset += file.metadata.num_rows
+def _make(plan: _Planned, out: Path, d: int) -> Run:
+    """Write or link one run's files below ``out/runs``."""
+    kind, codec, _ = plan.group
+    if not plan.rewrite:
+        (source,) = plan.sources
+        run = source.run.model_copy(update={"folder": f"runs/{_name(source.run)}"})
+        for name in run.file_names():
+            link_file(source.folder / name, out / run.folder / name)
+        return run
+    entries = [e for source in plan.sources for e in source.run.segments if not e.dropped]
+    run = Run(folder="", level=plan.level, kind=kind, codec=codec, segments=tuple(entries))
+    run = run.model_copy(update={"folder": f"runs/{_name(run)}"})
+    folder = out / run.folder
+    if all((folder / name).exists() for name in run.file_names()):
+        return run
+    folder.mkdir(parents=True, exist_ok=True)
+    numbered = list(_numbered(plan.sources))
+    for modality in MODALITIES:
+        if codec:
+            _merge_coded(numbered, folder, kind, modality)
+        else:
+            _merge_flat(numbered, folder, kind, modality, d)
+    write_sample_ids(folder, np.concatenate([_kept_ids(source) for source in plan.sources]))
+    return run
+
+
+def _name(run: Run) -> str:
+    """By what the files hold: its segments' versions, also of those passed over."""
+    held = [run.kind, run.codec, [[e.crawl, e.segment, e.version] for e in run.segments]]
+    return hashlib.sha256(json.dumps(held).encode()).hexdigest()[:16]
+
+
+def _numbered(sources: Sequence[_Source]) -> Iterator[tuple[_Source, Renumbering]]:
+    first = 0
+    for source in sources:
+        yield source, source.run.renumbering(first, close=True)
+        first += source.run.n
+
+
+def _kept_ids(source: _Source) -> Ints:
+    kept: Ints = _sample_ids(source.folder, source.run)[source.run.live()]
+    return kept
+
+
+def _sample_ids(folder: Path, run: Run) -> Ints:
+    ids: Ints = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
+    if len(ids) != run.rows:
+        raise IndexMismatchError(f"{folder} has {len(ids)} ids, its index.json says {run.rows}")
+    return ids
+
+
+def _merge_coded(
+    numbered: Sequence[tuple[_Source, Renumbering]], folder: Path, kind: str, modality: Modality
+) -> None:
+    name = vectors_name(kind, modality)
+    files = []
+    for source, numbers in numbered:
+        file = ListsFile.open(source.folder / name)
+        _same_size(source, name, file.n)
+        files.append((file, numbers))
+    merge_lists(files, folder / name)
+    truths = [
+        Truth.read(source.folder / truth_name(modality)).renumbered(numbers)
+        for source, numbers in numbered
+    ]
+    Truth.best(truths).write(folder / truth_name(modality))
+
+
+def _merge_flat(
+    numbered: Sequence[tuple[_Source, Renumbering]],
+    folder: Path,
+    kind: str,
+    modality: Modality,
+    d: int,
+) -> None:
+    merged = new_index(kind, d)
+    for source, _ in numbered:
+        name = vectors_name(kind, modality)
+        index = map_index(source.folder / name)
+        _same_size(source, name, index.ntotal)
+        start = 0
+        for segment in source.run.segments:
+            if segment.rows and not segment.dropped:
+                vectors = index.index.reconstruct_n(start, segment.rows)
+                rows = np.arange(merged.ntotal, merged.ntotal + segment.rows, dtype=np.int64)
+                merged.add_with_ids(vectors, rows)
+            start += segment.rows
+    write_index(merged, folder / vectors_name(kind, modality))
+
+
+def _same_size(source: _Source, name: str, size: int) -> None:
+    if size != source.run.rows:
+        raise IndexMismatchError(
+            f"{source.folder / name} holds {size} vectors, its index.json says {source.run.rows}"
+        )
+
+
+def _codec_of(source: _Source) -> Path:
+    """The codec's folder: beside a segment's own files, or above a merged index's runs."""
+    own = codec_dir(source.folder, source.run.codec)
+    return own if own.exists() else codec_dir(source.folder.parent.parent, source.run.codec)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,8 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laion_assets.knn.files import IndexMismatchError, IndexSummary, open_index
-from laion_assets.knn.subset import MODALITIES, Modality, part_path
+from laion_assets.knn.files import SearchParameters
+from laion_assets.knn.runs import Floats, Ints, OpenIndex, Place, StaleIndexError, SubsetOf
+from laion_assets.knn.subset import Modality, part_path
+
+__all__ = ["Hit", "Place", "SearchParameters", "Searcher", "StaleIndexError", "rows_at"]
 
 _COLUMNS: Final = (
     "SAMPLE_ID",
@@ -30,25 +31,6 @@ _COLUMNS: Final = (
     "page_url",
     "key",
 )
-
-
-class StaleIndexError(RuntimeError):
-    """The subset was made anew after the index: its rows are other samples now."""
-
-
-_GROUPS_KEPT: Final = 256
-"""Row groups of `ids.parquet` in memory; one takes some 2 MB."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a row's sample is: row ``part_row`` of a part of the segment's subset."""
-
-    crawl: str
-    segment: str
-    part: int
-    part_row: int
-    sample_id: int
 
 
 @dataclass(frozen=True)
@@ -75,26 +57,27 @@ class Hit:
 class Searcher:
     """Search an index folder; vectors are memory-mapped, metadata is read for the hits alone.
 
-    ``subset_of(crawl, segment)`` gives the folder of a segment's `filtered_subset`.
+    ``subset_of(crawl, segment)`` gives the folder of a segment's `filtered_subset`. Several threads
+    may search at once. A searcher keeps the index that it opened, also when the folder is replaced.
     """
 
-    def __init__(self, index_dir: Path, subset_of: Callable[[str, str], Path]) -> None:
-        self.summary = IndexSummary.read(index_dir)
-        self._ids = _Ids(index_dir / "ids.parquet")
+    def __init__(self, index_dir: Path, subset_of: SubsetOf) -> None:
+        self.index = OpenIndex(index_dir, subset_of)
+        self.summary = self.index.summary
         self._subset_of = subset_of
-        self._indices = {modality: open_index(index_dir, modality) for modality in MODALITIES}
-        for modality, index in self._indices.items():
-            if index.ntotal != self.summary.n:
-                raise IndexMismatchError(
-                    f"{index_dir}: {index.ntotal} {modality} vectors, "
-                    f"but index.json says {self.summary.n}"
-                )
 
-    def search(self, vector: npt.ArrayLike, k: int = 10, modality: Modality = "image") -> list[Hit]:
+    def search(
+        self,
+        vector: npt.ArrayLike,
+        k: int = 10,
+        modality: Modality = "image",
+        parameters: SearchParameters | None = None,
+    ) -> list[Hit]:
         """The ``k`` nearest images or texts to a ``(d,)`` vector of any length but zero.
 
-        Raises ``ValueError`` for a vector of another shape or without direction, and
-        :class:`StaleIndexError` if a hit's row in the subset holds another sample.
+        ``parameters`` instead of those recorded in the index. Raises ``ValueError`` for a vector of
+        another shape or without direction, and :class:`StaleIndexError` if a hit's row in the
+        subset holds another sample.
         """
         query = np.asarray(vector, dtype=np.float32)
         if query.shape != (self.summary.d,):
@@ -102,22 +85,19 @@ class Searcher:
                 f"the index ({self.summary.model}) holds vectors of shape ({self.summary.d},), "
                 f"not {query.shape}"
             )
-        scores, rows = self.nearest(query[None], k, modality)
-        found = [(float(s), int(r)) for s, r in zip(scores[0], rows[0], strict=True) if r >= 0]
-        places = self.places([row for _, row in found])
-        samples = self._samples(places)
-        return [
-            _hit(rank, score, place, sample)
-            for rank, ((score, _), place, sample) in enumerate(
-                zip(found, places, samples, strict=True), start=1
-            )
-        ]
+        scores, rows = self.nearest(query[None, :], k, modality, parameters)
+        there = rows[0] >= 0
+        return self.hits(rows[0][there], scores[0][there])
 
     def nearest(
-        self, vectors: npt.ArrayLike, k: int = 10, modality: Modality = "image"
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        self,
+        vectors: npt.ArrayLike,
+        k: int = 10,
+        modality: Modality = "image",
+        parameters: SearchParameters | None = None,
+    ) -> tuple[npt.NDArray[np.float32], Ints]:
         """Of many ``(q, d)`` vectors at once, without metadata: scores and rows ``(q, k)``, best
-        first, -1 where there are no more. Raises ``ValueError`` as :meth:`search` does."""
+        first, -inf and -1 where there are no more. Raises ``ValueError`` as :meth:`search` does."""
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         queries = np.asarray(vectors, dtype=np.float32)
@@ -126,14 +106,28 @@ class Searcher:
         norms = np.linalg.norm(queries, axis=1, keepdims=True)
         if not (np.isfinite(norms).all() and (norms > 0).all()):
             raise ValueError("the query vector has no direction (zero or not finite)")
-        scores, rows = self._indices[modality].search(
-            queries / norms, min(k, max(1, self.summary.n))
-        )
-        return scores, rows
+        found = min(k, max(1, self.summary.n))
+        return self.index.nearest(queries / norms, found, modality, parameters=parameters)
 
-    def places(self, rows: Sequence[int]) -> list[Place]:
+    def hits(self, rows: Sequence[int] | Ints, scores: Sequence[float] | Floats) -> list[Hit]:
+        """Rows and scores with their samples' metadata, ranked as given."""
+        places = self.places(rows)
+        samples = self._samples(places)
+        return [
+            _hit(rank, float(score), place, sample)
+            for rank, (score, place, sample) in enumerate(
+                zip(scores, places, samples, strict=True), start=1
+            )
+        ]
+
+    def reconstruct(self, row: int, modality: Modality = "image") -> npt.NDArray[np.float16]:
+        """The ``(d,)`` vector of a row, as the subset has it."""
+        vector: npt.NDArray[np.float16] = self.index.vectors(np.array([row]), modality)[0]
+        return vector
+
+    def places(self, rows: Sequence[int] | Ints) -> list[Place]:
         """Where each row's sample is, and its SAMPLE_ID. Raises ``IndexError`` beyond the rows."""
-        return [self._ids.place(row) for row in rows]
+        return self.index.places(rows)
 
     def _samples(self, places: Sequence[Place]) -> list[dict[str, Any]]:
         """Each place's row of the subset."""
@@ -155,32 +149,6 @@ class Searcher:
                         f"holds {place.sample_id}: make the index anew"
                     )
         return [samples[place] for place in places]
-
-
-class _Ids:
-    """`ids.parquet`, kept open: the folder may be replaced. Row groups read last are kept."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = pq.ParquetFile(path)
-        groups = self._file.metadata
-        rows = [groups.row_group(group).num_rows for group in range(groups.num_row_groups)]
-        self._starts = np.cumsum([0, *rows])
-        self._groups: OrderedDict[int, pa.Table] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def place(self, row: int) -> Place:
-        if not 0 <= row < self._starts[-1]:
-            raise IndexError(f"there is no row {row}")
-        group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        at = row - int(self._starts[group])
-        columns = ("crawl", "segment", "part", "part_row", "SAMPLE_ID")
-        with self._lock:
-            if group not in self._groups:
-                self._groups[group] = self._file.read_row_group(group, list(columns))
-                if len(self._groups) > _GROUPS_KEPT:
-                    self._groups.popitem(last=False)
-            table = self._groups[group]
-        return Place(*(table[name][at].as_py() for name in columns))
 
 
 def _hit(rank: int, score: float, place: Place, sample: Mapping[str, Any]) -> Hit:

@@ -21,6 +21,7 @@ from laion_assets import schemas
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import choose
 from laion_assets.funnel import REASONS
+from laion_assets.knn.files import find_sample
 from laion_assets.removals.lists import Entries, ListError, load, parse_entry
 from laion_assets.schemas import UID_BYTES, sample_id_of, uid_of
 from laion_assets.segments import SegmentKey
@@ -366,21 +367,15 @@ class _Teller:
         yield Step(asset, *_refusal(scored, made), by)
 
     def _indices(self, key: SegmentKey, sample_id: int) -> Iterator[Step]:
-        for asset, ids in (
-            ("knn_index", self._row("knn_index", key, '"SAMPLE_ID" = ?', sample_id, "ids.parquet")),
-            ("search_index", self._searchable(key, sample_id)),
+        for asset, folder in (
+            ("knn_index", self._lake / "knn_index" / key.hive),
+            ("search_index", self._lake / "search_index"),
         ):
-            if ids is not None:
-                yield Step(asset, "indexed", f"as row {ids['row']}")
-
-    def _searchable(self, key: SegmentKey, sample_id: int) -> Row | None:
-        return self._first(
-            [self._lake / "search_index" / "ids.parquet"],
-            '"SAMPLE_ID" = ? and crawl = ? and segment = ?',
-            sample_id,
-            key.crawl,
-            key.segment,
-        )
+            if not (folder / "index.json").exists():
+                continue
+            row = find_sample(folder, key.crawl, key.segment, sample_id)
+            if row is not None:
+                yield Step(asset, "indexed", f"as row {row}")
 
     def _absent(self, stage: str, asset: str, key: SegmentKey, told: Sequence[str] = ()) -> Step:
         if not self._manifest(asset, key):

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_assets.knn.build import IndexOptions, build_index
-from laion_assets.knn.files import IDS, IndexMismatchError, IndexSummary, open_index
+from laion_assets.knn.files import IDS, IndexMismatchError, IndexSummary, map_index
 from laion_assets.knn.recall import measure_recall, size_problem
 from laion_assets.knn.subset import SubsetError, subset_parts
 from tests.knn.conftest import D, MakeSubset
@@ -26,7 +26,7 @@ def test_every_row_is_its_own_nearest_neighbour(
     assert (summary.n, summary.d, summary.kind, summary.model) == (65, D, kind, "m")
     assert IndexSummary.read(out) == summary
     for modality in ("image", "text"):
-        index = open_index(out, modality)
+        index = map_index(out / f"{modality}.index")
         stacked = np.concatenate([part.vectors(modality) for part in subset_parts(subset)])
         scores, rows = index.search(stacked.astype(np.float32), 1)
         assert rows[:, 0].tolist() == list(range(65))
@@ -56,7 +56,7 @@ def test_the_same_subset_gives_the_same_bytes(make_subset: MakeSubset, tmp_path:
     for out in ("a", "b"):
         build_index(subset, tmp_path / out, IndexOptions(), model_key="m")
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["ids.parquet", "image.index", "index.json", "text.index"]
+    assert names == ["ids.npy", "ids.parquet", "image.index", "index.json", "text.index"]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -71,7 +71,9 @@ def test_an_empty_subset_gives_a_valid_empty_index(
     assert (summary.n, summary.d) == (0, d)
     assert faiss.read_index(str(out / "image.index")).d == d
     assert size_problem(out, 0) is None
-    assert measure_recall(out, [subset], IndexOptions()) == {"image": 1.0, "text": 1.0}
+    perfect = {"1": 1.0, "10": 1.0, "100": 1.0}
+    found = measure_recall(out, lambda *_: subset, IndexOptions(), own_queries=True)
+    assert found == {"image": perfect, "text": perfect}
 
 
 def test_rows_and_vectors_that_differ_in_number_are_refused(

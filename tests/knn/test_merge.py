@@ -3,84 +3,205 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from laion_assets.knn.build import IndexOptions, build_index
-from laion_assets.knn.files import IndexMismatchError, open_index
-from laion_assets.knn.merge import merge_indices
+from laion_assets.knn.files import IndexMismatchError, IndexSummary
+from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.recall import measure_recall, size_problem
+from laion_assets.knn.runs import OpenIndex
 from laion_assets.knn.subset import subset_parts
 from tests.knn.conftest import MakeSubset
 
 OLD, NEW = "CC-MAIN-2000-05", "CC-MAIN-2001-05"
+PERFECT = {"1": 1.0, "10": 1.0, "100": 1.0}
+OPTIONS = IndexOptions(merge_every=3)
 
 
-def _build(
-    make_subset: MakeSubset,
-    tmp_path: Path,
-    crawl: str,
-    segment: str,
-    rows: list[int],
-    kind: str = "flat",
-    **options: object,
-) -> tuple[Path, tuple[str, str, Path]]:
-    subset = make_subset(crawl, segment, rows, **options)
-    out = tmp_path / f"index-{crawl}-{segment}-{kind}"
-    build_index(subset, out, IndexOptions(kind=kind, dimension=99), model_key="m")
-    return subset, (crawl, segment, out)
+class Segments:
+    """Segments' subsets and flat indices."""
+
+    def __init__(self, make_subset: MakeSubset, root: Path) -> None:
+        self._make_subset, self._root = make_subset, root
+        self.subsets: dict[tuple[str, str], Path] = {}
+
+    def add(
+        self, crawl: str, segment: str, rows: list[int], kind: str = "flat", **options: object
+    ) -> SegmentIndex:
+        self.subsets[crawl, segment] = self._make_subset(crawl, segment, rows, **options)
+        version = f"{kind}-{options}-{rows}"
+        out = self._root / f"index-{crawl}-{segment}-{version}"
+        built = IndexOptions(kind=kind, dimension=99)
+        build_index(self.subsets[crawl, segment], out, built, model_key="m")
+        return SegmentIndex(crawl, segment, out, version)
+
+    def subset_of(self, crawl: str, segment: str) -> Path:
+        return self.subsets[crawl, segment]
+
+
+@pytest.fixture
+def segments(make_subset: MakeSubset, tmp_path: Path) -> Segments:
+    return Segments(make_subset, tmp_path)
+
+
+def holds(index_dir: Path, segments: Segments) -> None:
+    """The index finds every sample of every subset at its own place, and nothing else."""
+    index = OpenIndex(index_dir, segments.subset_of)
+    total = 0
+    for modality in ("image", "text"):
+        total = 0
+        for key, subset in segments.subsets.items():
+            for part in subset_parts(subset):
+                vectors = part.vectors(modality)
+                total += len(vectors)
+                if not len(vectors):
+                    continue
+                _, rows = index.nearest(vectors.astype(np.float32), 1, modality)
+                places = index.places(rows[:, 0])
+                assert [(p.crawl, p.segment, p.part) for p in places] == [
+                    (*key, part.number)
+                ] * len(vectors)
+                assert [p.part_row for p in places] == list(range(len(vectors)))
+    assert index.summary.n == total
+    assert size_problem(index_dir, total) is None
 
 
 @pytest.mark.parametrize("kind", ["flat", "flat_fp16"])
-def test_merged_rows_follow_the_segments_in_sorted_order(
-    make_subset: MakeSubset, tmp_path: Path, kind: str
+def test_every_sample_is_found_in_its_own_segment(
+    segments: Segments, tmp_path: Path, kind: str
 ) -> None:
-    first, a = _build(make_subset, tmp_path, OLD, "00", [12, 8], kind)
-    _, nothing = _build(make_subset, tmp_path, OLD, "01", [], kind)
-    last, b = _build(make_subset, tmp_path, NEW, "00", [15], kind)
-    out = tmp_path / "merged"
-    summary = merge_indices([b, nothing, a], out)
-    assert (summary.n, summary.d, summary.kind) == (35, 32, kind)
-    assert size_problem(out, 35) is None
-    ids = pq.read_table(out / "ids.parquet").to_pylist()
-    assert [row["row"] for row in ids] == list(range(35))
-    assert [row["crawl"] for row in ids] == [OLD] * 20 + [NEW] * 15
-    assert [row["part"] for row in ids[:20]] == [0] * 12 + [1] * 8
-    for modality in ("image", "text"):
-        vectors = np.concatenate(
-            [part.vectors(modality) for folder in (first, last) for part in subset_parts(folder)]
+    last = segments.add(NEW, "00", [15], kind)
+    first = segments.add(OLD, "00", [12, 0, 8], kind)
+    nothing = segments.add(OLD, "01", [], kind)
+    for name, every in (("runs", 9), ("one", 2)):
+        options = IndexOptions(merge_every=every)
+        summary = merge_indices(
+            [last, nothing, first], tmp_path / name, options, segments.subset_of
         )
-        _, rows = open_index(out, modality).search(vectors.astype(np.float32), 1)
-        assert rows[:, 0].tolist() == list(range(35))
-    assert measure_recall(out, [first, last], IndexOptions()) == {"image": 1.0, "text": 1.0}
+        assert (summary.n, summary.d, summary.kind) == (35, 32, kind)
+        assert len(summary.runs) == (3 if name == "runs" else 1)
+        holds(tmp_path / name, segments)
+        found = measure_recall(
+            tmp_path / name, segments.subset_of, IndexOptions(), own_queries=True
+        )
+        assert found == {"image": PERFECT, "text": PERFECT}
 
 
-def test_the_order_given_does_not_change_the_bytes(make_subset: MakeSubset, tmp_path: Path) -> None:
-    parts = [_build(make_subset, tmp_path, OLD, segment, [9])[1] for segment in ("00", "01")]
-    merge_indices(parts, tmp_path / "a")
-    merge_indices(parts[::-1], tmp_path / "b")
-    for name in ("ids.parquet", "image.index", "text.index", "index.json"):
+def test_an_index_grows_by_links_and_now_and_then_a_merge(
+    segments: Segments, tmp_path: Path
+) -> None:
+    parts: list[SegmentIndex] = []
+    previous = None
+    for number in range(7):
+        parts.append(segments.add(OLD, f"{number:02d}", [5 + number]))
+        out = tmp_path / f"merged-{number}"
+        summary = merge_indices(parts, out, OPTIONS, segments.subset_of, previous=previous)
+        holds(out, segments)
+        previous = out
+        assert [run.level for run in summary.runs] == [
+            [0],
+            [0, 0],
+            [1],
+            [1, 0],
+            [1, 0, 0],
+            [1, 1],
+            [1, 1, 0],
+        ][number]
+    # The newest segment's files are the segment's own, the oldest run's those of three merges ago.
+    folders = {run.level: run.folder for run in summary.runs[::-1]}
+    same = parts[-1].folder / "image.index"
+    assert (out / folders[0] / "image.index").samefile(same)
+    assert (out / folders[1] / "ids.npy").samefile(tmp_path / "merged-2" / folders[1] / "ids.npy")
+
+
+def test_a_segment_made_anew_is_passed_over_then_left_out(
+    segments: Segments, tmp_path: Path
+) -> None:
+    parts = [segments.add(OLD, f"{number:02d}", [20]) for number in range(6)]
+    merge_indices(parts, tmp_path / "a", OPTIONS, segments.subset_of)
+    parts[1] = segments.add(OLD, "01", [20], seed=7)
+    merge_indices(parts, tmp_path / "b", OPTIONS, segments.subset_of, previous=tmp_path / "a")
+    holds(tmp_path / "b", segments)
+    large, small = IndexSummary.read(tmp_path / "b").runs
+    assert (large.rows, large.n, small.n) == (120, 100, 20)
+    assert (tmp_path / "b" / large.folder / "image.index").samefile(
+        tmp_path / "a" / large.folder / "image.index"
+    )
+    # Over a quarter of the large run was made anew: it is written without that.
+    parts[3] = segments.add(OLD, "03", [20], seed=7)
+    merge_indices(parts, tmp_path / "c", OPTIONS, segments.subset_of, previous=tmp_path / "b")
+    holds(tmp_path / "c", segments)
+    assert [(run.rows, run.n) for run in IndexSummary.read(tmp_path / "c").runs] == [
+        (80, 80),
+        (20, 20),
+        (20, 20),
+    ]
+
+
+def test_nothing_of_a_sample_that_is_gone_stays_in_the_files(
+    segments: Segments, tmp_path: Path
+) -> None:
+    parts = [segments.add(OLD, f"{number:02d}", [20]) for number in range(6)]
+    merge_indices(parts, tmp_path / "a", OPTIONS, segments.subset_of)
+    # First it is made anew with all its samples, then the last one is removed.
+    parts[1] = segments.add(OLD, "01", [20], seed=7)
+    merge_indices(parts, tmp_path / "b", OPTIONS, segments.subset_of, previous=tmp_path / "a")
+    (removed,) = np.load(parts[1].folder / "ids.npy")[-1:]
+    assert len(holding(tmp_path / "b", removed)) == 2
+    parts[1] = segments.add(OLD, "01", [19], seed=7)
+    merge_indices(parts, tmp_path / "c", OPTIONS, segments.subset_of, previous=tmp_path / "b")
+    assert holding(tmp_path / "c", removed) == []
+    holds(tmp_path / "c", segments)
+    assert [(run.rows, run.n) for run in IndexSummary.read(tmp_path / "c").runs] == [
+        (100, 100),
+        (19, 19),
+    ]
+    # A segment that is gone as a whole, too.
+    (lost,) = np.load(parts[4].folder / "ids.npy")[:1]
+    del parts[4], segments.subsets[OLD, "04"]
+    merge_indices(parts, tmp_path / "d", OPTIONS, segments.subset_of, previous=tmp_path / "c")
+    assert holding(tmp_path / "d", lost) == []
+    holds(tmp_path / "d", segments)
+
+
+def holding(index_dir: Path, sample_id: int) -> list[Path]:
+    """The runs whose files have the sample, found or passed over."""
+    return [path.parent for path in index_dir.glob("runs/*/ids.npy") if sample_id in np.load(path)]
+
+
+def test_the_order_given_does_not_change_the_bytes(segments: Segments, tmp_path: Path) -> None:
+    parts = [segments.add(OLD, segment, [9]) for segment in ("00", "01", "02")]
+    merge_indices(parts, tmp_path / "a", OPTIONS, segments.subset_of)
+    merge_indices(parts[::-1], tmp_path / "b", OPTIONS, segments.subset_of)
+    names = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")]
+    assert len(names) == 4
+    for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_a_killed_merge_leaves_no_run_behind(segments: Segments, tmp_path: Path) -> None:
+    parts = [segments.add(OLD, segment, [9]) for segment in ("00", "01", "02")]
+    (tmp_path / "a" / "runs" / "half").mkdir(parents=True)
+    merge_indices(parts, tmp_path / "a", OPTIONS, segments.subset_of)
+    assert len(list((tmp_path / "a" / "runs").iterdir())) == 1
+
+
 def test_indices_that_do_not_belong_together_are_refused(
-    make_subset: MakeSubset, tmp_path: Path
+    segments: Segments, tmp_path: Path
 ) -> None:
-    _, flat = _build(make_subset, tmp_path, OLD, "00", [5])
-    _, half = _build(make_subset, tmp_path, OLD, "01", [5], "flat_fp16")
-    _, narrow = _build(make_subset, tmp_path, NEW, "00", [5], d=16)
-    with pytest.raises(IndexMismatchError, match="different kind: flat, flat_fp16"):
-        merge_indices([flat, half], tmp_path / "out")
+    wide = segments.add(OLD, "00", [5])
+    narrow = segments.add(NEW, "00", [5], d=16)
     with pytest.raises(IndexMismatchError, match="different width: 16, 32"):
-        merge_indices([flat, narrow], tmp_path / "out")
+        merge_indices([wide, narrow], tmp_path / "out", OPTIONS, segments.subset_of)
     with pytest.raises(ValueError, match="no index"):
-        merge_indices([], tmp_path / "out")
+        merge_indices([], tmp_path / "out", OPTIONS, segments.subset_of)
 
 
-def test_an_index_that_is_not_its_json_is_refused(make_subset: MakeSubset, tmp_path: Path) -> None:
-    _, small = _build(make_subset, tmp_path, OLD, "00", [5])
-    _, large = _build(make_subset, tmp_path, OLD, "01", [6])
-    (small[2] / "text.index").write_bytes((large[2] / "text.index").read_bytes())
-    assert size_problem(small[2], 5) == "text.index holds 6; the subset has 5 rows"
-    with pytest.raises(IndexMismatchError, match=r"holds 6 vectors, its index\.json says 5"):
-        merge_indices([small, large], tmp_path / "out")
+def test_an_index_that_is_not_its_json_is_refused(segments: Segments, tmp_path: Path) -> None:
+    parts = [segments.add(OLD, f"{number:02d}", [5 + number]) for number in range(3)]
+    (parts[0].folder / "text.index").write_bytes((parts[1].folder / "text.index").read_bytes())
+    assert size_problem(parts[0].folder, 5) == "text.index holds 6; the subset has 5 rows"
+    for every in (3, 9):
+        options = IndexOptions(merge_every=every)
+        with pytest.raises(IndexMismatchError, match="holds 6 vectors, "):
+            merge_indices(parts, tmp_path / f"out-{every}", options, segments.subset_of)

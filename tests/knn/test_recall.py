@@ -4,8 +4,9 @@ import faiss
 import numpy as np
 import pytest
 
-from laion_assets.knn.files import new_index
-from laion_assets.knn.recall import recall
+from laion_assets.knn.lists import Renumbering
+from laion_assets.knn.recall import recall_at
+from laion_assets.knn.truth import DEPTH, Truth
 
 
 @pytest.fixture(scope="module")
@@ -14,54 +15,82 @@ def vectors() -> np.ndarray:
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16)
 
 
-def _flat(vectors: np.ndarray, kind: str = "flat") -> faiss.Index:
-    index = new_index(kind, vectors.shape[1])
-    index.add_with_ids(vectors.astype(np.float32), np.arange(len(vectors)))
-    return index
+def found(vectors: np.ndarray, index: faiss.Index, queries: np.ndarray) -> dict[str, float]:
+    """Recall of what the index finds, by the true scores of it."""
+    _, rows = index.search(queries, 100)
+    scores = np.einsum("qkd,qd->qk", vectors[rows].astype(np.float32), queries)
+    scores[rows < 0] = -np.inf
+    order = np.argsort(-scores, axis=1, kind="stable")
+    scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+    return dict(recall_at(Truth.of(queries, [vectors]), scores, rows, len(vectors)))
 
 
-@pytest.mark.parametrize("kind", ["flat", "flat_fp16"])
-def test_an_exact_index_has_full_recall(vectors: np.ndarray, kind: str) -> None:
-    assert recall(_flat(vectors, kind), vectors, 10, 100, seed=0) == 1.0
-
-
-def test_blocks_one_after_another_are_as_one(vectors: np.ndarray) -> None:
-    index = faiss.index_factory(24, "IVF32,Flat", faiss.METRIC_INNER_PRODUCT)
-    index.train(vectors.astype(np.float32))
+def test_an_exact_index_finds_all(vectors: np.ndarray) -> None:
+    index = faiss.IndexFlatIP(24)
     index.add(vectors.astype(np.float32))
-    whole = recall(index, vectors, 10, 100, seed=0)
-    assert recall(index, [vectors[:7], vectors[7:7], vectors[7:]], 10, 100, seed=0) == whole
+    queries = vectors[:50].astype(np.float32)
+    assert found(vectors, index, queries) == {"1": 1.0, "10": 1.0, "100": 1.0}
 
 
 def test_an_index_that_looks_in_few_cells_misses_some(vectors: np.ndarray) -> None:
     index = faiss.index_factory(24, "IVF64,Flat", faiss.METRIC_INNER_PRODUCT)
     index.train(vectors.astype(np.float32))
     index.add(vectors.astype(np.float32))
+    queries = -vectors[:100].astype(np.float32)
     index.nprobe = 1
-    few = recall(index, vectors, 10, 200, seed=0)
+    few = found(vectors, index, queries)
     index.nprobe = 64
-    assert few < 0.9 < recall(index, vectors, 10, 200, seed=0)
-
-
-def test_wrong_ids_are_misses(vectors: np.ndarray) -> None:
-    index = new_index("flat", 24)
-    index.add_with_ids(vectors.astype(np.float32), np.arange(len(vectors))[::-1].copy())
-    assert recall(index, vectors, 10, 100, seed=0) < 0.1
+    assert few["100"] < few["10"] < 0.9
+    assert found(vectors, index, queries) == {"1": 1.0, "10": 1.0, "100": 1.0}
 
 
 def test_missing_vectors_are_misses(vectors: np.ndarray) -> None:
-    half = _flat(vectors[:1500])
-    assert 0.3 < recall(half, vectors, 10, 200, seed=0) < 0.7
+    index = faiss.IndexFlatIP(24)
+    index.add(vectors[:1500].astype(np.float32))
+    assert 0.3 < found(vectors, index, -vectors[:200].astype(np.float32))["10"] < 0.7
 
 
-def test_duplicates_may_stand_for_one_another() -> None:
-    vectors = np.zeros((40, 8), dtype=np.float16)
-    vectors[np.arange(40), np.arange(40) % 8] = 1
-    assert recall(_flat(vectors), vectors, 3, 40, seed=0) == 1.0
+def test_duplicates_may_stand_for_one_another_and_a_row_counts_once() -> None:
+    vectors = np.zeros((400, 8), dtype=np.float16)
+    vectors[np.arange(400), np.arange(400) % 8] = 1
+    queries = np.eye(8, dtype=np.float32)
+    truth = Truth.of(queries, [vectors])
+    ones = np.ones((8, 100), dtype=np.float32)
+    # The last of its copies instead of the first.
+    own = np.stack([np.arange(i, 400, 8)[::-1] for i in range(8)])
+    rows = np.concatenate([own, own], axis=1)
+    assert recall_at(truth, ones, rows, 400)["10"] == 1.0
+    twice = np.repeat(own, 2, axis=1)
+    assert recall_at(truth, ones, twice, 400)["10"] == 0.5
 
 
-def test_a_row_found_twice_counts_once(vectors: np.ndarray) -> None:
-    twice = new_index("flat", 24)
-    for _ in range(2):
-        twice.add_with_ids(vectors.astype(np.float32), np.arange(len(vectors)))
-    assert recall(twice, vectors, 10, 100, seed=0) == 0.5
+def test_the_truth_of_parts_together_is_that_of_the_whole(vectors: np.ndarray) -> None:
+    queries = np.random.default_rng(2).normal(size=(20, 24)).astype(np.float32)
+    whole = Truth.of(queries, [vectors])
+    bounds = [(0, 70), (70, 70), (70, 1900), (1900, 3000)]
+    parts = []
+    for first, last in bounds:
+        here = Truth.of(queries, [vectors[first:last]])
+        moved = Renumbering(np.array([0]), np.array([first]))
+        parts.append(here.renumbered(moved))
+    together = Truth.best(parts[::-1])
+    assert (together.rows == whole.rows).all()
+    assert np.allclose(together.scores, whole.scores, atol=1e-6)
+    # All that are kept are certain, however they came together.
+    for truth in (together, whole):
+        assert truth.kth(DEPTH)[1].all()
+
+
+def test_what_was_taken_out_leaves_the_deepest_neighbours_unknown(vectors: np.ndarray) -> None:
+    queries = np.random.default_rng(2).normal(size=(20, 24)).astype(np.float32)
+    without_half = Renumbering(np.array([0, 1500]), np.array([0, -1]))
+    left = Truth.of(queries, [vectors]).renumbered(without_half)
+    right = Truth.of(queries, [vectors[:1500]])
+    for k in (1, 10, 50):
+        scores, certain = left.kth(k)
+        assert certain.all()
+        assert np.allclose(scores, right.kth(k)[0], atol=1e-6)
+    assert not left.kth(DEPTH - 10)[1].any()
+    nothing = np.full((20, 100), -1)
+    told = recall_at(left, np.full((20, 100), -np.inf, np.float32), nothing, 1500)
+    assert told["10"] == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_assets.knn.build import IndexOptions, build_index
-from laion_assets.knn.merge import merge_indices
+from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.search import Searcher, StaleIndexError, rows_at
 from laion_assets.knn.subset import SubsetPart
 from tests.knn.conftest import D, MakeSubset, sample
@@ -30,9 +31,13 @@ def searcher(subsets: dict[tuple[str, str], Path], tmp_path: Path) -> Searcher:
     for (crawl, segment), folder in subsets.items():
         out = tmp_path / f"index-{segment}"
         build_index(folder, out, IndexOptions(), model_key="m")
-        parts.append((crawl, segment, out))
-    merge_indices(parts, tmp_path / "merged")
-    return Searcher(tmp_path / "merged", lambda crawl, segment: subsets[crawl, segment])
+        parts.append(SegmentIndex(crawl, segment, out, "v"))
+
+    def subset_of(crawl: str, segment: str) -> Path:
+        return subsets[crawl, segment]
+
+    merge_indices(parts, tmp_path / "merged", IndexOptions(), subset_of)
+    return Searcher(tmp_path / "merged", subset_of)
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
@@ -98,6 +103,28 @@ def test_queries_that_mean_nothing_are_refused(searcher: Searcher) -> None:
             searcher.search(vector)
     with pytest.raises(ValueError, match="at least 1"):
         searcher.search(np.ones(D), 0)
+
+
+def test_many_vectors_at_once_give_rows_that_lead_to_vectors_and_samples(
+    subsets: dict[tuple[str, str], Path], searcher: Searcher
+) -> None:
+    texts = SubsetPart(subsets[CRAWL, "00"], 1).vectors("text")
+    scores, rows = searcher.nearest(texts, 200, "text")
+    assert scores.shape == rows.shape == (25, 115), "no more than there are"
+    for number, best in enumerate(rows[:, 0]):
+        assert (searcher.reconstruct(best, "text") == texts[number]).all()
+    (hit,) = searcher.hits(rows[17, :1], scores[17, :1])
+    (place,) = searcher.places(rows[17, :1])
+    assert (place.segment, place.part, place.part_row) == ("00", 1, 17)
+    assert hit.sample_id == place.sample_id == sample(CRAWL, "00", 1, 17)["SAMPLE_ID"]
+
+
+def test_a_searcher_keeps_its_index_when_the_folder_is_replaced(
+    subsets: dict[tuple[str, str], Path], searcher: Searcher, tmp_path: Path
+) -> None:
+    before = searcher.search(np.ones(D), 7)
+    shutil.rmtree(tmp_path / "merged")
+    assert searcher.search(np.ones(D), 7) == before
 
 
 def test_an_empty_index_has_no_hits(make_subset: MakeSubset, tmp_path: Path) -> None:

@@ -27,8 +27,9 @@ from laion_assets.clip.model import ClipModel, load_clip
 from laion_assets.clip.options import ClipOptions
 from laion_assets.download.options import DownloadOptions
 from laion_assets.knn.build import build_index
-from laion_assets.knn.merge import merge_indices
+from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.options import IndexOptions
+from laion_assets.knn.query import subset_beside
 from laion_assets.lake import Lake, LakeOptions
 from laion_assets.sample_crawl.plan import Pictures, Plan
 from laion_assets.schemas import SUBSET, sample_id_of, uid_of
@@ -148,10 +149,13 @@ class SmallLake:
 
     def publish(self, *keys: SegmentKey) -> None:
         """`search_index` over these segments."""
-        parts = [(key.crawl, key.segment, self.lake.folder("knn_index", key)) for key in keys]
+        parts = [
+            SegmentIndex(key.crawl, key.segment, self.lake.folder("knn_index", key), "1")
+            for key in keys
+        ]
         inputs = {str(key): "1" for key in keys}
         with self.lake.publish("search_index", inputs=inputs, code_version="1") as staging:
-            merge_indices(parts, staging.path)
+            merge_indices(parts, staging.path, IndexOptions(), subset_beside(self.index))
 
 
 def stored(body: bytes, quality: int) -> tuple[Image.Image, bytes]:

@@ -1,0 +1,1 @@
+"""Nearest neighbours: autofaiss and ours at the same memory, and what it costs to grow."""

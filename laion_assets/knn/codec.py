@@ -1,0 +1,422 @@
+"""The codec that all segments' indices share: coarse cells and vector codes, trained once.
+
+A codec is a folder: ``codec.json``, ``image.index`` and ``text.index`` (trained faiss indices that
+hold nothing) and ``image_queries.npy``, ``text_queries.npy`` (the queries that recall is measured
+with). Vectors that one codec has encoded can stand in one index, whoever encoded them and when.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel
+
+from laion_assets.files import atomic_path, sha256_file, write_json
+from laion_assets.knn.files import (
+    IndexMismatchError,
+    IndexSummary,
+    index_path,
+    versions,
+    write_index,
+)
+from laion_assets.knn.options import FLAT_KINDS, IndexOptions
+from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart, subset_parts
+from laion_assets.progress import Log, silent
+
+_PER_CELL: Final = 50
+"""Vectors a cell is trained on; faiss asks for 39 at least."""
+_ITERATIONS: Final = 10
+_ROW_BYTES: Final = 8
+"""The row number beside each code."""
+_PQ_BYTES: Final = (64, 48, 32, 24, 16, 12, 8)
+_HNSW_FROM: Final = 1_000
+"""Cells above which their centres are found through a graph and not one by one."""
+_HELD_OUT: Final = 20_000
+_MOST_PROBES_ENCODING: Final = 64
+_NEAR_DUPLICATE: Final = 0.4
+_AWAY: Final = 0.1
+"""How far queries are moved: a cosine of 0.93 and of 0.995 with what they were."""
+
+Floats = npt.NDArray[np.float32]
+
+
+class TooFewVectorsError(ValueError):
+    """There is not enough to train a codec on; the message says how many are needed."""
+
+
+class CodecSummary(BaseModel, frozen=True):
+    """What `codec.json` says. ``residual`` and ``imbalance`` are of vectors held out of training:
+    one minus the mean cosine with the cell's centre, and how unequal the cells are (1 = equal)."""
+
+    id: str = ""
+    kind: str
+    factory: str
+    d: int
+    cells: int
+    code_size: int
+    vectors: int
+    trained_on: int
+    model: str
+    residual: Mapping[str, float]
+    imbalance: Mapping[str, float]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A faiss index for so many vectors of width ``d``."""
+
+    kind: str
+    cells: int
+    factory: str
+
+
+def choose(options: IndexOptions, *, vectors: int, sample: int, d: int) -> Choice:
+    """The inverted lists that ``vectors`` of width ``d`` need; ``sample`` are there to train on.
+
+    About four cells for each square root of a vector. The codes are what fits `memory_gb`: with
+    re-ranking one bit a dimension is enough (RaBitQ, arXiv 2405.12497) and quickest, without it a
+    byte is taken where there is room. Raises :class:`TooFewVectorsError`, and ``ValueError`` for a
+    kind that needs no training.
+    """
+    if options.kind in FLAT_KINDS:
+        raise ValueError(f"an index of kind {options.kind} needs no codec")
+    cells = options.cells or 2 ** round(math.log2(4 * math.sqrt(vectors)))
+    while options.cells is None and cells * 39 > sample:
+        cells //= 2
+    if cells < 1 or sample < max(cells, 256):
+        raise TooFewVectorsError(f"{sample} vectors are too few to train {cells} cells on")
+    room = options.memory_gb * 1e9 / vectors - _ROW_BYTES
+    kind = options.kind
+    if kind == "auto":
+        if not options.rerank and room >= d:
+            kind = "ivf_sq8"
+        else:
+            kind = "ivf_rabitq" if room >= d / 8 + 8 else "ivf_pq"
+    centres = f"IVF{cells}_HNSW32" if cells >= _HNSW_FROM else f"IVF{cells}"
+    if kind == "ivf_sq8":
+        return Choice(kind, cells, f"{centres},SQ8")
+    if kind == "ivf_rabitq":
+        return Choice(kind, cells, f"RR{d},{centres},RaBitQ")
+    fitting = [m for m in _PQ_BYTES if m <= max(room, _PQ_BYTES[-1]) and m <= d]
+    m = fitting[0] if fitting else 1
+    # np: not ordered for Hamming distances, which are not used and take longest to train.
+    return Choice(kind, cells, f"OPQ{m}_{d // m * m},{centres},PQ{m}x8np")
+
+
+def train_codec(
+    subsets: Sequence[Path],
+    out: Path,
+    options: IndexOptions,
+    *,
+    model_key: str,
+    log: Log = silent,
+) -> CodecSummary:
+    """Train a codec for the vectors of `filtered_subset` folders into ``out``.
+
+    The sample is drawn evenly from all of them with a seed. Memory: the sample as float32, one
+    modality at a time. Raises :class:`TooFewVectorsError`, and :class:`IndexMismatchError` if the
+    vectors differ in width.
+    """
+    parts = [part for subset in subsets for part in subset_parts(subset)]
+    there = sum(part.rows() for part in parts)
+    widths = {part.vectors(modality).shape[1] for part in parts for modality in MODALITIES}
+    if len(widths) > 1:
+        raise IndexMismatchError(f"vectors of different widths: {sorted(widths)}")
+    if not there:
+        raise TooFewVectorsError("there are no vectors to train a codec on")
+    (d,) = widths
+    random = np.random.default_rng(options.train_seed)
+    held_out = min(_HELD_OUT, there // 10)
+    usable = min(there - held_out, options.train_vectors)
+    vectors = options.vectors or 4 * there
+    choice = choose(options, vectors=vectors, sample=usable, d=d)
+    take = min(usable, _PER_CELL * choice.cells)
+    picked = random.permutation(there)[: take + held_out]
+    training, rest = np.sort(picked[:take]), np.sort(picked[take:])
+    log(f"{choice.factory} for {vectors:,} vectors, trained on {take:,} of {there:,}")
+    residual, imbalance, code_size = {}, {}, 0
+    for modality in MODALITIES:
+        index = _trained(choice, d, gather(parts, modality, training), options.train_seed)
+        write_index(index, index_path(out, modality))
+        encoder = Encoder(index)
+        code_size = encoder.ivf.code_size
+        near, cells = encoder.assign(gather(parts, modality, rest))
+        residual[modality] = round(1 - float(near.mean()), 6)
+        imbalance[modality] = round(unequal(np.bincount(cells, minlength=choice.cells)), 4)
+        log(f"{modality} codec trained: {1 - residual[modality]:.3f} mean cosine with the centres")
+    _write_queries(parts, out, there, options)
+    summary = CodecSummary(
+        kind=choice.kind,
+        factory=choice.factory,
+        d=d,
+        cells=choice.cells,
+        code_size=code_size,
+        vectors=vectors,
+        trained_on=take,
+        model=model_key,
+        residual=residual,
+        imbalance=imbalance,
+        versions=versions(),
+    )
+    digest = hashlib.sha256()
+    for path in codec_files(out):
+        digest.update(sha256_file(path).encode())
+    digest.update(summary.model_dump_json().encode())
+    summary = summary.model_copy(update={"id": digest.hexdigest()[:16]})
+    write_json(out / "codec.json", summary.model_dump(mode="json"))
+    return summary
+
+
+def codec_files(folder: Path) -> list[Path]:
+    """Every file of a codec's folder but `codec.json`."""
+    return [index_path(folder, modality) for modality in MODALITIES] + [
+        folder / f"{modality}_queries.npy" for modality in MODALITIES
+    ]
+
+
+def _trained(choice: Choice, d: int, sample: Floats, seed: int) -> Any:
+    import faiss
+
+    index = faiss.index_factory(d, choice.factory, faiss.METRIC_INNER_PRODUCT)
+    ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
+    chain = _transforms(index)
+    for transform in chain:
+        if not transform.is_trained:
+            transform.train(sample)
+    for transform in chain:
+        sample = transform.apply(sample)
+    kmeans = faiss.Kmeans(
+        sample.shape[1],
+        choice.cells,
+        niter=_ITERATIONS,
+        seed=seed + 1,
+        spherical=True,
+        min_points_per_centroid=1,
+        max_points_per_centroid=_PER_CELL,
+    )
+    kmeans.train(sample)
+    # Threads that build the graph race: one gives the same graph each time.
+    with _one_thread():
+        ivf.quantizer.add(kmeans.centroids)
+    ivf.train(sample)
+    index.is_trained = True
+    return index
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def _transforms(index: Any) -> list[Any]:
+    import faiss
+
+    index = faiss.downcast_index(index)
+    if not isinstance(index, faiss.IndexPreTransform):
+        return []
+    return [faiss.downcast_VectorTransform(index.chain.at(i)) for i in range(index.chain.size())]
+
+
+class Encoder:
+    """A trained index taken apart: rotation, cells, codes. Safe for several threads to search."""
+
+    def __init__(self, index: Any) -> None:
+        import faiss
+
+        self._index = index  # owns what the rest point into
+        self.ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
+        self._chain = _transforms(index)
+        self._centres = faiss.downcast_index(self.ivf.quantizer)
+        self._graph = isinstance(self._centres, faiss.IndexHNSW)
+
+    def rotated(self, vectors: Floats) -> Floats:
+        for transform in self._chain:
+            vectors = transform.apply(vectors)
+        return np.ascontiguousarray(vectors)
+
+    def cells(self, rotated: Floats, nprobe: int) -> tuple[Floats, npt.NDArray[np.int64]]:
+        """The ``nprobe`` nearest cells of rotated vectors: cosines with their centres, numbers."""
+        import faiss
+
+        parameters = None
+        if self._graph:
+            parameters = faiss.SearchParametersHNSW(efSearch=ef_search(nprobe))
+        scores, numbers = self._centres.search(rotated, nprobe, params=parameters)
+        return scores, numbers
+
+    def assign(self, vectors: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
+        """Each vector's cell: ``(n,)`` cosines with the centre, and numbers."""
+        scores, numbers = self.cells(self.rotated(vectors), 1)
+        return scores[:, 0], numbers[:, 0]
+
+    def add(self, vectors: Floats, first_row: int) -> Floats:
+        """Encode and add vectors, numbered from ``first_row``; returns cosines with the centres."""
+        import faiss
+
+        rotated = self.rotated(vectors)
+        scores, numbers = self.cells(rotated, 1)
+        rows = np.arange(first_row, first_row + len(rotated), dtype=np.int64)
+        self.ivf.add_core(
+            len(rotated), faiss.swig_ptr(rotated), faiss.swig_ptr(rows), faiss.swig_ptr(numbers)
+        )
+        return scores[:, 0]
+
+    def over(self, lists: Any) -> Any:
+        """A faiss IVF index over other lists, which shares this one's cells and codes."""
+        import faiss
+
+        ivf, metric = self.ivf, faiss.METRIC_INNER_PRODUCT
+        other: Any
+        if isinstance(ivf, faiss.IndexIVFRaBitQ):
+            other = faiss.IndexIVFRaBitQ(ivf.quantizer, ivf.d, ivf.nlist, metric)
+            other.rabitq, other.qb = ivf.rabitq, ivf.qb
+        elif isinstance(ivf, faiss.IndexIVFPQ):
+            shape = (ivf.pq.M, ivf.pq.nbits)
+            other = faiss.IndexIVFPQ(ivf.quantizer, ivf.d, ivf.nlist, *shape, metric)
+            other.pq = ivf.pq
+        else:
+            kind = ivf.sq.qtype
+            other = faiss.IndexIVFScalarQuantizer(ivf.quantizer, ivf.d, ivf.nlist, kind, metric)
+            other.sq = ivf.sq
+        other.by_residual, other.is_trained = ivf.by_residual, True
+        other.replace_invlists(lists, False)
+        other.ntotal = lists.compute_ntotal()
+        return other
+
+
+def ef_search(nprobe: int) -> int:
+    """Breadth of the search for cells in their graph."""
+    return max(_MOST_PROBES_ENCODING, 2 * nprobe)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A codec's folder, opened."""
+
+    folder: Path
+    summary: CodecSummary
+
+    @classmethod
+    def open(cls, folder: Path) -> Codec:
+        text = (folder / "codec.json").read_text(encoding="utf-8")
+        return cls(folder, CodecSummary.model_validate_json(text))
+
+    @property
+    def id(self) -> str:
+        return self.summary.id
+
+    def encoder(self, modality: Modality) -> Encoder:
+        """An encoder with no vectors yet, of its own."""
+        import faiss
+
+        return Encoder(faiss.read_index(str(index_path(self.folder, modality))))
+
+    def queries(self, modality: Modality) -> Floats:
+        """``(q, d)``: what recall over this modality's index is measured with."""
+        path = self.folder / f"{modality}_queries.npy"
+        queries: Floats = np.load(path, allow_pickle=False).astype(np.float32)
+        return queries
+
+
+def unequal(sizes: npt.NDArray[np.integer[Any]]) -> float:
+    """How many times as many vectors a probe of unequal cells meets as one of equal cells would;
+    the chance unevenness of a small sample is taken off."""
+    total = float(sizes.sum())
+    if not total:
+        return 1.0
+    squares = float((sizes.astype(np.float64) ** 2).sum())
+    return max(1.0, len(sizes) * (squares - total) / total**2)
+
+
+def advice(summary: IndexSummary, options: IndexOptions) -> list[str]:
+    """Why a codec should be trained, or trained again; nothing if none need be."""
+    flat = sum(run.n for run in summary.runs if not run.codec)
+    told = []
+    if options.kind not in FLAT_KINDS and flat > options.flat_below:
+        told.append(f"{flat:,} vectors are searched one by one, over {options.flat_below:,}")
+    if flat and summary.codecs():
+        told.append(f"{flat:,} vectors have not been encoded")
+    if len(summary.codecs()) > 1:
+        told.append(f"segments are of {len(summary.codecs())} codecs")
+    for what, found, most in (
+        ("drift", summary.drift, options.max_drift),
+        # The cells of one segment are unequal by its topics.
+        ("imbalance", summary.imbalance if len(summary.runs) > 1 else {}, options.max_imbalance),
+    ):
+        told += [
+            f"{modality} {what} {value:.2f} of codec {codec} is over {most}"
+            for codec, by_modality in found.items()
+            for modality, value in by_modality.items()
+            if value > most
+        ]
+    return told
+
+
+def gather(parts: Sequence[SubsetPart], modality: Modality, rows: npt.NDArray[np.int64]) -> Floats:
+    """The vectors of sorted row numbers through all parts, ``(n, d)`` float32."""
+    taken, start = [], 0
+    for part in parts:
+        vectors = part.vectors(modality)
+        first, last = np.searchsorted(rows, [start, start + len(vectors)])
+        taken.append(np.asarray(vectors[rows[first:last] - start], dtype=np.float32))
+        start += len(vectors)
+    return np.ascontiguousarray(np.concatenate(taken))
+
+
+def sample_queries(
+    parts: Sequence[SubsetPart], modality: Modality, n: int, there: int, seed: int
+) -> Floats:
+    """Queries as people put them, ``(n, d)`` of unit norm: half are vectors of the *other*
+    modality (a text asks for images), a quarter are vectors of the index moved by as much as a
+    near-duplicate, a quarter vectors of the index themselves."""
+    random = np.random.default_rng([seed, MODALITIES.index(modality)])
+    n = min(n, there)
+    rows = random.choice(there, size=n, replace=False)
+    other = next(kind for kind in MODALITIES if kind != modality)
+    across, own = np.sort(rows[: n // 2]), np.sort(rows[n // 2 :])
+    crossing, vectors = gather(parts, other, across), gather(parts, modality, own)
+    vectors[: n // 4] = _moved(vectors[: n // 4], _NEAR_DUPLICATE, random)
+    queries = np.concatenate([crossing, vectors])
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    return queries
+
+
+def _moved(vectors: Floats, length: float, random: np.random.Generator) -> Floats:
+    """Unit vectors, each moved by ``length`` in a direction of its own."""
+    noise = random.standard_normal(vectors.shape, dtype=np.float32)
+    moved = vectors + length * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    normed: Floats = moved / np.linalg.norm(moved, axis=1, keepdims=True)
+    return normed
+
+
+def _write_queries(
+    parts: Sequence[SubsetPart], out: Path, there: int, options: IndexOptions
+) -> None:
+    for modality in MODALITIES:
+        queries = sample_queries(
+            parts, modality, options.recall_queries, there, options.recall_seed
+        )
+        # No sample's own vector is kept here: it would outlive the sample when that is removed.
+        random = np.random.default_rng([options.recall_seed, len(MODALITIES)])
+        queries = _moved(queries, _AWAY, random)
+        with (
+            atomic_path(out / f"{modality}_queries.npy") as beside,
+            beside.open("wb") as stream,
+        ):
+            np.save(stream, queries.astype(np.float16))

@@ -1,0 +1,367 @@
+"""The trained path: codes of one codec, added segment by segment, on 24,000 clustered vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from laion_assets.knn.build import build_index, index_subset, uses_codec
+from laion_assets.knn.codec import (
+    Codec,
+    TooFewVectorsError,
+    advice,
+    choose,
+    codec_files,
+    train_codec,
+)
+from laion_assets.knn.files import IndexMismatchError, IndexSummary, SearchParameters
+from laion_assets.knn.lists import ListsFile
+from laion_assets.knn.merge import SegmentIndex, merge_indices
+from laion_assets.knn.options import IndexOptions
+from laion_assets.knn.recall import measure_recall, size_problem
+from laion_assets.knn.runs import OpenIndex
+
+CRAWL, D, ROWS = "CC-MAIN-2000-05", 64, 4_000
+OPTIONS = IndexOptions(
+    kind="ivf_sq8", vectors=24_000, cells=128, recall_queries=40, merge_every=3, max_dropped=0.3
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for one another spin: on a busy machine that takes minutes."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(threads)
+
+
+def write_subset(
+    folder: Path,
+    segment: str,
+    seed: int,
+    rows: int = ROWS,
+    away: float = 0,
+    samples: int | None = None,
+) -> Path:
+    """Vectors around 300 centres, with a mean that all share; ``away`` moves them elsewhere.
+    ``samples``: the seed whose SAMPLE_IDs they have, if not their own."""
+    shared = np.random.default_rng(0)
+    centres = shared.normal(size=(300, D))
+    mean, elsewhere = shared.normal(size=(2, D))
+    random = np.random.default_rng(seed)
+    topic = random.integers(0, 300, rows)
+    for name, gap in (("img_emb", 1.0), ("text_emb", -1.0)):
+        vectors = centres[topic] + 0.5 * random.normal(size=(rows, D)) + gap * mean
+        vectors = (1 - away) * vectors + away * (elsewhere + random.normal(size=(rows, D)))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        (folder / name).mkdir(parents=True)
+        np.save(folder / name / f"{name}_00000.npy", vectors.astype(np.float16))
+    ids = {"SAMPLE_ID": np.arange(rows) + (seed if samples is None else samples) * 1_000_000}
+    ids |= {"crawl": [CRAWL] * rows, "segment": [segment] * rows}
+    pq.write_table(pa.table(ids), folder / "part-00000.parquet")
+    return folder
+
+
+class World:
+    """Six segments and a codec trained on them."""
+
+    def __init__(self, root: Path) -> None:
+        faiss.omp_set_num_threads(1)
+        self.root = root
+        self.subsets = {
+            f"{number:02d}": write_subset(root / f"subset-{number}", f"{number:02d}", number)
+            for number in range(6)
+        }
+        (root / "codec").mkdir()
+        train_codec(list(self.subsets.values()), root / "codec", OPTIONS, model_key="m")
+        self.codec = Codec.open(root / "codec")
+        self.parts = [self.build(segment) for segment in self.subsets]
+        merge_indices(self.parts[:3], root / "three", OPTIONS, self.subset_of)
+        merge_indices(self.parts, root / "six", OPTIONS, self.subset_of, previous=root / "three")
+
+    def subset_of(self, _: str, segment: str) -> Path:
+        return self.subsets[segment]
+
+    def build(self, segment: str, name: str = "own", version: str = "1") -> SegmentIndex:
+        out = self.root / name / segment
+        build_index(self.subsets[segment], out, OPTIONS, model_key="m", codec=self.codec)
+        return SegmentIndex(CRAWL, segment, out, version)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("codec"))
+
+
+def vectors(subset: Path, name: str = "img_emb") -> np.ndarray:
+    return np.load(subset / name / f"{name}_00000.npy").astype(np.float32)
+
+
+def finds_own(index: OpenIndex, segment: str, subset: Path) -> float:
+    """Share of every 20th vector of the segment whose best hit is itself, at its own place."""
+    _, rows = index.nearest(vectors(subset)[::20], 1, "image")
+    right = [
+        (place.segment, place.part_row) == (segment, 20 * number)
+        for number, place in enumerate(index.places(rows[:, 0]))
+    ]
+    return sum(right) / len(right)
+
+
+def test_a_segment_is_searched_by_its_codes_with_the_recall_asked_for(world: World) -> None:
+    own = world.root / "own" / "00"
+    summary = IndexSummary.read(own)
+    assert (summary.kind, summary.n, summary.codecs()) == ("ivf_sq8", ROWS, [world.codec.id])
+    assert size_problem(own, ROWS) is None
+    measured = measure_recall(own, world.subset_of, OPTIONS, own_queries=True)
+    assert min(min(found.values()) for found in measured.values()) >= OPTIONS.min_recall
+    for modality in ("image", "text"):
+        assert 0.8 < summary.drift[world.codec.id][modality] < 1.2
+        assert 0.5 < summary.imbalance[world.codec.id][modality] < 2
+
+
+def test_a_segments_lists_are_as_large_as_the_segment(world: World) -> None:
+    lists = world.root / "own" / "00" / "image.lists"
+    assert lists.stat().st_size < ROWS * (D + 8) + 128 * 8 + 100
+    codec = world.root / "own" / "00" / "codec" / world.codec.id / "image.index"
+    assert codec.samefile(world.root / "codec" / "image.index")
+
+
+def test_segments_merge_without_training_and_the_truth_with_them(world: World) -> None:
+    six = world.root / "six"
+    summary = IndexSummary.read(six)
+    assert [(run.level, run.n) for run in summary.runs] == [(1, 3 * ROWS), (1, 3 * ROWS)]
+    assert size_problem(six, 6 * ROWS) is None
+    index = OpenIndex(six, world.subset_of)
+    for segment, subset in world.subsets.items():
+        assert finds_own(index, segment, subset) > 0.97
+    known = measure_recall(six, world.subset_of, OPTIONS, own_queries=False)
+    brute = measure_recall(six, world.subset_of, OPTIONS, own_queries=True)
+    for modality in ("image", "text"):
+        # One query of the 40 is 0.025, and the codec's are not those of the brute force.
+        assert known[modality] == pytest.approx(brute[modality], abs=0.03)
+        assert min(known[modality].values()) >= OPTIONS.min_recall
+        recorded = summary.recall[world.codec.id][modality]
+        assert recorded == pytest.approx(known[modality], abs=1e-9)
+
+
+def test_runs_hold_the_codes_of_their_segments(world: World) -> None:
+    first = IndexSummary.read(world.root / "six").runs[0]
+    merged = ListsFile.open(world.root / "six" / first.folder / "image.lists")
+    parts = [ListsFile.open(part.folder / "image.lists") for part in world.parts[:3]]
+    assert (merged.sizes == sum(part.sizes for part in parts)).all()
+    cell = int(np.argmax(merged.sizes))
+    codes, rows = merged.cell(cell)
+    assert (codes == np.concatenate([part.cell(cell)[0] for part in parts])).all()
+    moved = [part.cell(cell)[1] + number * ROWS for number, part in enumerate(parts)]
+    assert (rows == np.concatenate(moved)).all()
+
+
+@pytest.mark.parametrize("max_dropped", [0.5, 0.0])
+def test_a_segment_made_anew_replaces_its_own_vectors_only(
+    world: World, max_dropped: float, tmp_path: Path
+) -> None:
+    other = write_subset(tmp_path / "anew", "01", 77, samples=1)
+    options = OPTIONS.model_copy(update={"max_dropped": max_dropped})
+    before = world.subsets["01"]
+    world.subsets["01"] = other
+    try:
+        part = world.build("01", name=f"anew-{max_dropped}", version="2")
+        parts = [world.parts[0], part, *world.parts[2:5]]  # and segment 05 is gone
+        summary = merge_indices(
+            parts, tmp_path / "out", options, world.subset_of, previous=world.root / "six"
+        )
+        index = OpenIndex(tmp_path / "out", world.subset_of)
+        assert summary.n == 5 * ROWS
+        assert size_problem(tmp_path / "out", summary.n) is None
+        for segment in ("00", "01", "02", "04"):
+            assert finds_own(index, segment, world.subsets[segment]) > 0.97
+        for gone in (vectors(before), vectors(world.subsets["05"])):
+            scores, _ = index.nearest(gone[::40], 1, "image")
+            assert scores.max() < 0.97, "no longer found"
+        in_files = sum(run.rows for run in summary.runs)
+        # The samples of 05 are gone, those of 01 have other vectors.
+        assert in_files == summary.n + (ROWS if max_dropped else 0)
+        known = measure_recall(tmp_path / "out", world.subset_of, options, own_queries=False)
+        brute = measure_recall(tmp_path / "out", world.subset_of, options, own_queries=True)
+        assert known["image"]["10"] == pytest.approx(brute["image"]["10"], abs=0.03)
+    finally:
+        world.subsets["01"] = before
+
+
+def test_no_query_that_a_codec_keeps_is_a_samples_own_vector(world: World) -> None:
+    for modality in ("image", "text"):
+        queries = np.load(world.codec.folder / f"{modality}_queries.npy")
+        kept = {query.tobytes() for query in queries}
+        for subset in world.subsets.values():
+            for name in ("img_emb", "text_emb"):
+                own = vectors(subset, name)
+                assert (own @ queries.T.astype(np.float32)).max() < 0.999
+                assert not kept & {vector.tobytes() for vector in own.astype(np.float16)}
+
+
+def test_adding_a_segment_writes_that_segment(world: World, tmp_path: Path) -> None:
+    parts = world.parts[:5]
+    merge_indices(parts, tmp_path / "five", OPTIONS, world.subset_of)
+    five = IndexSummary.read(tmp_path / "five")
+    assert [run.level for run in five.runs] == [1]
+    merge_indices(
+        [*parts, world.parts[5]],
+        tmp_path / "six",
+        OPTIONS,
+        world.subset_of,
+        previous=tmp_path / "five",
+    )
+    vectors_of = list((tmp_path / "six").rglob("image.lists"))
+    assert len(vectors_of) == 2
+    assert all(path.stat().st_nlink > 1 for path in vectors_of), "linked, not written"
+    # What is found is the same as in the index that grew another way.
+    queries = vectors(world.subsets["02"])[::50]
+    told = [
+        OpenIndex(folder / "six", world.subset_of).nearest(queries, 10, "image")[0]
+        for folder in (tmp_path, world.root)
+    ]
+    assert np.allclose(*told, atol=1e-6)
+
+
+def test_a_subset_that_was_made_anew_is_passed_over_until_the_index_is(
+    world: World, tmp_path: Path
+) -> None:
+    fewer = write_subset(tmp_path / "fewer", "00", 5, rows=10)
+    index = OpenIndex(
+        world.root / "six", lambda _, s: fewer if s == "00" else world.subset_of(_, s)
+    )
+    _, rows = index.nearest(vectors(world.subsets["00"])[::100], 10, "image")
+    segments = {place.segment for place in index.places(rows[rows >= 0])}
+    assert segments == {"01", "02", "03", "04", "05"}
+    assert index.stale == {(CRAWL, "00")}
+
+
+def test_codes_alone_and_exact_scores(world: World) -> None:
+    index = OpenIndex(world.root / "six", world.subset_of)
+    queries = vectors(world.subsets["00"], "text_emb")[:30]
+    exact, rows = index.nearest(
+        queries, 10, "image", parameters=SearchParameters(nprobe=64, rerank=100)
+    )
+    assert np.allclose(exact, index.exact(queries, rows, "image"), atol=1e-6)
+    coded, _ = index.nearest(queries, 10, "image", parameters=SearchParameters(nprobe=64, rerank=0))
+    assert not np.allclose(coded, exact, atol=1e-6)
+    assert np.allclose(coded, exact, atol=0.05)
+
+
+def test_the_same_sample_gives_the_same_codec_whatever_the_threads(
+    world: World, tmp_path: Path
+) -> None:
+    faiss.omp_set_num_threads(2)
+    subsets = list(world.subsets.values())
+    again = train_codec(subsets, tmp_path, OPTIONS, model_key="m")
+    assert again.id == world.codec.id
+    for path in codec_files(tmp_path):
+        assert path.read_bytes() == (world.codec.folder / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["ivf_rabitq", "ivf_pq"])
+def test_the_other_codes(tmp_path: Path, kind: str) -> None:
+    options = OPTIONS.model_copy(update={"kind": kind, "tune_recall": 0.8, "memory_gb": 0.0003})
+    subset = write_subset(tmp_path / "subset", "00", 0, rows=1_500)
+    (tmp_path / "codec").mkdir()
+    summary = train_codec([subset], tmp_path / "codec", options, model_key="m")
+    assert summary.code_size == {"ivf_rabitq": 8 + 8, "ivf_pq": 8}[kind]
+    codec = Codec.open(tmp_path / "codec")
+    for name in ("a", "b"):
+        build_index(subset, tmp_path / name, options, model_key="m", codec=codec)
+    lists = [(tmp_path / name / "image.lists").read_bytes() for name in ("a", "b")]
+    assert lists[0] == lists[1]
+    measured = measure_recall(tmp_path / "a", lambda *_: subset, options, own_queries=True)
+    assert measured["image"]["10"] > 0.8
+
+
+def test_another_codec_may_stand_beside_the_first(world: World, tmp_path: Path) -> None:
+    options = OPTIONS.model_copy(update={"train_seed": 1})
+    (tmp_path / "codec").mkdir()
+    train_codec([world.subsets["00"]], tmp_path / "codec", options, model_key="m")
+    other = Codec.open(tmp_path / "codec")
+    build_index(world.subsets["00"], tmp_path / "00", options, model_key="m", codec=other)
+    build_index(world.subsets["01"], tmp_path / "01", IndexOptions(), model_key="m")
+    parts = [
+        SegmentIndex(CRAWL, "00", tmp_path / "00", "other"),
+        SegmentIndex(CRAWL, "01", tmp_path / "01", "flat"),
+        world.parts[2],
+    ]
+    summary = merge_indices(parts, tmp_path / "out", OPTIONS, world.subset_of)
+    index = OpenIndex(tmp_path / "out", world.subset_of)
+    for segment in ("00", "01", "02"):
+        assert finds_own(index, segment, world.subsets[segment]) > 0.97
+    assert advice(summary, OPTIONS) == [
+        "4,000 vectors have not been encoded",
+        "segments are of 2 codecs",
+    ]
+
+
+def test_drift_asks_for_another_codec(world: World, tmp_path: Path) -> None:
+    far = write_subset(tmp_path / "far", "09", 9, rows=1_000, away=0.7)
+    summary = build_index(far, tmp_path / "out", OPTIONS, model_key="m", codec=world.codec)
+    told = advice(summary, OPTIONS)
+    assert [line[:11] for line in told] == ["image drift", "text drift "]
+    assert advice(IndexSummary.read(world.root / "six"), OPTIONS) == []
+
+
+def test_a_codec_is_asked_for_when_too_much_is_flat(world: World, tmp_path: Path) -> None:
+    summary = build_index(world.subsets["00"], tmp_path, IndexOptions(), model_key="m")
+    assert advice(summary, IndexOptions(flat_below=ROWS)) == []
+    assert "one by one" in advice(summary, IndexOptions(flat_below=ROWS - 1))[0]
+    assert advice(summary, IndexOptions(kind="flat", flat_below=1)) == []
+    assert [uses_codec(IndexOptions(), there) for there in (True, False)] == [True, False]
+    assert not uses_codec(IndexOptions(kind="flat"), True)
+    with pytest.raises(ValueError, match="make `index_codec` first"):
+        uses_codec(OPTIONS, False)
+
+
+def test_a_subset_alone_trains_its_own_codec_when_it_is_large(world: World, tmp_path: Path) -> None:
+    options = IndexOptions(flat_below=ROWS, recall_queries=20, cells=32)
+    few = index_subset(world.subsets["00"], tmp_path, options, model_key="m")
+    assert few.kind == "flat"
+    options = options.model_copy(update={"flat_below": ROWS - 1, "memory_gb": 1.0})
+    (tmp_path / "many").mkdir()
+    many = index_subset(world.subsets["00"], tmp_path / "many", options, model_key="m")
+    assert many.kind == "ivf_rabitq"
+    assert size_problem(tmp_path / "many", ROWS) is None
+    assert {path.name for path in (tmp_path / "many").iterdir()} == {
+        *("index.json", "ids.npy", "ids.parquet", "codec"),
+        *(f"{modality}.lists" for modality in ("image", "text")),
+        *(f"{modality}_truth.npz" for modality in ("image", "text")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "vectors", "kind", "factory"),
+    [
+        ({}, 1_000_000, "ivf_rabitq", "RR512,IVF4096_HNSW32,RaBitQ"),
+        ({}, 100_000, "ivf_rabitq", "RR512,IVF1024_HNSW32,RaBitQ"),
+        ({"rerank": False}, 1_000_000, "ivf_sq8", "IVF4096_HNSW32,SQ8"),
+        ({"memory_gb": 16}, 400_000_000, "ivf_pq", "OPQ32_512,IVF65536_HNSW32,PQ32x8np"),
+        ({"memory_gb": 64}, 400_000_000, "ivf_rabitq", "RR512,IVF65536_HNSW32,RaBitQ"),
+        ({"kind": "ivf_pq"}, 1_000_000, "ivf_pq", "OPQ64_512,IVF4096_HNSW32,PQ64x8np"),
+    ],
+)
+def test_the_index_follows_size_and_memory(
+    values: dict[str, object], vectors: int, kind: str, factory: str
+) -> None:
+    choice = choose(IndexOptions(**values), vectors=vectors, sample=4_000_000, d=512)
+    assert (choice.kind, choice.factory) == (kind, factory)
+
+
+def test_what_cannot_be_is_refused(world: World, tmp_path: Path) -> None:
+    with pytest.raises(TooFewVectorsError, match="100 vectors are too few"):
+        choose(IndexOptions(), vectors=1000, sample=100, d=8)
+    with pytest.raises(ValueError, match="needs no codec"):
+        choose(IndexOptions(kind="flat"), vectors=1000, sample=1000, d=8)
+    assert choose(IndexOptions(), vectors=10**6, sample=4000, d=8).cells == 64
+    with pytest.raises(IndexMismatchError, match="of m, not of n"):
+        build_index(world.subsets["00"], tmp_path, OPTIONS, model_key="n", codec=world.codec)
