@@ -76,7 +76,8 @@ def main() -> None:
     way, shards, weights, out, batch = sys.argv[1:]
     options = ClipOptions(model=MODEL, pretrained=weights, batch_size=int(batch))
     model = load_clip(options)
-    with torch.inference_mode():
+    half = torch.autocast(model.device.type, torch.float16, enabled=model.precision == "fp16")
+    with torch.inference_mode(), half:
         if way == "embed":
             answer = embed(model, Path(shards), Path(out))
         else:
