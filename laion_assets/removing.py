@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 import dagster as dg
@@ -59,7 +60,9 @@ def apply(
     """
     _refuse_unknown_subsets(lake, definitions, found)
     known = set(instance.get_dynamic_partitions(crawls.name or ""))
-    keys = sorted({*found.keys, *_unfinished(lake)})
+    graph = definitions.resolve_asset_graph().get_all_asset_keys()
+    further = [name for name in further_subsets(lake) if dg.AssetKey(name) in graph]
+    keys = sorted({*found.keys, *_unfinished(lake, further)})
     unknown = sorted({key.crawl for key in keys} - known)
     if unknown:
         raise RemovalError(
@@ -104,7 +107,9 @@ def _make_again(
     log: Log,
 ) -> None:
     """Runs until no asset of the segment is stale."""
-    made = _made(lake, key)
+    known = definitions.resolve_asset_graph().get_all_asset_keys()
+    # A subset that the settings have no more holds nothing listed here, or it was refused.
+    made = [asset for asset in _made(lake, key) if dg.AssetKey(asset) in known]
     for _ in made:
         stale = {*_stale(instance, definitions, made, key), *holding}
         selected = [asset for asset in made if asset in stale]
@@ -158,11 +163,10 @@ def _stale(
     ]
 
 
-def _unfinished(lake: Lake) -> Iterator[SegmentKey]:
+def _unfinished(lake: Lake, further: Sequence[str]) -> Iterator[SegmentKey]:
     """Segments that something was taken out of and whose later assets are older than that."""
     for key in _in_ledger(lake):
         made = _made(lake, key)
-        further = further_subsets(lake)
         ways = [SEGMENT_ASSETS[1:], *([*_TO_SCORES, subset] for subset in further)]
         for way in ways:
             started = [lake.manifest(asset, key).started for asset in way if asset in made]
@@ -201,12 +205,18 @@ def drop_staging(lake: Lake, log: Log) -> None:
     if not lists:
         return
     for folder in sorted((lake.root / _STAGING).glob("*/*")):
-        if not folder.is_dir() or rows_of(folder.parent.name) is None:
+        if not folder.is_dir():
             continue
+        # Indices, and what holds vectors before their rows, cannot be looked through.
+        readable = rows_of(folder.parent.name) is not None and not _holds_vectors(folder)
         try:
             with locked(folder.with_name(f".{folder.name}.lock"), lambda: None, timeout_s=0):
-                if holds_listed(folder, lists):
-                    log(f"deleting {folder}, left by a killed run: it holds what is listed")
+                if not readable or holds_listed(folder, lists):
+                    log(f"deleting {folder}, left by a killed run: it holds what is listed, or may")
                     shutil.rmtree(folder)
         except LockedError:
             log(f"{folder} is being made now; its run looks at the lists again when it ends")
+
+
+def _holds_vectors(folder: Path) -> bool:
+    return any(path.suffix in (".npy", ".index") for path in folder.rglob("*"))

@@ -3,8 +3,8 @@ concern, and, where the deployment wants that, runs that make these again."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -19,7 +19,9 @@ from laion_assets.removals.options import RemovalOptions
 from resources.lake import LakeResource
 
 LISTS_TAG: Final = "laion_assets/lists"
-"""Tag of a run that observes: the digest of all lists in force."""
+"""Tag of a run that observes: its turn, and the digest of all lists in force."""
+REMAKE_TAG: Final = "laion_assets/lists_remake"
+"""Tag of a run that makes a partition again: the turn and the partition."""
 
 
 def _concerned(instance: dg.DagsterInstance, run_id: str) -> list[str]:
@@ -30,22 +32,54 @@ def _concerned(instance: dg.DagsterInstance, run_id: str) -> list[str]:
 
 
 def _remakes(
-    lake: Lake, assets: Sequence[str], partitions: list[str], version: str
+    lake: Lake, assets: Sequence[str], attempts: Mapping[str, int], turn: str
 ) -> list[dg.RunRequest]:
-    """All that a segment has of what may hold a sample, made again."""
+    """All that a segment has of what may hold a sample, made again; ``attempts`` by partition."""
     requests = []
-    for partition in partitions:
+    for partition, attempt in attempts.items():
         key = segment_key(partition)
         made = [name for name in assets[1:] if lake.folder(name, key).exists()]
         requests.append(
             dg.RunRequest(
-                run_key=f"{version}:{partition}",
+                run_key=f"{turn}:{partition}#{attempt}",
                 job_name="segment",
                 partition_key=partition_key(key),
                 asset_selection=[dg.AssetKey(name) for name in made],
+                tags={REMAKE_TAG: f"{turn}:{partition}"},
             )
         )
     return requests
+
+
+def _follow(
+    lake: Lake,
+    instance: dg.DagsterInstance,
+    assets: Sequence[str],
+    seen: Mapping[str, Any],
+    attempts: int,
+) -> dg.SensorResult | dg.SkipReason:
+    """Ask again for the partitions whose run failed; forget those that have been made."""
+    remakes = dict(seen.get("remakes", {}))
+    turn = f"{seen.get('turn', 0)}:{seen['version']}"
+    again: dict[str, int] = {}
+    given_up = []
+    for partition, attempt in list(remakes.items()):
+        runs = instance.get_runs(dg.RunsFilter(tags={REMAKE_TAG: f"{turn}:{partition}"}))
+        if any(run.status == dg.DagsterRunStatus.SUCCESS for run in runs):
+            del remakes[partition]
+        elif len(runs) >= attempt and not any(run.status in UNFINISHED for run in runs):
+            if attempt >= attempts:
+                given_up.append(partition)
+            else:
+                again[partition] = remakes[partition] = attempt + 1
+    reason = "no list has changed"
+    if given_up:
+        reason += f"; given up after {attempts} failed runs: {', '.join(given_up)}"
+    return dg.SensorResult(
+        run_requests=_remakes(lake, assets, again, turn),
+        skip_reason=None if again else reason,
+        cursor=json.dumps({**seen, "remakes": remakes}),
+    )
 
 
 def lists_sensor(
@@ -80,18 +114,25 @@ def lists_sensor(
         version = hashlib.sha256(told.encode()).hexdigest()[:16]
         seen = json.loads(context.cursor) if context.cursor else {}
         if seen.get("version") == version:
-            return dg.SkipReason("no list has changed")
-        cursor = json.dumps({"version": version, "texts": texts}, sort_keys=True)
+            return _follow(store, instance, assets, seen, options.attempts)
+        # Lists may become again what they were: a turn is never one that was before.
+        turn = f"{seen.get('turn', 0) + 1}:{version}"
+        after = {"version": version, "texts": texts, "turn": seen.get("turn", 0) + 1}
         if not seen and not lists:
-            return dg.SensorResult(skip_reason="no list has an entry", cursor=cursor)
-        runs = instance.get_runs(dg.RunsFilter(tags={LISTS_TAG: version}))
+            return dg.SensorResult(skip_reason="no list has an entry", cursor=json.dumps(after))
+        runs = instance.get_runs(dg.RunsFilter(tags={LISTS_TAG: turn}))
         done = [run for run in runs if run.status == dg.DagsterRunStatus.SUCCESS]
         if done:
             partitions = _concerned(instance, done[0].run_id)
-            requests = _remakes(store, assets, partitions, version) if options.automatic else []
+            # With those of the last turn that have not been made yet.
+            wanted = {*partitions, *seen.get("remakes", {})} if options.automatic else set()
+            after["remakes"] = dict.fromkeys(sorted(wanted), 1)
+            requests = _remakes(store, assets, after["remakes"], turn)
             reason = f"the lists concern {len(partitions)} partitions; see {done[0].run_id[:8]}"
             return dg.SensorResult(
-                run_requests=requests, skip_reason=None if requests else reason, cursor=cursor
+                run_requests=requests,
+                skip_reason=None if requests else reason,
+                cursor=json.dumps(after),
             )
         if any(run.status in UNFINISHED for run in runs):
             return dg.SkipReason("a run looks which partitions the lists concern")
@@ -101,10 +142,10 @@ def lists_sensor(
         return dg.SensorResult(
             run_requests=[
                 dg.RunRequest(
-                    run_key=f"{version}#{len(runs)}",
+                    run_key=f"{turn}#{len(runs)}",
                     job_name="observe_lists",
                     tags={
-                        LISTS_TAG: version,
+                        LISTS_TAG: turn,
                         **{BEFORE_TAG + name: before[name] for name in LISTS if name in before},
                     },
                 )

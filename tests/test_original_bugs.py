@@ -254,7 +254,7 @@ def test_words_for_minors_were_found_in_lower_case_only_and_inside_other_words()
 
 def test_width_and_height_were_swapped(tmp_path: Path) -> None:
     body = encoded(picture(1, width=640, height=200))
-    stored = ImageMaker(DownloadOptions(), tmp_path / "one-large.lock").make(body)
+    stored = ImageMaker(DownloadOptions()).make(body)
     made = {"original_width": stored.original_width, "original_height": stored.original_height}
     release = {"WIDTH": made["original_height"], "HEIGHT": made["original_width"]}
     assert release == {"WIDTH": 200, "HEIGHT": 640}

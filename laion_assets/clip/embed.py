@@ -145,12 +145,21 @@ def embed_files(
     _refuse_other_embeddings(out, notes, model)
     for number, note in notes.items():
         if not metadata_path(out, number).exists():
+            # What had no samples then, under another note, may have some now.
+            if _read_note(out, number) != note:
+                text_path(out, number).unlink(missing_ok=True)
             write_json(_note_path(out, number), note)
     return _embed(tars, out, model, options, log)
 
 
 def _note_path(folder: Path, number: int) -> Path:
     return folder / ".made_of" / f"{number:05d}.json"
+
+
+def _read_note(folder: Path, number: int) -> dict[str, Any]:
+    path = _note_path(folder, number)
+    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return note
 
 
 def _note(tar: Path, model: ClipModel) -> dict[str, Any]:
@@ -175,8 +184,7 @@ def _refuse_other_embeddings(
 ) -> None:
     for done in sorted((out / "metadata").glob("metadata_*.parquet")):
         number = int(done.stem.removeprefix("metadata_"))
-        path = _note_path(out, number)
-        made_of = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        made_of = _read_note(out, number)
         wanted = notes.get(number, _note_of_model(model))
         if not wanted.items() <= made_of.items():
             raise OtherEmbeddingsError(

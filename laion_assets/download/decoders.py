@@ -8,10 +8,12 @@ that a new one is there at once and the fetching process never imports it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
@@ -35,13 +37,18 @@ class DecodersError(RuntimeError):
 
 
 class Decoders:
-    """A pool of ``resize_processes``; use as a context.
+    """A pool of ``resize_processes``; use as a context. ``scratch``: an own folder.
+
+    Bodies go to the processes as files: a pipe holds less than one, so that a process would wait
+    for each while the fetching thread has the interpreter.
 
     Pools start and end in a thread: seconds in which the fetching process has answers to read.
     """
 
-    def __init__(self, options: DownloadOptions) -> None:
+    def __init__(self, options: DownloadOptions, scratch: Path) -> None:
         self._options = options
+        self._scratch = scratch
+        self._names = itertools.count()
         self._one_large = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "decoders")
 
@@ -55,16 +62,21 @@ class Decoders:
 
     async def make(self, body: bytes) -> StoredImage:
         """The image to store. Raises :class:`ImageRefused`."""
-        made = await self._make(body, large=False)
-        if made is None:
-            async with self._one_large:
-                made = await self._make(body, large=True)
+        path = self._scratch / f"{next(self._names)}.body"
+        path.write_bytes(body)
+        try:
+            made = await self._make(path, large=False)
+            if made is None:
+                async with self._one_large:
+                    made = await self._make(path, large=True)
+        finally:
+            path.unlink()
         if isinstance(made, StoredImage):
             return made
         assert made is not None
         raise ImageRefused(*made)
 
-    async def _make(self, body: bytes, large: bool) -> StoredImage | tuple[str, str] | None:
+    async def _make(self, body: Path, large: bool) -> StoredImage | tuple[str, str] | None:
         timeout_s = self._options.decode_timeout_s
         try:
             return await self._call(_make, (body, large), {}, timeout_s)
@@ -135,10 +147,10 @@ def _begin(options: DownloadOptions) -> None:
     _maker = ImageMaker(options)
 
 
-def _make(body: bytes, large: bool) -> StoredImage | tuple[str, str] | None:
+def _make(body: Path, large: bool) -> StoredImage | tuple[str, str] | None:
     """None for a large image that is not wanted now."""
     try:
-        return _maker.make(body, large=large)
+        return _maker.make(body.read_bytes(), large=large)
     except ImageRefused as refused:
         return refused.reason, refused.detail
     except LargeImage:

@@ -176,7 +176,7 @@ def download_segment(
         with (
             tempfile.TemporaryDirectory(dir=out, prefix=MAKING) as scratch,
             Earlier([folder for folder in (aside, before) if folder is not None], log) as earlier,
-            Decoders(options) as decoders,
+            Decoders(options, Path(scratch)) as decoders,
         ):
             work = _Work(
                 out, Path(scratch), rules, digests, earlier, decoders, fetcher, progress, log

@@ -25,6 +25,9 @@ DEFAULT: Final = "laion400m"
 """The recipe of who asks for none; a :class:`Recipe`'s own defaults are its rules."""
 
 
+_COLUMNS: Final = frozenset(name.lower() for name in schemas.SCORED.names)
+
+
 class RecipeError(ValueError):
     """A recipe is absent or wrong; the message says which and why."""
 
@@ -202,13 +205,21 @@ def _refuse_what_is_not_of_the_row(where: str) -> None:
             "select json_serialize_sql(?)", [f"select (\n{where}\n) as condition"]
         ).fetchone()
         rows = connection.execute(
-            "select function_name from duckdb_functions() where stability <> 'CONSISTENT'"
+            "select function_name from duckdb_functions() "
+            "where stability is distinct from 'CONSISTENT'"
         ).fetchall()
     assert row is not None
     volatile = {name for (name,) in rows}
     for node in _nodes(json.loads(row[0])):
         if node.get("class") == "SUBQUERY":
             raise PredicateError(f"the condition {where!r} holds a sub-query")
+        if node.get("class") == "COLUMN_REF":
+            # Words such as current_date stand for a moment, and look like columns.
+            name = node["column_names"][-1]
+            if name.lower() not in _COLUMNS:
+                raise PredicateError(f"the condition {where!r}: scored pairs have no column {name}")
+        if node.get("class") == "FUNCTION" and node.get("function_name") == "age":
+            raise PredicateError(f"the condition {where!r} calls age(), which may mean until today")
         if node.get("class") == "FUNCTION" and node.get("function_name") in volatile:
             raise PredicateError(
                 f"the condition {where!r} calls {node['function_name']}(), which gives another"

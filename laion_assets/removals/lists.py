@@ -53,7 +53,9 @@ _HEX: Final = re.compile(r"[0-9a-f]+")
 _HASHES: Final = ("url-sha256", "url-md5", "sha256", "md5")
 _BARE: Final = {2 * WIDTHS[kind]: kind for kind in _OF_IMAGES}
 _WEB: Final = ("http://", "https://")
-_FORMAT: Final = 1
+_COMMENT: Final = re.compile(r"(^|\s+)#.*")
+_SPACE: Final = re.compile(r"[\s\x00-\x1f\x7f]")
+_FORMAT: Final = 2
 """Raised when the same text compiles to other columns."""
 _BLOCK_BYTES: Final = 1 << 24
 _VERSIONS_KEPT: Final = 3
@@ -128,6 +130,9 @@ def _normal_id(value: str) -> str:
 
 def _normal_url(url: str) -> str:
     """In ASCII (IDNA, %-encoded), without fragment, user name and password."""
+    if _SPACE.search(url):
+        # A browser would take it into the URL, or out, and another URL would be listed.
+        raise ListError(f"{url!r} has white space inside: one URL a line, a space in it as %20")
     try:
         parsed = ada_url.URL(url)
     except ValueError as error:
@@ -351,8 +356,9 @@ def parse(lines: Iterable[str], origin: str) -> Entries:
 def _key_of_line(line: bytes, origin: str, number: int) -> Key | None:
     """None for an empty line or a comment."""
     try:
-        text = line.decode("utf-8").strip()
-        return key_of(*parse_entry(text)) if text and not text.startswith("#") else None
+        # A file saved on Windows may begin with a mark that nobody sees.
+        text = _COMMENT.sub("", line.decode("utf-8-sig" if number == 1 else "utf-8")).strip()
+        return key_of(*parse_entry(text)) if text else None
     except UnicodeDecodeError as error:
         raise ListError(f"{origin}:{number}: not UTF-8") from error
     except ListError as error:

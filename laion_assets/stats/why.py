@@ -22,7 +22,8 @@ from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import choose
 from laion_assets.funnel import REASONS
 from laion_assets.knn.files import find_sample
-from laion_assets.removals.lists import Entries, ListError, load, parse_entry
+from laion_assets.removals.in_force import read_lists
+from laion_assets.removals.lists import Entries, ListError, parse_entry
 from laion_assets.schemas import UID_BYTES, sample_id_of, uid_of
 from laion_assets.segments import SegmentKey
 
@@ -176,12 +177,13 @@ class _Lists:
     """The lake's removal lists and blocklists, as they are now."""
 
     def __init__(self, lake: Path) -> None:
-        self._lists: dict[str, Entries] = {
-            name: load(lake / name) for name in ("removals", "blocklists")
-        }
+        self._lists: dict[str, Entries] = dict(read_lists(lake).each())
 
-    def of_url(self, url: str) -> str | None:
-        return next((name for name, list_ in self._lists.items() if list_.matches_url(url)), None)
+    def of_pair(self, url: str, sample_id: int) -> str | None:
+        for name, entries in self._lists.items():
+            if entries.matches_url(url) or entries.key_for_sample(sample_id) is not None:
+                return name
+        return None
 
     def naming(self, question: _Question) -> Iterator[tuple[str, str]]:
         hashes = question.hashes
@@ -273,7 +275,7 @@ class _Teller:
             return Step(stage, "kept", "no other segment holds the same (URL, TEXT)", by)
         if not self._manifest(stage, key):
             return self._absent(stage, stage, key)
-        listed = self.lists.of_url(url)
+        listed = self.lists.of_pair(url, sample_id_of(uid))
         if listed:
             reason = {"removals": "removed", "blocklists": "blocked"}[listed]
             return Step(stage, reason, REASONS[stage][reason], by)
@@ -451,7 +453,9 @@ def _examples(lake: Path, question: _Question) -> list[str]:
     for path in sorted(lake.glob("*/crawl=*/segment=*/_manifest.json")):
         for counts in json.loads(path.read_text("utf-8"))["counts"]:
             for reason, examples in counts["examples"].items():
-                if any(url in example for example in examples for url in question.urls):
+                if any(
+                    example.split()[:1] == [url] for example in examples for url in question.urls
+                ):
                     meaning = REASONS[counts["stage"]][reason]
                     key = SegmentKey.of_folder(path.parent)
                     remarks.append(f"{key}, stage {counts['stage']}: {reason} ({meaning})")

@@ -196,6 +196,18 @@ def test_a_shard_without_samples_gives_vectors_without_rows_and_no_metadata(
     assert text_path(out, 0).stat().st_mtime_ns == made
 
 
+def test_a_shard_that_had_no_samples_and_now_has_some_is_embedded(
+    make_shard: MakeShard, model: ClipModel, options: ClipOptions, tmp_path: Path
+) -> None:
+    like = pa.Table.from_pylist([{k: v for k, v in row(0).items() if k != "image"}]).schema
+    out = tmp_path / "out"
+    tar = make_shard([], schema=like)
+    assert embed_files([tar], out, model, options).counts.n_in == 0
+    make_shard([row(n) for n in range(3)])
+    counts = embed_files([tar], out, model, options).counts
+    assert (counts.n_in, counts.kept) == (3, 3)
+
+
 def test_the_same_shards_give_the_same_bytes_whatever_the_threads(
     make_shard: MakeShard, model: ClipModel, options: ClipOptions, tmp_path: Path
 ) -> None:

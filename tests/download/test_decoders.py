@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -20,7 +21,7 @@ SLOW = encoded(Image.new("RGBA", (9400, 9400), (255, 0, 0, 100)), "PNG", compres
 QUICK = encoded(picture(2))
 
 
-def in_pool(after: float, kill: bool, **settings: object) -> tuple[str, int]:
+def in_pool(scratch: Path, after: float, kill: bool, **settings: object) -> tuple[str, int]:
     """Decode SLOW, killing its process ``after`` seconds if so told; then QUICK.
 
     Why SLOW was refused, and QUICK's width as stored.
@@ -28,7 +29,7 @@ def in_pool(after: float, kill: bool, **settings: object) -> tuple[str, int]:
 
     async def run() -> tuple[str, int]:
         options = DownloadOptions.model_validate({"resize_processes": 1} | settings)
-        with Decoders(options) as decoders:
+        with Decoders(options, scratch) as decoders:
             pid = await decoders.run(os.getpid)
             slow = asyncio.create_task(decoders.make(SLOW))
             await asyncio.sleep(after)
@@ -42,15 +43,15 @@ def in_pool(after: float, kill: bool, **settings: object) -> tuple[str, int]:
     return asyncio.run(run())
 
 
-def test_a_decoder_that_dies_costs_its_image() -> None:
-    told, width = in_pool(after=0.5, kill=True)
+def test_a_decoder_that_dies_costs_its_image(tmp_path: Path) -> None:
+    told, width = in_pool(tmp_path, after=0.5, kill=True)
     assert told == "decoder_failed: its decoder died with exit code -9"
     assert width == 256
 
 
-def test_processes_that_die_while_they_wait_are_replaced() -> None:
+def test_processes_that_die_while_they_wait_are_replaced(tmp_path: Path) -> None:
     async def run() -> int:
-        with Decoders(DownloadOptions(resize_processes=1)) as decoders:
+        with Decoders(DownloadOptions(resize_processes=1), tmp_path) as decoders:
             for _ in range(3):
                 os.kill(await decoders.run(os.getpid), signal.SIGKILL)
                 await asyncio.sleep(0.3)
@@ -59,15 +60,15 @@ def test_processes_that_die_while_they_wait_are_replaced() -> None:
     assert asyncio.run(run()) == 256
 
 
-def test_a_decoder_that_hangs_costs_its_image() -> None:
-    told, width = in_pool(after=0, kill=False, decode_timeout_s=0.2)
+def test_a_decoder_that_hangs_costs_its_image(tmp_path: Path) -> None:
+    told, width = in_pool(tmp_path, after=0, kill=False, decode_timeout_s=0.2)
     assert told == "decoder_failed: not decoded in 0.2 s"
     assert width == 256
 
 
-def test_an_error_of_ours_is_not_taken_for_the_images() -> None:
+def test_an_error_of_ours_is_not_taken_for_the_images(tmp_path: Path) -> None:
     async def run() -> None:
-        with Decoders(DownloadOptions()) as decoders:
+        with Decoders(DownloadOptions(), tmp_path) as decoders:
             await decoders.run(os.stat, "/nonexistent")
 
     with pytest.raises(FileNotFoundError):

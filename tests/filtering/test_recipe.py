@@ -153,6 +153,9 @@ def test_many_rows_keep_their_places() -> None:
         ("exists (select * from read_text('/etc/passwd'))", "sub-query"),
         ("random() < 0.5", "random"),
         ("now() > '2020-01-01'", "now"),
+        ("current_date > '2020-01-01'", "no column current_date"),
+        ("age(timestamp '2020-01-01') > interval 1 day", "age"),
+        ("file_row_number < 5", "no column file_row_number"),
     ],
 )
 def test_what_is_not_a_condition_of_one_row_is_refused(where: str, why: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_assets import schemas
-from laion_assets.funnel import REASONS, StageCounts
+from laion_assets.funnel import LISTED, REASONS, StageCounts
 from laion_assets.pairs import extract
 from laion_assets.pairs.extract import extract_files, extract_wat, read_counts
 from laion_assets.pairs.rules import PairRules
@@ -95,7 +95,8 @@ def test_refused(tmp_path: Path, link: dict[str, str], reason: str) -> None:
 
 
 def test_every_reason_is_tested() -> None:
-    assert {reason for _, reason in REFUSED} == set(REASONS["pairs"])
+    """But what the lists take out, which is done behind the extraction."""
+    assert {reason for _, reason in REFUSED} == set(REASONS["pairs"]) - LISTED
 
 
 @pytest.mark.parametrize(("alt", "kept"), [("house", 1), ("hous", 0), ("w" * 60, 1), ("w" * 61, 0)])

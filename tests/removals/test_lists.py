@@ -20,7 +20,7 @@ MD5 = "b" * 32
     [
         ("url:https://a.test/x.jpg", ("url", "https://a.test/x.jpg")),
         ("https://a.test/x.jpg", ("url", "https://a.test/x.jpg")),
-        ("HTTPS://A.test:443/a b/../ü#c", ("url", "https://a.test/%C3%BC")),
+        ("HTTPS://A.test:443/a%20b/../ü#c", ("url", "https://a.test/%C3%BC")),
         ("url:http://me:secret@bücher.example", ("url", "http://xn--bcher-kva.example/")),
         ("host: Example.ORG.", ("host", "example.org")),
         ("host:Bücher.example", ("host", "xn--bcher-kva.example")),
@@ -53,6 +53,20 @@ def test_entries(line: str, entry: tuple[str, str]) -> None:
 def test_an_entry_that_cannot_be_understood_is_an_error(line: str) -> None:
     with pytest.raises(ListError):
         parse_entry(line)
+
+
+def test_comments_and_what_would_list_another_url(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(
+        b"\xef\xbb\xbfhttps://a.test/me.jpg # request 17\r\n"
+        b"  # a comment\r\nhost:b.test\t# and why\r\n"
+    )
+    entries = load(tmp_path)
+    assert len(entries) == 2
+    assert entries.matches_url("https://a.test/me.jpg")
+    assert entries.matches_url("https://b.test/")
+    for line in ("https://a.test/me.jpg\treason", "https://a.test/x.jpg, https://b.test/y.jpg"):
+        with pytest.raises(ListError, match="white space"):
+            parse_entry(line)
 
 
 def test_an_error_names_file_and_line(tmp_path: Path) -> None:

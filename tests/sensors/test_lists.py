@@ -137,6 +137,22 @@ def graph(tmp_path: Path) -> Iterator[Graph]:
         yield Graph(tmp_path / "lake", instance, defs, jobs)
 
 
+def test_lists_that_become_again_what_they_were_are_looked_for_again(graph: Graph) -> None:
+    first = graph.tick(None)
+    graph.make(*KEYS)
+    cursor = first.cursor
+    for text, stale in (
+        (url_of(KEYS[1]), [KEYS[1]]),
+        ("", [KEYS[1]]),
+        (url_of(KEYS[1]), [KEYS[1]]),
+    ):
+        graph.write("removals", f"{text}\n")
+        cursor = graph.follow(cursor)
+        assert graph.stale() == stale
+        graph.make(KEYS[1])
+        assert graph.stale() == []
+
+
 def test_a_changed_list_makes_what_it_concerns_stale_and_nothing_else(graph: Graph) -> None:
     first = graph.tick(None)
     assert not first.run_requests

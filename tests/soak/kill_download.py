@@ -3,12 +3,14 @@
 A loopback web serves some pictures late, some broken, some not at all. Each kill is SIGKILL to the
 fetching process alone. After it, every shard that counts as done must be whole and no process may
 be left; at most the shards in flight may be asked for again. A download that is finished before
-enough kills were made starts anew. Ends with 1 if anything differs; the folder is kept then.
+enough kills were made is made anew with another image size, in the same folder. Ends with 1 if
+anything differs; the folder is kept then.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import shutil
@@ -39,6 +41,7 @@ from tests.download.conftest import (
 COMMAND: Final = Path(sys.executable).with_name("laion-assets")
 IMAGES: Final = 600
 SHARD: Final = 20
+SIDES: Final = (256, 128)
 OPEN_SHARDS: Final = 3
 """That the downloader works on at a time: what a kill may cost."""
 MARK: Final = "LAION_ASSETS_SOAK"
@@ -65,15 +68,19 @@ def _late(web: Listener, body: bytes, seconds: float):  # type: ignore[no-untype
     return send
 
 
+def config(folder: Path, side: int) -> Path:
+    return folder / f"{side}.toml"
+
+
 def digests(out: Path) -> dict[str, str]:
     """Of tars and parquets; statistics and the ledger tell times."""
     files = [*out.glob("[0-9]*.tar"), *out.glob("[0-9]*.parquet")]
     return {file.name: sha256_file(file) for file in sorted(files)}
 
 
-def start(pairs: Path, config: Path, out: Path) -> subprocess.Popen[bytes]:
+def start(pairs: Path, settings: Path, out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [COMMAND, "download", pairs, "--config", config, "-o", out],
+        [COMMAND, "download", pairs, "--config", settings, "-o", out],
         env=os.environ | {MARK: str(out)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -110,27 +117,30 @@ def problems(out: Path) -> list[str]:
 
 
 def soak(folder: Path, kills: int, rng: random.Random) -> list[str]:
-    pairs, config = folder / "pairs.parquet", folder / "soak.toml"
+    pairs = folder / "pairs.parquet"
     write_pairs(pairs, [f"http://h{i % 40}.test/{i}.jpg" for i in range(IMAGES)])
     with listening(PUBLIC) as web:
         serve(web)
-        config.write_text(
-            f"[download]\nsamples_per_shard = {SHARD}\nconcurrency = 16\n"
-            f'[download.connect_to]\n"*.test" = "{PUBLIC}:{web.port}"\n'
-        )
-        began = time.monotonic()
-        with start(pairs, config, folder / "whole") as process:
-            process.communicate()
-        expected = digests(folder / "whole")
-        print(f"undisturbed: {len(expected)} files in {time.monotonic() - began:.1f} s", flush=True)
-        wrong, killed, turn = [], 0, 0
-        while killed < kills:
-            turn += 1
-            out = folder / f"out-{turn}"
+        expected = {}
+        for side in SIDES:
+            config(folder, side).write_text(
+                f"[download]\nsamples_per_shard = {SHARD}\nconcurrency = 16\nimage_size = {side}\n"
+                f'[download.connect_to]\n"*.test" = "{PUBLIC}:{web.port}"\n'
+            )
+            began = time.monotonic()
+            with start(pairs, config(folder, side), folder / f"whole-{side}") as process:
+                process.communicate()
+            expected[side] = digests(folder / f"whole-{side}")
+            seconds = time.monotonic() - began
+            print(f"undisturbed: {len(expected[side])} files in {seconds:.1f} s", flush=True)
+        wrong, killed, out = [], 0, folder / "out"
+        # Each turn makes the same folder anew with the other size: the shards of the turn before
+        # are put aside, and what is known of their images is looked up.
+        for side in itertools.cycle(SIDES):
             web.requests.clear()
             here = 0
             while True:
-                process = start(pairs, config, out)
+                process = start(pairs, config(folder, side), out)
                 try:
                     _, told = process.communicate(timeout=rng.uniform(EARLIEST_S, LATEST_S))
                     if process.returncode:
@@ -144,15 +154,17 @@ def soak(folder: Path, kills: int, rng: random.Random) -> list[str]:
                 found = problems(out) if out.exists() else []
                 found += [f"still alive: {line}" for line in left_processes(out)]
                 done = len(list(out.glob("*_stats.json")))
-                print(f"kill {killed}: {done} shards done, {found or 'whole'}", flush=True)
+                print(f"kill {killed}: {done} shards there, {found or 'whole'}", flush=True)
                 wrong += found
             again = len(web.requests) - IMAGES
-            if digests(out) != expected:
-                wrong.append(f"{out} differs from the undisturbed one")
+            if digests(out) != expected[side]:
+                wrong.append(f"{out} differs from the undisturbed one of {side} pixels")
             if again > here * OPEN_SHARDS * SHARD:
                 wrong.append(f"{again} images asked for again after {here} kills")
             print(f"finished after {here} kills; {again} images asked for again", flush=True)
-    return wrong
+            if wrong or killed >= kills:
+                return wrong
+    raise AssertionError("turns have no end")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
