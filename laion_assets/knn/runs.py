@@ -37,6 +37,7 @@ from laion_assets.knn.truth import Truth
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 SubsetOf = Callable[[str, str], Path]
+"""A crawl and a segment -> the folder of its `filtered_subset`."""
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from laion_assets.knn.files import IndexSummary
+from laion_assets.knn.runs import SubsetOf
 from laion_assets.knn.search import Place, Searcher
 from laion_assets.knn.subset import Modality
 from laion_assets.lake import MANIFEST, Manifest
 from laion_assets.progress import Log, silent
-from laion_assets.search.samples import SubsetOf
 
 _ROW_BITS: Final = 32
 _TAG_BITS: Final = 20

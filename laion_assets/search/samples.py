@@ -8,7 +8,7 @@ little as can be read.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from laion_assets.knn.runs import SubsetOf
 from laion_assets.knn.search import Place
 from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart, part_path
 from laion_assets.search.cache import ByteCache
 from laion_assets.segments import CRAWL_NAME
-
-SubsetOf = Callable[[str, str], Path]
-"""A crawl and a segment -> the folder of its `filtered_subset`."""
 
 COLUMNS: Final = (
     "SAMPLE_ID",

@@ -18,6 +18,7 @@ from laion_assets.download.fetch import Fetcher
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.refused import FetchRefused
 from laion_assets.knn.query import lake_beside, subset_beside
+from laion_assets.knn.runs import SubsetOf
 from laion_assets.knn.search import StaleIndexError
 from laion_assets.knn.subset import Modality
 from laion_assets.progress import Log, silent
@@ -38,7 +39,7 @@ from laion_assets.search.requests import (
     decode_image,
     split_text,
 )
-from laion_assets.search.samples import Located, Sample, SampleRef, Samples, SubsetOf
+from laion_assets.search.samples import Located, Sample, SampleRef, Samples
 from laion_assets.search.thumbnails import Thumbnails
 
 P = ParamSpec("P")
