@@ -37,6 +37,7 @@ from laion_assets.download.options import DownloadOptions
 from laion_assets.download.refused import ON_A_LIST, FetchRefused, HostBusy
 from laion_assets.download.robots import MAX_BYTES as ROBOTS_MAX_BYTES
 from laion_assets.download.robots import Robots
+from laion_assets.download.slots import Slots
 
 PASSING: Final = frozenset(
     {"dns", "connect", "timeout", "http_5xx", "busy", "host_down", "decoder_failed"}
@@ -112,7 +113,7 @@ class Fetcher:
         self._allowed = allowed
         self.answers = 0
         """Responses that have begun to come, whatever they say: the network is there."""
-        self._slots = asyncio.Semaphore(options.concurrency)
+        self._slots = Slots(options.concurrency)
         self._hosts = Hosts(options)
         self._robots = (
             Robots(options.user_agent, self._robots_txt) if options.respect_robots_txt else None
@@ -172,7 +173,7 @@ class Fetcher:
     @property
     def has_free_slot(self) -> bool:
         """Whether hosts' limits leave some of ``concurrency`` unused."""
-        return not self._slots.locked()
+        return self._slots.free > 0
 
     def forget_failures(self) -> None:
         """Ask again for names and hosts that failed."""
@@ -257,7 +258,7 @@ class Fetcher:
             await self._names.endpoints(target.host, 0)
         while True:
             await self._hosts.until_open(host)
-            await self._slots.acquire()
+            await self._slots.acquire(urgency=host.users)
             try:
                 if self._hosts.begin(host, delay):
                     return

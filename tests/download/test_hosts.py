@@ -133,3 +133,13 @@ def test_an_unreadable_retry_after_is_none(web: Listener) -> None:
     web.routes["/"] = busy_at_first
     options = DownloadOptions(retry_wait_s=0.01)
     assert get(f"http://a.test:{web.port}/", options).body == b"here"
+
+
+def test_the_host_with_most_images_is_not_left_for_the_end(web: Listener) -> None:
+    """Where nothing but its own rate would count."""
+    web.routes |= {f"/{i}": answer(b"here") for i in range(14)}
+    hosts = [*(f"small{i}.test" for i in range(8)), *["large.test"] * 6]
+    urls = [f"http://{host}:{web.port}/{i}" for i, host in enumerate(hosts)]
+    assert set(reasons(urls, DownloadOptions(concurrency=1, per_host_rate=0)).values()) == {"here"}
+    asked = [int(request[1].strip("/")) for request in web.requests]
+    assert max(asked.index(i) for i in range(8, 14)) < max(asked.index(i) for i in range(8))
