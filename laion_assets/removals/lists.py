@@ -59,6 +59,7 @@ _FORMAT: Final = 2
 """Raised when the same text compiles to other columns."""
 _BLOCK_BYTES: Final = 1 << 24
 _VERSIONS_KEPT: Final = 3
+_READ_AGAIN: Final = 5
 _ROWS_AT_ONCE: Final = 1 << 17
 """Looked up together: sorted, so many find their neighbours in the same pages of the list, and
 they take little memory."""
@@ -370,9 +371,10 @@ def load(folder: Path, cache: Path | None = None) -> Entries:
 
     ``cache`` is a folder in which the compiled columns are kept: while the text stays the same,
     they are opened and nothing is read. Without it they are made anew. Raises :class:`ListError`
-    naming file and line.
+    naming file and line, and for a file that is no list; a name that begins with a dot is passed
+    over.
     """
-    files = sorted(folder.glob("*.txt")) if folder.exists() else []
+    files = _files(folder)
     if not files:
         return Entries()
     if cache is None:
@@ -380,25 +382,48 @@ def load(folder: Path, cache: Path | None = None) -> Entries:
             _compile(files, Path(scratch))
             return opened(Path(scratch))  # mapped files outlive their names
     current = cache / "current.json"
-    stamps = [_stamp(path) for path in files]
     with locked(cache / ".lock", lambda: None):
+        stamps = [_stamp(path) for path in files]
         known = json.loads(current.read_text()) if current.exists() else {}
         made = cache / known.get("version", "")
         if known.get("stamps") == stamps and known.get("settled") and made.is_dir():
             return opened(made)
-        version = _version(files)
-        made = cache / version
-        if not made.is_dir():
-            with tempfile.TemporaryDirectory(dir=cache, prefix=".making-") as scratch:
-                _compile(files, Path(scratch) / "made")
-                (Path(scratch) / "made").rename(made)
+        made = _compiled(folder, cache)
         entries = opened(made)
         # A file written just now may be written again without a new time stamp.
         settled = all(time.time_ns() - stamp[2] > _JUST_NOW_NS for stamp in stamps)
-        write_json(current, {"version": version, "stamps": stamps, "settled": settled})
+        write_json(current, {"version": made.name, "stamps": stamps, "settled": settled})
         made.touch()
         _forget_old(cache, made)
     return entries
+
+
+def _compiled(folder: Path, cache: Path) -> Path:
+    """The columns of the text as it is now, which may be written at any time."""
+    for _ in range(_READ_AGAIN):
+        files = _files(folder)
+        version = _version(files)
+        made = cache / version
+        if made.is_dir():
+            return made
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".making-") as scratch:
+            beside = Path(scratch) / "made"
+            _compile(files, beside)
+            # Else the columns of one text would be kept under the name of another.
+            if _version(files) == version:
+                beside.rename(made)
+                return made
+    raise ListError(f"{folder} was written {_READ_AGAIN} times while it was read")
+
+
+def _files(folder: Path) -> list[Path]:
+    paths = sorted(folder.iterdir()) if folder.exists() else []
+    shown = [path for path in paths if not path.name.startswith(".")]
+    for path in shown:
+        if path.suffix != ".txt":
+            # Its writer believes it to be in force.
+            raise ListError(f"{path} is not read: a list is a file *.txt")
+    return shown
 
 
 def load_version(cache: Path, digest: str) -> Entries | None:

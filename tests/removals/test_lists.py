@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from laion_assets.pairs.urls import image_url
+from laion_assets.removals import lists
 from laion_assets.removals.lists import ListError, load, load_version, parse_entry
 
 SHA = "a" * 64
@@ -167,3 +169,31 @@ def test_the_digest_is_the_entries_alone(tmp_path: Path) -> None:
     (two / "c.txt").write_text("host:a.test\n")
     assert load(one).digest == load(two).digest
     assert load(one).digest != load(tmp_path / "absent").digest
+
+
+def test_a_file_that_is_no_list_is_an_error_and_a_hidden_one_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("host:a.test\n")
+    (tmp_path / ".mine.txt.swp").write_bytes(b"\xff")
+    assert len(load(tmp_path)) == 1
+    (tmp_path / "more.csv").write_text("host:b.test\n")
+    with pytest.raises(ListError, match=r"more\.csv is not read"):
+        load(tmp_path)
+
+
+def test_columns_are_never_kept_under_the_name_of_another_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = tmp_path / "lists", tmp_path / "cache"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("host:a.test\n")
+    compile_ = lists._compile
+
+    def write_meanwhile(files: Sequence[Path], out: Path) -> None:
+        (folder / "mine.txt").write_text("host:b.test\n")
+        compile_(files, out)
+
+    monkeypatch.setattr(lists, "_compile", write_meanwhile)
+    assert load(folder, cache).matches_url("http://b.test/")
+    monkeypatch.undo()
+    (folder / "mine.txt").write_text("host:a.test\n")
+    assert load(folder, cache).matches_url("http://a.test/")
