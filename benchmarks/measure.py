@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_SAMPLE_S: Final = 0.05
+_SAMPLE_S: Final = 0.25
 
 _REAPER: Final = """
 import ctypes, os, subprocess, sys
