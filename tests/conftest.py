@@ -10,6 +10,17 @@ from pathlib import Path
 
 import pytest
 
+_MADE_ONCE = ("world", "search", "stats", "clip")
+"""Folders whose tests share what takes long to make."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes, those of such a folder run in the same one."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in _MADE_ONCE:
+            item.add_marker(pytest.mark.xdist_group(folder))
+
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     """Serves a folder; answers 503 to the next requests of a path named in ``failing``."""
