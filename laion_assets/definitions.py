@@ -67,7 +67,12 @@ def build_defs(settings: Settings) -> dg.Definitions:
         ],
         jobs=[segment, aggregates_job(), lists],
         sensors=[
-            new_crawl_sensor(segment, settings.discovery, settings.crawl_source.segments_per_crawl),
+            new_crawl_sensor(
+                segment,
+                settings.discovery,
+                settings.crawl_source.segments_per_crawl,
+                settings.subsets,
+            ),
             lists_sensor(lists, segment, settings.removals, settings.subsets),
             follow_sensor(settings.subsets),
         ],

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources as package_files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -47,9 +47,22 @@ class Discovery(_Section):
     segments: int | None = Field(
         None, ge=1, description="Only the first N segments of each crawl; null takes all"
     )
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="Only this share of each crawl's segments, always the same"
+    )
+    first: Literal["newest", "oldest"] = Field(
+        "newest", description="Which crawl's segments go before the others'"
+    )
     attempts: int = Field(3, ge=1, description="Failed runs after which a segment is given up")
-    at_most: int = Field(100, ge=1, description="Runs asked for at one look")
+    at_most: int = Field(
+        100, ge=1, description="Runs that wait or run at once; more are asked for as these end"
+    )
     interval_s: int = Field(3600, ge=1, description="Seconds between two looks at the crawl list")
+    longest_back_off_s: int = Field(
+        86_400,
+        ge=1,
+        description="A look that failed is waited for twice as long each time, at most this long",
+    )
 
 
 class Work(BaseModel, frozen=True):
