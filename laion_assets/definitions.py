@@ -32,6 +32,7 @@ from resources.clip import ClipModelResource
 from resources.crawl_source import CrawlSourceResource
 from resources.downloader import DownloaderResource
 from resources.lake import LakeResource
+from resources.notifiers import notifiers
 from resources.rules import (
     IndexResource,
     PairRulesResource,
@@ -39,6 +40,7 @@ from resources.rules import (
     SafetyResource,
     WorkResource,
 )
+from sensors.failures import failure_sensor, resource_of
 from sensors.lists import lists_sensor
 from sensors.new_crawls import new_crawl_sensor
 
@@ -46,6 +48,7 @@ from sensors.new_crawls import new_crawl_sensor
 def build_defs(settings: Settings) -> dg.Definitions:
     """The asset graph of one deployment."""
     segments = segment_partitions(settings.crawl_source.segments_per_crawl)
+    tell = notifiers(settings.notify)
     segment, lists = segment_job(settings.subsets), lists_job()
     return dg.Definitions(
         assets=[
@@ -75,6 +78,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
             ),
             lists_sensor(lists, segment, settings.removals, settings.subsets),
             follow_sensor(settings.subsets),
+            failure_sensor(settings.notify, list(tell)),
         ],
         resources={
             "lake": LakeResource(**settings.lake.model_dump()),
@@ -85,6 +89,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
             "safety": SafetyResource(**settings.safety.model_dump()),
             "recipe": RecipeResource(**settings.subset.model_dump()),
             "index": IndexResource(**settings.index.model_dump()),
+            **{resource_of(name): notifier for name, notifier in tell.items()},
             "work": WorkResource(**settings.work.model_dump()),
         },
     )

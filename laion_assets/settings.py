@@ -14,7 +14,7 @@ from importlib import resources as package_files
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.crawl.source import CrawlSourceOptions
@@ -65,6 +65,25 @@ class Discovery(_Section):
     )
 
 
+class Notify(_Section):
+    """Whom failed runs are told to. Secrets are in the environment; these name their variables."""
+
+    to: tuple[Literal["log", "webhook", "slack"], ...] = ("log",)
+    retried: bool = Field(True, description="Tell of runs that Dagster makes again by itself, too")
+    ui: str = Field("http://127.0.0.1:3000", description="Address of Dagster's UI, for links")
+    webhook_url_variable: str = "LAION_ASSETS_WEBHOOK_URL"
+    webhook_token_variable: str = Field("", description="Its token is sent as a bearer's, if named")
+    slack_token_variable: str = "SLACK_BOT_TOKEN"  # noqa: S105 - the variable's name
+    slack_channel: str = ""
+    slack_api: str = "https://slack.com/api/"
+
+    @model_validator(mode="after")
+    def _complete(self) -> Notify:
+        if "slack" in self.to and not self.slack_channel:
+            raise ValueError("slack_channel is needed to tell Slack")
+        return self
+
+
 class Work(BaseModel, frozen=True):
     """How a machine's cores are used."""
 
@@ -77,6 +96,7 @@ class Settings(_Section):
     lake: LakeOptions = LakeOptions()
     crawl_source: CrawlSourceOptions = CrawlSourceOptions()
     discovery: Discovery = Discovery()
+    notify: Notify = Notify()
     work: Work = Work()
     pairs: PairRules = PairRules()
     download: DownloadOptions = DownloadOptions()
