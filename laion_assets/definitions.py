@@ -69,6 +69,9 @@ def build_defs(settings: Settings) -> dg.Definitions:
             dataset_report.build(settings),
         ],
         jobs=[segment, aggregates_job(), lists],
+        # What a person or the automation picks runs as the jobs do: a process of its own for each
+        # step would load everything again.
+        executor=dg.in_process_executor,
         sensors=[
             new_crawl_sensor(
                 segment,

@@ -20,6 +20,7 @@ SEGMENT_ASSETS: Final = (
     "segment_stats",
 )
 AGGREGATES: Final = ("search_index", "catalog", "dataset_report")
+SUBSET_PREFIX: Final = "subset_"
 
 
 def subset_asset(name: str) -> str:
@@ -27,7 +28,7 @@ def subset_asset(name: str) -> str:
 
     Dagster's names have no hyphens.
     """
-    return f"subset_{name.replace('-', '_')}"
+    return f"{SUBSET_PREFIX}{name.replace('-', '_')}"
 
 
 def segment_assets(subsets: Iterable[str] = ()) -> list[str]:

@@ -84,6 +84,54 @@ class Notify(_Section):
         return self
 
 
+_Followed = Literal[
+    "pair_parquet",
+    "unique_pairs",
+    "image_shards",
+    "embeddings",
+    "scored_pairs",
+    "filtered_subset",
+    "subsets",
+    "knn_index",
+    "segment_stats",
+]
+
+
+class Automation(_Section):
+    """What is made again by itself; all else is stale until a person makes it again."""
+
+    inputs: tuple[_Followed, ...] = Field(
+        ("scored_pairs", "filtered_subset", "subsets", "knn_index", "segment_stats"),
+        description="Assets made again where what they are made of has other content",
+    )
+    code: tuple[_Followed, ...] = Field(
+        (),
+        description=(
+            "Assets made again in all segments when their code version changes: a revision of the "
+            "code, the model (embeddings), prompts (scored_pairs), thresholds (filtered_subset)"
+        ),
+    )
+    aggregates_at: str = Field(
+        "0 4 * * *", description="When the aggregates do not wait for segments in the making (UTC)"
+    )
+    fresh_days: int | None = Field(
+        40, ge=1, description="Days without a new segment, or aggregates of it, that are a fault"
+    )
+
+
+class Retry(_Section):
+    times: int = Field(3, ge=0, description="Tries after the first that failed")
+    delay_s: float = Field(10.0, ge=0, description="Before the second; doubled, about, each time")
+
+
+class Retries(_Section):
+    """For failures that may pass: what fails for good is not tried again."""
+
+    network: Retry = Retry(times=5, delay_s=60.0)
+    """Assets that ask the crawl's or the images' servers."""
+    local: Retry = Retry()
+
+
 class Work(BaseModel, frozen=True):
     """How a machine's cores are used."""
 
@@ -96,6 +144,8 @@ class Settings(_Section):
     lake: LakeOptions = LakeOptions()
     crawl_source: CrawlSourceOptions = CrawlSourceOptions()
     discovery: Discovery = Discovery()
+    automation: Automation = Automation()
+    retries: Retries = Retries()
     notify: Notify = Notify()
     work: Work = Work()
     pairs: PairRules = PairRules()

@@ -41,6 +41,10 @@ class CrawlNotReadyError(CrawlSourceError):
     """A crawl is listed, but its ``wat.paths.gz`` is not there (yet)."""
 
 
+class NoSuchSegmentError(CrawlSourceError):
+    """The crawl has fewer segments."""
+
+
 class CrawlSourceOptions(BaseModel, frozen=True):
     """Where the crawls are, and how much of them this deployment takes."""
 
@@ -173,7 +177,7 @@ class CrawlSource:
         for segment in segments:
             if segment.number == number:
                 return segment
-        raise CrawlSourceError(f"{crawl} has {len(segments)} segments, and no segment {number}")
+        raise NoSuchSegmentError(f"{crawl} has {len(segments)} segments, and no segment {number}")
 
     def taken(self, segment: CrawlSegment) -> list[str]:
         """The WAT files of the segment that this deployment takes, in order."""
