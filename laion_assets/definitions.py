@@ -25,7 +25,7 @@ from laion_assets.assets import (
     wat_manifest,
 )
 from laion_assets.automation import follow_sensor
-from laion_assets.jobs import aggregates_job, lists_job, segment_job
+from laion_assets.jobs import aggregates_job, lists_job, prune_job, prune_schedules, segment_job
 from laion_assets.partitions import segment_partitions
 from laion_assets.settings import Settings, load_settings
 from resources.clip import ClipModelResource
@@ -48,7 +48,7 @@ from sensors.new_crawls import new_crawl_sensor
 def build_defs(settings: Settings) -> dg.Definitions:
     """The asset graph of one deployment."""
     segments = segment_partitions(settings.crawl_source.segments_per_crawl)
-    tell = notifiers(settings.notify)
+    tell, pruning = notifiers(settings.notify), prune_job(settings.retention)
     segment, lists = segment_job(settings.subsets), lists_job()
     return dg.Definitions(
         assets=[
@@ -68,7 +68,8 @@ def build_defs(settings: Settings) -> dg.Definitions:
             catalog.build(settings),
             dataset_report.build(settings),
         ],
-        jobs=[segment, aggregates_job(), lists],
+        jobs=[segment, aggregates_job(), lists, pruning],
+        schedules=prune_schedules(pruning, settings.retention),
         # What a person or the automation picks runs as the jobs do: a process of its own for each
         # step would load everything again.
         executor=dg.in_process_executor,

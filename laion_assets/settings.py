@@ -132,6 +132,17 @@ class Retries(_Section):
     local: Retry = Retry()
 
 
+class Retention(_Section):
+    """How long Dagster's storage keeps what is not needed to know what was made."""
+
+    logs_days: int = Field(30, ge=1, description="Log lines and printed output of finished runs")
+    runs_days: int = Field(180, ge=1, description="Finished runs that made nothing, as failed ones")
+    superseded_days: int | None = Field(
+        None, ge=1, description="Runs all of whose partitions were made again since; null keeps"
+    )
+    at: str | None = Field("30 3 * * *", description="When it is pruned (cron, UTC); null: never")
+
+
 class Work(BaseModel, frozen=True):
     """How a machine's cores are used."""
 
@@ -147,6 +158,7 @@ class Settings(_Section):
     automation: Automation = Automation()
     retries: Retries = Retries()
     notify: Notify = Notify()
+    retention: Retention = Retention()
     work: Work = Work()
     pairs: PairRules = PairRules()
     download: DownloadOptions = DownloadOptions()

@@ -130,14 +130,16 @@ class _Teller:
     def untold(self, run: dg.DagsterRun) -> list[str]:
         return [name for name in self._notifiers if TOLD_TAG + name not in run.tags]
 
-    def tell(self, record: dg.RunRecord, notice: Notice) -> bool:
+    def tell(self, record: dg.RunRecord, ui: str) -> bool:
         """Whether every notifier has been told of it now."""
-        done = True
+        done, notice = True, None
         for name in self.untold(record.dagster_run):
             down = self._state.down.get(name)
             if time.monotonic() > self._until or (down and now() < down.until):
                 done = False
-            elif self._tells(name, notice):
+                continue
+            notice = notice or notice_of(self._context.instance, record, ui)
+            if self._tells(name, notice):
                 self._mark(notice, name, datetime.now(UTC).isoformat(timespec="seconds"))
                 self.told += 1
             elif now() - (record.end_time or now()) > _GIVE_UP_S:
@@ -178,12 +180,11 @@ def failure_sensor(options: Notify, names: Sequence[str]) -> dg.SensorDefinition
         notifiers = {name: getattr(context.resources, resource_of(name)) for name in names}
         teller = _Teller(context, notifiers, state)
         waiting = []
-        failed = list(_failed(context.instance, state))
-        for record in failed:
+        for record in list(_failed(context.instance, state)):
             run = record.dagster_run
             if not teller.untold(run) or (_is_retried(run) and not options.retried):
                 continue
-            if not teller.tell(record, notice_of(context.instance, record, options.ui)):
+            if not teller.tell(record, options.ui):
                 waiting.append(run.run_id)
         # Those that were not tried come first next time: one that a notifier does not take must
         # not keep the others from it.

@@ -31,8 +31,10 @@ PRIORITY_TAG: Final = "dagster/priority"
 _BELOW_PEOPLE: Final = 1_000_000
 _TICK_S: Final = 60
 """Between two ticks: finished and failed runs are noticed that soon, whatever `interval_s`."""
-_LOOK_S: Final = 20.0
+_LOOK_S: Final = 10.0
 """In one tick, for crawls whose segments have never been counted: Dagster ends a tick at 60 s."""
+_TRIES: Final = 2
+"""Of a request in one tick: the next ticks try again."""
 _RETRY_PATIENCE: Final = timedelta(minutes=15)
 """For Dagster's own retry of a lost run, before the sensor asks instead."""
 
@@ -268,7 +270,9 @@ def new_crawl_sensor(
     def new_crawl_sensor(
         context: dg.SensorEvaluationContext, crawl_source: CrawlSourceResource
     ) -> dg.SensorResult:
-        source, instance = crawl_source.open(), context.instance
+        options, instance = crawl_source.open().options, context.instance
+        tries = min(options.attempts, _TRIES)
+        source = CrawlSource(options.model_copy(update={"attempts": tries}))
         known = _Known.read(context.cursor)
         known.look_at_list(source, policy)
         listed = known.listing.crawls if known.listing else ()

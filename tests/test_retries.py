@@ -10,6 +10,7 @@ from laion_assets.automation import scheduling
 from laion_assets.crawl.source import CrawlNotReadyError, NoSuchSegmentError
 from laion_assets.definitions import build_defs
 from laion_assets.lake import NotPublishedError, PartitionBusyError
+from laion_assets.pairs.segment import SegmentError
 from laion_assets.settings import Retries, Retry, Settings
 
 QUICK = Settings(retries=Retries(local=Retry(times=2, delay_s=0.01)))
@@ -54,6 +55,8 @@ def test_what_does_not_pass_fails_at_once_and_names_itself() -> None:
     [
         (CrawlNotReadyError(), True),
         (NoSuchSegmentError(), False),
+        (SegmentError("a worker process died"), True),
+        (SegmentError("FileNotFoundError: a.warc.wat.gz", missing=True), False),
         (NotPublishedError(), False),
         (OSError(errno.ESTALE, "stale file handle"), True),
         (OSError(errno.ENOSPC, "no space left"), False),

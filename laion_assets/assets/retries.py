@@ -52,7 +52,7 @@ def may_pass(error: BaseException) -> bool:
     """Whether the same work may succeed a little later: the network, another process, a worker
     that was killed; not a wrong setting, a damaged file or a check that failed."""
     for cause in _causes(error):
-        if isinstance(cause, _LASTING):
+        if isinstance(cause, _LASTING) or (isinstance(cause, SegmentError) and cause.missing):
             return False
         if isinstance(cause, _PASSING):
             return True

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
+import aiohttp
 import fsspec
 import msgspec
 from pydantic import BaseModel, Field
@@ -28,9 +29,14 @@ from laion_assets.segments import CRAWL_NAME
 T = TypeVar("T")
 
 _HTTP: Final = ("http://", "https://")
-_STREAMED: Final = {"block_size": 0, "size": 1}
-"""Not in ranges: servers of a list of crawls may not know its size. Told any size, fsspec sends no
-HEAD request before."""
+_LIST_TIMEOUT_S: Final = 10.0
+_STREAMED: Final[dict[str, Any]] = {
+    "block_size": 0,
+    "size": 1,
+    "timeout": aiohttp.ClientTimeout(total=_LIST_TIMEOUT_S),
+}
+"""How a list is opened over HTTP. Not in ranges: servers of a list of crawls may not know its size.
+Told any size, fsspec sends no HEAD request before."""
 
 
 class CrawlSourceError(RuntimeError):
