@@ -49,18 +49,11 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-class FolderServer:
-    """A folder over real HTTP on loopback."""
+class Loopback:
+    """Real HTTP on loopback, on a free port."""
 
-    def __init__(self, root: Path) -> None:
-        self.failing: dict[str, int] = {}
-        self.answered: list[tuple[str, int]] = []
-        """Each request's path and status."""
-        shared = {"failing": self.failing, "answered": self.answered}
-        handler = type("_Serving", (_Quiet,), shared)
-        self._server = http.server.ThreadingHTTPServer(
-            ("127.0.0.1", 0), functools.partial(handler, directory=str(root))
-        )
+    def __init__(self, handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> None:
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
@@ -69,6 +62,18 @@ class FolderServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+
+class FolderServer(Loopback):
+    """A folder, served."""
+
+    def __init__(self, root: Path) -> None:
+        self.failing: dict[str, int] = {}
+        self.answered: list[tuple[str, int]] = []
+        """Each request's path and status."""
+        shared = {"failing": self.failing, "answered": self.answered}
+        handler = type("_Serving", (_Quiet,), shared)
+        super().__init__(functools.partial(handler, directory=str(root)))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
 
@@ -17,11 +16,12 @@ from laion_assets.settings import Notify
 from resources.notifiers import notifiers
 from sensors import failures
 from sensors.failures import failure_sensor, resource_of
+from tests.conftest import Loopback
 
 KEY = SegmentKey("CC-MAIN-2000-05", "01")
 
 
-class Receiver:
+class Receiver(Loopback):
     """Takes POST requests, or answers with the ``status`` that is set."""
 
     def __init__(self) -> None:
@@ -42,15 +42,7 @@ class Receiver:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Handler)
 
 
 @pytest.fixture
