@@ -353,6 +353,20 @@ def _show_ledger(lake: Path) -> None:
         )
 
 
+def prune_(args: argparse.Namespace) -> None:
+    from laion_assets.retention import prune
+    from laion_assets.settings import load_settings
+
+    pruned = prune(_instance(), load_settings(args.config).retention, dry_run=args.dry_run)
+    print(f"{'would delete' if args.dry_run else 'deleted'}: {pruned}")
+
+
+def metrics(args: argparse.Namespace) -> None:
+    from laion_assets.exporter import export
+
+    export(_instance(), port=args.port, host=args.host, textfile=args.textfile, every_s=args.every)
+
+
 def sample_crawl_serve(args: argparse.Namespace) -> None:
     from laion_assets.sample_crawl.build import build_sample_crawl
     from laion_assets.sample_crawl.server import serve
@@ -554,6 +568,20 @@ def build_parser() -> argparse.ArgumentParser:
     word.add_argument(
         "--ledger", action="store_true", help="show what was taken out, when and by which list"
     )
+
+    word = _add(
+        commands, _Word("prune", "delete old runs' logs from Dagster's storage", "prune", prune_)
+    )
+    word.add_argument("--dry-run", action="store_true", help="only tell what would be deleted")
+
+    word = _add(
+        commands,
+        _Word("metrics", "the stages' rates for Prometheus", "metrics --port 9464", metrics),
+    )
+    word.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    word.add_argument("--port", type=int, default=9464)
+    word.add_argument("--textfile", type=Path, help="write this file instead of serving")
+    word.add_argument("--every", type=float, default=60.0, help="seconds between two looks")
 
     sample = commands.add_parser("sample-crawl", help="the sample crawl")
     sample_commands = sample.add_subparsers(metavar="COMMAND", required=True)

@@ -25,13 +25,14 @@ from laion_assets.assets import (
     wat_manifest,
 )
 from laion_assets.automation import follow_sensor
-from laion_assets.jobs import aggregates_job, lists_job, segment_job
+from laion_assets.jobs import aggregates_job, lists_job, prune_job, prune_schedules, segment_job
 from laion_assets.partitions import segment_partitions
 from laion_assets.settings import Settings, load_settings
 from resources.clip import ClipModelResource
 from resources.crawl_source import CrawlSourceResource
 from resources.downloader import DownloaderResource
 from resources.lake import LakeResource
+from resources.notifiers import notifiers
 from resources.rules import (
     IndexResource,
     PairRulesResource,
@@ -39,6 +40,7 @@ from resources.rules import (
     SafetyResource,
     WorkResource,
 )
+from sensors.failures import failure_sensor, resource_of
 from sensors.lists import lists_sensor
 from sensors.new_crawls import new_crawl_sensor
 
@@ -46,6 +48,7 @@ from sensors.new_crawls import new_crawl_sensor
 def build_defs(settings: Settings) -> dg.Definitions:
     """The asset graph of one deployment."""
     segments = segment_partitions(settings.crawl_source.segments_per_crawl)
+    tell, pruning = notifiers(settings.notify), prune_job(settings.retention)
     segment, lists = segment_job(settings.subsets), lists_job()
     return dg.Definitions(
         assets=[
@@ -65,11 +68,21 @@ def build_defs(settings: Settings) -> dg.Definitions:
             catalog.build(settings),
             dataset_report.build(settings),
         ],
-        jobs=[segment, aggregates_job(), lists],
+        jobs=[segment, aggregates_job(), lists, pruning],
+        schedules=prune_schedules(pruning, settings.retention),
+        # What a person or the automation picks runs as the jobs do: a process of its own for each
+        # step would load everything again.
+        executor=dg.in_process_executor,
         sensors=[
-            new_crawl_sensor(segment, settings.discovery, settings.crawl_source.segments_per_crawl),
+            new_crawl_sensor(
+                segment,
+                settings.discovery,
+                settings.crawl_source.segments_per_crawl,
+                settings.subsets,
+            ),
             lists_sensor(lists, segment, settings.removals, settings.subsets),
             follow_sensor(settings.subsets),
+            failure_sensor(settings.notify, list(tell)),
         ],
         resources={
             "lake": LakeResource(**settings.lake.model_dump()),
@@ -80,6 +93,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
             "safety": SafetyResource(**settings.safety.model_dump()),
             "recipe": RecipeResource(**settings.subset.model_dump()),
             "index": IndexResource(**settings.index.model_dump()),
+            **{resource_of(name): notifier for name, notifier in tell.items()},
             "work": WorkResource(**settings.work.model_dump()),
         },
     )

@@ -1,12 +1,13 @@
 """The jobs: a segment from end to end, and the aggregates over all segments."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Final
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from laion_assets.retention import prune
+from laion_assets.settings import Retention
 
 SEGMENT_ASSETS: Final = (
     "wat_manifest",
@@ -20,6 +21,7 @@ SEGMENT_ASSETS: Final = (
     "segment_stats",
 )
 AGGREGATES: Final = ("search_index", "catalog", "dataset_report")
+SUBSET_PREFIX: Final = "subset_"
 
 
 def subset_asset(name: str) -> str:
@@ -27,7 +29,7 @@ def subset_asset(name: str) -> str:
 
     Dagster's names have no hyphens.
     """
-    return f"subset_{name.replace('-', '_')}"
+    return f"{SUBSET_PREFIX}{name.replace('-', '_')}"
 
 
 def segment_assets(subsets: Iterable[str] = ()) -> list[str]:
@@ -65,3 +67,27 @@ def aggregates_job() -> UnresolvedAssetJobDefinition:
         executor_def=dg.in_process_executor,
         description="The merged index, the catalog and the report over all segments.",
     )
+
+
+def prune_job(policy: Retention) -> dg.JobDefinition:
+    """Not an asset's: it makes nothing, and is the only one that deletes runs."""
+
+    @dg.op
+    def prune_storage(context: dg.OpExecutionContext) -> None:
+        context.log.info(f"deleted: {prune(context.instance, policy)}")
+
+    @dg.job(
+        executor_def=dg.in_process_executor,
+        description="Deletes old runs' logs, and old runs that made nothing.",
+    )
+    def prune_runs() -> None:
+        prune_storage()
+
+    return prune_runs
+
+
+def prune_schedules(job: dg.JobDefinition, policy: Retention) -> list[dg.ScheduleDefinition]:
+    if not policy.at:
+        return []
+    running = dg.DefaultScheduleStatus.RUNNING
+    return [dg.ScheduleDefinition(job=job, cron_schedule=policy.at, default_status=running)]

@@ -12,9 +12,9 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources as package_files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.crawl.source import CrawlSourceOptions
@@ -47,9 +47,100 @@ class Discovery(_Section):
     segments: int | None = Field(
         None, ge=1, description="Only the first N segments of each crawl; null takes all"
     )
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="Only this share of each crawl's segments, always the same"
+    )
+    first: Literal["newest", "oldest"] = Field(
+        "newest", description="Which crawl's segments go before the others'"
+    )
     attempts: int = Field(3, ge=1, description="Failed runs after which a segment is given up")
-    at_most: int = Field(100, ge=1, description="Runs asked for at one look")
+    at_most: int = Field(
+        100, ge=1, description="Runs that wait or run at once; more are asked for as these end"
+    )
     interval_s: int = Field(3600, ge=1, description="Seconds between two looks at the crawl list")
+    longest_back_off_s: int = Field(
+        86_400,
+        ge=1,
+        description="A look that failed is waited for twice as long each time, at most this long",
+    )
+
+
+class Notify(_Section):
+    """Whom failed runs are told to. Secrets are in the environment; these name their variables."""
+
+    to: tuple[Literal["log", "webhook", "slack"], ...] = ("log",)
+    retried: bool = Field(True, description="Tell of runs that Dagster makes again by itself, too")
+    ui: str = Field("http://127.0.0.1:3000", description="Address of Dagster's UI, for links")
+    webhook_url_variable: str = "LAION_ASSETS_WEBHOOK_URL"
+    webhook_token_variable: str = Field("", description="Its token is sent as a bearer's, if named")
+    slack_token_variable: str = "SLACK_BOT_TOKEN"  # noqa: S105 - the variable's name
+    slack_channel: str = ""
+    slack_api: str = "https://slack.com/api/"
+
+    @model_validator(mode="after")
+    def _complete(self) -> Notify:
+        if "slack" in self.to and not self.slack_channel:
+            raise ValueError("slack_channel is needed to tell Slack")
+        return self
+
+
+_Followed = Literal[
+    "pair_parquet",
+    "unique_pairs",
+    "image_shards",
+    "embeddings",
+    "scored_pairs",
+    "filtered_subset",
+    "subsets",
+    "knn_index",
+    "segment_stats",
+]
+
+
+class Automation(_Section):
+    """What is made again by itself; all else is stale until a person makes it again."""
+
+    inputs: tuple[_Followed, ...] = Field(
+        ("scored_pairs", "filtered_subset", "subsets", "knn_index", "segment_stats"),
+        description="Assets made again where what they are made of has other content",
+    )
+    code: tuple[_Followed, ...] = Field(
+        (),
+        description=(
+            "Assets made again in all segments when their code version changes: a revision of the "
+            "code, the model (embeddings), prompts (scored_pairs), thresholds (filtered_subset)"
+        ),
+    )
+    aggregates_at: str = Field(
+        "0 4 * * *", description="When the aggregates do not wait for segments in the making (UTC)"
+    )
+    fresh_days: int | None = Field(
+        40, ge=1, description="Days without a new segment, or aggregates of it, that are a fault"
+    )
+
+
+class Retry(_Section):
+    times: int = Field(3, ge=0, description="Tries after the first that failed")
+    delay_s: float = Field(10.0, ge=0, description="Before the second; doubled, about, each time")
+
+
+class Retries(_Section):
+    """For failures that may pass: what fails for good is not tried again."""
+
+    network: Retry = Retry(times=5, delay_s=60.0)
+    """Assets that ask the crawl's or the images' servers."""
+    local: Retry = Retry()
+
+
+class Retention(_Section):
+    """How long Dagster's storage keeps what is not needed to know what was made."""
+
+    logs_days: int = Field(30, ge=1, description="Log lines and printed output of finished runs")
+    runs_days: int = Field(180, ge=1, description="Finished runs that made nothing, as failed ones")
+    superseded_days: int | None = Field(
+        None, ge=1, description="Runs all of whose partitions were made again since; null keeps"
+    )
+    at: str | None = Field("30 3 * * *", description="When it is pruned (cron, UTC); null: never")
 
 
 class Work(BaseModel, frozen=True):
@@ -64,6 +155,10 @@ class Settings(_Section):
     lake: LakeOptions = LakeOptions()
     crawl_source: CrawlSourceOptions = CrawlSourceOptions()
     discovery: Discovery = Discovery()
+    automation: Automation = Automation()
+    retries: Retries = Retries()
+    notify: Notify = Notify()
+    retention: Retention = Retention()
     work: Work = Work()
     pairs: PairRules = PairRules()
     download: DownloadOptions = DownloadOptions()

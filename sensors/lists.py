@@ -17,6 +17,7 @@ from laion_assets.removals.in_force import read_lists, text_digests
 from laion_assets.removals.lists import ListError
 from laion_assets.removals.options import RemovalOptions
 from resources.lake import LakeResource
+from sensors.runs import runs_by_tag
 
 LISTS_TAG: Final = "laion_assets/lists"
 """Tag of a run that observes: its turn, and the digest of all lists in force."""
@@ -63,11 +64,15 @@ def _follow(
     turn = f"{seen.get('turn', 0)}:{seen['version']}"
     again: dict[str, int] = {}
     given_up = []
-    for partition, attempt in list(remakes.items()):
-        runs = instance.get_runs(dg.RunsFilter(tags={REMAKE_TAG: f"{turn}:{partition}"}))
+    tags = {f"{turn}:{partition}": partition for partition in remakes}
+    for tag, records in runs_by_tag(instance, REMAKE_TAG, list(tags)):
+        partition, attempt = tags[tag], remakes[tags[tag]]
+        runs = [record.dagster_run for record in records]
         if any(run.status == dg.DagsterRunStatus.SUCCESS for run in runs):
             del remakes[partition]
-        elif len(runs) >= attempt and not any(run.status in UNFINISHED for run in runs):
+        elif len(runs) >= attempt and not any(
+            run.status in UNFINISHED or run.is_complete_and_waiting_to_retry for run in runs
+        ):
             if attempt >= attempts:
                 given_up.append(partition)
             else:

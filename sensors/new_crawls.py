@@ -1,158 +1,315 @@
 """New crawls: what `collinfo.json` lists becomes partitions, and a run is asked for each segment.
 
 The sensor compares what is wanted with what is made, at each tick: a segment whose run was lost
-or failed is asked for again, a bounded number of times, and only for the assets it lacks.
+or failed is asked for again, a bounded number of times, and only for the assets it lacks. The
+list is looked at every `interval_s` seconds, by a conditional request; what cannot be read is
+asked for again later and later, and what was known before goes on meanwhile.
 """
 
-import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+import hashlib
+import math
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from pydantic import BaseModel, Field, ValidationError
 
-from laion_assets.crawl.source import CrawlSource, CrawlSourceError
-from laion_assets.jobs import SEGMENT_ASSETS
+from laion_assets.crawl.source import CrawlSource, CrawlSourceError, Listing
+from laion_assets.jobs import SEGMENT_ASSETS, segment_assets
 from laion_assets.partitions import PARTITION_TAG, UNFINISHED, crawls, partition_key
 from laion_assets.segments import SegmentKey, segment_names
 from laion_assets.settings import Discovery
 from resources.crawl_source import CrawlSourceResource
+from sensors.runs import SENSOR_TAG, runs_by_tag
 
+NAME: Final = "new_crawl_sensor"
 LAST_ASSET: Final = SEGMENT_ASSETS[-1]
+PRIORITY_TAG: Final = "dagster/priority"
+_BELOW_PEOPLE: Final = 1_000_000
+_TICK_S: Final = 60
+"""Between two ticks: finished and failed runs are noticed that soon, whatever `interval_s`."""
+_LOOK_S: Final = 10.0
+"""In one tick, for crawls whose segments have never been counted: Dagster ends a tick at 60 s."""
+_TRIES: Final = 2
+"""Of a request in one tick: the next ticks try again."""
+_RETRY_PATIENCE: Final = timedelta(minutes=15)
+"""For Dagster's own retry of a lost run, before the sensor asks instead."""
 
 
 def wanted_crawls(listed: Sequence[str], policy: Discovery) -> list[str]:
-    """The listed crawls that the policy takes, oldest first.
+    """The listed crawls that the policy takes, in the order in which they are to be made.
 
     ``listed`` is newest first, as the crawl source gives it.
     """
     allowed = [crawl for crawl in listed if not policy.only or crawl in policy.only]
-    return sorted(allowed[: policy.newest])
+    return sorted(allowed[: policy.newest], reverse=policy.first == "newest")
 
 
 def wanted_segments(crawl: str, count: int, policy: Discovery) -> list[SegmentKey]:
-    """The segments that the policy takes of a crawl that has ``count``."""
-    return [SegmentKey(crawl, number) for number in segment_names(count)[: policy.segments]]
+    """The segments that the policy takes of a crawl that has ``count``.
+
+    A fraction takes those whose key has the lowest digests: the same each time and everywhere,
+    and a larger fraction takes more beside them.
+    """
+    keys = [SegmentKey(crawl, number) for number in segment_names(count)]
+    if policy.fraction < 1:
+        digests = sorted(keys, key=lambda key: hashlib.sha256(str(key).encode()).digest())
+        keys = sorted(digests[: math.ceil(count * policy.fraction)])
+    return keys[: policy.segments]
 
 
-def lacking(key: SegmentKey, made: Mapping[str, Collection[str]]) -> list[str]:
+def priority(crawl: str) -> int:
+    """Of a segment's runs in Dagster's queue: the newer the crawl, the higher; always below 0,
+    which is what a person's own runs, the aggregates' and a removal's have."""
+    _, _, year, week, *_ = crawl.split("-")
+    return int(year) * 100 + int(week) - _BELOW_PEOPLE
+
+
+def lacking(
+    key: SegmentKey, made: Mapping[str, Collection[str]], assets: Sequence[str] = SEGMENT_ASSETS
+) -> list[str]:
     """The assets to make of a segment: the first that is missing, and all after it."""
     partition = str(partition_key(key))
-    for place, asset in enumerate(SEGMENT_ASSETS):
+    for place, asset in enumerate(assets):
         if partition not in made[asset]:
-            return list(SEGMENT_ASSETS[place:])
+            return list(assets[place:])
     return []
 
 
-@dataclass
-class _Look:
-    """What one tick found."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    """Crawl -> how many segments it has; kept in the cursor, it never changes."""
-    problems: list[str] = field(default_factory=list)
+def now() -> float:
+    return time.time()
 
 
-def _look(
-    source: CrawlSource, wanted: Sequence[str], cursor: str | None, segments_per_crawl: int
-) -> _Look:
-    known: dict[str, int] = json.loads(cursor) if cursor else {}
-    look = _Look()
-    for crawl in wanted:
-        if crawl in known:
-            look.counts[crawl] = known[crawl]
-            continue
+class _Trouble(BaseModel):
+    """Something that could not be read, so many times in a row, and when to try again."""
+
+    what: str
+    times: int
+    next_look: float
+
+    def told(self) -> str:
+        at = datetime.fromtimestamp(self.next_look, UTC).isoformat(timespec="minutes")
+        often = f" ({self.times} times in a row)" if self.times > 1 else ""
+        return f"{self.what}{often}; asked again at {at}"
+
+
+class _Known(BaseModel):
+    """The cursor."""
+
+    listing: Listing | None = None
+    next_look: float = 0.0
+    trouble: _Trouble | None = None
+    """With the list itself."""
+    counts: dict[str, int] = Field(default_factory=dict)
+    """Crawl -> how many segments it has, which never changes."""
+    troubles: dict[str, _Trouble] = Field(default_factory=dict)
+    """With crawls: those that are not published yet, or cannot be read."""
+
+    @classmethod
+    def read(cls, cursor: str | None) -> "_Known":
         try:
-            count = len(source.segments(crawl))
+            return cls.model_validate_json(cursor or "{}")
+        except ValidationError:
+            # Another version's, or edited by hand: all it knows can be asked for again.
+            return cls()
+
+    def look_at_list(self, source: CrawlSource, policy: Discovery) -> None:
+        if now() < self.next_look:
+            return
+        try:
+            self.listing = source.listing(self.listing)
         except CrawlSourceError as error:
-            look.problems.append(f"{crawl}: {error}")
-            continue
-        if not 0 < count <= segments_per_crawl:
-            look.problems.append(
-                f"{crawl}: {count} segments, the deployment has partitions for {segments_per_crawl}"
-            )
-            continue
-        look.counts[crawl] = count
-    return look
+            # A list that cannot be read is not an empty list: nothing is concluded from it.
+            told = f"the list of crawls could not be read: {error}"
+            self.trouble = _again(self.trouble, told, policy)
+            self.next_look = self.trouble.next_look
+        else:
+            self.trouble = None
+            self.next_look = now() + policy.interval_s
+
+    def count_segments(
+        self, source: CrawlSource, wanted: Iterable[str], policy: Discovery
+    ) -> list[str]:
+        """Count those of crawls that are new or were not ready; tell of those put off."""
+        until, put_off = time.monotonic() + _LOOK_S, []
+        for crawl in wanted:
+            before = self.troubles.get(crawl)
+            if crawl in self.counts or (before and now() < before.next_look):
+                continue
+            if time.monotonic() > until:
+                put_off.append(crawl)
+                continue
+            try:
+                count = len(source.segments(crawl))
+                if not count:
+                    raise CrawlSourceError("0 segments")
+            except CrawlSourceError as error:
+                self.troubles[crawl] = _again(before, f"{crawl}: {error}", policy)
+            else:
+                self.counts[crawl] = count
+                self.troubles.pop(crawl, None)
+        return [f"{len(put_off)} crawls are looked at at the next tick"] if put_off else []
 
 
-def _made(instance: dg.DagsterInstance, asset: str) -> set[str]:
-    return instance.get_materialized_partitions(dg.AssetKey(asset))
+def _again(before: _Trouble | None, what: str, policy: Discovery) -> _Trouble:
+    times = before.times + 1 if before else 1
+    # No more doublings than a float takes, of a trouble that nobody ends.
+    wait = min(policy.interval_s * 2.0 ** min(times - 1, 32), policy.longest_back_off_s)
+    return _Trouble(what=what, times=times, next_look=now() + wait)
 
 
-def _run_requests(
-    instance: dg.DagsterInstance, missing: Sequence[SegmentKey], policy: Discovery
-) -> tuple[list[dg.RunRequest], list[str]]:
-    """What to ask for, and the segments given up after too many failures."""
-    flying = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
-    in_flight = {run.tags.get(PARTITION_TAG) for run in flying}
-    made = {asset: _made(instance, asset) for asset in SEGMENT_ASSETS}
-    requests: list[dg.RunRequest] = []
-    given_up: list[str] = []
-    for key in missing:
-        if len(requests) == policy.at_most:
+def _waits_for_dagster(record: dg.RunRecord) -> bool:
+    """Whether Dagster itself is about to run it again, as it does when its worker was lost."""
+    ended = record.update_timestamp.replace(tzinfo=UTC)
+    recent = datetime.now(UTC) - ended < _RETRY_PATIENCE
+    return record.dagster_run.is_complete_and_waiting_to_retry and recent
+
+
+def _failures(newest_first: Iterable[dg.DagsterRun]) -> int:
+    """Failed runs since the last that succeeded."""
+    failed = 0
+    for run in newest_first:
+        if run.status == dg.DagsterRunStatus.SUCCESS:
             break
-        if str(key) in in_flight:
-            continue
-        runs = instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: str(key)}))
-        if sum(run.status == dg.DagsterRunStatus.FAILURE for run in runs) >= policy.attempts:
-            given_up.append(str(key))
-            continue
-        requests.append(
-            dg.RunRequest(
-                run_key=f"{key}#{len(runs)}",
-                partition_key=partition_key(key),
-                asset_selection=[dg.AssetKey(asset) for asset in lacking(key, made)],
+        failed += run.status == dg.DagsterRunStatus.FAILURE
+    return failed
+
+
+class _Asker:
+    """What to ask for, of the segments that are missing."""
+
+    def __init__(
+        self, instance: dg.DagsterInstance, policy: Discovery, assets: Sequence[str]
+    ) -> None:
+        self._instance, self._policy, self._assets = instance, policy, assets
+        self.given_up: list[str] = []
+
+    def requests(self, missing: Sequence[SegmentKey]) -> list[dg.RunRequest]:
+        room = self._room() if missing else 0
+        chosen: dict[SegmentKey, str] = {}
+        for key, last in self._idle(missing) if room > 0 else ():
+            chosen[key] = last
+            if len(chosen) == room:
+                break
+        partitions = {str(partition_key(key)) for key in chosen}
+        made = {
+            asset: self._instance.get_latest_storage_id_by_partition(
+                dg.AssetKey(asset), dg.DagsterEventType.ASSET_MATERIALIZATION, partitions
             )
-        )
-    return requests, given_up
+            for asset in (self._assets if chosen else ())
+        }
+        return [
+            dg.RunRequest(
+                # The last run that it had: asking twice at once is harmless.
+                run_key=f"{key}#{last}",
+                partition_key=partition_key(key),
+                asset_selection=[dg.AssetKey(name) for name in lacking(key, made, self._assets)],
+                tags=self._tags(key),
+            )
+            for key, last in chosen.items()
+        ]
+
+    def _room(self) -> int:
+        own = dg.RunsFilter(statuses=UNFINISHED, tags={SENSOR_TAG: NAME})
+        return self._policy.at_most - self._instance.get_runs_count(own)
+
+    def _idle(self, missing: Sequence[SegmentKey]) -> Iterator[tuple[SegmentKey, str]]:
+        """The segments to ask for, with the id of the last run that each had, or 0.
+
+        Once `at_most` segments are given up, something is wrong that is no segment's own fault:
+        nothing more is asked for then.
+        """
+        flying = {
+            data.partition
+            for data in self._instance.get_run_partition_data(dg.RunsFilter(statuses=UNFINISHED))
+        }
+        keys = {str(key): key for key in missing if str(key) not in flying}
+        for partition, records in runs_by_tag(self._instance, PARTITION_TAG, list(keys)):
+            if any(_waits_for_dagster(record) for record in records):
+                continue
+            if _failures(record.dagster_run for record in records) >= self._policy.attempts:
+                self.given_up.append(partition)
+                if len(self.given_up) >= self._policy.at_most:
+                    return
+                continue
+            yield keys[partition], records[0].dagster_run.run_id[:8] if records else "0"
+
+    def _tags(self, key: SegmentKey) -> dict[str, str]:
+        newest = self._policy.first == "newest"
+        return {PRIORITY_TAG: str(priority(key.crawl))} if newest else {}
+
+    def told(self) -> list[str]:
+        if not self.given_up:
+            return []
+        shown = ", ".join(self.given_up[:10])
+        more = f" and {len(self.given_up) - 10} more" if len(self.given_up) > 10 else ""
+        told = [f"given up after {self._policy.attempts} failed runs: {shown}{more}"]
+        if len(self.given_up) >= self._policy.at_most:
+            told.append("nothing more is asked for until some of these are made by hand")
+        return told
 
 
 def new_crawl_sensor(
-    segment: UnresolvedAssetJobDefinition, policy: Discovery, segments_per_crawl: int
+    segment: UnresolvedAssetJobDefinition,
+    policy: Discovery,
+    segments_per_crawl: int,
+    subsets: Iterable[str] = (),
 ) -> dg.SensorDefinition:
-    """The run key counts the runs a segment has had, so that asking twice at once is harmless."""
+    assets = segment_assets(subsets)
 
     @dg.sensor(
-        name="new_crawl_sensor",
+        name=NAME,
         job=segment,
-        minimum_interval_seconds=policy.interval_s,
+        minimum_interval_seconds=min(_TICK_S, policy.interval_s),
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=__doc__,
     )
     def new_crawl_sensor(
         context: dg.SensorEvaluationContext, crawl_source: CrawlSourceResource
-    ) -> dg.SensorResult | dg.SkipReason:
-        source, instance = crawl_source.open(), context.instance
-        try:
-            listed = [info.name for info in source.crawls()]
-        except CrawlSourceError as error:
-            # A list that cannot be read is not an empty list: nothing is concluded from it.
-            return dg.SkipReason(f"the list of crawls could not be read: {error}")
-        look = _look(source, wanted_crawls(listed, policy), context.cursor, segments_per_crawl)
-        made = _made(instance, LAST_ASSET)
+    ) -> dg.SensorResult:
+        options, instance = crawl_source.open().options, context.instance
+        tries = min(options.attempts, _TRIES)
+        source = CrawlSource(options.model_copy(update={"attempts": tries}))
+        known = _Known.read(context.cursor)
+        known.look_at_list(source, policy)
+        listed = known.listing.crawls if known.listing else ()
+        wanted = wanted_crawls(listed, policy)
+        problems = known.count_segments(source, wanted, policy)
+        troubles = [known.trouble, *(known.troubles.get(crawl) for crawl in wanted)]
+        problems += [trouble.told() for trouble in troubles if trouble]
+        taken = {}
+        for crawl in wanted:
+            count = known.counts.get(crawl, 0)
+            if count > segments_per_crawl:
+                problems.append(
+                    f"{crawl}: {count} segments, the deployment has partitions for "
+                    f"{segments_per_crawl}"
+                )
+            elif count:
+                taken[crawl] = count
+        made = instance.get_materialized_partitions(dg.AssetKey(LAST_ASSET))
         missing = [
             key
-            for crawl, count in look.counts.items()
+            for crawl, count in taken.items()
             for key in wanted_segments(crawl, count, policy)
             if str(key) not in made
         ]
-        requests, given_up = _run_requests(instance, missing, policy) if missing else ([], [])
-        if given_up:
-            look.problems.append(
-                f"given up after {policy.attempts} failed runs: {', '.join(given_up)}"
-            )
-        for problem in look.problems:
+        asker = _Asker(instance, policy, assets)
+        requests = asker.requests(missing)
+        problems += asker.told()
+        for problem in problems:
             context.log.warning(problem)
-        known = instance.get_dynamic_partitions(crawls.name or "")
-        unseen = [crawl for crawl in look.counts if crawl not in known]
-        told = f"{len(listed)} crawls listed, {len(look.counts)} taken, {len(missing)} to make"
+        there = instance.get_dynamic_partitions(crawls.name or "")
+        unseen = sorted(crawl for crawl in taken if crawl not in there)
+        told = f"{len(listed)} crawls listed, {len(taken)} taken, {len(missing)} to make"
         return dg.SensorResult(
             run_requests=requests,
-            skip_reason=None if requests else "; ".join([told, *look.problems]),
+            skip_reason=None if requests else "; ".join([told, *problems]),
             dynamic_partitions_requests=[crawls.build_add_request(unseen)] if unseen else [],
-            cursor=json.dumps(look.counts, sort_keys=True),
+            cursor=known.model_dump_json(exclude_defaults=True),
         )
 
     return new_crawl_sensor

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import http.server
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 _MADE_ONCE = ("world", "search", "stats", "clip")
@@ -26,27 +29,42 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
     """Serves a folder; answers 503 to the next requests of a path named in ``failing``."""
 
     failing: dict[str, int]
+    answered: list[tuple[str, int]]
+    _etag = ""
 
     def do_GET(self) -> None:
+        self._etag = ""
         if self.failing.get(self.path, 0) > 0:
             self.failing[self.path] -= 1
             self.send_error(503)
             return
+        path = Path(self.translate_path(self.path))
+        if path.is_file():
+            self._etag = f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"'
+        if self._etag and self.headers.get("If-None-Match") == self._etag:
+            self.send_response(304)
+            self.end_headers()
+            return
         super().do_GET()
+
+    def end_headers(self) -> None:
+        if self._etag:
+            self.send_header("ETag", self._etag)
+        super().end_headers()
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        self.answered.append((self.path, int(code)))
+        super().send_response(code, message)
 
     def log_message(self, *_: object) -> None:
         pass
 
 
-class FolderServer:
-    """A folder over real HTTP on loopback."""
+class Loopback:
+    """Real HTTP on loopback, on a free port."""
 
-    def __init__(self, root: Path) -> None:
-        self.failing: dict[str, int] = {}
-        handler = type("_Serving", (_Quiet,), {"failing": self.failing})
-        self._server = http.server.ThreadingHTTPServer(
-            ("127.0.0.1", 0), functools.partial(handler, directory=str(root))
-        )
+    def __init__(self, handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> None:
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
@@ -55,6 +73,18 @@ class FolderServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+
+class FolderServer(Loopback):
+    """A folder, served."""
+
+    def __init__(self, root: Path) -> None:
+        self.failing: dict[str, int] = {}
+        self.answered: list[tuple[str, int]] = []
+        """Each request's path and status."""
+        shared = {"failing": self.failing, "answered": self.answered}
+        handler = type("_Serving", (_Quiet,), shared)
+        super().__init__(functools.partial(handler, directory=str(root)))
 
 
 @pytest.fixture
@@ -68,3 +98,20 @@ def serve_folder() -> Iterator[Callable[[Path], FolderServer]]:
     yield serve
     for server in servers:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def _new_dagster_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    with dg.DagsterInstance.local_temp(str(home), {"telemetry": {"enabled": False}}):
+        return home
+
+
+@pytest.fixture
+def instance(_new_dagster_home: Path, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """A new Dagster instance on SQLite, whose tables have been made before."""
+    home = tmp_path / "dagster_home"
+    shutil.copytree(_new_dagster_home, home)
+    quiet = {"telemetry": {"enabled": False}}
+    with dg.DagsterInstance.local_temp(str(home), quiet) as instance:
+        yield instance

@@ -3,7 +3,8 @@
 import dagster as dg
 
 from laion_assets.assets.making import materialized, publishing
-from laion_assets.automation import follow_upstream
+from laion_assets.assets.retries import tried_again
+from laion_assets.automation import scheduling
 from laion_assets.jobs import segment_assets, subset_asset
 from laion_assets.settings import Settings
 from laion_assets.stats.catalog import build_catalog
@@ -18,10 +19,11 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         group_name="stats",
         deps=["segment_stats", *subsets],
         code_version=code_version(1, *subsets),
-        automation_condition=follow_upstream(),
         kinds={"duckdb"},
         description=__doc__,
+        **scheduling(settings, "catalog"),
     )
+    @tried_again
     def catalog(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         store = lake.open()
         made_of = {

@@ -3,7 +3,8 @@
 import dagster as dg
 
 from laion_assets.assets.making import materialized, publishing
-from laion_assets.automation import follow_upstream
+from laion_assets.assets.retries import tried_again
+from laion_assets.automation import scheduling
 from laion_assets.metadata import picture
 from laion_assets.settings import Settings
 from laion_assets.stats.report import build_report
@@ -11,15 +12,16 @@ from laion_assets.versions import code_version
 from resources.lake import LakeResource
 
 
-def build(_: Settings) -> dg.AssetsDefinition:
+def build(settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="stats",
         deps=["catalog"],
         code_version=code_version(1),
-        automation_condition=follow_upstream(),
         kinds={"duckdb", "html"},
         description=__doc__,
+        **scheduling(settings, "dataset_report"),
     )
+    @tried_again
     def dataset_report(
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> dg.MaterializeResult:

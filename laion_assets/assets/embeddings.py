@@ -5,6 +5,8 @@ import dagster as dg
 from laion_assets import checks
 from laion_assets.assets.making import key_of, materialized, publishing
 from laion_assets.assets.outside import EMBED_POOL
+from laion_assets.assets.retries import tried_again
+from laion_assets.automation import scheduling
 from laion_assets.clip.embed import embed_shards
 from laion_assets.clip.weights_identity import weights_identity
 from laion_assets.metadata import table_preview
@@ -29,7 +31,9 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         pool=EMBED_POOL,
         kinds={"torch", "numpy"},
         description=__doc__,
+        **scheduling(settings, "embeddings"),
     )
+    @tried_again
     def embeddings(
         context: dg.AssetExecutionContext, lake: LakeResource, clip: ClipModelResource
     ) -> dg.MaterializeResult:

@@ -7,7 +7,8 @@ import dagster as dg
 
 from laion_assets import checks, schemas
 from laion_assets.assets.making import key_of, materialized, publishing
-from laion_assets.automation import follow_scores
+from laion_assets.assets.retries import tried_again
+from laion_assets.automation import scheduling
 from laion_assets.clip.thresholds import table_entry
 from laion_assets.filtering.figures import kept_by_tag, similarity_histogram, threshold_sheets
 from laion_assets.filtering.recipe import Recipe
@@ -35,7 +36,9 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         check_specs=checks.check_specs("filtered_subset"),
         kinds={"parquet", "numpy"},
         description=__doc__,
+        **scheduling(settings, "filtered_subset"),
     )
+    @tried_again
     def filtered_subset(
         context: dg.AssetExecutionContext, lake: LakeResource, recipe: RecipeResource
     ) -> dg.MaterializeResult:
@@ -64,10 +67,11 @@ def _further(
         deps=UPSTREAM,
         code_version=_version(recipe, settings),
         check_specs=checks.check_specs(name, like="filtered_subset"),
-        automation_condition=follow_scores(),
         kinds={"parquet", "numpy"},
         description=f"The rows that the recipe {recipe.title} takes. {recipe.about}".strip(),
+        **scheduling(settings, name),
     )
+    @tried_again
     def further(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         return _take(context, lake.open(), recipe)
 

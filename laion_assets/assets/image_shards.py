@@ -5,6 +5,8 @@ import dagster as dg
 from laion_assets import checks
 from laion_assets.assets.making import key_of, materialized, publishing
 from laion_assets.assets.outside import DOWNLOAD_POOL, tell_lists
+from laion_assets.assets.retries import tried_again
+from laion_assets.automation import scheduling
 from laion_assets.download.listed import met_in
 from laion_assets.download.preview import contact_sheet
 from laion_assets.download.segment import download_segment
@@ -26,7 +28,9 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         pool=DOWNLOAD_POOL,
         kinds={"http", "webdataset"},
         description=__doc__,
+        **scheduling(settings, "image_shards"),
     )
+    @tried_again
     def image_shards(
         context: dg.AssetExecutionContext, lake: LakeResource, downloader: DownloaderResource
     ) -> dg.MaterializeResult:

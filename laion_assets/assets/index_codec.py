@@ -3,6 +3,9 @@
 import dagster as dg
 
 from laion_assets.assets.making import materialized, publishing
+from laion_assets.assets.outside import INDEX_POOL
+from laion_assets.assets.retries import tried_again
+from laion_assets.automation import scheduling
 from laion_assets.knn.codec import train_codec
 from laion_assets.settings import Settings
 from laion_assets.versions import code_version
@@ -17,9 +20,12 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         # Of the subsets that are there, without depending on them: a segment that lands does not
         # make the codec stale, and with it all that it encoded. The check `codec_fits` does that.
         code_version=code_version(1, settings.index),
+        pool=INDEX_POOL,
         kinds={"faiss"},
         description=__doc__,
+        **scheduling(settings, "index_codec"),
     )
+    @tried_again
     def index_codec(
         context: dg.AssetExecutionContext,
         lake: LakeResource,

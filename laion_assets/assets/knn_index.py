@@ -4,6 +4,8 @@ import dagster as dg
 
 from laion_assets import checks
 from laion_assets.assets.making import key_of, materialized, publishing
+from laion_assets.assets.retries import tried_again
+from laion_assets.automation import scheduling
 from laion_assets.knn.build import build_index, uses_codec
 from laion_assets.knn.codec import Codec
 from laion_assets.settings import Settings
@@ -22,7 +24,9 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         check_specs=checks.check_specs("knn_index"),
         kinds={"faiss"},
         description=__doc__,
+        **scheduling(settings, "knn_index"),
     )
+    @tried_again
     def knn_index(
         context: dg.AssetExecutionContext,
         lake: LakeResource,

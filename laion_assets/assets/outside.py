@@ -25,6 +25,7 @@ from resources.lake import LakeResource
 LEDGER_POOL: Final = "dedup_ledger"
 DOWNLOAD_POOL: Final = "download"
 EMBED_POOL: Final = "embed"
+INDEX_POOL: Final = "index_merge"
 
 BEFORE_TAG: Final = "laion_assets/lists_before/"
 """Tag of a run that observes, with the list's name: the digest of the text observed before."""

@@ -6,6 +6,8 @@ import pyarrow.parquet as pq
 from laion_assets import checks, schemas
 from laion_assets.assets.making import key_of, made_of_the_same, materialized, publishing
 from laion_assets.assets.outside import tell_lists
+from laion_assets.assets.retries import tried_again
+from laion_assets.automation import scheduling
 from laion_assets.metadata import table_preview
 from laion_assets.pairs.listed import start_from, take_out
 from laion_assets.pairs.rules import PairRules
@@ -27,7 +29,9 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         check_specs=checks.check_specs("pair_parquet"),
         kinds={"python", "parquet"},
         description=__doc__,
+        **scheduling(settings, "pair_parquet"),
     )
+    @tried_again
     def pair_parquet(
         context: dg.AssetExecutionContext,
         lake: LakeResource,

@@ -4,6 +4,8 @@ import dagster as dg
 
 from laion_assets import checks, schemas
 from laion_assets.assets.making import key_of, materialized, publishing
+from laion_assets.assets.retries import tried_again
+from laion_assets.automation import scheduling
 from laion_assets.filtering.figures import similarity_histogram, tags_and_categories
 from laion_assets.filtering.score import score_segment
 from laion_assets.metadata import numbers_table, picture, table_preview
@@ -24,7 +26,9 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         check_specs=checks.check_specs("scored_pairs"),
         kinds={"numpy", "parquet"},
         description=__doc__,
+        **scheduling(settings, "scored_pairs"),
     )
+    @tried_again
     def scored_pairs(
         context: dg.AssetExecutionContext,
         lake: LakeResource,

@@ -7,7 +7,9 @@ import dagster as dg
 
 from laion_assets import checks
 from laion_assets.assets.making import InputsChangedError, materialized, publishing
-from laion_assets.automation import follow_upstream
+from laion_assets.assets.outside import INDEX_POOL
+from laion_assets.assets.retries import tried_again
+from laion_assets.automation import scheduling
 from laion_assets.knn.files import IndexSummary
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.lake import Lake
@@ -46,10 +48,12 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         deps=["knn_index"],
         code_version=code_version(_REVISION, settings.index),
         check_specs=checks.check_specs("search_index"),
-        automation_condition=follow_upstream(),
+        pool=INDEX_POOL,
         kinds={"faiss"},
         description=__doc__,
+        **scheduling(settings, "search_index"),
     )
+    @tried_again
     def search_index(
         context: dg.AssetExecutionContext, lake: LakeResource, index: IndexResource
     ) -> dg.MaterializeResult:

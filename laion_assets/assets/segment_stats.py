@@ -3,6 +3,8 @@
 import dagster as dg
 
 from laion_assets.assets.making import key_of, materialized, publishing
+from laion_assets.assets.retries import tried_again
+from laion_assets.automation import scheduling
 from laion_assets.jobs import SEGMENT_ASSETS
 from laion_assets.metadata import table_preview
 from laion_assets.settings import Settings
@@ -13,7 +15,7 @@ from resources.lake import LakeResource
 STAGE_ASSETS = tuple(asset for asset in SEGMENT_ASSETS if asset != "segment_stats")
 
 
-def build(segments: dg.MultiPartitionsDefinition, _: Settings) -> dg.AssetsDefinition:
+def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="stats",
         partitions_def=segments,
@@ -21,7 +23,9 @@ def build(segments: dg.MultiPartitionsDefinition, _: Settings) -> dg.AssetsDefin
         code_version=code_version(1),
         kinds={"duckdb", "parquet"},
         description=__doc__,
+        **scheduling(settings, "segment_stats"),
     )
+    @tried_again
     def segment_stats(
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> dg.MaterializeResult:

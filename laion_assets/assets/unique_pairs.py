@@ -5,6 +5,8 @@ import dagster as dg
 from laion_assets import checks, schemas
 from laion_assets.assets.making import key_of, materialized, publishing
 from laion_assets.assets.outside import LEDGER_POOL, tell_lists
+from laion_assets.assets.retries import tried_again
+from laion_assets.automation import scheduling
 from laion_assets.dedup.ledger import claiming
 from laion_assets.metadata import table_preview
 from laion_assets.removals.in_force import read_lists
@@ -13,7 +15,7 @@ from laion_assets.versions import code_version
 from resources.lake import LakeResource
 
 
-def build(segments: dg.MultiPartitionsDefinition, _: Settings) -> dg.AssetsDefinition:
+def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="pairs",
         partitions_def=segments,
@@ -23,7 +25,9 @@ def build(segments: dg.MultiPartitionsDefinition, _: Settings) -> dg.AssetsDefin
         pool=LEDGER_POOL,
         kinds={"python", "parquet"},
         description=__doc__,
+        **scheduling(settings, "unique_pairs"),
     )
+    @tried_again
     def unique_pairs(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         lists = read_lists(store.root)

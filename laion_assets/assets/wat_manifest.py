@@ -6,6 +6,8 @@ import pyarrow.parquet as pq
 
 from laion_assets.assets.making import key_of, materialized, publishing
 from laion_assets.assets.outside import begin_observing
+from laion_assets.assets.retries import tried_again
+from laion_assets.automation import scheduling
 from laion_assets.files import atomic_path
 from laion_assets.metadata import table_preview
 from laion_assets.settings import Settings
@@ -26,7 +28,9 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         code_version=code_version(1, settings.crawl_source, leave_out=LEAVE_OUT),
         kinds={"http", "parquet"},
         description=__doc__,
+        **scheduling(settings, "wat_manifest"),
     )
+    @tried_again
     def wat_manifest(
         context: dg.AssetExecutionContext, lake: LakeResource, crawl_source: CrawlSourceResource
     ) -> dg.MaterializeResult:

@@ -11,11 +11,14 @@ import gzip
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+import aiohttp
 import fsspec
 import msgspec
 from pydantic import BaseModel, Field
@@ -25,6 +28,16 @@ from laion_assets.segments import CRAWL_NAME
 
 T = TypeVar("T")
 
+_HTTP: Final = ("http://", "https://")
+_LIST_TIMEOUT_S: Final = 10.0
+_STREAMED: Final[dict[str, Any]] = {
+    "block_size": 0,
+    "size": 1,
+    "timeout": aiohttp.ClientTimeout(total=_LIST_TIMEOUT_S),
+}
+"""How a list is opened over HTTP. Not in ranges: servers of a list of crawls may not know its size.
+Told any size, fsspec sends no HEAD request before."""
+
 
 class CrawlSourceError(RuntimeError):
     """The crawl source could not be read; the message names the URL and the cause."""
@@ -32,6 +45,10 @@ class CrawlSourceError(RuntimeError):
 
 class CrawlNotReadyError(CrawlSourceError):
     """A crawl is listed, but its ``wat.paths.gz`` is not there (yet)."""
+
+
+class NoSuchSegmentError(CrawlSourceError):
+    """The crawl has fewer segments."""
 
 
 class CrawlSourceOptions(BaseModel, frozen=True):
@@ -73,6 +90,17 @@ class CrawlInfo:
     title: str
 
 
+class Listing(BaseModel, frozen=True):
+    """The list of crawls as it was read, and by what its server knows whether it has changed."""
+
+    crawls: tuple[str, ...]
+    """Newest first."""
+    headers: dict[str, str] = Field(default_factory=dict)
+    """Of a conditional HTTP request for it; empty if the server gave nothing to ask by."""
+    ukey: str = ""
+    """Of other file systems: fsspec's digest of the file's size, time and ETag."""
+
+
 @dataclass(frozen=True)
 class CrawlSegment:
     """One segment of a crawl: its number (place among the sorted ids), real id and WAT paths."""
@@ -94,13 +122,39 @@ class CrawlSource:
         Crawls before 2013 have other names and no WAT files in this layout; they are left out.
         """
         url = self.options.collinfo_url
-        raw = self._retry(url, lambda: self._read(url))
+        return _crawls_of(url, self._retry(url, lambda: self._read(url)))
+
+    def listing(self, known: Listing | None = None) -> Listing:
+        """The names of all listed crawls; ``known`` itself if the list has not changed since.
+
+        Over HTTP that is a conditional request (RFC 9110, section 13): an unchanged list is not
+        sent again. Raises :class:`CrawlSourceError`.
+        """
+        url = self.options.collinfo_url
+        look = self._ask if url.startswith(_HTTP) else self._look
         try:
-            listed = msgspec.json.decode(raw, type=list[_Listed])
-        except msgspec.DecodeError as error:
-            raise CrawlSourceError(f"{url} is not a list of crawls: {error}") from error
-        named = [CrawlInfo(item.id, item.name) for item in listed if CRAWL_NAME.fullmatch(item.id)]
-        return sorted(named, key=lambda info: info.name, reverse=True)
+            return self._retry(url, lambda: look(url, known))
+        except FileNotFoundError as error:
+            raise CrawlSourceError(f"{url} is not there") from error
+
+    def _ask(self, url: str, known: Listing | None) -> Listing:
+        headers = known.headers if known else {}
+        filesystem, path = fsspec.core.url_to_fs(url, **self.options.storage_options)
+        with filesystem.open(path, "rb", **_STREAMED, headers=headers) as stream:
+            if known and stream.r.status == 304:
+                return known
+            raw, answered = stream.read(), stream.r.headers
+        names = tuple(info.name for info in _crawls_of(url, raw))
+        return Listing(crawls=names, headers=_conditions(answered))
+
+    def _look(self, url: str, known: Listing | None) -> Listing:
+        filesystem, path = fsspec.core.url_to_fs(url, **self.options.storage_options)
+        filesystem.invalidate_cache()
+        ukey = filesystem.ukey(path)
+        if known and known.ukey == ukey:
+            return known
+        names = tuple(info.name for info in _crawls_of(url, self._read(url)))
+        return Listing(crawls=names, ukey=ukey)
 
     def segments(self, crawl: str) -> list[CrawlSegment]:
         """The crawl's segments in the order of their ids.
@@ -129,7 +183,7 @@ class CrawlSource:
         for segment in segments:
             if segment.number == number:
                 return segment
-        raise CrawlSourceError(f"{crawl} has {len(segments)} segments, and no segment {number}")
+        raise NoSuchSegmentError(f"{crawl} has {len(segments)} segments, and no segment {number}")
 
     def taken(self, segment: CrawlSegment) -> list[str]:
         """The WAT files of the segment that this deployment takes, in order."""
@@ -154,22 +208,16 @@ class CrawlSource:
         return f"{self.options.data_url.rstrip('/')}/{path}"
 
     def _read(self, url: str) -> bytes:
-        with fsspec.open(url, "rb", **self._open_options(url)) as stream:
+        filesystem, path = fsspec.core.url_to_fs(url, **self.options.storage_options)
+        with filesystem.open(path, "rb", **(_STREAMED if url.startswith(_HTTP) else {})) as stream:
             data: bytes = stream.read()
         return data
-
-    def _open_options(self, url: str) -> dict[str, Any]:
-        options: dict[str, Any] = dict(self.options.storage_options)
-        if url.startswith(("http://", "https://")):
-            # Streamed, not in ranges: servers of a list of crawls may not know its size.
-            options["block_size"] = 0
-        return options
 
     def _retry(self, url: str, call: Callable[[], T]) -> T:
         for attempt in range(1, self.options.attempts + 1):
             try:
                 return call()
-            except FileNotFoundError:
+            except (FileNotFoundError, CrawlSourceError):
                 raise
             except Exception as error:
                 if attempt == self.options.attempts:
@@ -178,3 +226,27 @@ class CrawlSource:
                     ) from error
                 time.sleep(self.options.back_off_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
         raise AssertionError("unreachable")
+
+
+def _crawls_of(url: str, raw: bytes) -> list[CrawlInfo]:
+    try:
+        listed = msgspec.json.decode(raw, type=list[_Listed])
+    except msgspec.DecodeError as error:
+        raise CrawlSourceError(f"{url} is not a list of crawls: {error}") from error
+    named = [CrawlInfo(item.id, item.name) for item in listed if CRAWL_NAME.fullmatch(item.id)]
+    return sorted(named, key=lambda info: info.name, reverse=True)
+
+
+def _conditions(headers: Mapping[str, str]) -> dict[str, str]:
+    """What to ask with next time, of an answer's headers."""
+    if etag := headers.get("ETag"):
+        return {"If-None-Match": etag}
+    modified, now = headers.get("Last-Modified"), headers.get("Date")
+    if not modified or not now:
+        return {}
+    try:
+        age = parsedate_to_datetime(now) - parsedate_to_datetime(modified)
+    except ValueError:
+        return {}
+    # Times are whole seconds: a list may change twice in one (RFC 9110, section 8.8.2.2).
+    return {"If-Modified-Since": modified} if age >= timedelta(seconds=1) else {}

@@ -33,7 +33,14 @@ Fetch = Callable[[str, Path], None]
 
 
 class SegmentError(RuntimeError):
-    """WAT files of the segment could not be extracted; the message names the first and why."""
+    """WAT files of the segment could not be extracted; the message names the first and why.
+
+    ``missing``: the crawl source has no such file.
+    """
+
+    def __init__(self, message: str, *, missing: bool = False) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 def extract_segment(
@@ -129,7 +136,8 @@ def _extract_missing(
         first = min(failed)
         raise SegmentError(
             f"{len(failed)} of the {len(parts)} WAT files of {crawl}|{segment} could not be "
-            f"extracted; the first is {wat_files[first]}: {failed[first]}"
+            f"extracted; the first is {wat_files[first]}: {failed[first]}",
+            missing=any(why.startswith(FileNotFoundError.__name__) for why in failed.values()),
         )
 
 

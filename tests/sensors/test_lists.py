@@ -1,6 +1,5 @@
 """A changed list makes exactly the partitions stale that it concerns, by real runs."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ class Graph:
 
 
 @pytest.fixture
-def graph(tmp_path: Path) -> Iterator[Graph]:
+def graph(tmp_path: Path, instance: dg.DagsterInstance) -> Graph:
     segments = segment_partitions(3)
 
     @dg.asset(partitions_def=segments, deps=["removals", "blocklists"])
@@ -129,12 +128,9 @@ def graph(tmp_path: Path) -> Iterator[Graph]:
         resources={"lake": LakeResource(root=str(tmp_path / "lake"))},
         executor=dg.in_process_executor,
     )
-    (tmp_path / "home").mkdir()
-    quiet = {"telemetry": {"enabled": False}}
-    with dg.DagsterInstance.local_temp(str(tmp_path / "home"), quiet) as instance:
-        instance.add_dynamic_partitions(crawls.name or "", [CRAWL])
-        (tmp_path / "lake").mkdir()
-        yield Graph(tmp_path / "lake", instance, defs, jobs)
+    instance.add_dynamic_partitions(crawls.name or "", [CRAWL])
+    (tmp_path / "lake").mkdir()
+    return Graph(tmp_path / "lake", instance, defs, jobs)
 
 
 def test_lists_that_become_again_what_they_were_are_looked_for_again(graph: Graph) -> None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.utils import make_new_run_id
+from sqlalchemy.engine import Engine
+from sqlalchemy.event import listen
 
 from laion_assets.definitions import build_defs
-from laion_assets.jobs import SEGMENT_ASSETS
+from laion_assets.filtering.recipe import load_recipe
+from laion_assets.jobs import SEGMENT_ASSETS, segment_assets
 from laion_assets.partitions import PARTITION_TAG, partition_key
 from laion_assets.settings import Discovery, Settings
-from sensors.new_crawls import lacking, wanted_crawls, wanted_segments
+from sensors import new_crawls
+from sensors.new_crawls import LAST_ASSET, NAME, lacking, wanted_crawls, wanted_segments
+from sensors.runs import SENSOR_TAG
 from tests.conftest import FolderServer
 
 OLD, NEW = "CC-MAIN-2000-05", "CC-MAIN-2000-10"
@@ -50,11 +56,17 @@ class World:
         )
         self.source = source
         self.cursor: str | None = None
+        self.clock = 1_700_000_000.0
         self.requests: list[dg.RunRequest] = []
         self.allow(discovery)
 
     def allow(self, discovery: Discovery) -> None:
         self.defs = build_defs(Settings(crawl_source=self.source, discovery=discovery))
+
+    def later(self) -> tuple[list[str], str]:
+        """A tick at which the list is looked at again."""
+        self.clock += Discovery().interval_s
+        return self.tick()
 
     def tick(self) -> tuple[list[str], str]:
         """The run keys asked for and the skip message, after what a daemon does with a tick."""
@@ -76,24 +88,43 @@ class World:
         self.cursor = result.cursor or self.cursor
         return [str(request.run_key) for request in self.requests], result.skip_message or ""
 
-    def ran(self, key: str, status: dg.DagsterRunStatus, made: Sequence[str] = ()) -> None:
+    def ran(
+        self,
+        key: str,
+        status: dg.DagsterRunStatus,
+        made: Sequence[str] = (),
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
         """Record what a daemon and a run worker would: a run of the segment, and what it made."""
-        tags = {PARTITION_TAG: key}
-        self.instance.create_run_for_job(
-            self.defs.resolve_job_def("segment"), tags=tags, status=status
+        run = self.instance.add_run(
+            dg.DagsterRun(
+                "segment",
+                run_id=make_new_run_id(),
+                tags={PARTITION_TAG: key, SENSOR_TAG: NAME, **(tags or {})},
+                status=status,
+            )
         )
         for asset in made:
             self.instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=key))
+        return run.run_id[:8]
 
 
 @pytest.fixture
 def world(
-    tmp_path: Path, serve_folder: Callable[[Path], FolderServer]
-) -> Iterator[Callable[[Discovery], World]]:
+    tmp_path: Path,
+    serve_folder: Callable[[Path], FolderServer],
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Discovery], World]:
     root = tmp_path / "served"
     root.mkdir()
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
-        yield lambda discovery: World(root, serve_folder(root), instance, discovery)
+
+    def make(discovery: Discovery) -> World:
+        here = World(root, serve_folder(root), instance, discovery)
+        monkeypatch.setattr(new_crawls, "now", lambda: here.clock)
+        return here
+
+    return make
 
 
 def test_a_new_crawl_is_added_and_asked_for(world: Callable[[Discovery], World]) -> None:
@@ -106,13 +137,14 @@ def test_a_new_crawl_is_added_and_asked_for(world: Callable[[Discovery], World])
     assert here.tick() == ([], "1 crawls listed, 1 taken, 0 to make")
 
     list_crawls(here.root, NEW, OLD)
-    keys, message = here.tick()
+    assert here.tick() == ([], "1 crawls listed, 1 taken, 0 to make")
+    keys, message = here.later()
     assert keys == []
     assert f"{NEW}: " in message
     assert "is not there (yet)" in message
 
     publish_paths(here.root, NEW)
-    assert here.tick()[0] == [f"{NEW}|00#0", f"{NEW}|01#0"]
+    assert here.later()[0] == [f"{NEW}|00#0", f"{NEW}|01#0"]
     assert here.instance.get_dynamic_partitions("crawls") == [OLD, NEW]
 
 
@@ -134,8 +166,8 @@ def test_what_flies_is_not_asked_for_and_what_failed_is(
     publish_paths(here.root, OLD)
     here.tick()
     here.ran(f"{OLD}|00", dg.DagsterRunStatus.STARTED)
-    here.ran(f"{OLD}|01", dg.DagsterRunStatus.FAILURE, ["wat_manifest", "pair_parquet"])
-    assert here.tick()[0] == [f"{OLD}|01#1"]
+    failed = here.ran(f"{OLD}|01", dg.DagsterRunStatus.FAILURE, ["wat_manifest", "pair_parquet"])
+    assert here.tick()[0] == [f"{OLD}|01#{failed}"]
     assert here.requests[0].asset_selection == [dg.AssetKey(name) for name in SEGMENT_ASSETS[2:]]
     here.ran(f"{OLD}|01", dg.DagsterRunStatus.FAILURE)
     keys, message = here.tick()
@@ -165,7 +197,124 @@ def test_a_list_that_cannot_be_read_changes_nothing(world: Callable[[Discovery],
     keys, message = here.tick()
     assert keys == []
     assert "could not be read" in message
+    assert here.later()[0] == [f"{OLD}|00#0", f"{OLD}|01#0"]
+
+
+def test_the_list_is_sent_only_when_it_has_changed(world: Callable[[Discovery], World]) -> None:
+    here = world(Discovery())
+    list_crawls(here.root, OLD)
+    publish_paths(here.root, OLD)
+    for _ in range(2):
+        assert here.later()[0] == [f"{OLD}|00#0", f"{OLD}|01#0"]
+    list_crawls(here.root, NEW, OLD)
+    publish_paths(here.root, NEW)
+    assert here.later()[0] == [f"{c}|{s}#0" for c in (NEW, OLD) for s in ("00", "01")]
+    statuses = [status for path, status in here.server.answered if path == "/collinfo.json"]
+    assert statuses == [200, 304, 200]
+    # How many segments a crawl has is asked once.
+    assert len(here.server.answered) == len(statuses) + 2
+
+
+def test_a_server_that_is_down_is_asked_less_and_less(
+    world: Callable[[Discovery], World],
+) -> None:
+    here = world(Discovery())
+    list_crawls(here.root, OLD)
+    publish_paths(here.root, OLD)
+    here.tick()
+    here.server.failing["/collinfo.json"] = 1000
+    here.server.answered.clear()
+    asked = []
+    for _ in range(16):
+        keys, message = here.later()
+        # What is known already goes on.
+        assert keys == [f"{OLD}|00#0", f"{OLD}|01#0"]
+        asked.append(len(here.server.answered))
+        here.server.answered.clear()
+    assert [hour for hour, requests in enumerate(asked, 1) if requests] == [1, 2, 4, 8, 16]
+    for key in (f"{OLD}|00", f"{OLD}|01"):
+        here.ran(key, dg.DagsterRunStatus.SUCCESS, SEGMENT_ASSETS)
+    message = here.tick()[1]
+    assert "could not be read" in message
+    assert "(5 times in a row); asked again at 2023-11-16T06:13+00:00" in message
+
+
+def test_a_run_that_dagster_is_about_to_retry_is_left_to_it(
+    world: Callable[[Discovery], World],
+) -> None:
+    here = world(Discovery())
+    list_crawls(here.root, OLD)
+    publish_paths(here.root, OLD, [100])
+    here.tick()
+    here.ran(f"{OLD}|00", dg.DagsterRunStatus.FAILURE, tags={"dagster/will_retry": "true"})
+    assert here.tick()[0] == []
+
+
+def test_the_newest_crawl_goes_first(world: Callable[[Discovery], World]) -> None:
+    here = world(Discovery(at_most=3))
+    list_crawls(here.root, NEW, OLD)
+    publish_paths(here.root, NEW)
+    publish_paths(here.root, OLD)
+    assert here.tick()[0] == [f"{NEW}|00#0", f"{NEW}|01#0", f"{OLD}|00#0"]
+    newer, _, older = (int(request.tags["dagster/priority"]) for request in here.requests)
+    assert older < newer < 0
+    here.ran(f"{NEW}|00", dg.DagsterRunStatus.STARTED)
+    assert here.tick()[0] == [f"{NEW}|01#0", f"{OLD}|00#0"]
+    here.allow(Discovery(first="oldest"))
+    assert here.tick()[0] == [f"{OLD}|00#0", f"{OLD}|01#0", f"{NEW}|01#0"]
+
+
+def test_when_everything_fails_no_more_is_asked_for(world: Callable[[Discovery], World]) -> None:
+    here = world(Discovery(attempts=1, at_most=2))
+    list_crawls(here.root, NEW, OLD)
+    publish_paths(here.root, NEW)
+    publish_paths(here.root, OLD)
+    for key in here.tick()[0]:
+        here.ran(key.partition("#")[0], dg.DagsterRunStatus.FAILURE)
+    keys, message = here.tick()
+    assert keys == []
+    assert "nothing more is asked for" in message
+    # One is mended by hand; what it failed before that does not count.
+    here.ran(f"{NEW}|00", dg.DagsterRunStatus.SUCCESS, SEGMENT_ASSETS)
     assert here.tick()[0] == [f"{OLD}|00#0", f"{OLD}|01#0"]
+
+
+def test_further_subsets_are_asked_for(world: Callable[[Discovery], World]) -> None:
+    here = world(Discovery())
+    list_crawls(here.root, OLD)
+    publish_paths(here.root, OLD, [100])
+    here.defs = build_defs(
+        Settings(crawl_source=here.source, subsets={"laion5b-en": load_recipe("laion5b-en")})
+    )
+    here.tick()
+    asked = [key.path[-1] for key in here.requests[0].asset_selection or []]
+    assert asked == segment_assets(["laion5b-en"])
+
+
+def test_a_tick_asks_no_more_queries_when_more_is_known(
+    world: Callable[[Discovery], World],
+) -> None:
+    """docs/scheduling.md has the times with 10,000 partitions."""
+    here = world(Discovery(at_most=10))
+    here.source = here.source.model_copy(update={"segments_per_crawl": 100})
+    here.allow(Discovery(at_most=10))
+    list_crawls(here.root, NEW, OLD)
+    publish_paths(here.root, NEW, range(100, 200))
+    publish_paths(here.root, OLD, range(100, 200))
+    here.tick()
+    counted: list[int] = []
+    listen(Engine, "before_cursor_execute", lambda *_: counted.append(1))
+
+    def queries() -> int:
+        counted.clear()
+        assert len(here.tick()[0]) == 10
+        return len(counted)
+
+    before = queries()
+    for number in range(40):
+        key = f"{NEW}|{number:02d}"
+        here.ran(key, dg.DagsterRunStatus.SUCCESS, [LAST_ASSET] if number % 2 else [])
+    assert queries() == before
 
 
 def test_the_policy_bounds_what_is_asked_for(world: Callable[[Discovery], World]) -> None:
@@ -178,11 +327,19 @@ def test_the_policy_bounds_what_is_asked_for(world: Callable[[Discovery], World]
 
 def test_the_pure_differences() -> None:
     listed = ["CC-MAIN-2000-10", "CC-MAIN-2000-05", "CC-MAIN-1999-50"]
-    assert wanted_crawls(listed, Discovery()) == sorted(listed)
-    assert wanted_crawls(listed, Discovery(newest=2)) == ["CC-MAIN-2000-05", "CC-MAIN-2000-10"]
+    assert wanted_crawls(listed, Discovery()) == listed
+    assert wanted_crawls(listed, Discovery(first="oldest")) == sorted(listed)
+    assert wanted_crawls(listed, Discovery(newest=2)) == ["CC-MAIN-2000-10", "CC-MAIN-2000-05"]
     assert wanted_crawls(listed, Discovery(only=("CC-MAIN-1999-50",))) == ["CC-MAIN-1999-50"]
     keys = wanted_segments(OLD, 3, Discovery(segments=2))
     assert [key.segment for key in keys] == ["00", "01"]
+    few = wanted_segments(OLD, 100, Discovery(fraction=0.05))
+    assert len(few) == 5
+    assert few == wanted_segments(OLD, 100, Discovery(fraction=0.05)) == sorted(few)
+    assert set(few) < set(wanted_segments(OLD, 100, Discovery(fraction=0.06)))
+    assert {key.segment for key in few} != {
+        key.segment for key in wanted_segments(NEW, 100, Discovery(fraction=0.05))
+    }
     everything = {asset: {str(partition_key(keys[0]))} for asset in SEGMENT_ASSETS}
     assert lacking(keys[0], everything) == []
     assert lacking(keys[0], everything | {"embeddings": set()}) == list(SEGMENT_ASSETS[4:])

@@ -1,0 +1,87 @@
+"""Which failures of an asset may pass, and are tried again by its retry policy."""
+
+from __future__ import annotations
+
+import errno
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from typing import Final, ParamSpec, TypeVar
+
+import dagster as dg
+
+from laion_assets.assets.making import InputsChangedError
+from laion_assets.crawl.source import CrawlSourceError, NoSuchSegmentError
+from laion_assets.download.decoders import DecodersError
+from laion_assets.download.segment import NoNetworkError
+from laion_assets.files import LockedError
+from laion_assets.lake import PartitionBusyError
+from laion_assets.pairs.segment import SegmentError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_PASSING: Final = (
+    BrokenProcessPool,
+    ConnectionError,
+    CrawlSourceError,
+    DecodersError,
+    InputsChangedError,
+    LockedError,
+    NoNetworkError,
+    PartitionBusyError,
+    SegmentError,
+    TimeoutError,
+)
+_LASTING: Final = (NoSuchSegmentError,)
+_PASSING_ERRNOS: Final = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EIO,
+        errno.ENETUNREACH,
+        errno.EHOSTUNREACH,
+        errno.ENOLCK,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+"""Of a mounted store that stutters. A full disk (ENOSPC) is a person's to mend."""
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same work may succeed a little later: the network, another process, a worker
+    that was killed; not a wrong setting, a damaged file or a check that failed."""
+    for cause in _causes(error):
+        if isinstance(cause, _LASTING) or (isinstance(cause, SegmentError) and cause.missing):
+            return False
+        if isinstance(cause, _PASSING):
+            return True
+        if isinstance(cause, OSError) and cause.errno in _PASSING_ERRNOS:
+            return True
+    return False
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__
+
+
+def tried_again(asset: Callable[P, R]) -> Callable[P, R]:
+    """Have the asset's retry policy try only what may pass: all else becomes a
+    ``dagster.Failure`` that forbids it, with the error as its cause."""
+
+    @functools.wraps(asset)
+    def judged(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return asset(*args, **kwargs)
+        except (dg.Failure, dg.RetryRequested):
+            raise
+        except Exception as error:
+            if may_pass(error):
+                raise
+            raise dg.Failure(f"{type(error).__name__}: {error}", allow_retries=False) from error
+
+    return judged

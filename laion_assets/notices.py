@@ -1,0 +1,77 @@
+"""What is told of a failed run, and telling it to a webhook.
+
+The webhook gets one JSON object by POST, the fields of :class:`Notice`, with the run's id as
+`Idempotency-Key`: whoever takes it twice, after an answer that was lost, can know.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import urllib3
+from pydantic import BaseModel
+
+_PASSING: Final = (408, 429, 500, 502, 503, 504)
+_TIMEOUT_S: Final = 5.0
+_TRIES: Final = 3
+_BACK_OFF_S: Final = 0.2
+
+
+class NoticeError(RuntimeError):
+    """A notice could not be delivered. The message has no secrets: no path of a URL, no token."""
+
+
+class Notice(BaseModel, frozen=True):
+    """One failed run."""
+
+    run_id: str
+    job: str
+    partition: str | None
+    step: str | None
+    """The asset that failed; none if the run was lost, or never began."""
+    error: str
+    failed_at: str
+    retried: bool
+    """Whether Dagster makes the run again by itself."""
+    link: str
+
+    @property
+    def text(self) -> str:
+        """For people, in a few lines."""
+        what = f"{self.job} of {self.partition}" if self.partition else self.job
+        where = f" at {self.step}" if self.step else ""
+        then = "\nDagster runs it again by itself." if self.retried else ""
+        return f"{what} failed{where}, {self.failed_at}: {self.error}{then}\n{self.link}"
+
+
+def post(url: str, notice: Notice, token: str = "") -> None:
+    """Deliver a notice. Raises :class:`NoticeError` unless the answer is a 2xx."""
+    headers = {"Content-Type": "application/json", "Idempotency-Key": notice.run_id}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    retries = urllib3.Retry(
+        total=_TRIES - 1,
+        redirect=False,
+        status_forcelist=_PASSING,
+        allowed_methods=["POST"],
+        backoff_factor=_BACK_OFF_S,
+        backoff_jitter=_BACK_OFF_S,
+        # A sensor's tick has no hours to wait; the next ticks try again.
+        respect_retry_after_header=False,
+        raise_on_status=False,
+    )
+    try:
+        answer = urllib3.request(
+            "POST",
+            url,
+            body=notice.model_dump_json().encode(),
+            headers=headers,
+            retries=retries,
+            timeout=_TIMEOUT_S,
+        )
+    except urllib3.exceptions.HTTPError as error:
+        # Its own message has the URL, which is a secret with many services.
+        cause = getattr(error, "reason", None) or error
+        raise NoticeError(f"no answer: {type(cause).__name__}") from None
+    if not 200 <= answer.status < 300:
+        raise NoticeError(f"answered {answer.status}")
