@@ -4,7 +4,7 @@ concern, and, where the deployment wants that, runs that make these again."""
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -22,31 +22,77 @@ from sensors.runs import runs_by_tag
 LISTS_TAG: Final = "laion_assets/lists"
 """Tag of a run that observes: its turn, and the digest of all lists in force."""
 REMAKE_TAG: Final = "laion_assets/lists_remake"
-"""Tag of a run that makes a partition again: the turn and the partition."""
+"""Tag of a run that makes a partition again: the turn, the partition and what told of it."""
+_AT_ONCE: Final = 1000
 
 
-def _concerned(instance: dg.DagsterInstance, run_id: str) -> list[str]:
-    """The partitions that a run has observed."""
-    logs = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION)
-    events = [entry.dagster_event.partition for entry in logs if entry.dagster_event]
-    return sorted({partition for partition in events if partition})
+class _Remake(NamedTuple):
+    """A partition that is to be made again."""
+
+    attempt: int
+    told: int
+    """Storage id of the observation that said so: of a later one it must be made once more."""
+
+    def tag(self, turn: str, partition: str) -> str:
+        return f"{turn}:{partition}:{self.told}"
 
 
-def _remakes(
-    lake: Lake, assets: Sequence[str], attempts: Mapping[str, int], turn: str
+_Remakes = dict[str, _Remake]
+
+
+def _remakes_in(cursor: Mapping[str, Any]) -> _Remakes:
+    return {partition: _Remake(*told) for partition, told in cursor.get("remakes", {}).items()}
+
+
+def _told(
+    instance: dg.DagsterInstance, after: int, run_id: str | None = None
+) -> tuple[dict[str, int], int]:
+    """The partitions that runs, or this one, have observed since the storage id ``after``, each
+    with the id of the last observation; and the last id of all.
+
+    A run that looks tells of what it finds; one that makes a partition while the lists change
+    tells of it. What ``laion-assets remove`` tells, by itself, it makes again by itself.
+    """
+    partitions: dict[str, int] = {}
+    last = after
+    for name in LISTS:
+        wanted = dg.AssetRecordsFilter(dg.AssetKey(name), after_storage_id=after)
+        cursor, more = None, True
+        while more:
+            found = instance.fetch_observations(wanted, _AT_ONCE, cursor=cursor, ascending=True)
+            cursor, more = found.cursor, found.has_more
+            for record in found.records:
+                last = max(last, record.storage_id)
+                by_run = record.run_id == run_id if run_id else record.run_id
+                if by_run and record.partition_key:
+                    partitions[record.partition_key] = record.storage_id
+    return partitions, last
+
+
+def _last_told(instance: dg.DagsterInstance) -> int:
+    records = [
+        record
+        for name in LISTS
+        for record in instance.fetch_observations(dg.AssetKey(name), limit=1).records
+    ]
+    return max((record.storage_id for record in records), default=0)
+
+
+def _requests(
+    lake: Lake, assets: Sequence[str], remakes: _Remakes, turn: str
 ) -> list[dg.RunRequest]:
-    """All that a segment has of what may hold a sample, made again; ``attempts`` by partition."""
+    """All that a segment has of what may hold a sample, made again."""
     requests = []
-    for partition, attempt in attempts.items():
+    for partition, remake in remakes.items():
         key = segment_key(partition)
         made = [name for name in assets[1:] if lake.folder(name, key).exists()]
         requests.append(
             dg.RunRequest(
-                run_key=f"{turn}:{partition}#{attempt}",
+                run_key=f"{remake.tag(turn, partition)}#{remake.attempt}",
                 job_name="segment",
                 partition_key=partition_key(key),
                 asset_selection=[dg.AssetKey(name) for name in made],
-                tags={REMAKE_TAG: f"{turn}:{partition}"},
+                tags={REMAKE_TAG: remake.tag(turn, partition)},
             )
         )
     return requests
@@ -57,33 +103,37 @@ def _follow(
     instance: dg.DagsterInstance,
     assets: Sequence[str],
     seen: Mapping[str, Any],
-    attempts: int,
+    options: RemovalOptions,
 ) -> dg.SensorResult | dg.SkipReason:
-    """Ask again for the partitions whose run failed; forget those that have been made."""
-    remakes = dict(seen.get("remakes", {}))
+    """Ask for the partitions that were told of since, and again for those whose run failed; forget
+    those that have been made."""
+    remakes = _remakes_in(seen)
     turn = f"{seen.get('turn', 0)}:{seen['version']}"
-    again: dict[str, int] = {}
+    again: _Remakes = {}
     given_up = []
-    tags = {f"{turn}:{partition}": partition for partition in remakes}
+    tags = {remake.tag(turn, partition): partition for partition, remake in remakes.items()}
     for tag, records in runs_by_tag(instance, REMAKE_TAG, list(tags)):
-        partition, attempt = tags[tag], remakes[tags[tag]]
+        partition, remake = tags[tag], remakes[tags[tag]]
         runs = [record.dagster_run for record in records]
         if any(run.status == dg.DagsterRunStatus.SUCCESS for run in runs):
             del remakes[partition]
-        elif len(runs) >= attempt and not any(
+        elif len(runs) >= remake.attempt and not any(
             run.status in UNFINISHED or run.is_complete_and_waiting_to_retry for run in runs
         ):
-            if attempt >= attempts:
+            if remake.attempt >= options.attempts:
                 given_up.append(partition)
             else:
-                again[partition] = remakes[partition] = attempt + 1
+                again[partition] = remake._replace(attempt=remake.attempt + 1)
+    told, last = _told(instance, seen["observed"])
+    if options.automatic:
+        again |= {partition: _Remake(1, at) for partition, at in told.items()}
     reason = "no list has changed"
     if given_up:
-        reason += f"; given up after {attempts} failed runs: {', '.join(given_up)}"
+        reason += f"; given up after {options.attempts} failed runs: {', '.join(given_up)}"
     return dg.SensorResult(
-        run_requests=_remakes(lake, assets, again, turn),
+        run_requests=_requests(lake, assets, again, turn),
         skip_reason=None if again else reason,
-        cursor=json.dumps({**seen, "remakes": remakes}),
+        cursor=json.dumps({**seen, "observed": last, "remakes": remakes | again}),
     )
 
 
@@ -119,21 +169,30 @@ def lists_sensor(
         version = hashlib.sha256(told.encode()).hexdigest()[:16]
         seen = json.loads(context.cursor) if context.cursor else {}
         if seen.get("version") == version:
-            return _follow(store, instance, assets, seen, options.attempts)
+            return _follow(store, instance, assets, seen, options)
         # Lists may become again what they were: a turn is never one that was before.
         turn = f"{seen.get('turn', 0) + 1}:{version}"
         after = {"version": version, "texts": texts, "turn": seen.get("turn", 0) + 1}
         if not seen and not lists:
+            after["observed"] = _last_told(instance)
             return dg.SensorResult(skip_reason="no list has an entry", cursor=json.dumps(after))
         runs = instance.get_runs(dg.RunsFilter(tags={LISTS_TAG: turn}))
         done = [run for run in runs if run.status == dg.DagsterRunStatus.SUCCESS]
         if done:
-            partitions = _concerned(instance, done[0].run_id)
-            # With those of the last turn that have not been made yet.
-            wanted = {*partitions, *seen.get("remakes", {})} if options.automatic else set()
-            after["remakes"] = dict.fromkeys(sorted(wanted), 1)
-            requests = _remakes(store, assets, after["remakes"], turn)
-            reason = f"the lists concern {len(partitions)} partitions; see {done[0].run_id[:8]}"
+            # With what other runs have told meanwhile.
+            since = seen.get("observed")
+            only = done[0].run_id if since is None else None
+            concerned, after["observed"] = _told(instance, since or 0, only)
+            remakes = {}
+            if options.automatic:
+                # With those of the last turn that have not been made yet.
+                wanted = {partition: old.told for partition, old in _remakes_in(seen).items()}
+                remakes = {
+                    key: _Remake(1, at) for key, at in sorted({**wanted, **concerned}.items())
+                }
+            after["remakes"] = remakes
+            requests = _requests(store, assets, remakes, turn)
+            reason = f"the lists concern {len(concerned)} partitions; see {done[0].run_id[:8]}"
             return dg.SensorResult(
                 run_requests=requests,
                 skip_reason=None if requests else reason,

@@ -206,6 +206,31 @@ def test_a_list_that_changes_while_a_partition_is_made_is_told(
     assert graph.stale() == []
 
 
+def test_what_a_run_tells_that_was_under_way_is_asked_for_too(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun with the old lists, published when the look was over."""
+    graph.options = RemovalOptions(automatic=True)
+    graph.make(*KEYS)
+    cursor: list[str] = []
+
+    def look_meanwhile(*args: object) -> object:
+        graph.write("removals", f"url:{url_of(KEYS[0])}\n")
+        cursor.append(graph.follow(None))
+        return listed.take_out(*args)  # type: ignore[arg-type]
+
+    graph.write("removals", "host:elsewhere.test\n")
+    monkeypatch.setitem(globals(), "take_out", look_meanwhile)
+    graph.make(KEYS[0])
+    monkeypatch.undo()
+    told = graph.tick(cursor[0])
+    [request] = told.run_requests or []
+    assert str(request.partition_key) == str(KEYS[0])
+    assert not graph.tick(told.cursor).run_requests
+    assert graph.run("make", KEYS[0], tags=dict(request.tags)).success
+    assert graph.tick(told.cursor).skip_message == "no list has changed"
+
+
 def test_a_list_that_cannot_be_understood_is_an_error(graph: Graph) -> None:
     graph.write("blocklists", "what is this\n")
     with pytest.raises(dg.Failure, match=r"mine\.txt:1"):
