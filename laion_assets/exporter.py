@@ -20,7 +20,7 @@ from prometheus_client import write_to_textfile as write_textfile
 
 from laion_assets.partitions import UNFINISHED
 
-_PAGE: Final = 100
+_PAGE: Final = 500
 _HISTORY_S: Final = 86_400.0
 _PREFIX: Final = "laion_assets"
 
@@ -130,12 +130,11 @@ def export(
     """Serve the metrics at ``/metrics``, or keep writing them to a file for node_exporter's
     textfile collector; until interrupted."""
     metrics = StageMetrics(instance)
-    metrics.update()
     if textfile is None:
         start_http_server(port, addr=host, registry=metrics.registry)
         print(f"http://{host}:{port}/metrics", flush=True)
     while True:
+        metrics.update()
         if textfile is not None:
             write_textfile(str(textfile), metrics.registry)
         time.sleep(every_s)
-        metrics.update()

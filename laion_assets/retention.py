@@ -102,7 +102,7 @@ def prune(instance: dg.DagsterInstance, policy: Retention, *, dry_run: bool = Fa
         old = _older(instance, policy.superseded_days) - gone
         pruned.superseded = delete(_made_something(storage, old) - _latest(storage))
     done = set(instance.get_run_ids(dg.RunsFilter(tags=PRUNED_TAGS)))
-    chatty = _older(instance, policy.logs_days) - done - gone
+    chatty = _older(instance, policy.logs_days, touched=True) - done - gone
     pruned.logs = len(chatty)
     for run_id in () if dry_run else sorted(chatty):
         instance.compute_log_manager.delete_logs(prefix=[run_id])
@@ -111,11 +111,16 @@ def prune(instance: dg.DagsterInstance, policy: Retention, *, dry_run: bool = Fa
     return pruned
 
 
-def _older(instance: dg.DagsterInstance, days: int) -> set[str]:
-    """The finished runs that were asked for before."""
+def _older(instance: dg.DagsterInstance, days: int, *, touched: bool = False) -> set[str]:
+    """The finished runs that were asked for before, or ``touched`` last before: a run may have
+    waited for long."""
     before = datetime.now(UTC) - timedelta(days=days)
-    found = instance.get_run_ids(dg.RunsFilter(statuses=FINISHED_STATUSES, created_before=before))
-    return set(found)
+    asked = dg.RunsFilter(
+        statuses=FINISHED_STATUSES,
+        created_before=None if touched else before,
+        updated_before=before if touched else None,
+    )
+    return set(instance.get_run_ids(asked))
 
 
 def _made_something(storage: SqlEventLogStorage, run_ids: set[str]) -> set[str]:

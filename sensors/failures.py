@@ -25,6 +25,8 @@ TOLD_TAG: Final = "laion_assets/told/"
 _WILL_RETRY: Final = "dagster/will_retry"
 _OVERLAP_S: Final = 120.0
 """Between the clocks of the machines that run and this one; told runs are known by their tag."""
+_BEFORE_S: Final = 86_400.0
+"""Before the sensor's first tick, for which failed runs are told."""
 _TICK_S: Final = 20.0
 _BACK_OFF_S: Final = 60.0
 _LONGEST_BACK_OFF_S: Final = 3600.0
@@ -51,7 +53,7 @@ class _State(BaseModel):
     """The cursor."""
 
     first: float
-    """Runs that failed before the sensor's first tick are nobody's news."""
+    """Runs that failed before are nobody's news."""
     since: float
     waiting: list[str] = Field(default_factory=list)
     """Runs that are still to be told, those that were tried longest ago first."""
@@ -62,7 +64,8 @@ class _State(BaseModel):
         try:
             return cls.model_validate_json(cursor or "")
         except ValidationError:
-            return cls(first=now(), since=now())
+            # New, or reset: what was told is known by its tag, and what was waiting is found again.
+            return cls(first=now() - _BEFORE_S, since=now() - _BEFORE_S)
 
 
 def _failed(instance: dg.DagsterInstance, state: _State) -> Iterator[dg.RunRecord]:

@@ -46,7 +46,7 @@ def age(instance: dg.DagsterInstance, *run_ids: str) -> None:
         connection.execute(
             sa.update(RunsTable)
             .where(RunsTable.c.run_id.in_(run_ids))
-            .values(create_timestamp=datetime(2020, 1, 1))
+            .values(create_timestamp=datetime(2020, 1, 1), update_timestamp=datetime(2020, 1, 1))
         )
 
 
