@@ -24,6 +24,7 @@ from laion_assets.segments import SegmentKey
 
 if TYPE_CHECKING:
     import dagster as dg
+    import pyarrow as pa
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -187,10 +188,13 @@ def sql(args: argparse.Namespace) -> None:
     if not catalog.exists():
         raise CommandError(f"there is no {catalog}: materialize the asset `catalog`, or --catalog")
     table = query(catalog, args.statement)
-    if args.csv:
+    if args.format == "csv":
         import pyarrow.csv
 
         pyarrow.csv.write_csv(table, sys.stdout.buffer)
+        return
+    if args.format == "json":
+        _print_json(table)
         return
     columns = table.column_names
     rows = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
@@ -199,6 +203,28 @@ def sql(args: argparse.Namespace) -> None:
         print(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
+
+
+def _print_json(table: pa.Table) -> None:
+    """An array with an object a line."""
+    import json
+    import math
+
+    between = "["
+    for batch in table.to_batches(max_chunksize=10_000):
+        for row in batch.to_pylist():
+            # JSON knows no NaN and no infinity.
+            told = {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in row.items()
+            }
+            print(between + json.dumps(told, ensure_ascii=False, default=_json_value), end="")
+            between = ",\n "
+    print("[]" if between == "[" else "]")
+
+
+def _json_value(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def _cell(value: object) -> str:
@@ -506,11 +532,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     word = _add(
         commands,
-        _Word("sql", "ask the catalog", 'sql "select * from funnel order by 1, 2"', sql),
+        _Word("sql", "ask the catalog", 'sql "from resolution_table()"', sql),
     )
     word.add_argument("statement")
     word.add_argument("--catalog", type=Path)
-    word.add_argument("--csv", action="store_true")
+    word.add_argument("--format", choices=["table", "csv", "json"], default="table")
+    for name in ("csv", "json"):
+        told = f"the same as --format {name}"
+        word.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=told)
 
     word = _add(
         commands,
