@@ -208,7 +208,7 @@ def open_catalog(catalog: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             config={"temp_directory": spill, "autoinstall_known_extensions": False},
         ) as connection,
     ):
-        lake = _lake_of(catalog, connection)
+        lake = lake_of(catalog, connection)
         connection.execute(f"set variable lake = {_quoted(str(lake))}")
         connection.execute(f"set allowed_directories = [{_quoted(str(lake))}]")
         connection.execute("set enable_external_access = false")
@@ -216,7 +216,7 @@ def open_catalog(catalog: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def _lake_of(catalog: Path, connection: duckdb.DuckDBPyConnection) -> Path:
+def lake_of(catalog: Path, connection: duckdb.DuckDBPyConnection) -> Path:
     """The folder above `catalog/catalog.duckdb`, wherever it is now; else where the lake was."""
     path = catalog.absolute()
     if path.parent.name == "catalog":
@@ -239,7 +239,7 @@ def query(catalog: Path, sql: str) -> pa.Table:
             raise QueryError("only one SELECT, DESCRIBE, SHOW or SUMMARIZE can be asked at a time")
         for last in (*[False] * (_TRIES - 1), True):
             with open_catalog(catalog) as connection:
-                lake = _lake_of(catalog, connection)
+                lake = lake_of(catalog, connection)
                 before = _partitions(lake)
                 try:
                     table = connection.sql(sql).to_arrow_table()
