@@ -234,6 +234,47 @@ def _cell(value: object) -> str:
     return text.replace("\n", " ")
 
 
+def export(args: argparse.Namespace) -> None:
+    from laion_assets.lake import Lake
+    from laion_assets.release.export import About
+    from laion_assets.release.export import export as write_release
+    from laion_assets.removals.in_force import read_lists
+    from laion_assets.settings import load_settings
+
+    settings = load_settings(args.config)
+    lake = Lake(settings.lake)
+    if args.verify:
+        from laion_assets.release.verify import verify
+
+        _existing([args.output])
+        lists = read_lists(lake.root) if lake.root.is_dir() else None
+        if lists is None:
+            say(f"there is no lake {lake.root}: what its lists name is not looked for")
+        problems = verify(args.output, lists, log=say)
+        for problem in problems:
+            print(problem)
+        if problems:
+            raise CommandError(f"{args.output} is not a sound release")
+        print(f"{args.output} is a sound release")
+        return
+    if not lake.root.is_dir():
+        raise CommandError(f"there is no lake {lake.root}: give its settings by --config")
+    given = {name: getattr(args, name) for name in ("name", "url") if getattr(args, name)}
+    about = About(version=args.release, contact=settings.download.contact, **given)
+    manifest = write_release(
+        lake,
+        args.output,
+        files=args.files,
+        about=about,
+        index=None if args.without_indices else settings.index,
+        log=say,
+    )
+    for name in ("samples", "left_out", "files"):
+        value = manifest[name]
+        print(f"{name:14} {len(value) if name == 'files' else value}")
+    print(args.output)
+
+
 def why(args: argparse.Namespace) -> None:
     from laion_assets.settings import load_settings
     from laion_assets.stats import why as stories
@@ -284,6 +325,13 @@ def crawl_add(args: argparse.Namespace) -> None:
     instance = _instance()
     instance.add_dynamic_partitions(partitions.name or "", [args.crawl])
     print(f"{args.crawl} is added, with {len(segments)} segments")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not a positive number")
+    return number
 
 
 ENTRY_KINDS = ("url", "host", "sha256", "md5", "url-sha256", "url-md5", "sample-id")
@@ -540,6 +588,22 @@ def build_parser() -> argparse.ArgumentParser:
     for name in ("csv", "json"):
         told = f"the same as --format {name}"
         word.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=told)
+
+    word = _add(
+        commands,
+        _Word(
+            "export", "the subset as a release that others can load", "export -o release/", export
+        ),
+    )
+    _output(word)
+    word.add_argument("--files", type=_positive, default=32, help="of metadata (default: 32)")
+    word.add_argument("--without-indices", action="store_true", help="build no faiss indices")
+    word.add_argument("--name", help="of the dataset")
+    word.add_argument("--url", help="where it is published")
+    word.add_argument("--release", default="1.0.0", metavar="VERSION", help="default: 1.0.0")
+    word.add_argument(
+        "--verify", action="store_true", help="look a release through instead, the lists included"
+    )
 
     word = _add(
         commands,

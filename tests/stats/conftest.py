@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from laion_assets import schemas
 from laion_assets.download.outcomes import History, ledger_table
@@ -175,6 +178,21 @@ class SegmentFiles:
             model="tiny/tiny",
             recipe="laion400m v1",
         )
+
+    def tar(self) -> None:
+        """The shard's pictures, as a webdataset."""
+        with tarfile.open(self.folder("image_shards") / "00000.tar", "w") as tar:
+            for row, pair in enumerate(self.images):
+                picture = io.BytesIO()
+                Image.new("RGB", (40, 30), (row * 6, 0, 0)).save(picture, "JPEG")
+                for kind, content in (
+                    ("jpg", picture.getvalue()),
+                    ("txt", pair["text"].encode()),
+                    ("json", b"{}"),
+                ):
+                    member = tarfile.TarInfo(f"{row:09d}.{kind}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
 
     def partitions(self) -> dict[str, Path]:
         assets = (

@@ -5,7 +5,6 @@ import io
 import re
 import subprocess
 import sys
-import tarfile
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -150,14 +149,7 @@ def test_pairs_around_the_threshold_are_shown_with_their_pictures(tmp_path: Path
     files = SegmentFiles(tmp_path / "lake", *SEGMENTS[0])
     files.write()
     files.stats()
-    with tarfile.open(files.folder("image_shards") / "00000.tar", "w") as tar:
-        for row in range(40):
-            picture = io.BytesIO()
-            Image.new("RGB", (40, 30), (row * 6, 0, 0)).save(picture, "JPEG")
-            member = tarfile.TarInfo(f"{row:09d}.jpg")
-            member.size = picture.tell()
-            picture.seek(0)
-            tar.addfile(member, picture)
+    files.tar()
     shard = files.folder("image_shards") / "00000.parquet"
     rows = pq.ParquetFile(shard).read().to_pylist()
     rows[0]["url"] = "http://another.test/made-anew.jpg"
