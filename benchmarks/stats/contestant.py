@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import resource
 import sys
@@ -39,7 +40,9 @@ def _pandas(question: str, lake: Path) -> list[Any]:
     import pandas as pd
 
     def read(*columns: str) -> Any:
-        return pd.read_parquet(lake / "filtered_subset", columns=list(columns))
+        return pd.read_parquet(
+            lake / "filtered_subset", columns=list(columns) or None, partitioning=None
+        )
 
     def counted(values: Any) -> list[Any]:
         found = values.value_counts()
@@ -71,7 +74,7 @@ def _pandas(question: str, lake: Path) -> list[Any]:
         "languages": lambda: counted(read("LANGUAGE")["LANGUAGE"]),
         "licences": lambda: counted(read("LICENSE")["LICENSE"]),
         "dup_images": duplicates,
-        "sample": lambda: [[len(pd.read_parquet(lake / "filtered_subset").sample(100))]],
+        "sample": lambda: [[len(read().sample(100))]],
     }
     return asked[question]()
 
@@ -119,8 +122,7 @@ def _pyarrow(question: str, lake: Path) -> list[Any]:
         return [[found.num_rows, pc.sum(found["count_all"]).as_py()]]
 
     def hosts() -> list[Any]:
-        host = pc.extract_regex(read("URL")["URL"], r"//(?P<host>[^/]+)")
-        return counted(pc.struct_field(host, "host"))[:TOP]
+        return counted(pc.list_element(pc.split_pattern(read("URL")["URL"], "/"), 2))[:TOP]
 
     def sample() -> list[Any]:
         rows = np.random.default_rng(0).choice(subset.count_rows(), 100, replace=False)
@@ -139,6 +141,13 @@ def _pyarrow(question: str, lake: Path) -> list[Any]:
     return asked[question]()
 
 
+_LOADED: Final = {
+    "ours": "laion_assets.stats.catalog",
+    "pandas": "pandas",
+    "pyarrow": "pyarrow.dataset",
+}
+"""What is imported before the clock is started."""
+
 WAYS: Final = {"ours": _ours, "pandas": _pandas, "pyarrow": _pyarrow}
 
 
@@ -146,6 +155,7 @@ def main(way: str, question: str, lake: str, memory_gb: str) -> None:
     if way != "ours":  # DuckDB bounds itself, and spills
         most = int(float(memory_gb) * 1e9)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    importlib.import_module(_LOADED[way])
     started = time.perf_counter()
     answer = WAYS[way](question, Path(lake))
     print(json.dumps({"seconds": time.perf_counter() - started, "answer": answer}))

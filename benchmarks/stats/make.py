@@ -16,7 +16,7 @@ from laion_assets.stats.catalog import build_catalog
 _CRAWL: Final = "CC-MAIN-2099-01"
 _SEGMENTS: Final = 100
 _ROWS_A_FILE: Final = 1_000_000
-_BYTES_A_ROW: Final = 200
+_BYTES_A_ROW: Final = 100
 """What a row takes on disk, generously."""
 _STAMP: Final = ".made.json"
 
@@ -33,7 +33,7 @@ with ids as (
 )
 select cast(h >> 1 as bigint) as SAMPLE_ID,
     'https://img' || cast(floor(200000 * pow(u, 4)) as int) || '.example.'
-        || ['com', 'org', 'net', 'de'][1 + h % 4] || '/photos/' || i || '/large.jpg' as URL,
+        || ['com', 'org', 'net', 'de'][(1 + h % 4)::int] || '/photos/' || i || '/large.jpg' as URL,
     substr(text, 1 + (h % 64)::int, 5 + cast(40 * (v + u * v * 3) as int)) || ' ' || i as TEXT,
     cast(pow(2, 6 + 5 * v) as int) as HEIGHT,
     cast(pow(2, 6 + 5 * v) * (0.7 + 0.8 * u) as int) as WIDTH,
