@@ -8,10 +8,9 @@ can open the file from anywhere. A lake that was moved is read after `SET VARIAB
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -254,15 +253,21 @@ def query(catalog: Path, sql: str) -> pa.Table:
     raise AssertionError("the last try returns or raises")
 
 
-def _partitions(lake: Path) -> dict[str, int]:
-    """Folder of each published partition -> its inode: another one once it has been replaced."""
-    return {
-        segment.path: segment.inode()
-        for crawl in lake.glob("*/crawl=*")
-        for segment in os.scandir(crawl)
-    }
+def _partitions(lake: Path) -> dict[Path, tuple[int, int]]:
+    """Folder of each published partition -> what is another one once it has been replaced.
+
+    The time beside the inode, since a file system gives the number of a deleted folder again.
+    """
+    found = {}
+    for folder in lake.glob("*/crawl=*/segment=*"):
+        with suppress(FileNotFoundError):  # it has just been taken away
+            stat = folder.stat()
+            found[folder] = (stat.st_ino, stat.st_mtime_ns)
+    return found
 
 
-def _replaced(before: Mapping[str, int], after: Mapping[str, int]) -> bool:
+def _replaced(
+    before: Mapping[Path, tuple[int, int]], after: Mapping[Path, tuple[int, int]]
+) -> bool:
     """Whether a partition was replaced, or taken away. New ones are seen whole or not at all."""
-    return any(after.get(path) != inode for path, inode in before.items())
+    return any(after.get(folder) != which for folder, which in before.items())
