@@ -24,6 +24,7 @@ from laion_assets.segments import SegmentKey
 
 if TYPE_CHECKING:
     import dagster as dg
+    import pyarrow as pa
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -187,10 +188,13 @@ def sql(args: argparse.Namespace) -> None:
     if not catalog.exists():
         raise CommandError(f"there is no {catalog}: materialize the asset `catalog`, or --catalog")
     table = query(catalog, args.statement)
-    if args.csv:
+    if args.format == "csv":
         import pyarrow.csv
 
         pyarrow.csv.write_csv(table, sys.stdout.buffer)
+        return
+    if args.format == "json":
+        _print_json(table)
         return
     columns = table.column_names
     rows = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
@@ -201,11 +205,74 @@ def sql(args: argparse.Namespace) -> None:
         )
 
 
+def _print_json(table: pa.Table) -> None:
+    """An array with an object a line."""
+    import json
+    import math
+
+    between = "["
+    for batch in table.to_batches(max_chunksize=10_000):
+        for row in batch.to_pylist():
+            # JSON knows no NaN and no infinity.
+            told = {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in row.items()
+            }
+            print(between + json.dumps(told, ensure_ascii=False, default=_json_value), end="")
+            between = ",\n "
+    print("[]" if between == "[" else "]")
+
+
+def _json_value(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
 def _cell(value: object) -> str:
     if value is None:
         return ""
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
     return text.replace("\n", " ")
+
+
+def export(args: argparse.Namespace) -> None:
+    from laion_assets.lake import Lake
+    from laion_assets.release.export import About
+    from laion_assets.release.export import export as write_release
+    from laion_assets.removals.in_force import read_lists
+    from laion_assets.settings import load_settings
+
+    settings = load_settings(args.config)
+    lake = Lake(settings.lake)
+    if args.verify:
+        from laion_assets.release.verify import verify
+
+        _existing([args.output])
+        lists = read_lists(lake.root) if lake.root.is_dir() else None
+        if lists is None:
+            say(f"there is no lake {lake.root}: what its lists name is not looked for")
+        problems = verify(args.output, lists, log=say)
+        for problem in problems:
+            print(problem)
+        if problems:
+            raise CommandError(f"{args.output} is not a sound release")
+        print(f"{args.output} is a sound release")
+        return
+    if not lake.root.is_dir():
+        raise CommandError(f"there is no lake {lake.root}: give its settings by --config")
+    given = {name: getattr(args, name) for name in ("name", "url") if getattr(args, name)}
+    about = About(version=args.release, contact=settings.download.contact, **given)
+    manifest = write_release(
+        lake,
+        args.output,
+        files=args.files,
+        about=about,
+        index=None if args.without_indices else settings.index,
+        log=say,
+    )
+    for name in ("samples", "left_out", "files"):
+        value = manifest[name]
+        print(f"{name:14} {len(value) if name == 'files' else value}")
+    print(args.output)
 
 
 def why(args: argparse.Namespace) -> None:
@@ -258,6 +325,13 @@ def crawl_add(args: argparse.Namespace) -> None:
     instance = _instance()
     instance.add_dynamic_partitions(partitions.name or "", [args.crawl])
     print(f"{args.crawl} is added, with {len(segments)} segments")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not a positive number")
+    return number
 
 
 ENTRY_KINDS = ("url", "host", "sha256", "md5", "url-sha256", "url-md5", "sample-id")
@@ -520,11 +594,30 @@ def build_parser() -> argparse.ArgumentParser:
 
     word = _add(
         commands,
-        _Word("sql", "ask the catalog", 'sql "select * from funnel order by 1, 2"', sql),
+        _Word("sql", "ask the catalog", 'sql "from resolution_table()"', sql),
     )
     word.add_argument("statement")
     word.add_argument("--catalog", type=Path)
-    word.add_argument("--csv", action="store_true")
+    word.add_argument("--format", choices=["table", "csv", "json"], default="table")
+    for name in ("csv", "json"):
+        told = f"the same as --format {name}"
+        word.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=told)
+
+    word = _add(
+        commands,
+        _Word(
+            "export", "the subset as a release that others can load", "export -o release/", export
+        ),
+    )
+    _output(word)
+    word.add_argument("--files", type=_positive, default=32, help="of metadata (default: 32)")
+    word.add_argument("--without-indices", action="store_true", help="build no faiss indices")
+    word.add_argument("--name", help="of the dataset")
+    word.add_argument("--url", help="where it is published")
+    word.add_argument("--release", default="1.0.0", metavar="VERSION", help="default: 1.0.0")
+    word.add_argument(
+        "--verify", action="store_true", help="look a release through instead, the lists included"
+    )
 
     word = _add(
         commands,

@@ -83,6 +83,25 @@ SUBSET: Final = pa.schema(
 )
 """`filtered_subset`: the eight columns of the LAION-400M release first, then ours."""
 
+SUBSET_MEANING: Final = {
+    "SAMPLE_ID": "the sample's number, by its URL and text alone",
+    "URL": "link to the image",
+    "TEXT": "the alt text, cleaned",
+    "HEIGHT": "of the original image, in pixels",
+    "WIDTH": "of the original image, in pixels",
+    "LICENSE": "the Creative Commons URL that the page names, or ?",
+    "NSFW": "UNLIKELY, UNSURE or NSFW: a model's guess",
+    "similarity": "cosine of the CLIP embeddings of image and text",
+    "LANGUAGE": "of the text, ISO 639-1",
+    "page_url": "the page on which the image link was found",
+    "sha256": "of the image's bytes as downloaded",
+    "md5": "of the image's bytes as downloaded",
+    "key": "the image's place in the segment's shards",
+    "crawl": "Common Crawl's name of the crawl",
+    "segment": "number of the segment among the crawl's",
+    "wat_file": "the WAT file in which the link was found",
+}
+
 
 def uid_of(url: str, text: str) -> bytes:
     """The dedup key of a pair: 16 bytes that depend on URL and TEXT alone."""

@@ -14,10 +14,13 @@ import resources
 import sensors
 
 ROOT = Path(__file__).parent.parent
-WAY = ["wat", "pairs", "dedup", "download", "clip", "safety", "filtering", "knn", "stats", "search"]
+WAY = [
+    *("wat", "pairs", "dedup", "download", "clip", "safety", "filtering", "knn", "stats"),
+    *("release", "search"),
+]
 SHARED = {"files", "funnel", "processes", "progress", "schemas", "segments", "removals"}
-MORE = {"search": {"lake"}}
-"""The service follows what the lake publishes."""
+MORE = {"search": {"lake"}, "release": {"lake"}}
+"""The service follows what the lake publishes; a release is taken from it."""
 HEAVY = ["torch", "open_clip", "faiss", "img2dataset", "pandas", "matplotlib", "timm"]
 
 

@@ -1,4 +1,4 @@
-"""`catalog.duckdb`: views over all the lake's parquet, for ad-hoc SQL."""
+"""`catalog.duckdb`: views and macros over all the lake's parquet, for ad-hoc SQL."""
 
 import dagster as dg
 
@@ -18,7 +18,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="stats",
         deps=["segment_stats", *subsets],
-        code_version=code_version(1, *subsets),
+        code_version=code_version(2, *subsets),
         kinds={"duckdb"},
         description=__doc__,
         **scheduling(settings, "catalog"),

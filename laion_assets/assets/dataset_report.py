@@ -1,11 +1,13 @@
-"""The paper's statistics table and figures, as HTML and PNG, and the dataset card."""
+"""The paper's statistics table and figures, as HTML, PNG and CSV, and the dataset card."""
+
+from typing import Any
 
 import dagster as dg
 
 from laion_assets.assets.making import materialized, publishing
 from laion_assets.assets.retries import tried_again
 from laion_assets.automation import scheduling
-from laion_assets.metadata import picture
+from laion_assets.metadata import numbers_table, picture
 from laion_assets.settings import Settings
 from laion_assets.stats.report import build_report
 from laion_assets.versions import code_version
@@ -13,10 +15,12 @@ from resources.lake import LakeResource
 
 
 def build(settings: Settings) -> dg.AssetsDefinition:
+    contact = settings.download.contact
+
     @dg.asset(
         group_name="stats",
         deps=["catalog"],
-        code_version=code_version(1),
+        code_version=code_version(2, contact),
         kinds={"duckdb", "html"},
         description=__doc__,
         **scheduling(settings, "dataset_report"),
@@ -28,12 +32,19 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         store = lake.open()
         catalog = store.published("catalog") / "catalog.duckdb"
         with publishing(context, store, upstream=["catalog"]) as staging:
-            staging.metadata = build_report(catalog, staging.path, log=context.log.info)
+            staging.metadata = build_report(
+                catalog, staging.path, contact=contact, log=context.log.info
+            )
         folder = store.folder("dataset_report")
-        figures = {
+        shown: dict[str, Any] = {
             path.stem: picture(path.read_bytes(), path.stem)
-            for path in sorted(folder.glob("**/*.png"))
+            for path in sorted(folder.glob("figures/*"))
+            if path.suffix in (".png", ".jpg")
         }
-        return materialized(context, store, staging, extra=figures)
+        shown["statistics"] = numbers_table(staging.metadata["statistics"])
+        shown["report"] = dg.MetadataValue.path(str(folder / "report.html"))
+        card = (folder / "dataset_card.md").read_text(encoding="utf-8")
+        shown["dataset_card"] = dg.MetadataValue.md(card)
+        return materialized(context, store, staging, extra=shown)
 
     return dataset_report

@@ -69,6 +69,17 @@ def sheet(samples: Sequence[Sample]) -> bytes:
     return _encode(page)
 
 
+def thumbnails(samples: Sequence[Sample]) -> list[bytes]:
+    """A small JPEG of each; a grey one of what does not decode."""
+    encoded = _encoded_images(samples)
+    made = []
+    for sample in samples:
+        buffer = io.BytesIO()
+        _small(encoded[sample.tar, sample.key]).save(buffer, "JPEG", quality=_QUALITIES[0])
+        made.append(buffer.getvalue())
+    return made
+
+
 def _small(encoded: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(encoded)) as image:

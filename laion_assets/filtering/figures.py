@@ -101,7 +101,7 @@ def _samples(
     rows = sorted((row for table in tables for row in table.to_pylist()), key=order)[:PICTURES]
     tars = {row["shard"]: shards / f"{row['shard']:05d}.tar" for row in rows}
     # Shards may have been made anew, or deleted, since they were embedded.
-    urls = {shard: _urls(tar) for shard, tar in tars.items() if tar.exists()}
+    urls = {shard: urls_of_shard(tar) for shard, tar in tars.items() if tar.exists()}
     return [
         Sample(tars[row["shard"]], row["key"], f"{row['similarity']:.3f} {row['text']}")
         for row in rows
@@ -109,7 +109,7 @@ def _samples(
     ]
 
 
-def _urls(tar: Path) -> dict[str, str]:
+def urls_of_shard(tar: Path) -> dict[str, str]:
     """Key -> URL of a shard."""
     table = pq.ParquetFile(tar.with_suffix(".parquet")).read(columns=["key", "url"])
     return dict(zip(table["key"].to_pylist(), table["url"].to_pylist(), strict=True))

@@ -1,4 +1,5 @@
-"""`catalog.duckdb`: views over the lake's parquet, and reading them without further access.
+"""`catalog.duckdb`: views over the lake's parquet, macros over the views, and reading them without
+further access.
 
 The views name the lake by the absolute path it had when the catalog was built, so that any DuckDB
 can open the file from anywhere. A lake that was moved is read after `SET VARIABLE lake = '…'`;
@@ -9,17 +10,19 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from laion_assets import schemas
 from laion_assets.download.outcomes import LEDGER_SCHEMA, OUTCOME_SCHEMA
 from laion_assets.files import atomic_path
+from laion_assets.funnel import REASONS
 from laion_assets.stats.formats import FUNNEL, HISTOGRAMS, RUNS, TOP
 
 _KEY: Final = [("crawl", pa.string()), ("segment", pa.string())]
@@ -64,6 +67,23 @@ _STAGES: Final[Mapping[str, _View]] = {
     "funnel_by_segment": _View("segment_stats", "funnel.parquet", _with_key(FUNNEL)),
 }
 
+_TRIES: Final = 5
+_READABLE_BY: Final = "v1.5.0"
+"""The oldest DuckDB that can open the catalog: the newest command-line one lags behind Python's."""
+
+_MACROS: Final = Path(__file__).with_name("macros.sql")
+
+_LAION400M: Final = (
+    ("all", "Unique samples", 413_000_000),
+    ("either_1024", "Width or height ≥ 1,024", 26_000_000),
+    ("both_1024", "Width and height ≥ 1,024", 9_600_000),
+    ("either_512", "Width or height ≥ 512", 112_000_000),
+    ("both_512", "Width and height ≥ 512", 67_000_000),
+    ("either_256", "Width or height ≥ 256", 268_000_000),
+    ("both_256", "Width and height ≥ 256", 211_000_000),
+)
+"""Samples with either side, or both, of at least so many pixels: arXiv 2111.02114, table 1."""
+
 _DERIVED: Final[Mapping[str, str]] = {
     "funnel": (
         "select stage, reason, cast(sum(n) as bigint) as n from funnel_by_segment group by all"
@@ -76,45 +96,89 @@ def build_catalog(lake_root: Path, out: Path, subsets: Sequence[str] = ()) -> di
     """Publish the catalog of a lake as the file ``out``; returns each view's number of rows.
 
     ``subsets`` names the assets of further subsets, each of which has a view of its name.
-    New partitions of a stage that has one appear in its view by themselves; a stage without any
-    has an empty view of the right columns until the catalog is built again. Raises ``ValueError``
-    if the lake's path holds characters that DuckDB would take for a pattern.
+    New partitions appear in the views by themselves, also those of a stage that had none. Raises
+    ``ValueError`` if the lake's path holds characters that DuckDB would take for a pattern.
     """
     further = {name: _View(name, "part-*.parquet", schemas.SUBSET) for name in subsets}
     stages = {**_STAGES, **further}
     root = lake_root.absolute()
     if any(character in str(root) for character in "*?["):
         raise ValueError(f"the lake's path {root} holds one of * ? [ and cannot be in a view")
-    with atomic_path(out) as beside, duckdb.connect(str(beside)) as connection:
+    with (
+        atomic_path(out) as beside,
+        duckdb.connect(
+            str(beside), config={"storage_compatibility_version": _READABLE_BY}
+        ) as connection,
+    ):
         connection.execute("create table lake as select $root as root", {"root": str(root)})
         for name, view in stages.items():
             connection.execute(f"create view {name} as {_select(connection, root, view)}")
         for name, sql in _DERIVED.items():
             connection.execute(f"create view {name} as {sql}")
+        _add_words(connection)
+        connection.execute(_MACROS.read_text(encoding="utf-8"))
         rows = {name: _count(connection, name) for name in (*stages, *_DERIVED)}
         connection.execute("checkpoint")
     return {"views": rows}
 
 
+def _add_words(connection: duckdb.DuckDBPyConnection) -> None:
+    """Tables that the macros tell numbers with: reasons in the funnel's order, the paper's rows."""
+    reasons = [
+        (place, stage, reason, meaning)
+        for place, (stage, of_stage) in enumerate(REASONS.items())
+        for reason, meaning in {"in": "went in", "kept": "was kept", **of_stage}.items()
+    ]
+    connection.execute(
+        "create table reasons (place int, stage varchar, reason varchar, meaning varchar)"
+    )
+    connection.executemany("insert into reasons values (?, ?, ?, ?)", reasons)
+    connection.execute(
+        'create table laion400m (place int, "row" varchar, what varchar, samples bigint)'
+    )
+    paper = [(place, *row) for place, row in enumerate(_LAION400M)]
+    connection.executemany("insert into laion400m values (?, ?, ?, ?)", paper)
+
+
 def _select(connection: duckdb.DuckDBPyConnection, root: Path, view: _View) -> str:
     pattern = f"{view.asset}/crawl=*/segment=*/{view.files}"
+    # crawl and segment are in the path and, for some stages, in the file too: the path's win, and
+    # stay text, since "00" as a number would be 0.
+    files = (
+        f"read_parquet(coalesce(getvariable('lake'), {_quoted(str(root))}) || "
+        f"{_quoted('/' + pattern)}, hive_partitioning = true, "
+        "hive_types = {'crawl': varchar, 'segment': varchar}"
+    )
+    names = ", ".join(f'"{name}"' for name in view.columns.names)
     if next(root.glob(pattern), None) is None:
         types = connection.from_arrow(view.columns.empty_table()).types
-        columns = ", ".join(
+        none = ", ".join(
             f'cast(null as {kind}) as "{name}"'
             for name, kind in zip(view.columns.names, types, strict=True)
         )
-        return f"select {columns} where false"
-    # Not all of img2dataset's columns are always there: which ones, its options decide.
-    columns = "*" if view.open_ended else ", ".join(f'"{name}"' for name in view.columns.names)
-    # crawl and segment are in the path and, for some stages, in the file too: the path's win, and
-    # stay text, since "00" as a number would be 0.
-    return (
-        f"select {columns} from read_parquet("
-        f"coalesce(getvariable('lake'), {_quoted(str(root))}) || {_quoted('/' + pattern)}, "
-        "union_by_name = true, hive_partitioning = true, "
-        "hive_types = {'crawl': varchar, 'segment': varchar})"
-    )
+        # Without files, read_parquet has one column of its own, which is not ours.
+        return (
+            f"select {names} from (select {none} where false union all by name "
+            f"from {files}, allow_empty = true, union_by_name = true))"
+        )
+    if view.open_ended:
+        # Not all of img2dataset's columns are always there: which ones, its options decide.
+        return f"from {files}, union_by_name = true)"
+    # By name only where it is needed: it has every file's footer read before the first is left out.
+    mixed = ", union_by_name = true" if _mixed(root, pattern, view.columns) else ""
+    return f"select {names} from {files}{mixed})"
+
+
+def _mixed(root: Path, pattern: str, columns: pa.Schema) -> bool:
+    """Whether a partition was made by code that had other columns; one file of each tells."""
+    seen: set[Path] = set()
+    for path in root.glob(pattern):
+        if path.parent not in seen:
+            seen.add(path.parent)
+            there = set(pq.read_schema(path).names) | {"crawl", "segment"}
+            if not there >= set(columns.names):
+                return True
+    return False
 
 
 def _quoted(text: str) -> str:
@@ -143,7 +207,7 @@ def open_catalog(catalog: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             config={"temp_directory": spill, "autoinstall_known_extensions": False},
         ) as connection,
     ):
-        lake = _lake_of(catalog, connection)
+        lake = lake_of(catalog, connection)
         connection.execute(f"set variable lake = {_quoted(str(lake))}")
         connection.execute(f"set allowed_directories = [{_quoted(str(lake))}]")
         connection.execute("set enable_external_access = false")
@@ -151,27 +215,59 @@ def open_catalog(catalog: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def _lake_of(catalog: Path, connection: duckdb.DuckDBPyConnection) -> Path:
+def lake_of(catalog: Path, connection: duckdb.DuckDBPyConnection) -> Path:
     """The folder above `catalog/catalog.duckdb`, wherever it is now; else where the lake was."""
     path = catalog.absolute()
     if path.parent.name == "catalog":
         return path.parent.parent
-    row = connection.execute("select root from lake").fetchone()
-    assert row is not None
-    return Path(row[0])
+    ((root,),) = connection.execute("select root from lake").fetchall()
+    return Path(root)
 
 
 def query(catalog: Path, sql: str) -> pa.Table:
-    """The result of one SELECT (or DESCRIBE, SHOW, SUMMARIZE) over the catalog's views.
+    """The result of one SELECT (or DESCRIBE, SHOW, SUMMARIZE) over the catalog's views and macros.
 
     Nothing outside the lake is read and nothing is written: other statements are refused, since
-    a COPY could write where reading is allowed. Raises :class:`QueryError`.
+    a COPY could write where reading is allowed. Partitions may be published meanwhile: if one was
+    replaced, which could have taken its files away or mixed old with new ones, the question is
+    asked again, a few times at most. Raises :class:`QueryError`.
     """
     try:
         statements = duckdb.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise QueryError("only one SELECT, DESCRIBE, SHOW or SUMMARIZE can be asked at a time")
-        with open_catalog(catalog) as connection:
-            return connection.sql(sql).to_arrow_table()
+        for last in (*[False] * (_TRIES - 1), True):
+            with open_catalog(catalog) as connection:
+                lake = lake_of(catalog, connection)
+                before = _partitions(lake)
+                try:
+                    table = connection.sql(sql).to_arrow_table()
+                except duckdb.IOException:
+                    if last or not _replaced(before, _partitions(lake)):
+                        raise
+                    continue
+            if last or not _replaced(before, _partitions(lake)):
+                return table
     except duckdb.Error as error:
         raise QueryError(str(error)) from error
+    raise AssertionError("the last try returns or raises")
+
+
+def _partitions(lake: Path) -> dict[Path, tuple[int, int]]:
+    """Folder of each published partition -> what is another one once it has been replaced.
+
+    The time beside the inode, since a file system gives the number of a deleted folder again.
+    """
+    found = {}
+    for folder in lake.glob("*/crawl=*/segment=*"):
+        with suppress(FileNotFoundError):  # it has just been taken away
+            stat = folder.stat()
+            found[folder] = (stat.st_ino, stat.st_mtime_ns)
+    return found
+
+
+def _replaced(
+    before: Mapping[Path, tuple[int, int]], after: Mapping[Path, tuple[int, int]]
+) -> bool:
+    """Whether a partition was replaced, or taken away. New ones are seen whole or not at all."""
+    return any(after.get(folder) != which for folder, which in before.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -12,19 +12,22 @@ import duckdb
 
 from laion_assets.funnel import REASONS, StageCounts
 
-PAPER_SAMPLES: Final = 413_000_000
-PAPER_SIDES: Final[Mapping[tuple[str, int], int]] = {
-    ("either", 1024): 26_000_000,
-    ("either", 512): 112_000_000,
-    ("either", 256): 268_000_000,
-    ("both", 1024): 9_600_000,
-    ("both", 512): 67_000_000,
-    ("both", 256): 211_000_000,
-}
-"""Samples with either side, or both, of at least so many pixels: arXiv 2111.02114, table 1."""
-
 DECILES: Final = tuple(number / 10 for number in range(1, 10))
 TOP_ROWS: Final = 12
+AROUND: Final = 12
+"""Pairs shown on either side of the threshold."""
+
+_FILTERING: Final = (
+    "wat_manifest",
+    "pair_parquet",
+    "image_shards",
+    "embeddings",
+    "scored_pairs",
+    "filtered_subset",
+)
+
+_TELLING: Final = ("options", "model", "model_version", "prompts", "words", "recipe", "threshold")
+"""What a manifest says of how its rows were chosen; the rest says how the run went."""
 
 Row = tuple[Any, ...]
 
@@ -51,12 +54,39 @@ class Statistic:
 
 @dataclass(frozen=True)
 class AssetRuns:
-    """What all partitions of one asset took."""
+    """What all partitions of one asset took; without counts if it refuses nothing."""
 
     asset: str
     partitions: int
+    n_in: int | None
+    kept: int | None
     seconds: float
+    per_second: float | None
     bytes: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """How an asset's partitions were made; what is not the same for all of them is `None`."""
+
+    asset: str
+    code: Sequence[str]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class NearPair:
+    """A pair near the threshold, and where its picture is."""
+
+    above: bool
+    similarity: float
+    sample_id: int
+    url: str
+    text: str
+    crawl: str
+    segment: str
+    shard: int
+    key: str
 
 
 @dataclass(frozen=True)
@@ -82,6 +112,8 @@ class Facts:
     hosts: Sequence[tuple[str, int]]
     licenses: Sequence[tuple[str, int]]
     runs: Sequence[AssetRuns]
+    made: Sequence[Made]
+    around: Sequence[NearPair]
 
     def kept(self, stage: str) -> int:
         """What a stage kept, 0 if it has not been made."""
@@ -117,26 +149,24 @@ def gather(connection: duckdb.DuckDBPyConnection) -> Facts:
             )
         ]
 
-    samples, statistics, similarity_deciles, text_deciles = _subset(connection)
-    made_with = [
-        json.loads(text)
-        for (text,) in rows("select distinct metadata from runs where asset = 'filtered_subset'")
-    ]
-    runs = [
-        AssetRuns(*row)
-        for row in rows(
-            "select asset, count(*), sum(seconds), cast(sum(bytes) as bigint) from runs "
-            "group by all order by min(started), asset"
+    statistics = [Statistic(*row) for row in rows("from resolution_table()")]
+    similarity_deciles, text_deciles = _deciles(connection)
+    metadata = [
+        (asset, code, json.loads(text))
+        for asset, code, text in rows(
+            "select distinct asset, code_version, metadata from runs order by all"
         )
     ]
+    made_with = [values for asset, _, values in metadata if asset == "filtered_subset"]
+    threshold = _common(made_with, "threshold")
     return Facts(
-        samples=samples,
+        samples=statistics[0].n,
         crawls=[crawl for (crawl,) in rows("select distinct crawl from runs order by all")],
         segments=rows("select count(distinct (crawl, segment)) from runs")[0][0],
         newest=rows("select max(started) from runs")[0][0],
         model=_common(made_with, "model"),
         recipe=_common(made_with, "recipe"),
-        threshold=_common(made_with, "threshold"),
+        threshold=threshold,
         funnel=_funnel(rows("select stage, reason, n from funnel")),
         statistics=statistics,
         similarity_deciles=similarity_deciles,
@@ -148,8 +178,42 @@ def gather(connection: duckdb.DuckDBPyConnection) -> Facts:
         nsfw=top("scored", "nsfw"),
         hosts=top("subset", "host"),
         licenses=top("subset", "license"),
-        runs=runs,
+        runs=[AssetRuns(*row) for row in rows("from throughput()")],
+        made=_made(metadata),
+        around=[] if threshold is None else _around(rows),
     )
+
+
+def _around(rows: Callable[..., list[Row]]) -> list[NearPair]:
+    return [
+        NearPair(*row)
+        for row in rows(
+            "select similarity >= threshold, similarity, SAMPLE_ID, url, text, crawl, segment, "
+            f"shard, key from around_threshold({AROUND})"
+        )
+    ]
+
+
+def _made(metadata: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Made]:
+    """In the order of the data's way."""
+    made = []
+    for asset in (asset for asset in _FILTERING if any(asset == name for name, *_ in metadata)):
+        of_asset = [(code, values) for name, code, values in metadata if name == asset]
+        told = [_telling(values) for _, values in of_asset]
+        made.append(
+            Made(
+                asset,
+                sorted({code for code, _ in of_asset}),
+                {name: _common(told, name) for name in dict.fromkeys(n for t in told for n in t)},
+            )
+        )
+    return made
+
+
+def _telling(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    told = {name: metadata[name] for name in _TELLING if name in metadata}
+    options = told.pop("options", {})
+    return {name: value for name, value in {**options, **told}.items() if value not in (None, {})}
 
 
 def _common(made_with: Sequence[Mapping[str, Any]], name: str) -> Any:
@@ -171,33 +235,11 @@ def _funnel(rows: Sequence[Row]) -> list[StageCounts]:
     return [found[stage] for stage in REASONS if stage in found]
 
 
-def _subset(
-    connection: duckdb.DuckDBPyConnection,
-) -> tuple[int, list[Statistic], list[float], list[float]]:
-    sides = ", ".join(
-        f'count(*) filter ({"greatest" if which == "either" else "least"}("WIDTH", "HEIGHT") '
-        f">= {pixels})"
-        for which, pixels in PAPER_SIDES
-    )
-    row = connection.execute(
-        f'select count(distinct "SAMPLE_ID"), {sides}, '
-        'quantile_cont(similarity, $deciles), quantile_cont(length("TEXT"), $deciles) '
+def _deciles(connection: duckdb.DuckDBPyConnection) -> tuple[list[float], list[float]]:
+    """Of the subset's similarities, and of its texts' numbers of characters."""
+    ((similarity, text),) = connection.execute(
+        'select quantile_cont(similarity, $deciles), quantile_cont(length("TEXT"), $deciles) '
         "from subset",
         {"deciles": list(DECILES)},
-    ).fetchone()
-    assert row is not None
-    samples, *counted, similarity, text = row
-    statistics = [Statistic("Unique samples", samples, 1.0, PAPER_SAMPLES, 1.0)]
-    for (which, pixels), n in zip(PAPER_SIDES, counted, strict=True):
-        paper = PAPER_SIDES[which, pixels]
-        side = "Width or height" if which == "either" else "Width and height"
-        statistics.append(
-            Statistic(
-                f"{side} ≥ {pixels:,}",
-                n,
-                n / samples if samples else 0.0,
-                paper,
-                paper / PAPER_SAMPLES,
-            )
-        )
-    return samples, statistics, similarity or [], text or []
+    ).fetchall()
+    return similarity or [], text or []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from laion_assets import schemas
 from laion_assets.download.outcomes import History, ledger_table
@@ -31,6 +35,11 @@ def counts(stage: str, kept: int, rejects: dict[str, int]) -> StageCounts:
     for reason, n in rejects.items():
         made.reject(reason, n=n)
     return made
+
+
+def hash_of(row: int) -> str:
+    """Every tenth pair has the image of the one before."""
+    return hashlib.sha256(str(row - (row % 10 == 9)).encode()).hexdigest()
 
 
 class SegmentFiles:
@@ -70,8 +79,8 @@ class SegmentFiles:
             "SAMPLE_ID": sample_id_of(pair["uid"]),
             "height": SIDES[row % 6],
             "width": SIDES[(row + 1) % 6],
-            "sha256": "0",
-            "md5": "0",
+            "sha256": hash_of(row),
+            "md5": hash_of(row)[:32],
             "key": f"{row:09d}",
             "shard": 0,
             "similarity": similarity,
@@ -103,8 +112,8 @@ class SegmentFiles:
             "original_width": SIDES[(row + 1) % 6] if ok else None,
             "original_height": SIDES[row % 6] if ok else None,
             "exif": None,
-            "sha256": "0",
-            "md5": "0",
+            "sha256": hash_of(row) if ok else None,
+            "md5": hash_of(row)[:32] if ok else None,
             "reason": reason,
             "redirects": None if row % 7 else ["http://cdn.test/"],
         }
@@ -169,6 +178,21 @@ class SegmentFiles:
             model="tiny/tiny",
             recipe="laion400m v1",
         )
+
+    def tar(self) -> None:
+        """The shard's pictures, as a webdataset."""
+        with tarfile.open(self.folder("image_shards") / "00000.tar", "w") as tar:
+            for row, pair in enumerate(self.images):
+                picture = io.BytesIO()
+                Image.new("RGB", (40, 30), (row * 6, 0, 0)).save(picture, "JPEG")
+                for kind, content in (
+                    ("jpg", picture.getvalue()),
+                    ("txt", pair["text"].encode()),
+                    ("json", b"{}"),
+                ):
+                    member = tarfile.TarInfo(f"{row:09d}.{kind}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
 
     def partitions(self) -> dict[str, Path]:
         assets = (

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from laion_assets import schemas
+from laion_assets.funnel import STAGES
 from laion_assets.stats.catalog import QueryError, build_catalog, query
-from tests.stats.conftest import SegmentFiles
+from tests.stats.conftest import SEGMENTS, SegmentFiles
 
 VIEWS = {
     "pairs",
@@ -104,6 +109,163 @@ def test_a_stage_without_partitions_is_an_empty_view(lake: Path, tmp_path: Path)
             assert set(here.names) == set(there.names)
         else:
             assert here == there, view
+
+
+def test_a_stages_first_partition_appears_without_a_new_catalog(lake: Path, tmp_path: Path) -> None:
+    (tmp_path / "lake").mkdir()
+    catalog = tmp_path / "catalog.duckdb"
+    build_catalog(tmp_path / "lake", catalog)
+    assert _rows(catalog, "select samples from resolution_table()") == [(0,)] * 7
+    files = SegmentFiles(tmp_path / "lake", "CC-MAIN-2000-05", "00")
+    files.write()
+    files.stats()
+    assert _rows(catalog, "from resolution_table() limit 1")[0][1] == 24
+    full = tmp_path / "full.duckdb"
+    build_catalog(lake, full)
+    for view in VIEWS:
+        here = query(catalog, f"from {view}").schema
+        assert set(here.names) == set(query(full, f"from {view} limit 0").schema.names), view
+
+
+def test_partitions_made_before_a_column_came_are_read_with_those_after(tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    for segment in ("00", "01"):
+        SegmentFiles(lake, "CC-MAIN-2000-05", segment).write()
+    part = lake / "filtered_subset/crawl=CC-MAIN-2000-05/segment=00/part-00000.parquet"
+    pq.write_table(pq.ParquetFile(part).read().drop_columns(["md5"]), part)
+    build_catalog(lake, tmp_path / "catalog.duckdb")
+    sql = "select count(*), count(md5) from subset"
+    assert _rows(tmp_path / "catalog.duckdb", sql) == [(48, 24)]
+
+
+def test_partitions_that_are_not_asked_for_are_not_opened(tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    for crawl, segment in SEGMENTS:
+        SegmentFiles(lake, crawl, segment).write()
+    catalog = tmp_path / "catalog.duckdb"
+    build_catalog(lake, catalog)
+    for part in lake.glob("filtered_subset/crawl=CC-MAIN-2000-05/segment=01/*.parquet"):
+        part.write_bytes(b"not parquet at all")
+    with pytest.raises(QueryError, match="part-00000"):
+        query(catalog, "select sum(WIDTH) from subset")
+    where = "where crawl = 'CC-MAIN-2000-05' and segment = '00'"
+    assert _rows(catalog, f"select count(WIDTH) from subset {where}") == [(24,)]
+    sql = "from resolution_table(crawls := 'CC-MAIN-2001-*') limit 1"
+    assert _rows(catalog, sql)[0][1] == 24
+
+
+def test_a_query_sees_a_partition_that_is_replaced_again_and_again_whole(tmp_path: Path) -> None:
+    """A publisher in a process of its own replaces a partition as often as it can."""
+    lake = tmp_path / "lake"
+    first = SegmentFiles(lake, "CC-MAIN-2000-05", "00")
+    first.write()
+    build_catalog(lake, lake / "catalog" / "catalog.duckdb")
+    part = first.folder("filtered_subset") / "part-00000.parquet"
+    shutil.copyfile(part, tmp_path / "rows.parquet")
+    publisher = subprocess.Popen(
+        [sys.executable, "-c", PUBLISHER, str(lake), str(tmp_path / "rows.parquet")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert publisher.stdout
+        assert publisher.stdout.readline() == "published\n"
+        counted = [
+            _rows(
+                lake / "catalog" / "catalog.duckdb",
+                "select count(*), sum(WIDTH), count(distinct md5) from subset",
+            )[0]
+            for _ in range(30)
+        ]
+    finally:
+        publisher.kill()
+        publisher.communicate()
+    rows = {row[0] for row in counted}
+    assert rows == {24, 72}, "one part, or three"
+    assert len(set(counted)) == 2
+
+
+PUBLISHER = """
+import itertools, shutil, sys, time
+from pathlib import Path
+from laion_assets.lake import Lake, LakeOptions
+from laion_assets.segments import SegmentKey
+
+lake, key = Lake(LakeOptions(root=sys.argv[1])), SegmentKey("CC-MAIN-2000-05", "00")
+for turn in itertools.count():
+    with lake.publish("filtered_subset", key, inputs={}, code_version=str(turn)) as staging:
+        for number in range(1 if turn % 2 else 3):
+            shutil.copyfile(sys.argv[2], staging.path / f"part-{number:05d}.parquet")
+    if turn == 1:
+        print("published", flush=True)
+    time.sleep(0.05)
+"""
+
+
+def test_macros_count_as_numpy_does(lake: Path, catalog: Path) -> None:
+    subset = query(catalog, "from subset").to_pandas()
+    authorities = subset["URL"].str.split("/").str[2].value_counts()
+    found = _rows(catalog, "from top_hosts(2)")
+    assert found == [(host, 24, pytest.approx(1 / 3)) for host in ("a.test", "b.test")]
+    assert authorities.to_dict() == {"a.test": 24, "b.test": 24, "c.test": 24}
+
+    counts, edges = np.histogram(subset["similarity"], bins=7)
+    found = _rows(catalog, "select low, high, samples from similarity_histogram(7)")
+    assert [row[2] for row in found] == counts[counts > 0].tolist()
+    assert [row[0] for row in found] == pytest.approx(edges[:-1][counts > 0])
+    assert _rows(catalog, "select samples from similarity_histogram(1)") == [(72,)]
+
+    found = _rows(catalog, "select low, samples, up_to from caption_lengths(7)")
+    by_length = (subset["TEXT"].str.len() // 7 * 7).value_counts().sort_index()
+    assert [(low, n) for low, n, _ in found] == list(by_length.items())
+    assert found[-1][2] == 1
+
+    images = subset.groupby("sha256").size().sort_values()
+    found = _rows(catalog, "select sha256, samples from dup_images()")
+    assert dict(found) == images[images > 1].to_dict()
+    assert sorted({n for _, n in found}) == [3, 6], "one image of each row, in three segments"
+
+
+def test_macros_ask_the_view_and_the_crawls_that_they_are_told(catalog: Path) -> None:
+    assert _rows(catalog, "from resolution_table(view := 'scored') limit 1")[0][1] == 120
+    assert _rows(catalog, "from languages('pairs')") == [
+        ("en", 162, pytest.approx(0.9)),
+        ("de", 18, pytest.approx(0.1)),
+    ]
+    one = "crawls := 'CC-MAIN-2001-05'"
+    assert _rows(catalog, f"select sum(samples) from licences({one})") == [(24,)]
+    assert _rows(catalog, f"select n from funnel({one}) where reason = 'http_4xx'") == [(10,)]
+    assert _rows(catalog, f"select distinct partitions from throughput({one})") == [(1,)]
+
+
+def test_the_funnel_comes_in_the_order_of_the_way_with_meanings(catalog: Path) -> None:
+    rows = _rows(catalog, "from funnel()")
+    assert list(dict.fromkeys(stage for stage, *_ in rows)) == list(STAGES)
+    assert all(meaning for *_, meaning in rows)
+    pairs = [(reason, n, share) for stage, reason, n, share, _ in rows if stage == "pairs"]
+    assert [reason for reason, *_ in pairs] == ["in", "kept", "no_alt", "alt_too_short"]
+    assert sum(share for _, _, share in pairs[1:]) == pytest.approx(1)
+
+
+def test_a_sample_is_the_same_for_the_same_seed(catalog: Path) -> None:
+    drawn = [
+        _rows(catalog, f"select SAMPLE_ID from sample(10, seed := {seed})") for seed in (0, 0, 1)
+    ]
+    assert len(drawn[0]) == len(set(drawn[0])) == 10
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_pairs_around_the_threshold_are_the_nearest_on_either_side(catalog: Path) -> None:
+    found = [row[0] for row in _rows(catalog, "select similarity from around_threshold(3)")]
+    assert found == pytest.approx([0.3] * 3 + [0.285] * 3), "that of 0.29 is tagged NSFW"
+    assert _rows(catalog, "select distinct nsfw from around_threshold(30)") == [("UNLIKELY",)]
+
+
+def test_duckdb_from_before_python_has_it_can_open_the_catalog(catalog: Path) -> None:
+    """Its files carry a version; 1.5's command line reads up to 68."""
+    header = catalog.read_bytes()[:20]
+    assert header[8:12] == b"DUCK"
+    assert int.from_bytes(header[12:20], "little") <= 68
 
 
 def test_staging_folders_are_not_seen_and_new_partitions_are(tmp_path: Path) -> None:

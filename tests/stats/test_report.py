@@ -1,21 +1,26 @@
 from __future__ import annotations
 
+import csv
 import io
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from laion_assets import schemas
 from laion_assets.stats.catalog import build_catalog, open_catalog
 from laion_assets.stats.facts import Facts, gather
-from laion_assets.stats.figures import draw, percent
-from laion_assets.stats.report import build_report
-from tests.stats.conftest import THRESHOLD, SegmentFiles
+from laion_assets.stats.figures import draw, licence_name, percent
+from laion_assets.stats.report import build_report, dataset_card
+from tests.stats.conftest import SEGMENTS, THRESHOLD, SegmentFiles, counts
 
 
 class Page(HTMLParser):
@@ -74,10 +79,13 @@ def test_the_papers_table_is_counted_from_the_subset(lake: Path, facts: Facts) -
     smaller = np.minimum(subset["WIDTH"], subset["HEIGHT"])
     assert [(row.what, row.n) for row in facts.statistics] == [
         ("Unique samples", 72),
-        *((f"Width or height ≥ {side:,}", (larger >= side).sum()) for side in (1024, 512, 256)),
-        *((f"Width and height ≥ {side:,}", (smaller >= side).sum()) for side in (1024, 512, 256)),
+        *(
+            (f"Width {word} height ≥ {pixels:,}", (side >= pixels).sum())
+            for pixels in (1024, 512, 256)
+            for word, side in (("or", larger), ("and", smaller))
+        ),
     ]
-    assert 0 < facts.statistics[4].n < facts.statistics[1].n < 72, "the sample tells sides apart"
+    assert 0 < facts.statistics[2].n < facts.statistics[1].n < 72, "the sample tells sides apart"
     assert facts.statistics[1].paper_share == pytest.approx(26 / 413)
 
 
@@ -112,18 +120,59 @@ def test_the_page_tells_the_numbers_and_asks_for_nothing_outside(report: Path) -
     assert "3 segments of CC-MAIN-2000-05, CC-MAIN-2001-05" in page.text
     assert "below_threshold the similarity is below the model's threshold 48 40 %" in page.text
     assert page.sources
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert all(source.startswith("data:") for source in page.sources)
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert "@import" not in html
     assert "url(" not in html
-    assert len(page.alts) == page.tags.count("img") == 6
+    assert len(page.alts) == page.tags.count("img") == 10
     assert all(page.alts)
-    assert "Embedded pairs: 72 of 120" in page.alts[0]
+    assert "Embedded pairs: 72 of 120 kept" in page.alts[0]
+    assert "Width or height ≥ 1,024 36 50 % 26 M, 6.3 %" in page.text
+
+
+def test_each_figure_has_its_numbers_as_csv_in_a_file_and_on_the_page(report: Path) -> None:
+    page = Page((report / "report.html").read_text(encoding="utf-8"))
+    links = [source for source in page.sources if source.startswith("data:text/csv")]
+    for path in sorted((report / "figures").glob("*.png")):
+        text = path.with_suffix(".csv").read_text(encoding="utf-8")
+        rows = list(csv.DictReader(text.splitlines()))
+        assert rows
+        assert sum(unquote(link).endswith(text) for link in links) == 1, path.stem
+    funnel = csv.DictReader((report / "figures" / "funnel.csv").open(encoding="utf-8"))
+    counted = {(row["stage"], row["reason"]): int(row["n"]) for row in funnel}
+    assert counted["subset", "below_threshold"] == 48
+    assert counted["pairs", "in"] == 3 * 167
+
+
+def test_pairs_around_the_threshold_are_shown_with_their_pictures(tmp_path: Path) -> None:
+    """Those whose picture is still there under their URL; no URL in the CSV."""
+    files = SegmentFiles(tmp_path / "lake", *SEGMENTS[0])
+    files.write()
+    files.stats()
+    files.tar()
+    shard = files.folder("image_shards") / "00000.parquet"
+    rows = pq.ParquetFile(shard).read().to_pylist()
+    rows[0]["url"] = "http://another.test/made-anew.jpg"
+    pq.write_table(pa.Table.from_pylist(rows), shard)
+    catalog = files.lake / "catalog" / "catalog.duckdb"
+    build_catalog(files.lake, catalog)
+    build_report(catalog, tmp_path / "out")
+    page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    shown = [source for source in page.sources if source.startswith("data:image/jpeg")]
+    assert len(shown) == 11 + 9, "12 above but one, and all that are harmless below"
+    assert "0.305 " + files.pairs[1]["text"] in page.text
+    assert files.pairs[0]["text"] + " " not in page.text
+    for name in ("just_above", "just_below"):
+        with Image.open(tmp_path / "out" / "figures" / f"{name}.jpg") as sheet:
+            assert sheet.width > 500
+    told = (tmp_path / "out" / "figures" / "around_threshold.csv").read_text(encoding="utf-8")
+    assert len(told.splitlines()) == 21
+    assert "http" not in told
 
 
 def test_figures_are_pictures_for_light_and_dark_pages(facts: Facts, report: Path) -> None:
     figures = {figure.name: figure for figure in draw(facts)}
-    files = sorted((report / "figures").iterdir())
+    files = sorted((report / "figures").glob("*.png"))
     assert [path.stem for path in files] == sorted(figures)
     for path in files:
         figure = figures[path.stem]
@@ -151,17 +200,47 @@ def test_the_card_has_the_table_and_the_way_out(report: Path) -> None:
     card = (report / "dataset_card.md").read_text(encoding="utf-8")
     assert card.startswith("# Dataset card\n\n72 image-text samples from 3 segments")
     assert "| Embedded pairs | 120 | 72 | 60 % |" in card
-    assert "| Unique samples | 72 | 100 % | 100 % |" in card
+    assert "| Unique samples | 72 | 100 % | 413,000,000 | 100 % |" in card
     assert "kept from a similarity of 0.3" in card
-    assert "removal" in card.lower()
-    table = [line for line in card.splitlines() if line.startswith("|")]
-    assert all(line.count("|") == 5 for line in table[:8]), "stages in four columns"
+    assert "| `filtered_subset` | 1-abcd | model `tiny/tiny`; recipe `laion400m v1`" in card
+    assert "Ask whoever gave you this dataset" in card
+    for name in schemas.SUBSET.names:
+        assert f"| `{name}` |" in card
+    tables = re.findall(r"(?:^\|.*\n)+", card, re.MULTILINE)
+    assert len(tables) == 8
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1, table
+
+
+def test_the_card_names_who_to_ask(facts: Facts) -> None:
+    card = dataset_card(facts, "https://example.org/contact")
+    assert "Write to https://example.org/contact" in card
+
+
+def test_what_was_not_the_same_everywhere_is_told_so(tmp_path: Path) -> None:
+    for number, (crawl, segment) in enumerate(SEGMENTS[:2]):
+        files = SegmentFiles(tmp_path / "lake", crawl, segment)
+        files.write()
+        options = {"languages": ["en"], "min_text_chars": 5 + number}
+        files.manifest(
+            "pair_parquet",
+            [
+                counts("wat", 20, {"not_html": 5}),
+                counts("pairs", 60, {"no_alt": 100, "alt_too_short": 7}),
+            ],
+            options=options,
+        )
+        files.stats()
+    build_catalog(tmp_path / "lake", tmp_path / "catalog.duckdb")
+    with open_catalog(tmp_path / "catalog.duckdb") as connection:
+        card = dataset_card(gather(connection))
+    assert "| `pair_parquet` | 1-abcd | languages `en`; min_text_chars *differs* |" in card
 
 
 def test_what_strangers_wrote_is_shown_and_not_run(segment: SegmentFiles, tmp_path: Path) -> None:
     path = segment.folder("filtered_subset") / "part-00000.parquet"
     rows = pq.ParquetFile(path).read().to_pylist()
-    for row in rows:
+    for row in rows[::2]:
         row["URL"] = "http://<img src=x onerror=alert(1)>/a.jpg"
         row["LICENSE"] = "<script>alert(1)</script>"
     segment.table("filtered_subset", path.name, rows, pq.read_schema(path))
@@ -169,7 +248,8 @@ def test_what_strangers_wrote_is_shown_and_not_run(segment: SegmentFiles, tmp_pa
     build_catalog(segment.lake, tmp_path / "catalog.duckdb")
     build_report(tmp_path / "catalog.duckdb", tmp_path / "out")
     page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
-    assert "<script>alert(1)</script>" in page.text
+    assert any("<script>alert(1)</script>: 12" in alt for alt in page.alts)
+    assert any("<img src=x onerror=alert(1)>: 12" in alt for alt in page.alts)
     assert "script" not in page.tags
     assert all(source.startswith("data:") for source in page.sources)
 
@@ -195,6 +275,20 @@ def test_no_catalog_is_said_plainly(tmp_path: Path) -> None:
 )
 def test_shares_are_written_as_a_person_would(share: float, text: str) -> None:
     assert percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://creativecommons.org/licenses/by-sa/3.0/de/", "CC BY-SA 3.0 de"),
+        ("https://creativecommons.org/publicdomain/zero/1.0/", "CC0 1.0"),
+        ("http://creativecommons.org/publicdomain/mark/1.0/", "Public domain 1.0"),
+        ("?", "none named"),
+        ("https://example.org/mine", "https://example.org/mine"),
+    ],
+)
+def test_licences_have_short_names(url: str, name: str) -> None:
+    assert licence_name(url) == name
 
 
 def test_importing_the_packages_loads_nothing_heavy() -> None:

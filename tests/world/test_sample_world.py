@@ -280,6 +280,17 @@ def test_the_report_is_one_self_contained_page(world: World) -> None:
     assert (world.lake.published("dataset_report") / "dataset_card.md").exists()
 
 
+def test_the_subset_is_exported_and_found_sound(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "release"
+    command = ["export", "--config", str(world.config), "-o", str(out)]
+    assert main([*command, "--files", "3"]) == 0
+    assert main([*command, "--verify"]) == 0
+    kept = sum(
+        world.lake.manifest("filtered_subset", key).stage("subset").kept for key in world.keys
+    )
+    assert sum(pq.read_metadata(part).num_rows for part in out.glob("metadata/*")) == kept
+
+
 def test_making_a_segment_again_changes_nothing(world: World) -> None:
     """Same inputs, same bytes: no sample is lost to its own former claims, nothing gets stale."""
     key = world.keys[1]

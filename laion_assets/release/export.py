@@ -1,0 +1,265 @@
+"""Writing a release: resumable file by file, published as a whole, and then never written to."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+import pyarrow.parquet as pq
+
+from laion_assets import __version__
+from laion_assets.files import fsync_directory, locked, sha256_file, write_json, write_text
+from laion_assets.knn.options import IndexOptions
+from laion_assets.knn.subset import MODALITIES
+from laion_assets.lake import Lake
+from laion_assets.progress import Log, Progress, silent
+from laion_assets.release.croissant import croissant
+from laion_assets.release.files import (
+    cells_to_look_into,
+    index_codec,
+    index_name,
+    metadata_name,
+    vectors_name,
+    write_faiss,
+    write_metadata,
+    write_vectors,
+)
+from laion_assets.release.manifest import CROISSANT, MANIFEST, README, SUMS, read_json
+from laion_assets.release.plan import SUBSET, Plan, ReleaseError, plan, versions
+from laion_assets.removals.in_force import read_lists
+from laion_assets.stats.catalog import open_catalog
+from laion_assets.stats.facts import Facts, gather
+from laion_assets.stats.report import dataset_card
+
+_STATE: Final = ".state.json"
+_SIZES: Final = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"),
+    (10**9, "100M<n<1B"),
+    (10**10, "1B<n<10B"),
+)
+
+
+@dataclass(frozen=True)
+class About:
+    """What a release says of itself. ``license`` is that of the metadata: the images are their
+    owners'. ``contact``: whom to ask for removal."""
+
+    name: str = "LAION Assets release"
+    url: str = "https://example.org/"
+    license: str = "https://creativecommons.org/licenses/by/4.0/"
+    license_id: str = "cc-by-4.0"
+    version: str = "1.0.0"
+    contact: str = ""
+
+
+def export(
+    lake: Lake,
+    out: Path,
+    *,
+    files: int = 32,
+    about: About | None = None,
+    index: IndexOptions | None = None,
+    log: Log = silent,
+) -> dict[str, Any]:
+    """Write the lake's subset as a release to the folder ``out``; returns its manifest.
+
+    Rows that a removal list or blocklist names are left out, whether their segment was made again
+    yet or not. Metadata and embeddings are in as many ``files``; ``index``: how the indices are
+    built, None for none. A killed export goes on where it was; ``out`` is there when it is whole.
+    The same lake gives the same files, but for the date. Raises :class:`ReleaseError` if there is
+    nothing to release, if ``out`` holds something else, or if a partition or a list changed
+    meanwhile.
+    """
+    about = about or About()
+    catalog = lake.published("catalog") / "catalog.duckdb"
+    codec = index_codec(lake, index.kind) if index else None
+    made_with = {
+        "about": about.__dict__,
+        "indices": {"kind": index.kind, "codec": codec.id if codec else ""} if index else None,
+        "catalog": lake.manifest("catalog").data_version,
+    }
+    planned = plan(lake, files, made_with, log=log)
+    for reason, n in planned.left_out.items():
+        if n:
+            log(f"{n:,} samples are left out: {reason}")
+    out = out.absolute()
+    staging = out.with_name(f".{out.name}.export")
+    with locked(out.with_name(f".{out.name}.lock"), lambda: log(f"{out} is being exported")):
+        if _is_there(out, planned):
+            log(f"{out} is there already")
+            return read_json(out / MANIFEST)
+        _prepare(staging, planned, log)
+        with open_catalog(catalog) as connection:
+            facts = replace(gather(connection), samples=planned.samples)
+        made = _Made(staging, planned.digest)
+        _write_data(planned, staging, made, log)
+        if index:
+            nprobe = cells_to_look_into(lake, codec)
+            for modality in MODALITIES:
+                with made.file(index_name(modality), planned.samples) as missing:
+                    if missing:
+                        log(f"building the {modality} index")
+                        kind = index.kind
+                        write_faiss(staging, planned.files, modality, codec, kind, nprobe[modality])
+        _unchanged(lake, planned)
+        manifest = _write_words(staging, planned, facts, about, made)
+        staging.rename(out)
+        fsync_directory(out.parent)
+        (out / _STATE).unlink()
+    log(f"{planned.samples:,} samples in {planned.files} files: {out}")
+    return manifest
+
+
+def _is_there(out: Path, planned: Plan) -> bool:
+    if not out.exists():
+        return False
+    if (out / MANIFEST).exists() and read_json(out / MANIFEST).get("digest") == planned.digest:
+        return True
+    raise ReleaseError(f"{out} holds something else: give another folder, or delete it")
+
+
+def _prepare(staging: Path, planned: Plan, log: Log) -> None:
+    state = staging / _STATE
+    if state.exists() and read_json(state)["digest"] == planned.digest:
+        log("going on where an earlier export stopped")
+        return
+    if staging.exists():
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True)
+    write_json(state, {"digest": planned.digest, "files": {}})
+
+
+class _Made:
+    """The files that are whole, with what the manifest says of them."""
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self._folder, self._digest = folder, digest
+        self.files: dict[str, dict[str, Any]] = read_json(folder / _STATE)["files"]
+
+    @contextmanager
+    def file(self, name: str, rows: int | None = None) -> Iterator[bool]:
+        """Whether a file is still to be written, which the block then does."""
+        path = self._folder / name
+        if name in self.files and path.exists():
+            yield False
+            return
+        path.parent.mkdir(exist_ok=True)
+        yield True
+        described: dict[str, Any] = {
+            "name": name,
+            "bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
+        }
+        self.files[name] = described if rows is None else {**described, "rows": rows}
+        write_json(self._folder / _STATE, {"digest": self._digest, "files": self.files})
+
+    def listed(self) -> list[dict[str, Any]]:
+        return [self.files[name] for name in sorted(self.files)]
+
+
+def _write_data(planned: Plan, staging: Path, made: _Made, log: Log) -> None:
+    progress = Progress("release", "files", planned.files, log)
+    for number, (first, stop) in enumerate(planned.bounds()):
+        with made.file(metadata_name(number), stop - first) as missing:
+            if missing:
+                write_metadata(planned, first, stop, staging / metadata_name(number))
+        for modality in MODALITIES:
+            name = vectors_name(modality, number)
+            with made.file(name, stop - first) as missing:
+                if missing:
+                    write_vectors(planned, modality, first, stop, staging / name)
+        progress.advance()
+
+
+def _unchanged(lake: Lake, planned: Plan) -> None:
+    now = versions(lake, lake.segments(SUBSET))
+    if now != planned.partitions or read_lists(lake.root).digests != planned.lists:
+        raise ReleaseError(
+            "a segment was made anew, or a list changed, while it was exported: export again"
+        )
+
+
+def _write_words(
+    staging: Path, planned: Plan, facts: Facts, about: About, made: _Made
+) -> dict[str, Any]:
+    """Everything that is told about the data files."""
+    published = datetime.now(UTC).date().isoformat()
+    told = croissant(
+        name=about.name,
+        description=(
+            f"{planned.samples:,} links to images with their alt texts, from "
+            f"{facts.segments:,} segments of Common Crawl, kept by {facts.recipe or 'a recipe'} "
+            f"with the CLIP model {facts.model or 'named in the card'}."
+        ),
+        url=about.url,
+        license=about.license,
+        version=about.version,
+        published=published,
+        files=made.listed(),
+    )
+    indexed = planned.made_with["indices"] is not None
+    words: Mapping[str, Callable[[Path], None]] = {
+        README: lambda path: write_text(path, _readme(planned, facts, about, indexed)),
+        CROISSANT: lambda path: write_json(path, told),
+    }
+    for name, write in words.items():
+        # Cheap, and of an earlier date if an earlier export got as far as this.
+        made.files.pop(name, None)
+        with made.file(name):
+            write(staging / name)
+    sums = "".join(f"{item['sha256']}  {item['name']}\n" for item in made.listed())
+    write_text(staging / SUMS, sums)
+    manifest = {
+        "digest": planned.digest,
+        "name": about.name,
+        "version": about.version,
+        "published": published,
+        "made_by": f"laion-assets {__version__}",
+        "samples": planned.samples,
+        "left_out": dict(planned.left_out),
+        "model": facts.model,
+        "recipe": facts.recipe,
+        "threshold": facts.threshold,
+        "dimension": int(planned.pieces[0].part.vectors("image").shape[1]),
+        "columns": pq.read_schema(staging / metadata_name(0)).names,
+        "indices": planned.made_with["indices"],
+        "partitions": dict(planned.partitions),
+        "lists": dict(planned.lists),
+        "files": made.listed(),
+    }
+    write_json(staging / MANIFEST, manifest)
+    return manifest
+
+
+def _readme(planned: Plan, facts: Facts, about: About, indexed: bool) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("laion_assets.release"),
+        autoescape=False,  # noqa: S701 - Markdown; what strangers wrote is in no template
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["count"] = "{:,}".format
+    size = next((name for limit, name in _SIZES if planned.samples < limit), "n>1T")
+    return environment.get_template("README.md").render(
+        name=about.name,
+        license_id=about.license_id,
+        languages=sorted(value for value, _ in facts.languages if len(value) in (2, 3)),
+        size=size,
+        card=dataset_card(facts, about.contact),
+        total=planned.samples,
+        files=planned.files,
+        index=indexed,
+    )

@@ -1,0 +1,122 @@
+"""A release's data files: metadata, embeddings and indices, each written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laion_assets import schemas
+from laion_assets.files import atomic_path
+from laion_assets.filtering.parts import ROW_GROUP
+from laion_assets.knn.codec import Codec, ef_search
+from laion_assets.knn.files import IndexSummary, index_path, new_index, write_index
+from laion_assets.knn.options import FLAT_KINDS
+from laion_assets.knn.subset import MODALITIES, Modality, blocks
+from laion_assets.lake import Lake
+from laion_assets.release.plan import Plan
+
+VECTORS: Final = {"image": "img_emb", "text": "text_emb"}
+"""Modality -> the folder that clip-retrieval, autofaiss and embedding-reader look into."""
+
+
+def metadata_name(number: int) -> str:
+    return f"metadata/metadata_{number:05d}.parquet"
+
+
+def vectors_name(modality: Modality, number: int) -> str:
+    folder = VECTORS[modality]
+    return f"{folder}/{folder}_{number:05d}.npy"
+
+
+def index_name(modality: Modality) -> str:
+    return f"indices/{modality}.index"
+
+
+def write_metadata(plan: Plan, first: int, stop: int, out: Path) -> None:
+    with (
+        atomic_path(out) as beside,
+        pq.ParquetWriter(beside, schemas.SUBSET, compression="zstd") as writer,
+    ):
+        waiting: list[pa.Table] = []
+        for piece, rows in plan.slices(first, stop):
+            table = pq.ParquetFile(piece.part.parquet).read().select(schemas.SUBSET.names)
+            waiting.append(table.take(pa.array(rows)).cast(schemas.SUBSET))
+            if sum(table.num_rows for table in waiting) >= ROW_GROUP:
+                writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP)
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP)
+
+
+def write_vectors(plan: Plan, modality: Modality, first: int, stop: int, out: Path) -> None:
+    width = plan.pieces[0].part.vectors(modality).shape[1]
+    with atomic_path(out) as beside:
+        array = np.lib.format.open_memmap(
+            beside, mode="w+", dtype=np.float16, shape=(stop - first, width)
+        )
+        start = 0
+        for piece, rows in plan.slices(first, stop):
+            array[start : start + len(rows)] = piece.part.vectors(modality)[rows]
+            start += len(rows)
+        array.flush()
+
+
+def index_codec(lake: Lake, kind: str) -> Codec | None:
+    """The codec that the lake's indices share, if there is one."""
+    there = kind not in FLAT_KINDS and lake.has("index_codec")
+    return Codec.open(lake.published("index_codec")) if there else None
+
+
+def write_faiss(
+    folder: Path, files: int, modality: Modality, codec: Codec | None, kind: str, nprobe: int | None
+) -> None:
+    """A faiss index whose ids are the release's rows, through its files in order.
+
+    With a codec it has the codec's cells and codes and looks into ``nprobe`` cells; without, the
+    vectors themselves. Memory: the index.
+    """
+    index: Any = None
+    row = 0
+    for block in _blocks(folder, files, modality):
+        if index is None:
+            plain = kind if kind in FLAT_KINDS else "flat"
+            index = (
+                _empty(codec, modality, nprobe or 1) if codec else new_index(plain, block.shape[1])
+            )
+        index.add_with_ids(block, np.arange(row, row + len(block), dtype=np.int64))
+        row += len(block)
+    write_index(index, folder / index_name(modality))
+
+
+def _empty(codec: Codec, modality: Modality, nprobe: int) -> Any:
+    import faiss
+
+    index = faiss.read_index(str(index_path(codec.folder, modality)))
+    ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
+    # Both are kept in the file: whoever loads it searches as well as we do.
+    ivf.nprobe = nprobe
+    centres = faiss.downcast_index(ivf.quantizer)
+    if isinstance(centres, faiss.IndexHNSW):
+        centres.hnsw.efSearch = ef_search(nprobe)
+    return index
+
+
+def _blocks(folder: Path, files: int, modality: Modality) -> Iterator[Any]:
+    for number in range(files):
+        path = folder / vectors_name(modality, number)
+        yield from blocks(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def cells_to_look_into(lake: Lake, codec: Codec | None) -> dict[str, int | None]:
+    """By modality, as the search index found it to be enough for 10 results."""
+    if codec is None or not lake.has("search_index"):
+        return dict.fromkeys(MODALITIES)
+    summary = IndexSummary.read(lake.published("search_index"))
+    if codec.id not in summary.search:
+        return dict.fromkeys(MODALITIES)
+    return {m: summary.parameters(codec.id, m, 10).nprobe for m in MODALITIES}

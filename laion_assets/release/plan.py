@@ -1,0 +1,150 @@
+"""What goes into a release: the subset's parts, in order, without the rows that lists name."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from laion_assets.knn.subset import SubsetPart, subset_parts
+from laion_assets.lake import Lake
+from laion_assets.progress import Log, Progress, silent
+from laion_assets.removals.in_force import REASONS, Lists, read_lists
+from laion_assets.segments import SegmentKey
+
+SUBSET: Final = "filtered_subset"
+_FORMAT: Final = 1
+"""Raised when the same plan gives other files."""
+
+Rows = NDArray[np.int64]
+
+
+class ReleaseError(RuntimeError):
+    """There can be no such release, or one is not what it says; the message says why."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The rows of one part of the subset that are released: all but ``left_out``."""
+
+    part: SubsetPart
+    left_out: Rows
+    n: int
+
+    def rows(self) -> Rows:
+        """The numbers of the rows that are released."""
+        return np.setdiff1d(np.arange(self.n + len(self.left_out)), self.left_out)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``partitions``: key -> data version. ``left_out``: reason -> rows that a list names."""
+
+    pieces: Sequence[Piece]
+    partitions: Mapping[str, str]
+    lists: Mapping[str, str]
+    left_out: Mapping[str, int]
+    files: int
+    made_with: Mapping[str, Any]
+
+    @property
+    def samples(self) -> int:
+        return sum(piece.n for piece in self.pieces)
+
+    @property
+    def digest(self) -> str:
+        """The same for releases with the same content."""
+        told = [_FORMAT, self.partitions, self.lists, self.files, self.made_with]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+
+    def bounds(self) -> list[tuple[int, int]]:
+        """Of each file: the first row, and the one after the last. Sizes differ by one at most."""
+        edges = [self.samples * number // self.files for number in range(self.files + 1)]
+        return list(itertools.pairwise(edges))
+
+    def slices(self, first: int, stop: int) -> Iterator[tuple[Piece, Rows]]:
+        """Which rows of which parts are the release's rows ``first`` to ``stop``."""
+        start = 0
+        for piece in self.pieces:
+            low, high = max(first - start, 0), min(stop - start, piece.n)
+            if low < high:
+                yield piece, piece.rows()[low:high]
+            start += piece.n
+
+
+def plan(lake: Lake, files: int, made_with: Mapping[str, Any], *, log: Log = silent) -> Plan:
+    """Look through the subset's partitions for what the lists in force name.
+
+    Raises :class:`ReleaseError` if there is nothing to release.
+    """
+    keys = lake.segments(SUBSET)
+    # Before anything is read: what is replaced meanwhile is noticed at the end.
+    partitions = versions(lake, keys)
+    lists = read_lists(lake.root)
+    pieces: list[Piece] = []
+    left_out = dict.fromkeys(REASONS.values(), 0)
+    progress = Progress("what is released", "segments", len(keys), log)
+    for key in keys:
+        for part in subset_parts(lake.published(SUBSET, key)):
+            listed, counted = listed_rows(part.parquet, lists)
+            for reason, n in counted.items():
+                left_out[reason] += n
+            n = part.rows() - len(listed)
+            if n:
+                pieces.append(Piece(part, listed, n))
+        progress.advance()
+    if not pieces:
+        raise ReleaseError(f"no sample to release in {lake.root / SUBSET}")
+    return Plan(
+        pieces,
+        partitions,
+        lists.digests,
+        left_out,
+        min(files, sum(piece.n for piece in pieces)),
+        made_with,
+    )
+
+
+def versions(lake: Lake, keys: Sequence[SegmentKey]) -> dict[str, str]:
+    return {str(key): lake.manifest(SUBSET, key).data_version for key in keys}
+
+
+def listed_rows(path: Path, lists: Lists) -> tuple[Rows, dict[str, int]]:
+    """The rows of a parquet file of samples that a list names, and how many by reason.
+
+    A row that both lists name counts for the first.
+    """
+    counted: dict[str, int] = {}
+    if not lists:
+        return np.empty(0, np.int64), counted
+    found: list[Rows] = []
+    start = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=["SAMPLE_ID", "URL", "sha256", "md5"]):
+            mask = np.zeros(batch.num_rows, dtype=np.bool_)
+            for name, _ in lists.each():
+                named = _named(batch, lists, name) & ~mask
+                counted[REASONS[name]] = counted.get(REASONS[name], 0) + int(named.sum())
+                mask |= named
+            found.append(np.flatnonzero(mask) + start)
+            start += batch.num_rows
+    return np.concatenate([np.empty(0, np.int64), *found]), counted
+
+
+def _named(batch: pa.RecordBatch, lists: Lists, name: str) -> NDArray[np.bool_]:
+    entries = lists[name]
+    mask: NDArray[np.bool_] = entries.which_samples(batch["SAMPLE_ID"].to_numpy())
+    if entries.names_urls:
+        mask = mask | entries.which_urls(batch["URL"].to_pylist())
+    if entries.names_images:
+        mask = mask | entries.which_images(batch["sha256"], batch["md5"])
+    return mask

@@ -1,0 +1,69 @@
+"""A lake with vectors beside its subset, and a release of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from laion_assets.knn.options import IndexOptions
+from laion_assets.lake import Lake, LakeOptions
+from laion_assets.release.export import About, export
+from laion_assets.stats.catalog import build_catalog
+from tests.stats.conftest import SEGMENTS, SegmentFiles
+
+WIDTH = 16
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def write_vectors(folder: Path, seed: int) -> None:
+    """Beside each part: random images, and texts whose cosine is the rows' similarity."""
+    random = np.random.default_rng(seed)
+    for part in sorted(folder.glob("part-*.parquet")):
+        similarity = pq.ParquetFile(part).read()["similarity"].to_numpy()[:, None]
+        image = unit(random.normal(size=(len(similarity), WIDTH)))
+        other = random.normal(size=image.shape)
+        other = unit(other - (other * image).sum(axis=1, keepdims=True) * image)
+        text = similarity * image + np.sqrt(1 - similarity**2) * other
+        number = part.stem.removeprefix("part-")
+        for kind, vectors in (("img", image), ("text", text)):
+            path = folder / f"{kind}_emb" / f"{kind}_emb_{number}.npy"
+            path.parent.mkdir(exist_ok=True)
+            np.save(path, vectors.astype(np.float16))
+
+
+def make_lake(root: Path) -> Lake:
+    lake = Lake(LakeOptions(root=str(root)))
+    for seed, (crawl, segment) in enumerate(SEGMENTS):
+        files = SegmentFiles(root, crawl, segment)
+        files.write()
+        files.stats()
+        write_vectors(files.folder("filtered_subset"), seed)
+        manifest = files.folder("filtered_subset") / "_manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"data_version": crawl}))
+    files.tar()
+    with lake.publish("catalog", inputs={}, code_version="1") as staging:
+        build_catalog(lake.root, staging.path / "catalog.duckdb")
+    return lake
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that holds ``lake`` and ``release``, five files of its 72 samples. Read only."""
+    root = tmp_path_factory.mktemp("release")
+    about = About(name='"Quoted": a release', contact="https://example.org/contact")
+    export(make_lake(root / "lake"), root / "release", files=5, about=about, index=IndexOptions())
+    return root
+
+
+@pytest.fixture
+def lake(made: Path, tmp_path: Path) -> Lake:
+    """A lake of the test's own."""
+    return Lake(LakeOptions(root=str(shutil.copytree(made / "lake", tmp_path / "lake"))))

@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from laion_assets import schemas
+from laion_assets.cli import main
+from laion_assets.knn.codec import Codec, train_codec
+from laion_assets.knn.options import IndexOptions
+from laion_assets.lake import Lake
+from laion_assets.release import export as exporting
+from laion_assets.release.export import export
+from laion_assets.release.files import write_faiss
+from laion_assets.release.plan import ReleaseError
+from laion_assets.release.verify import verify
+from laion_assets.removals.in_force import read_lists
+from tests.release.conftest import unit
+from tests.stats.conftest import SegmentFiles
+
+
+def rows_of(release: Path) -> list[dict[str, object]]:
+    parts = sorted((release / "metadata").glob("*.parquet"))
+    return [row for part in parts for row in pq.read_table(part).to_pylist()]
+
+
+def vectors_of(release: Path, kind: str) -> np.ndarray:
+    parts = sorted((release / f"{kind}_emb").glob("*.npy"))
+    return np.concatenate([np.load(part) for part in parts])
+
+
+def contents(release: Path) -> dict[str, bytes]:
+    paths = [path for path in release.rglob("*") if path.is_file()]
+    return {str(path.relative_to(release)): path.read_bytes() for path in paths}
+
+
+def test_a_release_has_the_subsets_rows_and_vectors_in_so_many_files(made: Path) -> None:
+    release = made / "release"
+    parts = sorted((release / "metadata").glob("*.parquet"))
+    assert [pq.read_metadata(part).num_rows for part in parts] == [14, 14, 15, 14, 15]
+    assert all(pq.read_schema(part).equals(schemas.SUBSET) for part in parts)
+    subset = sorted((made / "lake" / "filtered_subset").glob("*/*"))
+    assert rows_of(release) == [
+        row
+        for folder in subset
+        for row in pq.ParquetFile(folder / "part-00000.parquet").read().to_pylist()
+    ]
+    for kind in ("img", "text"):
+        wanted = [np.load(folder / f"{kind}_emb/{kind}_emb_00000.npy") for folder in subset]
+        assert (vectors_of(release, kind) == np.concatenate(wanted)).all()
+        assert vectors_of(release, kind).dtype == np.float16
+
+
+def test_an_indexs_ids_are_rows_of_the_release(made: Path) -> None:
+    for modality, kind in (("image", "img"), ("text", "text")):
+        index = faiss.read_index(str(made / "release" / "indices" / f"{modality}.index"))
+        _, found = index.search(vectors_of(made / "release", kind).astype(np.float32), 1)
+        assert found[:, 0].tolist() == list(range(72))
+
+
+def test_checksums_are_those_of_sha256sum(made: Path) -> None:
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"],
+        cwd=made / "release",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.count(": OK") == 3 * 5 + 2 + 2
+
+
+def test_the_readme_is_the_card_with_what_loaders_need(made: Path) -> None:
+    _, front, card = (made / "release" / "README.md").read_text().split("---\n", 2)
+    front = yaml.safe_load(front)
+    assert front["pretty_name"] == '"Quoted": a release'
+    assert front["size_categories"] == ["n<1K"]
+    assert front["configs"] == [{"config_name": "default", "data_files": "metadata/*.parquet"}]
+    assert "# Dataset card\n\n72 image-text samples from 3 segments" in card
+    assert "Write to https://example.org/contact" in card
+
+
+def test_a_release_is_sound_and_made_once(made: Path, lake: Lake, tmp_path: Path) -> None:
+    assert verify(made / "release") == []
+    first = export(lake, tmp_path / "out", files=5)
+    before = contents(tmp_path / "out")
+    told: list[str] = []
+    assert export(lake, tmp_path / "out", files=5, log=told.append) == first
+    assert "is there already" in told[-1]
+    assert contents(tmp_path / "out") == before
+    with pytest.raises(ReleaseError, match="holds something else"):
+        export(lake, tmp_path / "out", files=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "lake", "out"]
+
+
+def test_more_files_than_samples_are_not_made(lake: Lake, tmp_path: Path) -> None:
+    manifest = export(lake, tmp_path / "out", files=1000)
+    assert sum(item["name"].startswith("metadata/") for item in manifest["files"]) == 72
+    assert verify(tmp_path / "out") == []
+
+
+def test_a_killed_export_goes_on_and_gives_the_same(
+    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(lake, tmp_path / "whole", files=3)
+    written: list[str] = []
+    real = exporting.write_vectors
+
+    def some(*args: object) -> None:
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(str(args[-1]))
+        real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(exporting, "write_vectors", some)
+    with pytest.raises(KeyboardInterrupt):
+        export(lake, tmp_path / "out", files=3)
+    assert not (tmp_path / "out").exists()
+
+    def rest(*args: object) -> None:
+        written.append(str(args[-1]))
+        real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(exporting, "write_vectors", rest)
+    export(lake, tmp_path / "out", files=3)
+    assert len(written) == len(set(written)) == 6, "no file was written twice"
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not (tmp_path / ".out.export").exists()
+
+
+def test_what_an_export_of_another_state_left_is_not_used(
+    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = exporting._write_words
+    monkeypatch.setattr(exporting, "_write_words", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(lake, tmp_path / "out", files=3)
+    monkeypatch.setattr(exporting, "_write_words", real)
+    (lake.root / "removals").mkdir()
+    gone = pq.ParquetFile(next(lake.root.glob("filtered_subset/*/*/part-*"))).read().to_pylist()[5]
+    (lake.root / "removals" / "a.txt").write_text(f"sample-id:{gone['SAMPLE_ID']}\n")
+    export(lake, tmp_path / "out", files=3)
+    assert gone["SAMPLE_ID"] not in {row["SAMPLE_ID"] for row in rows_of(tmp_path / "out")}
+    assert verify(tmp_path / "out", read_lists(lake.root)) == []
+
+
+def test_what_is_listed_is_left_out_before_its_segment_is_made_again(
+    lake: Lake, tmp_path: Path
+) -> None:
+    part = sorted(lake.root.glob("filtered_subset/*/*/part-*.parquet"))[1]
+    rows = pq.ParquetFile(part).read().to_pylist()
+    vectors = np.load(part.parent / "img_emb" / "img_emb_00000.npy")
+    for name, lines in {
+        "removals": [f"url:{rows[0]['URL']}", f"sample-id:{rows[3]['SAMPLE_ID']}"],
+        "blocklists": [f"sha256:{rows[23]['sha256']}", f"sample-id:{rows[3]['SAMPLE_ID']}"],
+    }.items():
+        (lake.root / name).mkdir()
+        (lake.root / name / "list.txt").write_text("\n".join(lines))
+    manifest = export(lake, tmp_path / "out", files=4, index=IndexOptions())
+    # The same bytes are in each of the three segments.
+    assert manifest["left_out"] == {"removed": 2, "blocked": 3}
+    assert manifest["samples"] == 72 - 5
+    out = {row["URL"] for row in rows_of(tmp_path / "out")}
+    assert not out & {rows[number]["URL"] for number in (0, 3, 23)}
+    assert not any((vectors_of(tmp_path / "out", "img") == vectors[3]).all(axis=1))
+    assert faiss.read_index(str(tmp_path / "out" / "indices" / "image.index")).ntotal == 67
+    assert verify(tmp_path / "out", read_lists(lake.root)) == []
+
+
+def test_a_release_from_before_a_removal_is_told(made: Path, lake: Lake) -> None:
+    row = rows_of(made / "release")[7]
+    (lake.root / "removals").mkdir()
+    (lake.root / "removals" / "list.txt").write_text(f"url:{row['URL']}\n")
+    assert verify(made / "release", read_lists(lake.root)) == [
+        "metadata/metadata_00000.parquet holds 1 samples that are removed by the lists in force"
+    ]
+
+
+def test_a_partition_made_anew_meanwhile_stops_the_export(
+    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = exporting.write_metadata
+
+    def while_written(*args: object) -> None:
+        path = next(lake.root.glob("filtered_subset/*/*/_manifest.json"))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"data_version": "new"}))
+        real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(exporting, "write_metadata", while_written)
+    with pytest.raises(ReleaseError, match="made anew"):
+        export(lake, tmp_path / "out", files=1)
+    assert not (tmp_path / "out").exists()
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _forged(release: Path, name: str, change: Callable[[Path], None]) -> None:
+    """Change a file and make the checksums agree: what is left to notice is its content."""
+    change(release / name)
+    manifest = json.loads((release / "manifest.json").read_text())
+    sums = []
+    for item in manifest["files"]:
+        path = release / item["name"]
+        item["bytes"] = path.stat().st_size
+        item["sha256"] = exporting.sha256_file(path)
+        sums.append(f"{item['sha256']}  {item['name']}\n")
+    (release / "manifest.json").write_text(json.dumps(manifest))
+    (release / "SHA256SUMS").write_text("".join(sums))
+
+
+def _swap_rows(path: Path) -> None:
+    np.save(path, np.load(path)[::-1])
+
+
+def _nan(path: Path) -> None:
+    vectors = np.load(path)
+    vectors[3, 0] = np.nan
+    np.save(path, vectors)
+
+
+def _twice(path: Path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.take([0, *range(table.num_rows - 1)]), path)
+
+
+def _other_columns(path: Path) -> None:
+    pq.write_table(pq.read_table(path).drop_columns(["md5"]), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("text_emb/text_emb_00002.npy", _swap_rows, "off their vectors' cosine"),
+        ("img_emb/img_emb_00002.npy", _nan, "off unit length by nan"),
+        ("metadata/metadata_00001.parquet", _twice, "1 SAMPLE_IDs come twice"),
+        ("metadata/metadata_00001.parquet", _other_columns, "has other columns"),
+    ],
+)
+def test_what_does_not_belong_together_is_noticed(
+    made: Path, tmp_path: Path, name: str, change: Callable[[Path], None], says: str
+) -> None:
+    release = shutil.copytree(made / "release", tmp_path / "release")
+    _forged(release, name, change)
+    assert any(says in problem for problem in verify(release))
+
+
+def test_damaged_missing_and_foreign_files_are_named(made: Path, tmp_path: Path) -> None:
+    release = shutil.copytree(made / "release", tmp_path / "release")
+    _cut(release / "metadata" / "metadata_00001.parquet")
+    (release / "text_emb" / "text_emb_00000.npy").unlink()
+    (release / "new.txt").write_text("mine")
+    assert verify(release) == [
+        f"new.txt is not in {exporting.MANIFEST}",
+        "metadata/metadata_00001.parquet is not the file that was published",
+        "text_emb/text_emb_00000.npy is missing",
+    ]
+
+
+def test_an_index_of_a_codec_is_a_faiss_file_that_finds(tmp_path: Path) -> None:
+    vectors = unit(np.random.default_rng(0).normal(size=(2_000, 32))).astype(np.float16)
+    subset, release = tmp_path / "subset", tmp_path / "release"
+    for kind in ("img", "text"):
+        for folder in (subset, release):
+            (folder / f"{kind}_emb").mkdir(parents=True)
+            np.save(folder / f"{kind}_emb" / f"{kind}_emb_00000.npy", vectors)
+    pq.write_table(
+        pq.read_table(pq_of(vectors, tmp_path)).cast(schemas.SUBSET), subset / "part-00000.parquet"
+    )
+    (tmp_path / "codec").mkdir()
+    options = IndexOptions(kind="ivf_sq8", cells=8)
+    train_codec([subset], tmp_path / "codec", options, model_key="tiny")
+    (release / "indices").mkdir()
+    write_faiss(release, 1, "image", Codec.open(tmp_path / "codec"), "auto", 8)
+    index = faiss.read_index(str(release / "indices" / "image.index"))
+    assert faiss.extract_index_ivf(index).nprobe == 8
+    _, found = index.search(vectors[:100].astype(np.float32), 1)
+    assert (found[:, 0] == np.arange(100)).all()
+
+
+def pq_of(vectors: np.ndarray, folder: Path) -> Path:
+    table = schemas.SUBSET.empty_table().to_pydict()
+    rows = [{**dict.fromkeys(table), "SAMPLE_ID": number} for number in range(len(vectors))]
+    import pyarrow as pa
+
+    pq.write_table(pa.Table.from_pylist(rows, schema=schemas.SUBSET), folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+def test_the_command_exports_verifies_and_fails_in_one_line(
+    lake: Lake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text(f'[lake]\nroot = "{lake.root}"\n[download]\ncontact = "https://a.test/me"\n')
+    words = ["export", "--config", str(config), "-o", str(tmp_path / "out")]
+    assert main([*words, "--files", "2", "--without-indices"]) == 0
+    assert "samples        72" in capsys.readouterr().out
+    assert "Write to https://a.test/me" in (tmp_path / "out" / "README.md").read_text()
+    assert main([*words, "--verify"]) == 0
+    assert "is a sound release" in capsys.readouterr().out
+    files = SegmentFiles(lake.root, "CC-MAIN-2000-05", "00")
+    (lake.root / "blocklists").mkdir()
+    (lake.root / "blocklists" / "a.txt").write_text(f"url:{files.subset[4]['url']}\n")
+    assert main([*words, "--verify"]) == 1
+    told = capsys.readouterr()
+    assert "1 samples that are blocked by the lists in force" in told.out
+    assert "is not a sound release" in told.err
+    assert main([*words, "--files", "2"]) == 1
+    assert "holds something else" in capsys.readouterr().err
