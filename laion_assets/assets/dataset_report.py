@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from laion_assets.assets.making import materialized, publishing
+from laion_assets.assets.making import fetch_tables, materialized, publishing
 from laion_assets.automation import follow_upstream
 from laion_assets.metadata import picture
 from laion_assets.settings import Settings
@@ -11,7 +11,7 @@ from laion_assets.versions import code_version
 from resources.lake import LakeResource
 
 
-def build(_: Settings) -> dg.AssetsDefinition:
+def build(settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="stats",
         deps=["catalog"],
@@ -26,6 +26,7 @@ def build(_: Settings) -> dg.AssetsDefinition:
         store = lake.open()
         catalog = store.published("catalog") / "catalog.duckdb"
         with publishing(context, store, upstream=["catalog"]) as staging:
+            fetch_tables(store, settings)
             staging.metadata = build_report(catalog, staging.path, log=context.log.info)
         folder = store.folder("dataset_report")
         figures = {
