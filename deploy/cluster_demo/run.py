@@ -146,6 +146,7 @@ def demo(work: Path, machines: int, failing: float) -> list[str]:
             left = Lake(load_settings(undisturbed).lake)
             rows, faults = compare(remote, left)
             faults += _unnamed(remote)
+            faults += _restored(instance, database, work)
             _tell(instance, story, rows, endpoint, expected)
             return faults
 
@@ -257,6 +258,30 @@ def _lose(instance: dg.DagsterInstance, cluster: Cluster, story: Story, machines
                 f"{run.tags[PARTITION_TAG]}"
             )
             return
+
+
+def _restored(instance: dg.DagsterInstance, database: str, work: Path) -> list[str]:
+    """Back Dagster's database up, restore it elsewhere, and see whether it knows the same."""
+    dump, binary = work / "dagster.dump", postgres.binaries()
+    subprocess.run([binary / "pg_dump", "-Fc", "-f", dump, database], check=True)
+    with postgres.running() as elsewhere:
+        subprocess.run([binary / "pg_restore", "-d", elsewhere, dump], check=True)
+        home = work / "restored"
+        home.mkdir()
+        (home / "dagster.yaml").write_text(
+            f"storage:\n  postgres:\n    postgres_url: {elsewhere}\ntelemetry:\n  enabled: false\n"
+        )
+        with dg.DagsterInstance.from_config(str(home)) as restored:
+            faults = [
+                f"the restored database does not know the same of {asset}"
+                for asset in SEGMENT_ASSETS
+                if restored.get_materialized_partitions(dg.AssetKey(asset))
+                != instance.get_materialized_partitions(dg.AssetKey(asset))
+            ]
+            if restored.get_runs_count() != instance.get_runs_count():
+                faults.append("the restored database does not know the same runs")
+    say(f"a backup of Dagster's database ({dump.stat().st_size / 1e6:.1f} MB) was restored")
+    return faults
 
 
 def _unnamed(lake: RemoteLake) -> list[str]:
