@@ -170,8 +170,8 @@ class Lake:
         self.root = Path(text.removeprefix("file://")).absolute()
         self.busy_timeout_s = options.busy_timeout_s
 
-    def folder(self, asset: str, key: SegmentKey | None = None) -> Path:
-        """Where the partition is, or will be, published."""
+    def folder(self, asset: str, key: SegmentKey | None = None, names: str = "*") -> Path:
+        """Where the partition is, or will be, published, with its files of these names at hand."""
         return self._place(asset, key)
 
     def _place(self, asset: str, key: SegmentKey | None) -> Path:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from obstore import PutMode, UpdateVersion
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
+_TRIES: Final = 3
 _PART_BYTES: Final = 8 * 2**20
 
 
@@ -215,10 +216,9 @@ class Objects:
     def _tries(self, path: str) -> Iterator[_Try]:
         """Around obstore's own tries of a request: for answers that broke off half-way, and for
         uploads of several requests."""
-        for number in range(1, self._attempts + 1):
-            attempt = _Try(f"{self.url}/{path}", last=number == self._attempts)
-            yield attempt
-            time.sleep(min(0.2 * 2**number, 15.0))
+        for number in range(1, _TRIES + 1):
+            yield _Try(f"{self.url}/{path}", last=number == _TRIES)
+            time.sleep(2.0**number)
 
 
 class _Try:

@@ -59,6 +59,7 @@ _AT_ONCE: Final = 8
 _POLL_S: Final = 0.5
 _ABANDONED: Final = timedelta(days=7)
 """Objects that nothing has named for so long are a lost machine's."""
+_LEFT_S: Final = _ABANDONED.total_seconds()
 _IN_USE_S: Final = 3600.0
 """What was read from the cache within this time is not evicted."""
 _OF: Final = ".store-of"
@@ -124,7 +125,9 @@ class RemoteLake(Lake):
             if marker.read_text(encoding="utf-8") != url:
                 raise LakeError(f"{self.root} is the cache of {marker.read_text()}, not of {url}")
             return
-        if self.root.exists() and any(self.root.iterdir()):
+        # What begins with a dot, another process that begins just now may have made.
+        there = self.root.iterdir() if self.root.exists() else ()
+        if any(not path.name.startswith(".") for path in there):
             raise LakeError(f"{self.root} is not empty: it cannot become the cache of {url}")
         self.root.mkdir(parents=True, exist_ok=True)
         with atomic_path(marker) as beside:
@@ -132,9 +135,9 @@ class RemoteLake(Lake):
 
     # Reading
 
-    def folder(self, asset: str, key: SegmentKey | None = None) -> Path:
+    def folder(self, asset: str, key: SegmentKey | None = None, names: str = "*") -> Path:
         """The partition's place in the cache, as the store has it now; not there if it has none."""
-        self.fetch(asset, key)
+        self.fetch(asset, key, names)
         return self._place(asset, key)
 
     def has(self, asset: str, key: SegmentKey | None = None) -> bool:
@@ -307,9 +310,9 @@ class RemoteLake(Lake):
             try:
                 self._download(files, new)
                 write_json(new / FINGERPRINT, {"fingerprint": saved["fingerprint"]})
-            except FileNotFoundError:
-                # Another machine has published the partition: its commit will be told apart.
-                log(f"{checkpoint}: gone while it was read")
+            except (FileNotFoundError, ObjectsError) as error:
+                # Another machine has published the partition meanwhile, or was killed in a copy.
+                log(f"a partition in the making cannot be taken over: {error}")
                 shutil.rmtree(new)
             else:
                 replace_folder(new, path)
@@ -435,6 +438,8 @@ class RemoteLake(Lake):
             raise PartitionBusyError(f"another machine had a turn at {folder} meanwhile")
         self._note_shared(path, index, pointer)
         self._clean(before.objects() - pointer.objects(), [], log)
+        if not held:
+            self._clean_abandoned(folder, pointer, log)
         return pointer, got[1]
 
     def _mirror_keys(self, asset: str, *, whole: bool) -> None:
@@ -508,8 +513,18 @@ class RemoteLake(Lake):
         else:
             self._clean(old, [], log)
 
+    def _drop_leavings(self) -> None:
+        """What killed runs left in the cache, and nobody came back for."""
+        for folder in [*self.root.glob(".fetch/*"), *self.root.glob(".staging/*/*")]:
+            with suppress(FileNotFoundError, LockedError):
+                if not folder.is_dir() or time.time() - folder.stat().st_mtime < _LEFT_S:
+                    continue
+                with locked(folder.with_name(f".{folder.name}.lock"), _no, 0):
+                    shutil.rmtree(folder)
+
     def _evict(self) -> None:
         """Keep the cache within its limit: what was read longest ago goes first."""
+        self._drop_leavings()
         if not self._cache_bytes:
             return
         found = (self.root / ".store" / "_index").rglob("*.json")
@@ -544,12 +559,12 @@ class _Uploads:
             signature = _signature(self.path / name)
             if name in self._done and self._done[name][0] == signature:
                 return
-            stored = _Stored(
-                f"{self._prefix}/{name}",
-                signature[2],
-                digest or sha256_file(self.path / name),
-            )
-            self._all.add(stored.object)
+            path = f"{self._prefix}/{name}"
+            if path in self._all:
+                # An object is never written again: a checkpoint may name it.
+                path = f"{self._prefix}/again-{uuid.uuid4().hex}/{name}"
+            stored = _Stored(path, signature[2], digest or sha256_file(self.path / name))
+            self._all.add(path)
             self.store.upload(self.path / name, stored.object)
             self._done[name] = signature, stored
 

@@ -69,6 +69,9 @@ those of `filtered_subset`."""
 FURTHER: Final = "subset_*"
 """The folders of further subsets in a lake."""
 
+TABLES: Final = "*.parquet"
+"""The files of a partition that are looked into."""
+
 AGGREGATE: Final = "search_index"
 _IDS_AT_ONCE: Final = 1_000_000
 
@@ -130,7 +133,7 @@ def survey(
 
     if any(entries.names_images or entries.names_urls for _, entries in sought.each()):
         for key in wanted("image_shards"):
-            met, _ = met_in(lake.folder("image_shards", key), sought)
+            met, _ = met_in(lake.folder("image_shards", key, TABLES), sought)
             for name in REASONS:
                 found.met += lake.update(
                     met_file(name), partial(note_met, lake.root, name, met[name])
@@ -147,7 +150,7 @@ def survey(
     for key, assets in sorted(by_key.items()):
         of_key: list[Ids] = [np.empty(0, np.int64)]
         for asset in assets:
-            n = _look(lake.folder(asset, key), asset, sought, of_key)
+            n = _look(lake.folder(asset, key, TABLES), asset, sought, of_key)
             if n:
                 found.samples.setdefault(key, Counter())[asset] = n
         gone += of_key
@@ -155,7 +158,7 @@ def survey(
             found.returning.add(key)
         progress.advance()
     if keys is None:
-        found.aggregate = _count_indexed(lake.folder(AGGREGATE), sought, gone)
+        found.aggregate = _count_indexed(lake.folder(AGGREGATE, names="*/ids.npy"), sought, gone)
     return found
 
 
@@ -239,7 +242,7 @@ def _named(batch: Any, rows: _Rows, entries: Entries, ids: Ids | None) -> NDArra
 def _lacks(lake: Lake, key: SegmentKey, assets: Sequence[str], lists: Lists) -> bool:
     """Whether a partition lacks what nothing lists any more."""
     if "pair_parquet" in assets:
-        parts = lake.folder("pair_parquet", key).glob("part-*.parquet")
+        parts = lake.folder("pair_parquet", key, TABLES).glob("part-*.parquet")
         if not all(all_listed(taken_out(part), lists) for part in parts):
             return True
     if "unique_pairs" in assets and _refused(lake, "unique_pairs", key):
@@ -255,7 +258,7 @@ def _lacks(lake: Lake, key: SegmentKey, assets: Sequence[str], lists: Lists) -> 
         if not all_listed(taken, lists):
             return True
     if "image_shards" in assets and _refused(lake, "image_shards", key):
-        folder = lake.folder("image_shards", key)
+        folder = lake.folder("image_shards", key, TABLES)
         for shard in shards_in(folder):
             named, refused = named_rows(files_of(folder, shard)[1], lists)
             if refused - {row.row for row in named}:
