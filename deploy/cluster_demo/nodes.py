@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,9 +11,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +23,7 @@ from deploy.cluster_demo.postgres import free_port
 MARK: Final = "LAION_ASSETS_CLUSTER_DEMO"
 """Environment variable of everything that the demo starts: the machine that it stands for."""
 
-_RUN: Final = re.compile(r'"run_id": "([0-9a-f-]{36})"')
+_RUN: Final = re.compile(r'run_id": "([0-9a-f-]{36})"')
 _PATIENCE_S: Final = 180.0
 
 
@@ -123,7 +125,7 @@ def running(
             env={**common, **settings[head]},
             log=work / "ray.log",
         )
-        _await_jobs(jobs, work)
+        _await(partial(_has, jobs, 1), work)
         for number, node in enumerate(nodes):
             _ray(
                 f"--address=127.0.0.1:{port}",
@@ -134,18 +136,31 @@ def running(
                 env={**common, **settings[node]},
                 log=work / "ray.log",
             )
+            # One by one: nodes of one host that start at once have been seen to miss each other.
+            _await(partial(_has, jobs, number + 2), work)
         yield Cluster(head, jobs, nodes)
     finally:
         for mark in (*nodes, head):
             kill(mark)
 
 
-def _await_jobs(address: str, work: Path) -> None:
+def _alive(address: str) -> int:
+    """The nodes that the head knows, itself among them; 0 while it does not answer."""
+    try:
+        with urllib.request.urlopen(f"{address}/nodes?view=summary", timeout=5) as answer:
+            nodes = json.load(answer)["data"]["summary"]
+    except (urllib.error.URLError, OSError, KeyError, ValueError):
+        return 0
+    return sum(node.get("raylet", {}).get("state") == "ALIVE" for node in nodes)
+
+
+def _has(address: str, count: int) -> bool:
+    return _alive(address) >= count
+
+
+def _await(true: Callable[[], bool], work: Path) -> None:
     deadline = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{address}/api/jobs/", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    raise ClusterError(f"Ray did not start in {_PATIENCE_S:.0f} s: see {work}/ray.log")
+    while not true():
+        if time.monotonic() > deadline:
+            raise ClusterError(f"Ray did not start in {_PATIENCE_S:.0f} s: see {work}/ray.log")
+        time.sleep(0.5)

@@ -31,6 +31,7 @@ from deploy.cluster_demo.compare import compare
 from deploy.cluster_demo.crawl import build_in_segments
 from deploy.cluster_demo.nodes import MARK, Cluster, ClusterError
 from deploy.cluster_demo.store import COUNTS
+from laion_assets.assets.outside import LEDGER_POOL
 from laion_assets.definitions import build_defs
 from laion_assets.demo.driver import needs
 from laion_assets.jobs import SEGMENT_ASSETS
@@ -126,6 +127,8 @@ def demo(work: Path, machines: int, failing: float) -> list[str]:
                 "DAGSTER_POSTGRES_URL": database,
                 "DAGSTER_HOME": str(work / "home"),
                 "PYTHONPATH": str(ROOT),
+                # Ray starts a run by the command `dagster`.
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                 "AWS_ACCESS_KEY_ID": "anybody",
                 "AWS_SECRET_ACCESS_KEY": "anything",
             }
@@ -138,7 +141,7 @@ def demo(work: Path, machines: int, failing: float) -> list[str]:
         os.environ.update(environment[control], RAY_JOBS_ADDRESS=cluster.jobs_address)
         settings = load_settings()
         started = time.monotonic()
-        with _instance(work / "home") as instance, _daemon(control, work):
+        with _instance(work / "home", machines) as instance, _daemon(control, work):
             story = _watch(instance, cluster, settings, expected, machines)
             say(f"all is made, {time.monotonic() - started:.0f} s after the daemon was started")
             remote = open_lake(settings.lake)
@@ -180,12 +183,21 @@ def _store(failing: float) -> Iterator[str]:
 
 
 @contextmanager
-def _instance(home: Path) -> Iterator[dg.DagsterInstance]:
+def _instance(home: Path, machines: int) -> Iterator[dg.DagsterInstance]:
     home.mkdir()
     shutil.copyfile(HERE.parent / "ray" / "dagster.yaml", home / "dagster.yaml")
     with dg.DagsterInstance.from_config(str(home)) as instance:
-        instance.event_log_storage.set_concurrency_slots("dedup_ledger", 1)
+        # All pools, before any run: two runs that are the first to use one have been seen to fail
+        # on Postgres, each adding its row.
+        for pool in _pools():
+            limit = 1 if pool == LEDGER_POOL else machines
+            instance.event_log_storage.set_concurrency_slots(pool, limit)
         yield instance
+
+
+def _pools() -> set[str]:
+    assets = build_defs(load_settings()).get_repository_def().assets_defs_by_key.values()
+    return {pool for asset in assets if asset.is_executable for pool in asset.node_def.pools}
 
 
 @contextmanager
