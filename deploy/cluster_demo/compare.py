@@ -94,4 +94,7 @@ def compare(left: Lake, right: Lake) -> tuple[list[list[str]], list[str]]:
         table.append(
             [asset, str(one.partitions), str(one.rows), str(one.doubled), one.digest, other.digest]
         )
+    indexed = [lake.manifest("search_index").metadata["n"] for lake in (left, right)]
+    if indexed[0] != indexed[1]:
+        faults.append(f"search_index: {indexed[0]} samples, not {indexed[1]}")
     return table, faults

@@ -47,7 +47,7 @@ NAME: Final = "laion-assets"
 LOSE_AT: Final = "image_shards"
 """The machine is lost while it makes this asset."""
 _BUCKET: Final = "lake"
-_PATIENCE_S: Final = 900.0
+_PATIENCE_S: Final = 1800.0
 
 
 @dataclass
