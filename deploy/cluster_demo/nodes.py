@@ -97,11 +97,11 @@ def running(
 ) -> Iterator[Cluster]:
     """Start a head without work and ``count`` nodes that take one run each.
 
-    ``settings`` is each machine's environment, by its mark: ``{name}-head``, ``{name}-1``, …
+    ``settings`` is each machine's environment, by its mark: ``{name}#head``, ``{name}#1``, …
     Raises :class:`ClusterError`.
     """
     port, dashboard = free_port(), free_port()
-    head, nodes = f"{name}-head", tuple(f"{name}-{number}" for number in range(1, count + 1))
+    head, nodes = f"{name}#head", tuple(f"{name}#{number}" for number in range(1, count + 1))
     jobs = f"http://127.0.0.1:{dashboard}"
     common = {
         "RAY_USAGE_STATS_ENABLED": "0",

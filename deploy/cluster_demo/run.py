@@ -43,7 +43,6 @@ from laion_assets.settings import CONFIG_VARIABLE, Settings, load_settings
 
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parent.parent
-NAME: Final = "laion-assets"
 LOSE_AT: Final = "image_shards"
 """The machine is lost while it makes this asset."""
 _BUCKET: Final = "lake"
@@ -60,6 +59,10 @@ class Story:
     noticed_at: float = 0.0
 
 
+def _mark(work: Path, machine: object) -> str:
+    return f"{work}#{machine}"
+
+
 def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
@@ -73,8 +76,9 @@ def main() -> int:
     )
     parser.add_argument("--work", type=Path, default=ROOT / ".demo" / "cluster")
     args = parser.parse_args()
-    for number in ("head", "control", *range(1, args.machines + 1)):
-        nodes.kill(f"{NAME}-{number}")
+    # What an interrupted demo of the same folder left running; never another's.
+    for machine in ("head", "control", *range(1, args.machines + 1)):
+        nodes.kill(_mark(args.work.absolute(), machine))
     args.work.mkdir(parents=True, exist_ok=True)
     kept = {"undisturbed"} if args.again else set()
     for path in args.work.iterdir():
@@ -120,9 +124,9 @@ def demo(work: Path, machines: int, failing: float) -> list[str]:
         database = stack.enter_context(postgres.running(max_connections=200))
         say(f"an object store that fails {failing:.0%} of the requests, and Postgres, are up")
         lake = f"s3://{_BUCKET}/laion"
-        names = [f"{NAME}-{name}" for name in ("head", "control", *range(1, machines + 1))]
+        names = ("head", "control", *map(str, range(1, machines + 1)))
         environment = {
-            name: {
+            _mark(work, name): {
                 CONFIG_VARIABLE: str(settings_file(name, lake, endpoint)),
                 "DAGSTER_POSTGRES_URL": database,
                 "DAGSTER_HOME": str(work / "home"),
@@ -135,9 +139,9 @@ def demo(work: Path, machines: int, failing: float) -> list[str]:
             for name in names
         }
         started = time.monotonic()
-        cluster = stack.enter_context(nodes.running(NAME, machines, environment, work))
+        cluster = stack.enter_context(nodes.running(str(work), machines, environment, work))
         say(f"Ray is up in {time.monotonic() - started:.0f} s: {machines} machines")
-        control = f"{NAME}-control"
+        control = _mark(work, "control")
         os.environ.update(environment[control], RAY_JOBS_ADDRESS=cluster.jobs_address)
         settings = load_settings()
         started = time.monotonic()
@@ -239,8 +243,8 @@ def _watch(
             if run.is_finished and run.run_id not in told:
                 told.add(run.run_id)
                 what = run.tags.get(PARTITION_TAG, run.job_name)
-                node = story.node_of.get(run.run_id, "?")
-                say(f"{what} on {node}: {run.status.value.lower()}")
+                node = story.node_of.get(run.run_id, "?").rpartition("#")[2]
+                say(f"{what} on machine {node}: {run.status.value.lower()}")
         made = instance.get_materialized_partitions(dg.AssetKey(SEGMENT_ASSETS[-1]))
         if len(made) == expected and not any(run.status in UNFINISHED for run in runs):
             lacks = needs(settings, instance, definitions)
@@ -265,10 +269,8 @@ def _lose(instance: dg.DagsterInstance, cluster: Cluster, story: Story, machines
             story.lost_run, story.lost_at = run_id, time.monotonic()
             run = instance.get_run_by_id(run_id)
             assert run
-            say(
-                f"{node} is lost with {count} processes, making {LOSE_AT} of "
-                f"{run.tags[PARTITION_TAG]}"
-            )
+            machine, partition = node.rpartition("#")[2], run.tags[PARTITION_TAG]
+            say(f"machine {machine} is lost, {count} processes, making {LOSE_AT} of {partition}")
             return
 
 
@@ -318,7 +320,7 @@ def _tell(
 ) -> None:
     by_partition: dict[str, list[str]] = {}
     for run in reversed(instance.get_runs(limit=500)):
-        node = story.node_of.get(run.run_id, "?").removeprefix(f"{NAME}-")
+        node = story.node_of.get(run.run_id, "?").rpartition("#")[2]
         lost = ", lost" if run.run_id == story.lost_run else ""
         what = run.tags.get(PARTITION_TAG, run.job_name)
         by_partition.setdefault(what, []).append(f"{run.status.value.lower()} ({node}{lost})")
