@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test ui search chromium lint soak-demo soak-download train clean bench
+.PHONY: setup demo test ui search chromium lint soak-demo soak-download train clean bench cluster-demo postgres
 
 setup: $(STAMP)
 
@@ -44,6 +44,19 @@ soak-demo: setup
 # Kills downloads at random moments and compares what comes out (slow).
 soak-download: setup
 	$(BIN)/python -m tests.soak.kill_download --kills 50
+
+# Debian's Postgres; what uses it starts one of its own in a folder and ends it.
+postgres:
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
+	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends postgresql; }
+
+# Eight segments on three machines (Ray, Postgres, an object store that fails), one of them lost,
+# compared with an undisturbed run: docs/operations.md.
+cluster-demo: setup postgres
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,cluster]'
+	$(BIN)/python -m deploy.cluster_demo.run $(ARGS)
+
+bench-scale: chromium postgres
 
 # Each against its peer, the peer in its own environment (slow); the tables go into docs/benchmarks.md.
 BENCHMARKS := $(notdir $(patsubst %/run.py,%,$(wildcard benchmarks/*/run.py)))

@@ -341,6 +341,22 @@ def _entry(kind: str, value: str) -> tuple[str, str]:
     return kind, value
 
 
+def fetch(args: argparse.Namespace) -> None:
+    from laion_assets.remote import open_lake
+    from laion_assets.settings import load_settings
+
+    lake = open_lake(load_settings(args.config).lake)
+    for asset in args.asset:
+        keys = lake.segments(asset)
+        if not keys and not lake.has(asset):
+            raise CommandError(f"{asset} has not been materialized")
+        for key in keys:
+            lake.fetch(asset, key, args.names)
+        if not keys:
+            lake.fetch(asset, None, args.names)
+        print(f"{asset}: {lake.root / asset}")
+
+
 def remove(args: argparse.Namespace) -> None:
     from laion_assets.lake import Lake
     from laion_assets.removals.in_force import Lists, read_lists
@@ -625,6 +641,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     word.add_argument("what", metavar="URL", help="or a SAMPLE_ID, or an image's SHA-256 or MD5")
     word.add_argument("--lake", type=Path, help="its folder, if not the settings'")
+
+    word = _add(
+        commands,
+        _Word(
+            "fetch",
+            "copy what is published from a lake in an object store to its cache here",
+            "fetch search_index filtered_subset catalog",
+            fetch,
+        ),
+    )
+    word.add_argument("asset", nargs="+")
+    word.add_argument("--names", default="*", help='only files of these names, like "*.parquet"')
 
     _add(commands, _Word("crawls", "the crawls that the source lists", "crawls", crawls))
 

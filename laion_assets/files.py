@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import json
 import math
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_RENAME_EXCHANGE: Final = 2
+_AT_FDCWD: Final = -100
 
 
 def fsync_directory(path: Path) -> None:
@@ -94,3 +99,31 @@ def write_json(target: Path, value: Any) -> None:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put ``new`` in ``target``'s place at once; what was there is deleted afterwards."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fsync_directory(new)
+    if not target.exists():
+        new.rename(target)
+    else:
+        _exchange(new, target)
+    fsync_directory(target.parent)
+    if new.exists():
+        shutil.rmtree(new)
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Swap two folders in one step, by renameat2(RENAME_EXCHANGE).
+
+    Raises ``OSError`` where the file system cannot: two renames instead would leave a moment in
+    which there is no partition.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    done = libc.renameat2(
+        _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE
+    )
+    if done != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(first), None, str(second))

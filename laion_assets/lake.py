@@ -5,32 +5,30 @@ made again with the same inputs, code and configuration (the *fingerprint*), the
 finished parts there and goes on; otherwise staging starts empty. Publishing writes
 ``_manifest.json`` and exchanges the staging folder with the partition's folder in one system call.
 
-The lake is a local or mounted folder.
+This lake is a local or mounted folder; :mod:`laion_assets.remote` keeps one in an object store.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, Field
 
 from laion_assets.files import (
     LockedError,
-    fsync_directory,
     fsync_file,
     locked,
+    replace_folder,
     sha256_file,
     write_json,
 )
@@ -39,9 +37,11 @@ from laion_assets.progress import Log, silent
 from laion_assets.segments import SegmentKey
 
 MANIFEST: Final = "_manifest.json"
-_FINGERPRINT: Final = ".fingerprint.json"
-_RENAME_EXCHANGE: Final = 2
-_AT_FDCWD: Final = -100
+FINGERPRINT: Final = ".fingerprint.json"
+"""In a staging folder: the fingerprint of what it is made of."""
+
+
+T = TypeVar("T")
 
 
 class LakeError(RuntimeError):
@@ -59,7 +59,23 @@ class PartitionBusyError(LakeError):
 class LakeOptions(BaseModel, frozen=True):
     """Where the lake is."""
 
-    root: str = Field("lake", description="Folder of all artifacts; relative to where you start")
+    root: str = Field(
+        "lake",
+        description="Folder of all artifacts, relative to where you start; or s3://bucket/prefix",
+    )
+    cache: str = Field(
+        "lake-cache", description="Of a lake in an object store: this machine's folder for its work"
+    )
+    cache_gb: float | None = Field(
+        None, gt=0, description="What is kept there of what was read; null keeps all"
+    )
+    storage_options: dict[str, str] = Field(
+        default_factory=dict, description="Of the object store, such as endpoint and region"
+    )
+    attempts: int = Field(8, ge=1, le=20, description="Tries for each request to the object store")
+    checkpoint_s: float = Field(
+        60.0, gt=0, description="Seconds between two copies of a partition in the making there"
+    )
     busy_timeout_s: float = Field(
         120.0, gt=0, description="How long to wait for another process that makes a partition"
     )
@@ -89,10 +105,13 @@ class Manifest:
         return value
 
     @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
+        counts = [StageCounts.from_json(counts) for counts in value["counts"]]
+        return cls(**{**value, "counts": counts})
+
+    @classmethod
     def read(cls, folder: Path) -> Manifest:
-        value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        value["counts"] = [StageCounts.from_json(counts) for counts in value["counts"]]
-        return cls(**value)
+        return cls.from_json(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
 
     def stage(self, name: str) -> StageCounts:
         for counts in self.counts:
@@ -127,6 +146,17 @@ class Staging:
         return self.manifest
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Sole use of a folder that all partitions of an asset share."""
+
+    folder: Path
+    partitions: Path
+    """Of the asset, hive style: a partition is there if it has been published."""
+    save: Callable[[], None]
+    """Has what the folder says now known, before the partition is published that it speaks of."""
+
+
 class Lake:
     """The folder of all assets. Reads see published partitions only."""
 
@@ -134,14 +164,51 @@ class Lake:
         text = options.root
         if "://" in text and not text.startswith("file://"):
             raise LakeError(
-                f"the lake {text!r} is not a folder: mount the store, or give a local path"
+                f"the lake {text!r} is in an object store, and this needs a folder: copy what it "
+                "reads to the cache by `laion-assets fetch ASSET …`, and name that"
             )
         self.root = Path(text.removeprefix("file://")).absolute()
         self.busy_timeout_s = options.busy_timeout_s
 
-    def folder(self, asset: str, key: SegmentKey | None = None) -> Path:
-        """Where the partition is, or will be, published."""
+    def folder(self, asset: str, key: SegmentKey | None = None, names: str = "*") -> Path:
+        """Where the partition is, or will be, published, with its files of these names at hand."""
+        return self._place(asset, key)
+
+    def _place(self, asset: str, key: SegmentKey | None) -> Path:
         return self.root / asset / key.hive if key else self.root / asset
+
+    def assets(self, pattern: str) -> list[str]:
+        """The assets of a name like this that have a folder, sorted."""
+        return sorted(folder.name for folder in self.root.glob(pattern) if folder.is_dir())
+
+    def fetch(self, asset: str, key: SegmentKey | None = None, names: str = "*") -> None:
+        """Have the partition's files of these names at hand, if it has been published."""
+
+    def current(self, *folders: str) -> Path:
+        """The lake's root, with the files right in these folders as they are now."""
+        return self.root
+
+    def update(self, file: str, change: Callable[[], T]) -> T:
+        """Call ``change``, which changes a file that partitions share, and give what it gives.
+
+        ``change`` must do no harm when it is called again on what another process made of it.
+        """
+        return change()
+
+    @contextmanager
+    def turn(
+        self,
+        folder: str,
+        asset: str,
+        unsettled: Callable[[Path], SegmentKey | None],
+        log: Log = silent,
+    ) -> Iterator[Turn]:
+        """A turn at a folder that all partitions of ``asset`` share, on this machine or another.
+
+        ``unsettled`` tells, of the folder, which partition it speaks of without being sure that it
+        has been published.
+        """
+        yield Turn(self.root / folder, self.root / asset, lambda: None)
 
     def published(self, asset: str, key: SegmentKey | None = None) -> Path:
         """The folder of a partition that must be there. Raises :class:`NotPublishedError`."""
@@ -186,7 +253,10 @@ class Lake:
         name = f"{key.crawl}.{key.segment}" if key else "all"
         path = self.root / ".staging" / asset / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_name(f".{name}.lock"), self.busy_timeout_s, log):
+        with (
+            _locked(path.with_name(f".{name}.lock"), self.busy_timeout_s, log),
+            self._making(asset, key, path, fingerprint, stage_judges_parts, log) as commit,
+        ):
             started, clock = datetime.now(UTC), time.monotonic()
             staging = Staging(path, fingerprint, _prepare(path, fingerprint, stage_judges_parts))
             if staging.resumed:
@@ -209,8 +279,22 @@ class Lake:
                 metadata=staging.metadata,
             )
             write_json(path / MANIFEST, staging.manifest.to_json())
-            _replace_folder(path, self.folder(asset, key))
-            (self.folder(asset, key) / _FINGERPRINT).unlink()
+            commit(staging.manifest)
+            replace_folder(path, self._place(asset, key))
+            (self._place(asset, key) / FINGERPRINT).unlink(missing_ok=True)
+
+    @contextmanager
+    def _making(
+        self,
+        asset: str,
+        key: SegmentKey | None,
+        path: Path,
+        fingerprint: str,
+        stage_judges_parts: bool,
+        log: Log,
+    ) -> Iterator[Callable[[Manifest], None]]:
+        """Around the making of a partition in ``path``; what it yields is called to publish."""
+        yield lambda _: None
 
 
 def _digest(value: object) -> str:
@@ -230,7 +314,7 @@ def _content_version(files: Sequence[Mapping[str, Any]], not_content: Sequence[s
 
 def _prepare(path: Path, fingerprint: str, stage_judges_parts: bool) -> bool:
     """Make the staging folder ready; True if it may hold parts of an earlier run."""
-    marker = path / _FINGERPRINT
+    marker = path / FINGERPRINT
     there = marker.exists()
     if there and json.loads(marker.read_text())["fingerprint"] == fingerprint:
         return True
@@ -263,7 +347,7 @@ def _describe(folder: Path, known: Mapping[tuple[int, int], str]) -> list[dict[s
         if path.is_dir():
             continue
         relative = path.relative_to(folder)
-        if relative.name == _FINGERPRINT:
+        if relative.name == FINGERPRINT:
             # Stays until the exchange: a kill before it must still find its parts.
             continue
         if any(part.startswith(".") for part in relative.parts) or relative.name == MANIFEST:
@@ -276,34 +360,6 @@ def _describe(folder: Path, known: Mapping[tuple[int, int], str]) -> list[dict[s
             digest = sha256_file(path)
         described.append({"name": str(relative), "bytes": stat.st_size, "sha256": digest})
     return described
-
-
-def _replace_folder(new: Path, target: Path) -> None:
-    """Put ``new`` in ``target``'s place at once; what was there is deleted afterwards."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fsync_directory(new)
-    if not target.exists():
-        new.rename(target)
-    else:
-        _exchange(new, target)
-    fsync_directory(target.parent)
-    if new.exists():
-        shutil.rmtree(new)
-
-
-def _exchange(first: Path, second: Path) -> None:
-    """Swap two folders in one step, by renameat2(RENAME_EXCHANGE).
-
-    Raises ``OSError`` where the file system cannot: two renames instead would leave a moment in
-    which there is no partition.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    done = libc.renameat2(
-        _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE
-    )
-    if done != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), str(first), None, str(second))
 
 
 @contextmanager

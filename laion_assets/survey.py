@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -26,9 +27,15 @@ from laion_assets.lake import Lake, NotPublishedError
 from laion_assets.pairs.listed import taken_out
 from laion_assets.pairs.uids import halves
 from laion_assets.progress import Log, Progress, silent
-from laion_assets.removals.in_force import REASONS, Lists, note_met, read_lists
+from laion_assets.removals.in_force import FOLDERS, REASONS, Lists, met_file, note_met, read_lists
 from laion_assets.removals.lists import Entries
-from laion_assets.removals.taken import TAKEN_OUT, all_listed, key_of_entry, read_events
+from laion_assets.removals.taken import (
+    TAKEN_OUT,
+    all_listed,
+    events_file,
+    key_of_entry,
+    read_events,
+)
 from laion_assets.removals.taken import Taken as Tally
 from laion_assets.segments import SegmentKey
 
@@ -62,13 +69,16 @@ those of `filtered_subset`."""
 FURTHER: Final = "subset_*"
 """The folders of further subsets in a lake."""
 
+TABLES: Final = "*.parquet"
+"""The files of a partition that are looked into."""
+
 AGGREGATE: Final = "search_index"
 _IDS_AT_ONCE: Final = 1_000_000
 
 
 def further_subsets(lake: Lake) -> list[str]:
     """The further subsets that the lake holds, whether the settings still have them or not."""
-    return sorted(folder.name for folder in lake.root.glob(FURTHER) if folder.is_dir())
+    return lake.assets(FURTHER)
 
 
 def rows_of(asset: str) -> _Rows | None:
@@ -123,10 +133,12 @@ def survey(
 
     if any(entries.names_images or entries.names_urls for _, entries in sought.each()):
         for key in wanted("image_shards"):
-            met, _ = met_in(lake.folder("image_shards", key), sought)
+            met, _ = met_in(lake.folder("image_shards", key, TABLES), sought)
             for name in REASONS:
-                found.met += note_met(lake.root, name, met[name])
-        now = read_lists(lake.root)
+                found.met += lake.update(
+                    met_file(name), partial(note_met, lake.root, name, met[name])
+                )
+        now = read_lists(lake.current(*FOLDERS))
         sought = Lists(*(_with_met(sought[name], lists[name], now[name]) for name in REASONS))
 
     by_key: dict[SegmentKey, list[str]] = {}
@@ -138,7 +150,7 @@ def survey(
     for key, assets in sorted(by_key.items()):
         of_key: list[Ids] = [np.empty(0, np.int64)]
         for asset in assets:
-            n = _look(lake.folder(asset, key), asset, sought, of_key)
+            n = _look(lake.folder(asset, key, TABLES), asset, sought, of_key)
             if n:
                 found.samples.setdefault(key, Counter())[asset] = n
         gone += of_key
@@ -146,7 +158,7 @@ def survey(
             found.returning.add(key)
         progress.advance()
     if keys is None:
-        found.aggregate = _count_indexed(lake.folder(AGGREGATE), sought, gone)
+        found.aggregate = _count_indexed(lake.folder(AGGREGATE, names="*/ids.npy"), sought, gone)
     return found
 
 
@@ -230,11 +242,12 @@ def _named(batch: Any, rows: _Rows, entries: Entries, ids: Ids | None) -> NDArra
 def _lacks(lake: Lake, key: SegmentKey, assets: Sequence[str], lists: Lists) -> bool:
     """Whether a partition lacks what nothing lists any more."""
     if "pair_parquet" in assets:
-        parts = lake.folder("pair_parquet", key).glob("part-*.parquet")
+        parts = lake.folder("pair_parquet", key, TABLES).glob("part-*.parquet")
         if not all(all_listed(taken_out(part), lists) for part in parts):
             return True
     if "unique_pairs" in assets and _refused(lake, "unique_pairs", key):
-        last = {(e.list, e.entry): e for e in read_events(lake.root, "unique_pairs", key)}
+        root = lake.current(str(Path(events_file("unique_pairs", key)).parent))
+        last = {(e.list, e.entry): e for e in read_events(root, "unique_pairs", key)}
         taken = Tally(
             {
                 (event.list, key_of_entry(event.entry)): event.samples
@@ -245,7 +258,7 @@ def _lacks(lake: Lake, key: SegmentKey, assets: Sequence[str], lists: Lists) -> 
         if not all_listed(taken, lists):
             return True
     if "image_shards" in assets and _refused(lake, "image_shards", key):
-        folder = lake.folder("image_shards", key)
+        folder = lake.folder("image_shards", key, TABLES)
         for shard in shards_in(folder):
             named, refused = named_rows(files_of(folder, shard)[1], lists)
             if refused - {row.row for row in named}:

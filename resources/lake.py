@@ -5,10 +5,11 @@ from __future__ import annotations
 import dagster as dg
 
 from laion_assets.lake import Lake, LakeOptions
+from laion_assets.remote import open_lake
 
 
 class LakeResource(LakeOptions, dg.ConfigurableResource[Lake]):
     """Where every artifact is read and published."""
 
     def open(self) -> Lake:
-        return Lake(self)
+        return open_lake(self)

@@ -13,7 +13,7 @@ from laion_assets.assets.outside import BEFORE_TAG
 from laion_assets.jobs import LISTS, segment_assets
 from laion_assets.lake import Lake
 from laion_assets.partitions import UNFINISHED, partition_key, segment_key
-from laion_assets.removals.in_force import read_lists, text_digests
+from laion_assets.removals.in_force import FOLDERS, read_lists, text_digests
 from laion_assets.removals.lists import ListError
 from laion_assets.removals.options import RemovalOptions
 from resources.lake import LakeResource
@@ -85,7 +85,7 @@ def _requests(
     requests = []
     for partition, remake in remakes.items():
         key = segment_key(partition)
-        made = [name for name in assets[1:] if lake.folder(name, key).exists()]
+        made = [name for name in assets[1:] if lake.has(name, key)]
         requests.append(
             dg.RunRequest(
                 run_key=f"{remake.tag(turn, partition)}#{remake.attempt}",
@@ -160,8 +160,8 @@ def lists_sensor(
     ) -> dg.SensorResult | dg.SkipReason:
         store, instance = lake.open(), context.instance
         try:
-            lists = read_lists(store.root)
-            texts = text_digests(store.root)
+            root = store.current(*FOLDERS)
+            lists, texts = read_lists(root), text_digests(root)
         except ListError as error:
             # As the runs do: nothing is made without a list that cannot be read.
             raise dg.Failure(f"a list cannot be understood: {error}") from error

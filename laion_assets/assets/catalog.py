@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from laion_assets.assets.making import materialized, publishing
+from laion_assets.assets.making import fetch_tables, materialized, publishing
 from laion_assets.assets.retries import tried_again
 from laion_assets.automation import scheduling
 from laion_assets.jobs import segment_assets, subset_asset
@@ -32,6 +32,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
             for key in store.segments(asset)
         }
         with publishing(context, store, made_of=made_of) as staging:
+            fetch_tables(store, settings)
             # DuckDB gives each file an id of its own; what the views show is what they are made of.
             staging.data_version = staging.fingerprint
             staging.metadata = build_catalog(store.root, staging.path / "catalog.duckdb", subsets)

@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from laion_assets.assets.making import materialized, publishing
+from laion_assets.assets.making import fetch_tables, materialized, publishing
 from laion_assets.assets.retries import tried_again
 from laion_assets.automation import scheduling
 from laion_assets.metadata import numbers_table, picture
@@ -32,6 +32,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         store = lake.open()
         catalog = store.published("catalog") / "catalog.duckdb"
         with publishing(context, store, upstream=["catalog"]) as staging:
+            fetch_tables(store, settings)
             staging.metadata = build_report(
                 catalog, staging.path, contact=contact, log=context.log.info
             )

@@ -1,5 +1,7 @@
 """The segment's images: guarded download into webdataset shards, as img2dataset writes them."""
 
+from functools import partial
+
 import dagster as dg
 
 from laion_assets import checks
@@ -11,7 +13,7 @@ from laion_assets.download.listed import met_in
 from laion_assets.download.preview import contact_sheet
 from laion_assets.download.segment import download_segment
 from laion_assets.metadata import download_metadata, picture
-from laion_assets.removals.in_force import note_met, read_lists
+from laion_assets.removals.in_force import FOLDERS, met_file, note_met, read_lists
 from laion_assets.settings import Settings
 from laion_assets.versions import code_version
 from resources.downloader import DownloaderResource
@@ -35,7 +37,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         context: dg.AssetExecutionContext, lake: LakeResource, downloader: DownloaderResource
     ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
-        lists = read_lists(store.root)
+        lists = read_lists(store.current(*FOLDERS))
         with publishing(
             context,
             store,
@@ -67,7 +69,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         folder = store.folder("image_shards", key)
         met, taken = met_in(folder, lists)
         for name, of_list in met.items():
-            note_met(store.root, name, of_list)
+            store.update(met_file(name), partial(note_met, store.root, name, of_list))
         tell_lists(context, store, key, lists, taken)
         return materialized(
             context,

@@ -10,10 +10,12 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel
 
+from laion_assets.jobs import segment_assets
 from laion_assets.lake import Lake, Staging
 from laion_assets.metadata import manifest_metadata
 from laion_assets.partitions import segment_key
 from laion_assets.segments import SegmentKey
+from laion_assets.settings import Settings
 from laion_assets.versions import code_version
 
 
@@ -72,6 +74,13 @@ def publishing(
                 raise InputsChangedError(
                     f"{asset} was made anew while {name} was made of it: make {name} again"
                 )
+
+
+def fetch_tables(lake: Lake, settings: Settings) -> None:
+    """Have the parquet of all segments at hand, which the catalog's views read."""
+    for asset in segment_assets(settings.subsets):
+        for key in lake.segments(asset):
+            lake.fetch(asset, key, "*.parquet")
 
 
 def made_of_the_same(lake: Lake, asset: str, key: SegmentKey, staging: Staging) -> Path | None:

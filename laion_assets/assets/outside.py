@@ -7,6 +7,7 @@ exactly those partitions stale. The data version is the digest of the entries in
 """
 
 from collections.abc import Collection, Iterable
+from functools import partial
 from typing import Final
 
 import dagster as dg
@@ -15,8 +16,8 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from laion_assets.jobs import LISTS
 from laion_assets.lake import Lake
 from laion_assets.partitions import partition_key
-from laion_assets.removals.in_force import REASONS, Lists, new_since, read_lists
-from laion_assets.removals.taken import Taken, note_taken
+from laion_assets.removals.in_force import FOLDERS, REASONS, Lists, new_since, read_lists
+from laion_assets.removals.taken import Taken, events_file, note_taken
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings
 from laion_assets.survey import survey
@@ -47,7 +48,7 @@ def begin_observing(context: dg.AssetExecutionContext, lake: Lake) -> None:
 
     Later observations are compared with what an asset was made with, so there must be a first.
     """
-    versions = read_lists(lake.root).digests
+    versions = read_lists(lake.current(*FOLDERS)).digests
     for name in LISTS:
         if not context.instance.fetch_observations(dg.AssetKey(name), limit=1).records:
             context.log_event(observation(name, versions[name]))
@@ -69,12 +70,15 @@ def tell_lists(
     :func:`laion_assets.removals.taken.note_taken`.
     """
     asset = context.asset_key.path[-1]
-    events = note_taken(lake.root, asset, key, taken, run_id=context.run.run_id, returns=returns)
+    note = partial(
+        note_taken, lake.root, asset, key, taken, run_id=context.run.run_id, returns=returns
+    )
+    events = lake.update(events_file(asset, key), note)
     for name in REASONS:
         n = sum(event.samples for event in events if event.list == name)
         if n:
             context.log.info(f"{name}: {n:,} samples noted in the removal ledger")
-    now = read_lists(lake.root)
+    now = read_lists(lake.current(*FOLDERS))
     if now.digests == lists.digests:
         return
     if survey(lake, now, new=now.without(lists), keys=[key]).keys:
@@ -105,7 +109,7 @@ def _list(name: str, description: str, segments: dg.MultiPartitionsDefinition) -
     )
     def of_name(context: dg.OpExecutionContext, lake: LakeResource) -> dg.DataVersionsByPartition:
         store = lake.open()
-        lists = read_lists(store.root)
+        lists = read_lists(store.current(*FOLDERS))
         before = context.run.tags.get(BEFORE_TAG + name)
         new = new_since(store.root, name, before) if before else lists[name]
         found = survey(store, lists, new=Lists(**{name: new}), log=context.log.info)

@@ -12,7 +12,7 @@ from laion_assets.metadata import table_preview
 from laion_assets.pairs.listed import start_from, take_out
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.segment import extract_segment, segment_counts
-from laion_assets.removals.in_force import read_lists
+from laion_assets.removals.in_force import FOLDERS, read_lists
 from laion_assets.settings import Settings
 from laion_assets.versions import code_version
 from resources.crawl_source import CrawlSourceResource
@@ -41,7 +41,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
     ) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         manifest = pq.read_table(store.published("wat_manifest", key) / "manifest.parquet")
-        lists = read_lists(store.root)
+        lists = read_lists(store.current(*FOLDERS))
         wat_files = [row["wat_file"] for row in manifest.to_pylist() if row["taken"]]
         with publishing(
             context, store, key, upstream=["wat_manifest"], options=pair_rules

@@ -7,9 +7,9 @@ from laion_assets.assets.making import key_of, materialized, publishing
 from laion_assets.assets.outside import LEDGER_POOL, tell_lists
 from laion_assets.assets.retries import tried_again
 from laion_assets.automation import scheduling
-from laion_assets.dedup.ledger import claiming
+from laion_assets.dedup.ledger import claiming, unsettled
 from laion_assets.metadata import table_preview
-from laion_assets.removals.in_force import read_lists
+from laion_assets.removals.in_force import FOLDERS, read_lists
 from laion_assets.settings import Settings
 from laion_assets.versions import code_version
 from resources.lake import LakeResource
@@ -30,17 +30,18 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
     @tried_again
     def unique_pairs(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
-        lists = read_lists(store.root)
-        ledger, partitions = store.root / "dedup_ledger", store.root / "unique_pairs"
+        lists = read_lists(store.current(*FOLDERS))
         # The ledger's turn ends last: claims count once the partition is published.
         with (
-            claiming(ledger, partitions, key, context.log.info) as claims,
+            store.turn("dedup_ledger", "unique_pairs", unsettled, context.log.info) as turn,
+            claiming(turn.folder, turn.partitions, key, context.log.info) as claims,
             publishing(context, store, key, upstream=["pair_parquet"]) as staging,
         ):
             pairs = store.published("pair_parquet", key)
             counts = claims.write(
                 pairs, staging.path, removals=lists.removals, blocklists=lists.blocklists
             )
+            turn.save()
             staging.counts = [counts]
             kept_before = store.manifest("pair_parquet", key).stage("pairs").kept
             rows = checks.rows_in(staging.path)

@@ -225,6 +225,13 @@ def release_segment(ledger: Path, partitions: Path, key: SegmentKey, log: Log) -
             _save(ledger, state)
 
 
+def unsettled(ledger: Path) -> SegmentKey | None:
+    """The segment whose claims are pending: they count if its partition is published."""
+    path = ledger / _STATE
+    pending = _load(path).pending if path.exists() else None
+    return pending.key if pending else None
+
+
 def claimed(ledger: Path) -> dict[SegmentKey, int]:
     """How many pairs each segment has claimed."""
     path = ledger / _STATE

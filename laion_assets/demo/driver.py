@@ -13,9 +13,9 @@ import dagster as dg
 from laion_assets.crawl.source import CrawlSource
 from laion_assets.demo.world import Dagster, DemoError, Say
 from laion_assets.jobs import AGGREGATES, SEGMENT_ASSETS
-from laion_assets.lake import Lake
 from laion_assets.partitions import PARTITION_TAG, partition_key
 from laion_assets.partitions import crawls as crawl_partitions
+from laion_assets.remote import open_lake
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings
 from sensors.new_crawls import LAST_ASSET, wanted_crawls, wanted_segments
@@ -57,7 +57,7 @@ def needs(settings: Settings, instance: dg.DagsterInstance, definitions: dg.Defi
     from dagster._core.loader import LoadingContextForTest
 
     found = Needs()
-    source, lake = CrawlSource(settings.crawl_source), Lake(settings.lake)
+    source, lake = CrawlSource(settings.crawl_source), open_lake(settings.lake)
     known = set(instance.get_dynamic_partitions(crawl_partitions.name or ""))
     wanted = wanted_crawls([info.name for info in source.crawls()], settings.discovery)
     finished = instance.get_materialized_partitions(dg.AssetKey(LAST_ASSET))
@@ -70,7 +70,7 @@ def needs(settings: Settings, instance: dg.DagsterInstance, definitions: dg.Defi
         status = resolver.get_status(dg.AssetKey(asset), partition)
         if status == StaleStatus.MISSING:
             return "not materialized"
-        if not lake.folder(asset, key).exists():
+        if not lake.has(asset, key):
             return "its folder is gone"
         if status == StaleStatus.STALE:
             causes = resolver.get_stale_causes(dg.AssetKey(asset), partition)

@@ -25,6 +25,9 @@ REASONS: Final[Mapping[str, str]] = {"removals": "removed", "blocklists": "block
 LEDGER: Final = "removal_ledger"
 """The lake's folder of what was met and what was taken out."""
 
+FOLDERS: Final = (*REASONS, LEDGER)
+"""The lake's folders that the lists in force are in."""
+
 _CACHE: Final = ".lists"
 _MET: Final = pa.schema(
     [
@@ -86,8 +89,13 @@ def _in_force(lake: Path, name: str) -> Entries:
     return listed.and_also(_still_met(_met(lake, name), listed))
 
 
+def met_file(name: str) -> str:
+    """Of the URLs met of a list: its path in the lake."""
+    return f"{LEDGER}/met_{name}.parquet"
+
+
 def _met(lake: Path, name: str) -> Path:
-    return lake / LEDGER / f"met_{name}.parquet"
+    return lake / met_file(name)
 
 
 def _read(path: Path) -> set[tuple[Key, bytes]]:

@@ -64,8 +64,13 @@ class Event:
     run_id: str
 
 
+def events_file(asset: str, key: SegmentKey) -> str:
+    """Of the events of one partition: its path in the lake."""
+    return f"{LEDGER}/{TAKEN_OUT}/{asset}/{key.hive}.jsonl"
+
+
 def _path(lake: Path, asset: str, key: SegmentKey) -> Path:
-    return lake / LEDGER / TAKEN_OUT / asset / f"crawl={key.crawl}" / f"segment={key.segment}.jsonl"
+    return lake / events_file(asset, key)
 
 
 def read_ledger(lake: Path) -> Iterator[Event]:

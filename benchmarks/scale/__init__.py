@@ -1,0 +1,1 @@
+"""Ten thousand partitions: what Dagster takes for them."""
