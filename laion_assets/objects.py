@@ -30,6 +30,10 @@ class ObjectsError(RuntimeError):
     """The object store could not be used; the message says which object and why."""
 
 
+class UnavailableError(ObjectsError):
+    """The store has failed again and again; it may be there later."""
+
+
 class ChangedError(ObjectsError):
     """An object is not the one that was read, or is there although it was not."""
 
@@ -247,6 +251,8 @@ class _Try:
             error,
             InvalidPathError | NotSupportedError | PermissionDeniedError | UnauthenticatedError,
         )
-        if self._last or hopeless:
+        if hopeless:
             raise ObjectsError(f"{self._what}: {error}") from error
-        return True
+        if self._last and not isinstance(error, ObjectsError):
+            raise UnavailableError(f"{self._what}: {error}") from error
+        return not self._last

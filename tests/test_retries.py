@@ -10,6 +10,7 @@ from laion_assets.automation import scheduling
 from laion_assets.crawl.source import CrawlNotReadyError, NoSuchSegmentError
 from laion_assets.definitions import build_defs
 from laion_assets.lake import NotPublishedError, PartitionBusyError
+from laion_assets.objects import ObjectsError, UnavailableError
 from laion_assets.pairs.segment import SegmentError
 from laion_assets.settings import Retries, Retry, Settings
 
@@ -61,6 +62,8 @@ def test_what_does_not_pass_fails_at_once_and_names_itself() -> None:
         (OSError(errno.ESTALE, "stale file handle"), True),
         (OSError(errno.ENOSPC, "no space left"), False),
         (MemoryError(), False),
+        (UnavailableError("503"), True),
+        (ObjectsError("access denied"), False),
     ],
 )
 def test_what_may_pass(error: Exception, passes: bool) -> None:

@@ -16,6 +16,7 @@ from laion_assets.download.decoders import DecodersError
 from laion_assets.download.segment import NoNetworkError
 from laion_assets.files import LockedError
 from laion_assets.lake import PartitionBusyError
+from laion_assets.objects import ChangedError, UnavailableError
 from laion_assets.pairs.segment import SegmentError
 
 P = ParamSpec("P")
@@ -23,6 +24,7 @@ R = TypeVar("R")
 
 _PASSING: Final = (
     BrokenProcessPool,
+    ChangedError,
     ConnectionError,
     CrawlSourceError,
     DecodersError,
@@ -32,6 +34,7 @@ _PASSING: Final = (
     PartitionBusyError,
     SegmentError,
     TimeoutError,
+    UnavailableError,
 )
 _LASTING: Final = (NoSuchSegmentError,)
 _PASSING_ERRNOS: Final = frozenset(
