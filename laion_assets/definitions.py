@@ -10,6 +10,7 @@ import dagster as dg
 
 from laion_assets.assets import (
     catalog,
+    dalle_samples,
     dataset_report,
     embeddings,
     filtered_subset,
@@ -25,7 +26,7 @@ from laion_assets.assets import (
     wat_manifest,
 )
 from laion_assets.automation import follow_sensor
-from laion_assets.jobs import aggregates_job, lists_job, segment_job
+from laion_assets.jobs import aggregates_job, generation_job, lists_job, segment_job
 from laion_assets.partitions import segment_partitions
 from laion_assets.settings import Settings, load_settings
 from resources.clip import ClipModelResource
@@ -33,6 +34,7 @@ from resources.crawl_source import CrawlSourceResource
 from resources.downloader import DownloaderResource
 from resources.lake import LakeResource
 from resources.rules import (
+    GenerationResource,
     IndexResource,
     PairRulesResource,
     RecipeResource,
@@ -64,8 +66,9 @@ def build_defs(settings: Settings) -> dg.Definitions:
             search_index.build(settings),
             catalog.build(settings),
             dataset_report.build(settings),
+            dalle_samples.build(settings),
         ],
-        jobs=[segment, aggregates_job(), lists],
+        jobs=[segment, aggregates_job(), generation_job(), lists],
         sensors=[
             new_crawl_sensor(segment, settings.discovery, settings.crawl_source.segments_per_crawl),
             lists_sensor(lists, segment, settings.removals, settings.subsets),
@@ -80,6 +83,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
             "safety": SafetyResource(**settings.safety.model_dump()),
             "recipe": RecipeResource(**settings.subset.model_dump()),
             "index": IndexResource(**settings.index.model_dump()),
+            "generation": GenerationResource(**settings.generation.model_dump()),
             "work": WorkResource(**settings.work.model_dump()),
         },
     )

@@ -65,3 +65,12 @@ def aggregates_job() -> UnresolvedAssetJobDefinition:
         executor_def=dg.in_process_executor,
         description="The merged index, the catalog and the report over all segments.",
     )
+
+
+def generation_job() -> UnresolvedAssetJobDefinition:
+    return dg.define_asset_job(
+        "generation",
+        selection=dg.AssetSelection.assets("dalle_samples"),
+        executor_def=dg.in_process_executor,
+        description="Trains a small DALL-E on the subset and draws with it.",
+    )

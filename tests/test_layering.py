@@ -14,11 +14,33 @@ import resources
 import sensors
 
 ROOT = Path(__file__).parent.parent
-WAY = ["wat", "pairs", "dedup", "download", "clip", "safety", "filtering", "knn", "stats", "search"]
+WAY = [
+    "wat",
+    "pairs",
+    "dedup",
+    "download",
+    "clip",
+    "safety",
+    "filtering",
+    "knn",
+    "generation",
+    "stats",
+    "search",
+]
 SHARED = {"files", "funnel", "processes", "progress", "schemas", "segments", "removals"}
 MORE = {"search": {"lake"}}
 """The service follows what the lake publishes."""
-HEAVY = ["torch", "open_clip", "faiss", "img2dataset", "pandas", "matplotlib", "timm"]
+HEAVY = [
+    "torch",
+    "diffusers",
+    "transformers",
+    "open_clip",
+    "faiss",
+    "img2dataset",
+    "pandas",
+    "matplotlib",
+    "timm",
+]
 
 
 def imported(path: Path) -> Iterator[str]:

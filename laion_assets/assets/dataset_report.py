@@ -10,12 +10,14 @@ from laion_assets.stats.report import build_report
 from laion_assets.versions import code_version
 from resources.lake import LakeResource
 
+SAMPLES = "dalle_samples"
+
 
 def build(_: Settings) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="stats",
-        deps=["catalog"],
-        code_version=code_version(1),
+        deps=["catalog", SAMPLES],
+        code_version=code_version(2),
         automation_condition=follow_upstream(),
         kinds={"duckdb", "html"},
         description=__doc__,
@@ -25,8 +27,13 @@ def build(_: Settings) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult:
         store = lake.open()
         catalog = store.published("catalog") / "catalog.duckdb"
-        with publishing(context, store, upstream=["catalog"]) as staging:
-            staging.metadata = build_report(catalog, staging.path, log=context.log.info)
+        # The samples are shown where there are any: nothing waits for them.
+        shown = [SAMPLES] if store.has(SAMPLES) else []
+        with publishing(context, store, upstream=["catalog"], shared=shown) as staging:
+            drawn = store.published(SAMPLES) if shown else None
+            staging.metadata = build_report(
+                catalog, staging.path, samples=drawn, log=context.log.info
+            )
         folder = store.folder("dataset_report")
         figures = {
             path.stem: picture(path.read_bytes(), path.stem)

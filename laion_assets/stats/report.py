@@ -10,15 +10,19 @@ import jinja2
 
 from laion_assets.files import atomic_path, write_text
 from laion_assets.funnel import REASONS
+from laion_assets.generation.report import OVERVIEW
 from laion_assets.progress import Log, silent
 from laion_assets.stats.catalog import open_catalog
 from laion_assets.stats.facts import DECILES, gather
 from laion_assets.stats.figures import STAGE_NAMES, draw, percent
 
 
-def build_report(catalog: Path, out: Path, *, log: Log = silent) -> dict[str, Any]:
+def build_report(
+    catalog: Path, out: Path, *, samples: Path | None = None, log: Log = silent
+) -> dict[str, Any]:
     """Write `report.html`, `dataset_card.md` and `figures/*.png` to ``out``.
 
+    ``samples`` is the folder of `dalle_samples`, where there is one, and shown too.
     The page is one file that asks for nothing outside. The same catalog gives the same bytes.
     Returns the numbers worth a line of metadata. Raises ``FileNotFoundError`` without a catalog.
     """
@@ -34,6 +38,7 @@ def build_report(catalog: Path, out: Path, *, log: Log = silent) -> dict[str, An
         "deciles": DECILES,
         "reasons": REASONS,
         "stage_names": STAGE_NAMES,
+        "overview": (samples / OVERVIEW).read_bytes() if samples else None,
     }
     templates = _templates()
     for name in ("report.html", "dataset_card.md"):
