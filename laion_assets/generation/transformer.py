@@ -170,10 +170,11 @@ def sample(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed)
-        made = [
+        made = []
+        for start in range(0, len(prompt), options.sample_batch):
+            some = prompt[start : start + options.sample_batch]
             # Padding is a token like others here: it is attended to as in training.
-            model.generate(some, attention_mask=torch.ones_like(some), generation_config=config)
-            for some in prompt.split(options.sample_batch)
-        ]
+            mask = torch.ones_like(some)
+            made.append(model.generate(some, attention_mask=mask, generation_config=config))
     codes: Codes = torch.cat(made)[:, prompt.shape[1] :].cpu().numpy().astype(np.uint16)
     return codes
