@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test ui search chromium lint soak-demo soak-download train clean bench cluster-demo postgres
+.PHONY: setup demo dalle-demo test ui search chromium lint soak-demo soak-download train clean bench cluster-demo postgres
 
 setup: $(STAMP)
 
@@ -19,6 +19,10 @@ demo: setup
 
 ui: setup
 	$(BIN)/laion-assets ui --end-with-parent
+
+# A larger crawl of drawings, and a small DALL-E trained on the subset of it; its own lake.
+dalle-demo: setup
+	$(BIN)/laion-assets demo --world drawn --end-with-parent
 
 search: setup
 	$(BIN)/laion-assets search-page --end-with-parent

@@ -457,6 +457,49 @@ def metrics(args: argparse.Namespace) -> None:
     export(_instance(), port=args.port, host=args.host, textfile=args.textfile, every_s=args.every)
 
 
+def dalle(args: argparse.Namespace) -> None:
+    from laion_assets.clip.model import load_clip
+    from laion_assets.generation.extra import require_extra
+    from laion_assets.settings import load_settings
+
+    _existing([args.subset, args.shards])
+    require_extra()
+    from laion_assets.generation.dalle import make_samples
+    from laion_assets.generation.pairs import find_shards
+
+    settings = load_settings(args.config)
+    args.output.mkdir(parents=True, exist_ok=True)
+    evaluation = make_samples(
+        find_shards(args.subset, args.shards),
+        args.output,
+        settings.generation,
+        load_clip(settings.clip),
+        log=say,
+    )
+    for what, mean in evaluation.rows():
+        print(f"{what:40} {mean}")
+    print(args.output)
+
+
+def draw(args: argparse.Namespace) -> None:
+    from laion_assets.clip.model import load_clip
+    from laion_assets.files import atomic_path
+    from laion_assets.generation.extra import require_extra
+    from laion_assets.settings import load_settings
+
+    _existing([args.model / "options.json"])
+    require_extra()
+    from laion_assets.generation.drawing import draw_caption
+    from laion_assets.generation.pictures import caption_grid
+
+    settings = load_settings(args.config)
+    clip = load_clip(settings.clip)
+    drawn = draw_caption(args.model, args.caption, clip, args.seed, settings.generation.device)
+    with atomic_path(args.output) as beside:
+        beside.write_bytes(caption_grid(drawn, None, min(8, len(drawn.cosines))))
+    print(args.output)
+
+
 def sample_crawl_serve(args: argparse.Namespace) -> None:
     from laion_assets.sample_crawl.build import build_sample_crawl
     from laion_assets.sample_crawl.server import serve
@@ -470,12 +513,13 @@ def _prepare_demo(args: argparse.Namespace) -> None:
     import warnings
 
     from laion_assets.demo.companion import end_with_parent
-    from laion_assets.settings import CONFIG_VARIABLE
+    from laion_assets.settings import CONFIG_VARIABLE, shipped_config
 
     if args.end_with_parent:
         end_with_parent()
-    if args.config:
-        os.environ[CONFIG_VARIABLE] = str(args.config.absolute())
+    config = args.config or (None if args.world == "sample" else shipped_config(args.world))
+    if config:
+        os.environ[CONFIG_VARIABLE] = str(config.absolute())
     args.root = args.root.absolute()
     os.chdir(args.root)
 
@@ -488,22 +532,25 @@ def _prepare_demo(args: argparse.Namespace) -> None:
 def demo(args: argparse.Namespace) -> None:
     _prepare_demo(args)
     from laion_assets.demo.show import run_demo
+    from laion_assets.demo.world import Places
 
-    run_demo(args.root, args.port)
+    run_demo(Places(args.root, args.world), args.port)
 
 
 def ui(args: argparse.Namespace) -> None:
     _prepare_demo(args)
     from laion_assets.demo.show import run_ui
+    from laion_assets.demo.world import Places
 
-    run_ui(args.root, args.port)
+    run_ui(Places(args.root, args.world), args.port)
 
 
 def search_page(args: argparse.Namespace) -> None:
     _prepare_demo(args)
     from laion_assets.demo.show import run_search_page
+    from laion_assets.demo.world import Places
 
-    run_search_page(args.root, args.port)
+    run_search_page(Places(args.root, args.world), args.port)
 
 
 @dataclass(frozen=True)
@@ -704,6 +751,34 @@ def build_parser() -> argparse.ArgumentParser:
     word.add_argument("--textfile", type=Path, help="write this file instead of serving")
     word.add_argument("--every", type=float, default=60.0, help="seconds between two looks")
 
+    word = _add(
+        commands,
+        _Word(
+            "dalle",
+            "train a small DALL-E on a segment's subset, and draw with it",
+            "dalle .demo/lake/filtered_subset/crawl=CC-MAIN-2000-05/segment=00"
+            " .demo/lake/image_shards/crawl=CC-MAIN-2000-05/segment=00 -o dalle",
+            dalle,
+        ),
+    )
+    word.add_argument("subset", type=Path, metavar="SUBSET", help="a segment's filtered_subset")
+    word.add_argument("shards", type=Path, metavar="SHARDS", help="the segment's image_shards")
+    _output(word)
+
+    word = _add(
+        commands,
+        _Word(
+            "draw",
+            "draw a caption with a trained small DALL-E",
+            'draw .demo/drawn/lake/dalle_samples "A red heart on a blue background" -o heart.png',
+            draw,
+        ),
+    )
+    word.add_argument("model", type=Path, metavar="DIR", help="what `dalle` has written")
+    word.add_argument("caption", metavar="CAPTION")
+    word.add_argument("--seed", type=int, default=0, help="another one draws other pictures")
+    _output(word)
+
     sample = commands.add_parser("sample-crawl", help="the sample crawl")
     sample_commands = sample.add_subparsers(metavar="COMMAND", required=True)
     word = _add(
@@ -721,6 +796,12 @@ def build_parser() -> argparse.ArgumentParser:
         word = _add(commands, _Word(name, text, name, run))
         word.add_argument("--root", type=Path, default=Path.cwd(), help="the checkout")
         word.add_argument("--port", type=int, default=port, help=f"port of {of}")
+        word.add_argument(
+            "--world",
+            choices=("sample", "drawn"),
+            default="sample",
+            help="drawn: a larger crawl of drawings, and dalle_samples trained on it",
+        )
         word.add_argument(
             "--end-with-parent",
             action="store_true",

@@ -10,6 +10,7 @@ import dagster as dg
 
 from laion_assets.assets import (
     catalog,
+    dalle_samples,
     dataset_report,
     embeddings,
     filtered_subset,
@@ -25,7 +26,14 @@ from laion_assets.assets import (
     wat_manifest,
 )
 from laion_assets.automation import follow_sensor
-from laion_assets.jobs import aggregates_job, lists_job, prune_job, prune_schedules, segment_job
+from laion_assets.jobs import (
+    aggregates_job,
+    generation_job,
+    lists_job,
+    prune_job,
+    prune_schedules,
+    segment_job,
+)
 from laion_assets.partitions import segment_partitions
 from laion_assets.settings import Settings, load_settings
 from resources.clip import ClipModelResource
@@ -34,6 +42,7 @@ from resources.downloader import DownloaderResource
 from resources.lake import LakeResource
 from resources.notifiers import notifiers
 from resources.rules import (
+    GenerationResource,
     IndexResource,
     PairRulesResource,
     RecipeResource,
@@ -67,8 +76,9 @@ def build_defs(settings: Settings) -> dg.Definitions:
             search_index.build(settings),
             catalog.build(settings),
             dataset_report.build(settings),
+            dalle_samples.build(settings),
         ],
-        jobs=[segment, aggregates_job(), lists, pruning],
+        jobs=[segment, aggregates_job(), generation_job(), lists, pruning],
         schedules=prune_schedules(pruning, settings.retention),
         # What a person or the automation picks runs as the jobs do: a process of its own for each
         # step would load everything again.
@@ -94,6 +104,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
             "recipe": RecipeResource(**settings.subset.model_dump()),
             "index": IndexResource(**settings.index.model_dump()),
             **{resource_of(name): notifier for name, notifier in tell.items()},
+            "generation": GenerationResource(**settings.generation.model_dump()),
             "work": WorkResource(**settings.work.model_dump()),
         },
     )

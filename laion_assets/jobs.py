@@ -91,3 +91,12 @@ def prune_schedules(job: dg.JobDefinition, policy: Retention) -> list[dg.Schedul
         return []
     running = dg.DefaultScheduleStatus.RUNNING
     return [dg.ScheduleDefinition(job=job, cron_schedule=policy.at, default_status=running)]
+
+
+def generation_job() -> UnresolvedAssetJobDefinition:
+    return dg.define_asset_job(
+        "generation",
+        selection=dg.AssetSelection.assets("dalle_samples"),
+        executor_def=dg.in_process_executor,
+        description="Trains a small DALL-E on the subset and draws with it.",
+    )

@@ -20,6 +20,7 @@ from laion_assets.clip.options import ClipOptions
 from laion_assets.crawl.source import CrawlSourceOptions
 from laion_assets.download.options import DownloadOptions
 from laion_assets.filtering.recipe import DEFAULT, Recipe, RecipeError, load_recipe, recipe_fields
+from laion_assets.generation.options import GenerationOptions
 from laion_assets.knn.options import IndexOptions
 from laion_assets.lake import LakeOptions
 from laion_assets.pairs.rules import PairRules
@@ -169,6 +170,7 @@ class Settings(_Section):
     subsets: Mapping[str, Recipe] = Field(default_factory=dict)
     """By name, those taken beside it from the same scores; each is an asset of its own."""
     index: IndexOptions = IndexOptions()
+    generation: GenerationOptions = Field(default_factory=GenerationOptions)
     removals: RemovalOptions = RemovalOptions()
     serve: ServeOptions = ServeOptions()
 
@@ -201,9 +203,14 @@ class Settings(_Section):
         return known[name] if name in known else load_recipe(name)
 
 
+def shipped_config(name: str) -> Path:
+    """A settings file shipped with the package."""
+    return Path(str(package_files.files("laion_assets"))) / "deployments" / f"{name}.toml"
+
+
 def sample_config() -> Path:
     """The sample world's settings file."""
-    return Path(str(package_files.files("laion_assets"))) / "deployments" / "sample.toml"
+    return shipped_config("sample")
 
 
 def load_settings(path: Path | None = None) -> Settings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from laion_assets.filtering.recipe import Recipe
+from laion_assets.generation.options import GenerationOptions
 from laion_assets.knn.options import IndexOptions
 from laion_assets.pairs.rules import PairRules
 from laion_assets.safety.options import SafetyOptions
@@ -25,6 +26,10 @@ class RecipeResource(Recipe, dg.ConfigurableResource[Recipe]):
 
 class IndexResource(IndexOptions, dg.ConfigurableResource[IndexOptions]):
     """How the kNN indices are built and checked."""
+
+
+class GenerationResource(GenerationOptions, dg.ConfigurableResource[GenerationOptions]):
+    """How the generation demo is trained and sampled."""
 
 
 class WorkResource(Work, dg.ConfigurableResource[Work]):

@@ -15,13 +15,14 @@ import sensors
 
 ROOT = Path(__file__).parent.parent
 WAY = [
-    *("wat", "pairs", "dedup", "download", "clip", "safety", "filtering", "knn", "stats"),
-    *("release", "search"),
+    *("wat", "pairs", "dedup", "download", "clip", "safety", "filtering", "knn", "generation"),
+    *("stats", "release", "search"),
 ]
 SHARED = {"files", "funnel", "processes", "progress", "schemas", "segments", "removals"}
 MORE = {"search": {"lake"}, "release": {"lake"}}
 """The service follows what the lake publishes; a release is taken from it."""
-HEAVY = ["torch", "open_clip", "faiss", "img2dataset", "pandas", "matplotlib", "timm"]
+HEAVY = ["torch", "diffusers", "transformers", "open_clip", "faiss", "img2dataset", "pandas"]
+HEAVY += ["matplotlib", "timm"]
 
 
 def imported(path: Path) -> Iterator[str]:

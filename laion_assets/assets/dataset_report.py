@@ -13,14 +13,16 @@ from laion_assets.stats.report import build_report
 from laion_assets.versions import code_version
 from resources.lake import LakeResource
 
+SAMPLES = "dalle_samples"
+
 
 def build(settings: Settings) -> dg.AssetsDefinition:
     contact = settings.download.contact
 
     @dg.asset(
         group_name="stats",
-        deps=["catalog"],
-        code_version=code_version(2, contact),
+        deps=["catalog", SAMPLES],
+        code_version=code_version(3, contact),
         kinds={"duckdb", "html"},
         description=__doc__,
         **scheduling(settings, "dataset_report"),
@@ -31,10 +33,13 @@ def build(settings: Settings) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult:
         store = lake.open()
         catalog = store.published("catalog") / "catalog.duckdb"
-        with publishing(context, store, upstream=["catalog"]) as staging:
+        # The samples are shown where there are any: nothing waits for them.
+        there = [SAMPLES] if store.has(SAMPLES) else []
+        with publishing(context, store, upstream=["catalog"], shared=there) as staging:
             fetch_tables(store, settings)
+            drawn = store.published(SAMPLES) if there else None
             staging.metadata = build_report(
-                catalog, staging.path, contact=contact, log=context.log.info
+                catalog, staging.path, contact=contact, samples=drawn, log=context.log.info
             )
         folder = store.folder("dataset_report")
         shown: dict[str, Any] = {

@@ -35,24 +35,33 @@ class Needs:
     stale: dict[SegmentKey, dict[str, str]] = field(default_factory=dict)
     """Segments that were finished and are not current: nobody asks for them but a person."""
     aggregates: dict[str, str] = field(default_factory=dict)
+    further: dict[str, str] = field(default_factory=dict)
+    """Assets that nobody asks for but the demo."""
 
     def __bool__(self) -> bool:
-        return bool(self.unknown or self.missing or self.stale or self.aggregates)
+        segments = self.unknown or self.missing or self.stale
+        return bool(segments or self.aggregates or self.further)
 
     def reasons(self) -> list[str]:
         """A line for each new crawl, and for each segment and cause."""
         crawls = sorted({key.crawl for key in self.unknown})
         lines = [f"{crawl}: a new crawl" for crawl in crawls]
         segments = sorted({**self.missing, **self.stale}.items())
-        for key, assets in [*segments, ("all segments", self.aggregates)]:
+        of_all = {**self.aggregates, **self.further}
+        for key, assets in [*segments, ("all segments", of_all)]:
             for cause in dict.fromkeys(assets.values()):
                 named = ", ".join(asset for asset, why in assets.items() if why == cause)
                 lines.append(f"{key}: {named} ({cause})")
         return lines
 
 
-def needs(settings: Settings, instance: dg.DagsterInstance, definitions: dg.Definitions) -> Needs:
-    """What the sample world lacks, by Dagster's own staleness and the lake's files."""
+def needs(
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    further: Sequence[str] = (),
+) -> Needs:
+    """What the world lacks, by Dagster's own staleness and the lake's files."""
     from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
     from dagster._core.loader import LoadingContextForTest
 
@@ -87,8 +96,9 @@ def needs(settings: Settings, instance: dg.DagsterInstance, definitions: dg.Defi
             lacks = {asset: why for asset, why in reasons.items() if why}
             if lacks:
                 (found.stale if str(key) in finished else found.missing)[key] = lacks
-    reasons = {asset: why_not(asset, None) for asset in AGGREGATES}
-    found.aggregates = {asset: why for asset, why in reasons.items() if why}
+    for assets, lacking in ((AGGREGATES, found.aggregates), (further, found.further)):
+        reasons = {asset: why_not(asset, None) for asset in assets}
+        lacking |= {asset: why for asset, why in reasons.items() if why}
     return found
 
 
@@ -102,6 +112,7 @@ class Driver:
         definitions: dg.Definitions,
         dagster: Dagster,
         say: Say,
+        further: Sequence[str] = (),
     ) -> None:
         from dagster_graphql import DagsterGraphQLClient
 
@@ -109,6 +120,7 @@ class Driver:
         self._client = DagsterGraphQLClient(address.hostname or "", port_number=address.port)
         self._settings, self._instance, self._definitions = settings, instance, definitions
         self._dagster = dagster
+        self._further = further
         self._say = say
         self._told: set[str] = set()
 
@@ -130,6 +142,11 @@ class Driver:
             left = self._needs()
         if left.unknown or left.missing or left.stale:
             raise DemoError("not everything was made:\n  " + "\n  ".join(left.reasons()))
+        if left.further:
+            # Before the aggregates: the report shows what was drawn.
+            self._launch("generation", list(left.further), None)
+            self._await_runs()
+            left = self._needs()
         if left.aggregates:
             self._await_automation()
             left = self._needs()
@@ -138,7 +155,7 @@ class Driver:
             self._await_runs()
 
     def _needs(self) -> Needs:
-        return needs(self._settings, self._instance, self._definitions)
+        return needs(self._settings, self._instance, self._definitions, self._further)
 
     def _launch(self, job: str, assets: Sequence[str], key: SegmentKey | None) -> None:
         tags = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -12,6 +11,7 @@ import pyarrow as pa
 
 from laion_assets.demo.driver import Driver, needs
 from laion_assets.demo.world import (
+    DRAWN,
     DemoError,
     Places,
     crawl_server,
@@ -22,8 +22,9 @@ from laion_assets.demo.world import (
     stop_leftovers,
 )
 from laion_assets.funnel import STAGES
+from laion_assets.generation.extra import require_extra
 from laion_assets.lake import Lake
-from laion_assets.settings import Settings, load_settings
+from laion_assets.settings import CONFIG_VARIABLE, Settings, load_settings, shipped_config
 
 SEARCHES: Final = ("a red apple", "a bicycle", "a slice of pizza")
 
@@ -32,30 +33,36 @@ def _say(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)
 
 
-def run_demo(root: Path, ui_port: int) -> None:
-    """Bring the sample world up to date and show it. Raises ``DemoError``."""
+def run_demo(places: Places, ui_port: int) -> None:
+    """Bring a world up to date and show it; the drawn one's samples, too. Raises ``DemoError``."""
     from laion_assets.definitions import defs
 
-    settings, places = load_settings(), Places(root)
+    settings = load_settings()
+    further = ("dalle_samples",) if places.world == DRAWN else ()
+    if further:
+        require_extra()
     with sole_demo(places, _say):
         instance = prepare(places, _say)
         stop_leftovers(places, instance, _say)
         with crawl_server(places, settings, _say) as group:
             observe_lists(settings, instance)
-            lacks = needs(settings, instance, defs)
+            lacks = needs(settings, instance, defs, further)
             if not lacks:
                 _say("everything is there and current: nothing to materialize")
             for reason in lacks.reasons():
                 _say(f"to make: {reason}")
             if lacks:
                 with dagster_dev(places, ui_port, group, _say) as dagster:
-                    Driver(settings, instance, defs, dagster, _say).bring_up_to_date(lacks)
-        show_summary(settings)
+                    driver = Driver(settings, instance, defs, dagster, _say, further)
+                    driver.bring_up_to_date(lacks)
+        show_summary(settings, places)
+        if further:
+            show_samples(settings)
 
 
-def run_ui(root: Path, ui_port: int) -> None:
-    """Serve the sample crawl and Dagster's UI on the demo's instance until interrupted."""
-    settings, places = load_settings(), Places(root)
+def run_ui(places: Places, ui_port: int) -> None:
+    """Serve the world's crawl and Dagster's UI on the demo's instance until interrupted."""
+    settings = load_settings()
     with sole_demo(places, _say):
         instance = prepare(places, _say)
         stop_leftovers(places, instance, _say)
@@ -70,18 +77,17 @@ def run_ui(root: Path, ui_port: int) -> None:
                     time.sleep(1)
 
 
-def run_search_page(root: Path, port: int | None) -> None:
-    """Serve the search page over the demo's index, and the sample crawl's pictures for queries by
+def run_search_page(places: Places, port: int | None) -> None:
+    """Serve the search page over the demo's index, and the crawl's pictures for queries by
     their URL, until interrupted."""
-    from laion_assets.sample_crawl.build import build_sample_crawl
     from laion_assets.sample_crawl.server import SampleServer
     from laion_assets.search.serve import serve_index
 
-    settings, places = load_settings(), Places(root)
+    settings = load_settings()
     index = Lake(settings.lake).folder("search_index")
     if not index.exists():
         raise DemoError("there is no index yet: run make demo first")
-    build_sample_crawl(places.crawl)
+    places.build_crawl(_say)
     with contextlib.ExitStack() as stack:
         try:
             crawl_port = urlsplit(settings.crawl_source.data_url).port or 80
@@ -92,8 +98,13 @@ def run_search_page(root: Path, port: int | None) -> None:
         serve_index(index, options, settings.clip, settings.download, log=_say)
 
 
-def show_summary(settings: Settings) -> None:
-    lake = Lake(settings.lake)
+def show_summary(settings: Settings, places: Places) -> None:
+    lake, drawn = Lake(settings.lake), places.world == DRAWN
+    config = f"{CONFIG_VARIABLE}={shipped_config(DRAWN)} " if drawn else ""
+    ui, page = (
+        f".venv/bin/laion-assets {word} --world {places.world}" if drawn else f"make {short}"
+        for word, short in (("ui", "ui"), ("search-page", "search"))
+    )
     print()
     print_funnel(query_funnel(lake))
     print("\nWhere it is")
@@ -111,12 +122,23 @@ def show_summary(settings: Settings) -> None:
     print_searches(settings, lake)
     print(
         "\nNext\n"
-        "  make ui                                                 Dagster's UI on this instance\n"
-        "  make search                                             the search page\n"
-        '  .venv/bin/laion-assets sql "select stage, reason, n from funnel order by 1, 2"\n'
+        f"  {ui:56}Dagster's UI on this instance\n"
+        f"  {page:56}the search page\n"
+        f'  {config}.venv/bin/laion-assets sql "select stage, reason, n from funnel"\n'
         f'  .venv/bin/laion-assets search {lake.folder("search_index")} "a slice of pizza"\n'
         f"  {lake.folder('dataset_report') / 'report.html'}"
     )
+
+
+def show_samples(settings: Settings) -> None:
+    """What the drawn world's last asset says of itself."""
+    lake = Lake(settings.lake)
+    folder = lake.published("dalle_samples")
+    print("\nSamples of a model trained on the subset")
+    for name, value in lake.manifest("dalle_samples").metadata.items():
+        if isinstance(value, float):
+            print(f"  {name:58} {value:8.3f}")
+    print(f"  {folder / 'report.html'}\n  {folder / 'overview.png'}")
 
 
 def query_funnel(lake: Lake) -> pa.Table:

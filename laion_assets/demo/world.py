@@ -28,9 +28,14 @@ from laion_assets.partitions import UNFINISHED
 from laion_assets.progress import silent
 from laion_assets.removing import observe
 from laion_assets.sample_crawl.build import build_sample_crawl
+from laion_assets.sample_crawl.drawn_crawl import build_drawn_crawl
 from laion_assets.settings import Settings
 
 Say = Callable[[str], None]
+
+SAMPLE: Final = "sample"
+DRAWN: Final = "drawn"
+"""The worlds, by the name of their settings file; the drawn one is there to train on."""
 
 _TURN_S: Final = 30.0
 _GENTLE_END_S: Final = 15.0
@@ -42,30 +47,46 @@ class DemoError(RuntimeError):
 
 @dataclass(frozen=True)
 class Places:
-    """Where the demo keeps its things."""
+    """Where the demo keeps its things: those of the drawn world in folders of its name."""
 
     root: Path
+    world: str = SAMPLE
+
+    @property
+    def folder(self) -> Path:
+        return self.root / ".demo" / self._name
 
     @property
     def crawl(self) -> Path:
-        return self.root / ".demo" / "crawl"
+        return self.folder / "crawl"
 
     @property
     def home(self) -> Path:
-        return self.root / ".dagster_home"
+        return self.root / ".dagster_home" / self._name
 
     @property
     def log(self) -> Path:
-        return self.root / ".demo" / "dagster.log"
+        return self.folder / "dagster.log"
 
     @property
     def group(self) -> Path:
         """Holds the process group of a running demo."""
-        return self.root / ".demo" / "processes"
+        return self.folder / "processes"
 
     @property
     def lock(self) -> Path:
-        return self.root / ".demo" / "lock"
+        return self.folder / "lock"
+
+    @property
+    def _name(self) -> str:
+        return "" if self.world == SAMPLE else self.world
+
+    def build_crawl(self, say: Say) -> None:
+        """Build the world's crawl where it is not there and current."""
+        if self.world == DRAWN:
+            build_drawn_crawl(self.crawl, log=say)
+        else:
+            build_sample_crawl(self.crawl)
 
 
 def prepare(places: Places, say: Say) -> dg.DagsterInstance:
@@ -78,7 +99,7 @@ def prepare(places: Places, say: Say) -> dg.DagsterInstance:
     if not installed.exists() or installed.read_bytes() != configured.read_bytes():
         shutil.copyfile(configured, installed)
     say("building the sample crawl, where it is not there and current")
-    build_sample_crawl(places.crawl)
+    places.build_crawl(say)
     return dg.DagsterInstance.from_config(str(places.home))
 
 

@@ -28,6 +28,8 @@ from laion_assets.sample_crawl.plan import Pictures
 IMAGE_HOSTS: Final = ".sample.test"
 REFUSING_HOST: Final = "dead.sample.test"
 ROUTES: Final = "routes.json"
+PICTURES: Final = "images.zip"
+"""The pictures of a crawl that brings its own; the committed ones without."""
 
 _TYPES: Final = {
     ".jpg": "image/jpeg",
@@ -119,7 +121,8 @@ class _Server(ThreadingHTTPServer):
         self.root = root
         self.routes = routes
         self.requests = requests
-        self.pictures = Pictures()
+        own = root / PICTURES
+        self.pictures = Pictures(own) if own.is_file() else Pictures()
         self.stopping = threading.Event()
         self.lock = threading.Lock()
         super().__init__(address, _Handler)

@@ -21,6 +21,11 @@ CSP: Final = (
 TRUSTED_TYPES: Final = "; require-trusted-types-for 'script'; trusted-types 'none'"
 DOCS_CSP: Final = CSP.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
 """Swagger UI writes styles into its elements, and HTML."""
+GENERATED_CSP: Final = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+"""The report on generated samples is one file, and needs no script."""
 
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -29,12 +34,14 @@ _HEADERS: Final = {
     "X-Frame-Options": "DENY",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+_POLICIES: Final = {"/docs": DOCS_CSP, "/generated": GENERATED_CSP}
 QUERIES: Final = frozenset({"/knn-service", "/metadata", "/search"})
 _REMOVALS: Final = "/removal-requests"
 _THUMBNAILS: Final = "/thumbnails/"
 _NAMED: Final = QUERIES | {
     "/",
     "/about",
+    "/generated",
     "/indices-list",
     "/healthz",
     "/metrics",
@@ -81,9 +88,7 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers[name] = value
-                headers["Content-Security-Policy"] = (
-                    DOCS_CSP if route == "/docs" else CSP + TRUSTED_TYPES
-                )
+                headers["Content-Security-Policy"] = _POLICIES.get(route, CSP + TRUSTED_TYPES)
                 headers.setdefault("Cache-Control", "no-store")
                 if route not in (_THUMBNAILS, *QUERIES):
                     headers["Cross-Origin-Resource-Policy"] = "same-origin"

@@ -76,6 +76,7 @@ class SearchService:
         self.samples = Samples(subset_of, ByteCache(options.cache_mb * 2**20))
         self.encoder = encoder or Encoder(clip, options, observe=self.metrics.encoded)
         lake = lake_beside(index_dir)
+        self.generated = lake / "dalle_samples" / "report.html" if lake else None
         self.thumbnails = Thumbnails(lake, options.open_shards) if lake else None
         self.removals = (
             RemovalQueue(lake, options.removal_queue_bytes)
@@ -317,6 +318,7 @@ class SearchService:
             "name": self.name,
             "samples": version.summary.n,
             "model": version.summary.model,
+            "generated": self.generated is not None and self.generated.is_file(),
             "thumbnails": self.thumbnails is not None,
             "removal_requests": self.removals is not None,
             "max_image_bytes": self.options.max_image_bytes,

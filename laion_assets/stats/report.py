@@ -15,6 +15,7 @@ from laion_assets.download.preview import Sample, sheet, thumbnails
 from laion_assets.files import atomic_path, write_text
 from laion_assets.filtering.figures import urls_of_shard
 from laion_assets.funnel import REASONS
+from laion_assets.generation.report import OVERVIEW
 from laion_assets.progress import Log, silent
 from laion_assets.schemas import SUBSET_MEANING
 from laion_assets.segments import SegmentKey
@@ -24,10 +25,11 @@ from laion_assets.stats.figures import STAGE_NAMES, draw, percent
 
 
 def build_report(
-    catalog: Path, out: Path, *, contact: str = "", log: Log = silent
+    catalog: Path, out: Path, *, contact: str = "", samples: Path | None = None, log: Log = silent
 ) -> dict[str, Any]:
     """Write `report.html`, `dataset_card.md`, and `figures/` (each as PNG and as CSV) to ``out``.
 
+    ``samples`` is the folder of `dalle_samples`, where there is one, and shown too.
     The page is one file that asks for nothing outside. The same catalog and shards give the same
     bytes. Returns the numbers worth a line of metadata. Raises ``FileNotFoundError`` without a
     catalog.
@@ -48,6 +50,7 @@ def build_report(
         "deciles": DECILES,
         "reasons": REASONS,
         "stage_names": STAGE_NAMES,
+        "overview": (samples / OVERVIEW).read_bytes() if samples else None,
     }
     write_text(out / "report.html", _templates().get_template("report.html").render(values))
     write_text(out / "dataset_card.md", dataset_card(facts, contact))

@@ -253,6 +253,23 @@ def test_a_removal_request_is_sent(browser: Browser, own_lake: SmallLake) -> Non
     assert json.loads(line)["reason"] == "It is my picture."
 
 
+def test_generated_samples_are_linked_where_there_are_any(
+    browser: Browser, own_lake: SmallLake, served: Serving
+) -> None:
+    assert served.http.get("/generated").status_code == 404
+    assert served.http.get("/about").json()["generated"] is False
+    folder = own_lake.root / "dalle_samples"
+    folder.mkdir()
+    (folder / "report.html").write_text("<style>h1 { color: #010203 }</style><h1>Drawn</h1>")
+    with serving(own_lake.index, own_lake.model) as with_samples:
+        page = browser.new_page()
+        page.goto(with_samples.url)
+        page.get_by_role("link", name="Generated samples").click()
+        heading = page.get_by_role("heading", name="Drawn")
+        expect(heading).to_have_css("color", "rgb(1, 2, 3)")
+        page.close()
+
+
 def test_the_keyboard_is_enough(window: Window) -> None:
     page = window.page
     page.keyboard.press("Tab")

@@ -196,6 +196,17 @@ def test_the_same_catalog_gives_the_same_report(
         assert (tmp_path / name).read_bytes() == (report / name).read_bytes()
 
 
+def test_samples_are_shown_where_there_are_any(catalog: Path, report: Path, tmp_path: Path) -> None:
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    Image.new("RGB", (4, 4), "red").save(samples / "overview.png")
+    build_report(catalog, tmp_path / "out", samples=samples)
+    shown = Page((tmp_path / "out" / "report.html").read_text())
+    assert "Drawn by a model" in shown.text
+    assert all(source.split(" ")[0].startswith("data:image/png") for source in shown.sources)
+    assert "Drawn by a model" not in Page((report / "report.html").read_text()).text
+
+
 def test_the_card_has_the_table_and_the_way_out(report: Path) -> None:
     card = (report / "dataset_card.md").read_text(encoding="utf-8")
     assert card.startswith("# Dataset card\n\n72 image-text samples from 3 segments")

@@ -508,5 +508,6 @@ $("examples").append(...EXAMPLES.map((example) => {
 fetch("/about").then((response) => response.json()).then((answer) => {
   about = answer;
   $("about").textContent = `${count(answer.samples)} images`;
+  $("generated").hidden = !answer.generated;
 }).catch(() => { $("about").textContent = ""; });
 run(queryOfAddress(), { push: false });

@@ -1,0 +1,1 @@
+"""Generation: a small DALL-E, trained on a subset, whose samples CLIP ranks."""

@@ -1,0 +1,185 @@
+"""The discrete autoencoder: images to a grid of codes and back (diffusers' VQModel)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laion_assets.generation.options import GenerationOptions
+from laion_assets.generation.trainer import Point, Schedule, fit
+from laion_assets.progress import Log, silent
+
+if TYPE_CHECKING:
+    import torch
+
+Pixels = NDArray[np.uint8]
+Codes = NDArray[np.uint16]
+
+_REVIVE_EVERY: Final = 20
+_REVIVE_UNTIL: Final = 0.6
+
+
+class WrongWeightsError(ValueError):
+    """Weights of an autoencoder that does not make what the options say."""
+
+
+def build(options: GenerationOptions) -> Any:
+    """An untrained VQModel, its weights drawn from the seed."""
+    import torch
+    from diffusers import VQModel
+
+    levels = len(options.vq_channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        return VQModel(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=tuple(options.vq_channels),
+            layers_per_block=options.vq_blocks,
+            latent_channels=options.code_channels,
+            sample_size=options.image_size,
+            num_vq_embeddings=options.codebook,
+            norm_num_groups=min(32, options.vq_channels[0] // 4),
+            mid_block_add_attention=False,
+        )
+
+
+def load(folder: Path, options: GenerationOptions) -> Any:
+    """A trained VQModel that :func:`save`, or diffusers, has written.
+
+    Raises :class:`WrongWeightsError` if its grid or its codebook is not that of the options.
+    """
+    from diffusers import VQModel
+
+    try:
+        model = VQModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise WrongWeightsError(f"{folder} holds no VQModel: {error}") from error
+    config = model.config
+    has = (config.num_vq_embeddings, 2 ** (len(config.block_out_channels) - 1))
+    if has != (options.codebook, options.shrink):
+        raise WrongWeightsError(
+            f"{folder} has {has[0]} codes, each for {has[1]} pixels a side; the options say"
+            f" {options.codebook} and {options.shrink}: set codebook and vq_channels by it"
+        )
+    return model.eval()
+
+
+def save(model: Any, folder: Path) -> None:
+    model.save_pretrained(folder, safe_serialization=True)
+
+
+def train(
+    model: Any,
+    batch_of: Callable[[int], Pixels],
+    options: GenerationOptions,
+    precision: str,
+    checkpoint: Path,
+    *,
+    held_out: Callable[[], float] | None = None,
+    log: Log = silent,
+) -> list[Point]:
+    """Train in place; the curve's loss is :func:`reconstruction_loss` and the codes' commitment.
+
+    Args:
+        batch_of: the images of forward pass number n, uint8 (n, side, side, 3).
+    """
+
+    device = next(model.parameters()).device
+    schedule = Schedule(
+        options.vq_steps,
+        options.vq_rate,
+        options.seed,
+        precision,
+        options.vq_accumulate,
+        options.checkpoint_every,
+        options.evaluate_every,
+    )
+    revive_until = options.vq_steps * options.vq_accumulate * _REVIVE_UNTIL
+
+    def loss_of(number: int) -> torch.Tensor:
+        pixels = as_floats(batch_of(number), device)
+        latents = model.encode(pixels).latents
+        if number % _REVIVE_EVERY == 0 and number <= revive_until:
+            _revive(model.quantize, latents.detach().float())
+        decoded = model.decode(latents)
+        commitment: torch.Tensor = decoded.commit_loss.mean()
+        return reconstruction_loss(decoded.sample, pixels) + commitment
+
+    return fit("autoencoder", model, loss_of, schedule, checkpoint, held_out=held_out, log=log)
+
+
+def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """Mean absolute and mean squared difference, of values from -1 to 1."""
+    difference = decoded.float() - pixels
+    return difference.abs().mean() + difference.square().mean()
+
+
+def held_out_loss(model: Any, pixels: Pixels, batch: int) -> float:
+    """Mean :func:`reconstruction_loss` over images."""
+    import torch
+
+    device = next(model.parameters()).device
+    total = 0.0
+    with torch.inference_mode():
+        for start in range(0, len(pixels), batch):
+            some = as_floats(pixels[start : start + batch], device)
+            total += float(reconstruction_loss(model(some).sample, some)) * len(some)
+    return total / len(pixels)
+
+
+def as_floats(pixels: Pixels, device: torch.device) -> torch.Tensor:
+    """uint8 (n, side, side, 3) -> float32 (n, 3, side, side) from -1 to 1."""
+    import torch
+
+    moved = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+    return moved.float().div_(127.5).sub_(1).contiguous()
+
+
+def _revive(quantize: Any, latents: torch.Tensor) -> None:
+    """Put codes that no latent of the batch is nearest to where latents are.
+
+    Codes start near zero, all but a few would never be used, and the rest would have to do all.
+    """
+    import torch
+
+    points = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+    codes = quantize.embedding.weight.data
+    nearest = torch.cdist(points, codes).argmin(1)
+    unused = torch.bincount(nearest, minlength=len(codes)) == 0
+    picked = torch.randint(len(points), (int(unused.sum()),)).to(codes.device)
+    codes[unused] = points[picked]
+
+
+def encode(model: Any, pixels: Pixels) -> Codes:
+    """Images uint8 (n, side, side, 3) -> codes uint16 (n, codes), row by row."""
+    import torch
+
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        latents = model.encode(as_floats(pixels, device)).latents
+        codes = model.quantize(latents)[2][2].reshape(len(pixels), -1)
+    found: Codes = codes.cpu().numpy().astype(np.uint16)
+    return found
+
+
+def decode(model: Any, codes: Codes, batch: int) -> Pixels:
+    """Codes (n, codes) -> images uint8 (n, side, side, 3)."""
+    import torch
+
+    device = next(model.parameters()).device
+    side = round(codes.shape[1] ** 0.5)
+    made = []
+    with torch.inference_mode():
+        for start in range(0, len(codes), batch):
+            some = torch.from_numpy(codes[start : start + batch].astype(np.int64)).to(device)
+            shape = (len(some), side, side, model.quantize.vq_embed_dim)
+            quantised = model.quantize.get_codebook_entry(some.reshape(-1), shape)
+            floats = model.decode(quantised, force_not_quantize=True).sample.float()
+            bytes_ = floats.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+            made.append(bytes_.permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(made)

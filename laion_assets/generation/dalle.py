@@ -1,0 +1,208 @@
+"""The whole demo: train, draw, rank, evaluate; each phase goes on where a killed one stopped.
+
+What is worth keeping is written to the output folder. What a killed run needs is in ``.work``
+there, and goes when all is done.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laion_assets.files import write_json
+from laion_assets.generation import autoencoder, transformer
+from laion_assets.generation.evaluation import Evaluation, Run, draw_and_score, real_images
+from laion_assets.generation.options import GenerationOptions
+from laion_assets.generation.pairs import (
+    BatchOrder,
+    Images,
+    Pairs,
+    Shard,
+    captions_of,
+)
+from laion_assets.generation.tokens import Tokens, vocabulary_of, write_tokens
+from laion_assets.generation.trainer import Point
+from laion_assets.progress import Log, silent
+
+if TYPE_CHECKING:
+    from laion_assets.clip.model import ClipModel
+
+ALL: Final = "all pairs"
+SHUFFLED: Final = "captions shuffled"
+AUTOENCODER: Final = "autoencoder"
+TRANSFORMER: Final = "transformer"
+VOCABULARY: Final = "vocabulary.json"
+OPTIONS: Final = "options.json"
+_WORK: Final = ".work"
+
+
+def make_samples(
+    shards: Sequence[Shard],
+    out: Path,
+    options: GenerationOptions,
+    clip: ClipModel,
+    *,
+    log: Log = silent,
+) -> Evaluation:
+    """Train on the shards' pairs and write to ``out``: ``autoencoder/`` and ``transformer/`` as
+    diffusers and transformers save them, ``vocabulary.json``, ``evaluation.json``, pictures of
+    the samples, the loss curves and ``report.html``.
+
+    Raises :class:`~laion_assets.generation.pairs.NoPairsError` if too few pairs were kept.
+    """
+    from laion_assets.clip.model import choose_device, choose_precision
+    from laion_assets.generation.report import write_report
+
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
+    work = out / _WORK
+    pairs = Pairs(shards, options.held_out_share, options.seed)
+    log(f"{len(pairs.training):,} training pairs, {len(pairs.held_out):,} held out; {device}")
+    with Images(pairs, options.image_size, options.decode_threads) as images:
+        model, vq_curve = _autoencoder(pairs, images, options, device, precision, out, log)
+        vocabulary = vocabulary_of(pairs)
+        write_json(out / VOCABULARY, {"clip_tokens": vocabulary.words})
+        write_json(out / OPTIONS, options.model_dump(mode="json"))
+        tokens = write_tokens(work / "tokens", pairs, images, model, vocabulary, options, log=log)
+        runs, trained = [], {}
+        for plan in _plans(pairs, options):
+            gpt = transformer.build(options, len(vocabulary)).to(device)
+            runs.append(_trained(plan, gpt, tokens, pairs, options, precision, work, log))
+            if plan.name in (ALL, SHUFFLED):
+                trained[plan.name] = gpt
+        transformer.save(trained[ALL], out / TRANSFORMER)
+        captions = _captions(pairs, options)
+        scored = {
+            name: draw_and_score(
+                gpt, model, clip, vocabulary, captions, options, work / "drawn", name, log=log
+            )
+            for name, gpt in trained.items()
+        }
+        real = real_images(pairs, images, model, clip, captions, options)
+    evaluation = Evaluation(options, len(pairs.training), runs, vq_curve, scored, real)
+    write_json(out / "evaluation.json", evaluation.to_json())
+    write_report(out, evaluation)
+    shutil.rmtree(work)
+    return evaluation
+
+
+def _autoencoder(
+    pairs: Pairs,
+    images: Images,
+    options: GenerationOptions,
+    device: Any,
+    precision: str,
+    out: Path,
+    log: Log,
+) -> tuple[Any, list[Point]]:
+    if options.vq_weights is not None:
+        model = autoencoder.load(Path(options.vq_weights), options)
+        autoencoder.save(model, out / AUTOENCODER)
+        return model.to(device), []
+    model = autoencoder.build(options).to(device)
+    order = BatchOrder(
+        len(pairs.training), options.vq_batch, lambda epoch: pairs.epoch(epoch, options.seed)
+    )
+    held = pairs.held_out[: options.evaluate_pairs]
+    held_pixels = images.pixels(held)
+
+    curve = autoencoder.train(
+        model,
+        images.in_turn(order),
+        options,
+        precision,
+        out / _WORK / "autoencoder.safetensors",
+        held_out=lambda: autoencoder.held_out_loss(model, held_pixels, options.vq_batch),
+        log=log,
+    )
+    autoencoder.save(model, out / AUTOENCODER)
+    return model, curve
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One training of the transformer."""
+
+    name: str
+    images: NDArray[np.int64]
+    captions: NDArray[np.int64]
+    """The pairs whose captions are said of the images."""
+
+
+def _plans(pairs: Pairs, options: GenerationOptions) -> list[_Plan]:
+    """The subsets, each of which holds the smaller ones; all pairs; and the control."""
+    rng = np.random.default_rng([options.seed, 1])
+    order = rng.permutation(pairs.training)
+    plans = []
+    for share in sorted(options.subset_shares):
+        some = order[: max(1, round(share * len(order)))]
+        plans.append(_Plan(f"{100 * share:g}% of the pairs", some, some))
+    plans.append(_Plan(ALL, order, order))
+    if options.control:
+        plans.append(_Plan(SHUFFLED, order, np.roll(order, 1)))
+    return plans
+
+
+def _trained(
+    plan: _Plan,
+    gpt: Any,
+    tokens: Tokens,
+    pairs: Pairs,
+    options: GenerationOptions,
+    precision: str,
+    work: Path,
+    log: Log,
+) -> Run:
+    """Train in place, and what came of it."""
+    order = BatchOrder(
+        len(plan.images),
+        options.batch,
+        lambda epoch: np.random.default_rng([options.seed, 2, epoch]).permutation(len(plan.images)),
+    )
+
+    def batch_of(number: int) -> transformer.Batch:
+        rows = order(number)
+        return tokens.batch(plan.captions[rows], plan.images[rows])
+
+    held = np.random.default_rng([options.seed, 3]).permutation(pairs.held_out)
+    held = held[: options.evaluate_pairs]
+
+    def loss(captions: NDArray[np.int64]) -> float:
+        batch = tokens.batch(captions, held)
+        return transformer.held_out_loss(gpt, *batch, options.codebook, precision, options.batch)
+
+    name = plan.name.replace(" ", "-").replace("%", "")
+    curve = transformer.train(
+        plan.name,
+        gpt,
+        batch_of,
+        options,
+        precision,
+        work / f"transformer-{name}.safetensors",
+        held_out=lambda: loss(held),
+        log=log,
+    )
+    last = curve[-1].held_out
+    assert last is not None
+    run = Run(plan.name, len(plan.images), curve, last, loss(np.roll(held, 1)))
+    log(f"{run.name}: {run.held_out:.3f} nats a code, {run.gain:+.3f} by the right caption")
+    return run
+
+
+def _captions(pairs: Pairs, options: GenerationOptions) -> list[str]:
+    """The given captions, then distinct held-out ones in a random order."""
+    rng = np.random.default_rng([options.seed, 4])
+    picked = rng.permutation(pairs.held_out)
+    texts = dict.fromkeys(options.captions)
+    wanted = len(texts) + options.held_out_captions
+    for start in range(0, len(picked), 256):
+        texts |= dict.fromkeys(captions_of(pairs, picked[start : start + 256]))
+        if len(texts) >= wanted:
+            break
+    return list(texts)[:wanted]

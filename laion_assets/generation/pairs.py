@@ -1,0 +1,249 @@
+"""The pairs that a subset kept, streamed from the webdataset shards they are stored in."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from laion_assets.clip.shards import IMAGE_FORMATS
+from laion_assets.download.tars import ImageBytes
+from laion_assets.filtering.parts import part_numbers, part_path
+
+SHARDS_OPEN: Final = 16
+"""So many shards are shuffled together: more would be read at random all over the disk."""
+_BATCHES_AHEAD: Final = 2
+
+
+class NoPairsError(ValueError):
+    """There is too little to train on; the message says what there is."""
+
+
+class LostImageError(ValueError):
+    """A shard has no image, or no readable one, for a pair that the subset kept."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a subset and the tar that has its images."""
+
+    part: Path
+    tar: Path
+
+    @cached_property
+    def keys(self) -> list[str]:
+        return self._column("key")
+
+    def captions(self) -> list[str]:
+        return self._column("TEXT")
+
+    def _column(self, name: str) -> list[str]:
+        with pq.ParquetFile(self.part) as file:
+            values: list[str] = file.read([name])[name].to_pylist()
+        return values
+
+
+def find_shards(subset: Path, images: Path) -> list[Shard]:
+    """The shards of one segment's subset that kept anything, in order."""
+    return [
+        Shard(part_path(subset, number), images / f"{number:05d}.tar")
+        for number in part_numbers(subset)
+        if pq.read_metadata(part_path(subset, number)).num_rows
+    ]
+
+
+class Pairs:
+    """All pairs by number, 0 to n - 1, in the order of the shards and their rows.
+
+    A caption belongs to the training or to the held-out pairs as a whole, by a hash of its text
+    and the seed: no training sees a held-out caption, whichever shards there are.
+    """
+
+    def __init__(self, shards: Sequence[Shard], held_out_share: float, seed: int) -> None:
+        """Raises :class:`NoPairsError` if the training or the held-out pairs are none."""
+        self.shards = list(shards)
+        held, sizes = [], []
+        for shard in self.shards:
+            captions = shard.captions()
+            sizes.append(len(captions))
+            held += [_chance(caption, seed) < held_out_share for caption in captions]
+        self._ends = np.cumsum(sizes, dtype=np.int64)
+        flags = np.array(held, np.bool_)
+        self.training: NDArray[np.int64] = np.flatnonzero(~flags).astype(np.int64)
+        self.held_out: NDArray[np.int64] = np.flatnonzero(flags).astype(np.int64)
+        if not len(self.training) or not len(self.held_out):
+            raise NoPairsError(
+                f"{len(flags):,} pairs were kept, {len(self.held_out):,} of them held out:"
+                " both trainings and what is held out need some"
+            )
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def places(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shards of pairs and their rows there, int64 (n,) each."""
+        shards = np.searchsorted(self._ends, numbers, side="right").astype(np.int64)
+        starts = np.concatenate([np.zeros(1, np.int64), self._ends])
+        return shards, numbers - starts[shards]
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The shard of a pair and its row there."""
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        return shard, number - self.first(shard)
+
+    def first(self, shard: int) -> int:
+        """The number of a shard's first pair."""
+        return int(self._ends[shard - 1]) if shard else 0
+
+    def in_order(self, shard: int) -> NDArray[np.int64]:
+        return np.arange(self.first(shard), self._ends[shard], dtype=np.int64)
+
+    def epoch(self, number: int, seed: int) -> NDArray[np.int64]:
+        """The training pairs in the order of an epoch: shards in a random order, a few of them
+        shuffled together at a time."""
+        rng = np.random.default_rng([seed, number])
+        shards = rng.permutation(len(self.shards))
+        bounds = np.searchsorted(self.training, [self.first(at) for at in range(len(shards) + 1)])
+        ordered = []
+        for start in range(0, len(shards), SHARDS_OPEN):
+            some = shards[start : start + SHARDS_OPEN]
+            together = np.concatenate(
+                [self.training[bounds[shard] : bounds[shard + 1]] for shard in some]
+            )
+            ordered.append(rng.permutation(together))
+        return np.concatenate(ordered)
+
+
+def _chance(caption: str, seed: int) -> float:
+    digest = hashlib.blake2b(f"{seed}\0{caption}".encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big") / 2**64
+
+
+class Images(AbstractContextManager["Images"]):
+    """The pairs' images at the size that is modelled; keeps a few shards open."""
+
+    def __init__(self, pairs: Pairs, size: int, threads: int) -> None:
+        self._pairs, self._size = pairs, size
+        self._open: OrderedDict[int, tuple[ImageBytes, list[str]]] = OrderedDict()
+        self._pool = ThreadPoolExecutor(threads)
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for tar, _keys in self._open.values():
+            tar.close()
+
+    def encoded(self, number: int) -> bytes:
+        """The bytes in the shard."""
+        shard, row = self._pairs.place(number)
+        if shard not in self._open:
+            if len(self._open) > SHARDS_OPEN:
+                self._open.popitem(last=False)[1][0].close()
+            of = self._pairs.shards[shard]
+            self._open[shard] = ImageBytes(of.tar), of.keys
+        self._open.move_to_end(shard)
+        tar, keys = self._open[shard]
+        return tar.read(keys[row])
+
+    def pixels(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """uint8 (n, size, size, 3). Raises :class:`LostImageError`."""
+        return self._wait(numbers, self._start(numbers))
+
+    def batches(self, batches: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.uint8]]:
+        """The pixels of each batch, decoded ahead of whoever takes them."""
+        waiting: deque[tuple[NDArray[np.int64], list[Future[NDArray[np.uint8]]]]] = deque()
+        for numbers in batches:
+            waiting.append((numbers, self._start(numbers)))
+            if len(waiting) > _BATCHES_AHEAD:
+                yield self._wait(*waiting.popleft())
+        while waiting:
+            yield self._wait(*waiting.popleft())
+
+    def in_turn(
+        self, order: Callable[[int], NDArray[np.int64]]
+    ) -> Callable[[int], NDArray[np.uint8]]:
+        """The pixels of batches by their number, decoded ahead if they are asked for in turn."""
+        stream: Iterator[NDArray[np.uint8]] = iter(())
+        expected = -1
+
+        def batch_of(number: int) -> NDArray[np.uint8]:
+            nonlocal stream, expected
+            if number != expected:
+                stream = self.batches(order(at) for at in itertools.count(number))
+            expected = number + 1
+            return next(stream)
+
+        return batch_of
+
+    def _start(self, numbers: NDArray[np.int64]) -> list[Future[NDArray[np.uint8]]]:
+        return [
+            self._pool.submit(shrunk, self.encoded(int(number)), self._size) for number in numbers
+        ]
+
+    def _wait(
+        self, numbers: NDArray[np.int64], started: list[Future[NDArray[np.uint8]]]
+    ) -> NDArray[np.uint8]:
+        made = []
+        for number, future in zip(numbers, started, strict=True):
+            try:
+                made.append(future.result())
+            except (OSError, ValueError, SyntaxError) as error:
+                shard, row = self._pairs.place(int(number))
+                of = self._pairs.shards[shard]
+                raise LostImageError(
+                    f"{of.tar} has no readable image {of.keys[row]} ({error}), which {of.part}"
+                    " says was kept: make image_shards of this segment again"
+                ) from error
+        return np.stack(made)
+
+
+def shrunk(encoded: bytes, size: int) -> NDArray[np.uint8]:
+    """An image at ``size`` by ``size``: the largest square in the middle, shrunk."""
+    with Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS) as image:
+        # A JPEG is decoded at an eighth, a quarter or half of its size where that is enough.
+        image.draft("RGB", (size, size))
+        whole = image.convert("RGB")
+    side = min(whole.size)
+    left, top = (whole.width - side) // 2, (whole.height - side) // 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(whole.resize((size, size), Image.Resampling.BOX, box))
+
+
+class BatchOrder:
+    """The numbers in each batch, epoch after epoch without end, by the batch's own number."""
+
+    def __init__(self, length: int, size: int, epoch: Callable[[int], NDArray[np.int64]]) -> None:
+        """``epoch``: the order of an epoch, (length,), by its number."""
+        self._length, self._size = length, size
+        self._epoch = lru_cache(maxsize=2)(epoch)
+
+    def __call__(self, batch: int) -> NDArray[np.int64]:
+        places = np.arange(batch * self._size, (batch + 1) * self._size)
+        epochs, offsets = places // self._length, places % self._length
+        return np.concatenate(
+            [self._epoch(epoch)[offsets[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
+        )
+
+
+def captions_of(pairs: Pairs, numbers: NDArray[np.int64]) -> list[str]:
+    """The captions of pairs, in the order asked for."""
+    by_shard: dict[int, list[str]] = {}
+    found = []
+    for number in numbers:
+        shard, row = pairs.place(int(number))
+        if shard not in by_shard:
+            by_shard[shard] = pairs.shards[shard].captions()
+        found.append(by_shard[shard][row])
+    return found

@@ -1,0 +1,55 @@
+"""`report.html` of a finished demo: one file that asks for nothing outside."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Final
+
+import jinja2
+
+from laion_assets.files import atomic_path, write_text
+from laion_assets.generation import pictures
+from laion_assets.generation.evaluation import Evaluation
+
+REPORT: Final = "report.html"
+OVERVIEW: Final = "overview.png"
+CURVES: Final = "curves.png"
+
+
+def caption_picture(number: int) -> str:
+    """Where the grid of a caption is, below the demo's folder."""
+    return f"captions/{number:04d}.png"
+
+
+def write_report(out: Path, evaluation: Evaluation) -> None:
+    """Write ``overview.png``, ``curves.png``, ``captions/NNNN.png`` and ``report.html``."""
+    options = evaluation.options
+    first, *_ = evaluation.drawn.values()
+    by_caption = {one.caption: one for one in evaluation.real}
+    grids = [pictures.caption_grid(one, by_caption.get(one.caption), options.best) for one in first]
+    made = {
+        OVERVIEW: pictures.overview(first, evaluation.real),
+        CURVES: pictures.curves(evaluation.runs),
+        **{caption_picture(number): grid for number, grid in enumerate(grids)},
+    }
+    for name, data in made.items():
+        with atomic_path(out / name) as beside:
+            beside.write_bytes(data)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("laion_assets.generation"),
+        # Captions come from strangers' pages.
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
+    page = environment.get_template("report.html").render(
+        evaluation=evaluation,
+        options=options,
+        curves=made[CURVES],
+        grids=list(zip(first, grids, strict=True)),
+    )
+    write_text(out / REPORT, page)

@@ -1,0 +1,180 @@
+"""The autoregressive transformer over a caption's tokens and an image's codes (GPT-2's decoder).
+
+A sequence is ``text_tokens`` of the caption and then the image's codes, row by row. In the one
+table of tokens the codes come first, the vocabulary's numbers behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laion_assets.generation.autoencoder import Codes
+from laion_assets.generation.options import GenerationOptions
+from laion_assets.generation.trainer import Point, Schedule, fit, mixed
+from laion_assets.generation.vocabulary import PAD
+from laion_assets.progress import Log, silent
+
+if TYPE_CHECKING:
+    import torch
+
+Tokens = NDArray[np.uint16]
+Batch = tuple[Tokens, Codes]
+"""Captions' tokens (n, text_tokens) and images' codes (n, image_tokens)."""
+
+
+def build(options: GenerationOptions, vocabulary: int) -> Any:
+    """An untrained GPT-2 of the options' size, its weights drawn from the seed."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=options.codebook + vocabulary,
+        n_positions=options.text_tokens + options.image_tokens,
+        n_embd=options.width,
+        n_layer=options.layers,
+        n_head=options.heads,
+        resid_pdrop=options.dropout,
+        embd_pdrop=options.dropout,
+        attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed + 1)
+        return GPT2LMHeadModel(config)
+
+
+def load(folder: Path) -> Any:
+    """What :func:`save` has written, in eval mode."""
+    from transformers import GPT2LMHeadModel
+
+    return GPT2LMHeadModel.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True
+    ).eval()
+
+
+def save(model: Any, folder: Path) -> None:
+    model.save_pretrained(folder, safe_serialization=True)
+
+
+def train(
+    what: str,
+    model: Any,
+    batch_of: Callable[[int], Batch],
+    options: GenerationOptions,
+    precision: str,
+    checkpoint: Path,
+    *,
+    held_out: Callable[[], float] | None = None,
+    log: Log = silent,
+) -> list[Point]:
+    """Train in place.
+
+    The curve's loss has the text's in it, with ``text_weight``; ``held_out`` is the caller's.
+    """
+    schedule = Schedule(
+        options.steps,
+        options.rate,
+        options.seed,
+        precision,
+        options.accumulate,
+        options.checkpoint_every,
+        options.evaluate_every,
+    )
+
+    def loss_of(number: int) -> torch.Tensor:
+        image, text = losses(model, *batch_of(number), options.codebook)
+        return (image.mean() + options.text_weight * text) / (1 + options.text_weight)
+
+    return fit(what, model, loss_of, schedule, checkpoint, held_out=held_out, log=log)
+
+
+def losses(
+    model: Any, text: Tokens, codes: Codes, codebook: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(nats a code, (n,)) of each image given its caption, and nats a token of the captions.
+
+    A code is chosen among codes only and a word among words only, as in sampling.
+    """
+    from torch.nn import functional
+
+    device = next(model.parameters()).device
+    ids = joined(text, codes, codebook, device)
+    hidden = model.transformer(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    length = text.shape[1]
+    table = model.lm_head.weight
+    of_codes = functional.linear(hidden[:, length - 1 :], table[:codebook]).float()
+    image = functional.cross_entropy(
+        of_codes.transpose(1, 2), ids[:, length:], reduction="none"
+    ).mean(1)
+    of_words = functional.linear(hidden[:, : length - 1], table[codebook:]).float()
+    said = functional.cross_entropy(
+        of_words.transpose(1, 2), ids[:, 1:length] - codebook, ignore_index=PAD
+    )
+    return image, said
+
+
+def joined(text: Tokens, codes: Codes, codebook: int, device: torch.device) -> torch.Tensor:
+    """The sequences, int64 (n, text_tokens + image_tokens)."""
+    import torch
+
+    words = text.astype(np.int64) + codebook
+    return torch.from_numpy(np.concatenate([words, codes.astype(np.int64)], axis=1)).to(device)
+
+
+def held_out_loss(
+    model: Any, text: Tokens, codes: Codes, codebook: int, precision: str, batch: int
+) -> float:
+    """Mean nats a code over pairs."""
+    import torch
+
+    device = next(model.parameters()).device
+    total = 0.0
+    with torch.inference_mode(), mixed(device, precision):
+        for start in range(0, len(text), batch):
+            rows = slice(start, start + batch)
+            total += float(losses(model, text[rows], codes[rows], codebook)[0].sum())
+    return total / len(text)
+
+
+def sample(
+    model: Any, text: Tokens, options: GenerationOptions, *, seed: int, use_cache: bool = True
+) -> Codes:
+    """Draw the codes of an image for each row of ``text``; (n, image_tokens).
+
+    The same seed and rows give the same codes; with ``use_cache`` False, much slower, too.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    device = next(model.parameters()).device
+    prompt = torch.from_numpy(text.astype(np.int64) + options.codebook).to(device)
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_new_tokens=options.image_tokens,
+        max_new_tokens=options.image_tokens,
+        suppress_tokens=list(range(options.codebook, model.config.vocab_size)),
+        use_cache=use_cache,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=options.codebook + PAD,
+    )
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.inference_mode():
+        torch.manual_seed(seed)
+        made = []
+        for start in range(0, len(prompt), options.sample_batch):
+            some = prompt[start : start + options.sample_batch]
+            # Padding is a token like others here: it is attended to as in training.
+            mask = torch.ones_like(some)
+            made.append(model.generate(some, attention_mask=mask, generation_config=config))
+    codes: Codes = torch.cat(made)[:, prompt.shape[1] :].cpu().numpy().astype(np.uint16)
+    return codes

@@ -1,0 +1,87 @@
+"""Real shards at the smallest size: drawings in tars, and the parts that say which were kept."""
+
+from __future__ import annotations
+
+import io
+import random
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from laion_assets.filtering.parts import part_path
+from laion_assets.generation.options import GenerationOptions
+from laion_assets.generation.pairs import Shard
+from laion_assets.sample_crawl.drawings import every_drawing, render
+
+MakeShards = Callable[[Path, int, int], list[Shard]]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Models of this size are slower with several, and much slower on a busy machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> GenerationOptions:
+    return GenerationOptions(
+        image_size=16,
+        codebook=16,
+        code_channels=4,
+        vq_channels=[8, 8, 8],
+        vq_steps=6,
+        vq_batch=8,
+        text_tokens=10,
+        width=16,
+        layers=1,
+        heads=2,
+        steps=8,
+        batch=8,
+        evaluate_every=4,
+        evaluate_pairs=16,
+        checkpoint_every=2,
+        held_out_share=0.3,
+        subset_shares=[0.2, 0.5],
+        captions=["A red heart on a white background"],
+        held_out_captions=1,
+        samples=4,
+        best=2,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="session")
+def make_shards() -> MakeShards:
+    """``n`` shards of ``size`` images below a folder, of which the subset keeps two thirds."""
+
+    def make(root: Path, n: int, size: int) -> list[Shard]:
+        rng = random.Random(1)
+        kinds = every_drawing()
+        made = []
+        for number in range(n):
+            subset, images = root / "subset", root / "images"
+            subset.mkdir(parents=True, exist_ok=True)
+            images.mkdir(parents=True, exist_ok=True)
+            tar = images / f"{number:05d}.tar"
+            kept = []
+            with tarfile.open(tar, "w") as archive:
+                for row in range(size):
+                    drawing = rng.choice(kinds)
+                    key = f"{number:05d}{row:04d}"
+                    data = render(drawing, number * size + row)
+                    member = tarfile.TarInfo(f"{key}.jpg")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+                    if row % 3:
+                        kept.append({"key": key, "TEXT": drawing.caption(rng)})
+            part = part_path(subset, number)
+            pq.write_table(pa.Table.from_pylist(kept), part)
+            made.append(Shard(part, tar))
+        return made
+
+    return make

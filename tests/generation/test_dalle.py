@@ -1,0 +1,158 @@
+"""The whole demo at the smallest size: as the asset, killed and gone on with, and drawn from."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pytest
+from PIL import Image
+
+from laion_assets.clip.model import ClipModel, load_clip
+from laion_assets.clip.options import ClipOptions
+from laion_assets.definitions import build_defs
+from laion_assets.generation.dalle import ALL, SHUFFLED, make_samples
+from laion_assets.generation.drawing import draw_caption
+from laion_assets.generation.extra import require_extra
+from laion_assets.generation.options import GenerationOptions
+from laion_assets.generation.pairs import Shard
+from laion_assets.lake import Lake
+from laion_assets.segments import SegmentKey
+from laion_assets.settings import load_settings
+
+from .conftest import MakeShards
+
+RED_HEART = "A red heart on a white background"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, make_shards: MakeShards) -> list[Shard]:
+    return make_shards(tmp_path_factory.mktemp("shards"), 2, 30)
+
+
+@pytest.fixture(scope="module")
+def clip() -> ClipModel:
+    return load_clip(ClipOptions(model="laion-assets-tiny", pretrained="laion-assets-tiny"))
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory,
+    shards: list[Shard],
+    tiny: GenerationOptions,
+    clip: ClipModel,
+) -> Path:
+    out = tmp_path_factory.mktemp("finished")
+    make_samples(shards, out, tiny, clip)
+    return out
+
+
+def test_what_a_finished_demo_leaves(finished: Path, tiny: GenerationOptions) -> None:
+    told = json.loads((finished / "evaluation.json").read_text())
+    runs = {run["name"]: run for run in told["runs"]}
+    assert list(runs) == ["20% of the pairs", "50% of the pairs", ALL, SHUFFLED]
+    assert [run["pairs"] for run in runs.values()][2:] == [told["training_pairs"]] * 2
+    assert runs["20% of the pairs"]["pairs"] == round(0.2 * told["training_pairs"])
+    for run in runs.values():
+        # Hardly trained: about as good as guessing one of 16 codes.
+        assert run["held_out"] == pytest.approx(np.log(16), abs=0.3)
+        assert [p["step"] for p in run["curve"] if p["held_out"] is not None] == [4, 8]
+    means = told["similarity"]
+    best, every = (means[f"{ALL}: {what}"]["mean"] for what in ("best 2 of 4", "all samples"))
+    assert best >= every
+    assert means["real images, as stored"]["mean"] > means["real images of other captions"]["mean"]
+    assert told["captions"][0]["caption"] == RED_HEART
+    report = (finished / "report.html").read_text()
+    assert RED_HEART in report
+    for name in ("overview.png", "curves.png", "captions/0000.png", "captions/0001.png"):
+        with Image.open(finished / name) as image:
+            assert image.width > 200
+    assert not (finished / ".work").exists()
+
+
+def test_an_interrupted_demo_comes_to_the_same_end(
+    tmp_path: Path,
+    finished: Path,
+    shards: list[Shard],
+    tiny: GenerationOptions,
+    clip: ClipModel,
+) -> None:
+    told: list[str] = []
+
+    def interrupt_at(part: str, out: Path) -> None:
+        def log(line: str) -> None:
+            told.append(line)
+            if part in line:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            make_samples(shards, out, tiny, clip, log=log)
+
+    out = tmp_path / "out"
+    interrupt_at("tokens: 2/2", out)
+    interrupt_at("20% of the pairs: 8/8", out)
+    interrupt_at(f"{ALL}: samples: 2/2", out)
+    make_samples(shards, out, tiny, clip, log=told.append)
+    assert "tokens: 2/2 shards were done by an earlier run" in told
+    assert "autoencoder: 6/6 steps were done by an earlier run" in told
+    for name in ("evaluation.json", "overview.png", "transformer/model.safetensors"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_a_finished_demo_draws(finished: Path, clip: ClipModel) -> None:
+    drawn = draw_caption(finished, RED_HEART, clip, 0, "cpu")
+    assert drawn.pixels.shape == (4, 16, 16, 3)
+    first = json.loads((finished / "evaluation.json").read_text())["captions"][0]
+    assert sorted(drawn.cosines, reverse=True)[:2] == pytest.approx(first["best"], abs=2e-4)
+    other = draw_caption(finished, RED_HEART, clip, 1, "cpu")
+    assert not np.array_equal(drawn.pixels, other.pixels)
+
+
+def test_the_asset(tmp_path: Path, shards: list[Shard], tiny: GenerationOptions) -> None:
+    settings = load_settings()
+    settings = settings.model_copy(
+        update={
+            "lake": settings.lake.model_copy(update={"root": str(tmp_path / "lake")}),
+            "generation": tiny.model_copy(update={"control": False, "subset_shares": []}),
+        }
+    )
+    lake, key = Lake(settings.lake), SegmentKey("CC-MAIN-2000-13", "00")
+    for asset, name in (("filtered_subset", "part"), ("image_shards", "tar")):
+        with lake.publish(asset, key, inputs={}, code_version="1") as staging:
+            for shard in shards:
+                shutil.copy(getattr(shard, name), staging.path)
+    job = build_defs(settings).resolve_job_def("generation")
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = job.execute_in_process(instance=instance)
+    (made,) = result.asset_materializations_for_node("dalle_samples")
+    assert made.metadata["training_pairs"].value > 10
+    assert "data:image/png;base64" in str(made.metadata["overview"].value)
+    assert RED_HEART in str(made.metadata["caption 0"].value)
+    assert len(made.metadata["similarity"].value.records) == 6
+    folder = lake.published("dalle_samples")
+    assert Image.open(io.BytesIO((folder / "curves.png").read_bytes())).width > 500
+    assert not [item for item in lake.manifest("dalle_samples").files if ".work" in item["name"]]
+
+
+def test_without_the_extra_the_definitions_load_and_the_asset_says_what_to_do() -> None:
+    code = """
+import sys
+sys.modules["diffusers"] = None
+from laion_assets.definitions import defs
+from laion_assets.generation.extra import MissingExtraError, require_extra
+try:
+    require_extra()
+except MissingExtraError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "pip install 'laion-assets[generation]'" in done.stdout
+    require_extra()

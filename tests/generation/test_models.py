@@ -1,0 +1,132 @@
+"""The autoencoder, the vocabulary and the transformer, at the smallest size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from laion_assets.generation import autoencoder, transformer
+from laion_assets.generation.autoencoder import WrongWeightsError
+from laion_assets.generation.options import GenerationOptions
+from laion_assets.generation.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
+
+
+def test_the_autoencoder_learns_and_its_codes_come_back(
+    tmp_path: Path, tiny: GenerationOptions
+) -> None:
+    options = tiny.model_copy(update={"vq_steps": 60, "vq_rate": 5e-3})
+    rng = np.random.default_rng(0)
+    pixels = np.empty((8, 16, 16, 3), np.uint8)
+    pixels[:] = rng.integers(0, 256, (8, 1, 1, 3))
+    model = autoencoder.build(options)
+    before = autoencoder.held_out_loss(model, pixels, 4)
+    autoencoder.train(model, lambda _: pixels, options, "fp32", tmp_path / "c.safetensors")
+    assert autoencoder.held_out_loss(model, pixels, 4) < before / 2
+    codes = autoencoder.encode(model, pixels)
+    assert codes.shape == (8, 16)
+    assert codes.max() < options.codebook
+    assert len(np.unique(codes)) > 4
+    decoded = autoencoder.decode(model, codes, batch=3)
+    with torch.inference_mode():
+        direct = model(autoencoder.as_floats(pixels, torch.device("cpu"))).sample
+    direct = direct.add(1).mul(127.5).round().clamp(0, 255).permute(0, 2, 3, 1).numpy()
+    assert np.abs(decoded - direct).max() <= 1
+
+    autoencoder.save(model, tmp_path / "vq")
+    loaded = autoencoder.load(tmp_path / "vq", options)
+    assert np.array_equal(autoencoder.encode(loaded, pixels), codes)
+    with pytest.raises(WrongWeightsError, match="16 codes, each for 4 pixels"):
+        autoencoder.load(tmp_path / "vq", options.model_copy(update={"codebook": 8}))
+    with pytest.raises(WrongWeightsError, match="holds no VQModel"):
+        autoencoder.load(tmp_path, options)
+
+
+def test_captions_are_tokens_of_what_the_training_said() -> None:
+    vocabulary = Vocabulary.of(["A red heart", "a blue star"])
+    red, other = vocabulary.encode(["a RED heart", "a green heart, twice and more"], 6).tolist()
+    assert red[0] == START
+    assert red[4:] == [END, PAD]
+    assert other[1] == red[1]
+    assert other[2] == UNKNOWN
+    assert other[3] == red[3]
+    assert other[5] == END
+    assert len(vocabulary) == max(*red, *other, *vocabulary.encode(["a blue star"], 6)[0]) + 1
+    assert Vocabulary(vocabulary.words).encode(["a red heart"], 6).tolist() == [red]
+
+
+def test_the_cache_changes_no_sample(tiny: GenerationOptions) -> None:
+    model = transformer.build(tiny, 9).eval()
+    text = np.array([[1, 4, 5, 2, 0, 0, 0, 0, 0, 0], [1, 7, 2, 0, 0, 0, 0, 0, 0, 0]], np.uint16)
+    text = np.repeat(text, 3, axis=0)
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(20)  # untrained, all codes are about equally likely
+    for options in (
+        tiny,
+        tiny.model_copy(update={"top_k": 3, "temperature": 0.7}),
+        tiny.model_copy(update={"top_p": 0.6}),
+    ):
+        cached = transformer.sample(model, text, options, seed=3)
+        assert np.array_equal(
+            cached, transformer.sample(model, text, options, seed=3, use_cache=False)
+        )
+        assert cached.shape == (6, 16)
+        assert cached.max() < tiny.codebook
+    other = transformer.sample(model, text, tiny, seed=4)
+    assert not np.array_equal(other, transformer.sample(model, text, tiny, seed=3))
+    likeliest = tiny.model_copy(update={"top_k": 1, "sample_batch": 4})
+    only = transformer.sample(model, text, likeliest, seed=5)
+    assert len(np.unique(only[:3], axis=0)) == 1
+    # Step by step without generate(): what the loss sees is what is drawn from.
+    ids = transformer.joined(text, only, tiny.codebook, torch.device("cpu"))
+    with torch.inference_mode():
+        logits = model(ids[:, :-1]).logits[:, tiny.text_tokens - 1 :, : tiny.codebook]
+    assert np.array_equal(logits.argmax(-1).numpy(), only)
+
+
+def test_the_loss_is_the_likelihood_among_codes(tiny: GenerationOptions) -> None:
+    model = transformer.build(tiny, 9).eval()
+    text = np.array([[1, 4, 2, 0, 0, 0, 0, 0, 0, 0]], np.uint16)
+    codes = np.arange(16, dtype=np.uint16)[None]
+    image, said = transformer.losses(model, text, codes, tiny.codebook)
+    ids = transformer.joined(text, codes, tiny.codebook, torch.device("cpu"))
+    with torch.no_grad():
+        logits = model(ids).logits[0]
+    expected = [
+        float(-logits[9 + at, : tiny.codebook].log_softmax(0)[code])
+        for at, code in enumerate(codes[0].tolist())
+    ]
+    assert image[0].item() == pytest.approx(np.mean(expected), abs=1e-5)
+    words = [
+        float(-logits[at, tiny.codebook :].log_softmax(0)[word])
+        for at, word in enumerate(text[0, 1:3].tolist())
+    ]
+    assert said.item() == pytest.approx(np.mean(words), abs=1e-5)
+
+
+def test_captions_help_unless_they_were_shuffled(tmp_path: Path, tiny: GenerationOptions) -> None:
+    """Four captions, each with codes of its own: what they save is known, and nothing without."""
+    options = tiny.model_copy(update={"steps": 80, "batch": 16, "rate": 1e-2, "dropout": 0.0})
+    rng = np.random.default_rng(0)
+    text = np.zeros((64, 10), np.uint16)
+    text[:, 0], text[:, 1], text[:, 2] = START, 4 + np.arange(64) % 4, END
+    codes = ((np.arange(64) % 4)[:, None] * 4 + rng.integers(0, 2, (64, 16))).astype(np.uint16)
+    gains = {}
+    for name, said in (("true", text), ("shuffled", text[rng.permutation(64)])):
+        model = transformer.build(options, 8)
+
+        def batch_of(number: int, said: transformer.Tokens = said) -> transformer.Batch:
+            rows = np.random.default_rng(number).integers(0, 64, 16)
+            return said[rows], codes[rows]
+
+        transformer.train(name, model, batch_of, options, "fp32", tmp_path / f"{name}.safetensors")
+        loss = [
+            transformer.held_out_loss(model, said_now, codes, options.codebook, "fp32", 16)
+            for said_now in (text, np.roll(text, 1, axis=0))
+        ]
+        gains[name] = loss[1] - loss[0]
+    # The first code tells the caption: it alone can be saved, ln 4 of 16 codes, and more at first.
+    assert gains["true"] > np.log(4) / 16
+    assert abs(gains["shuffled"]) < gains["true"] / 4

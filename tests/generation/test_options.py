@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from laion_assets.generation.options import GenerationOptions, shipped_presets
+from laion_assets.settings import SettingsError, load_settings
+from resources.rules import GenerationResource
+
+
+def test_a_preset_is_what_is_not_said() -> None:
+    paper = GenerationOptions(preset="paper", steps=7)
+    assert (paper.image_size, paper.side, paper.image_tokens) == (256, 32, 1024)
+    assert paper.steps == 7
+    # One epoch of the paper's 7.2 million pairs.
+    whole = GenerationOptions(preset="paper")
+    assert whole.steps * whole.batch * whole.accumulate == 7_200_000
+    assert GenerationOptions().image_size == 32
+    assert set(shipped_presets()) == {"demo", "paper"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"preset": "huge"}, "no preset 'huge'; there are demo, paper"),
+        ({"image_size": 30}, "no multiple of 4"),
+        ({"heads": 3}, "no multiple of heads"),
+        ({"samples": 4}, "the best 8 of 4"),
+        ({"subset_shares": [1.0]}, "above 0 and below 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        GenerationOptions.model_validate(wrong)
+
+
+def test_the_settings_file_has_a_section(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text('[generation]\npreset = "paper"\nsamples = 64\n')
+    options = load_settings(path).generation
+    assert (options.preset, options.samples, options.width) == ("paper", 64, 512)
+    assert GenerationResource(**options.model_dump()).width == 512
+    path.write_text("[generation]\nsample = 64\n")
+    with pytest.raises(SettingsError, match=r"\[generation\] has no sample"):
+        load_settings(path)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import io
+import itertools
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from laion_assets.generation.pairs import (
+    BatchOrder,
+    Images,
+    LostImageError,
+    NoPairsError,
+    Pairs,
+    Shard,
+    captions_of,
+    find_shards,
+    shrunk,
+)
+
+from .conftest import MakeShards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, make_shards: MakeShards) -> list[Shard]:
+    return make_shards(tmp_path_factory.mktemp("shards"), 3, 12)
+
+
+def test_only_what_the_subset_kept_is_read(shards: list[Shard]) -> None:
+    pairs = Pairs(shards, 0.3, 0)
+    assert len(pairs) == 3 * 8
+    with Images(pairs, 16, 2) as images:
+        for number in range(len(pairs)):
+            shard, row = pairs.place(number)
+            with tarfile.open(shards[shard].tar) as archive:
+                stored = archive.extractfile(f"{shards[shard].keys[row]}.jpg")
+                assert stored
+                assert images.encoded(number) == stored.read()
+    assert find_shards(shards[0].part.parent, shards[0].tar.parent) == shards
+
+
+def test_a_held_out_caption_is_never_trained_on_whichever_shards_there_are(
+    shards: list[Shard],
+) -> None:
+    pairs, fewer = Pairs(shards, 0.3, 0), Pairs(shards[:2], 0.3, 0)
+    trained = set(captions_of(pairs, pairs.training))
+    held = set(captions_of(pairs, pairs.held_out))
+    assert trained
+    assert held
+    assert not trained & held
+    assert set(captions_of(fewer, fewer.held_out)) <= held
+    assert set(captions_of(fewer, fewer.training)) <= trained
+
+
+def test_an_epoch_has_every_training_pair_once_and_a_batch_depends_on_its_number_alone(
+    shards: list[Shard],
+) -> None:
+    pairs = Pairs(shards, 0.3, 0)
+    n = len(pairs.training)
+    assert sorted(pairs.epoch(0, 0)) == sorted(pairs.training)
+    assert list(pairs.epoch(0, 0)) != list(pairs.epoch(1, 0))
+    order = BatchOrder(n, 5, lambda epoch: pairs.epoch(epoch, 0))
+    straight = np.concatenate([order(number) for number in range(2 * n)])
+    assert list(straight[:n]) == list(pairs.epoch(0, 0))
+    assert list(straight[n : 2 * n]) == list(pairs.epoch(1, 0))
+    again = BatchOrder(n, 5, lambda epoch: pairs.epoch(epoch, 0))
+    assert list(again(7)) == list(straight[35:40])
+
+
+def test_a_batch_may_be_larger_than_an_epoch() -> None:
+    order = BatchOrder(3, 8, lambda epoch: np.roll(np.arange(3), epoch))
+    assert list(order(0)) == [0, 1, 2, 2, 0, 1, 1, 2]
+
+
+def test_batches_come_in_turn_from_wherever_they_are_asked_for(shards: list[Shard]) -> None:
+    pairs = Pairs(shards, 0.3, 0)
+    order = BatchOrder(len(pairs.training), 4, lambda epoch: pairs.epoch(epoch, 0))
+    with Images(pairs, 16, 2) as images:
+        batch_of = images.in_turn(order)
+        for number in (3, 4, 5, 1, 2):
+            assert np.array_equal(batch_of(number), images.pixels(order(number)))
+
+
+def test_a_lost_image_is_told_with_its_shard(tmp_path: Path, make_shards: MakeShards) -> None:
+    (shard,) = make_shards(tmp_path, 1, 12)
+    pairs = Pairs([shard], 0.3, 0)
+    shard.tar.write_bytes(shard.tar.read_bytes()[:30_000])
+    with Images(pairs, 16, 1) as images, pytest.raises(LostImageError, match=r"00000\.tar.*kept"):
+        images.pixels(pairs.in_order(0))
+
+
+def test_without_pairs_it_says_so(shards: list[Shard]) -> None:
+    with pytest.raises(NoPairsError, match="0 of them held out"):
+        Pairs(shards, 1e-9, 0)
+
+
+def test_the_middle_square_is_kept() -> None:
+    stripes = Image.new("RGB", (90, 30), "red")
+    stripes.paste("blue", (30, 0, 60, 30))
+    for kind in ("PNG", "JPEG"):
+        out = io.BytesIO()
+        stripes.save(out, kind)
+        pixels = shrunk(out.getvalue(), 10)
+        assert pixels.shape == (10, 10, 3)
+        assert (pixels[:, 2:8, 2] > 230).all()
+        assert (pixels[:, 2:8, 0] < 25).all()
+
+
+def test_the_numbers_of_shards_and_rows_agree(shards: list[Shard]) -> None:
+    pairs = Pairs(shards, 0.3, 0)
+    numbers = np.array([23, 0, 8, 7, 15, 16])
+    found = zip(*(part.tolist() for part in pairs.places(numbers)), strict=True)
+    assert list(found) == [pairs.place(int(number)) for number in numbers]
+    assert list(itertools.chain(*(pairs.in_order(shard) for shard in range(3)))) == list(range(24))
