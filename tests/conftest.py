@@ -23,6 +23,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         if folder in _MADE_ONCE:
             item.add_marker(pytest.mark.xdist_group(folder))
+        if folder == "world":
+            # The first waits for two crawls to be made, on a machine that does other things, too.
+            item.add_marker(pytest.mark.timeout(1200), append=False)
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

@@ -124,8 +124,21 @@ def listening(address: str, port: int = 0, **settings: Any) -> Iterator[Listener
 @pytest.fixture
 def web() -> Iterator[Listener]:
     """The public web: every name resolves to it unless a test says otherwise."""
-    with listening(PUBLIC) as listener:
+    with listening(PUBLIC, _free_port()) as listener:
         yield listener
+
+
+def _free_port() -> int:
+    """Free on both addresses; other tests' servers take some of one."""
+    for _ in range(50):
+        with socket.create_server((INSIDE, 0)) as first:
+            port = int(first.getsockname()[1])
+            try:
+                socket.create_server((PUBLIC, port)).close()
+            except OSError:
+                continue
+        return port
+    raise RuntimeError("no port is free on both addresses")
 
 
 @pytest.fixture

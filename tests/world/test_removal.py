@@ -155,7 +155,6 @@ def copy(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wor
         )
 
 
-@pytest.mark.timeout(600)  # it embeds a segment again
 def test_after_a_removal_nothing_of_the_sample_is_left(
     copy: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
