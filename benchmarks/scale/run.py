@@ -96,7 +96,7 @@ def measured(storage: str, crawls: int, *, backfill: bool) -> dict[str, Any]:
             with _webserver(environment, folder) as (server, address):
                 figures |= _pages(address, crawls, SHOT if backfill and url else None)
                 if backfill:
-                    figures |= _backfill(instance, address)
+                    figures |= _backfill(instance, address, crawls)
                 figures["memory of the webserver with its code server"] = _memory(server)
             figures["memory of the daemon with its code server"] = _memory(daemon)
     return {"storage": storage, "crawls": crawls, "figures": figures}
@@ -222,7 +222,7 @@ def _pages(address: str, crawls: int, shot: Path | None) -> dict[str, str]:
                 except Exception:
                     watch.shot(WORK / "scale" / "failed.png")
                     raise
-                watch.shot(WORK / "scale" / f"{what.replace(' ', '-')}.png")
+                watch.shot(WORK / "scale" / f"{what.replace(' ', '-').replace(chr(39), '')}.png")
                 if again:
                     figures[what] = f"{seconds:.1f} s"
         if shot:
@@ -231,10 +231,10 @@ def _pages(address: str, crawls: int, shot: Path | None) -> dict[str, str]:
     return figures
 
 
-def _backfill(instance: dg.DagsterInstance, address: str) -> dict[str, str]:
+def _backfill(instance: dg.DagsterInstance, address: str, crawls: int) -> dict[str, str]:
     """Ask for it as the UI does, and wait until the daemon has queued its runs."""
     partitions = [
-        f"{crawl}|{number:02d}" for crawl in crawl_names(100)[-10:] for number in range(100)
+        f"{crawl}|{number:02d}" for crawl in crawl_names(crawls)[-10:] for number in range(100)
     ][:BACKFILL]
     params = {
         "assetSelection": [{"path": [asset]} for asset in SEGMENT_ASSETS],

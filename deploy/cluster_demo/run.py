@@ -322,11 +322,13 @@ def _tell(
     for run in reversed(instance.get_runs(limit=500)):
         node = story.node_of.get(run.run_id, "?").rpartition("#")[2]
         lost = ", lost" if run.run_id == story.lost_run else ""
-        what = run.tags.get(PARTITION_TAG, run.job_name)
+        selected = ", ".join(sorted(key.path[-1] for key in run.asset_selection or ()))
+        # A bar would end the table's cell.
+        what = run.tags.get(PARTITION_TAG, selected).replace("|", " ")
         by_partition.setdefault(what, []).append(f"{run.status.value.lower()} ({node}{lost})")
     print()
     told = [[what, "; ".join(runs)] for what, runs in sorted(by_partition.items())]
-    print(markdown(["partition or job", "its runs (machine)"], told))
+    print(markdown(["partition or assets", "its runs (machine)"], told))
     print()
     columns = ["asset", "partitions", "rows", "doubled", "digest", "undisturbed"]
     print(markdown(columns, rows))
