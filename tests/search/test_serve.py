@@ -31,7 +31,7 @@ def test_serve_tells_its_address_and_ends_when_asked(small_lake: SmallLake) -> N
         assert address.startswith("http://127.0.0.1:")
         assert httpx.get(f"{address}about").json()["samples"] == 30
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
         assert process.stderr.read() == ""
 
 
