@@ -90,14 +90,12 @@ def train(
     """
 
     device = next(model.parameters()).device
-    schedule = Schedule(
-        options.vq_steps,
-        options.vq_rate,
-        options.seed,
+    schedule = Schedule.of(
+        options,
         precision,
-        options.vq_accumulate,
-        options.checkpoint_every,
-        options.evaluate_every,
+        steps=options.vq_steps,
+        rate=options.vq_rate,
+        accumulate=options.vq_accumulate,
     )
     revive_until = options.vq_steps * options.vq_accumulate * _REVIVE_UNTIL
 

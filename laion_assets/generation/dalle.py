@@ -6,6 +6,7 @@ there, and goes when all is done.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +53,8 @@ def make_samples(
 ) -> Evaluation:
     """Train on the shards' pairs and write to ``out``: ``autoencoder/`` and ``transformer/`` as
     diffusers and transformers save them, ``vocabulary.json``, ``evaluation.json``, pictures of
-    the samples, the loss curves and ``report.html``.
+    the samples, the loss curves and ``report.html``. What another call with other pairs, options
+    or another CLIP has left unfinished there is not gone on with.
 
     Raises :class:`~laion_assets.generation.pairs.NoPairsError` if too few pairs were kept.
     """
@@ -64,6 +66,7 @@ def make_samples(
     work = out / _WORK
     pairs = Pairs(shards, options.held_out_share, options.seed)
     log(f"{len(pairs.training):,} training pairs, {len(pairs.held_out):,} held out; {device}")
+    _settle(work, pairs, options, clip)
     with Images(pairs, options.image_size, options.decode_threads) as images:
         model, vq_curve = _autoencoder(pairs, images, options, device, precision, out, log)
         vocabulary = vocabulary_of(pairs)
@@ -90,6 +93,19 @@ def make_samples(
     write_report(out, evaluation)
     shutil.rmtree(work)
     return evaluation
+
+
+def _settle(work: Path, pairs: Pairs, options: GenerationOptions, clip: ClipModel) -> None:
+    """Empty the work folder if it was begun with something else."""
+    made_of = {
+        "pairs": pairs.digest,
+        "clip": clip.version,
+        "options": options.model_dump(mode="json", exclude=set(options.NOT_IN_VERSION)),
+    }
+    marker = work / "made_of.json"
+    if marker.exists() and json.loads(marker.read_bytes()) != made_of:
+        shutil.rmtree(work)
+    write_json(marker, made_of)
 
 
 def _autoencoder(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import json
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -75,12 +76,15 @@ class Pairs:
     def __init__(self, shards: Sequence[Shard], held_out_share: float, seed: int) -> None:
         """Raises :class:`NoPairsError` if the training or the held-out pairs are none."""
         self.shards = list(shards)
-        held, sizes = [], []
+        held, sizes, digest = [], [], hashlib.blake2b(digest_size=16)
         for shard in self.shards:
             captions = shard.captions()
             sizes.append(len(captions))
+            digest.update(json.dumps(captions).encode())
             held += [_chance(caption, seed) < held_out_share for caption in captions]
         self._ends = np.cumsum(sizes, dtype=np.int64)
+        self.digest = digest.hexdigest()
+        """Of the captions in their order."""
         flags = np.array(held, np.bool_)
         self.training: NDArray[np.int64] = np.flatnonzero(~flags).astype(np.int64)
         self.held_out: NDArray[np.int64] = np.flatnonzero(flags).astype(np.int64)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from laion_assets.files import atomic_path
+from laion_assets.generation.options import GenerationOptions
 from laion_assets.progress import Log, Progress, silent
 
 if TYPE_CHECKING:
@@ -45,6 +46,20 @@ class Schedule:
     accumulate: int = 1
     checkpoint_every: int = 100
     evaluate_every: int = 100
+
+    @classmethod
+    def of(
+        cls,
+        options: GenerationOptions,
+        precision: str,
+        *,
+        steps: int,
+        rate: float,
+        accumulate: int,
+    ) -> Schedule:
+        """With the seed and the intervals of the options."""
+        intervals = options.checkpoint_every, options.evaluate_every
+        return cls(steps, rate, options.seed, precision, accumulate, *intervals)
 
     def rate_at(self, step: int) -> float:
         warm = max(1, round(self.steps * _WARM_UP))

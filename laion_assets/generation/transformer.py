@@ -77,14 +77,12 @@ def train(
 
     The curve's loss has the text's in it, with ``text_weight``; ``held_out`` is the caller's.
     """
-    schedule = Schedule(
-        options.steps,
-        options.rate,
-        options.seed,
+    schedule = Schedule.of(
+        options,
         precision,
-        options.accumulate,
-        options.checkpoint_every,
-        options.evaluate_every,
+        steps=options.steps,
+        rate=options.rate,
+        accumulate=options.accumulate,
     )
 
     def loss_of(number: int) -> torch.Tensor:

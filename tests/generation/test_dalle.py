@@ -85,16 +85,19 @@ def test_an_interrupted_demo_comes_to_the_same_end(
 ) -> None:
     told: list[str] = []
 
-    def interrupt_at(part: str, out: Path) -> None:
+    def interrupt_at(part: str, out: Path, options: GenerationOptions = tiny) -> None:
         def log(line: str) -> None:
             told.append(line)
             if part in line:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            make_samples(shards, out, tiny, clip, log=log)
+            make_samples(shards, out, options, clip, log=log)
 
     out = tmp_path / "out"
+    # What was begun with another seed is no part of it.
+    interrupt_at("tokens: 2/2", out, tiny.model_copy(update={"seed": 1}))
+    told.clear()
     interrupt_at("tokens: 2/2", out)
     interrupt_at("20% of the pairs: 8/8", out)
     interrupt_at(f"{ALL}: samples: 2/2", out)
