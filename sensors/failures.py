@@ -15,7 +15,7 @@ from typing import Final
 import dagster as dg
 from pydantic import BaseModel, Field, ValidationError
 
-from laion_assets.notices import Notice
+from laion_assets.notices import Notice, NoticeError
 from laion_assets.partitions import PARTITION_TAG
 from laion_assets.settings import Notify
 from resources.notifiers import Notifier
@@ -158,7 +158,9 @@ class _Teller:
         except Exception as error:  # noqa: BLE001 - whatever ails a notifier, it is told of
             before = self._state.down.get(name, _Down())
             wait = min(_BACK_OFF_S * 2.0 ** min(before.times, 16), _LONGEST_BACK_OFF_S)
-            why = f"{type(error).__name__}: {error}"
+            # What other errors say may hold the notifier's secrets.
+            said = f": {error}" if isinstance(error, NoticeError) else ""
+            why = type(error).__name__ + said
             self._state.down[name] = _Down(times=before.times + 1, until=now() + wait, why=why)
             self._context.log.warning(f"{name} could not be told of {notice.run_id}: {why}")
             return False

@@ -146,6 +146,30 @@ def test_a_webhook_that_is_down_gets_each_notice_once_when_it_is_back(
     assert notice.link == f"http://127.0.0.1:3000/runs/{notice.run_id}"
 
 
+def test_secrets_are_told_to_nobody(
+    world: Callable[[Notify], World],
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("LAION_ASSETS_WEBHOOK_URL", f"{receiver.url}/secret\n")
+    monkeypatch.setenv("HOOK_TOKEN", "sec\nret")  # no header may hold it
+    here = world(Notify(to=("webhook",), webhook_token_variable="HOOK_TOKEN"))
+    here.fail()
+    caplog.clear()
+    message = here.tick()
+    assert message.endswith("webhook is down: NoticeError: no answer: ValueError")
+    assert here.cursor
+    for told in (here.cursor, caplog.text):
+        assert "sec" not in told.replace("seconds", "")
+
+    here.clock += 61
+    monkeypatch.setenv("HOOK_TOKEN", "token\n")
+    assert here.tick().startswith("1 notices sent")
+    [(path, headers, _)] = receiver.taken
+    assert (path, headers["Authorization"]) == ("/secret", "Bearer token")
+
+
 def test_slack_is_told_by_its_own_library(
     world: Callable[[Notify], World], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
