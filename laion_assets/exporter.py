@@ -1,8 +1,9 @@
 """The stages' counts, bytes and seconds as Prometheus metrics, from what is recorded with each
 materialization.
 
-Counters begin with what was made in the day before the start, as a restarted service's do. Rates
-are queries: ``rate(laion_assets_rows_total{outcome="in"}[1h])`` is what the deployment does,
+Counters begin at 0, as a restarted service's do; what was made before the start is in the gauges
+alone, or a restart would count it twice. Rates are queries:
+``rate(laion_assets_rows_total{outcome="in"}[1h])`` is what the deployment does,
 ``increase(rows) / increase(seconds)`` what one worker does while it is at it.
 """
 
@@ -21,7 +22,6 @@ from prometheus_client import write_to_textfile as write_textfile
 from laion_assets.partitions import UNFINISHED
 
 _PAGE: Final = 500
-_HISTORY_S: Final = 86_400.0
 _PREFIX: Final = "laion_assets"
 
 
@@ -30,7 +30,6 @@ class StageMetrics:
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self._instance = instance
-        self._since = time.time() - _HISTORY_S
         self._seen: dict[dg.AssetKey, int] = {}
         self._lock = threading.Lock()
         self.registry = CollectorRegistry()
@@ -53,6 +52,8 @@ class StageMetrics:
         self._partitions = self._gauge("partitions", "Segments that have been made", "asset")
         self._runs = self._gauge("runs", "Runs that are not finished", "status")
         self._slots = self._gauge("pool_slots", "A pool's slots", "pool", "state")
+        for asset in instance.get_asset_keys():
+            self._begin(asset)
 
     def _counter(self, name: str, told: str, *labels: str) -> Counter:
         return Counter(f"{_PREFIX}_{name}", told, labels, registry=self.registry)
@@ -68,10 +69,8 @@ class StageMetrics:
                 for event in self._new(asset):
                     new = True
                     self._count(asset.path[-1], event)
-                if new or asset not in self._seen:
-                    self._seen.setdefault(asset, 0)
-                    made = self._instance.get_materialized_partitions(asset)
-                    self._partitions.labels(asset.path[-1]).set(len(made))
+                if new:
+                    self._count_partitions(asset)
             for status in UNFINISHED:
                 n = self._instance.get_runs_count(dg.RunsFilter(statuses=[status]))
                 self._runs.labels(status.value.lower()).set(n)
@@ -82,12 +81,21 @@ class StageMetrics:
                 self._slots.labels(pool, "taken").set(info.active_slot_count)
                 self._slots.labels(pool, "waited_for").set(info.pending_step_count)
 
+    def _begin(self, asset: dg.AssetKey) -> None:
+        """Know the newest materialization that is there, and count none."""
+        for record in self._instance.fetch_materializations(asset, limit=1).records:
+            self._seen[asset] = record.storage_id
+            self._count(asset.path[-1], record, times=0)
+        self._count_partitions(asset)
+
+    def _count_partitions(self, asset: dg.AssetKey) -> None:
+        made = self._instance.get_materialized_partitions(asset)
+        self._partitions.labels(asset.path[-1]).set(len(made))
+
     def _new(self, asset: dg.AssetKey) -> Iterator[dg.EventLogRecord]:
         while True:
-            last = self._seen.get(asset)
-            asked = dg.AssetRecordsFilter(
-                asset, after_storage_id=last, after_timestamp=None if last else self._since
-            )
+            # An asset that was not there at the start has been made since.
+            asked = dg.AssetRecordsFilter(asset, after_storage_id=self._seen.get(asset, 0))
             page = self._instance.fetch_materializations(asked, limit=_PAGE, ascending=True)
             for record in page.records:
                 self._seen[asset] = record.storage_id
@@ -95,28 +103,29 @@ class StageMetrics:
             if len(page.records) < _PAGE:
                 return
 
-    def _count(self, asset: str, record: dg.EventLogRecord) -> None:
+    def _count(self, asset: str, record: dg.EventLogRecord, times: int = 1) -> None:
+        """Set the gauges to the record's values, and add these so many ``times``."""
         made = record.asset_materialization
         values: Mapping[str, Any] = (
             {name: value.value for name, value in made.metadata.items()} if made else {}
         )
         seconds = float(values.get("seconds", 0.0))
-        self._made.labels(asset).inc()
-        self._seconds.labels(asset).inc(seconds)
-        self._bytes.labels(asset).inc(int(values.get("bytes", 0)))
-        self._received.labels(asset).inc(int(values.get("bytes_received", 0)))
+        self._made.labels(asset).inc(times)
+        self._seconds.labels(asset).inc(times * seconds)
+        self._bytes.labels(asset).inc(times * int(values.get("bytes", 0)))
+        self._received.labels(asset).inc(times * int(values.get("bytes_received", 0)))
         self._last.labels(asset).set(record.timestamp)
         self._last_seconds.labels(asset).set(seconds)
         for name, value in values.items():
             stage, _, what = name.rpartition("/")
             if what in ("in", "kept"):
-                self._rows.labels(asset, stage, what).inc(int(value))
+                self._rows.labels(asset, stage, what).inc(times * int(value))
             elif what == "in_per_second":
                 self._last_rate.labels(asset, stage).set(float(value))
             elif what == "rejects":
                 for row in value.records:
                     refused = self._rows.labels(asset, stage, str(row.data["reason"]))
-                    refused.inc(int(row.data["n"]))
+                    refused.inc(times * int(row.data["n"]))
 
 
 def export(

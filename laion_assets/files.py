@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import hashlib
 import json
@@ -18,6 +19,25 @@ from typing import Any, Final
 
 _RENAME_EXCHANGE: Final = 2
 _AT_FDCWD: Final = -100
+
+_LASTING_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+
+
+def lasts(error: BaseException) -> bool:
+    """Whether a file could not be written or read for a reason that a person has to mend: a full
+    disk, a quota, a right that is missing."""
+    return isinstance(error, PermissionError) or (
+        isinstance(error, OSError) and error.errno in _LASTING_ERRNOS
+    )
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__
 
 
 def fsync_directory(path: Path) -> None:

@@ -46,6 +46,8 @@ class Notice(BaseModel, frozen=True):
 
 def post(url: str, notice: Notice, token: str = "") -> None:
     """Deliver a notice. Raises :class:`NoticeError` unless the answer is a 2xx."""
+    # A secret that was read from a file ends with a line's end.
+    url, token = url.strip(), token.strip()
     headers = {"Content-Type": "application/json", "Idempotency-Key": notice.run_id}
     if token:
         headers["Authorization"] = f"Bearer {token}"
@@ -69,8 +71,8 @@ def post(url: str, notice: Notice, token: str = "") -> None:
             retries=retries,
             timeout=_TIMEOUT_S,
         )
-    except urllib3.exceptions.HTTPError as error:
-        # Its own message has the URL, which is a secret with many services.
+    except (urllib3.exceptions.HTTPError, ValueError, OSError) as error:
+        # Its own message has the URL, which is a secret with many services, or a header.
         cause = getattr(error, "reason", None) or error
         raise NoticeError(f"no answer: {type(cause).__name__}") from None
     if not 200 <= answer.status < 300:

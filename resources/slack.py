@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import dagster as dg
 from dagster_slack import SlackResource
+from slack_sdk.errors import SlackApiError
 
-from laion_assets.notices import Notice
+from laion_assets.notices import Notice, NoticeError
 from laion_assets.settings import Notify
 from resources.notifiers import Notifier
+
+_TIMEOUT_S: Final = 5
 
 
 class SlackNotifier(Notifier):
@@ -18,11 +23,16 @@ class SlackNotifier(Notifier):
     def tell(self, notice: Notice) -> None:
         client = SlackResource(token=self.token).get_client()
         client.base_url = self.api
+        # A sensor's tick has no time for more, and the next ones try again.
+        client.timeout, client.retry_handlers = _TIMEOUT_S, []
         # The text may quote what strangers wrote: no links, mentions or markup are made of it.
         plain = notice.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        client.chat_postMessage(
-            channel=self.channel, text=plain, mrkdwn=False, parse="none", unfurl_links=False
-        )
+        try:
+            client.chat_postMessage(
+                channel=self.channel, text=plain, mrkdwn=False, parse="none", unfurl_links=False
+            )
+        except SlackApiError as error:
+            raise NoticeError(f"answered {error.response['error']}") from None
 
 
 def slack_notifier(options: Notify) -> SlackNotifier:

@@ -15,7 +15,7 @@ from typing import Final
 import dagster as dg
 from pydantic import BaseModel, Field, ValidationError
 
-from laion_assets.notices import Notice
+from laion_assets.notices import Notice, NoticeError
 from laion_assets.partitions import PARTITION_TAG
 from laion_assets.settings import Notify
 from resources.notifiers import Notifier
@@ -26,8 +26,9 @@ _WILL_RETRY: Final = "dagster/will_retry"
 _OVERLAP_S: Final = 120.0
 """Between the clocks of the machines that run and this one; told runs are known by their tag."""
 _BEFORE_S: Final = 86_400.0
-"""Before the sensor's first tick, for which failed runs are told."""
+"""Before the sensor's first tick, or its last, for which failed runs are told."""
 _TICK_S: Final = 20.0
+"""In one tick, in equal shares for all notifiers: Dagster ends a tick at 60 s."""
 _BACK_OFF_S: Final = 60.0
 _LONGEST_BACK_OFF_S: Final = 3600.0
 _GIVE_UP_S: Final = 7 * 86_400.0
@@ -77,13 +78,15 @@ def _failed(instance: dg.DagsterInstance, state: _State) -> Iterator[dg.RunRecor
         )
     }
     yield from (waiting[run_id] for run_id in state.waiting if run_id in waiting)
+    # A run is touched by whoever tags it, too: by retention, a month after it failed.
+    ended_after = max(state.first, state.since - _BEFORE_S)
     after = datetime.fromtimestamp(max(state.first, state.since - _OVERLAP_S), UTC)
     for record in instance.get_run_records(
         dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=after),
         order_by="update_timestamp",
         ascending=True,
     ):
-        old = record.end_time is not None and record.end_time < state.first
+        old = record.end_time is not None and record.end_time < ended_after
         if record.dagster_run.run_id not in waiting and not old:
             yield record
 
@@ -121,13 +124,13 @@ def _is_retried(run: dg.DagsterRun) -> bool:
 
 
 class _Teller:
-    """Tells runs within a tick's time."""
+    """Tells runs within a tick's time, of which no notifier takes another's share."""
 
     def __init__(
         self, context: dg.SensorEvaluationContext, notifiers: Mapping[str, Notifier], state: _State
     ) -> None:
         self._context, self._notifiers, self._state = context, notifiers, state
-        self._until = time.monotonic() + _TICK_S
+        self._left = dict.fromkeys(notifiers, _TICK_S / max(len(notifiers), 1))
         self.told = 0
 
     def untold(self, run: dg.DagsterRun) -> list[str]:
@@ -138,7 +141,7 @@ class _Teller:
         done, notice = True, None
         for name in self.untold(record.dagster_run):
             down = self._state.down.get(name)
-            if time.monotonic() > self._until or (down and now() < down.until):
+            if self._left[name] <= 0 or (down and now() < down.until):
                 done = False
                 continue
             notice = notice or notice_of(self._context.instance, record, ui)
@@ -153,15 +156,20 @@ class _Teller:
         return done
 
     def _tells(self, name: str, notice: Notice) -> bool:
+        began = time.monotonic()
         try:
             self._notifiers[name].tell(notice)
         except Exception as error:  # noqa: BLE001 - whatever ails a notifier, it is told of
             before = self._state.down.get(name, _Down())
             wait = min(_BACK_OFF_S * 2.0 ** min(before.times, 16), _LONGEST_BACK_OFF_S)
-            why = f"{type(error).__name__}: {error}"
+            # What other errors say may hold the notifier's secrets.
+            said = f": {error}" if isinstance(error, NoticeError) else ""
+            why = type(error).__name__ + said
             self._state.down[name] = _Down(times=before.times + 1, until=now() + wait, why=why)
             self._context.log.warning(f"{name} could not be told of {notice.run_id}: {why}")
             return False
+        finally:
+            self._left[name] -= time.monotonic() - began
         self._state.down.pop(name, None)
         return True
 

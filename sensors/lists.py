@@ -31,17 +31,30 @@ class _Remake(NamedTuple):
 
     attempt: int
     told: int
-    """Storage id of the observation that said so: of a later one it must be made once more."""
+    """Storage id of the observation that said so: of a later one it must be made once more. 0 in
+    cursors of earlier versions, which did not keep it."""
 
     def tag(self, turn: str, partition: str) -> str:
-        return f"{turn}:{partition}:{self.told}"
+        return f"{turn}:{partition}:{self.told}" if self.told else f"{turn}:{partition}"
 
 
 _Remakes = dict[str, _Remake]
 
 
-def _remakes_in(cursor: Mapping[str, Any]) -> _Remakes:
-    return {partition: _Remake(*told) for partition, told in cursor.get("remakes", {}).items()}
+def _read(instance: dg.DagsterInstance, cursor: str | None) -> dict[str, Any]:
+    """What the cursor says, of an earlier version, too; nothing if it says nothing that can be
+    understood: the lists are looked for again then."""
+    try:
+        seen = json.loads(cursor or "{}")
+        remakes = {
+            partition: _Remake(told, 0) if isinstance(told, int) else _Remake(*map(int, told))
+            for partition, told in seen.get("remakes", {}).items()
+        }
+    except (ValueError, TypeError, AttributeError):
+        return {}
+    if "version" in seen:
+        seen.setdefault("observed", _last_told(instance))
+    return {**seen, "remakes": remakes} if seen else {}
 
 
 def _told(
@@ -81,11 +94,16 @@ def _last_told(instance: dg.DagsterInstance) -> int:
 def _requests(
     lake: Lake, assets: Sequence[str], remakes: _Remakes, turn: str
 ) -> list[dg.RunRequest]:
-    """All that a segment has of what may hold a sample, made again."""
+    """All that a segment has of what may hold a sample, made again; of ``remakes`` are taken out
+    those of which nothing is there (any more)."""
     requests = []
-    for partition, remake in remakes.items():
+    for partition, remake in list(remakes.items()):
         key = segment_key(partition)
         made = [name for name in assets[1:] if lake.has(name, key)]
+        if not made:
+            # A selection of nothing is the whole job to Dagster.
+            del remakes[partition]
+            continue
         requests.append(
             dg.RunRequest(
                 run_key=f"{remake.tag(turn, partition)}#{remake.attempt}",
@@ -107,7 +125,7 @@ def _follow(
 ) -> dg.SensorResult | dg.SkipReason:
     """Ask for the partitions that were told of since, and again for those whose run failed; forget
     those that have been made."""
-    remakes = _remakes_in(seen)
+    remakes: _Remakes = dict(seen["remakes"])
     turn = f"{seen.get('turn', 0)}:{seen['version']}"
     again: _Remakes = {}
     given_up = []
@@ -130,9 +148,11 @@ def _follow(
     reason = "no list has changed"
     if given_up:
         reason += f"; given up after {options.attempts} failed runs: {', '.join(given_up)}"
+    remakes = {key: old for key, old in remakes.items() if key not in again}
+    requests = _requests(lake, assets, again, turn)
     return dg.SensorResult(
-        run_requests=_requests(lake, assets, again, turn),
-        skip_reason=None if again else reason,
+        run_requests=requests,
+        skip_reason=None if requests else reason,
         cursor=json.dumps({**seen, "observed": last, "remakes": remakes | again}),
     )
 
@@ -167,7 +187,7 @@ def lists_sensor(
             raise dg.Failure(f"a list cannot be understood: {error}") from error
         told = json.dumps([lists.digests, texts], sort_keys=True)
         version = hashlib.sha256(told.encode()).hexdigest()[:16]
-        seen = json.loads(context.cursor) if context.cursor else {}
+        seen = _read(instance, context.cursor)
         if seen.get("version") == version:
             return _follow(store, instance, assets, seen, options)
         # Lists may become again what they were: a turn is never one that was before.
@@ -186,12 +206,12 @@ def lists_sensor(
             remakes = {}
             if options.automatic:
                 # With those of the last turn that have not been made yet.
-                wanted = {partition: old.told for partition, old in _remakes_in(seen).items()}
+                wanted = {partition: old.told for partition, old in seen.get("remakes", {}).items()}
                 remakes = {
                     key: _Remake(1, at) for key, at in sorted({**wanted, **concerned}.items())
                 }
-            after["remakes"] = remakes
             requests = _requests(store, assets, remakes, turn)
+            after["remakes"] = remakes
             reason = f"the lists concern {len(concerned)} partitions; see {done[0].run_id[:8]}"
             return dg.SensorResult(
                 run_requests=requests,

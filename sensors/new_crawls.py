@@ -179,13 +179,21 @@ def _failures(newest_first: Iterable[dg.DagsterRun]) -> int:
 
 
 class _Asker:
-    """What to ask for, of the segments that are missing."""
+    """What to ask for, of the segments that are missing.
+
+    To be begun before it is read which are: of a run that ends meanwhile, the segment is either
+    known to fly or known to be made.
+    """
 
     def __init__(
         self, instance: dg.DagsterInstance, policy: Discovery, assets: Sequence[str]
     ) -> None:
         self._instance, self._policy, self._assets = instance, policy, assets
         self.given_up: list[str] = []
+        self._flying = {
+            data.partition
+            for data in instance.get_run_partition_data(dg.RunsFilter(statuses=UNFINISHED))
+        }
 
     def requests(self, missing: Sequence[SegmentKey]) -> list[dg.RunRequest]:
         room = self._room() if missing else 0
@@ -206,10 +214,12 @@ class _Asker:
                 # The last run that it had: asking twice at once is harmless.
                 run_key=f"{key}#{last}",
                 partition_key=partition_key(key),
-                asset_selection=[dg.AssetKey(name) for name in lacking(key, made, self._assets)],
+                asset_selection=[dg.AssetKey(name) for name in names],
                 tags=self._tags(key),
             )
             for key, last in chosen.items()
+            # A selection of nothing is the whole job to Dagster.
+            if (names := lacking(key, made, self._assets))
         ]
 
     def _room(self) -> int:
@@ -222,11 +232,7 @@ class _Asker:
         Once `at_most` segments are given up, something is wrong that is no segment's own fault:
         nothing more is asked for then.
         """
-        flying = {
-            data.partition
-            for data in self._instance.get_run_partition_data(dg.RunsFilter(statuses=UNFINISHED))
-        }
-        keys = {str(key): key for key in missing if str(key) not in flying}
+        keys = {str(key): key for key in missing if str(key) not in self._flying}
         for partition, records in runs_by_tag(self._instance, PARTITION_TAG, list(keys)):
             if any(_waits_for_dagster(record) for record in records):
                 continue
@@ -290,6 +296,7 @@ def new_crawl_sensor(
                 )
             elif count:
                 taken[crawl] = count
+        asker = _Asker(instance, policy, assets)
         made = instance.get_materialized_partitions(dg.AssetKey(LAST_ASSET))
         missing = [
             key
@@ -297,7 +304,6 @@ def new_crawl_sensor(
             for key in wanted_segments(crawl, count, policy)
             if str(key) not in made
         ]
-        asker = _Asker(instance, policy, assets)
         requests = asker.requests(missing)
         problems += asker.told()
         for problem in problems:

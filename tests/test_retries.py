@@ -1,17 +1,20 @@
 """An asset is tried again for what may pass, and for nothing else."""
 
 import errno
+from pathlib import Path
 
 import dagster as dg
 import pytest
 
 from laion_assets.assets.retries import may_pass, tried_again
 from laion_assets.automation import scheduling
-from laion_assets.crawl.source import CrawlNotReadyError, NoSuchSegmentError
+from laion_assets.crawl.source import CrawlNotReadyError, CrawlSourceError, NoSuchSegmentError
 from laion_assets.definitions import build_defs
+from laion_assets.files import LockedError
 from laion_assets.lake import NotPublishedError, PartitionBusyError
 from laion_assets.objects import ObjectsError, UnavailableError
-from laion_assets.pairs.segment import SegmentError
+from laion_assets.pairs.rules import PairRules
+from laion_assets.pairs.segment import SegmentError, extract_segment
 from laion_assets.settings import Retries, Retry, Settings
 
 QUICK = Settings(retries=Retries(local=Retry(times=2, delay_s=0.01)))
@@ -57,7 +60,7 @@ def test_what_does_not_pass_fails_at_once_and_names_itself() -> None:
         (CrawlNotReadyError(), True),
         (NoSuchSegmentError(), False),
         (SegmentError("a worker process died"), True),
-        (SegmentError("FileNotFoundError: a.warc.wat.gz", missing=True), False),
+        (SegmentError("FileNotFoundError: a.warc.wat.gz", lasting=True), False),
         (NotPublishedError(), False),
         (OSError(errno.ESTALE, "stale file handle"), True),
         (OSError(errno.ENOSPC, "no space left"), False),
@@ -71,6 +74,36 @@ def test_what_may_pass(error: Exception, passes: bool) -> None:
     wrapped = RuntimeError("while it was made")
     wrapped.__cause__ = error
     assert may_pass(wrapped) is passes
+
+
+@pytest.mark.parametrize("cause", [OSError(errno.ENOSPC, "full"), PermissionError("access denied")])
+def test_what_lasts_lasts_in_whatever_it_is_wrapped(cause: OSError) -> None:
+    for wrapped in (CrawlSourceError("could not be read"), LockedError(), UnavailableError("503")):
+        wrapped.__cause__ = cause
+        assert not may_pass(wrapped)
+
+
+def full_disk(wat_file: str, to: Path) -> None:
+    """In a worker process."""
+    try:
+        raise OSError(errno.ENOSPC, "no space left")
+    except OSError as error:
+        raise CrawlSourceError(f"{wat_file} could not be read") from error
+
+
+def test_a_full_disk_lasts_in_a_worker_process_too(tmp_path: Path) -> None:
+    with pytest.raises(SegmentError, match="could not be read") as caught:
+        extract_segment(
+            ["a.warc.wat.gz"],
+            full_disk,
+            tmp_path,
+            PairRules(),
+            crawl="CC-MAIN-2000-05",
+            segment="00",
+            workers=1,
+            log=print,
+        )
+    assert not may_pass(caught.value)
 
 
 def test_every_asset_has_its_policy() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from typing import Final, ParamSpec, TypeVar
 
@@ -14,7 +14,7 @@ from laion_assets.assets.making import InputsChangedError
 from laion_assets.crawl.source import CrawlSourceError, NoSuchSegmentError
 from laion_assets.download.decoders import DecodersError
 from laion_assets.download.segment import NoNetworkError
-from laion_assets.files import LockedError
+from laion_assets.files import LockedError, causes, lasts
 from laion_assets.lake import PartitionBusyError
 from laion_assets.objects import ChangedError, UnavailableError
 from laion_assets.pairs.segment import SegmentError
@@ -48,28 +48,28 @@ _PASSING_ERRNOS: Final = frozenset(
         errno.ETIMEDOUT,
     }
 )
-"""Of a mounted store that stutters. A full disk (ENOSPC) is a person's to mend."""
+"""Of a mounted store that stutters."""
 
 
 def may_pass(error: BaseException) -> bool:
     """Whether the same work may succeed a little later: the network, another process, a worker
-    that was killed; not a wrong setting, a damaged file or a check that failed."""
-    for cause in _causes(error):
-        if isinstance(cause, _LASTING) or (isinstance(cause, SegmentError) and cause.missing):
-            return False
-        if isinstance(cause, _PASSING):
-            return True
-        if isinstance(cause, OSError) and cause.errno in _PASSING_ERRNOS:
-            return True
-    return False
+    that was killed; not a wrong setting, a damaged file, a full disk or a check that failed.
+
+    What lasts decides wherever it is in the chain: a passing kind of error may have it as cause.
+    """
+    chain = list(causes(error))
+    return any(map(_passes, chain)) and not any(map(_lasts, chain))
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__
+def _lasts(error: BaseException) -> bool:
+    lasting = isinstance(error, SegmentError) and error.lasting
+    return lasting or isinstance(error, _LASTING) or lasts(error)
+
+
+def _passes(error: BaseException) -> bool:
+    return isinstance(error, _PASSING) or (
+        isinstance(error, OSError) and error.errno in _PASSING_ERRNOS
+    )
 
 
 def tried_again(asset: Callable[P, R]) -> Callable[P, R]:

@@ -11,6 +11,7 @@ import gzip
 import math
 import random
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -171,7 +172,7 @@ class CrawlSource:
             by_id: dict[str, list[str]] = {}
             for path in paths:
                 by_id.setdefault(path.split("/segments/")[1].split("/")[0], []).append(path)
-        except (OSError, EOFError, ValueError, IndexError) as error:
+        except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
             raise CrawlSourceError(f"{url} is not a list of WAT paths: {error!r}") from error
         return [
             CrawlSegment(f"{number:02d}", segment_id, tuple(sorted(by_id[segment_id])))

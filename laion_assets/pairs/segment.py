@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.files import atomic_path
+from laion_assets.files import atomic_path, causes, lasts
 from laion_assets.funnel import StageCounts, total
 from laion_assets.pairs.extract import PairWriter, extract_wat, read_counts
 from laion_assets.pairs.rules import PairRules
@@ -35,12 +35,13 @@ Fetch = Callable[[str, Path], None]
 class SegmentError(RuntimeError):
     """WAT files of the segment could not be extracted; the message names the first and why.
 
-    ``missing``: the crawl source has no such file.
+    ``lasting``: for one of them trying again is of no use: the crawl source has no such file, or
+    the disk is full.
     """
 
-    def __init__(self, message: str, *, missing: bool = False) -> None:
+    def __init__(self, message: str, *, lasting: bool = False) -> None:
         super().__init__(message)
-        self.missing = missing
+        self.lasting = lasting
 
 
 def extract_segment(
@@ -109,6 +110,7 @@ def _extract_missing(
     if not missing:
         return
     failed: dict[int, str] = {}
+    lasting = False
     # Spawned, not forked: the caller may have threads, and forked ones would hold their locks.
     with ProcessPoolExecutor(
         min(workers, len(missing)),
@@ -128,7 +130,8 @@ def _extract_missing(
                 except BrokenProcessPool:
                     failed[i] = "a worker process died (killed, or out of memory)"
                 except _WatError as error:
-                    failed[i] = str(error)
+                    failed[i] = error.message
+                    lasting |= error.lasting
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -137,12 +140,16 @@ def _extract_missing(
         raise SegmentError(
             f"{len(failed)} of the {len(parts)} WAT files of {crawl}|{segment} could not be "
             f"extracted; the first is {wat_files[first]}: {failed[first]}",
-            missing=any(why.startswith(FileNotFoundError.__name__) for why in failed.values()),
+            lasting=lasting,
         )
 
 
 class _WatError(Exception):
-    """One message, so that it survives pickling whatever was raised."""
+    """A message and whether it lasts, so that it survives pickling whatever was raised."""
+
+    def __init__(self, message: str, lasting: bool) -> None:
+        super().__init__(message, lasting)
+        self.message, self.lasting = message, lasting
 
 
 def _fetch_and_extract(
@@ -154,7 +161,8 @@ def _fetch_and_extract(
         fetch(wat_file, local)
         _, pairs = extract_wat(local, part, rules, crawl=crawl, segment=segment, wat_file=wat_file)
     except Exception as error:  # noqa: BLE001 - whatever it is, the other WAT files go on
-        raise _WatError(f"{type(error).__name__}: {error}") from None
+        lasting = isinstance(error, FileNotFoundError) or any(map(lasts, causes(error)))
+        raise _WatError(f"{type(error).__name__}: {error}", lasting) from None
     finally:
         local.unlink(missing_ok=True)
     return f"{pairs.kept:,} pairs of {wat_file.rpartition('/')[2]}"

@@ -2,17 +2,24 @@
 
 import http.server
 import json
+import socket
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
+from dagster._core.storage.runs.schema import RunsTable
 
 from laion_assets import notices
 from laion_assets.notices import Notice, NoticeError, post
 from laion_assets.partitions import crawls, partition_key, segment_partitions
+from laion_assets.retention import PRUNED_TAGS
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Notify
+from resources import slack
 from resources.notifiers import notifiers
 from sensors import failures
 from sensors.failures import failure_sensor, resource_of
@@ -26,6 +33,7 @@ class Receiver(Loopback):
 
     def __init__(self) -> None:
         self.status = 200
+        self.answer: dict[str, bool | str] = {"ok": True}
         self.taken: list[tuple[str, dict[str, str], bytes]] = []
         outer = self
 
@@ -37,7 +45,7 @@ class Receiver(Loopback):
                 self.send_response(outer.status)
                 self.send_header("Content-Type", "application/json")
                 self.end_headers()
-                self.wfile.write(b'{"ok": true}')
+                self.wfile.write(json.dumps(outer.answer).encode())
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -146,6 +154,30 @@ def test_a_webhook_that_is_down_gets_each_notice_once_when_it_is_back(
     assert notice.link == f"http://127.0.0.1:3000/runs/{notice.run_id}"
 
 
+def test_secrets_are_told_to_nobody(
+    world: Callable[[Notify], World],
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("LAION_ASSETS_WEBHOOK_URL", f"{receiver.url}/secret\n")
+    monkeypatch.setenv("HOOK_TOKEN", "sec\nret")  # no header may hold it
+    here = world(Notify(to=("webhook",), webhook_token_variable="HOOK_TOKEN"))
+    here.fail()
+    caplog.clear()
+    message = here.tick()
+    assert message.endswith("webhook is down: NoticeError: no answer: ValueError")
+    assert here.cursor
+    for told in (here.cursor, caplog.text):
+        assert "sec" not in told.replace("seconds", "")
+
+    here.clock += 61
+    monkeypatch.setenv("HOOK_TOKEN", "token\n")
+    assert here.tick().startswith("1 notices sent")
+    [(path, headers, _)] = receiver.taken
+    assert (path, headers["Authorization"]) == ("/secret", "Bearer token")
+
+
 def test_slack_is_told_by_its_own_library(
     world: Callable[[Notify], World], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +185,11 @@ def test_slack_is_told_by_its_own_library(
     options = Notify(to=("slack",), slack_channel="#crawls", slack_api=f"{receiver.url}/api/")
     here = world(options)
     here.fail()
+    receiver.answer = {"ok": False, "error": "channel_not_found"}
+    assert here.tick().endswith("slack is down: NoticeError: answered channel_not_found")
+    receiver.answer = {"ok": True}
+    receiver.taken.clear()
+    here.clock += 61
     here.tick()
     here.tick()
     [(path, headers, body)] = receiver.taken
@@ -162,6 +199,41 @@ def test_slack_is_told_by_its_own_library(
     )
     assert sent["channel"] == "#crawls"
     assert f"segment of {KEY} failed at doomed" in sent["text"]
+
+
+def test_a_slack_that_does_not_answer_keeps_no_other_from_its_notices(
+    world: Callable[[Notify], World], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slack, "_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(failures, "_TICK_S", 0.2)
+    monkeypatch.setenv("SLACK_BOT_TOKEN", "xoxb-1")
+    monkeypatch.setenv("LAION_ASSETS_WEBHOOK_URL", receiver.url)
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        api = f"http://127.0.0.1:{hole.getsockname()[1]}/"
+        here = world(Notify(to=("slack", "webhook"), slack_channel="#crawls", slack_api=api))
+        here.fail()
+        assert "1 notices sent, 1 runs still to be told; slack is down: " in here.tick()
+        assert len(receiver.taken) == 1
+        hole.setblocking(False)
+        hole.accept()[0].close()
+        with pytest.raises(BlockingIOError):  # it was asked once
+            hole.accept()
+
+
+def test_a_failure_of_last_month_is_no_news_when_its_logs_are_pruned(
+    world: Callable[[Notify], World],
+) -> None:
+    here = world(Notify())
+    here.clock = time.time()
+    here.tick()
+    run = here.fail()
+    ended = here.clock - 40 * 86_400
+    with here.instance.run_storage.connect() as connection:  # type: ignore[attr-defined]
+        touched = datetime.fromtimestamp(ended, UTC).replace(tzinfo=None)
+        old = sa.update(RunsTable).where(RunsTable.c.run_id == run.run_id)
+        connection.execute(old.values(update_timestamp=touched, end_time=ended))
+    here.instance.add_run_tags(run.run_id, PRUNED_TAGS)
+    assert here.tick() == "0 notices sent, 0 runs still to be told"
 
 
 def test_runs_that_dagster_makes_again_may_be_left_out(world: Callable[[Notify], World]) -> None:

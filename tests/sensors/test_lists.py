@@ -1,5 +1,7 @@
 """A changed list makes exactly the partitions stale that it concerns, by real runs."""
 
+import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from laion_assets.removals.options import RemovalOptions
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings
 from resources.lake import LakeResource
-from sensors.lists import lists_sensor
+from sensors.lists import REMAKE_TAG, lists_sensor
 
 CRAWL = "CC-MAIN-2021-04"
 KEYS = [SegmentKey(CRAWL, f"{i:02d}") for i in range(3)]
@@ -229,6 +231,41 @@ def test_what_a_run_tells_that_was_under_way_is_asked_for_too(
     assert not graph.tick(told.cursor).run_requests
     assert graph.run("make", KEYS[0], tags=dict(request.tags)).success
     assert graph.tick(told.cursor).skip_message == "no list has changed"
+
+
+def test_cursors_of_earlier_versions_and_of_nobody_are_taken(graph: Graph) -> None:
+    graph.options = RemovalOptions(automatic=True)
+    graph.make(*KEYS)
+    graph.write("removals", "host:elsewhere.test\n")
+    now = json.loads(graph.follow(None))
+    del now["observed"]
+    now["remakes"] = {str(KEYS[1]): 1}
+    earlier = graph.tick(json.dumps(now))
+    assert not earlier.run_requests  # the run that was asked for is yet to be seen
+    tag = f"{now['turn']}:{now['version']}:{KEYS[1]}"
+    graph.instance.create_run_for_job(
+        graph.defs.resolve_job_def("make"),
+        tags={REMAKE_TAG: tag},
+        status=dg.DagsterRunStatus.FAILURE,
+    )
+    for cursor in (json.dumps(now), earlier.cursor):
+        [request] = graph.tick(cursor).run_requests or []
+        assert str(request.run_key) == f"{tag}#2"
+    for cursor in ("{", "[]", '{"remakes": {"a": "b"}}'):
+        assert graph.tick(cursor).cursor == graph.tick(None).cursor
+
+
+def test_of_what_is_gone_no_run_is_asked_for(graph: Graph) -> None:
+    graph.options = RemovalOptions(automatic=True)
+    graph.make(*KEYS)
+    graph.write("removals", f"url:{url_of(KEYS[1])}\n")
+    [look] = graph.tick(None).run_requests or []
+    assert graph.run("observe_lists", tags=dict(look.tags)).success
+    shutil.rmtree(graph.lake.folder("pair_parquet", KEYS[1]))
+    for cursor in (None, graph.tick(None).cursor):
+        gone = graph.tick(cursor)
+        assert not gone.run_requests  # with no asset selected it would be all of them
+        assert str(KEYS[1]) not in str(gone.cursor)
 
 
 def test_a_list_that_cannot_be_understood_is_an_error(graph: Graph) -> None:

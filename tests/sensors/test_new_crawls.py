@@ -175,18 +175,28 @@ def test_what_flies_is_not_asked_for_and_what_failed_is(
     assert f"given up after 2 failed runs: {OLD}|01" in message
 
 
-@pytest.mark.parametrize(("paths", "problem"), [([], "0 segments"), (range(101), "101 segments")])
+@pytest.mark.parametrize(
+    ("paths", "problem"),
+    [([], "0 segments"), (range(101), "101 segments"), (None, "invalid block type")],
+)
 def test_a_crawl_that_does_not_fit_stops_no_other(
-    world: Callable[[Discovery], World], paths: Sequence[int], problem: str
+    world: Callable[[Discovery], World], paths: Sequence[int] | None, problem: str
 ) -> None:
     here = world(Discovery())
     list_crawls(here.root, NEW, OLD)
     publish_paths(here.root, OLD)
-    publish_paths(here.root, NEW, [100 + number for number in paths])
+    publish_paths(here.root, NEW, [100 + number for number in paths or ()])
+    if paths is None:
+        damaged = here.root / "crawl-data" / NEW / "wat.paths.gz"
+        raw = bytearray(gzip.compress(b"nothing"))
+        raw[10] = 0x07  # a block of no type that there is
+        damaged.write_bytes(raw)
     assert here.tick()[0] == [f"{OLD}|00#0", f"{OLD}|01#0"]
     for key in (f"{OLD}|00", f"{OLD}|01"):
         here.ran(key, dg.DagsterRunStatus.SUCCESS, SEGMENT_ASSETS)
-    assert f"{NEW}: {problem}" in here.tick()[1]
+    message = here.tick()[1]
+    assert f"{NEW}: " in message
+    assert problem in message
 
 
 def test_a_list_that_cannot_be_read_changes_nothing(world: Callable[[Discovery], World]) -> None:
@@ -248,6 +258,26 @@ def test_a_run_that_dagster_is_about_to_retry_is_left_to_it(
     here.tick()
     here.ran(f"{OLD}|00", dg.DagsterRunStatus.FAILURE, tags={"dagster/will_retry": "true"})
     assert here.tick()[0] == []
+
+
+def test_a_run_that_ends_during_the_tick_is_not_asked_for_again(
+    world: Callable[[Discovery], World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = world(Discovery())
+    list_crawls(here.root, OLD)
+    publish_paths(here.root, OLD, [100])
+    assert here.tick()[0] == [f"{OLD}|00#0"]
+    read = here.instance.get_materialized_partitions
+
+    def read_and_end(asset: dg.AssetKey) -> set[str]:
+        made = read(asset)
+        here.ran(f"{OLD}|00", dg.DagsterRunStatus.SUCCESS, SEGMENT_ASSETS)
+        return made
+
+    monkeypatch.setattr(
+        type(here.instance), "get_materialized_partitions", staticmethod(read_and_end)
+    )
+    assert here.tick()[0] == []  # with no asset selected it would be all of them
 
 
 def test_the_newest_crawl_goes_first(world: Callable[[Discovery], World]) -> None:
