@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import duckdb
 
+from laion_assets.clip.options import file_name, public_key
 from laion_assets.funnel import REASONS, StageCounts
 
 DECILES: Final = tuple(number / 10 for number in range(1, 10))
@@ -159,12 +160,13 @@ def gather(connection: duckdb.DuckDBPyConnection) -> Facts:
     ]
     made_with = [values for asset, _, values in metadata if asset == "filtered_subset"]
     threshold = _common(made_with, "threshold")
+    model = _common(made_with, "model")
     return Facts(
         samples=statistics[0].n,
         crawls=[crawl for (crawl,) in rows("select distinct crawl from runs order by all")],
         segments=rows("select count(distinct (crawl, segment)) from runs")[0][0],
         newest=rows("select max(started) from runs")[0][0],
-        model=_common(made_with, "model"),
+        model=model and public_key(model),
         recipe=_common(made_with, "recipe"),
         threshold=threshold,
         funnel=_funnel(rows("select stage, reason, n from funnel")),
@@ -213,7 +215,20 @@ def _made(metadata: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Made]:
 def _telling(metadata: Mapping[str, Any]) -> dict[str, Any]:
     told = {name: metadata[name] for name in _TELLING if name in metadata}
     options = told.pop("options", {})
-    return {name: value for name, value in {**options, **told}.items() if value not in (None, {})}
+    return {
+        name: _public(name, value)
+        for name, value in {**options, **told}.items()
+        if value not in (None, {})
+    }
+
+
+def _public(name: str, value: Any) -> Any:
+    """Without the path of a folder or file of the machine that made it."""
+    if name == "model":
+        return public_key(value)
+    if name == "thresholds":
+        return {public_key(key): threshold for key, threshold in value.items()}
+    return file_name(value) if name == "pretrained" else value
 
 
 def _common(made_with: Sequence[Mapping[str, Any]], name: str) -> Any:

@@ -24,7 +24,7 @@ from laion_assets.release.plan import ReleaseError
 from laion_assets.release.verify import verify
 from laion_assets.removals.in_force import read_lists
 from tests.release.conftest import unit
-from tests.stats.conftest import SegmentFiles
+from tests.stats.conftest import SEGMENTS, SegmentFiles
 
 
 def rows_of(release: Path) -> list[dict[str, object]]:
@@ -251,6 +251,39 @@ def test_what_does_not_belong_together_is_noticed(
     release = shutil.copytree(made / "release", tmp_path / "release")
     _forged(release, name, change)
     assert any(says in problem for problem in verify(release))
+
+
+def _told(lake: Lake, asset: str, key: tuple[str, str], **metadata: object) -> None:
+    """Change what a partition's manifest tells, as making it otherwise does."""
+    path = SegmentFiles(lake.root, *key).folder(asset) / "_manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["metadata"].update(metadata)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "public"),
+    [
+        ({"model": "local-dir:/home/me/secret/clip"}, "local-dir:/home/me/secret/clip", "clip"),
+        (
+            {"model": "ViT-B-32", "pretrained": "/home/me/secret/a.pt"},
+            "ViT-B-32//home/me/secret/a.pt",
+            "ViT-B-32/a.pt",
+        ),
+    ],
+)
+def test_where_the_models_weights_lie_is_not_published(
+    lake: Lake, tmp_path: Path, options: dict[str, str], key: str, public: str
+) -> None:
+    for segment in SEGMENTS:
+        _told(lake, "embeddings", segment, model=key, options=options, model_version="abcd1234")
+        _told(lake, "filtered_subset", segment, model=key, options={"thresholds": {key: 0.3}})
+        SegmentFiles(lake.root, *segment).stats()
+    manifest = export(lake, tmp_path / "out", files=1)
+    assert manifest["model"].endswith(public)
+    for path in (tmp_path / "out").glob("*.*"):
+        assert "secret" not in path.read_text(), path.name
+    assert "model_version `abcd1234`" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_damaged_missing_and_foreign_files_are_named(made: Path, tmp_path: Path) -> None:
