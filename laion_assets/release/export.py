@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import duckdb
 import jinja2
 import pyarrow.parquet as pq
 
@@ -33,8 +35,9 @@ from laion_assets.release.files import (
 from laion_assets.release.manifest import CROISSANT, MANIFEST, README, SUMS, read_json
 from laion_assets.release.plan import SUBSET, Plan, ReleaseError, plan, versions
 from laion_assets.removals.in_force import read_lists
-from laion_assets.stats.catalog import open_catalog
-from laion_assets.stats.facts import Facts, gather
+from laion_assets.segments import SegmentKey
+from laion_assets.stats.catalog import open_catalog, open_samples
+from laion_assets.stats.facts import Facts, gather, of_samples
 from laion_assets.stats.report import dataset_card
 
 _STATE: Final = ".state.json"
@@ -78,8 +81,8 @@ def export(
     yet or not. Metadata and embeddings are in as many ``files``; ``index``: how the indices are
     built, None for none. A killed export goes on where it was; ``out`` is there when it is whole.
     The same lake gives the same files, but for the date. Raises :class:`ReleaseError` if there is
-    nothing to release, if ``out`` holds something else, or if a partition or a list changed
-    meanwhile.
+    nothing to release, if vectors or codec are of several models, if the statistics are of other
+    partitions, if ``out`` holds something else, or if a partition or a list changed meanwhile.
     """
     about = about or About()
     catalog = lake.published("catalog") / "catalog.duckdb"
@@ -90,6 +93,11 @@ def export(
         "catalog": lake.manifest("catalog").data_version,
     }
     planned = plan(lake, files, made_with, log=log)
+    if codec and (codec.summary.model, codec.summary.d) != (planned.model, planned.dimension):
+        raise ReleaseError(
+            f"the codec is of {codec.summary.model}, width {codec.summary.d}, the vectors are of "
+            f"{planned.model}, width {planned.dimension}: make index_codec again"
+        )
     for reason, n in planned.left_out.items():
         if n:
             log(f"{n:,} samples are left out: {reason}")
@@ -101,7 +109,8 @@ def export(
             return read_json(out / MANIFEST)
         _prepare(staging, planned, log)
         with open_catalog(catalog) as connection:
-            facts = replace(gather(connection), samples=planned.samples)
+            _told_by(connection, lake)
+            facts = gather(connection)
         made = _Made(staging, planned.digest)
         _write_data(planned, staging, made, log)
         if index:
@@ -112,6 +121,8 @@ def export(
                         log(f"building the {modality} index")
                         kind = index.kind
                         write_faiss(staging, planned.files, modality, codec, kind, nprobe[modality])
+        with open_samples(staging / "metadata") as connection:
+            facts = of_samples(facts, connection, sum(planned.left_out.values()))
         _unchanged(lake, planned)
         manifest = _write_words(staging, planned, facts, about, made)
         staging.rename(out)
@@ -182,6 +193,28 @@ def _write_data(planned: Plan, staging: Path, made: _Made, log: Log) -> None:
         progress.advance()
 
 
+def _told_by(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
+    """Raises :class:`ReleaseError` unless the statistics are of the partitions that are there."""
+    told = {
+        SegmentKey(crawl, segment): (code, n_in, kept, json.loads(metadata))
+        for crawl, segment, code, n_in, kept, metadata in connection.execute(
+            "select crawl, segment, code_version, n_in, kept, metadata from runs where asset = ?",
+            [SUBSET],
+        ).fetchall()
+    }
+    there = {}
+    for key in lake.segments(SUBSET):
+        manifest = lake.manifest(SUBSET, key)
+        counts = manifest.counts[-1]
+        there[key] = (manifest.code_version, counts.n_in, counts.kept, dict(manifest.metadata))
+    other = sorted(str(key) for key in {*told, *there} if told.get(key) != there.get(key))
+    if other:
+        raise ReleaseError(
+            f"the statistics are not those of the subset's partitions ({', '.join(other[:3])}"
+            f"{' and more' if other[3:] else ''}): make segment_stats and catalog again"
+        )
+
+
 def _unchanged(lake: Lake, planned: Plan) -> None:
     now = versions(lake, lake.segments(SUBSET))
     if now != planned.partitions or read_lists(lake.root).digests != planned.lists:
@@ -231,7 +264,7 @@ def _write_words(
         "model": facts.model,
         "recipe": facts.recipe,
         "threshold": facts.threshold,
-        "dimension": int(planned.pieces[0].part.vectors("image").shape[1]),
+        "dimension": planned.dimension,
         "columns": pq.read_schema(staging / metadata_name(0)).names,
         "indices": planned.made_with["indices"],
         "partitions": dict(planned.partitions),

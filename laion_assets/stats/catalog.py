@@ -111,15 +111,33 @@ def build_catalog(lake_root: Path, out: Path, subsets: Sequence[str] = ()) -> di
         ) as connection,
     ):
         connection.execute("create table lake as select $root as root", {"root": str(root)})
-        for name, view in stages.items():
-            connection.execute(f"create view {name} as {_select(connection, root, view)}")
-        for name, sql in _DERIVED.items():
-            connection.execute(f"create view {name} as {sql}")
-        _add_words(connection)
-        connection.execute(_MACROS.read_text(encoding="utf-8"))
+        _define(connection, root, stages)
         rows = {name: _count(connection, name) for name in (*stages, *_DERIVED)}
         connection.execute("checkpoint")
     return {"views": rows}
+
+
+def _define(connection: duckdb.DuckDBPyConnection, root: Path, stages: Mapping[str, _View]) -> None:
+    for name, view in stages.items():
+        connection.execute(f"create view {name} as {_select(connection, root, view)}")
+    for name, sql in _DERIVED.items():
+        connection.execute(f"create view {name} as {sql}")
+    _add_words(connection)
+    connection.execute(_MACROS.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def open_samples(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A catalog in memory, whose view `subset` is the parquet files of a folder, and without
+    any other stage."""
+    with (
+        tempfile.TemporaryDirectory(prefix="laion-assets-sql-") as nothing,
+        duckdb.connect(config={"temp_directory": nothing}) as connection,
+    ):
+        _define(connection, Path(nothing), _STAGES)
+        files = _quoted(str(folder.absolute() / "*.parquet"))
+        connection.execute(f"create or replace view subset as from read_parquet({files})")
+        yield connection
 
 
 def _add_words(connection: duckdb.DuckDBPyConnection) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -115,6 +115,8 @@ class Facts:
     runs: Sequence[AssetRuns]
     made: Sequence[Made]
     around: Sequence[NearPair]
+    left_out: int = 0
+    """Samples of the subset that are not among ``samples``, since a list names them."""
 
     def kept(self, stage: str) -> int:
         """What a stage kept, 0 if it has not been made."""
@@ -183,6 +185,28 @@ def gather(connection: duckdb.DuckDBPyConnection) -> Facts:
         runs=[AssetRuns(*row) for row in rows("from throughput()")],
         made=_made(metadata),
         around=[] if threshold is None else _around(rows),
+    )
+
+
+def of_samples(facts: Facts, connection: duckdb.DuckDBPyConnection, left_out: int) -> Facts:
+    """The same lake's facts, but its samples are those of ``connection``
+    (see :func:`laion_assets.stats.catalog.open_samples`); ``left_out``: how many those are fewer.
+
+    Only what a card tells: statistics, deciles and licences.
+    """
+    statistics = [
+        Statistic(*row) for row in connection.execute("from resolution_table()").fetchall()
+    ]
+    similarity_deciles, text_deciles = _deciles(connection)
+    licenses = connection.execute(f"select license, samples from licences() limit {TOP_ROWS}")
+    return replace(
+        facts,
+        samples=statistics[0].n,
+        left_out=left_out,
+        statistics=statistics,
+        similarity_deciles=similarity_deciles,
+        text_deciles=text_deciles,
+        licenses=licenses.fetchall(),
     )
 
 

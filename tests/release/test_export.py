@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,6 +173,15 @@ def test_what_is_listed_is_left_out_before_its_segment_is_made_again(
     assert not any((vectors_of(tmp_path / "out", "img") == vectors[3]).all(axis=1))
     assert faiss.read_index(str(tmp_path / "out" / "indices" / "image.index")).ntotal == 67
     assert verify(tmp_path / "out", read_lists(lake.root)) == []
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "67 image-text samples" in card
+    assert "| Samples that no list names | 72 | 67 | 93 % |" in card
+    assert "| Unique samples | 67 | 100 % |" in card
+    released = rows_of(tmp_path / "out")
+    licences = Counter(str(row["LICENSE"]) for row in released)
+    assert all(f"| {licence} | {n} |" in card for licence, n in licences.items())
+    tenths = np.quantile([row["similarity"] for row in released], np.arange(0.1, 0.95, 0.1))
+    assert f"| similarity | {' | '.join(f'{value:.3f}' for value in tenths)} |" in card
 
 
 def test_a_release_from_before_a_removal_is_told(made: Path, lake: Lake) -> None:
@@ -259,6 +269,44 @@ def _told(lake: Lake, asset: str, key: tuple[str, str], **metadata: object) -> N
     manifest = json.loads(path.read_text())
     manifest["metadata"].update(metadata)
     path.write_text(json.dumps(manifest))
+
+
+def test_vectors_of_several_models_are_not_released(lake: Lake, tmp_path: Path) -> None:
+    _told(lake, "filtered_subset", SEGMENTS[1], model="another/model")
+    with pytest.raises(ReleaseError, match=r"several models.*another/model, width 16"):
+        export(lake, tmp_path / "out", files=1)
+    _told(lake, "filtered_subset", SEGMENTS[1], model="tiny/tiny")
+    for path in SegmentFiles(lake.root, *SEGMENTS[1]).folder("filtered_subset").glob("*_emb/*"):
+        np.save(path, np.load(path)[:, :8])
+    with pytest.raises(ReleaseError, match=r"several models.*tiny/tiny, width 8"):
+        export(lake, tmp_path / "out", files=1)
+
+
+@pytest.mark.parametrize(("model", "repeat"), [("another/model", 1), ("tiny/tiny", 2)])
+def test_a_codec_of_another_model_or_width_is_refused(
+    lake: Lake, tmp_path: Path, model: str, repeat: int
+) -> None:
+    folder = shutil.copytree(
+        SegmentFiles(lake.root, *SEGMENTS[0]).folder("filtered_subset"), tmp_path / "wide"
+    )
+    for path in folder.glob("*_emb/*"):
+        np.save(path, np.tile(np.load(path), repeat))
+    with lake.publish("index_codec", inputs={}, code_version="1") as staging:
+        options = IndexOptions(kind="ivf_sq8", cells=1)
+        train_codec([folder] * 12, staging.path, options, model_key=model)
+    with pytest.raises(ReleaseError, match=rf"codec is of {model}, width {16 * repeat},"):
+        export(lake, tmp_path / "out", files=1, index=IndexOptions())
+
+
+def test_statistics_of_other_partitions_are_not_released(lake: Lake, tmp_path: Path) -> None:
+    for segment in SEGMENTS:
+        _told(lake, "filtered_subset", segment, recipe="mine v2", threshold=0.25)
+    with pytest.raises(ReleaseError, match="make segment_stats and catalog again"):
+        export(lake, tmp_path / "out", files=1)
+    for segment in SEGMENTS:
+        SegmentFiles(lake.root, *segment).stats()
+    manifest = export(lake, tmp_path / "out", files=1)
+    assert (manifest["recipe"], manifest["threshold"]) == ("mine v2", 0.25)
 
 
 @pytest.mark.parametrize(
