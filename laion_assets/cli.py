@@ -191,7 +191,7 @@ def sql(args: argparse.Namespace) -> None:
     if args.format == "csv":
         import pyarrow.csv
 
-        pyarrow.csv.write_csv(table, sys.stdout.buffer)
+        pyarrow.csv.write_csv(_flat(table), sys.stdout.buffer)
         return
     if args.format == "json":
         _print_json(table)
@@ -207,23 +207,50 @@ def sql(args: argparse.Namespace) -> None:
 
 def _print_json(table: pa.Table) -> None:
     """An array with an object a line."""
-    import json
-    import math
-
     between = "["
     for batch in table.to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():
-            # JSON knows no NaN and no infinity.
-            told = {
-                name: None if isinstance(value, float) and not math.isfinite(value) else value
-                for name, value in row.items()
-            }
-            print(between + json.dumps(told, ensure_ascii=False, default=_json_value), end="")
+            print(between + _json(row), end="")
             between = ",\n "
     print("[]" if between == "[" else "]")
 
 
-def _json_value(value: object) -> str:
+def _flat(table: pa.Table) -> pa.Table:
+    """With JSON in the columns that hold what a CSV has no cells for."""
+    import pyarrow as pa
+
+    for number, field in enumerate(table.schema):
+        kind = field.type
+        if pa.types.is_nested(kind) or pa.types.is_interval(kind) or pa.types.is_binary(kind):
+            values = table[number].to_pylist()
+            texts = [
+                None if v is None else v.hex() if isinstance(v, bytes) else _json(v) for v in values
+            ]
+            table = table.set_column(number, field.name, pa.array(texts, pa.string()))
+    return table
+
+
+def _json(value: object) -> str:
+    import json
+
+    return json.dumps(_json_value(value), ensure_ascii=False, allow_nan=False)
+
+
+def _json_value(value: object) -> object:
+    import math
+    from decimal import Decimal
+
+    if isinstance(value, Decimal):  # a sum of integers is one, too
+        whole = value.is_finite() and value == value.to_integral_value()
+        return int(value) if whole else _json_value(float(value))
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None  # JSON knows no NaN and no infinity
+    if isinstance(value, dict):
+        return {str(name): _json_value(item) for name, item in value.items()}
+    if isinstance(value, list) or type(value) is tuple:  # an interval is a tuple with names
+        return [_json_value(item) for item in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
     return value.hex() if isinstance(value, bytes) else str(value)
 
 

@@ -20,7 +20,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="stats",
         deps=["catalog"],
-        code_version=code_version(2, contact),
+        code_version=code_version(3, contact),
         kinds={"duckdb", "html"},
         description=__doc__,
         **scheduling(settings, "dataset_report"),

@@ -265,10 +265,21 @@ def query(catalog: Path, sql: str) -> pa.Table:
                         raise
                     continue
             if last or not _replaced(before, _partitions(lake)):
-                return table
+                return table.rename_columns(_distinct(table.column_names))
     except duckdb.Error as error:
         raise QueryError(str(error)) from error
     raise AssertionError("the last try returns or raises")
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """``a``, ``a_1`` … for columns of one name, which as keys would be one."""
+    distinct: list[str] = []
+    for name in names:
+        ways = (name, *(f"{name}_{number}" for number in range(1, len(names) + 1)))
+        distinct.append(
+            next(way for way in ways if way not in distinct and (way == name or way not in names))
+        )
+    return distinct
 
 
 def _partitions(lake: Path) -> dict[Path, tuple[int, int]]:
