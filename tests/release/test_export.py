@@ -19,6 +19,7 @@ from laion_assets.knn.codec import Codec, train_codec
 from laion_assets.knn.options import IndexOptions
 from laion_assets.lake import Lake
 from laion_assets.release import export as exporting
+from laion_assets.release import verify as verifying
 from laion_assets.release.export import export
 from laion_assets.release.files import write_faiss
 from laion_assets.release.plan import ReleaseError
@@ -216,7 +217,18 @@ def _cut(path: Path) -> None:
 def _forged(release: Path, name: str, change: Callable[[Path], None]) -> None:
     """Change a file and make the checksums agree: what is left to notice is its content."""
     change(release / name)
+    _sign(release)
+
+
+def _sign(release: Path, *, of_data: bool = False) -> None:
+    """Checksums of what is there now; ``of_data``: in croissant.json, too."""
     manifest = json.loads((release / "manifest.json").read_text())
+    if of_data:
+        told = json.loads((release / "croissant.json").read_text())
+        for item in told["distribution"]:
+            if "sha256" in item:
+                item["sha256"] = exporting.sha256_file(release / item["name"])
+        (release / "croissant.json").write_text(json.dumps(told))
     sums = []
     for item in manifest["files"]:
         path = release / item["name"]
@@ -246,9 +258,42 @@ def _other_columns(path: Path) -> None:
     pq.write_table(pq.read_table(path).drop_columns(["md5"]), path)
 
 
+def _other_texts(path: Path) -> None:
+    table = pq.ParquetFile(path).read()
+    number = table.schema.get_field_index("TEXT")
+    texts = table["TEXT"].to_pylist()
+    pq.write_table(table.set_column(number, table.schema.field(number), [texts[::-1]]), path)
+
+
+def _other_ids(path: Path) -> None:
+    index = faiss.read_index(str(path))
+    other = faiss.IndexIDMap2(faiss.IndexFlatIP(index.d))
+    other.add_with_ids(index.index.reconstruct_n(0, 72), np.arange(72) + 999)
+    faiss.write_index(other, str(path))
+
+
+def _other_vectors(path: Path) -> None:
+    other = faiss.IndexIDMap2(faiss.IndexFlatIP(16))
+    other.add_with_ids(np.eye(16)[np.arange(72) % 16].astype(np.float32), np.arange(72))
+    faiss.write_index(other, str(path))
+
+
+def _other_checksum(path: Path) -> None:
+    told = json.loads(path.read_text())
+    told["distribution"][0]["sha256"] = "0" * 64
+    path.write_text(json.dumps(told))
+
+
+def _garbage(path: Path) -> None:
+    path.write_bytes(b"x")
+
+
 @pytest.mark.parametrize(
     ("name", "change", "says"),
     [
+        ("metadata/metadata_00000.parquet", _other_texts, "14 SAMPLE_IDs are not those of their"),
+        ("metadata/metadata_00000.parquet", _garbage, "cannot be looked into"),
+        ("img_emb/img_emb_00001.npy", _garbage, "cannot be looked into"),
         ("text_emb/text_emb_00002.npy", _swap_rows, "off their vectors' cosine"),
         ("img_emb/img_emb_00002.npy", _nan, "off unit length by nan"),
         ("metadata/metadata_00001.parquet", _twice, "1 SAMPLE_IDs come twice"),
@@ -261,6 +306,48 @@ def test_what_does_not_belong_together_is_noticed(
     release = shutil.copytree(made / "release", tmp_path / "release")
     _forged(release, name, change)
     assert any(says in problem for problem in verify(release))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_other_ids, "its ids are not the rows"),
+        (_other_vectors, "vectors by themselves"),
+        (_garbage, "cannot be looked into"),
+    ],
+)
+def test_an_index_of_other_vectors_is_noticed(
+    made: Path, tmp_path: Path, change: Callable[[Path], None], says: str
+) -> None:
+    release = shutil.copytree(made / "release", tmp_path / "release")
+    change(release / "indices" / "image.index")
+    _sign(release, of_data=True)
+    (problem,) = verify(release)
+    assert problem.startswith("indices/image.index")
+    assert says in problem
+
+
+def test_croissant_is_held_to_the_manifest(made: Path, tmp_path: Path) -> None:
+    release = shutil.copytree(made / "release", tmp_path / "release")
+    _forged(release, "croissant.json", _other_checksum)
+    (problem,) = verify(release)
+    assert problem.startswith("croissant.json does not have the SHA-256 of ")
+
+
+def test_a_release_has_its_files_and_no_others(made: Path, tmp_path: Path) -> None:
+    release = shutil.copytree(made / "release", tmp_path / "release")
+    (release / "img_emb" / "img_emb_00001.npy").rename(release / "img_emb" / "img_emb_00007.npy")
+    manifest = json.loads((release / "manifest.json").read_text())
+    for item in manifest["files"]:
+        item["name"] = item["name"].replace("img_emb_00001", "img_emb_00007")
+    (release / "manifest.json").write_text(json.dumps(manifest | {"indices": None}))
+    _sign(release)
+    assert verify(release) == [
+        "manifest.json lists no img_emb/img_emb_00001.npy",
+        "img_emb/img_emb_00007.npy does not belong in a release",
+        "indices/image.index does not belong in a release",
+        "indices/text.index does not belong in a release",
+    ]
 
 
 def _told(lake: Lake, asset: str, key: tuple[str, str], **metadata: object) -> None:
@@ -365,6 +452,16 @@ def test_an_index_of_a_codec_is_a_faiss_file_that_finds(tmp_path: Path) -> None:
     assert faiss.extract_index_ivf(index).nprobe == 8
     _, found = index.search(vectors[:100].astype(np.float32), 1)
     assert (found[:, 0] == np.arange(100)).all()
+    manifest = {
+        "samples": 2_000,
+        "dimension": 32,
+        "indices": {},
+        "files": [{"name": "metadata/metadata_00000.parquet"}],
+    }
+    assert list(verifying._index(release, manifest, "image")) == []
+    np.save(release / "img_emb" / "img_emb_00000.npy", vectors[::-1])
+    (problem,) = verifying._index(release, manifest, "image")
+    assert "vectors by themselves" in problem
 
 
 def pq_of(vectors: np.ndarray, folder: Path) -> Path:
