@@ -263,7 +263,7 @@ def _cell(value: object) -> str:
 
 def export(args: argparse.Namespace) -> None:
     from laion_assets.lake import Lake
-    from laion_assets.release.export import About
+    from laion_assets.release.export import LICENSES, About
     from laion_assets.release.export import export as write_release
     from laion_assets.removals.in_force import read_lists
     from laion_assets.settings import load_settings
@@ -286,8 +286,13 @@ def export(args: argparse.Namespace) -> None:
         return
     if not lake.root.is_dir():
         raise CommandError(f"there is no lake {lake.root}: give its settings by --config")
-    given = {name: getattr(args, name) for name in ("name", "url") if getattr(args, name)}
+    if args.license and args.license not in LICENSES:
+        args.parser.error(f"--license is one of {', '.join(LICENSES)}")
+    words = {"name": args.name, "url": args.url, "license_id": args.license}
+    given = {name: value for name, value in words.items() if value}
     about = About(version=args.release, contact=settings.download.contact, **given)
+    if not args.url:
+        say(f"no --url: croissant.json will say that it is published at {about.url}")
     manifest = write_release(
         lake,
         args.output,
@@ -657,6 +662,7 @@ def build_parser() -> argparse.ArgumentParser:
     word.add_argument("--without-indices", action="store_true", help="build no faiss indices")
     word.add_argument("--name", help="of the dataset")
     word.add_argument("--url", help="where it is published")
+    word.add_argument("--license", metavar="NAME", help="of the metadata (default: cc-by-4.0)")
     word.add_argument("--release", default="1.0.0", metavar="VERSION", help="default: 1.0.0")
     word.add_argument(
         "--verify", action="store_true", help="look a release through instead, the lists included"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -52,18 +52,30 @@ _SIZES: Final = (
     (10**10, "1B<n<10B"),
 )
 
+LICENSES: Final = {
+    "cc-by-4.0": "https://creativecommons.org/licenses/by/4.0/",
+    "cc-by-sa-4.0": "https://creativecommons.org/licenses/by-sa/4.0/",
+    "cc-by-nc-4.0": "https://creativecommons.org/licenses/by-nc/4.0/",
+    "cc0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
+    "odc-by": "https://opendatacommons.org/licenses/by/1-0/",
+}
+"""By their names on the Hugging Face hub."""
+
 
 @dataclass(frozen=True)
 class About:
-    """What a release says of itself. ``license`` is that of the metadata: the images are their
-    owners'. ``contact``: whom to ask for removal."""
+    """What a release says of itself. ``license_id``, of :data:`LICENSES`, is that of the metadata:
+    the images are their owners'. ``contact``: whom to ask for removal."""
 
     name: str = "LAION Assets release"
     url: str = "https://example.org/"
-    license: str = "https://creativecommons.org/licenses/by/4.0/"
     license_id: str = "cc-by-4.0"
     version: str = "1.0.0"
     contact: str = ""
+
+    @property
+    def license(self) -> str:
+        return LICENSES[self.license_id]
 
 
 def export(
@@ -123,8 +135,10 @@ def export(
                         write_faiss(staging, planned.files, modality, codec, kind, nprobe[modality])
         with open_samples(staging / "metadata") as connection:
             facts = of_samples(facts, connection, sum(planned.left_out.values()))
+            languages = connection.execute("select distinct language from subset").fetchall()
         _unchanged(lake, planned)
-        manifest = _write_words(staging, planned, facts, about, made)
+        spoken = sorted(language for (language,) in languages if language)
+        manifest = _write_words(staging, planned, facts, about, spoken, made)
         staging.rename(out)
         fsync_directory(out.parent)
         (out / _STATE).unlink()
@@ -136,6 +150,8 @@ def _is_there(out: Path, planned: Plan) -> bool:
     if not out.exists():
         return False
     if (out / MANIFEST).exists() and read_json(out / MANIFEST).get("digest") == planned.digest:
+        # A kill right after the folder was published left it there.
+        (out / _STATE).unlink(missing_ok=True)
         return True
     raise ReleaseError(f"{out} holds something else: give another folder, or delete it")
 
@@ -224,9 +240,14 @@ def _unchanged(lake: Lake, planned: Plan) -> None:
 
 
 def _write_words(
-    staging: Path, planned: Plan, facts: Facts, about: About, made: _Made
+    staging: Path,
+    planned: Plan,
+    facts: Facts,
+    about: About,
+    languages: Sequence[str],
+    made: _Made,
 ) -> dict[str, Any]:
-    """Everything that is told about the data files."""
+    """Everything that is told about the data files; ``languages``: those of their texts."""
     published = datetime.now(UTC).date().isoformat()
     told = croissant(
         name=about.name,
@@ -243,7 +264,7 @@ def _write_words(
     )
     indexed = planned.made_with["indices"] is not None
     words: Mapping[str, Callable[[Path], None]] = {
-        README: lambda path: write_text(path, _readme(planned, facts, about, indexed)),
+        README: lambda path: write_text(path, _readme(planned, facts, about, languages, indexed)),
         CROISSANT: lambda path: write_json(path, told),
     }
     for name, write in words.items():
@@ -275,7 +296,9 @@ def _write_words(
     return manifest
 
 
-def _readme(planned: Plan, facts: Facts, about: About, indexed: bool) -> str:
+def _readme(
+    planned: Plan, facts: Facts, about: About, languages: Sequence[str], indexed: bool
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("laion_assets.release"),
         autoescape=False,  # noqa: S701 - Markdown; what strangers wrote is in no template
@@ -289,7 +312,7 @@ def _readme(planned: Plan, facts: Facts, about: About, indexed: bool) -> str:
     return environment.get_template("README.md").render(
         name=about.name,
         license_id=about.license_id,
-        languages=sorted(value for value, _ in facts.languages if len(value) in (2, 3)),
+        languages=[language for language in languages if len(language) in (2, 3)],
         size=size,
         card=dataset_card(facts, about.contact),
         total=planned.samples,

@@ -25,7 +25,7 @@ from laion_assets.release.files import write_faiss
 from laion_assets.release.plan import ReleaseError
 from laion_assets.release.verify import verify
 from laion_assets.removals.in_force import read_lists
-from tests.release.conftest import unit
+from tests.release.conftest import ABOUT, unit
 from tests.stats.conftest import SEGMENTS, SegmentFiles
 
 
@@ -84,6 +84,7 @@ def test_the_readme_is_the_card_with_what_loaders_need(made: Path) -> None:
     front = yaml.safe_load(front)
     assert front["pretty_name"] == '"Quoted": a release'
     assert front["size_categories"] == ["n<1K"]
+    assert front["language"] == ["de", "en"]
     assert front["configs"] == [{"config_name": "default", "data_files": "metadata/*.parquet"}]
     assert "# Dataset card\n\n72 image-text samples from 3 segments" in card
     assert "Write to https://example.org/contact" in card
@@ -135,6 +136,29 @@ def test_a_killed_export_goes_on_and_gives_the_same(
     assert len(written) == len(set(written)) == 6, "no file was written twice"
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert not (tmp_path / ".out.export").exists()
+
+
+def test_an_export_killed_when_it_was_published_is_mended(made: Path, lake: Lake) -> None:
+    out = shutil.copytree(made / "release", lake.root.parent / "out")
+    (out / exporting._STATE).write_text("{}")
+    assert verify(out) == [f"{exporting._STATE} is not in manifest.json"]
+    export(lake, out, files=5, about=ABOUT, index=IndexOptions())
+    assert verify(out) == []
+
+
+def test_the_readmes_languages_are_those_of_the_released_rows(lake: Lake, tmp_path: Path) -> None:
+    """The pairs before the filter have German ones, too."""
+    (lake.root / "removals").mkdir()
+    rows = [
+        row
+        for part in lake.root.glob("filtered_subset/*/*/part-*")
+        for row in pq.ParquetFile(part).read().to_pylist()
+    ]
+    german = [f"sample-id:{row['SAMPLE_ID']}" for row in rows if row["LANGUAGE"] == "de"]
+    (lake.root / "removals" / "a.txt").write_text("\n".join(german))
+    export(lake, tmp_path / "out", files=1)
+    _, front, _ = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["language"] == ["en"]
 
 
 def test_what_an_export_of_another_state_left_is_not_used(
@@ -479,8 +503,13 @@ def test_the_command_exports_verifies_and_fails_in_one_line(
     config = tmp_path / "mine.toml"
     config.write_text(f'[lake]\nroot = "{lake.root}"\n[download]\ncontact = "https://a.test/me"\n')
     words = ["export", "--config", str(config), "-o", str(tmp_path / "out")]
-    assert main([*words, "--files", "2", "--without-indices"]) == 0
-    assert "samples        72" in capsys.readouterr().out
+    licence = ["--license", "cc0-1.0"]
+    assert main([*words, *licence, "--files", "2", "--without-indices"]) == 0
+    told = capsys.readouterr()
+    assert "samples        72" in told.out
+    assert "no --url" in told.err
+    assert "\nlicense: cc0-1.0\n" in (tmp_path / "out" / "README.md").read_text()
+    assert "publicdomain/zero" in (tmp_path / "out" / "croissant.json").read_text()
     assert "Write to https://a.test/me" in (tmp_path / "out" / "README.md").read_text()
     assert main([*words, "--verify"]) == 0
     assert "is a sound release" in capsys.readouterr().out
