@@ -36,7 +36,7 @@ from laion_assets.release.manifest import CROISSANT, MANIFEST, README, SUMS, rea
 from laion_assets.release.plan import SUBSET, Plan, ReleaseError, plan, versions
 from laion_assets.removals.in_force import read_lists
 from laion_assets.segments import SegmentKey
-from laion_assets.stats.catalog import open_catalog, open_samples
+from laion_assets.stats.catalog import ask, open_samples
 from laion_assets.stats.facts import Facts, gather, of_samples
 from laion_assets.stats.report import dataset_card
 
@@ -120,9 +120,7 @@ def export(
             log(f"{out} is there already")
             return read_json(out / MANIFEST)
         _prepare(staging, planned, log)
-        with open_catalog(catalog) as connection:
-            _told_by(connection, lake)
-            facts = gather(connection)
+        facts = ask(catalog, lambda connection: _facts(connection, lake))
         made = _Made(staging, planned.digest)
         _write_data(planned, staging, made, log)
         if index:
@@ -209,7 +207,7 @@ def _write_data(planned: Plan, staging: Path, made: _Made, log: Log) -> None:
         progress.advance()
 
 
-def _told_by(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
+def _facts(connection: duckdb.DuckDBPyConnection, lake: Lake) -> Facts:
     """Raises :class:`ReleaseError` unless the statistics are of the partitions that are there."""
     told = {
         SegmentKey(crawl, segment): (code, n_in, kept, json.loads(metadata))
@@ -229,6 +227,7 @@ def _told_by(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
             f"the statistics are not those of the subset's partitions ({', '.join(other[:3])}"
             f"{' and more' if other[3:] else ''}): make segment_stats and catalog again"
         )
+    return gather(connection)
 
 
 def _unchanged(lake: Lake, planned: Plan) -> None:

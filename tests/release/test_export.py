@@ -156,8 +156,8 @@ def test_the_readmes_languages_are_those_of_the_released_rows(lake: Lake, tmp_pa
     ]
     german = [f"sample-id:{row['SAMPLE_ID']}" for row in rows if row["LANGUAGE"] == "de"]
     (lake.root / "removals" / "a.txt").write_text("\n".join(german))
-    export(lake, tmp_path / "out", files=1)
-    _, front, _ = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
+    export(lake, tmp_path / "crawl=x [1]", files=1)
+    _, front, _ = (tmp_path / "crawl=x [1]" / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(front)["language"] == ["en"]
 
 

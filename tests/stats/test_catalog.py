@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -17,7 +18,7 @@ import pytest
 from laion_assets import schemas
 from laion_assets.cli import main
 from laion_assets.funnel import STAGES
-from laion_assets.stats.catalog import QueryError, build_catalog, query
+from laion_assets.stats.catalog import QueryError, ask, build_catalog, query
 from tests.stats.conftest import SEGMENTS, SegmentFiles
 
 VIEWS = {
@@ -174,19 +175,43 @@ def test_a_query_sees_a_partition_that_is_replaced_again_and_again_whole(tmp_pat
     try:
         assert publisher.stdout
         assert publisher.stdout.readline() == "published\n"
-        counted = [
-            _rows(
-                lake / "catalog" / "catalog.duckdb",
-                "select count(*), sum(WIDTH), count(distinct md5) from subset",
-            )[0]
-            for _ in range(30)
-        ]
+        counted = []
+        for _ in range(30):
+            sql = "select count(*), sum(WIDTH), count(distinct md5) from subset"
+            try:
+                counted += _rows(lake / "catalog" / "catalog.duckdb", sql)
+            except QueryError as error:  # rather than a mixture
+                assert "keep being replaced" in str(error)  # noqa: PT017
     finally:
         publisher.kill()
         publisher.communicate()
     rows = {row[0] for row in counted}
     assert rows == {24, 72}, "one part, or three"
     assert len(set(counted)) == 2
+
+
+def test_an_answer_is_refused_if_replacing_does_not_end(tmp_path: Path) -> None:
+    files = SegmentFiles(tmp_path / "lake", *SEGMENTS[0])
+    files.write()
+    index = files.folder("knn_index")
+    index.mkdir(parents=True)
+    catalog = files.lake / "catalog" / "catalog.duckdb"
+    build_catalog(files.lake, catalog, ["subset_mine"])
+    asked: list[Path] = []
+
+    def replacing(folder: Path, connection: duckdb.DuckDBPyConnection) -> object:
+        asked.append(folder)
+        folder.rename(tmp_path / f"old{len(asked)}")
+        shutil.copytree(tmp_path / f"old{len(asked)}", folder)
+        return connection.sql("select count(*) from subset").fetchall()
+
+    assert ask(catalog, partial(replacing, index)) == [(24,)]
+    assert asked == [index], "the catalog has no view of it"
+    with pytest.raises(QueryError, match="keep being replaced"):
+        ask(catalog, partial(replacing, files.folder("filtered_subset")))
+    further = shutil.copytree(files.folder("filtered_subset"), files.folder("subset_mine"))
+    with pytest.raises(QueryError, match="keep being replaced"):
+        ask(catalog, partial(replacing, further))
 
 
 PUBLISHER = """
@@ -393,3 +418,13 @@ def test_what_cannot_be_is_said_plainly(tmp_path: Path) -> None:
         query(tmp_path / "catalog.duckdb", "select 1")
     with pytest.raises(ValueError, match="cannot be in a view"):
         build_catalog(tmp_path / "a*b", tmp_path / "catalog.duckdb")
+    with pytest.raises(ValueError, match="cannot be in a view"):
+        build_catalog(tmp_path / "crawl=x" / "lake", tmp_path / "catalog.duckdb")
+
+
+def test_a_lake_that_was_moved_to_where_its_path_is_a_key_is_refused(tmp_path: Path) -> None:
+    SegmentFiles(tmp_path / "lake", *SEGMENTS[0]).write()
+    build_catalog(tmp_path / "lake", tmp_path / "lake" / "catalog" / "catalog.duckdb")
+    (tmp_path / "lake").rename(tmp_path / "crawl=x")
+    with pytest.raises(ValueError, match="cannot be in a view"):
+        query(tmp_path / "crawl=x" / "catalog" / "catalog.duckdb", "select 1")
