@@ -191,7 +191,7 @@ def sql(args: argparse.Namespace) -> None:
     if args.format == "csv":
         import pyarrow.csv
 
-        pyarrow.csv.write_csv(table, sys.stdout.buffer)
+        pyarrow.csv.write_csv(_flat(table), sys.stdout.buffer)
         return
     if args.format == "json":
         _print_json(table)
@@ -207,23 +207,50 @@ def sql(args: argparse.Namespace) -> None:
 
 def _print_json(table: pa.Table) -> None:
     """An array with an object a line."""
-    import json
-    import math
-
     between = "["
     for batch in table.to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():
-            # JSON knows no NaN and no infinity.
-            told = {
-                name: None if isinstance(value, float) and not math.isfinite(value) else value
-                for name, value in row.items()
-            }
-            print(between + json.dumps(told, ensure_ascii=False, default=_json_value), end="")
+            print(between + _json(row), end="")
             between = ",\n "
     print("[]" if between == "[" else "]")
 
 
-def _json_value(value: object) -> str:
+def _flat(table: pa.Table) -> pa.Table:
+    """With JSON in the columns that hold what a CSV has no cells for."""
+    import pyarrow as pa
+
+    for number, field in enumerate(table.schema):
+        kind = field.type
+        if pa.types.is_nested(kind) or pa.types.is_interval(kind) or pa.types.is_binary(kind):
+            values = table[number].to_pylist()
+            texts = [
+                None if v is None else v.hex() if isinstance(v, bytes) else _json(v) for v in values
+            ]
+            table = table.set_column(number, field.name, pa.array(texts, pa.string()))
+    return table
+
+
+def _json(value: object) -> str:
+    import json
+
+    return json.dumps(_json_value(value), ensure_ascii=False, allow_nan=False)
+
+
+def _json_value(value: object) -> object:
+    import math
+    from decimal import Decimal
+
+    if isinstance(value, Decimal):  # a sum of integers is one, too
+        whole = value.is_finite() and value == value.to_integral_value()
+        return int(value) if whole else _json_value(float(value))
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None  # JSON knows no NaN and no infinity
+    if isinstance(value, dict):
+        return {str(name): _json_value(item) for name, item in value.items()}
+    if isinstance(value, list) or type(value) is tuple:  # an interval is a tuple with names
+        return [_json_value(item) for item in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
@@ -236,7 +263,7 @@ def _cell(value: object) -> str:
 
 def export(args: argparse.Namespace) -> None:
     from laion_assets.lake import Lake
-    from laion_assets.release.export import About
+    from laion_assets.release.export import LICENSES, About
     from laion_assets.release.export import export as write_release
     from laion_assets.removals.in_force import read_lists
     from laion_assets.settings import load_settings
@@ -259,8 +286,13 @@ def export(args: argparse.Namespace) -> None:
         return
     if not lake.root.is_dir():
         raise CommandError(f"there is no lake {lake.root}: give its settings by --config")
-    given = {name: getattr(args, name) for name in ("name", "url") if getattr(args, name)}
+    if args.license and args.license not in LICENSES:
+        args.parser.error(f"--license is one of {', '.join(LICENSES)}")
+    words = {"name": args.name, "url": args.url, "license_id": args.license}
+    given = {name: value for name, value in words.items() if value}
     about = About(version=args.release, contact=settings.download.contact, **given)
+    if not args.url:
+        say(f"no --url: croissant.json will say that it is published at {about.url}")
     manifest = write_release(
         lake,
         args.output,
@@ -677,6 +709,7 @@ def build_parser() -> argparse.ArgumentParser:
     word.add_argument("--without-indices", action="store_true", help="build no faiss indices")
     word.add_argument("--name", help="of the dataset")
     word.add_argument("--url", help="where it is published")
+    word.add_argument("--license", metavar="NAME", help="of the metadata (default: cc-by-4.0)")
     word.add_argument("--release", default="1.0.0", metavar="VERSION", help="default: 1.0.0")
     word.add_argument(
         "--verify", action="store_true", help="look a release through instead, the lists included"

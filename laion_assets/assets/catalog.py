@@ -18,7 +18,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="stats",
         deps=["segment_stats", *subsets],
-        code_version=code_version(2, *subsets),
+        code_version=code_version(3, *subsets),
         kinds={"duckdb"},
         description=__doc__,
         **scheduling(settings, "catalog"),

@@ -22,7 +22,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="stats",
         deps=["catalog", SAMPLES],
-        code_version=code_version(3, contact),
+        code_version=code_version(4, contact),
         kinds={"duckdb", "html"},
         description=__doc__,
         **scheduling(settings, "dataset_report"),

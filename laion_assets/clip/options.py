@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 from pydantic import BaseModel, Field
@@ -63,3 +64,21 @@ class ClipOptions(BaseModel, frozen=True):
         if self.model.startswith(("hf-hub:", "local-dir:")) or not self.pretrained:
             return self.model
         return f"{self.model}/{self.pretrained}"
+
+
+def public_key(key: str) -> str:
+    """A model's key as it may be published: of weights in a folder or a file their name alone.
+
+    Where on a machine they lie says whose it is; `model_version` says which weights they are.
+    """
+    if key.startswith("hf-hub:"):
+        return key
+    if key.startswith("local-dir:"):
+        return f"local-dir:{file_name(key.removeprefix('local-dir:'))}"
+    model, slash, pretrained = key.partition("/")
+    return f"{model}{slash}{file_name(pretrained)}"
+
+
+def file_name(path: str) -> str:
+    """What stands behind the last slash of either kind."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import duckdb
 import jinja2
 import pyarrow.parquet as pq
 
@@ -33,8 +35,9 @@ from laion_assets.release.files import (
 from laion_assets.release.manifest import CROISSANT, MANIFEST, README, SUMS, read_json
 from laion_assets.release.plan import SUBSET, Plan, ReleaseError, plan, versions
 from laion_assets.removals.in_force import read_lists
-from laion_assets.stats.catalog import open_catalog
-from laion_assets.stats.facts import Facts, gather
+from laion_assets.segments import SegmentKey
+from laion_assets.stats.catalog import ask, open_samples
+from laion_assets.stats.facts import Facts, gather, of_samples
 from laion_assets.stats.report import dataset_card
 
 _STATE: Final = ".state.json"
@@ -49,18 +52,30 @@ _SIZES: Final = (
     (10**10, "1B<n<10B"),
 )
 
+LICENSES: Final = {
+    "cc-by-4.0": "https://creativecommons.org/licenses/by/4.0/",
+    "cc-by-sa-4.0": "https://creativecommons.org/licenses/by-sa/4.0/",
+    "cc-by-nc-4.0": "https://creativecommons.org/licenses/by-nc/4.0/",
+    "cc0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
+    "odc-by": "https://opendatacommons.org/licenses/by/1-0/",
+}
+"""By their names on the Hugging Face hub."""
+
 
 @dataclass(frozen=True)
 class About:
-    """What a release says of itself. ``license`` is that of the metadata: the images are their
-    owners'. ``contact``: whom to ask for removal."""
+    """What a release says of itself. ``license_id``, of :data:`LICENSES`, is that of the metadata:
+    the images are their owners'. ``contact``: whom to ask for removal."""
 
     name: str = "LAION Assets release"
     url: str = "https://example.org/"
-    license: str = "https://creativecommons.org/licenses/by/4.0/"
     license_id: str = "cc-by-4.0"
     version: str = "1.0.0"
     contact: str = ""
+
+    @property
+    def license(self) -> str:
+        return LICENSES[self.license_id]
 
 
 def export(
@@ -78,8 +93,8 @@ def export(
     yet or not. Metadata and embeddings are in as many ``files``; ``index``: how the indices are
     built, None for none. A killed export goes on where it was; ``out`` is there when it is whole.
     The same lake gives the same files, but for the date. Raises :class:`ReleaseError` if there is
-    nothing to release, if ``out`` holds something else, or if a partition or a list changed
-    meanwhile.
+    nothing to release, if vectors or codec are of several models, if the statistics are of other
+    partitions, if ``out`` holds something else, or if a partition or a list changed meanwhile.
     """
     about = about or About()
     catalog = lake.published("catalog") / "catalog.duckdb"
@@ -90,6 +105,11 @@ def export(
         "catalog": lake.manifest("catalog").data_version,
     }
     planned = plan(lake, files, made_with, log=log)
+    if codec and (codec.summary.model, codec.summary.d) != (planned.model, planned.dimension):
+        raise ReleaseError(
+            f"the codec is of {codec.summary.model}, width {codec.summary.d}, the vectors are of "
+            f"{planned.model}, width {planned.dimension}: make index_codec again"
+        )
     for reason, n in planned.left_out.items():
         if n:
             log(f"{n:,} samples are left out: {reason}")
@@ -100,8 +120,7 @@ def export(
             log(f"{out} is there already")
             return read_json(out / MANIFEST)
         _prepare(staging, planned, log)
-        with open_catalog(catalog) as connection:
-            facts = replace(gather(connection), samples=planned.samples)
+        facts = ask(catalog, lambda connection: _facts(connection, lake))
         made = _Made(staging, planned.digest)
         _write_data(planned, staging, made, log)
         if index:
@@ -112,8 +131,12 @@ def export(
                         log(f"building the {modality} index")
                         kind = index.kind
                         write_faiss(staging, planned.files, modality, codec, kind, nprobe[modality])
+        with open_samples(staging / "metadata") as connection:
+            facts = of_samples(facts, connection, sum(planned.left_out.values()))
+            languages = connection.execute("select distinct language from subset").fetchall()
         _unchanged(lake, planned)
-        manifest = _write_words(staging, planned, facts, about, made)
+        spoken = sorted(language for (language,) in languages if language)
+        manifest = _write_words(staging, planned, facts, about, spoken, made)
         staging.rename(out)
         fsync_directory(out.parent)
         (out / _STATE).unlink()
@@ -125,6 +148,8 @@ def _is_there(out: Path, planned: Plan) -> bool:
     if not out.exists():
         return False
     if (out / MANIFEST).exists() and read_json(out / MANIFEST).get("digest") == planned.digest:
+        # A kill right after the folder was published left it there.
+        (out / _STATE).unlink(missing_ok=True)
         return True
     raise ReleaseError(f"{out} holds something else: give another folder, or delete it")
 
@@ -182,6 +207,29 @@ def _write_data(planned: Plan, staging: Path, made: _Made, log: Log) -> None:
         progress.advance()
 
 
+def _facts(connection: duckdb.DuckDBPyConnection, lake: Lake) -> Facts:
+    """Raises :class:`ReleaseError` unless the statistics are of the partitions that are there."""
+    told = {
+        SegmentKey(crawl, segment): (code, n_in, kept, json.loads(metadata))
+        for crawl, segment, code, n_in, kept, metadata in connection.execute(
+            "select crawl, segment, code_version, n_in, kept, metadata from runs where asset = ?",
+            [SUBSET],
+        ).fetchall()
+    }
+    there = {}
+    for key in lake.segments(SUBSET):
+        manifest = lake.manifest(SUBSET, key)
+        counts = manifest.counts[-1]
+        there[key] = (manifest.code_version, counts.n_in, counts.kept, dict(manifest.metadata))
+    other = sorted(str(key) for key in {*told, *there} if told.get(key) != there.get(key))
+    if other:
+        raise ReleaseError(
+            f"the statistics are not those of the subset's partitions ({', '.join(other[:3])}"
+            f"{' and more' if other[3:] else ''}): make segment_stats and catalog again"
+        )
+    return gather(connection)
+
+
 def _unchanged(lake: Lake, planned: Plan) -> None:
     now = versions(lake, lake.segments(SUBSET))
     if now != planned.partitions or read_lists(lake.root).digests != planned.lists:
@@ -191,9 +239,14 @@ def _unchanged(lake: Lake, planned: Plan) -> None:
 
 
 def _write_words(
-    staging: Path, planned: Plan, facts: Facts, about: About, made: _Made
+    staging: Path,
+    planned: Plan,
+    facts: Facts,
+    about: About,
+    languages: Sequence[str],
+    made: _Made,
 ) -> dict[str, Any]:
-    """Everything that is told about the data files."""
+    """Everything that is told about the data files; ``languages``: those of their texts."""
     published = datetime.now(UTC).date().isoformat()
     told = croissant(
         name=about.name,
@@ -210,7 +263,7 @@ def _write_words(
     )
     indexed = planned.made_with["indices"] is not None
     words: Mapping[str, Callable[[Path], None]] = {
-        README: lambda path: write_text(path, _readme(planned, facts, about, indexed)),
+        README: lambda path: write_text(path, _readme(planned, facts, about, languages, indexed)),
         CROISSANT: lambda path: write_json(path, told),
     }
     for name, write in words.items():
@@ -231,7 +284,7 @@ def _write_words(
         "model": facts.model,
         "recipe": facts.recipe,
         "threshold": facts.threshold,
-        "dimension": int(planned.pieces[0].part.vectors("image").shape[1]),
+        "dimension": planned.dimension,
         "columns": pq.read_schema(staging / metadata_name(0)).names,
         "indices": planned.made_with["indices"],
         "partitions": dict(planned.partitions),
@@ -242,7 +295,9 @@ def _write_words(
     return manifest
 
 
-def _readme(planned: Plan, facts: Facts, about: About, indexed: bool) -> str:
+def _readme(
+    planned: Plan, facts: Facts, about: About, languages: Sequence[str], indexed: bool
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("laion_assets.release"),
         autoescape=False,  # noqa: S701 - Markdown; what strangers wrote is in no template
@@ -256,7 +311,7 @@ def _readme(planned: Plan, facts: Facts, about: About, indexed: bool) -> str:
     return environment.get_template("README.md").render(
         name=about.name,
         license_id=about.license_id,
-        languages=sorted(value for value, _ in facts.languages if len(value) in (2, 3)),
+        languages=[language for language in languages if len(language) in (2, 3)],
         size=size,
         card=dataset_card(facts, about.contact),
         total=planned.samples,

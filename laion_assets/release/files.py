@@ -54,10 +54,9 @@ def write_metadata(plan: Plan, first: int, stop: int, out: Path) -> None:
 
 
 def write_vectors(plan: Plan, modality: Modality, first: int, stop: int, out: Path) -> None:
-    width = plan.pieces[0].part.vectors(modality).shape[1]
     with atomic_path(out) as beside:
         array = np.lib.format.open_memmap(
-            beside, mode="w+", dtype=np.float16, shape=(stop - first, width)
+            beside, mode="w+", dtype=np.float16, shape=(stop - first, plan.dimension)
         )
         start = 0
         for piece, rows in plan.slices(first, stop):

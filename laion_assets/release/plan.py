@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.knn.subset import SubsetPart, subset_parts
+from laion_assets.knn.subset import MODALITIES, SubsetPart, subset_parts
 from laion_assets.lake import Lake
 from laion_assets.progress import Log, Progress, silent
 from laion_assets.removals.in_force import REASONS, Lists, read_lists
 from laion_assets.segments import SegmentKey
 
 SUBSET: Final = "filtered_subset"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 """Raised when the same plan gives other files."""
 
 Rows = NDArray[np.int64]
@@ -47,7 +47,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Plan:
-    """``partitions``: key -> data version. ``left_out``: reason -> rows that a list names."""
+    """``partitions``: key -> data version. ``left_out``: reason -> rows that a list names.
+
+    ``model``: the key of the one model that all vectors, of width ``dimension``, are of.
+    """
 
     pieces: Sequence[Piece]
     partitions: Mapping[str, str]
@@ -55,6 +58,8 @@ class Plan:
     left_out: Mapping[str, int]
     files: int
     made_with: Mapping[str, Any]
+    model: str
+    dimension: int
 
     @property
     def samples(self) -> int:
@@ -84,7 +89,7 @@ class Plan:
 def plan(lake: Lake, files: int, made_with: Mapping[str, Any], *, log: Log = silent) -> Plan:
     """Look through the subset's partitions for what the lists in force name.
 
-    Raises :class:`ReleaseError` if there is nothing to release.
+    Raises :class:`ReleaseError` if there is nothing to release, or vectors of several models.
     """
     keys = lake.segments(SUBSET)
     # Before anything is read: what is replaced meanwhile is noticed at the end.
@@ -92,6 +97,7 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any], *, log: Log = sil
     lists = read_lists(lake.root)
     pieces: list[Piece] = []
     left_out = dict.fromkeys(REASONS.values(), 0)
+    models: dict[tuple[str, int], SegmentKey] = {}
     progress = Progress("what is released", "segments", len(keys), log)
     for key in keys:
         for part in subset_parts(lake.published(SUBSET, key)):
@@ -101,9 +107,16 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any], *, log: Log = sil
             n = part.rows() - len(listed)
             if n:
                 pieces.append(Piece(part, listed, n))
+                model = str(lake.manifest(SUBSET, key).metadata.get("model", ""))
+                for modality in MODALITIES:
+                    models.setdefault((model, part.vectors(modality).shape[1]), key)
         progress.advance()
     if not pieces:
         raise ReleaseError(f"no sample to release in {lake.root / SUBSET}")
+    if len(models) > 1:
+        told = (f"{model or 'unknown'}, width {d} ({key})" for (model, d), key in models.items())
+        raise ReleaseError(f"vectors of several models cannot be released: {'; '.join(told)}")
+    ((model, dimension),) = models
     return Plan(
         pieces,
         partitions,
@@ -111,6 +124,8 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any], *, log: Log = sil
         left_out,
         min(files, sum(piece.n for piece in pieces)),
         made_with,
+        model,
+        dimension,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from laion_assets import schemas
 from laion_assets.files import sha256_file
-from laion_assets.knn.subset import MODALITIES
+from laion_assets.knn.files import map_index
+from laion_assets.knn.subset import MODALITIES, Modality
 from laion_assets.progress import Log, Progress, silent
 from laion_assets.release.files import index_name, metadata_name, vectors_name
-from laion_assets.release.manifest import MANIFEST, SUMS, read_json
+from laion_assets.release.manifest import CROISSANT, MANIFEST, README, SUMS, read_json
 from laion_assets.release.plan import listed_rows
 from laion_assets.removals.in_force import Lists
+from laion_assets.schemas import sample_id_of, uid_of
 
 _BLOCK: Final = 65_536
 _NORM_TOLERANCE: Final = 5e-3
@@ -26,28 +28,59 @@ _COSINE_TOLERANCE: Final = 5e-3
 """The vectors are rounded to float16, the similarity was computed before or after that."""
 
 
+_QUERIES: Final = 64
+_SAME: Final = 0.99
+"""A cosine from which vectors are taken for the same: codes round, and images come twice."""
+
+Problems = Iterator[str]
+
+
 def verify(release: Path, lists: Lists | None = None, *, log: Log = silent) -> list[str]:
     """What is wrong with a release; nothing if it is as its manifest says.
 
-    Every file's size and SHA-256, that there is no other file, columns, rows, that no SAMPLE_ID
-    comes twice, that vectors are finite, of unit length, and those of their rows (their cosine is
-    the row's similarity), that the indices hold as many, and that nothing in ``lists`` is in it.
-    Raises ``FileNotFoundError`` if there is no manifest.
+    Every file's size and SHA-256, that there are a release's files and no others, what Croissant
+    says of them, columns, rows, that each SAMPLE_ID is that of its URL and text and none comes
+    twice, that vectors are finite, of unit length, and those of their rows (their cosine is the
+    row's similarity), that the indices' ids are the rows and lead to their vectors, and that
+    nothing in ``lists`` is in it. What cannot be read is a problem, too. Raises
+    ``FileNotFoundError`` if there is no manifest, ``ValueError`` if it is not one.
     """
     manifest = read_json(release / MANIFEST)
+    lacking = {"files", "samples", "dimension", "indices"} - set(manifest)
+    if lacking:
+        raise ValueError(f"{MANIFEST} lacks {', '.join(sorted(lacking))}")
     problems = list(_files(release, manifest, log))
     if problems:  # what is not the file that was published is not looked into
         return problems
-    return [*_rows(release, manifest, lists or Lists(), log), *_indices(release, manifest)]
+    found = [
+        *_readable(CROISSANT, _croissant(release, manifest)),
+        *_rows(release, manifest, lists or Lists(), log),
+    ]
+    if manifest["indices"] is not None and not found:  # they are compared with the vectors
+        for modality in MODALITIES:
+            found += _readable(index_name(modality), _index(release, manifest, modality))
+    return found
 
 
-def _files(release: Path, manifest: Mapping[str, Any], log: Log) -> Iterator[str]:
+def _readable(name: str, problems: Problems) -> Problems:
+    try:
+        yield from problems
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
+        yield f"{name} cannot be looked into: {type(error).__name__}: {error}"
+
+
+def _files(release: Path, manifest: Mapping[str, Any], log: Log) -> Problems:
     listed = {item["name"]: item for item in manifest["files"]}
     sums = (release / SUMS).read_text(encoding="utf-8") if (release / SUMS).exists() else ""
-    if dict(re.findall(r"^([0-9a-f]{64})  (.+)$", sums, re.MULTILINE)) != {
-        item["sha256"]: name for name, item in listed.items()
+    if set(re.findall(r"^([0-9a-f]{64})  (.+)$", sums, re.MULTILINE)) != {
+        (item["sha256"], name) for name, item in listed.items()
     }:
         yield f"{SUMS} is not what {MANIFEST} says"
+    belonging = _belonging(listed, indexed=manifest["indices"] is not None)
+    for name in sorted(belonging - set(listed)):
+        yield f"{MANIFEST} lists no {name}"
+    for name in sorted(set(listed) - belonging):
+        yield f"{name} does not belong in a release"
     there = {str(path.relative_to(release)) for path in release.rglob("*") if path.is_file()}
     for name in sorted(there - set(listed) - {MANIFEST, SUMS}):
         yield f"{name} is not in {MANIFEST}"
@@ -61,29 +94,48 @@ def _files(release: Path, manifest: Mapping[str, Any], log: Log) -> Iterator[str
         progress.advance()
 
 
-def _rows(release: Path, manifest: Mapping[str, Any], lists: Lists, log: Log) -> Iterator[str]:
+def _metadata_files(names: Iterable[str]) -> int:
+    return sum(name.startswith("metadata/") for name in names)
+
+
+def _belonging(names: Iterable[str], *, indexed: bool) -> set[str]:
+    """The names that a release has with as many metadata files as there are among ``names``."""
+    numbers = range(max(1, _metadata_files(names)))
+    return {
+        README,
+        CROISSANT,
+        *(metadata_name(number) for number in numbers),
+        *(vectors_name(modality, number) for modality in MODALITIES for number in numbers),
+        *(index_name(modality) for modality in MODALITIES if indexed),
+    }
+
+
+def _croissant(release: Path, manifest: Mapping[str, Any]) -> Problems:
+    told = {
+        item["@id"]: item["sha256"]
+        for item in read_json(release / CROISSANT)["distribution"]
+        if "sha256" in item
+    }
+    listed = {item["name"]: item["sha256"] for item in manifest["files"]}
+    for name in sorted(set(listed) - {README, CROISSANT}):
+        if told.get(name) != listed[name]:
+            yield f"{CROISSANT} does not have the SHA-256 of {name}"
+    for name in sorted(set(told) - set(listed)):
+        yield f"{CROISSANT} names {name}, which is not in {MANIFEST}"
+
+
+def _rows(release: Path, manifest: Mapping[str, Any], lists: Lists, log: Log) -> Problems:
     rows = {item["name"]: item.get("rows") for item in manifest["files"]}
-    names = [name for name in rows if name.startswith("metadata/")]
     ids: list[NDArray[np.int64]] = []
-    progress = Progress("rows verified", "files", len(names), log)
-    for number in range(len(names)):
+    progress = Progress("rows verified", "files", _metadata_files(rows), log)
+    for number in range(_metadata_files(rows)):
         name = metadata_name(number)
-        if name not in rows:
-            yield f"{name} is missing"
-            continue
-        with pq.ParquetFile(release / name) as file:
-            if not file.schema_arrow.remove_metadata().equals(schemas.SUBSET):
-                yield f"{name} has other columns than a subset"
-                continue
-            table = file.read(columns=["SAMPLE_ID", "similarity"])
-        if table.num_rows != rows[name]:
-            yield f"{name} has {table.num_rows:,} rows, not {rows[name]:,}"
-        ids.append(table["SAMPLE_ID"].to_numpy())
-        yield from _vectors(release, number, table["similarity"].to_numpy(), manifest["dimension"])
-        _, counted = listed_rows(release / name, lists)
-        for reason, n in counted.items():
-            if n:
-                yield f"{name} holds {n:,} samples that are {reason} by the lists in force"
+        yield from _readable(name, _metadata(release, name, rows[name], lists, ids))
+        if len(ids) == number + 1:
+            vectors = _vectors(release, number, manifest["dimension"])
+            yield from _readable(f"the vectors of {name}", vectors)
+        else:
+            ids.append(np.empty(0, np.int64))
         progress.advance()
     every = np.concatenate([np.empty(0, np.int64), *ids])
     if len(every) != manifest["samples"]:
@@ -92,9 +144,36 @@ def _rows(release: Path, manifest: Mapping[str, Any], lists: Lists, log: Log) ->
         yield f"{len(every) - len(np.unique(every)):,} SAMPLE_IDs come twice"
 
 
-def _vectors(
-    release: Path, number: int, similarity: NDArray[np.float64], width: int
-) -> Iterator[str]:
+def _metadata(
+    release: Path, name: str, rows: int, lists: Lists, ids: list[NDArray[np.int64]]
+) -> Problems:
+    """Adds the file's SAMPLE_IDs to ``ids`` if it has a subset's columns."""
+    with pq.ParquetFile(release / name) as file:
+        if not file.schema_arrow.remove_metadata().equals(schemas.SUBSET):
+            yield f"{name} has other columns than a subset"
+            return
+        table = file.read(columns=["SAMPLE_ID", "URL", "TEXT"])
+    if table.num_rows != rows:
+        yield f"{name} has {table.num_rows:,} rows, not {rows:,}"
+    told = table["SAMPLE_ID"].to_numpy()
+    meant = [
+        sample_id_of(uid_of(url, text))
+        for batch in table.to_batches(max_chunksize=_BLOCK)
+        for url, text in zip(batch["URL"].to_pylist(), batch["TEXT"].to_pylist(), strict=True)
+    ]
+    other = int((told != np.array(meant, np.int64)).sum())
+    if other:
+        yield f"{name}: {other:,} SAMPLE_IDs are not those of their URL and text"
+    ids.append(told)
+    _, counted = listed_rows(release / name, lists)
+    for reason, n in counted.items():
+        if n:
+            yield f"{name} holds {n:,} samples that are {reason} by the lists in force"
+
+
+def _vectors(release: Path, number: int, width: int) -> Problems:
+    with pq.ParquetFile(release / metadata_name(number)) as file:
+        similarity = file.read(columns=["similarity"])["similarity"].to_numpy()
     arrays = {}
     for modality in MODALITIES:
         name = vectors_name(modality, number)
@@ -116,12 +195,48 @@ def _vectors(
             yield f"{metadata_name(number)}: similarities are off their vectors' cosine by {off}"
 
 
-def _indices(release: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
-    if manifest["indices"] is None:
+def _index(release: Path, manifest: Mapping[str, Any], modality: Modality) -> Problems:
+    name = index_name(modality)
+    index = map_index(release / name)
+    if (index.ntotal, index.d) != (manifest["samples"], manifest["dimension"]):
+        yield f"{name} holds {index.ntotal:,} vectors of width {index.d}"
         return
+    if not np.array_equal(np.sort(_ids(index)), np.arange(index.ntotal)):
+        yield f"{name}: its ids are not the rows of the release"
+        return
+    number = _metadata_files(item["name"] for item in manifest["files"])
+    arrays = [
+        np.load(release / vectors_name(modality, n), mmap_mode="r", allow_pickle=False)
+        for n in range(number)
+    ]
+    starts = np.cumsum([0, *(len(array) for array in arrays)])
+
+    def vectors(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        which = np.searchsorted(starts, rows, side="right") - 1
+        found = [arrays[n][row - starts[n]] for n, row in zip(which, rows, strict=True)]
+        return np.array(found, np.float32)
+
+    asked = np.unique(np.linspace(0, index.ntotal - 1, _QUERIES).astype(np.int64))
+    queries = vectors(asked)
+    _, found = index.search(queries, min(10, index.ntotal))
+    hits = 0
+    for query, rows in zip(queries, found, strict=True):
+        near = vectors(rows[rows >= 0]) @ query if (rows >= 0).any() else np.zeros(1)
+        hits += int(near.max() >= _SAME)
+    if hits < len(asked) / 2:  # codes are not exact
+        yield f"{name} finds {hits} of {len(asked)} vectors by themselves"
+
+
+def _ids(index: Any) -> NDArray[np.int64]:
     import faiss
 
-    for modality in MODALITIES:
-        index = faiss.read_index(str(release / index_name(modality)), faiss.IO_FLAG_MMAP_IFC)
-        if (index.ntotal, index.d) != (manifest["samples"], manifest["dimension"]):
-            yield f"{index_name(modality)} holds {index.ntotal:,} vectors of width {index.d}"
+    if hasattr(index, "id_map"):
+        return np.asarray(faiss.vector_to_array(index.id_map))
+    ivf = faiss.extract_index_ivf(index)
+    lists = ivf.invlists
+    parts = []
+    for cell in range(ivf.nlist):
+        size = lists.list_size(cell)
+        if size:
+            parts.append(faiss.rev_swig_ptr(lists.get_ids(cell), size).copy())
+    return np.concatenate([np.empty(0, np.int64), *parts])

@@ -9,11 +9,11 @@ can open the file from anywhere. A lake that was moved is read after `SET VARIAB
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -24,6 +24,8 @@ from laion_assets.download.outcomes import LEDGER_SCHEMA, OUTCOME_SCHEMA
 from laion_assets.files import atomic_path
 from laion_assets.funnel import REASONS
 from laion_assets.stats.formats import FUNNEL, HISTOGRAMS, RUNS, TOP
+
+T = TypeVar("T")
 
 _KEY: Final = [("crawl", pa.string()), ("segment", pa.string())]
 
@@ -97,13 +99,12 @@ def build_catalog(lake_root: Path, out: Path, subsets: Sequence[str] = ()) -> di
 
     ``subsets`` names the assets of further subsets, each of which has a view of its name.
     New partitions appear in the views by themselves, also those of a stage that had none. Raises
-    ``ValueError`` if the lake's path holds characters that DuckDB would take for a pattern.
+    ``ValueError`` if the lake's path holds characters that DuckDB would take for a pattern or key.
     """
     further = {name: _View(name, "part-*.parquet", schemas.SUBSET) for name in subsets}
     stages = {**_STAGES, **further}
     root = lake_root.absolute()
-    if any(character in str(root) for character in "*?["):
-        raise ValueError(f"the lake's path {root} holds one of * ? [ and cannot be in a view")
+    _refuse_pattern(root)
     with (
         atomic_path(out) as beside,
         duckdb.connect(
@@ -111,15 +112,42 @@ def build_catalog(lake_root: Path, out: Path, subsets: Sequence[str] = ()) -> di
         ) as connection,
     ):
         connection.execute("create table lake as select $root as root", {"root": str(root)})
-        for name, view in stages.items():
-            connection.execute(f"create view {name} as {_select(connection, root, view)}")
-        for name, sql in _DERIVED.items():
-            connection.execute(f"create view {name} as {sql}")
-        _add_words(connection)
-        connection.execute(_MACROS.read_text(encoding="utf-8"))
+        _define(connection, root, stages)
         rows = {name: _count(connection, name) for name in (*stages, *_DERIVED)}
         connection.execute("checkpoint")
     return {"views": rows}
+
+
+def _refuse_pattern(root: Path) -> None:
+    if any(character in str(root) for character in "*?[="):
+        raise ValueError(f"the lake's path {root} holds one of * ? [ = and cannot be in a view")
+
+
+def _define(connection: duckdb.DuckDBPyConnection, root: Path, stages: Mapping[str, _View]) -> None:
+    for name, view in stages.items():
+        connection.execute(f"create view {name} as {_select(connection, root, view)}")
+    for name, sql in _DERIVED.items():
+        connection.execute(f"create view {name} as {sql}")
+    _add_words(connection)
+    connection.execute(_MACROS.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def open_samples(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A catalog in memory, whose view `subset` is the parquet files of a folder, and without
+    any other stage."""
+    import pyarrow.dataset  # which loads pandas
+
+    with (
+        tempfile.TemporaryDirectory(prefix="laion-assets-sql-") as nothing,
+        duckdb.connect(config={"temp_directory": nothing}) as connection,
+    ):
+        _define(connection, Path(nothing), _STAGES)
+        connection.execute("drop view subset")
+        # Arrow's reader takes no path for a pattern.
+        files = sorted(map(str, folder.glob("*.parquet")))
+        connection.register("subset", pyarrow.dataset.dataset(files, schemas.SUBSET))
+        yield connection
 
 
 def _add_words(connection: duckdb.DuckDBPyConnection) -> None:
@@ -195,7 +223,8 @@ def _count(connection: duckdb.DuckDBPyConnection, view: str) -> int:
 def open_catalog(catalog: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A read-only connection that sees the catalog and the lake's files, and nothing else.
 
-    Raises ``FileNotFoundError`` if there is no catalog.
+    Raises ``FileNotFoundError`` if there is no catalog, ``ValueError`` if the lake was moved to
+    where DuckDB would take its path for a pattern or for keys.
     """
     if not catalog.is_file():
         raise FileNotFoundError(f"no catalog at {catalog}: materialize the asset `catalog` first")
@@ -208,6 +237,7 @@ def open_catalog(catalog: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         ) as connection,
     ):
         lake = lake_of(catalog, connection)
+        _refuse_pattern(lake)
         connection.execute(f"set variable lake = {_quoted(str(lake))}")
         connection.execute(f"set allowed_directories = [{_quoted(str(lake))}]")
         connection.execute("set enable_external_access = false")
@@ -236,33 +266,64 @@ def query(catalog: Path, sql: str) -> pa.Table:
         statements = duckdb.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise QueryError("only one SELECT, DESCRIBE, SHOW or SUMMARIZE can be asked at a time")
-        for last in (*[False] * (_TRIES - 1), True):
-            with open_catalog(catalog) as connection:
-                lake = lake_of(catalog, connection)
-                before = _partitions(lake)
-                try:
-                    table = connection.sql(sql).to_arrow_table()
-                except duckdb.IOException:
-                    if last or not _replaced(before, _partitions(lake)):
-                        raise
-                    continue
-            if last or not _replaced(before, _partitions(lake)):
-                return table
+        table = ask(catalog, lambda connection: connection.sql(sql).to_arrow_table())
     except duckdb.Error as error:
         raise QueryError(str(error)) from error
-    raise AssertionError("the last try returns or raises")
+    return table.rename_columns(_distinct(table.column_names))
 
 
-def _partitions(lake: Path) -> dict[Path, tuple[int, int]]:
+def ask(catalog: Path, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+    """What ``question`` finds in the catalog while no partition that it reads is replaced.
+
+    It is asked again if one was, which could have taken its files away or mixed old with new ones.
+    Raises :class:`QueryError` if that does not end.
+    """
+    for _ in range(_TRIES):
+        with open_catalog(catalog) as connection:
+            lake, assets = lake_of(catalog, connection), _assets(connection)
+            before = _partitions(lake, assets)
+            try:
+                answer = question(connection)
+            except duckdb.IOException:
+                if not _replaced(before, _partitions(lake, assets)):
+                    raise
+                continue
+        if not _replaced(before, _partitions(lake, assets)):
+            return answer
+    raise QueryError(
+        "partitions keep being replaced while they are read: ask again when fewer are being made"
+    )
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """``a``, ``a_1`` … for columns of one name, which as keys would be one."""
+    distinct: list[str] = []
+    for name in names:
+        ways = (name, *(f"{name}_{number}" for number in range(1, len(names) + 1)))
+        distinct.append(
+            next(way for way in ways if way not in distinct and (way == name or way not in names))
+        )
+    return distinct
+
+
+def _assets(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    """Those that the catalog has views of; a further subset's view has its asset's name."""
+    views = connection.execute("select view_name from duckdb_views() where not internal").fetchall()
+    further = {name for (name,) in views} - set(_STAGES) - set(_DERIVED)
+    return {view.asset for view in _STAGES.values()} | further
+
+
+def _partitions(lake: Path, assets: Iterable[str]) -> dict[Path, tuple[int, int]]:
     """Folder of each published partition -> what is another one once it has been replaced.
 
     The time beside the inode, since a file system gives the number of a deleted folder again.
     """
     found = {}
-    for folder in lake.glob("*/crawl=*/segment=*"):
-        with suppress(FileNotFoundError):  # it has just been taken away
-            stat = folder.stat()
-            found[folder] = (stat.st_ino, stat.st_mtime_ns)
+    for asset in assets:
+        for folder in lake.glob(f"{asset}/crawl=*/segment=*"):
+            with suppress(FileNotFoundError):  # it has just been taken away
+                stat = folder.stat()
+                found[folder] = (stat.st_ino, stat.st_mtime_ns)
     return found
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
 import duckdb
 
+from laion_assets.clip.options import file_name, public_key
 from laion_assets.funnel import REASONS, StageCounts
 
 DECILES: Final = tuple(number / 10 for number in range(1, 10))
@@ -114,6 +115,8 @@ class Facts:
     runs: Sequence[AssetRuns]
     made: Sequence[Made]
     around: Sequence[NearPair]
+    left_out: int = 0
+    """Samples of the subset that are not among ``samples``, since a list names them."""
 
     def kept(self, stage: str) -> int:
         """What a stage kept, 0 if it has not been made."""
@@ -159,12 +162,13 @@ def gather(connection: duckdb.DuckDBPyConnection) -> Facts:
     ]
     made_with = [values for asset, _, values in metadata if asset == "filtered_subset"]
     threshold = _common(made_with, "threshold")
+    model = _common(made_with, "model")
     return Facts(
         samples=statistics[0].n,
         crawls=[crawl for (crawl,) in rows("select distinct crawl from runs order by all")],
         segments=rows("select count(distinct (crawl, segment)) from runs")[0][0],
         newest=rows("select max(started) from runs")[0][0],
-        model=_common(made_with, "model"),
+        model=model and public_key(model),
         recipe=_common(made_with, "recipe"),
         threshold=threshold,
         funnel=_funnel(rows("select stage, reason, n from funnel")),
@@ -181,6 +185,28 @@ def gather(connection: duckdb.DuckDBPyConnection) -> Facts:
         runs=[AssetRuns(*row) for row in rows("from throughput()")],
         made=_made(metadata),
         around=[] if threshold is None else _around(rows),
+    )
+
+
+def of_samples(facts: Facts, connection: duckdb.DuckDBPyConnection, left_out: int) -> Facts:
+    """The same lake's facts, but its samples are those of ``connection``
+    (see :func:`laion_assets.stats.catalog.open_samples`); ``left_out``: how many those are fewer.
+
+    Only what a card tells: statistics, deciles and licences.
+    """
+    statistics = [
+        Statistic(*row) for row in connection.execute("from resolution_table()").fetchall()
+    ]
+    similarity_deciles, text_deciles = _deciles(connection)
+    licenses = connection.execute(f"select license, samples from licences() limit {TOP_ROWS}")
+    return replace(
+        facts,
+        samples=statistics[0].n,
+        left_out=left_out,
+        statistics=statistics,
+        similarity_deciles=similarity_deciles,
+        text_deciles=text_deciles,
+        licenses=licenses.fetchall(),
     )
 
 
@@ -213,7 +239,20 @@ def _made(metadata: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Made]:
 def _telling(metadata: Mapping[str, Any]) -> dict[str, Any]:
     told = {name: metadata[name] for name in _TELLING if name in metadata}
     options = told.pop("options", {})
-    return {name: value for name, value in {**options, **told}.items() if value not in (None, {})}
+    return {
+        name: _public(name, value)
+        for name, value in {**options, **told}.items()
+        if value not in (None, {})
+    }
+
+
+def _public(name: str, value: Any) -> Any:
+    """Without the path of a folder or file of the machine that made it."""
+    if name == "model":
+        return public_key(value)
+    if name == "thresholds":
+        return {public_key(key): threshold for key, threshold in value.items()}
+    return file_name(value) if name == "pretrained" else value
 
 
 def _common(made_with: Sequence[Mapping[str, Any]], name: str) -> Any:

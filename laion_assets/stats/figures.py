@@ -29,6 +29,8 @@ STAGE_NAMES: Final[Mapping[str, str]] = {
 }
 """What goes into each stage."""
 
+_LABEL_CHARS: Final = 28
+
 
 @dataclass(frozen=True)
 class Theme:
@@ -505,6 +507,12 @@ def _image_sizes(facts: Facts) -> Figure | None:
     return _render("image_sizes", "Size of the images", alt, _bins(bins), 2.5, paint)
 
 
+def _shortened(label: str) -> str:
+    """Without its middle if it would leave no room for the bars."""
+    half = _LABEL_CHARS // 2
+    return label if len(label) <= _LABEL_CHARS else f"{label[:half]}…{label[1 - half :]}"
+
+
 def _bars(
     name: str, title: str, what: str, values: Sequence[tuple[str, int]], total: int | None = None
 ) -> Figure | None:
@@ -520,7 +528,7 @@ def _bars(
     def paint(axes: Axes, theme: Theme) -> None:
         _bare(axes)
         axes.barh(range(len(values)), [n for _, n in values], height=0.6, color=theme.accent)
-        axes.set_yticks(range(len(values)), labels=labels)
+        axes.set_yticks(range(len(values)), labels=[_shortened(label) for label in labels])
         for label in axes.get_yticklabels():
             label.set_color(theme.ink)
         for row, (_, n) in enumerate(values):

@@ -97,7 +97,8 @@ group by sha256 having count(*) >= at_least order by samples desc, sha256;
 create macro sample(n := 10, view := 'subset', seed := 0, crawls := '*') as table
 from query_table(view) where crawl glob crawls order by hash(sample_id, seed) limit n;
 
--- The `n` pairs nearest to the recipe's threshold on either side of it. Untagged ones alone.
+-- The `n` pairs nearest to the recipe's threshold on either side of it, above it those that were
+-- kept. Untagged ones alone.
 create macro around_threshold(n := 12, crawls := '*') as table
 with recipe as (
     select max(cast(metadata ->> 'threshold' as double)) as threshold
@@ -106,7 +107,8 @@ with recipe as (
     from scored, recipe where crawl glob crawls and nsfw = 'UNLIKELY' and not text_names_minors
 )
 from (
-    (from harmless where similarity >= threshold order by similarity, sample_id limit n)
+    (from harmless semi join subset using (crawl, segment, sample_id)
+        where similarity >= threshold order by similarity, sample_id limit n)
     union all
     (from harmless where similarity < threshold order by similarity desc, sample_id limit n)
 ) order by similarity desc, sample_id;

@@ -19,7 +19,7 @@ from laion_assets.generation.report import OVERVIEW
 from laion_assets.progress import Log, silent
 from laion_assets.schemas import SUBSET_MEANING
 from laion_assets.segments import SegmentKey
-from laion_assets.stats.catalog import lake_of, open_catalog
+from laion_assets.stats.catalog import ask, lake_of
 from laion_assets.stats.facts import DECILES, Facts, NearPair, gather
 from laion_assets.stats.figures import STAGE_NAMES, draw, percent
 
@@ -32,11 +32,11 @@ def build_report(
     ``samples`` is the folder of `dalle_samples`, where there is one, and shown too.
     The page is one file that asks for nothing outside. The same catalog and shards give the same
     bytes. Returns the numbers worth a line of metadata. Raises ``FileNotFoundError`` without a
-    catalog.
+    catalog, :class:`QueryError` if partitions keep being replaced.
     """
-    with open_catalog(catalog) as connection:
-        facts = gather(connection)
-        lake = lake_of(catalog, connection)
+    facts, lake = ask(
+        catalog, lambda connection: (gather(connection), lake_of(catalog, connection))
+    )
     figures = draw(facts)
     for figure in figures:
         with atomic_path(out / "figures" / f"{figure.name}.png") as beside:

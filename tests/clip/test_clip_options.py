@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.options import ClipOptions, public_key
 
 
 def test_the_default_is_the_papers_model() -> None:
@@ -21,3 +21,17 @@ def test_an_unknown_precision_is_refused() -> None:
 
 def test_what_is_left_out_of_versions_are_fields() -> None:
     assert set(ClipOptions.NOT_IN_VERSION) <= set(ClipOptions.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("key", "public"),
+    [
+        ("ViT-B-32/openai", "ViT-B-32/openai"),
+        ("hf-hub:laion/CLIP-ViT-B-32", "hf-hub:laion/CLIP-ViT-B-32"),
+        ("local-dir:/home/somebody/secret/clip/", "local-dir:clip"),
+        ("ViT-B-32//home/somebody/secret/clip.pt", "ViT-B-32/clip.pt"),
+        ("ViT-B-32/C:\\somebody\\clip.pt", "ViT-B-32/clip.pt"),
+    ],
+)
+def test_a_key_is_published_without_the_path_of_its_weights(key: str, public: str) -> None:
+    assert public_key(key) == public

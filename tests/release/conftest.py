@@ -17,6 +17,7 @@ from laion_assets.stats.catalog import build_catalog
 from tests.stats.conftest import SEGMENTS, SegmentFiles
 
 WIDTH = 16
+ABOUT = About(name='"Quoted": a release', contact="https://example.org/contact")
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -58,8 +59,7 @@ def make_lake(root: Path) -> Lake:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that holds ``lake`` and ``release``, five files of its 72 samples. Read only."""
     root = tmp_path_factory.mktemp("release")
-    about = About(name='"Quoted": a release', contact="https://example.org/contact")
-    export(make_lake(root / "lake"), root / "release", files=5, about=about, index=IndexOptions())
+    export(make_lake(root / "lake"), root / "release", files=5, about=ABOUT, index=IndexOptions())
     return root
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from laion_assets.knn.codec import Codec, train_codec
 from laion_assets.knn.options import IndexOptions
 from laion_assets.lake import Lake
 from laion_assets.release import export as exporting
+from laion_assets.release import verify as verifying
 from laion_assets.release.export import export
 from laion_assets.release.files import write_faiss
 from laion_assets.release.plan import ReleaseError
 from laion_assets.release.verify import verify
 from laion_assets.removals.in_force import read_lists
-from tests.release.conftest import unit
-from tests.stats.conftest import SegmentFiles
+from tests.release.conftest import ABOUT, unit
+from tests.stats.conftest import SEGMENTS, SegmentFiles
 
 
 def rows_of(release: Path) -> list[dict[str, object]]:
@@ -82,6 +84,7 @@ def test_the_readme_is_the_card_with_what_loaders_need(made: Path) -> None:
     front = yaml.safe_load(front)
     assert front["pretty_name"] == '"Quoted": a release'
     assert front["size_categories"] == ["n<1K"]
+    assert front["language"] == ["de", "en"]
     assert front["configs"] == [{"config_name": "default", "data_files": "metadata/*.parquet"}]
     assert "# Dataset card\n\n72 image-text samples from 3 segments" in card
     assert "Write to https://example.org/contact" in card
@@ -135,6 +138,29 @@ def test_a_killed_export_goes_on_and_gives_the_same(
     assert not (tmp_path / ".out.export").exists()
 
 
+def test_an_export_killed_when_it_was_published_is_mended(made: Path, lake: Lake) -> None:
+    out = shutil.copytree(made / "release", lake.root.parent / "out")
+    (out / exporting._STATE).write_text("{}")
+    assert verify(out) == [f"{exporting._STATE} is not in manifest.json"]
+    export(lake, out, files=5, about=ABOUT, index=IndexOptions())
+    assert verify(out) == []
+
+
+def test_the_readmes_languages_are_those_of_the_released_rows(lake: Lake, tmp_path: Path) -> None:
+    """The pairs before the filter have German ones, too."""
+    (lake.root / "removals").mkdir()
+    rows = [
+        row
+        for part in lake.root.glob("filtered_subset/*/*/part-*")
+        for row in pq.ParquetFile(part).read().to_pylist()
+    ]
+    german = [f"sample-id:{row['SAMPLE_ID']}" for row in rows if row["LANGUAGE"] == "de"]
+    (lake.root / "removals" / "a.txt").write_text("\n".join(german))
+    export(lake, tmp_path / "crawl=x [1]", files=1)
+    _, front, _ = (tmp_path / "crawl=x [1]" / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["language"] == ["en"]
+
+
 def test_what_an_export_of_another_state_left_is_not_used(
     lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +198,15 @@ def test_what_is_listed_is_left_out_before_its_segment_is_made_again(
     assert not any((vectors_of(tmp_path / "out", "img") == vectors[3]).all(axis=1))
     assert faiss.read_index(str(tmp_path / "out" / "indices" / "image.index")).ntotal == 67
     assert verify(tmp_path / "out", read_lists(lake.root)) == []
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "67 image-text samples" in card
+    assert "| Samples that no list names | 72 | 67 | 93 % |" in card
+    assert "| Unique samples | 67 | 100 % |" in card
+    released = rows_of(tmp_path / "out")
+    licences = Counter(str(row["LICENSE"]) for row in released)
+    assert all(f"| {licence} | {n} |" in card for licence, n in licences.items())
+    tenths = np.quantile([row["similarity"] for row in released], np.arange(0.1, 0.95, 0.1))
+    assert f"| similarity | {' | '.join(f'{value:.3f}' for value in tenths)} |" in card
 
 
 def test_a_release_from_before_a_removal_is_told(made: Path, lake: Lake) -> None:
@@ -206,7 +241,18 @@ def _cut(path: Path) -> None:
 def _forged(release: Path, name: str, change: Callable[[Path], None]) -> None:
     """Change a file and make the checksums agree: what is left to notice is its content."""
     change(release / name)
+    _sign(release)
+
+
+def _sign(release: Path, *, of_data: bool = False) -> None:
+    """Checksums of what is there now; ``of_data``: in croissant.json, too."""
     manifest = json.loads((release / "manifest.json").read_text())
+    if of_data:
+        told = json.loads((release / "croissant.json").read_text())
+        for item in told["distribution"]:
+            if "sha256" in item:
+                item["sha256"] = exporting.sha256_file(release / item["name"])
+        (release / "croissant.json").write_text(json.dumps(told))
     sums = []
     for item in manifest["files"]:
         path = release / item["name"]
@@ -236,9 +282,42 @@ def _other_columns(path: Path) -> None:
     pq.write_table(pq.read_table(path).drop_columns(["md5"]), path)
 
 
+def _other_texts(path: Path) -> None:
+    table = pq.ParquetFile(path).read()
+    number = table.schema.get_field_index("TEXT")
+    texts = table["TEXT"].to_pylist()
+    pq.write_table(table.set_column(number, table.schema.field(number), [texts[::-1]]), path)
+
+
+def _other_ids(path: Path) -> None:
+    index = faiss.read_index(str(path))
+    other = faiss.IndexIDMap2(faiss.IndexFlatIP(index.d))
+    other.add_with_ids(index.index.reconstruct_n(0, 72), np.arange(72) + 999)
+    faiss.write_index(other, str(path))
+
+
+def _other_vectors(path: Path) -> None:
+    other = faiss.IndexIDMap2(faiss.IndexFlatIP(16))
+    other.add_with_ids(np.eye(16)[np.arange(72) % 16].astype(np.float32), np.arange(72))
+    faiss.write_index(other, str(path))
+
+
+def _other_checksum(path: Path) -> None:
+    told = json.loads(path.read_text())
+    told["distribution"][0]["sha256"] = "0" * 64
+    path.write_text(json.dumps(told))
+
+
+def _garbage(path: Path) -> None:
+    path.write_bytes(b"x")
+
+
 @pytest.mark.parametrize(
     ("name", "change", "says"),
     [
+        ("metadata/metadata_00000.parquet", _other_texts, "14 SAMPLE_IDs are not those of their"),
+        ("metadata/metadata_00000.parquet", _garbage, "cannot be looked into"),
+        ("img_emb/img_emb_00001.npy", _garbage, "cannot be looked into"),
         ("text_emb/text_emb_00002.npy", _swap_rows, "off their vectors' cosine"),
         ("img_emb/img_emb_00002.npy", _nan, "off unit length by nan"),
         ("metadata/metadata_00001.parquet", _twice, "1 SAMPLE_IDs come twice"),
@@ -251,6 +330,119 @@ def test_what_does_not_belong_together_is_noticed(
     release = shutil.copytree(made / "release", tmp_path / "release")
     _forged(release, name, change)
     assert any(says in problem for problem in verify(release))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_other_ids, "its ids are not the rows"),
+        (_other_vectors, "vectors by themselves"),
+        (_garbage, "cannot be looked into"),
+    ],
+)
+def test_an_index_of_other_vectors_is_noticed(
+    made: Path, tmp_path: Path, change: Callable[[Path], None], says: str
+) -> None:
+    release = shutil.copytree(made / "release", tmp_path / "release")
+    change(release / "indices" / "image.index")
+    _sign(release, of_data=True)
+    (problem,) = verify(release)
+    assert problem.startswith("indices/image.index")
+    assert says in problem
+
+
+def test_croissant_is_held_to_the_manifest(made: Path, tmp_path: Path) -> None:
+    release = shutil.copytree(made / "release", tmp_path / "release")
+    _forged(release, "croissant.json", _other_checksum)
+    (problem,) = verify(release)
+    assert problem.startswith("croissant.json does not have the SHA-256 of ")
+
+
+def test_a_release_has_its_files_and_no_others(made: Path, tmp_path: Path) -> None:
+    release = shutil.copytree(made / "release", tmp_path / "release")
+    (release / "img_emb" / "img_emb_00001.npy").rename(release / "img_emb" / "img_emb_00007.npy")
+    manifest = json.loads((release / "manifest.json").read_text())
+    for item in manifest["files"]:
+        item["name"] = item["name"].replace("img_emb_00001", "img_emb_00007")
+    (release / "manifest.json").write_text(json.dumps(manifest | {"indices": None}))
+    _sign(release)
+    assert verify(release) == [
+        "manifest.json lists no img_emb/img_emb_00001.npy",
+        "img_emb/img_emb_00007.npy does not belong in a release",
+        "indices/image.index does not belong in a release",
+        "indices/text.index does not belong in a release",
+    ]
+
+
+def _told(lake: Lake, asset: str, key: tuple[str, str], **metadata: object) -> None:
+    """Change what a partition's manifest tells, as making it otherwise does."""
+    path = SegmentFiles(lake.root, *key).folder(asset) / "_manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["metadata"].update(metadata)
+    path.write_text(json.dumps(manifest))
+
+
+def test_vectors_of_several_models_are_not_released(lake: Lake, tmp_path: Path) -> None:
+    _told(lake, "filtered_subset", SEGMENTS[1], model="another/model")
+    with pytest.raises(ReleaseError, match=r"several models.*another/model, width 16"):
+        export(lake, tmp_path / "out", files=1)
+    _told(lake, "filtered_subset", SEGMENTS[1], model="tiny/tiny")
+    for path in SegmentFiles(lake.root, *SEGMENTS[1]).folder("filtered_subset").glob("*_emb/*"):
+        np.save(path, np.load(path)[:, :8])
+    with pytest.raises(ReleaseError, match=r"several models.*tiny/tiny, width 8"):
+        export(lake, tmp_path / "out", files=1)
+
+
+@pytest.mark.parametrize(("model", "repeat"), [("another/model", 1), ("tiny/tiny", 2)])
+def test_a_codec_of_another_model_or_width_is_refused(
+    lake: Lake, tmp_path: Path, model: str, repeat: int
+) -> None:
+    folder = shutil.copytree(
+        SegmentFiles(lake.root, *SEGMENTS[0]).folder("filtered_subset"), tmp_path / "wide"
+    )
+    for path in folder.glob("*_emb/*"):
+        np.save(path, np.tile(np.load(path), repeat))
+    with lake.publish("index_codec", inputs={}, code_version="1") as staging:
+        options = IndexOptions(kind="ivf_sq8", cells=1)
+        train_codec([folder] * 12, staging.path, options, model_key=model)
+    with pytest.raises(ReleaseError, match=rf"codec is of {model}, width {16 * repeat},"):
+        export(lake, tmp_path / "out", files=1, index=IndexOptions())
+
+
+def test_statistics_of_other_partitions_are_not_released(lake: Lake, tmp_path: Path) -> None:
+    for segment in SEGMENTS:
+        _told(lake, "filtered_subset", segment, recipe="mine v2", threshold=0.25)
+    with pytest.raises(ReleaseError, match="make segment_stats and catalog again"):
+        export(lake, tmp_path / "out", files=1)
+    for segment in SEGMENTS:
+        SegmentFiles(lake.root, *segment).stats()
+    manifest = export(lake, tmp_path / "out", files=1)
+    assert (manifest["recipe"], manifest["threshold"]) == ("mine v2", 0.25)
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "public"),
+    [
+        ({"model": "local-dir:/home/me/secret/clip"}, "local-dir:/home/me/secret/clip", "clip"),
+        (
+            {"model": "ViT-B-32", "pretrained": "/home/me/secret/a.pt"},
+            "ViT-B-32//home/me/secret/a.pt",
+            "ViT-B-32/a.pt",
+        ),
+    ],
+)
+def test_where_the_models_weights_lie_is_not_published(
+    lake: Lake, tmp_path: Path, options: dict[str, str], key: str, public: str
+) -> None:
+    for segment in SEGMENTS:
+        _told(lake, "embeddings", segment, model=key, options=options, model_version="abcd1234")
+        _told(lake, "filtered_subset", segment, model=key, options={"thresholds": {key: 0.3}})
+        SegmentFiles(lake.root, *segment).stats()
+    manifest = export(lake, tmp_path / "out", files=1)
+    assert manifest["model"].endswith(public)
+    for path in (tmp_path / "out").glob("*.*"):
+        assert "secret" not in path.read_text(), path.name
+    assert "model_version `abcd1234`" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_damaged_missing_and_foreign_files_are_named(made: Path, tmp_path: Path) -> None:
@@ -284,6 +476,16 @@ def test_an_index_of_a_codec_is_a_faiss_file_that_finds(tmp_path: Path) -> None:
     assert faiss.extract_index_ivf(index).nprobe == 8
     _, found = index.search(vectors[:100].astype(np.float32), 1)
     assert (found[:, 0] == np.arange(100)).all()
+    manifest = {
+        "samples": 2_000,
+        "dimension": 32,
+        "indices": {},
+        "files": [{"name": "metadata/metadata_00000.parquet"}],
+    }
+    assert list(verifying._index(release, manifest, "image")) == []
+    np.save(release / "img_emb" / "img_emb_00000.npy", vectors[::-1])
+    (problem,) = verifying._index(release, manifest, "image")
+    assert "vectors by themselves" in problem
 
 
 def pq_of(vectors: np.ndarray, folder: Path) -> Path:
@@ -301,8 +503,13 @@ def test_the_command_exports_verifies_and_fails_in_one_line(
     config = tmp_path / "mine.toml"
     config.write_text(f'[lake]\nroot = "{lake.root}"\n[download]\ncontact = "https://a.test/me"\n')
     words = ["export", "--config", str(config), "-o", str(tmp_path / "out")]
-    assert main([*words, "--files", "2", "--without-indices"]) == 0
-    assert "samples        72" in capsys.readouterr().out
+    licence = ["--license", "cc0-1.0"]
+    assert main([*words, *licence, "--files", "2", "--without-indices"]) == 0
+    told = capsys.readouterr()
+    assert "samples        72" in told.out
+    assert "no --url" in told.err
+    assert "\nlicense: cc0-1.0\n" in (tmp_path / "out" / "README.md").read_text()
+    assert "publicdomain/zero" in (tmp_path / "out" / "croissant.json").read_text()
     assert "Write to https://a.test/me" in (tmp_path / "out" / "README.md").read_text()
     assert main([*words, "--verify"]) == 0
     assert "is a sound release" in capsys.readouterr().out

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import csv
+import io
+import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -12,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_assets import schemas
+from laion_assets.cli import main
 from laion_assets.funnel import STAGES
-from laion_assets.stats.catalog import QueryError, build_catalog, query
+from laion_assets.stats.catalog import QueryError, ask, build_catalog, query
 from tests.stats.conftest import SEGMENTS, SegmentFiles
 
 VIEWS = {
@@ -170,19 +175,43 @@ def test_a_query_sees_a_partition_that_is_replaced_again_and_again_whole(tmp_pat
     try:
         assert publisher.stdout
         assert publisher.stdout.readline() == "published\n"
-        counted = [
-            _rows(
-                lake / "catalog" / "catalog.duckdb",
-                "select count(*), sum(WIDTH), count(distinct md5) from subset",
-            )[0]
-            for _ in range(30)
-        ]
+        counted = []
+        for _ in range(30):
+            sql = "select count(*), sum(WIDTH), count(distinct md5) from subset"
+            try:
+                counted += _rows(lake / "catalog" / "catalog.duckdb", sql)
+            except QueryError as error:  # rather than a mixture
+                assert "keep being replaced" in str(error)  # noqa: PT017
     finally:
         publisher.kill()
         publisher.communicate()
     rows = {row[0] for row in counted}
     assert rows == {24, 72}, "one part, or three"
     assert len(set(counted)) == 2
+
+
+def test_an_answer_is_refused_if_replacing_does_not_end(tmp_path: Path) -> None:
+    files = SegmentFiles(tmp_path / "lake", *SEGMENTS[0])
+    files.write()
+    index = files.folder("knn_index")
+    index.mkdir(parents=True)
+    catalog = files.lake / "catalog" / "catalog.duckdb"
+    build_catalog(files.lake, catalog, ["subset_mine"])
+    asked: list[Path] = []
+
+    def replacing(folder: Path, connection: duckdb.DuckDBPyConnection) -> object:
+        asked.append(folder)
+        folder.rename(tmp_path / f"old{len(asked)}")
+        shutil.copytree(tmp_path / f"old{len(asked)}", folder)
+        return connection.sql("select count(*) from subset").fetchall()
+
+    assert ask(catalog, partial(replacing, index)) == [(24,)]
+    assert asked == [index], "the catalog has no view of it"
+    with pytest.raises(QueryError, match="keep being replaced"):
+        ask(catalog, partial(replacing, files.folder("filtered_subset")))
+    further = shutil.copytree(files.folder("filtered_subset"), files.folder("subset_mine"))
+    with pytest.raises(QueryError, match="keep being replaced"):
+        ask(catalog, partial(replacing, further))
 
 
 PUBLISHER = """
@@ -259,6 +288,48 @@ def test_pairs_around_the_threshold_are_the_nearest_on_either_side(catalog: Path
     found = [row[0] for row in _rows(catalog, "select similarity from around_threshold(3)")]
     assert found == pytest.approx([0.3] * 3 + [0.285] * 3), "that of 0.29 is tagged NSFW"
     assert _rows(catalog, "select distinct nsfw from around_threshold(30)") == [("UNLIKELY",)]
+
+
+def test_what_the_recipes_own_conditions_refused_is_not_just_kept(tmp_path: Path) -> None:
+    files = SegmentFiles(tmp_path / "lake", *SEGMENTS[0])
+    files.write()
+    files.stats()
+    part = files.folder("filtered_subset") / "part-00000.parquet"
+    pq.write_table(pq.ParquetFile(part).read().slice(10), part)
+    build_catalog(files.lake, tmp_path / "catalog.duckdb")
+    sql = "select similarity from around_threshold(3) where similarity >= 0.3"
+    found = [row[0] for row in _rows(tmp_path / "catalog.duckdb", sql)]
+    assert found == pytest.approx([0.365, 0.355, 0.35]), "that of 0.36 is UNSURE"
+
+
+def test_columns_of_one_name_are_told_apart(catalog: Path) -> None:
+    table = query(catalog, "select 1 as a, 2 as a, 3 as a_1, 4 as a")
+    assert table.to_pylist() == [{"a": 1, "a_2": 2, "a_1": 3, "a_3": 4}]
+
+
+HARD = (
+    "select 1 as a, 2 as a, sum(WIDTH) as s, 0.5::decimal(4, 2) as d, [1.0, 'nan'::double] as l, "
+    "{'x': 'inf'::float, 'y': 'ä'} as m, 'ab'::blob as b, interval 1 day as i, true as t, "
+    "date '2020-01-02' as day, null as n, max(similarity) > 0 as f from subset"
+)
+
+
+def test_every_value_has_its_json_csv_and_cell(
+    catalog: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sql", "--catalog", str(catalog), HARD]
+    assert main([*words, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    total = query(catalog, "select cast(sum(WIDTH) as int) as s from subset")["s"][0].as_py()
+    assert (row["a"], row["a_1"], row["s"], row["d"]) == (1, 2, total, 0.5)
+    assert (row["l"], row["m"]) == ([1.0, None], {"x": None, "y": "ä"})
+    assert (row["b"], row["t"], row["day"], row["n"]) == ("6162", True, "2020-01-02", None)
+    assert main([*words, "--csv"]) == 0
+    (told,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert json.loads(told["l"]) == [1.0, None]
+    assert (told["a"], told["a_1"], told["s"], told["b"]) == ("1", "2", str(total), "6162")
+    assert main(words) == 0
+    assert capsys.readouterr().out.split()[:3] == ["a", "a_1", "s"]
 
 
 def test_duckdb_from_before_python_has_it_can_open_the_catalog(catalog: Path) -> None:
@@ -347,3 +418,13 @@ def test_what_cannot_be_is_said_plainly(tmp_path: Path) -> None:
         query(tmp_path / "catalog.duckdb", "select 1")
     with pytest.raises(ValueError, match="cannot be in a view"):
         build_catalog(tmp_path / "a*b", tmp_path / "catalog.duckdb")
+    with pytest.raises(ValueError, match="cannot be in a view"):
+        build_catalog(tmp_path / "crawl=x" / "lake", tmp_path / "catalog.duckdb")
+
+
+def test_a_lake_that_was_moved_to_where_its_path_is_a_key_is_refused(tmp_path: Path) -> None:
+    SegmentFiles(tmp_path / "lake", *SEGMENTS[0]).write()
+    build_catalog(tmp_path / "lake", tmp_path / "lake" / "catalog" / "catalog.duckdb")
+    (tmp_path / "lake").rename(tmp_path / "crawl=x")
+    with pytest.raises(ValueError, match="cannot be in a view"):
+        query(tmp_path / "crawl=x" / "catalog" / "catalog.duckdb", "select 1")

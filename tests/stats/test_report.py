@@ -5,6 +5,8 @@ import io
 import re
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -188,6 +190,18 @@ def test_figures_are_pictures_for_light_and_dark_pages(facts: Facts, report: Pat
         assert light.std() > 10, f"{path.stem} is not blank"
 
 
+def test_a_long_host_leaves_room_for_its_bar(facts: Facts) -> None:
+    host = "a-company-s-product-images.s3.eu-central-1.amazonaws.com"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib's, of a layout that collapsed
+        figures = draw(replace(facts, hosts=[(host, 50), ("b" * 63 + ".test", 20)]))
+    (figure,) = (figure for figure in figures if figure.name == "hosts")
+    assert host in figure.csv
+    picture = np.asarray(Image.open(io.BytesIO(figure.light)).convert("RGB")).astype(int)
+    coloured = np.abs(picture - picture[..., :1]).max(axis=2) > 60
+    assert np.ptp(np.flatnonzero(coloured.any(axis=0))) > 300, "pixels of the longer bar"
+
+
 def test_the_same_catalog_gives_the_same_report(
     catalog: Path, report: Path, tmp_path: Path
 ) -> None:
@@ -203,7 +217,7 @@ def test_samples_are_shown_where_there_are_any(catalog: Path, report: Path, tmp_
     build_report(catalog, tmp_path / "out", samples=samples)
     shown = Page((tmp_path / "out" / "report.html").read_text())
     assert "Drawn by a model" in shown.text
-    assert all(source.split(" ")[0].startswith("data:image/png") for source in shown.sources)
+    assert all(source.startswith("data:image/") for source in shown.sources)
     assert "Drawn by a model" not in Page((report / "report.html").read_text()).text
 
 
