@@ -54,7 +54,9 @@ class Discovery(_Section):
     first: Literal["newest", "oldest"] = Field(
         "newest", description="Which crawl's segments go before the others'"
     )
-    attempts: int = Field(3, ge=1, description="Failed runs after which a segment is given up")
+    attempts: int = Field(
+        3, ge=1, description="Failed runs after which a segment is left alone for a while"
+    )
     at_most: int = Field(
         100, ge=1, description="Runs that wait or run at once; more are asked for as these end"
     )
@@ -62,7 +64,8 @@ class Discovery(_Section):
     longest_back_off_s: int = Field(
         86_400,
         ge=1,
-        description="A look that failed is waited for twice as long each time, at most this long",
+        description="After a failed look, or a segment's last attempt, the wait is interval_s and "
+        "twice as long each further time, at most this long",
     )
 
 

@@ -2,8 +2,8 @@
 
 The sensor compares what is wanted with what is made, at each tick: a segment whose run was lost
 or failed is asked for again, a bounded number of times, and only for the assets it lacks. The
-list is looked at every `interval_s` seconds, by a conditional request; what cannot be read is
-asked for again later and later, and what was known before goes on meanwhile.
+list is looked at every `interval_s` seconds, by a conditional request; what cannot be read, and
+what fails again and again, is asked for later and later, and everything else goes on meanwhile.
 """
 
 import hashlib
@@ -28,6 +28,8 @@ from sensors.runs import SENSOR_TAG, runs_by_tag
 NAME: Final = "new_crawl_sensor"
 LAST_ASSET: Final = SEGMENT_ASSETS[-1]
 PRIORITY_TAG: Final = "dagster/priority"
+ROOT_TAG: Final = "dagster/root_run_id"
+"""Of a run that is another made again: the first of them."""
 _BELOW_PEOPLE: Final = 1_000_000
 _TICK_S: Final = 60
 """Between two ticks: finished and failed runs are noticed that soon, whatever `interval_s`."""
@@ -91,14 +93,15 @@ class _Trouble(BaseModel):
     next_look: float
 
     def told(self) -> str:
-        at = datetime.fromtimestamp(self.next_look, UTC).isoformat(timespec="minutes")
         often = f" ({self.times} times in a row)" if self.times > 1 else ""
-        return f"{self.what}{often}; asked again at {at}"
+        return f"{self.what}{often}; asked again at {_time(self.next_look)}"
 
 
 class _Known(BaseModel):
     """The cursor."""
 
+    source: str = ""
+    """The URLs that all of this was read from."""
     listing: Listing | None = None
     next_look: float = 0.0
     trouble: _Trouble | None = None
@@ -109,12 +112,13 @@ class _Known(BaseModel):
     """With crawls: those that are not published yet, or cannot be read."""
 
     @classmethod
-    def read(cls, cursor: str | None) -> "_Known":
+    def read(cls, cursor: str | None, source: str) -> "_Known":
         try:
-            return cls.model_validate_json(cursor or "{}")
+            known = cls.model_validate_json(cursor or "{}")
         except ValidationError:
             # Another version's, or edited by hand: all it knows can be asked for again.
-            return cls()
+            known = cls()
+        return known if known.source == source else cls(source=source)
 
     def look_at_list(self, source: CrawlSource, policy: Discovery) -> None:
         if now() < self.next_look:
@@ -156,9 +160,16 @@ class _Known(BaseModel):
 
 def _again(before: _Trouble | None, what: str, policy: Discovery) -> _Trouble:
     times = before.times + 1 if before else 1
+    return _Trouble(what=what, times=times, next_look=now() + _wait(times, policy))
+
+
+def _wait(times: int, policy: Discovery) -> float:
     # No more doublings than a float takes, of a trouble that nobody ends.
-    wait = min(policy.interval_s * 2.0 ** min(times - 1, 32), policy.longest_back_off_s)
-    return _Trouble(what=what, times=times, next_look=now() + wait)
+    return min(policy.interval_s * 2.0 ** min(times - 1, 32), policy.longest_back_off_s)
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="minutes")
 
 
 def _waits_for_dagster(record: dg.RunRecord) -> bool:
@@ -168,14 +179,19 @@ def _waits_for_dagster(record: dg.RunRecord) -> bool:
     return record.dagster_run.is_complete_and_waiting_to_retry and recent
 
 
+def _ended(record: dg.RunRecord) -> float:
+    return record.end_time or record.update_timestamp.replace(tzinfo=UTC).timestamp()
+
+
 def _failures(newest_first: Iterable[dg.DagsterRun]) -> int:
-    """Failed runs since the last that succeeded."""
-    failed = 0
+    """Failed runs since the last that succeeded; one that Dagster ran again counts once."""
+    failed = set()
     for run in newest_first:
         if run.status == dg.DagsterRunStatus.SUCCESS:
             break
-        failed += run.status == dg.DagsterRunStatus.FAILURE
-    return failed
+        if run.status == dg.DagsterRunStatus.FAILURE:
+            failed.add(run.tags.get(ROOT_TAG, run.run_id))
+    return len(failed)
 
 
 class _Asker:
@@ -189,7 +205,9 @@ class _Asker:
         self, instance: dg.DagsterInstance, policy: Discovery, assets: Sequence[str]
     ) -> None:
         self._instance, self._policy, self._assets = instance, policy, assets
-        self.given_up: list[str] = []
+        self.given_up: dict[str, float] = {}
+        """Segments whose attempts are used up, and when they are asked for again."""
+        self.canceled: list[str] = []
         self._flying = {
             data.partition
             for data in instance.get_run_partition_data(dg.RunsFilter(statuses=UNFINISHED))
@@ -230,17 +248,23 @@ class _Asker:
         """The segments to ask for, with the id of the last run that each had, or 0.
 
         Once `at_most` segments are given up, something is wrong that is no segment's own fault:
-        nothing more is asked for then.
+        nothing more is asked for until one of them has its turn again.
         """
         keys = {str(key): key for key in missing if str(key) not in self._flying}
         for partition, records in runs_by_tag(self._instance, PARTITION_TAG, list(keys)):
             if any(_waits_for_dagster(record) for record in records):
                 continue
-            if _failures(record.dagster_run for record in records) >= self._policy.attempts:
-                self.given_up.append(partition)
-                if len(self.given_up) >= self._policy.at_most:
-                    return
+            if records and records[0].dagster_run.status == dg.DagsterRunStatus.CANCELED:
+                self.canceled.append(partition)
                 continue
+            beyond = _failures(record.dagster_run for record in records) - self._policy.attempts
+            if beyond >= 0:
+                until = _ended(records[0]) + _wait(beyond + 1, self._policy)
+                if now() < until:
+                    self.given_up[partition] = until
+                    if len(self.given_up) >= self._policy.at_most:
+                        return
+                    continue
             yield keys[partition], records[0].dagster_run.run_id[:8] if records else "0"
 
     def _tags(self, key: SegmentKey) -> dict[str, str]:
@@ -248,14 +272,22 @@ class _Asker:
         return {PRIORITY_TAG: str(priority(key.crawl))} if newest else {}
 
     def told(self) -> list[str]:
-        if not self.given_up:
-            return []
-        shown = ", ".join(self.given_up[:10])
-        more = f" and {len(self.given_up) - 10} more" if len(self.given_up) > 10 else ""
-        told = [f"given up after {self._policy.attempts} failed runs: {shown}{more}"]
-        if len(self.given_up) >= self._policy.at_most:
-            told.append("nothing more is asked for until some of these are made by hand")
+        told = []
+        if self.given_up:
+            told.append(
+                f"given up after {self._policy.attempts} failed runs: {_some(self.given_up)}; "
+                f"asked for again from {_time(min(self.given_up.values()))} on"
+            )
+            if len(self.given_up) >= self._policy.at_most:
+                told.append("nothing more is asked for until then, or until some are made by hand")
+        if self.canceled:
+            told.append(f"canceled, so a person's to run again: {_some(self.canceled)}")
         return told
+
+
+def _some(partitions: Collection[str]) -> str:
+    more = f" and {len(partitions) - 10} more" if len(partitions) > 10 else ""
+    return ", ".join(list(partitions)[:10]) + more
 
 
 def new_crawl_sensor(
@@ -279,7 +311,7 @@ def new_crawl_sensor(
         options, instance = crawl_source.open().options, context.instance
         tries = min(options.attempts, _TRIES)
         source = CrawlSource(options.model_copy(update={"attempts": tries}))
-        known = _Known.read(context.cursor)
+        known = _Known.read(context.cursor, f"{options.collinfo_url} {options.data_url}")
         known.look_at_list(source, policy)
         listed = known.listing.crawls if known.listing else ()
         wanted = wanted_crawls(listed, policy)

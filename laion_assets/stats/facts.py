@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import duckdb
+import numpy as np
 
 from laion_assets.clip.options import file_name, public_key
 from laion_assets.funnel import REASONS, StageCounts
@@ -275,10 +276,24 @@ def _funnel(rows: Sequence[Row]) -> list[StageCounts]:
 
 
 def _deciles(connection: duckdb.DuckDBPyConnection) -> tuple[list[float], list[float]]:
-    """Of the subset's similarities, and of its texts' numbers of characters."""
-    ((similarity, text),) = connection.execute(
-        'select quantile_cont(similarity, $deciles), quantile_cont(length("TEXT"), $deciles) '
-        "from subset",
-        {"deciles": list(DECILES)},
-    ).fetchall()
-    return similarity or [], text or []
+    """Of the subset's similarities, to 1e-4, and of its texts' numbers of characters.
+
+    Read off the counts of each value: an exact quantile keeps all values in memory at once.
+    """
+
+    def of(value: str) -> list[float]:
+        counts = connection.execute(
+            f"select {value} as value, count(*) as n from subset where value is not null "
+            "group by all order by all"
+        ).fetchall()
+        if not counts:
+            return []
+        values, ends = np.array([value for value, _ in counts]), np.cumsum([n for _, n in counts])
+        places = np.array(DECILES) * (ends[-1] - 1)
+        below, above = (
+            values[np.searchsorted(ends, rounded(places), side="right")]
+            for rounded in (np.floor, np.ceil)
+        )
+        return [float(value) for value in below + (above - below) * (places % 1)]
+
+    return of("round(similarity::double, 4)"), of('length("TEXT")')

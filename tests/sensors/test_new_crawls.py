@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -307,6 +308,68 @@ def test_when_everything_fails_no_more_is_asked_for(world: Callable[[Discovery],
     # One is mended by hand; what it failed before that does not count.
     here.ran(f"{NEW}|00", dg.DagsterRunStatus.SUCCESS, SEGMENT_ASSETS)
     assert here.tick()[0] == [f"{OLD}|00#0", f"{OLD}|01#0"]
+
+
+def test_what_was_given_up_has_its_turn_again(world: Callable[[Discovery], World]) -> None:
+    here = world(Discovery(attempts=1, at_most=1, interval_s=100, longest_back_off_s=300))
+    list_crawls(here.root, OLD)
+    publish_paths(here.root, OLD, [100])
+    here.tick()
+    for wait in (100, 200, 300, 300):
+        here.ran(f"{OLD}|00", dg.DagsterRunStatus.FAILURE)
+        here.clock = time.time() + wait - 10
+        assert here.tick()[0] == []
+        here.clock += 20
+        assert len(here.tick()[0]) == 1
+
+
+def test_lost_workers_use_up_one_attempt_between_them(
+    world: Callable[[Discovery], World],
+) -> None:
+    here = world(Discovery(attempts=2))
+    list_crawls(here.root, OLD)
+    publish_paths(here.root, OLD, [100])
+    here.tick()
+    first = here.ran(f"{OLD}|00", dg.DagsterRunStatus.FAILURE)
+    (record,) = here.instance.get_run_records()
+    assert record.dagster_run.run_id.startswith(first)
+    root = {"dagster/root_run_id": record.dagster_run.run_id}
+    last = here.ran(f"{OLD}|00", dg.DagsterRunStatus.FAILURE, tags=root)
+    assert here.tick()[0] == [f"{OLD}|00#{last}"]
+    here.ran(f"{OLD}|00", dg.DagsterRunStatus.FAILURE)
+    assert here.tick()[0] == []
+
+
+def test_what_a_person_canceled_is_left_to_them(world: Callable[[Discovery], World]) -> None:
+    here = world(Discovery())
+    list_crawls(here.root, OLD)
+    publish_paths(here.root, OLD, [100])
+    here.tick()
+    here.ran(f"{OLD}|00", dg.DagsterRunStatus.CANCELED)
+    keys, message = here.tick()
+    assert keys == []
+    assert f"canceled, so a person's to run again: {OLD}|00" in message
+    failed = here.ran(f"{OLD}|00", dg.DagsterRunStatus.FAILURE)
+    assert here.tick()[0] == [f"{OLD}|00#{failed}"]
+
+
+def test_another_crawl_source_is_read_at_once(
+    world: Callable[[Discovery], World], serve_folder: Callable[[Path], FolderServer]
+) -> None:
+    here = world(Discovery())
+    list_crawls(here.root, OLD)
+    publish_paths(here.root, OLD, [100])
+    here.tick()
+    other = here.root / "other"
+    other.mkdir()
+    list_crawls(other, NEW)
+    publish_paths(other, NEW, [100])
+    url = serve_folder(other).url
+    here.source = here.source.model_copy(
+        update={"collinfo_url": f"{url}/collinfo.json", "data_url": url}
+    )
+    here.allow(Discovery())
+    assert here.tick()[0] == [f"{NEW}|00#0"]
 
 
 def test_further_subsets_are_asked_for(world: Callable[[Discovery], World]) -> None:
