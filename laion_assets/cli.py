@@ -49,6 +49,12 @@ def _existing(paths: Sequence[Path]) -> None:
             raise CommandError(f"there is no {path}")
 
 
+def _holding(folder: Path, pattern: str, what: str) -> None:
+    """A folder of something else is not an input of no rows."""
+    if folder.is_dir() and not any(folder.glob(pattern)):
+        raise CommandError(f"there are no {what} in {folder}")
+
+
 def pairs(args: argparse.Namespace) -> None:
     from laion_assets.pairs.extract import extract_files
     from laion_assets.settings import load_settings
@@ -69,6 +75,7 @@ def download(args: argparse.Namespace) -> None:
     from laion_assets.settings import load_settings
 
     _existing([args.pairs])
+    _holding(args.pairs, "part-*.parquet", "pairs (part-*.parquet)")
     options = load_settings(args.config).download
     if args.refetch:
         options = options.model_copy(update={"refetch": args.refetch})
@@ -94,12 +101,17 @@ def download(args: argparse.Namespace) -> None:
 def embed(args: argparse.Namespace) -> None:
     from laion_assets.clip.embed import embed_files
     from laion_assets.clip.model import load_clip
+    from laion_assets.clip.shards import find_shards
     from laion_assets.settings import load_settings
 
     _existing(args.shard)
+    shards: list[Path] = []
+    for path in args.shard:
+        _holding(path, "[0-9]*.parquet", "shards")
+        shards += find_shards(path) if path.is_dir() else [path]
     options = load_settings(args.config).clip
     args.output.mkdir(parents=True, exist_ok=True)
-    embedded = embed_files(args.shard, args.output, load_clip(options), options, log=say)
+    embedded = embed_files(shards, args.output, load_clip(options), options, log=say)
     show_counts(embedded.counts)
     say(
         f"{embedded.samples:,} samples embedded in {embedded.seconds:.1f} s, {embedded.rate:.1f}/s"
@@ -114,6 +126,7 @@ def filter_(args: argparse.Namespace) -> None:
     from laion_assets.settings import load_settings
 
     _existing([args.embeddings])
+    _holding(args.embeddings, "metadata/metadata_*.parquet", "embeddings")
     settings = load_settings(args.config)
     recipe = settings.recipe(args.recipe) if args.recipe else settings.subset
     if args.threshold is not None:
@@ -132,6 +145,7 @@ def index(args: argparse.Namespace) -> None:
     from laion_assets.settings import load_settings
 
     _existing([args.subset] + ([args.codec] if args.codec else []))
+    _holding(args.subset, "metadata/metadata_*.parquet", "samples")
     settings = load_settings(args.config)
     args.output.mkdir(parents=True, exist_ok=True)
     summary = index_subset(
@@ -643,9 +657,9 @@ def build_parser() -> argparse.ArgumentParser:
     _output(word)
 
     word = _add(
-        commands, _Word("embed", "image shards to embeddings", "embed shards/*.tar -o emb/", embed)
+        commands, _Word("embed", "image shards to embeddings", "embed shards/ -o emb/", embed)
     )
-    word.add_argument("shard", type=Path, nargs="+")
+    word.add_argument("shard", type=Path, nargs="+", help="a tar, or a folder of shards")
     _output(word)
 
     word = _add(

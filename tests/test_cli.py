@@ -153,7 +153,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
         taken, expected = take(root / "pairs.parquet", cases)
         pq.write_table(taken, root / "few.parquet")
         run("download", root / "few.parquet", "-o", root / "shards")
-        run("embed", *sorted((root / "shards").glob("*.tar")), "-o", root / "emb")
+        run("embed", root / "shards", "-o", root / "emb")
         run("filter", root / "emb", "-o", root / "subset")
         run("index", root / "subset", "-o", root / "idx")
         yield Stages(root, crawl, config, cases, taken, expected, done)
@@ -355,6 +355,19 @@ def test_a_missing_input_is_told_in_one_line(
     monkeypatch.chdir(tmp_path)
     refused(laion_assets(*words), "there is no nowhere")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "lacks"),
+    [("embed", "shards"), ("filter", "embeddings"), ("download", "pairs"), ("index", "samples")],
+)
+def test_a_folder_of_something_else_is_told_in_one_line(
+    command: str, lacks: str, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    done = laion_assets(command, tmp_path / "empty", "-o", tmp_path / "out")
+    refused(done, f"there are no {lacks}.* in {re.escape(str(tmp_path))}/empty")
+    assert not (tmp_path / "out").exists()
 
 
 def test_sql_names_the_catalog_that_the_settings_mean(tmp_path: Path) -> None:
