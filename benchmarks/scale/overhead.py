@@ -26,9 +26,5 @@ defs = dg.Definitions(
         _idle(name, before)
         for name, before in zip(SEGMENT_ASSETS, (None, *SEGMENT_ASSETS), strict=False)
     ],
-    jobs=[
-        dg.define_asset_job(
-            "idle_segment", selection=dg.AssetSelection.all(), executor_def=dg.in_process_executor
-        )
-    ],
+    executor=dg.in_process_executor,  # as the project's own
 )

@@ -52,7 +52,7 @@ mutation Backfill($params: LaunchBackfillParams!) {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--crawls", default="10,100", help="each has 100 segments")
+    parser.add_argument("--crawls", default="100", help="numbers of them; each has 100 segments")
     parser.add_argument("--storages", default="sqlite,postgres")
     parser.add_argument("--keep", action="store_true", help="do not measure again what has been")
     args = parser.parse_args()
