@@ -38,7 +38,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         group_name="generation",
         deps=list(_MADE_OF),
         code_version=code_version(
-            1,
+            2,
             options,
             weights_identity(settings.clip),
             leave_out=options.NOT_IN_VERSION,

@@ -53,13 +53,15 @@ def make_samples(
 ) -> Evaluation:
     """Train on the shards' pairs and write to ``out``: ``autoencoder/`` and ``transformer/`` as
     diffusers and transformers save them, ``vocabulary.json``, ``evaluation.json``, pictures of
-    the samples, the loss curves and ``report.html``. What another call with other pairs, options
+    the samples, the loss curves, ``report.html``, and ``shown.parquet``, which says whose real
+    pictures these show. What another call with other pairs, options
     or another CLIP has left unfinished there is not gone on with.
 
     Raises :class:`~laion_assets.generation.pairs.NoPairsError` if too few pairs were kept.
     """
     from laion_assets.clip.model import choose_device, choose_precision
     from laion_assets.generation.report import write_report
+    from laion_assets.generation.shown import write_shown
 
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
@@ -90,6 +92,8 @@ def make_samples(
         real = real_images(pairs, images, model, clip, captions, options)
     evaluation = Evaluation(options, len(pairs.training), runs, vq_curve, scored, real)
     write_json(out / "evaluation.json", evaluation.to_json())
+    # Before the pages: no picture is there without the row by which it can be taken down.
+    write_shown(out, pairs, real)
     write_report(out, evaluation)
     shutil.rmtree(work)
     return evaluation

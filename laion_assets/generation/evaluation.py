@@ -63,6 +63,8 @@ class Real:
     """Held-out images of a caption, and of another one, and CLIP's cosines with the caption."""
 
     caption: str
+    numbers: NDArray[np.int64]
+    """The pairs whose images they are, (n,)."""
     pixels: NDArray[np.uint8]
     """At the modelled size, (n, size, size, 3)."""
     stored: float
@@ -263,5 +265,5 @@ def real_images(
         means = {
             what: float(similarities(clip, some, caption).mean()) for what, some in seen.items()
         }
-        found.append(Real(caption, pixels, **means))
+        found.append(Real(caption, here, pixels, **means))
     return found

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -22,6 +23,7 @@ from laion_assets.generation.drawing import draw_caption
 from laion_assets.generation.extra import require_extra
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.pairs import Shard
+from laion_assets.generation.shown import SHOWN
 from laion_assets.lake import Lake
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import load_settings
@@ -74,6 +76,8 @@ def test_what_a_finished_demo_leaves(finished: Path, tiny: GenerationOptions) ->
         with Image.open(finished / name) as image:
             assert image.width > 200
     assert not (finished / ".work").exists()
+    # Each real picture in the pages can be told from the lists' entries.
+    assert pq.read_metadata(finished / SHOWN).num_rows > 0
 
 
 def test_an_interrupted_demo_comes_to_the_same_end(
