@@ -4,7 +4,8 @@ Needs the optional extra `generation`. Nothing asks for it by itself: training t
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import dagster as dg
 
@@ -65,6 +66,21 @@ def _still(store: Lake, made_of: Versions) -> bool:
     return _versions(store, map(SegmentKey.parse, made_of)) == made_of
 
 
+@contextmanager
+def _kept(store: Lake, segments: Versions) -> Iterator[None]:
+    """Raises :class:`InputsChangedError` if a segment was replaced in the block, whichever error
+    that led to: what is read of two versions need not fit together."""
+    message = "a segment was made anew meanwhile: make it again"
+    try:
+        yield
+    except Exception as error:
+        if not _still(store, segments):
+            raise InputsChangedError(message) from error
+        raise
+    if not _still(store, segments):
+        raise InputsChangedError(message)
+
+
 def build(settings: Settings) -> dg.AssetsDefinition:
     options = settings.generation
 
@@ -109,17 +125,19 @@ def build(settings: Settings) -> dg.AssetsDefinition:
             leave_out=generation.NOT_IN_VERSION,
         ) as staging:
             write_json(staging.path / SEGMENTS, segments)
-            shards = [
-                shard
-                for key in map(SegmentKey.parse, segments)
-                for shard in find_shards(
-                    store.published("filtered_subset", key), store.published("image_shards", key)
+            with _kept(store, segments):
+                shards = [
+                    shard
+                    for key in map(SegmentKey.parse, segments)
+                    for shard in find_shards(
+                        store.published("filtered_subset", key),
+                        store.published("image_shards", key),
+                    )
+                ]
+                evaluation = make_samples(
+                    shards, staging.path, generation, model, log=context.log.info
                 )
-            ]
-            evaluation = make_samples(shards, staging.path, generation, model, log=context.log.info)
             staging.metadata = evaluation.headline() | {"model": model.key}
-            if not _still(store, segments):
-                raise InputsChangedError("a segment was made anew meanwhile: make it again")
         folder = store.folder("dalle_samples")
         shown = {
             path.stem: picture(path.read_bytes(), path.stem)

@@ -37,6 +37,11 @@ class LostImageError(ValueError):
     """A shard has no image, or no readable one, for a pair that the subset kept."""
 
 
+class OtherImageError(ValueError):
+    """A shard has another image under a kept pair's key: keys are places, and shards that were made
+    again after the subset have others' images there."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """A part of a subset and the tar that has its images."""
@@ -150,13 +155,12 @@ class Images(AbstractContextManager["Images"]):
             tar.close()
 
     def encoded(self, number: int) -> bytes:
-        """The bytes in the shard."""
+        """The bytes in the shard. Raises :class:`OtherImageError`."""
         shard, row = self._pairs.place(number)
         if shard not in self._open:
             if len(self._open) > SHARDS_OPEN:
                 self._open.popitem(last=False)[1][0].close()
-            of = self._pairs.shards[shard]
-            self._open[shard] = ImageBytes(of.tar), of.keys
+            self._open[shard] = _opened(self._pairs.shards[shard])
         self._open.move_to_end(shard)
         tar, keys = self._open[shard]
         return tar.read(keys[row])
@@ -208,9 +212,29 @@ class Images(AbstractContextManager["Images"]):
                 of = self._pairs.shards[shard]
                 raise LostImageError(
                     f"{of.tar} has no readable image {of.keys[row]} ({error}), which {of.part}"
-                    " says was kept: make image_shards of this segment again"
+                    " says was kept: make filtered_subset of this segment again, and what lies"
+                    " between image_shards and it; if the tar is damaged, image_shards first"
                 ) from error
         return np.stack(made)
+
+
+def _opened(shard: Shard) -> tuple[ImageBytes, list[str]]:
+    """The tar and the keys of the kept pairs. Raises :class:`OtherImageError`."""
+    with pq.ParquetFile(shard.part) as file:
+        kept = file.read(["key", "sha256"])
+    rows = shard.tar.with_suffix(".parquet")
+    with pq.ParquetFile(rows) as file:
+        there = file.read(["key", "sha256"])
+    sha256_of = dict(zip(there["key"].to_pylist(), there["sha256"].to_pylist(), strict=True))
+    keys: list[str] = kept["key"].to_pylist()
+    for key, sha256 in zip(keys, kept["sha256"].to_pylist(), strict=True):
+        if sha256_of.get(key) != sha256:
+            raise OtherImageError(
+                f"{rows} has another image {key} than {shard.part} speaks of: image_shards were"
+                " made again since; make filtered_subset of this segment again, and what lies"
+                " between them"
+            )
+    return ImageBytes(shard.tar), keys
 
 
 def shrunk(encoded: bytes, size: int) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from laion_assets.definitions import build_defs
 from laion_assets.generation.dalle import ALL
 from laion_assets.generation.evaluation import Evaluation
 from laion_assets.generation.options import GenerationOptions
-from laion_assets.generation.pairs import Shard
+from laion_assets.generation.pairs import LostImageError, Shard
 from laion_assets.lake import Lake
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import load_settings
@@ -126,6 +126,19 @@ def test_a_segment_that_is_made_anew_meanwhile_is_begun_with_again(graph: Graph)
     told = json.loads((graph.lake.published("dalle_samples") / "segments.json").read_text())
     now = graph.lake.manifest("image_shards", FIRST).data_version
     assert told[str(FIRST)]["image_shards"] == now
+
+
+def test_whatever_goes_wrong_when_a_segment_was_made_anew_is_tried_again(graph: Graph) -> None:
+    def replaced() -> None:
+        graph.meanwhile = lambda: None
+        graph.publish(FIRST, "image_shards", version="2")
+        raise LostImageError("no such image")
+
+    graph.publish(FIRST)
+    graph.meanwhile = replaced
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert graph.run(instance)
+    assert graph.resumed == [False, False]
 
 
 def test_a_segment_without_images_is_left_out(graph: Graph) -> None:

@@ -130,10 +130,13 @@ def test_the_asset(tmp_path: Path, shards: list[Shard], tiny: GenerationOptions)
         }
     )
     lake, key = Lake(settings.lake), SegmentKey("CC-MAIN-2000-13", "00")
-    for asset, name in (("filtered_subset", "part"), ("image_shards", "tar")):
-        with lake.publish(asset, key, inputs={}, code_version="1") as staging:
-            for shard in shards:
-                shutil.copy(getattr(shard, name), staging.path)
+    with lake.publish("filtered_subset", key, inputs={}, code_version="1") as staging:
+        for shard in shards:
+            shutil.copy(shard.part, staging.path)
+    with lake.publish("image_shards", key, inputs={}, code_version="1") as staging:
+        for shard in shards:
+            shutil.copy(shard.tar, staging.path)
+            shutil.copy(shard.tar.with_suffix(".parquet"), staging.path)
     job = build_defs(settings).resolve_job_def("generation")
     with dg.DagsterInstance.ephemeral() as instance:
         result = job.execute_in_process(instance=instance)

@@ -6,6 +6,8 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -14,6 +16,7 @@ from laion_assets.generation.pairs import (
     Images,
     LostImageError,
     NoPairsError,
+    OtherImageError,
     Pairs,
     Shard,
     captions_of,
@@ -89,6 +92,22 @@ def test_a_lost_image_is_told_with_its_shard(tmp_path: Path, make_shards: MakeSh
     pairs = Pairs([shard], 0.3, 0)
     shard.tar.write_bytes(shard.tar.read_bytes()[:30_000])
     with Images(pairs, 16, 1) as images, pytest.raises(LostImageError, match=r"00000\.tar.*kept"):
+        images.pixels(pairs.in_order(0))
+
+
+def test_shards_that_were_made_again_after_the_subset_are_told_from_its_own(
+    tmp_path: Path, make_shards: MakeShards
+) -> None:
+    """One pair was taken out, and its followers moved up: each key has its neighbour's image."""
+    (shard,) = make_shards(tmp_path, 1, 12)
+    rows = pq.ParquetFile(shard.tar.with_suffix(".parquet")).read()
+    moved = rows.set_column(1, "sha256", pa.array([*rows["sha256"].to_pylist()[1:], None]))
+    pq.write_table(moved, shard.tar.with_suffix(".parquet"))
+    pairs = Pairs([shard], 0.3, 0)
+    with (
+        Images(pairs, 16, 1) as images,
+        pytest.raises(OtherImageError, match=r"00000\.parquet has another.*part-00000\.parquet"),
+    ):
         images.pixels(pairs.in_order(0))
 
 
