@@ -26,6 +26,7 @@ from laion_assets.generation.pairs import (
     Pairs,
     Shard,
     captions_of,
+    with_other_captions,
 )
 from laion_assets.generation.tokens import Tokens, vocabulary_of, write_tokens
 from laion_assets.generation.trainer import Point
@@ -68,6 +69,8 @@ def make_samples(
     work = out / _WORK
     pairs = Pairs(shards, options.held_out_share, options.seed)
     log(f"{len(pairs.training):,} training pairs, {len(pairs.held_out):,} held out; {device}")
+    # What is too few for the controls is told before anything is trained.
+    plans, held = _plans(pairs, options), _held_out(pairs, options)
     _settle(work, pairs, options, clip)
     with Images(pairs, options.image_size, options.decode_threads) as images:
         model, vq_curve = _autoencoder(pairs, images, options, device, precision, out, log)
@@ -76,9 +79,9 @@ def make_samples(
         write_json(out / OPTIONS, options.model_dump(mode="json"))
         tokens = write_tokens(work / "tokens", pairs, images, model, vocabulary, options, log=log)
         runs, trained = [], {}
-        for plan in _plans(pairs, options):
+        for plan in plans:
             gpt = transformer.build(options, len(vocabulary)).to(device)
-            runs.append(_trained(plan, gpt, tokens, pairs, options, precision, work, log))
+            runs.append(_trained(plan, held, gpt, tokens, options, precision, work, log))
             if plan.name in (ALL, SHUFFLED):
                 trained[plan.name] = gpt
         transformer.save(trained[ALL], out / TRANSFORMER)
@@ -147,7 +150,7 @@ def _autoencoder(
 
 @dataclass(frozen=True)
 class _Plan:
-    """One training of the transformer."""
+    """Pairs that one transformer is trained on, or measured with."""
 
     name: str
     images: NDArray[np.int64]
@@ -165,21 +168,28 @@ def _plans(pairs: Pairs, options: GenerationOptions) -> list[_Plan]:
         plans.append(_Plan(f"{100 * share:g}% of the pairs", some, some))
     plans.append(_Plan(ALL, order, order))
     if options.control:
-        plans.append(_Plan(SHUFFLED, order, np.roll(order, 1)))
+        plans.append(_Plan(SHUFFLED, order, with_other_captions(pairs, order, options.seed)))
     return plans
+
+
+def _held_out(pairs: Pairs, options: GenerationOptions) -> _Plan:
+    """The held-out pairs that losses are measured on, and whose captions the control has."""
+    order = np.random.default_rng([options.seed, 3]).permutation(pairs.held_out)
+    others = with_other_captions(pairs, order, options.seed)
+    return _Plan("held out", order[: options.evaluate_pairs], others[: options.evaluate_pairs])
 
 
 def _trained(
     plan: _Plan,
+    held: _Plan,
     gpt: Any,
     tokens: Tokens,
-    pairs: Pairs,
     options: GenerationOptions,
     precision: str,
     work: Path,
     log: Log,
 ) -> Run:
-    """Train in place, and what came of it."""
+    """Train in place, and what came of it for the pairs ``held`` out and their control."""
     order = BatchOrder(
         len(plan.images),
         options.batch,
@@ -190,11 +200,8 @@ def _trained(
         rows = order(number)
         return tokens.batch(plan.captions[rows], plan.images[rows])
 
-    held = np.random.default_rng([options.seed, 3]).permutation(pairs.held_out)
-    held = held[: options.evaluate_pairs]
-
     def loss(captions: NDArray[np.int64]) -> float:
-        batch = tokens.batch(captions, held)
+        batch = tokens.batch(captions, held.images)
         return transformer.held_out_loss(gpt, *batch, options.codebook, precision, options.batch)
 
     name = plan.name.replace(" ", "-").replace("%", "")
@@ -205,12 +212,12 @@ def _trained(
         options,
         precision,
         work / f"transformer-{name}.safetensors",
-        held_out=lambda: loss(held),
+        held_out=lambda: loss(held.images),
         log=log,
     )
     last = curve[-1].held_out
     assert last is not None
-    run = Run(plan.name, len(plan.images), curve, last, loss(np.roll(held, 1)))
+    run = Run(plan.name, len(plan.images), curve, last, loss(held.captions))
     log(f"{run.name}: {run.held_out:.3f} nats a code, {run.gain:+.3f} by the right caption")
     return run
 

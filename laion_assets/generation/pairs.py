@@ -27,6 +27,7 @@ from laion_assets.filtering.parts import part_numbers, part_path
 SHARDS_OPEN: Final = 16
 """So many shards are shuffled together: more would be read at random all over the disk."""
 _BATCHES_AHEAD: Final = 2
+_TRIED: Final = 64
 
 
 class NoPairsError(ValueError):
@@ -81,16 +82,18 @@ class Pairs:
     def __init__(self, shards: Sequence[Shard], held_out_share: float, seed: int) -> None:
         """Raises :class:`NoPairsError` if the training or the held-out pairs are none."""
         self.shards = list(shards)
-        held, sizes, digest = [], [], hashlib.blake2b(digest_size=16)
+        texts, sizes, digest = [np.empty(0, np.uint64)], [], hashlib.blake2b(digest_size=16)
         for shard in self.shards:
             captions = shard.captions()
             sizes.append(len(captions))
             digest.update(json.dumps(captions).encode())
-            held += [_chance(caption, seed) < held_out_share for caption in captions]
+            texts.append(np.array([_text(caption, seed) for caption in captions], np.uint64))
         self._ends = np.cumsum(sizes, dtype=np.int64)
         self.digest = digest.hexdigest()
         """Of the captions in their order."""
-        flags = np.array(held, np.bool_)
+        self.texts: NDArray[np.uint64] = np.concatenate(texts)
+        """A digest of each pair's caption: equal ones have the same caption."""
+        flags = self.texts / 2**64 < held_out_share
         self.training: NDArray[np.int64] = np.flatnonzero(~flags).astype(np.int64)
         self.held_out: NDArray[np.int64] = np.flatnonzero(flags).astype(np.int64)
         if not len(self.training) or not len(self.held_out):
@@ -136,9 +139,41 @@ class Pairs:
         return np.concatenate(ordered)
 
 
-def _chance(caption: str, seed: int) -> float:
+def _text(caption: str, seed: int) -> int:
     digest = hashlib.blake2b(f"{seed}\0{caption}".encode("utf-8", "surrogatepass"), digest_size=8)
-    return int.from_bytes(digest.digest(), "big") / 2**64
+    return int.from_bytes(digest.digest(), "big")
+
+
+def with_other_captions(pairs: Pairs, numbers: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """For each pair another one whose caption is another text: controls are none if some captions
+    happen to be right.
+
+    Each neighbour's, where that will do; then pairs change places at random. So all captions are
+    said as often as before, unless one is said so often that it cannot be. Raises
+    :class:`NoPairsError` if all captions are the same.
+    """
+    texts = pairs.texts[numbers]
+    order = np.argsort(texts, kind="stable")
+    first, last = (np.searchsorted(texts, texts, side, order) for side in ("left", "right"))
+    if not len(texts) or last[0] - first[0] == len(texts):
+        raise NoPairsError(
+            f"a control needs pairs of two captions at least, and these {len(texts):,} have one"
+        )
+    rng = np.random.default_rng(seed)
+    rows = np.roll(np.arange(len(texts)), 1)
+    for row in np.flatnonzero(texts[rows] == texts):
+        if texts[rows[row]] != texts[row]:
+            continue  # it was changed with an earlier one
+        tried = rng.integers(len(texts), size=_TRIED)
+        fits = (texts[rows[tried]] != texts[row]) & (texts[tried] != texts[rows[row]])
+        if fits.any():
+            other = tried[fits.argmax()]
+            rows[[row, other]] = rows[[other, row]]
+        else:
+            # Any that has another caption: those are all but a run of the sorted ones.
+            place = rng.integers(len(texts) - (last[row] - first[row]))
+            rows[row] = order[place if place < first[row] else place + last[row] - first[row]]
+    return numbers[rows]
 
 
 class Images(AbstractContextManager["Images"]):

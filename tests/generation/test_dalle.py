@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -18,11 +19,12 @@ from PIL import Image
 from laion_assets.clip.model import ClipModel, load_clip
 from laion_assets.clip.options import ClipOptions
 from laion_assets.definitions import build_defs
+from laion_assets.filtering.parts import part_path
 from laion_assets.generation.dalle import ALL, SHUFFLED, make_samples
 from laion_assets.generation.drawing import draw_caption
 from laion_assets.generation.extra import require_extra
 from laion_assets.generation.options import GenerationOptions
-from laion_assets.generation.pairs import Shard
+from laion_assets.generation.pairs import NoPairsError, Pairs, Shard, captions_of
 from laion_assets.generation.shown import SHOWN
 from laion_assets.lake import Lake
 from laion_assets.segments import SegmentKey
@@ -166,3 +168,21 @@ except MissingExtraError as error:
     )
     assert "pip install 'laion-assets[generation]'" in done.stdout
     require_extra()
+
+
+def test_too_few_captions_for_a_control_are_told_before_anything_is_trained(
+    tmp_path: Path, tiny: GenerationOptions, clip: ClipModel
+) -> None:
+    captions = [f"caption {number}" for number in range(20)]
+    rows = [{"key": f"{row:09d}", "TEXT": caption} for row, caption in enumerate(captions)]
+    pq.write_table(pa.Table.from_pylist(rows), part_path(tmp_path, 0))
+    shard, out = Shard(part_path(tmp_path, 0), tmp_path / "00000.tar"), tmp_path / "out"
+    pairs = Pairs([shard], tiny.held_out_share, tiny.seed)
+    one_held = [*captions_of(pairs, pairs.training), *captions_of(pairs, pairs.held_out[:1])]
+    one_trained = [*captions_of(pairs, pairs.held_out), *captions_of(pairs, pairs.training[:1])]
+    for few in (one_held, one_trained):
+        rows = [{"key": f"{row:09d}", "TEXT": caption} for row, caption in enumerate(few)]
+        pq.write_table(pa.Table.from_pylist(rows), part_path(tmp_path, 0))
+        with pytest.raises(NoPairsError, match="a control needs pairs of two captions"):
+            make_samples([shard], out, tiny, clip)
+        assert not out.exists()

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from laion_assets.filtering.parts import part_path
 from laion_assets.generation.pairs import (
     BatchOrder,
     Images,
@@ -22,9 +23,21 @@ from laion_assets.generation.pairs import (
     captions_of,
     find_shards,
     shrunk,
+    with_other_captions,
 )
 
 from .conftest import MakeShards
+
+HELD_OUT = [f"caption {number}" for number in range(20)]
+"""Of which some are held out, and some are not."""
+
+
+def shard_of(folder: Path, captions: list[str]) -> Shard:
+    """Of pairs without images."""
+    rows = [{"key": f"{row:09d}", "TEXT": caption} for row, caption in enumerate(captions)]
+    part = part_path(folder, 0)
+    pq.write_table(pa.Table.from_pylist(rows), part)
+    return Shard(part, folder / "00000.tar")
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +122,30 @@ def test_shards_that_were_made_again_after_the_subset_are_told_from_its_own(
         pytest.raises(OtherImageError, match=r"00000\.parquet has another.*part-00000\.parquet"),
     ):
         images.pixels(pairs.in_order(0))
+
+
+@pytest.mark.parametrize(
+    "captions",
+    ["abcdefgh", "aabbccdd", "abababab", "aaaabbbb", "aaaaaaab", "abbbbbbbbbbbbbbbbbbbbbbbbbbbbb"],
+)
+def test_a_control_has_no_right_caption(tmp_path: Path, captions: str) -> None:
+    pairs = Pairs([shard_of(tmp_path, [*captions, *HELD_OUT])], 0.3, 0)
+    numbers = np.arange(len(captions))
+    others = with_other_captions(pairs, numbers, 0)
+    said = captions_of(pairs, others)
+    assert all(one != other for one, other in zip(captions, said, strict=True))
+    most = max(map(captions.count, captions))
+    if 2 * most <= len(captions):
+        assert sorted(others) == list(numbers)
+    if most == 1:
+        assert list(others) == list(np.roll(numbers, 1))
+
+
+def test_one_caption_is_no_control(tmp_path: Path) -> None:
+    pairs = Pairs([shard_of(tmp_path, ["a", "a", *HELD_OUT])], 0.3, 0)
+    for numbers in ([0, 1], [0], []):
+        with pytest.raises(NoPairsError, match=f"two captions at least, and these {len(numbers)}"):
+            with_other_captions(pairs, np.array(numbers, np.int64), 0)
 
 
 def test_without_pairs_it_says_so(shards: list[Shard]) -> None:
