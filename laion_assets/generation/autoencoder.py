@@ -43,7 +43,7 @@ def build(options: GenerationOptions) -> Any:
             latent_channels=options.code_channels,
             sample_size=options.image_size,
             num_vq_embeddings=options.codebook,
-            norm_num_groups=min(32, options.vq_channels[0] // 4),
+            norm_num_groups=options.vq_norm_groups,
             mid_block_add_attention=False,
         )
 

@@ -236,10 +236,6 @@ def real_images(
     options: GenerationOptions,
 ) -> list[Real]:
     """What held-out images say of those captions that have any."""
-    import io
-
-    from PIL import Image
-
     texts = captions_of(pairs, pairs.held_out)
     rng = np.random.default_rng([options.seed, 5])
     found = []
@@ -250,12 +246,8 @@ def real_images(
         here = pairs.held_out[same][:REAL_EACH]
         others = rng.permutation(pairs.held_out[~same])[:REAL_EACH]
         pixels = images.pixels(here)
-        stored = []
-        for number in here:
-            with Image.open(io.BytesIO(images.encoded(int(number)))) as image:
-                stored.append(np.asarray(image.convert("RGB")))
         seen: dict[str, Iterable[NDArray[np.uint8]]] = {
-            "stored": stored,
+            "stored": [images.stored(int(number)) for number in here],
             "at_size": pixels,
             "through_codes": autoencoder.decode(
                 vq, autoencoder.encode(vq, pixels), options.vq_batch

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from laion_assets.clip.shards import IMAGE_FORMATS
+from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
 from laion_assets.download.tars import ImageBytes
 from laion_assets.filtering.parts import part_numbers, part_path
 
@@ -97,10 +98,7 @@ class Pairs:
         self.training: NDArray[np.int64] = np.flatnonzero(~flags).astype(np.int64)
         self.held_out: NDArray[np.int64] = np.flatnonzero(flags).astype(np.int64)
         if not len(self.training) or not len(self.held_out):
-            raise NoPairsError(
-                f"{len(flags):,} pairs were kept, {len(self.held_out):,} of them held out:"
-                " both trainings and what is held out need some"
-            )
+            raise NoPairsError(_too_few(self.texts, len(self.held_out), held_out_share))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -137,6 +135,16 @@ class Pairs:
             )
             ordered.append(rng.permutation(together))
         return np.concatenate(ordered)
+
+
+def _too_few(texts: NDArray[np.uint64], held_out: int, share: float) -> str:
+    if not len(texts):
+        return "the subset kept no pairs: there is nothing to train on"
+    return (
+        f"{len(texts):,} pairs with {len(np.unique(texts)):,} captions were kept, and of these"
+        f" {held_out:,} pairs are held out (held_out_share {share:g}, by caption): training needs"
+        " some, and so does what is held out; take a larger subset or another share"
+    )
 
 
 def _text(caption: str, seed: int) -> int:
@@ -190,7 +198,22 @@ class Images(AbstractContextManager["Images"]):
             tar.close()
 
     def encoded(self, number: int) -> bytes:
-        """The bytes in the shard. Raises :class:`OtherImageError`."""
+        """The bytes in the shard. Raises :class:`LostImageError`, :class:`OtherImageError`."""
+        try:
+            return self._read(number)
+        except (OSError, pa.ArrowException) as error:
+            raise self._lost(number, error) from error
+
+    def stored(self, number: int) -> NDArray[np.uint8]:
+        """The image as it is stored, uint8 (height, width, 3). Raises :class:`LostImageError`."""
+        encoded = self.encoded(number)
+        try:
+            with Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS) as image:
+                return np.asarray(image.convert("RGB"))
+        except NOT_AN_IMAGE as error:
+            raise self._lost(number, error) from error
+
+    def _read(self, number: int) -> bytes:
         shard, row = self._pairs.place(number)
         if shard not in self._open:
             if len(self._open) > SHARDS_OPEN:
@@ -242,15 +265,18 @@ class Images(AbstractContextManager["Images"]):
         for number, future in zip(numbers, started, strict=True):
             try:
                 made.append(future.result())
-            except (OSError, ValueError, SyntaxError) as error:
-                shard, row = self._pairs.place(int(number))
-                of = self._pairs.shards[shard]
-                raise LostImageError(
-                    f"{of.tar} has no readable image {of.keys[row]} ({error}), which {of.part}"
-                    " says was kept: make filtered_subset of this segment again, and what lies"
-                    " between image_shards and it; if the tar is damaged, image_shards first"
-                ) from error
+            except NOT_AN_IMAGE as error:
+                raise self._lost(int(number), error) from error
         return np.stack(made)
+
+    def _lost(self, number: int, error: Exception) -> LostImageError:
+        shard, row = self._pairs.place(number)
+        of = self._pairs.shards[shard]
+        return LostImageError(
+            f"{of.tar} has no readable image {of.keys[row]} ({error}), which {of.part} says was"
+            " kept: make filtered_subset of this segment again, and what lies between image_shards"
+            " and it; if the tar is damaged, image_shards first"
+        )
 
 
 def _opened(shard: Shard) -> tuple[ImageBytes, list[str]]:

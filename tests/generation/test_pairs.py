@@ -148,9 +148,55 @@ def test_one_caption_is_no_control(tmp_path: Path) -> None:
             with_other_captions(pairs, np.array(numbers, np.int64), 0)
 
 
-def test_without_pairs_it_says_so(shards: list[Shard]) -> None:
-    with pytest.raises(NoPairsError, match="0 of them held out"):
+def test_a_missing_tar_is_told_with_the_image_that_was_wanted(
+    tmp_path: Path, make_shards: MakeShards
+) -> None:
+    (shard,) = make_shards(tmp_path, 1, 12)
+    pairs = Pairs([shard], 0.3, 0)
+    for missing in (shard.tar, shard.tar.with_suffix(".parquet")):
+        kept = missing.rename(missing.with_suffix(".kept"))
+        with (
+            Images(pairs, 16, 1) as images,
+            pytest.raises(LostImageError, match=r"00000\.tar has no readable image 000000001 "),
+        ):
+            images.pixels(pairs.in_order(0))
+        kept.rename(missing)
+
+
+def test_a_damaged_jpeg_is_told_with_its_key(tmp_path: Path, make_shards: MakeShards) -> None:
+    (shard,) = make_shards(tmp_path, 1, 12)
+    pairs = Pairs([shard], 0.3, 0)
+    with tarfile.open(shard.tar) as archive:
+        place = archive.getmember("000000001.jpg").offset_data
+    whole = bytearray(shard.tar.read_bytes())
+    whole[place : place + 20] = bytes(20)
+    shard.tar.write_bytes(whole)
+    with Images(pairs, 16, 1) as images:
+        for read in (lambda: images.pixels(pairs.in_order(0)), lambda: images.stored(0)):
+            with pytest.raises(LostImageError, match=r"00000\.tar has no .* 000000001 \(cannot"):
+                read()
+
+
+def test_an_image_of_too_many_pixels_is_told_with_its_key(
+    tmp_path: Path, make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shard,) = make_shards(tmp_path, 1, 12)
+    pairs = Pairs([shard], 0.3, 0)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with (
+        Images(pairs, 16, 1) as images,
+        pytest.raises(LostImageError, match=r"000000001 \(Image size .* exceeds limit"),
+    ):
+        images.pixels(pairs.in_order(0))
+
+
+def test_without_pairs_it_says_so(tmp_path: Path, shards: list[Shard]) -> None:
+    with pytest.raises(NoPairsError, match=r"24 pairs with .* 0 pairs are held out"):
         Pairs(shards, 1e-9, 0)
+    with pytest.raises(NoPairsError, match="kept no pairs"):
+        Pairs([], 0.3, 0)
+    with pytest.raises(NoPairsError, match="3 pairs with 1 captions"):
+        Pairs([shard_of(tmp_path, ["a"] * 3)], 0.3, 0)
 
 
 def test_the_middle_square_is_kept() -> None:
