@@ -1,7 +1,8 @@
 """The whole demo: train, draw, rank, evaluate; each phase goes on where a killed one stopped.
 
-What is worth keeping is written to the output folder. What a killed run needs is in ``.work``
-there, and goes when all is done.
+What a run needs is in ``.work`` in the output folder; the results, too, until all are there, for
+the models of two runs do not fit together. ``options.json`` is published last: where it is, the
+rest is there and belongs to it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from laion_assets.files import write_json
+from laion_assets.files import fsync_directory, locked, replace_folder, write_json
 from laion_assets.generation import autoencoder, transformer
 from laion_assets.generation.evaluation import Evaluation, Run, draw_and_score, real_images
 from laion_assets.generation.options import GenerationOptions
@@ -56,9 +57,11 @@ def make_samples(
     diffusers and transformers save them, ``vocabulary.json``, ``evaluation.json``, pictures of
     the samples, the loss curves, ``report.html``, and ``shown.parquet``, which says whose real
     pictures these show. What another call with other pairs, options
-    or another CLIP has left unfinished there is not gone on with.
+    or another CLIP has left unfinished there is not gone on with; what one has finished stays
+    until this one has, too.
 
-    Raises :class:`~laion_assets.generation.pairs.NoPairsError` if too few pairs were kept.
+    Raises :class:`~laion_assets.generation.pairs.NoPairsError` if too few pairs were kept,
+    :class:`~laion_assets.files.LockedError` if another process works in ``out``.
     """
     from laion_assets.clip.model import choose_device, choose_precision
     from laion_assets.generation.report import write_report
@@ -71,12 +74,18 @@ def make_samples(
     log(f"{len(pairs.training):,} training pairs, {len(pairs.held_out):,} held out; {device}")
     # What is too few for the controls is told before anything is trained.
     plans, held = _plans(pairs, options), _held_out(pairs, options)
-    _settle(work, pairs, options, clip)
-    with Images(pairs, options.image_size, options.decode_threads) as images:
-        model, vq_curve = _autoencoder(pairs, images, options, device, precision, out, log)
+    with (
+        locked(out / ".lock", lambda: None, timeout_s=0),
+        Images(pairs, options.image_size, options.decode_threads) as images,
+    ):
+        _settle(work, pairs, options, clip)
+        result = work / "result"
+        if result.exists():
+            shutil.rmtree(result)
+        model, vq_curve = _autoencoder(pairs, images, options, device, precision, work, log)
+        autoencoder.save(model, result / AUTOENCODER)
         vocabulary = vocabulary_of(pairs)
-        write_json(out / VOCABULARY, {"clip_tokens": vocabulary.words})
-        write_json(out / OPTIONS, options.model_dump(mode="json"))
+        write_json(result / VOCABULARY, {"clip_tokens": vocabulary.words})
         tokens = write_tokens(work / "tokens", pairs, images, model, vocabulary, options, log=log)
         runs, trained = [], {}
         for plan in plans:
@@ -84,7 +93,7 @@ def make_samples(
             runs.append(_trained(plan, held, gpt, tokens, options, precision, work, log))
             if plan.name in (ALL, SHUFFLED):
                 trained[plan.name] = gpt
-        transformer.save(trained[ALL], out / TRANSFORMER)
+        transformer.save(trained[ALL], result / TRANSFORMER)
         captions = _captions(pairs, options)
         scored = {
             name: draw_and_score(
@@ -93,13 +102,27 @@ def make_samples(
             for name, gpt in trained.items()
         }
         real = real_images(pairs, images, model, clip, captions, options)
-    evaluation = Evaluation(options, len(pairs.training), runs, vq_curve, scored, real)
-    write_json(out / "evaluation.json", evaluation.to_json())
-    # Before the pages: no picture is there without the row by which it can be taken down.
-    write_shown(out, pairs, real)
-    write_report(out, evaluation)
-    shutil.rmtree(work)
+        evaluation = Evaluation(options, len(pairs.training), runs, vq_curve, scored, real)
+        write_json(result / "evaluation.json", evaluation.to_json())
+        write_shown(result, pairs, real)
+        write_report(result, evaluation)
+        write_json(result / OPTIONS, options.model_dump(mode="json"))
+        _publish(result, out)
+        shutil.rmtree(work)
     return evaluation
+
+
+def _publish(result: Path, out: Path) -> None:
+    """Put the results in the place of an earlier run's. Killed midway, ``out`` has no
+    ``options.json``, and so no models to draw with, until the same call has gone on."""
+    (out / OPTIONS).unlink(missing_ok=True)
+    for new in sorted(result.iterdir()):
+        if new.is_dir():
+            replace_folder(new, out / new.name)
+        elif new.name != OPTIONS:
+            new.replace(out / new.name)
+    (result / OPTIONS).replace(out / OPTIONS)
+    fsync_directory(out)
 
 
 def _settle(work: Path, pairs: Pairs, options: GenerationOptions, clip: ClipModel) -> None:
@@ -121,12 +144,11 @@ def _autoencoder(
     options: GenerationOptions,
     device: Any,
     precision: str,
-    out: Path,
+    work: Path,
     log: Log,
 ) -> tuple[Any, list[Point]]:
     if options.vq_weights is not None:
         model = autoencoder.load(Path(options.vq_weights), options)
-        autoencoder.save(model, out / AUTOENCODER)
         return model.to(device), []
     model = autoencoder.build(options).to(device)
     order = BatchOrder(
@@ -140,11 +162,10 @@ def _autoencoder(
         images.in_turn(order),
         options,
         precision,
-        out / _WORK / "autoencoder.safetensors",
+        work / "autoencoder.safetensors",
         held_out=lambda: autoencoder.held_out_loss(model, held_pixels, options.vq_batch),
         log=log,
     )
-    autoencoder.save(model, out / AUTOENCODER)
     return model, curve
 
 

@@ -19,7 +19,9 @@ from PIL import Image
 from laion_assets.clip.model import ClipModel, load_clip
 from laion_assets.clip.options import ClipOptions
 from laion_assets.definitions import build_defs
+from laion_assets.files import LockedError
 from laion_assets.filtering.parts import part_path
+from laion_assets.generation.autoencoder import WrongWeightsError
 from laion_assets.generation.dalle import ALL, SHUFFLED, make_samples
 from laion_assets.generation.drawing import draw_caption
 from laion_assets.generation.extra import require_extra
@@ -121,6 +123,61 @@ def test_a_finished_demo_draws(finished: Path, clip: ClipModel) -> None:
     assert sorted(drawn.cosines, reverse=True)[:2] == pytest.approx(first["best"], abs=2e-4)
     other = draw_caption(finished, RED_HEART, clip, 1, "cpu")
     assert not np.array_equal(drawn.pixels, other.pixels)
+
+
+def test_finished_models_stay_until_the_next_are_all_there(
+    tmp_path: Path,
+    finished: Path,
+    shards: list[Shard],
+    tiny: GenerationOptions,
+    clip: ClipModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    other = tiny.model_copy(update={"seed": 1, "control": False, "subset_shares": []})
+
+    def interrupt(line: str) -> None:
+        if "samples: 2/2" in line:
+            # Another in the same folder would work on the same files.
+            with pytest.raises(LockedError):
+                make_samples(shards, out, other, clip)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_samples(shards, out, other, clip, log=interrupt)
+    assert {path: path.read_bytes() for path in before} == before
+
+    # Killed while the results are put in their place: nothing that could be drawn with.
+    with monkeypatch.context() as patch:
+        patch.setattr("laion_assets.generation.dalle.replace_folder", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_samples(shards, out, other, clip)
+    with pytest.raises(FileNotFoundError, match=r"no finished demo: it has no options\.json"):
+        draw_caption(out, RED_HEART, clip, 0, "cpu")
+    make_samples(shards, out, other, clip)
+    assert GenerationOptions.model_validate_json((out / "options.json").read_bytes()) == other
+    drawn = draw_caption(out, RED_HEART, clip, 0, "cpu")
+    assert len(drawn.cosines) == 4
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_models_that_do_not_belong_together_do_not_draw(
+    tmp_path: Path, finished: Path, clip: ClipModel
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    words = json.loads((out / "vocabulary.json").read_text())["clip_tokens"]
+    (out / "vocabulary.json").write_text(json.dumps({"clip_tokens": words[1:]}))
+    with pytest.raises(WrongWeightsError, match="do not belong together"):
+        draw_caption(out, RED_HEART, clip, 0, "cpu")
+    shutil.rmtree(out / "transformer")
+    with pytest.raises(FileNotFoundError, match="no transformer"):
+        draw_caption(out, RED_HEART, clip, 0, "cpu")
 
 
 def test_the_asset(tmp_path: Path, shards: list[Shard], tiny: GenerationOptions) -> None:
