@@ -6,6 +6,7 @@ Needs the optional extra `generation`. Nothing asks for it by itself: training t
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import dagster as dg
 
@@ -106,6 +107,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         generation: GenerationResource,
     ) -> dg.MaterializeResult:
         require_extra()
+        from laion_assets.generation.autoencoder import weights_digest
         from laion_assets.generation.dalle import make_samples
         from laion_assets.generation.pairs import find_shards
         from laion_assets.generation.report import caption_picture
@@ -117,10 +119,13 @@ def build(settings: Settings) -> dg.AssetsDefinition:
             for key, versions in segments.items()
             for asset, version in versions.items()
         }
+        made_of["model"] = model.version
+        if generation.vq_weights is not None:
+            made_of["vq_weights"] = weights_digest(Path(generation.vq_weights))
         with publishing(
             context,
             store,
-            made_of={**made_of, "model": model.version},
+            made_of=made_of,
             options=generation,
             leave_out=generation.NOT_IN_VERSION,
         ) as staging:
@@ -132,6 +137,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
                     for shard in find_shards(
                         store.published("filtered_subset", key),
                         store.published("image_shards", key),
+                        segments[str(key)]["image_shards"],
                     )
                 ]
                 evaluation = make_samples(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from laion_assets.files import sha256_file
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.trainer import Point, Schedule, fit
 from laion_assets.progress import Log, silent
@@ -67,6 +70,13 @@ def load(folder: Path, options: GenerationOptions) -> Any:
             f" {options.codebook} and {options.shrink}: set codebook and vq_channels by it"
         )
     return model.eval()
+
+
+def weights_digest(folder: Path) -> str:
+    """Of the files of a VQModel, wherever they lie."""
+    files = [*folder.glob("*.json"), *folder.glob("*.safetensors")]
+    digests = [[path.name, sha256_file(path)] for path in sorted(files)]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:32]
 
 
 def save(model: Any, folder: Path) -> None:

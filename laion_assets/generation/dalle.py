@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -78,7 +78,7 @@ def make_samples(
         locked(out / ".lock", lambda: None, timeout_s=0),
         Images(pairs, options.image_size, options.decode_threads) as images,
     ):
-        _settle(work, pairs, options, clip)
+        _settle(work, _made_of(pairs, options, clip, device.type, precision))
         result = work / "result"
         if result.exists():
             shutil.rmtree(result)
@@ -125,15 +125,27 @@ def _publish(result: Path, out: Path) -> None:
     fsync_directory(out)
 
 
-def _settle(work: Path, pairs: Pairs, options: GenerationOptions, clip: ClipModel) -> None:
-    """Empty the work folder if it was begun with something else."""
-    made_of = {
+def _made_of(
+    pairs: Pairs, options: GenerationOptions, clip: ClipModel, device: str, precision: str
+) -> dict[str, Any]:
+    """What unfinished work must have been begun with to be gone on with."""
+    weights = options.vq_weights
+    return {
         "pairs": pairs.digest,
         "clip": clip.version,
         "options": options.model_dump(mode="json", exclude=set(options.NOT_IN_VERSION)),
+        # Not the path: other weights may have come to lie there.
+        "vq_weights": weights and autoencoder.weights_digest(Path(weights)),
+        # What `auto` came to: half of a training in another precision is another training.
+        "device": device,
+        "precision": precision,
     }
+
+
+def _settle(work: Path, made_of: Mapping[str, Any]) -> None:
+    """Empty the work folder if it was begun with something else, or does not say with what."""
     marker = work / "made_of.json"
-    if marker.exists() and json.loads(marker.read_bytes()) != made_of:
+    if work.exists() and not (marker.exists() and json.loads(marker.read_bytes()) == made_of):
         shutil.rmtree(work)
     write_json(marker, made_of)
 

@@ -22,7 +22,8 @@ class GenerationOptions(BaseModel, frozen=True):
     is drawn with them. Fields that are not given are the preset's."""
 
     NOT_IN_VERSION: ClassVar[tuple[str, ...]] = ("device", "decode_threads", "checkpoint_every")
-    """Fields that say where and how fast it runs; its numbers change in rounding at most."""
+    """Fields that say where and how fast it runs; its numbers change in rounding at most. With the
+    device, ``auto`` precision may change: a work folder of another one is not gone on with."""
 
     preset: str = Field(
         "demo", description="demo (32 pixels, minutes on 2 cores) or paper (256 pixels, one GPU)"

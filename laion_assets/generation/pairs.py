@@ -50,10 +50,19 @@ class Shard:
 
     part: Path
     tar: Path
+    version: str = ""
+    """Of the images, if it is known; else the tar's size and time stand for it."""
 
     @cached_property
     def keys(self) -> list[str]:
         return self._column("key")
+
+    def state(self) -> str:
+        """Other images have another one."""
+        if self.version or not self.tar.exists():
+            return self.version
+        stat = self.tar.stat()
+        return f"{stat.st_size} {stat.st_mtime_ns}"
 
     def captions(self) -> list[str]:
         return self._column("TEXT")
@@ -64,10 +73,11 @@ class Shard:
         return values
 
 
-def find_shards(subset: Path, images: Path) -> list[Shard]:
-    """The shards of one segment's subset that kept anything, in order."""
+def find_shards(subset: Path, images: Path, version: str = "") -> list[Shard]:
+    """The shards of one segment's subset that kept anything, in order; ``version``: of the images,
+    if it is known."""
     return [
-        Shard(part_path(subset, number), images / f"{number:05d}.tar")
+        Shard(part_path(subset, number), images / f"{number:05d}.tar", version)
         for number in part_numbers(subset)
         if pq.read_metadata(part_path(subset, number)).num_rows
     ]
@@ -87,11 +97,11 @@ class Pairs:
         for shard in self.shards:
             captions = shard.captions()
             sizes.append(len(captions))
-            digest.update(json.dumps(captions).encode())
+            digest.update(json.dumps([shard.keys, captions, shard.state()]).encode())
             texts.append(np.array([_text(caption, seed) for caption in captions], np.uint64))
         self._ends = np.cumsum(sizes, dtype=np.int64)
         self.digest = digest.hexdigest()
-        """Of the captions in their order."""
+        """Of the pairs in their order: keys, captions, and which images these are of."""
         self.texts: NDArray[np.uint64] = np.concatenate(texts)
         """A digest of each pair's caption: equal ones have the same caption."""
         flags = self.texts / 2**64 < held_out_share

@@ -141,6 +141,27 @@ def test_whatever_goes_wrong_when_a_segment_was_made_anew_is_tried_again(graph: 
     assert graph.resumed == [False, False]
 
 
+def test_other_weights_under_the_same_path_are_not_gone_on_with(
+    graph: Graph, tmp_path: Path
+) -> None:
+    def killed() -> None:
+        raise ValueError("the power is gone")
+
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "a.safetensors").write_text("one")
+    options = graph.settings.generation.model_copy(update={"vq_weights": str(weights)})
+    graph.settings = graph.settings.model_copy(update={"generation": options})
+    graph.publish(FIRST)
+    graph.meanwhile = killed
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert not graph.run(instance)
+        assert not graph.run(instance)
+        (weights / "a.safetensors").write_text("two")
+        assert not graph.run(instance)
+    assert graph.resumed == [False, True, False]
+
+
 def test_a_segment_without_images_is_left_out(graph: Graph) -> None:
     graph.publish(FIRST)
     graph.publish(THIRD, "filtered_subset")

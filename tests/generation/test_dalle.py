@@ -21,6 +21,7 @@ from laion_assets.clip.options import ClipOptions
 from laion_assets.definitions import build_defs
 from laion_assets.files import LockedError
 from laion_assets.filtering.parts import part_path
+from laion_assets.generation import autoencoder
 from laion_assets.generation.autoencoder import WrongWeightsError
 from laion_assets.generation.dalle import ALL, SHUFFLED, make_samples
 from laion_assets.generation.drawing import draw_caption
@@ -123,6 +124,44 @@ def test_a_finished_demo_draws(finished: Path, clip: ClipModel) -> None:
     assert sorted(drawn.cosines, reverse=True)[:2] == pytest.approx(first["best"], abs=2e-4)
     other = draw_caption(finished, RED_HEART, clip, 1, "cpu")
     assert not np.array_equal(drawn.pixels, other.pixels)
+
+
+def test_work_is_gone_on_with_only_if_it_was_begun_with_the_same(
+    tmp_path: Path, finished: Path, shards: list[Shard], tiny: GenerationOptions, clip: ClipModel
+) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(finished / "autoencoder", weights)
+    options = tiny.model_copy(
+        update={"control": False, "subset_shares": [], "vq_weights": str(weights)}
+    )
+    out = tmp_path / "out"
+
+    def left(options: GenerationOptions = options) -> bool:
+        """Whether a call that is killed after its tokens finds those of the call before."""
+        told = list[str]()
+
+        def log(line: str) -> None:
+            told.append(line)
+            if f"{ALL}: " in line:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            make_samples(shards, out, options, clip, log=log)
+        return "tokens: 2/2 shards were done by an earlier run" in told
+
+    assert not left()
+    assert left()
+    # Files of whom nobody knows.
+    (out / ".work" / "made_of.json").unlink()
+    assert not left()
+    # Other weights under the same path.
+    model = autoencoder.build(tiny.model_copy(update={"seed": 7}))
+    autoencoder.save(model, weights)
+    assert not left()
+    assert not left(options.model_copy(update={"precision": "bf16"}))
+    assert not left()
+    # `auto` is fp32 here.
+    assert json.loads((out / ".work" / "made_of.json").read_text())["precision"] == "fp32"
 
 
 def test_finished_models_stay_until_the_next_are_all_there(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import tarfile
 from pathlib import Path
 
@@ -146,6 +147,29 @@ def test_one_caption_is_no_control(tmp_path: Path) -> None:
     for numbers in ([0, 1], [0], []):
         with pytest.raises(NoPairsError, match=f"two captions at least, and these {len(numbers)}"):
             with_other_captions(pairs, np.array(numbers, np.int64), 0)
+
+
+def test_other_keys_captions_or_images_are_other_pairs(
+    tmp_path: Path, make_shards: MakeShards
+) -> None:
+    (shard,) = make_shards(tmp_path, 1, 12)
+
+    def digest(version: str = "") -> str:
+        return Pairs([Shard(shard.part, shard.tar, version)], 0.3, 0).digest
+
+    seen = [digest(), digest("1"), digest("2")]
+    assert digest() == seen[0]
+    os.utime(shard.tar, ns=(1, 1))
+    seen.append(digest())
+    # Where the version is known, a copy with another time is the same.
+    assert digest("1") == seen[1]
+    table = pq.ParquetFile(shard.part).read()
+    for column in ("key", "TEXT"):
+        values = table[column].to_pylist()[::-1]
+        changed = table.set_column(table.schema.get_field_index(column), column, pa.array(values))
+        pq.write_table(changed, shard.part)
+        seen.append(digest("1"))
+    assert len(set(seen)) == len(seen)
 
 
 def test_a_missing_tar_is_told_with_the_image_that_was_wanted(
