@@ -102,7 +102,10 @@ def make_samples(
             for name, gpt in trained.items()
         }
         real = real_images(pairs, images, model, clip, captions, options)
-        evaluation = Evaluation(options, len(pairs.training), runs, vq_curve, scored, real)
+        trained_on = frozenset(filter(pairs.trains_on, captions))
+        evaluation = Evaluation(
+            options, len(pairs.training), runs, vq_curve, scored, real, trained_on
+        )
         write_json(result / "evaluation.json", evaluation.to_json())
         write_shown(result, pairs, real)
         write_report(result, evaluation)

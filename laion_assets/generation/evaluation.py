@@ -107,6 +107,9 @@ class Evaluation:
     drawn: Mapping[str, list[Drawn]]
     """By the name of the run that drew."""
     real: list[Real]
+    trained_on: frozenset[str] = frozenset()
+    """Those of the captions drawn that the training pairs have, too: a person's, never one taken
+    from the held-out pairs."""
 
     @property
     def captions(self) -> list[str]:
@@ -114,7 +117,11 @@ class Evaluation:
         return [one.caption for one in next(iter(self.drawn.values()))]
 
     def rows(self) -> list[tuple[str, Mean]]:
-        """Mean similarities with the captions, the ceiling first."""
+        """Mean similarities with the captions, the ceiling first.
+
+        Each is over the captions that held-out images have, so that the rows may be compared.
+        """
+        common = {one.caption for one in self.real}
         real = [
             ("real images, as stored", [one.stored for one in self.real]),
             (f"real images, {self.options.image_size} pixels", [one.at_size for one in self.real]),
@@ -122,7 +129,8 @@ class Evaluation:
         ]
         best, samples = self.options.best, self.options.samples
         made = []
-        for name, drawn in self.drawn.items():
+        for name, all_drawn in self.drawn.items():
+            drawn = [one for one in all_drawn if one.caption in common]
             top = [float(one.cosines[one.best(best)].mean()) for one in drawn]
             made.append((f"{name}: best {best} of {samples}", top))
             made.append((f"{name}: all samples", [float(one.cosines.mean()) for one in drawn]))
@@ -172,6 +180,7 @@ class Evaluation:
                 {
                     "caption": one.caption,
                     "run": name,
+                    "trained_on": one.caption in self.trained_on,
                     "best": [round(float(value), 4) for value in np.sort(one.cosines)[::-1]][
                         : self.options.best
                     ],

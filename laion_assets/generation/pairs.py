@@ -93,6 +93,7 @@ class Pairs:
     def __init__(self, shards: Sequence[Shard], held_out_share: float, seed: int) -> None:
         """Raises :class:`NoPairsError` if the training or the held-out pairs are none."""
         self.shards = list(shards)
+        self._seed = seed
         texts, sizes, digest = [np.empty(0, np.uint64)], [], hashlib.blake2b(digest_size=16)
         for shard in self.shards:
             captions = shard.captions()
@@ -109,6 +110,10 @@ class Pairs:
         self.held_out: NDArray[np.int64] = np.flatnonzero(flags).astype(np.int64)
         if not len(self.training) or not len(self.held_out):
             raise NoPairsError(_too_few(self.texts, len(self.held_out), held_out_share))
+
+    def trains_on(self, caption: str) -> bool:
+        """Whether a training pair has this caption."""
+        return bool((self.texts[self.training] == np.uint64(_text(caption, self._seed))).any())
 
     def __len__(self) -> int:
         return int(self._ends[-1])

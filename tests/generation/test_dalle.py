@@ -77,12 +77,37 @@ def test_what_a_finished_demo_leaves(finished: Path, tiny: GenerationOptions) ->
     assert told["captions"][0]["caption"] == RED_HEART
     report = (finished / "report.html").read_text()
     assert RED_HEART in report
+    assert "No training saw these captions" in report
     for name in ("overview.png", "curves.png", "captions/0000.png", "captions/0001.png"):
         with Image.open(finished / name) as image:
             assert image.width > 200
     assert not (finished / ".work").exists()
     # Each real picture in the pages can be told from the lists' entries.
     assert pq.read_metadata(finished / SHOWN).num_rows > 0
+
+
+def test_a_caption_that_was_trained_on_is_marked_and_in_no_mean(
+    tmp_path: Path, shards: list[Shard], tiny: GenerationOptions, clip: ClipModel
+) -> None:
+    pairs = Pairs(shards, tiny.held_out_share, tiny.seed)
+    (trained,) = captions_of(pairs, pairs.training[:1])
+    (held,) = captions_of(pairs, pairs.held_out[:1])
+    options = tiny.model_copy(
+        update={
+            "captions": [trained, "nobody says this", held],
+            "control": False,
+            "subset_shares": [],
+        }
+    )
+    evaluation = make_samples(shards, tmp_path, options, clip)
+    assert len(evaluation.captions) == 4
+    assert evaluation.trained_on == {trained}
+    assert {mean.captions for _, mean in evaluation.rows()} == {2}
+    told = json.loads((tmp_path / "evaluation.json").read_text())["captions"]
+    assert [one["trained_on"] for one in told] == [True, False, False, False]
+    report = (tmp_path / "report.html").read_text()
+    assert report.count("This caption was trained on") == 1
+    assert "No training saw these captions" not in report
 
 
 def test_an_interrupted_demo_comes_to_the_same_end(
