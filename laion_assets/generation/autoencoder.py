@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -127,17 +127,18 @@ def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Te
     return difference.abs().mean() + difference.square().mean()
 
 
-def held_out_loss(model: Any, pixels: Pixels, batch: int) -> float:
-    """Mean :func:`reconstruction_loss` over images."""
+def held_out_loss(model: Any, batches: Iterable[Pixels]) -> float:
+    """Mean :func:`reconstruction_loss` over the images of all batches."""
     import torch
 
     device = next(model.parameters()).device
-    total = 0.0
+    total, images = 0.0, 0
     with torch.inference_mode():
-        for start in range(0, len(pixels), batch):
-            some = as_floats(pixels[start : start + batch], device)
+        for pixels in batches:
+            some = as_floats(pixels, device)
             total += float(reconstruction_loss(model(some).sample, some)) * len(some)
-    return total / len(pixels)
+            images += len(some)
+    return total / images
 
 
 def as_floats(pixels: Pixels, device: torch.device) -> torch.Tensor:

@@ -170,7 +170,8 @@ def _autoencoder(
         len(pairs.training), options.vq_batch, lambda epoch: pairs.epoch(epoch, options.seed)
     )
     held = pairs.held_out[: options.evaluate_pairs]
-    held_pixels = images.pixels(held)
+    size = options.vq_batch
+    held_batches = [held[start : start + size] for start in range(0, len(held), size)]
 
     curve = autoencoder.train(
         model,
@@ -178,7 +179,7 @@ def _autoencoder(
         options,
         precision,
         work / "autoencoder.safetensors",
-        held_out=lambda: autoencoder.held_out_loss(model, held_pixels, options.vq_batch),
+        held_out=lambda: autoencoder.held_out_loss(model, images.batches(held_batches)),
         log=log,
     )
     return model, curve

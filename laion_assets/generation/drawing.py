@@ -42,4 +42,4 @@ def draw_caption(folder: Path, caption: str, clip: ClipModel, seed: int, device:
     vq = autoencoder.load(folder / AUTOENCODER, options).to(where)
     codes = draw(gpt, vocabulary, caption, options, seed)
     pixels = autoencoder.decode(vq, codes, options.vq_batch)
-    return Drawn(caption, pixels, similarities(clip, pixels, caption))
+    return Drawn.of(caption, pixels, similarities(clip, pixels, caption), len(pixels))

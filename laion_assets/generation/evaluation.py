@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from laion_assets.files import atomic_path
 from laion_assets.generation import autoencoder, transformer
 from laion_assets.generation.options import GenerationOptions
-from laion_assets.generation.pairs import Images, Pairs, captions_of
+from laion_assets.generation.pairs import Images, Pairs
 from laion_assets.generation.ranking import ranked, similarities
 from laion_assets.generation.trainer import Point
 from laion_assets.generation.vocabulary import Vocabulary
@@ -22,6 +22,8 @@ from laion_assets.progress import Log, Progress, silent
 if TYPE_CHECKING:
     from laion_assets.clip.model import ClipModel
 
+OVERVIEW_BEST = 6
+"""Best samples of a caption in the overview."""
 REAL_EACH = 4
 """Most real images of a caption that are looked at."""
 
@@ -45,11 +47,29 @@ class Run:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The samples of a caption in the order they were drawn, and CLIP's cosines with it."""
+    """The samples of a caption: CLIP's cosines with it, in the order they were drawn, and the
+    pictures of those that are looked at."""
 
     caption: str
-    pixels: NDArray[np.uint8]
     cosines: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    """The numbers of the samples whose pictures are kept, ascending."""
+    pixels: NDArray[np.uint8]
+    """These, (rows, size, size, 3)."""
+
+    @classmethod
+    def of(
+        cls, caption: str, pixels: NDArray[np.uint8], cosines: NDArray[np.float32], n: int
+    ) -> Drawn:
+        """Of all samples, keeping the pictures of the ``n`` best and the ``n`` worst."""
+        order = ranked(cosines)
+        rows = np.unique(np.concatenate([order[:n], order[::-1][:n]]))
+        return cls(caption, cosines, rows, pixels[rows])
+
+    def picture(self, row: int) -> NDArray[np.uint8]:
+        """Of a sample that is kept."""
+        found: NDArray[np.uint8] = self.pixels[self.rows.tolist().index(row)]
+        return found
 
     def best(self, n: int) -> NDArray[np.int64]:
         return ranked(self.cosines)[:n]
@@ -231,7 +251,8 @@ def draw_and_score(
             cosines = similarities(clip, pixels, caption)
             with atomic_path(path) as beside:
                 np.savez(beside, codes=codes, cosines=cosines)
-        done.append(Drawn(caption, pixels, cosines))
+        # At the paper's size all pictures of all captions would be gigabytes.
+        done.append(Drawn.of(caption, pixels, cosines, max(options.best, OVERVIEW_BEST)))
         progress.advance()
     return done
 
@@ -245,11 +266,11 @@ def real_images(
     options: GenerationOptions,
 ) -> list[Real]:
     """What held-out images say of those captions that have any."""
-    texts = captions_of(pairs, pairs.held_out)
+    texts = pairs.texts[pairs.held_out]
     rng = np.random.default_rng([options.seed, 5])
     found = []
     for caption in captions:
-        same = np.array([text == caption for text in texts])
+        same = texts == pairs.text(caption)
         if not same.any() or same.all():
             continue
         here = pairs.held_out[same][:REAL_EACH]

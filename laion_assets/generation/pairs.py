@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -53,7 +53,6 @@ class Shard:
     version: str = ""
     """Of the images, if it is known; else the tar's size and time stand for it."""
 
-    @cached_property
     def keys(self) -> list[str]:
         return self._column("key")
 
@@ -98,7 +97,7 @@ class Pairs:
         for shard in self.shards:
             captions = shard.captions()
             sizes.append(len(captions))
-            digest.update(json.dumps([shard.keys, captions, shard.state()]).encode())
+            digest.update(json.dumps([shard.keys(), captions, shard.state()]).encode())
             texts.append(np.array([_text(caption, seed) for caption in captions], np.uint64))
         self._ends = np.cumsum(sizes, dtype=np.int64)
         self.digest = digest.hexdigest()
@@ -111,9 +110,13 @@ class Pairs:
         if not len(self.training) or not len(self.held_out):
             raise NoPairsError(_too_few(self.texts, len(self.held_out), held_out_share))
 
+    def text(self, caption: str) -> np.uint64:
+        """The digest that ``texts`` has for a caption."""
+        return np.uint64(_text(caption, self._seed))
+
     def trains_on(self, caption: str) -> bool:
         """Whether a training pair has this caption."""
-        return bool((self.texts[self.training] == np.uint64(_text(caption, self._seed))).any())
+        return bool((self.texts[self.training] == self.text(caption)).any())
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -288,7 +291,7 @@ class Images(AbstractContextManager["Images"]):
         shard, row = self._pairs.place(number)
         of = self._pairs.shards[shard]
         return LostImageError(
-            f"{of.tar} has no readable image {of.keys[row]} ({error}), which {of.part} says was"
+            f"{of.tar} has no readable image {of.keys()[row]} ({error}), which {of.part} says was"
             " kept: make filtered_subset of this segment again, and what lies between image_shards"
             " and it; if the tar is damaged, image_shards first"
         )
@@ -342,12 +345,11 @@ class BatchOrder:
 
 
 def captions_of(pairs: Pairs, numbers: NDArray[np.int64]) -> list[str]:
-    """The captions of pairs, in the order asked for."""
-    by_shard: dict[int, list[str]] = {}
-    found = []
-    for number in numbers:
-        shard, row = pairs.place(int(number))
-        if shard not in by_shard:
-            by_shard[shard] = pairs.shards[shard].captions()
-        found.append(by_shard[shard][row])
+    """The captions of pairs, in the order asked for; one shard's are in memory at a time."""
+    shards, rows = pairs.places(numbers)
+    found = [""] * len(numbers)
+    for shard in np.unique(shards):
+        captions = pairs.shards[shard].captions()
+        for at in np.flatnonzero(shards == shard):
+            found[at] = captions[rows[at]]
     return found

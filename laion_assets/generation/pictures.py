@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from laion_assets.generation.evaluation import Drawn, Real, Run
+from laion_assets.generation.evaluation import OVERVIEW_BEST, Drawn, Real, Run
 
 _TILE: Final = 96
 _GAP: Final = 6
 _LINE: Final = 16
 _FONT: Final = 12
-_OVERVIEW_BEST: Final = 6
 
 TRAINED_ON: Final = "[trained on] "
 """Before a caption; behind it, it would be cut off."""
@@ -48,14 +47,14 @@ def overview(
         known = by_caption.get(one.caption)
         first: Tile = (known.pixels[0], "real") if known else (None, "")
         last = _tiles(one, one.worst(1))[0]
-        tiles = [first, *_tiles(one, one.best(_OVERVIEW_BEST)), (last[0], f"worst {last[1]}")]
+        tiles = [first, *_tiles(one, one.best(OVERVIEW_BEST)), (last[0], f"worst {last[1]}")]
         rows.append((f"{TRAINED_ON * (one.caption in trained_on)}{one.caption}", tiles))
-    title = f"A real image, the best {_OVERVIEW_BEST} of {len(drawn[0].cosines)} by CLIP, the worst"
-    return _page(title, rows, _OVERVIEW_BEST + 2)
+    title = f"A real image, the best {OVERVIEW_BEST} of {len(drawn[0].cosines)} by CLIP, the worst"
+    return _page(title, rows, OVERVIEW_BEST + 2)
 
 
 def _tiles(drawn: Drawn, rows: NDArray[np.int64]) -> list[Tile]:
-    return [(drawn.pixels[row], f"{drawn.cosines[row]:.2f}") for row in rows]
+    return [(drawn.picture(int(row)), f"{drawn.cosines[row]:.2f}") for row in rows]
 
 
 def _page(title: str, rows: Sequence[tuple[str, Sequence[Tile]]], columns: int) -> bytes:

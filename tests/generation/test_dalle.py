@@ -25,9 +25,10 @@ from laion_assets.generation import autoencoder
 from laion_assets.generation.autoencoder import WrongWeightsError
 from laion_assets.generation.dalle import ALL, SHUFFLED, make_samples
 from laion_assets.generation.drawing import draw_caption
+from laion_assets.generation.evaluation import REAL_EACH, Drawn
 from laion_assets.generation.extra import require_extra
 from laion_assets.generation.options import GenerationOptions
-from laion_assets.generation.pairs import NoPairsError, Pairs, Shard, captions_of
+from laion_assets.generation.pairs import Images, NoPairsError, Pairs, Shard, captions_of
 from laion_assets.generation.shown import SHOWN
 from laion_assets.lake import Lake
 from laion_assets.segments import SegmentKey
@@ -242,6 +243,37 @@ def test_models_that_do_not_belong_together_do_not_draw(
     shutil.rmtree(out / "transformer")
     with pytest.raises(FileNotFoundError, match="no transformer"):
         draw_caption(out, RED_HEART, clip, 0, "cpu")
+
+
+def test_pictures_are_kept_of_the_best_and_the_worst_alone() -> None:
+    cosines = np.random.default_rng(0).permutation(128).astype(np.float32)
+    pixels = np.zeros((128, 2, 2, 3), np.uint8)
+    pixels[:] = np.arange(128, dtype=np.uint8)[:, None, None, None]
+    drawn = Drawn.of("a", pixels, cosines, 8)
+    assert drawn.pixels.shape == (16, 2, 2, 3)
+    assert len(drawn.cosines) == 128
+    for row in (*drawn.best(8), *drawn.worst(8)):
+        assert (drawn.picture(int(row)) == row).all()
+
+
+def test_held_out_images_are_decoded_a_batch_at_a_time(
+    tmp_path: Path,
+    shards: list[Shard],
+    tiny: GenerationOptions,
+    clip: ClipModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, pixels = list[int](), Images.pixels
+
+    def counted(self: Images, numbers: np.ndarray) -> np.ndarray:
+        asked.append(len(numbers))
+        return pixels(self, numbers)
+
+    monkeypatch.setattr(Images, "pixels", counted)
+    options = tiny.model_copy(update={"control": False, "subset_shares": [], "vq_batch": 2})
+    make_samples(shards, tmp_path, options, clip)
+    assert len(Pairs(shards, options.held_out_share, options.seed).held_out) > REAL_EACH
+    assert max(asked) <= REAL_EACH
 
 
 def test_the_asset(tmp_path: Path, shards: list[Shard], tiny: GenerationOptions) -> None:

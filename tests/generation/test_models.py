@@ -22,9 +22,9 @@ def test_the_autoencoder_learns_and_its_codes_come_back(
     pixels = np.empty((8, 16, 16, 3), np.uint8)
     pixels[:] = rng.integers(0, 256, (8, 1, 1, 3))
     model = autoencoder.build(options)
-    before = autoencoder.held_out_loss(model, pixels, 4)
+    before = autoencoder.held_out_loss(model, [pixels[:3], pixels[3:]])
     autoencoder.train(model, lambda _: pixels, options, "fp32", tmp_path / "c.safetensors")
-    assert autoencoder.held_out_loss(model, pixels, 4) < before / 2
+    assert autoencoder.held_out_loss(model, [pixels[:3], pixels[3:]]) < before / 2
     codes = autoencoder.encode(model, pixels)
     assert codes.shape == (8, 16)
     assert codes.max() < options.codebook

@@ -53,7 +53,7 @@ def test_only_what_the_subset_kept_is_read(shards: list[Shard]) -> None:
         for number in range(len(pairs)):
             shard, row = pairs.place(number)
             with tarfile.open(shards[shard].tar) as archive:
-                stored = archive.extractfile(f"{shards[shard].keys[row]}.jpg")
+                stored = archive.extractfile(f"{shards[shard].keys()[row]}.jpg")
                 assert stored
                 assert images.encoded(number) == stored.read()
     assert find_shards(shards[0].part.parent, shards[0].tar.parent) == shards
@@ -212,6 +212,27 @@ def test_an_image_of_too_many_pixels_is_told_with_its_key(
         pytest.raises(LostImageError, match=r"000000001 \(Image size .* exceeds limit"),
     ):
         images.pixels(pairs.in_order(0))
+
+
+def test_little_of_many_shards_is_in_memory(
+    shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys while their shard is open, captions of one shard: there may be a thousand shards."""
+    pairs, read = Pairs(shards, 0.3, 0), list[str]()
+    captions = Shard.captions
+
+    def counted(self: Shard) -> list[str]:
+        read.append(self.part.name)
+        return captions(self)
+
+    monkeypatch.setattr(Shard, "captions", counted)
+    numbers = np.array([23, 0, 8, 7, 15, 16])
+    said = captions_of(pairs, numbers)
+    assert read == [f"part-0000{number}.parquet" for number in range(3)]
+    assert said == [captions(shards[at])[row] for at, row in map(pairs.place, numbers.tolist())]
+    with Images(pairs, 16, 2) as images:
+        images.pixels(numbers)
+    assert all(set(vars(shard)) == {"part", "tar", "version"} for shard in pairs.shards)
 
 
 def test_without_pairs_it_says_so(tmp_path: Path, shards: list[Shard]) -> None:

@@ -39,7 +39,7 @@ def write(out: Path, pairs: Pairs) -> dict[str, object]:
     write_shown(out, pairs, [Real(caption, numbers, pixels, 0.4, 0.4, 0.3, 0.1)])
     rows = pq.ParquetFile(out / SHOWN).read().to_pylist()
     places = map(pairs.place, numbers.tolist())
-    keys = [pairs.shards[shard].keys[row] for shard, row in places]
+    keys = [pairs.shards[shard].keys()[row] for shard, row in places]
     assert [row["URL"] for row in rows] == [f"https://drawings.test/{key}.jpg" for key in keys]
     return dict(rows[0])
 
