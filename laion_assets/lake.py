@@ -229,6 +229,15 @@ class Lake:
         found = (self.root / asset).glob(f"crawl=*/segment=*/{MANIFEST}")
         return sorted(SegmentKey.of_folder(path.parent) for path in found)
 
+    def unfinished(self, asset: str, key: SegmentKey | None, name: str) -> bytes | None:
+        """A file, by its name in the folder, that a run which did not end left of a partition in
+        the making; None if there is none."""
+        path = self._staging(asset, key) / name
+        return path.read_bytes() if path.is_file() else None
+
+    def _staging(self, asset: str, key: SegmentKey | None) -> Path:
+        return self.root / ".staging" / asset / (f"{key.crawl}.{key.segment}" if key else "all")
+
     @contextmanager
     def publish(
         self,
@@ -250,8 +259,8 @@ class Lake:
         :class:`PartitionBusyError` if another process holds the partition too long.
         """
         fingerprint = _digest({"inputs": dict(inputs), "code_version": code_version})
-        name = f"{key.crawl}.{key.segment}" if key else "all"
-        path = self.root / ".staging" / asset / name
+        path = self._staging(asset, key)
+        name = path.name
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
             _locked(path.with_name(f".{name}.lock"), self.busy_timeout_s, log),

@@ -243,6 +243,17 @@ class RemoteLake(Lake):
 
     # Making
 
+    def unfinished(self, asset: str, key: SegmentKey | None, name: str) -> bytes | None:
+        """As :meth:`Lake.unfinished`; of another machine's run where this one has had none."""
+        here = super().unfinished(asset, key, name)
+        got = None if here is not None else self.objects.read(_checkpoint(_index(asset, key)))
+        stored = json.loads(got[0])["files"].get(name) if got else None
+        if stored is None:
+            return here
+        # None if another machine has published the partition meanwhile.
+        copied = self.objects.read(stored["object"])
+        return copied[0] if copied else None
+
     @contextmanager
     def _making(
         self,
@@ -255,7 +266,7 @@ class RemoteLake(Lake):
     ) -> Iterator[Callable[[Manifest], None]]:
         index = _index(asset, key)
         before, version = self._read(index)
-        checkpoint = f"_staging/{index.removeprefix('_index/')}"
+        checkpoint = _checkpoint(index)
         inherited = self._restore(path, checkpoint, fingerprint, stage_judges_parts, log)
         uploads = _Uploads(self.objects, f"{asset}/{key.hive}" if key else asset, path)
         saving = _Saving(self._checkpoint_s, uploads, checkpoint, fingerprint, log)
@@ -624,6 +635,10 @@ class _Saving:
 
 def _index(asset: str, key: SegmentKey | None) -> str:
     return f"_index/{asset}/{key.hive}.json" if key else f"_index/{asset}.json"
+
+
+def _checkpoint(index: str) -> str:
+    return f"_staging/{index.removeprefix('_index/')}"
 
 
 def _held(pointer: _Pointer, *, held: bool) -> _Pointer:

@@ -14,8 +14,10 @@ from typing import Final
 
 import dagster as dg
 
+from laion_assets.assets.dataset_report import SAMPLES, SHOWS_SAMPLES
 from laion_assets.assets.outside import concerned, observation
 from laion_assets.files import LockedError, locked
+from laion_assets.generation.shown import shows_listed
 from laion_assets.jobs import AGGREGATES, LISTS, SEGMENT_ASSETS
 from laion_assets.lake import Lake
 from laion_assets.partitions import crawls, partition_key
@@ -72,6 +74,7 @@ def apply(
     for key in keys:
         holding = list(found.samples.get(key, ()))
         _make_again(lake, instance, definitions, key, holding, log)
+    withdraw_samples(lake, log)
     drop_staging(lake, log)
     behind = _aggregates_behind(lake)
     if behind:
@@ -189,11 +192,39 @@ def _aggregates_behind(lake: Lake) -> list[str]:
         default="",
     )
     made = [asset for asset in AGGREGATES if lake.folder(asset).exists()]
-    return [asset for asset in made if lake.manifest(asset).started <= newest]
+    return [
+        asset
+        for asset in made
+        if lake.manifest(asset).started <= newest or _shows_withdrawn(lake, asset)
+    ]
+
+
+def _shows_withdrawn(lake: Lake, asset: str) -> bool:
+    """Whether it is the report, and shows samples that were taken away since."""
+    return bool(lake.manifest(asset).metadata.get(SHOWS_SAMPLES)) and not lake.has(SAMPLES)
 
 
 def _in_ledger(lake: Lake) -> list[SegmentKey]:
     return sorted({SegmentKey(event.crawl, event.segment) for event in read_ledger(lake.root)})
+
+
+def withdraw_samples(lake: Lake, log: Log) -> None:
+    """Delete drawn samples that show a listed picture.
+
+    Training anew may take days, and nothing is made of the samples but the report, which does
+    without: a person makes them again.
+    """
+    folder, lists = lake.folder(SAMPLES), read_lists(lake.root)
+    if not folder.exists() or not shows_listed(folder, lists):
+        return
+    log(f"deleting {folder}, which shows what is listed, or may: materialize {SAMPLES} again")
+    # Out of sight at once; what a killed call leaves there, `drop_staging` deletes.
+    gone = lake.root / _STAGING / SAMPLES / "withdrawn"
+    gone.parent.mkdir(parents=True, exist_ok=True)
+    if gone.exists():
+        shutil.rmtree(gone)
+    folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 def drop_staging(lake: Lake, log: Log) -> None:

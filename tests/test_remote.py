@@ -142,6 +142,9 @@ def test_a_lost_machines_parts_are_taken_over(machine: Machine) -> None:
         (staging.path / ".part-1.txt").write_text("torn")
         until(lambda: bool(lost.objects.listed("_staging")))
         raise ZeroDivisionError
+    assert other.unfinished("pairs", KEY, "part-0.txt") == b"half of the work"
+    assert other.unfinished("pairs", KEY, "part-1.txt") is None
+    assert other.unfinished("pairs", OTHER, "part-0.txt") is None
     with other.publish("pairs", KEY, inputs={"a": "1"}, code_version="1") as staging:
         assert staging.resumed
         assert [path.name for path in staging.path.glob("*.txt")] == ["part-0.txt"]

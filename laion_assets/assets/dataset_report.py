@@ -7,13 +7,27 @@ import dagster as dg
 from laion_assets.assets.making import fetch_tables, materialized, publishing
 from laion_assets.assets.retries import tried_again
 from laion_assets.automation import scheduling
+from laion_assets.generation.shown import PARTS, SHOWN, may_be_shown
+from laion_assets.lake import Lake
 from laion_assets.metadata import numbers_table, picture
+from laion_assets.removals.in_force import FOLDERS, read_lists
 from laion_assets.settings import Settings
 from laion_assets.stats.report import build_report
 from laion_assets.versions import code_version
 from resources.lake import LakeResource
 
 SAMPLES = "dalle_samples"
+SHOWS_SAMPLES = "shows_samples"
+"""In the report's metadata: whether they are in it."""
+
+
+def fit_to_show(store: Lake) -> bool:
+    """Whether there are samples, and no picture among them has been taken out since."""
+    return store.has(SAMPLES) and may_be_shown(
+        store.folder(SAMPLES, names=SHOWN),
+        read_lists(store.current(*FOLDERS)),
+        lambda key: store.folder("filtered_subset", key, PARTS),
+    )
 
 
 def build(settings: Settings) -> dg.AssetsDefinition:
@@ -22,7 +36,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
         group_name="stats",
         deps=["catalog", SAMPLES],
-        code_version=code_version(4, contact),
+        code_version=code_version(5, contact),
         kinds={"duckdb", "html"},
         description=__doc__,
         **scheduling(settings, "dataset_report"),
@@ -34,13 +48,14 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         store = lake.open()
         catalog = store.published("catalog") / "catalog.duckdb"
         # The samples are shown where there are any: nothing waits for them.
-        there = [SAMPLES] if store.has(SAMPLES) else []
+        there = [SAMPLES] if fit_to_show(store) else []
         with publishing(context, store, upstream=["catalog"], shared=there) as staging:
             fetch_tables(store, settings)
             drawn = store.published(SAMPLES) if there else None
-            staging.metadata = build_report(
+            told = build_report(
                 catalog, staging.path, contact=contact, samples=drawn, log=context.log.info
             )
+            staging.metadata = told | {SHOWS_SAMPLES: drawn is not None}
         folder = store.folder("dataset_report")
         shown: dict[str, Any] = {
             path.stem: picture(path.read_bytes(), path.stem)

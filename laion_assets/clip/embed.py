@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import os
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from PIL import Image
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.shards import (
     IMAGE_FORMATS,
+    NOT_AN_IMAGE,
     ShardError,
     count_rows,
     find_shards,
@@ -41,18 +41,6 @@ if TYPE_CHECKING:
     from laion_assets.clip.model import ClipModel
 
 STAGE: Final = "embeddings"
-
-# What Pillow's readers raise on bytes that are not the image they claim to be.
-_NOT_AN_IMAGE: Final = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    ArithmeticError,
-    LookupError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -317,7 +305,7 @@ def _shards(
             return shard, None
         try:
             image = Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS).convert("RGB")
-        except _NOT_AN_IMAGE:
+        except NOT_AN_IMAGE:
             return shard, None
         return shard, _Prepared(row, model.pixels(image), model.tokenize([text])[0])
 

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 
 from laion_assets import schemas
 
 IMAGE_FORMATS: Final = ("JPEG", "PNG", "WEBP")
 """Pillow's names. It reads many more, some by programs such as Ghostscript, whatever the suffix."""
+
+
+NOT_AN_IMAGE: Final = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    ArithmeticError,
+    LookupError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow's readers raise on bytes that are not the image they claim to be."""
 
 
 class ShardError(ValueError):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from laion_assets.files import sha256_file
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.trainer import Point, Schedule, fit
 from laion_assets.progress import Log, silent
@@ -20,6 +24,8 @@ Pixels = NDArray[np.uint8]
 Codes = NDArray[np.uint16]
 
 _REVIVE_EVERY: Final = 20
+_REVIVE_WINDOW: Final = 4
+"""Latents for each code of the codebook. The demo sees as many in a single pass."""
 _REVIVE_UNTIL: Final = 0.6
 
 
@@ -43,7 +49,7 @@ def build(options: GenerationOptions) -> Any:
             latent_channels=options.code_channels,
             sample_size=options.image_size,
             num_vq_embeddings=options.codebook,
-            norm_num_groups=min(32, options.vq_channels[0] // 4),
+            norm_num_groups=options.vq_norm_groups,
             mid_block_add_attention=False,
         )
 
@@ -67,6 +73,13 @@ def load(folder: Path, options: GenerationOptions) -> Any:
             f" {options.codebook} and {options.shrink}: set codebook and vq_channels by it"
         )
     return model.eval()
+
+
+def weights_digest(folder: Path) -> str:
+    """Of the files of a VQModel, wherever they lie."""
+    files = [*folder.glob("*.json"), *folder.glob("*.safetensors")]
+    digests = [[path.name, sha256_file(path)] for path in sorted(files)]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:32]
 
 
 def save(model: Any, folder: Path) -> None:
@@ -97,18 +110,27 @@ def train(
         rate=options.vq_rate,
         accumulate=options.vq_accumulate,
     )
-    revive_until = options.vq_steps * options.vq_accumulate * _REVIVE_UNTIL
+    reviver = _Reviver(model.quantize, options)
 
     def loss_of(number: int) -> torch.Tensor:
         pixels = as_floats(batch_of(number), device)
         latents = model.encode(pixels).latents
-        if number % _REVIVE_EVERY == 0 and number <= revive_until:
-            _revive(model.quantize, latents.detach().float())
+        reviver.see(number, latents.detach().float())
         decoded = model.decode(latents)
         commitment: torch.Tensor = decoded.commit_loss.mean()
         return reconstruction_loss(decoded.sample, pixels) + commitment
 
-    return fit("autoencoder", model, loss_of, schedule, checkpoint, held_out=held_out, log=log)
+    return fit(
+        "autoencoder",
+        model,
+        loss_of,
+        schedule,
+        checkpoint,
+        held_out=held_out,
+        carried=reviver.carried,
+        watch=reviver.watch,
+        log=log,
+    )
 
 
 def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
@@ -117,17 +139,18 @@ def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Te
     return difference.abs().mean() + difference.square().mean()
 
 
-def held_out_loss(model: Any, pixels: Pixels, batch: int) -> float:
-    """Mean :func:`reconstruction_loss` over images."""
+def held_out_loss(model: Any, batches: Iterable[Pixels]) -> float:
+    """Mean :func:`reconstruction_loss` over the images of all batches."""
     import torch
 
     device = next(model.parameters()).device
-    total = 0.0
+    total, images = 0.0, 0
     with torch.inference_mode():
-        for start in range(0, len(pixels), batch):
-            some = as_floats(pixels[start : start + batch], device)
+        for pixels in batches:
+            some = as_floats(pixels, device)
             total += float(reconstruction_loss(model(some).sample, some)) * len(some)
-    return total / len(pixels)
+            images += len(some)
+    return total / images
 
 
 def as_floats(pixels: Pixels, device: torch.device) -> torch.Tensor:
@@ -138,19 +161,55 @@ def as_floats(pixels: Pixels, device: torch.device) -> torch.Tensor:
     return moved.float().div_(127.5).sub_(1).contiguous()
 
 
-def _revive(quantize: Any, latents: torch.Tensor) -> None:
-    """Put codes that no latent of the batch is nearest to where latents are.
+class _Reviver:
+    """Puts codes that no latent was nearest to, for a while, to where latents are.
 
     Codes start near zero, all but a few would never be used, and the rest would have to do all.
+    A code counts as unused if it was so over a window of several times as many latents as there
+    are codes: among fewer than that, good codes would go unmet by chance, and be lost.
     """
-    import torch
 
-    points = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
-    codes = quantize.embedding.weight.data
-    nearest = torch.cdist(points, codes).argmin(1)
-    unused = torch.bincount(nearest, minlength=len(codes)) == 0
-    picked = torch.randint(len(points), (int(unused.sum()),)).to(codes.device)
-    codes[unused] = points[picked]
+    def __init__(self, quantize: Any, options: GenerationOptions) -> None:
+        import torch
+
+        self._quantize = quantize
+        latents = options.vq_batch * options.image_tokens
+        self.window = math.ceil(_REVIVE_WINDOW * options.codebook / latents)
+        """In forward passes, the one that revives included."""
+        self._every = max(_REVIVE_EVERY, self.window)
+        self._until = options.vq_steps * options.vq_accumulate * _REVIVE_UNTIL
+        used = torch.zeros(options.codebook, dtype=torch.int64)
+        self.carried = {"codes_used": used.to(quantize.embedding.weight.device)}
+        """What a checkpoint has to keep: how often each code was used in the window so far."""
+        self._optimizer: torch.optim.Optimizer | None = None
+
+    def watch(self, optimizer: torch.optim.Optimizer) -> None:
+        """The moments are this one's."""
+        self._optimizer = optimizer
+
+    def see(self, number: int, latents: torch.Tensor) -> None:
+        """Forward pass ``number`` has these latents (n, channels, side, side)."""
+        import torch
+
+        # The window ends with a pass whose number is a multiple of `_every`.
+        left = -number % self._every
+        if left >= self.window or number + left > self._until:
+            return
+        points = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+        weight = self._quantize.embedding.weight
+        codes, used = weight.data, self.carried["codes_used"]
+        used += torch.bincount(torch.cdist(points, codes).argmin(1), minlength=len(codes))
+        if left:
+            return
+        unused = used == 0
+        used.zero_()
+        picked = torch.randint(len(points), (int(unused.sum()),)).to(codes.device)
+        codes[unused] = points[picked]
+        # The moments are of where the codes were.
+        state = self._optimizer.state.get(weight, {}) if self._optimizer else {}
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment in state:
+                state[moment][unused] = 0
 
 
 def encode(model: Any, pixels: Pixels) -> Codes:

@@ -1,14 +1,15 @@
 """The whole demo: train, draw, rank, evaluate; each phase goes on where a killed one stopped.
 
-What is worth keeping is written to the output folder. What a killed run needs is in ``.work``
-there, and goes when all is done.
+What a run needs is in ``.work`` in the output folder; the results, too, until all are there, for
+the models of two runs do not fit together. ``options.json`` is published last: where it is, the
+rest is there and belongs to it.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from laion_assets.files import write_json
+from laion_assets.files import fsync_directory, locked, replace_folder, write_json
 from laion_assets.generation import autoencoder, transformer
 from laion_assets.generation.evaluation import Evaluation, Run, draw_and_score, real_images
 from laion_assets.generation.options import GenerationOptions
@@ -26,6 +27,7 @@ from laion_assets.generation.pairs import (
     Pairs,
     Shard,
     captions_of,
+    with_other_captions,
 )
 from laion_assets.generation.tokens import Tokens, vocabulary_of, write_tokens
 from laion_assets.generation.trainer import Point
@@ -53,33 +55,45 @@ def make_samples(
 ) -> Evaluation:
     """Train on the shards' pairs and write to ``out``: ``autoencoder/`` and ``transformer/`` as
     diffusers and transformers save them, ``vocabulary.json``, ``evaluation.json``, pictures of
-    the samples, the loss curves and ``report.html``. What another call with other pairs, options
-    or another CLIP has left unfinished there is not gone on with.
+    the samples, the loss curves, ``report.html``, and ``shown.parquet``, which says whose real
+    pictures these show. What another call with other pairs, options
+    or another CLIP has left unfinished there is not gone on with; what one has finished stays
+    until this one has, too.
 
-    Raises :class:`~laion_assets.generation.pairs.NoPairsError` if too few pairs were kept.
+    Raises :class:`~laion_assets.generation.pairs.NoPairsError` if too few pairs were kept,
+    :class:`~laion_assets.files.LockedError` if another process works in ``out``.
     """
     from laion_assets.clip.model import choose_device, choose_precision
     from laion_assets.generation.report import write_report
+    from laion_assets.generation.shown import write_shown
 
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     work = out / _WORK
     pairs = Pairs(shards, options.held_out_share, options.seed)
     log(f"{len(pairs.training):,} training pairs, {len(pairs.held_out):,} held out; {device}")
-    _settle(work, pairs, options, clip)
-    with Images(pairs, options.image_size, options.decode_threads) as images:
-        model, vq_curve = _autoencoder(pairs, images, options, device, precision, out, log)
+    # What is too few for the controls is told before anything is trained.
+    plans, held = _plans(pairs, options), _held_out(pairs, options)
+    with (
+        locked(out / ".lock", lambda: None, timeout_s=0),
+        Images(pairs, options.image_size, options.decode_threads) as images,
+    ):
+        _settle(work, _made_of(pairs, options, clip, device.type, precision))
+        result = work / "result"
+        if result.exists():
+            shutil.rmtree(result)
+        model, vq_curve = _autoencoder(pairs, images, options, device, precision, work, log)
+        autoencoder.save(model, result / AUTOENCODER)
         vocabulary = vocabulary_of(pairs)
-        write_json(out / VOCABULARY, {"clip_tokens": vocabulary.words})
-        write_json(out / OPTIONS, options.model_dump(mode="json"))
+        write_json(result / VOCABULARY, {"clip_tokens": vocabulary.words})
         tokens = write_tokens(work / "tokens", pairs, images, model, vocabulary, options, log=log)
         runs, trained = [], {}
-        for plan in _plans(pairs, options):
+        for plan in plans:
             gpt = transformer.build(options, len(vocabulary)).to(device)
-            runs.append(_trained(plan, gpt, tokens, pairs, options, precision, work, log))
+            runs.append(_trained(plan, held, gpt, tokens, options, precision, work, log))
             if plan.name in (ALL, SHUFFLED):
                 trained[plan.name] = gpt
-        transformer.save(trained[ALL], out / TRANSFORMER)
+        transformer.save(trained[ALL], result / TRANSFORMER)
         captions = _captions(pairs, options)
         scored = {
             name: draw_and_score(
@@ -88,22 +102,53 @@ def make_samples(
             for name, gpt in trained.items()
         }
         real = real_images(pairs, images, model, clip, captions, options)
-    evaluation = Evaluation(options, len(pairs.training), runs, vq_curve, scored, real)
-    write_json(out / "evaluation.json", evaluation.to_json())
-    write_report(out, evaluation)
-    shutil.rmtree(work)
+        trained_on = frozenset(filter(pairs.trains_on, captions))
+        evaluation = Evaluation(
+            options, len(pairs.training), runs, vq_curve, scored, real, trained_on
+        )
+        write_json(result / "evaluation.json", evaluation.to_json())
+        write_shown(result, pairs, real)
+        write_report(result, evaluation)
+        write_json(result / OPTIONS, options.model_dump(mode="json"))
+        _publish(result, out)
+        shutil.rmtree(work)
     return evaluation
 
 
-def _settle(work: Path, pairs: Pairs, options: GenerationOptions, clip: ClipModel) -> None:
-    """Empty the work folder if it was begun with something else."""
-    made_of = {
+def _publish(result: Path, out: Path) -> None:
+    """Put the results in the place of an earlier run's. Killed midway, ``out`` has no
+    ``options.json``, and so no models to draw with, until the same call has gone on."""
+    (out / OPTIONS).unlink(missing_ok=True)
+    for new in sorted(result.iterdir()):
+        if new.is_dir():
+            replace_folder(new, out / new.name)
+        elif new.name != OPTIONS:
+            new.replace(out / new.name)
+    (result / OPTIONS).replace(out / OPTIONS)
+    fsync_directory(out)
+
+
+def _made_of(
+    pairs: Pairs, options: GenerationOptions, clip: ClipModel, device: str, precision: str
+) -> dict[str, Any]:
+    """What unfinished work must have been begun with to be gone on with."""
+    weights = options.vq_weights
+    return {
         "pairs": pairs.digest,
         "clip": clip.version,
         "options": options.model_dump(mode="json", exclude=set(options.NOT_IN_VERSION)),
+        # Not the path: other weights may have come to lie there.
+        "vq_weights": weights and autoencoder.weights_digest(Path(weights)),
+        # What `auto` came to: half of a training in another precision is another training.
+        "device": device,
+        "precision": precision,
     }
+
+
+def _settle(work: Path, made_of: Mapping[str, Any]) -> None:
+    """Empty the work folder if it was begun with something else, or does not say with what."""
     marker = work / "made_of.json"
-    if marker.exists() and json.loads(marker.read_bytes()) != made_of:
+    if work.exists() and not (marker.exists() and json.loads(marker.read_bytes()) == made_of):
         shutil.rmtree(work)
     write_json(marker, made_of)
 
@@ -114,36 +159,35 @@ def _autoencoder(
     options: GenerationOptions,
     device: Any,
     precision: str,
-    out: Path,
+    work: Path,
     log: Log,
 ) -> tuple[Any, list[Point]]:
     if options.vq_weights is not None:
         model = autoencoder.load(Path(options.vq_weights), options)
-        autoencoder.save(model, out / AUTOENCODER)
         return model.to(device), []
     model = autoencoder.build(options).to(device)
     order = BatchOrder(
         len(pairs.training), options.vq_batch, lambda epoch: pairs.epoch(epoch, options.seed)
     )
     held = pairs.held_out[: options.evaluate_pairs]
-    held_pixels = images.pixels(held)
+    size = options.vq_batch
+    held_batches = [held[start : start + size] for start in range(0, len(held), size)]
 
     curve = autoencoder.train(
         model,
         images.in_turn(order),
         options,
         precision,
-        out / _WORK / "autoencoder.safetensors",
-        held_out=lambda: autoencoder.held_out_loss(model, held_pixels, options.vq_batch),
+        work / "autoencoder.safetensors",
+        held_out=lambda: autoencoder.held_out_loss(model, images.batches(held_batches)),
         log=log,
     )
-    autoencoder.save(model, out / AUTOENCODER)
     return model, curve
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """One training of the transformer."""
+    """Pairs that one transformer is trained on, or measured with."""
 
     name: str
     images: NDArray[np.int64]
@@ -161,21 +205,28 @@ def _plans(pairs: Pairs, options: GenerationOptions) -> list[_Plan]:
         plans.append(_Plan(f"{100 * share:g}% of the pairs", some, some))
     plans.append(_Plan(ALL, order, order))
     if options.control:
-        plans.append(_Plan(SHUFFLED, order, np.roll(order, 1)))
+        plans.append(_Plan(SHUFFLED, order, with_other_captions(pairs, order, options.seed)))
     return plans
+
+
+def _held_out(pairs: Pairs, options: GenerationOptions) -> _Plan:
+    """The held-out pairs that losses are measured on, and whose captions the control has."""
+    order = np.random.default_rng([options.seed, 3]).permutation(pairs.held_out)
+    others = with_other_captions(pairs, order, options.seed)
+    return _Plan("held out", order[: options.evaluate_pairs], others[: options.evaluate_pairs])
 
 
 def _trained(
     plan: _Plan,
+    held: _Plan,
     gpt: Any,
     tokens: Tokens,
-    pairs: Pairs,
     options: GenerationOptions,
     precision: str,
     work: Path,
     log: Log,
 ) -> Run:
-    """Train in place, and what came of it."""
+    """Train in place, and what came of it for the pairs ``held`` out and their control."""
     order = BatchOrder(
         len(plan.images),
         options.batch,
@@ -186,11 +237,8 @@ def _trained(
         rows = order(number)
         return tokens.batch(plan.captions[rows], plan.images[rows])
 
-    held = np.random.default_rng([options.seed, 3]).permutation(pairs.held_out)
-    held = held[: options.evaluate_pairs]
-
     def loss(captions: NDArray[np.int64]) -> float:
-        batch = tokens.batch(captions, held)
+        batch = tokens.batch(captions, held.images)
         return transformer.held_out_loss(gpt, *batch, options.codebook, precision, options.batch)
 
     name = plan.name.replace(" ", "-").replace("%", "")
@@ -201,12 +249,12 @@ def _trained(
         options,
         precision,
         work / f"transformer-{name}.safetensors",
-        held_out=lambda: loss(held),
+        held_out=lambda: loss(held.images),
         log=log,
     )
     last = curve[-1].held_out
     assert last is not None
-    run = Run(plan.name, len(plan.images), curve, last, loss(np.roll(held, 1)))
+    run = Run(plan.name, len(plan.images), curve, last, loss(held.captions))
     log(f"{run.name}: {run.held_out:.3f} nats a code, {run.gain:+.3f} by the right caption")
     return run
 

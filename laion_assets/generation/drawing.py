@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from laion_assets.generation import autoencoder, transformer
+from laion_assets.generation.autoencoder import WrongWeightsError
 from laion_assets.generation.dalle import AUTOENCODER, OPTIONS, TRANSFORMER, VOCABULARY
 from laion_assets.generation.evaluation import Drawn, draw
 from laion_assets.generation.options import GenerationOptions
@@ -20,15 +21,25 @@ if TYPE_CHECKING:
 def draw_caption(folder: Path, caption: str, clip: ClipModel, seed: int, device: str) -> Drawn:
     """Draw a caption's samples with the models in ``folder``, and have CLIP score them.
 
-    Raises ``FileNotFoundError`` if it holds no finished demo.
+    Raises ``FileNotFoundError`` if it holds no finished demo, :class:`WrongWeightsError` if its
+    parts are of different ones.
     """
     from laion_assets.clip.model import choose_device
 
+    for name in (OPTIONS, VOCABULARY, TRANSFORMER, AUTOENCODER):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"{folder} holds no finished demo: it has no {name}")
     options = GenerationOptions.model_validate_json((folder / OPTIONS).read_bytes())
-    words = json.loads((folder / VOCABULARY).read_bytes())["clip_tokens"]
+    vocabulary = Vocabulary(json.loads((folder / VOCABULARY).read_bytes())["clip_tokens"])
     where = choose_device(device)
     gpt = transformer.load(folder / TRANSFORMER).to(where)
+    if gpt.config.vocab_size != options.codebook + len(vocabulary):
+        raise WrongWeightsError(
+            f"{folder / TRANSFORMER} has {gpt.config.vocab_size:,} tokens, {OPTIONS} and"
+            f" {VOCABULARY} {options.codebook:,} and {len(vocabulary):,}: they do not"
+            " belong together"
+        )
     vq = autoencoder.load(folder / AUTOENCODER, options).to(where)
-    codes = draw(gpt, Vocabulary(words), caption, options, seed)
+    codes = draw(gpt, vocabulary, caption, options, seed)
     pixels = autoencoder.decode(vq, codes, options.vq_batch)
-    return Drawn(caption, pixels, similarities(clip, pixels, caption))
+    return Drawn.of(caption, pixels, similarities(clip, pixels, caption), len(pixels))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from laion_assets.files import atomic_path
 from laion_assets.generation import autoencoder, transformer
 from laion_assets.generation.options import GenerationOptions
-from laion_assets.generation.pairs import Images, Pairs, captions_of
+from laion_assets.generation.pairs import Images, Pairs
 from laion_assets.generation.ranking import ranked, similarities
 from laion_assets.generation.trainer import Point
 from laion_assets.generation.vocabulary import Vocabulary
@@ -22,6 +22,8 @@ from laion_assets.progress import Log, Progress, silent
 if TYPE_CHECKING:
     from laion_assets.clip.model import ClipModel
 
+OVERVIEW_BEST = 6
+"""Best samples of a caption in the overview."""
 REAL_EACH = 4
 """Most real images of a caption that are looked at."""
 
@@ -45,11 +47,29 @@ class Run:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The samples of a caption in the order they were drawn, and CLIP's cosines with it."""
+    """The samples of a caption: CLIP's cosines with it, in the order they were drawn, and the
+    pictures of those that are looked at."""
 
     caption: str
-    pixels: NDArray[np.uint8]
     cosines: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    """The numbers of the samples whose pictures are kept, ascending."""
+    pixels: NDArray[np.uint8]
+    """These, (rows, size, size, 3)."""
+
+    @classmethod
+    def of(
+        cls, caption: str, pixels: NDArray[np.uint8], cosines: NDArray[np.float32], n: int
+    ) -> Drawn:
+        """Of all samples, keeping the pictures of the ``n`` best and the ``n`` worst."""
+        order = ranked(cosines)
+        rows = np.unique(np.concatenate([order[:n], order[::-1][:n]]))
+        return cls(caption, cosines, rows, pixels[rows])
+
+    def picture(self, row: int) -> NDArray[np.uint8]:
+        """Of a sample that is kept."""
+        found: NDArray[np.uint8] = self.pixels[self.rows.tolist().index(row)]
+        return found
 
     def best(self, n: int) -> NDArray[np.int64]:
         return ranked(self.cosines)[:n]
@@ -63,6 +83,8 @@ class Real:
     """Held-out images of a caption, and of another one, and CLIP's cosines with the caption."""
 
     caption: str
+    numbers: NDArray[np.int64]
+    """The pairs whose images they are, (n,)."""
     pixels: NDArray[np.uint8]
     """At the modelled size, (n, size, size, 3)."""
     stored: float
@@ -105,6 +127,9 @@ class Evaluation:
     drawn: Mapping[str, list[Drawn]]
     """By the name of the run that drew."""
     real: list[Real]
+    trained_on: frozenset[str] = frozenset()
+    """Those of the captions drawn that the training pairs have, too: a person's, never one taken
+    from the held-out pairs."""
 
     @property
     def captions(self) -> list[str]:
@@ -112,7 +137,11 @@ class Evaluation:
         return [one.caption for one in next(iter(self.drawn.values()))]
 
     def rows(self) -> list[tuple[str, Mean]]:
-        """Mean similarities with the captions, the ceiling first."""
+        """Mean similarities with the captions, the ceiling first.
+
+        Each is over the captions that held-out images have, so that the rows may be compared.
+        """
+        common = {one.caption for one in self.real}
         real = [
             ("real images, as stored", [one.stored for one in self.real]),
             (f"real images, {self.options.image_size} pixels", [one.at_size for one in self.real]),
@@ -120,7 +149,8 @@ class Evaluation:
         ]
         best, samples = self.options.best, self.options.samples
         made = []
-        for name, drawn in self.drawn.items():
+        for name, all_drawn in self.drawn.items():
+            drawn = [one for one in all_drawn if one.caption in common]
             top = [float(one.cosines[one.best(best)].mean()) for one in drawn]
             made.append((f"{name}: best {best} of {samples}", top))
             made.append((f"{name}: all samples", [float(one.cosines.mean()) for one in drawn]))
@@ -170,6 +200,7 @@ class Evaluation:
                 {
                     "caption": one.caption,
                     "run": name,
+                    "trained_on": one.caption in self.trained_on,
                     "best": [round(float(value), 4) for value in np.sort(one.cosines)[::-1]][
                         : self.options.best
                     ],
@@ -220,7 +251,8 @@ def draw_and_score(
             cosines = similarities(clip, pixels, caption)
             with atomic_path(path) as beside:
                 np.savez(beside, codes=codes, cosines=cosines)
-        done.append(Drawn(caption, pixels, cosines))
+        # At the paper's size all pictures of all captions would be gigabytes.
+        done.append(Drawn.of(caption, pixels, cosines, max(options.best, OVERVIEW_BEST)))
         progress.advance()
     return done
 
@@ -234,26 +266,18 @@ def real_images(
     options: GenerationOptions,
 ) -> list[Real]:
     """What held-out images say of those captions that have any."""
-    import io
-
-    from PIL import Image
-
-    texts = captions_of(pairs, pairs.held_out)
+    texts = pairs.texts[pairs.held_out]
     rng = np.random.default_rng([options.seed, 5])
     found = []
     for caption in captions:
-        same = np.array([text == caption for text in texts])
+        same = texts == pairs.text(caption)
         if not same.any() or same.all():
             continue
         here = pairs.held_out[same][:REAL_EACH]
         others = rng.permutation(pairs.held_out[~same])[:REAL_EACH]
         pixels = images.pixels(here)
-        stored = []
-        for number in here:
-            with Image.open(io.BytesIO(images.encoded(int(number)))) as image:
-                stored.append(np.asarray(image.convert("RGB")))
         seen: dict[str, Iterable[NDArray[np.uint8]]] = {
-            "stored": stored,
+            "stored": [images.stored(int(number)) for number in here],
             "at_size": pixels,
             "through_codes": autoencoder.decode(
                 vq, autoencoder.encode(vq, pixels), options.vq_batch
@@ -263,5 +287,5 @@ def real_images(
         means = {
             what: float(similarities(clip, some, caption).mean()) for what, some in seen.items()
         }
-        found.append(Real(caption, pixels, **means))
+        found.append(Real(caption, here, pixels, **means))
     return found

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final
 
 from pydantic import BaseModel, Field, model_validator
 
+_LEAST_CHANNELS: Final = 4
 PRESETS: Final = Path(__file__).parent / "presets"
 
 
@@ -21,7 +22,8 @@ class GenerationOptions(BaseModel, frozen=True):
     is drawn with them. Fields that are not given are the preset's."""
 
     NOT_IN_VERSION: ClassVar[tuple[str, ...]] = ("device", "decode_threads", "checkpoint_every")
-    """Fields that say where and how fast it runs; its numbers change in rounding at most."""
+    """Fields that say where and how fast it runs; its numbers change in rounding at most. With the
+    device, ``auto`` precision may change: a work folder of another one is not gone on with."""
 
     preset: str = Field(
         "demo", description="demo (32 pixels, minutes on 2 cores) or paper (256 pixels, one GPU)"
@@ -109,6 +111,13 @@ class GenerationOptions(BaseModel, frozen=True):
                 f"image_size {self.image_size} is no multiple of {self.shrink}, by which"
                 f" {len(self.vq_channels)} vq_channels shrink it"
             )
+        if min(self.vq_channels) < _LEAST_CHANNELS:
+            raise ValueError(f"vq_channels are {_LEAST_CHANNELS} at least")
+        if any(channels % self.vq_norm_groups for channels in self.vq_channels):
+            raise ValueError(
+                f"vq_channels are normalised in {self.vq_norm_groups} groups, by the first of them:"
+                " they are multiples of it"
+            )
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
         if self.best > self.samples:
@@ -121,6 +130,11 @@ class GenerationOptions(BaseModel, frozen=True):
     def shrink(self) -> int:
         """Pixels a side that one code stands for."""
         return int(2 ** (len(self.vq_channels) - 1))
+
+    @property
+    def vq_norm_groups(self) -> int:
+        """Groups of channels that are normalised together."""
+        return min(32, self.vq_channels[0] // _LEAST_CHANNELS)
 
     @property
     def side(self) -> int:

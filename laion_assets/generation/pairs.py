@@ -11,22 +11,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from laion_assets.clip.shards import IMAGE_FORMATS
+from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
 from laion_assets.download.tars import ImageBytes
 from laion_assets.filtering.parts import part_numbers, part_path
 
 SHARDS_OPEN: Final = 16
 """So many shards are shuffled together: more would be read at random all over the disk."""
 _BATCHES_AHEAD: Final = 2
+_TRIED: Final = 64
 
 
 class NoPairsError(ValueError):
@@ -37,16 +39,29 @@ class LostImageError(ValueError):
     """A shard has no image, or no readable one, for a pair that the subset kept."""
 
 
+class OtherImageError(ValueError):
+    """A shard has another image under a kept pair's key: keys are places, and shards that were made
+    again after the subset have others' images there."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """A part of a subset and the tar that has its images."""
 
     part: Path
     tar: Path
+    version: str = ""
+    """Of the images, if it is known; else the tar's size and time stand for it."""
 
-    @cached_property
     def keys(self) -> list[str]:
         return self._column("key")
+
+    def state(self) -> str:
+        """Other images have another one."""
+        if self.version or not self.tar.exists():
+            return self.version
+        stat = self.tar.stat()
+        return f"{stat.st_size} {stat.st_mtime_ns}"
 
     def captions(self) -> list[str]:
         return self._column("TEXT")
@@ -57,10 +72,11 @@ class Shard:
         return values
 
 
-def find_shards(subset: Path, images: Path) -> list[Shard]:
-    """The shards of one segment's subset that kept anything, in order."""
+def find_shards(subset: Path, images: Path, version: str = "") -> list[Shard]:
+    """The shards of one segment's subset that kept anything, in order; ``version``: of the images,
+    if it is known."""
     return [
-        Shard(part_path(subset, number), images / f"{number:05d}.tar")
+        Shard(part_path(subset, number), images / f"{number:05d}.tar", version)
         for number in part_numbers(subset)
         if pq.read_metadata(part_path(subset, number)).num_rows
     ]
@@ -76,23 +92,31 @@ class Pairs:
     def __init__(self, shards: Sequence[Shard], held_out_share: float, seed: int) -> None:
         """Raises :class:`NoPairsError` if the training or the held-out pairs are none."""
         self.shards = list(shards)
-        held, sizes, digest = [], [], hashlib.blake2b(digest_size=16)
+        self._seed = seed
+        texts, sizes, digest = [np.empty(0, np.uint64)], [], hashlib.blake2b(digest_size=16)
         for shard in self.shards:
             captions = shard.captions()
             sizes.append(len(captions))
-            digest.update(json.dumps(captions).encode())
-            held += [_chance(caption, seed) < held_out_share for caption in captions]
+            digest.update(json.dumps([shard.keys(), captions, shard.state()]).encode())
+            texts.append(np.array([_text(caption, seed) for caption in captions], np.uint64))
         self._ends = np.cumsum(sizes, dtype=np.int64)
         self.digest = digest.hexdigest()
-        """Of the captions in their order."""
-        flags = np.array(held, np.bool_)
+        """Of the pairs in their order: keys, captions, and which images these are of."""
+        self.texts: NDArray[np.uint64] = np.concatenate(texts)
+        """A digest of each pair's caption: equal ones have the same caption."""
+        flags = self.texts / 2**64 < held_out_share
         self.training: NDArray[np.int64] = np.flatnonzero(~flags).astype(np.int64)
         self.held_out: NDArray[np.int64] = np.flatnonzero(flags).astype(np.int64)
         if not len(self.training) or not len(self.held_out):
-            raise NoPairsError(
-                f"{len(flags):,} pairs were kept, {len(self.held_out):,} of them held out:"
-                " both trainings and what is held out need some"
-            )
+            raise NoPairsError(_too_few(self.texts, len(self.held_out), held_out_share))
+
+    def text(self, caption: str) -> np.uint64:
+        """The digest that ``texts`` has for a caption."""
+        return np.uint64(_text(caption, self._seed))
+
+    def trains_on(self, caption: str) -> bool:
+        """Whether a training pair has this caption."""
+        return bool((self.texts[self.training] == self.text(caption)).any())
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -131,9 +155,51 @@ class Pairs:
         return np.concatenate(ordered)
 
 
-def _chance(caption: str, seed: int) -> float:
+def _too_few(texts: NDArray[np.uint64], held_out: int, share: float) -> str:
+    if not len(texts):
+        return "the subset kept no pairs: there is nothing to train on"
+    return (
+        f"{len(texts):,} pairs with {len(np.unique(texts)):,} captions were kept, and of these"
+        f" {held_out:,} pairs are held out (held_out_share {share:g}, by caption): training needs"
+        " some, and so does what is held out; take a larger subset or another share"
+    )
+
+
+def _text(caption: str, seed: int) -> int:
     digest = hashlib.blake2b(f"{seed}\0{caption}".encode("utf-8", "surrogatepass"), digest_size=8)
-    return int.from_bytes(digest.digest(), "big") / 2**64
+    return int.from_bytes(digest.digest(), "big")
+
+
+def with_other_captions(pairs: Pairs, numbers: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """For each pair another one whose caption is another text: controls are none if some captions
+    happen to be right.
+
+    Each neighbour's, where that will do; then pairs change places at random. So all captions are
+    said as often as before, unless one is said so often that it cannot be. Raises
+    :class:`NoPairsError` if all captions are the same.
+    """
+    texts = pairs.texts[numbers]
+    order = np.argsort(texts, kind="stable")
+    first, last = (np.searchsorted(texts, texts, side, order) for side in ("left", "right"))
+    if not len(texts) or last[0] - first[0] == len(texts):
+        raise NoPairsError(
+            f"a control needs pairs of two captions at least, and these {len(texts):,} have one"
+        )
+    rng = np.random.default_rng(seed)
+    rows = np.roll(np.arange(len(texts)), 1)
+    for row in np.flatnonzero(texts[rows] == texts):
+        if texts[rows[row]] != texts[row]:
+            continue  # it was changed with an earlier one
+        tried = rng.integers(len(texts), size=_TRIED)
+        fits = (texts[rows[tried]] != texts[row]) & (texts[tried] != texts[rows[row]])
+        if fits.any():
+            other = tried[fits.argmax()]
+            rows[[row, other]] = rows[[other, row]]
+        else:
+            # Any that has another caption: those are all but a run of the sorted ones.
+            place = rng.integers(len(texts) - (last[row] - first[row]))
+            rows[row] = order[place if place < first[row] else place + last[row] - first[row]]
+    return numbers[rows]
 
 
 class Images(AbstractContextManager["Images"]):
@@ -150,13 +216,27 @@ class Images(AbstractContextManager["Images"]):
             tar.close()
 
     def encoded(self, number: int) -> bytes:
-        """The bytes in the shard."""
+        """The bytes in the shard. Raises :class:`LostImageError`, :class:`OtherImageError`."""
+        try:
+            return self._read(number)
+        except (OSError, pa.ArrowException) as error:
+            raise self._lost(number, error) from error
+
+    def stored(self, number: int) -> NDArray[np.uint8]:
+        """The image as it is stored, uint8 (height, width, 3). Raises :class:`LostImageError`."""
+        encoded = self.encoded(number)
+        try:
+            with Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS) as image:
+                return np.asarray(image.convert("RGB"))
+        except NOT_AN_IMAGE as error:
+            raise self._lost(number, error) from error
+
+    def _read(self, number: int) -> bytes:
         shard, row = self._pairs.place(number)
         if shard not in self._open:
             if len(self._open) > SHARDS_OPEN:
                 self._open.popitem(last=False)[1][0].close()
-            of = self._pairs.shards[shard]
-            self._open[shard] = ImageBytes(of.tar), of.keys
+            self._open[shard] = _opened(self._pairs.shards[shard])
         self._open.move_to_end(shard)
         tar, keys = self._open[shard]
         return tar.read(keys[row])
@@ -203,14 +283,37 @@ class Images(AbstractContextManager["Images"]):
         for number, future in zip(numbers, started, strict=True):
             try:
                 made.append(future.result())
-            except (OSError, ValueError, SyntaxError) as error:
-                shard, row = self._pairs.place(int(number))
-                of = self._pairs.shards[shard]
-                raise LostImageError(
-                    f"{of.tar} has no readable image {of.keys[row]} ({error}), which {of.part}"
-                    " says was kept: make image_shards of this segment again"
-                ) from error
+            except NOT_AN_IMAGE as error:
+                raise self._lost(int(number), error) from error
         return np.stack(made)
+
+    def _lost(self, number: int, error: Exception) -> LostImageError:
+        shard, row = self._pairs.place(number)
+        of = self._pairs.shards[shard]
+        return LostImageError(
+            f"{of.tar} has no readable image {of.keys()[row]} ({error}), which {of.part} says was"
+            " kept: make filtered_subset of this segment again, and what lies between image_shards"
+            " and it; if the tar is damaged, image_shards first"
+        )
+
+
+def _opened(shard: Shard) -> tuple[ImageBytes, list[str]]:
+    """The tar and the keys of the kept pairs. Raises :class:`OtherImageError`."""
+    with pq.ParquetFile(shard.part) as file:
+        kept = file.read(["key", "sha256"])
+    rows = shard.tar.with_suffix(".parquet")
+    with pq.ParquetFile(rows) as file:
+        there = file.read(["key", "sha256"])
+    sha256_of = dict(zip(there["key"].to_pylist(), there["sha256"].to_pylist(), strict=True))
+    keys: list[str] = kept["key"].to_pylist()
+    for key, sha256 in zip(keys, kept["sha256"].to_pylist(), strict=True):
+        if sha256_of.get(key) != sha256:
+            raise OtherImageError(
+                f"{rows} has another image {key} than {shard.part} speaks of: image_shards were"
+                " made again since; make filtered_subset of this segment again, and what lies"
+                " between them"
+            )
+    return ImageBytes(shard.tar), keys
 
 
 def shrunk(encoded: bytes, size: int) -> NDArray[np.uint8]:
@@ -242,12 +345,11 @@ class BatchOrder:
 
 
 def captions_of(pairs: Pairs, numbers: NDArray[np.int64]) -> list[str]:
-    """The captions of pairs, in the order asked for."""
-    by_shard: dict[int, list[str]] = {}
-    found = []
-    for number in numbers:
-        shard, row = pairs.place(int(number))
-        if shard not in by_shard:
-            by_shard[shard] = pairs.shards[shard].captions()
-        found.append(by_shard[shard][row])
+    """The captions of pairs, in the order asked for; one shard's are in memory at a time."""
+    shards, rows = pairs.places(numbers)
+    found = [""] * len(numbers)
+    for shard in np.unique(shards):
+        captions = pairs.shards[shard].captions()
+        for at in np.flatnonzero(shards == shard):
+            found[at] = captions[rows[at]]
     return found

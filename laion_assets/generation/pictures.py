@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from laion_assets.generation.evaluation import Drawn, Real, Run
+from laion_assets.generation.evaluation import OVERVIEW_BEST, Drawn, Real, Run
 
 _TILE: Final = 96
 _GAP: Final = 6
 _LINE: Final = 16
 _FONT: Final = 12
-_OVERVIEW_BEST: Final = 6
+
+TRAINED_ON: Final = "[trained on] "
+"""Before a caption; behind it, it would be cut off."""
 
 Tile = tuple[NDArray[np.uint8] | None, str]
 """A picture, uint8 (height, width, 3), or an empty place, and what stands below it."""
@@ -34,22 +36,25 @@ def caption_grid(drawn: Drawn, real: Real | None, n: int) -> bytes:
     return _page(drawn.caption, rows, n)
 
 
-def overview(drawn: Sequence[Drawn], real: Sequence[Real]) -> bytes:
-    """PNG: a row for each caption: a real image, the best samples, the worst one."""
+def overview(
+    drawn: Sequence[Drawn], real: Sequence[Real], trained_on: Collection[str] = ()
+) -> bytes:
+    """PNG: a row for each caption: a real image, the best samples, the worst one; it says which
+    captions were trained on."""
     by_caption = {one.caption: one for one in real}
     rows = []
     for one in drawn:
         known = by_caption.get(one.caption)
         first: Tile = (known.pixels[0], "real") if known else (None, "")
         last = _tiles(one, one.worst(1))[0]
-        tiles = [first, *_tiles(one, one.best(_OVERVIEW_BEST)), (last[0], f"worst {last[1]}")]
-        rows.append((one.caption, tiles))
-    title = f"A real image, the best {_OVERVIEW_BEST} of {len(drawn[0].cosines)} by CLIP, the worst"
-    return _page(title, rows, _OVERVIEW_BEST + 2)
+        tiles = [first, *_tiles(one, one.best(OVERVIEW_BEST)), (last[0], f"worst {last[1]}")]
+        rows.append((f"{TRAINED_ON * (one.caption in trained_on)}{one.caption}", tiles))
+    title = f"A real image, the best {OVERVIEW_BEST} of {len(drawn[0].cosines)} by CLIP, the worst"
+    return _page(title, rows, OVERVIEW_BEST + 2)
 
 
 def _tiles(drawn: Drawn, rows: NDArray[np.int64]) -> list[Tile]:
-    return [(drawn.pixels[row], f"{drawn.cosines[row]:.2f}") for row in rows]
+    return [(drawn.picture(int(row)), f"{drawn.cosines[row]:.2f}") for row in rows]
 
 
 def _page(title: str, rows: Sequence[tuple[str, Sequence[Tile]]], columns: int) -> bytes:

@@ -29,7 +29,7 @@ def write_report(out: Path, evaluation: Evaluation) -> None:
     by_caption = {one.caption: one for one in evaluation.real}
     grids = [pictures.caption_grid(one, by_caption.get(one.caption), options.best) for one in first]
     made = {
-        OVERVIEW: pictures.overview(first, evaluation.real),
+        OVERVIEW: pictures.overview(first, evaluation.real, evaluation.trained_on),
         CURVES: pictures.curves(evaluation.runs),
         **{caption_picture(number): grid for number, grid in enumerate(grids)},
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -87,6 +87,8 @@ def fit(
     checkpoint: Path,
     *,
     held_out: Callable[[], float] | None = None,
+    carried: Mapping[str, torch.Tensor] | None = None,
+    watch: Callable[[torch.optim.Optimizer], None] | None = None,
     log: Log = silent,
 ) -> list[Point]:
     """Train ``model`` in place and return its curve, a point every ten steps.
@@ -97,6 +99,10 @@ def fit(
             trains no more.
         held_out: a loss that is measured every ``evaluate_every`` steps and at the end.
 
+        carried: tensors that ``loss_of`` changes in place from one pass to the next; they are
+            saved and restored with the weights.
+        watch: is given the optimiser before the first step.
+
     Raises:
         DivergedError: the loss was not finite; the checkpoint before it stays.
     """
@@ -105,9 +111,12 @@ def fit(
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), schedule.rate, weight_decay=_DECAY)
     scaler = torch.amp.GradScaler(device.type, enabled=schedule.precision == "fp16")
+    if watch:
+        watch(optimizer)
+    carried = carried or {}
     start, curve, pending = 0, list[Point](), list[float]()
     if checkpoint.exists():
-        start, curve, pending = _restore(checkpoint, model, optimizer, scaler)
+        start, curve, pending = _restore(checkpoint, model, optimizer, scaler, carried)
     progress = Progress(what, "steps", schedule.steps, log, resumed=start)
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -140,7 +149,7 @@ def fit(
                 curve.append(Point(done, sum(pending) / len(pending), measured))
                 pending = []
             if done % schedule.checkpoint_every == 0 or last:
-                _save(checkpoint, model, optimizer, scaler, done, curve, pending)
+                _save(checkpoint, model, optimizer, scaler, carried, done, curve, pending)
             progress.advance(note=f"loss {total:.3f}")
     model.eval()
     return curve
@@ -158,13 +167,14 @@ def _save(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: Any,
+    carried: Mapping[str, torch.Tensor],
     step: int,
     curve: list[Point],
     pending: list[float],
 ) -> None:
     from safetensors.torch import save_file
 
-    tensors = {}
+    tensors = {f"carried/{name}": tensor for name, tensor in carried.items()}
     for name, parameter in model.named_parameters():
         tensors[f"model/{name}"] = parameter.detach()
         for moment, value in optimizer.state[parameter].items():
@@ -184,7 +194,11 @@ def _save(
 
 
 def _restore(
-    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: Any
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+    carried: Mapping[str, torch.Tensor],
 ) -> tuple[int, list[Point], list[float]]:
     import torch
     from safetensors import safe_open
@@ -192,6 +206,8 @@ def _restore(
     with safe_open(path, "pt") as file, torch.no_grad():
         state = json.loads(file.metadata()["state"])
         names = set(file.keys())
+        for name, tensor in carried.items():
+            tensor.copy_(file.get_tensor(f"carried/{name}"))
         for name, parameter in model.named_parameters():
             parameter.copy_(file.get_tensor(f"model/{name}"))
             moments = ("step", "exp_avg", "exp_avg_sq")

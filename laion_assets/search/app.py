@@ -197,14 +197,14 @@ def _add_page(app: FastAPI, service: SearchService) -> None:
     @app.get("/about", tags=["page"])
     async def about() -> dict[str, Any]:
         """The index, and what this service can do."""
-        return service.about()
+        return await service.about()
 
     @app.get("/generated", tags=["page"], response_class=Response)
     async def generated() -> Response:
         """What a model trained on the dataset has drawn, if the lake has such samples."""
-        report = service.generated
-        if report is None or not report.is_file():
-            raise RequestRefusedError(404, "no_file", "no samples have been drawn")
+        report = await service.generated()
+        if report is None:
+            raise RequestRefusedError(404, "no_file", "there are no drawn samples to show")
         return FileResponse(report, headers={"Cache-Control": "no-cache"})
 
     @app.post(

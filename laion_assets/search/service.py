@@ -12,16 +12,20 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.download.fetch import Fetcher
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.refused import FetchRefused
+from laion_assets.generation.shown import may_be_shown
 from laion_assets.knn.query import lake_beside, subset_beside
 from laion_assets.knn.runs import SubsetOf
 from laion_assets.knn.search import StaleIndexError
 from laion_assets.knn.subset import Modality
 from laion_assets.progress import Log, silent
+from laion_assets.removals.in_force import read_lists
+from laion_assets.removals.lists import ListError
 from laion_assets.search.cache import ByteCache
 from laion_assets.search.encoder import Encoder, Vector
 from laion_assets.search.filters import Filters
@@ -76,7 +80,7 @@ class SearchService:
         self.samples = Samples(subset_of, ByteCache(options.cache_mb * 2**20))
         self.encoder = encoder or Encoder(clip, options, observe=self.metrics.encoded)
         lake = lake_beside(index_dir)
-        self.generated = lake / "dalle_samples" / "report.html" if lake else None
+        self._lake = lake
         self.thumbnails = Thumbnails(lake, options.open_shards) if lake else None
         self.removals = (
             RemovalQueue(lake, options.removal_queue_bytes)
@@ -295,6 +299,23 @@ class SearchService:
         sample = (await self.sample(request.sample)).sample
         await self._in(self._reading, self.removals.append, sample, request.reason, request.contact)
 
+    async def generated(self) -> Path | None:
+        """The page of drawn samples, if there is one that may be shown now."""
+        return await self._in(self._reading, self._generated)
+
+    def _generated(self) -> Path | None:
+        if self._lake is None:
+            return None
+        folder, subsets = self._lake / "dalle_samples", self._lake / "filtered_subset"
+        report = folder / "report.html"
+        try:
+            lists = read_lists(self._lake)
+            shown = report.is_file() and may_be_shown(folder, lists, lambda key: subsets / key.hive)
+        except (OSError, ListError, pa.ArrowInvalid):
+            # Who cannot tell whether a picture may be shown does not show it.
+            return None
+        return report if shown else None
+
     def health(self) -> dict[str, Any]:
         version = self.live.current
         encoder = self.encoder
@@ -311,14 +332,14 @@ class SearchService:
             "encoder": {"state": encoder.state, "problem": encoder.problem or None},
         }
 
-    def about(self) -> dict[str, Any]:
+    async def about(self) -> dict[str, Any]:
         """What the page must know."""
         version = self.live.current
         return {
             "name": self.name,
             "samples": version.summary.n,
             "model": version.summary.model,
-            "generated": self.generated is not None and self.generated.is_file(),
+            "generated": await self.generated() is not None,
             "thumbnails": self.thumbnails is not None,
             "removal_requests": self.removals is not None,
             "max_image_bytes": self.options.max_image_bytes,

@@ -1,7 +1,9 @@
-"""Real shards at the smallest size: drawings in tars, and the parts that say which were kept."""
+"""Real shards at the smallest size: drawings in tars with their rows beside them, and the parts
+that say which were kept."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import random
 import tarfile
@@ -18,6 +20,7 @@ from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.pairs import Shard
 from laion_assets.sample_crawl.drawings import every_drawing, render
 
+CRAWL, SEGMENT = "CC-MAIN-2000-13", "00"
 MakeShards = Callable[[Path, int, int], list[Shard]]
 
 
@@ -68,7 +71,7 @@ def make_shards() -> MakeShards:
             subset.mkdir(parents=True, exist_ok=True)
             images.mkdir(parents=True, exist_ok=True)
             tar = images / f"{number:05d}.tar"
-            kept = []
+            kept, rows = [], []
             with tarfile.open(tar, "w") as archive:
                 for row in range(size):
                     drawing = rng.choice(kinds)
@@ -77,8 +80,22 @@ def make_shards() -> MakeShards:
                     member = tarfile.TarInfo(f"{key}.jpg")
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
+                    sha256 = hashlib.sha256(data).hexdigest()
+                    rows.append({"key": key, "sha256": sha256})
                     if row % 3:
-                        kept.append({"key": key, "TEXT": drawing.caption(rng)})
+                        kept.append(
+                            {
+                                "key": key,
+                                "TEXT": drawing.caption(rng),
+                                "SAMPLE_ID": number * size + row,
+                                "URL": f"https://drawings.test/{key}.jpg",
+                                "sha256": sha256,
+                                "md5": hashlib.md5(data, usedforsecurity=False).hexdigest(),
+                                "crawl": CRAWL,
+                                "segment": SEGMENT,
+                            }
+                        )
+            pq.write_table(pa.Table.from_pylist(rows), tar.with_suffix(".parquet"))
             part = part_path(subset, number)
             pq.write_table(pa.Table.from_pylist(kept), part)
             made.append(Shard(part, tar))

@@ -11,17 +11,25 @@ from pathlib import Path
 
 import dagster as dg
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from laion_assets.clip.model import ClipModel, load_clip
 from laion_assets.clip.options import ClipOptions
 from laion_assets.definitions import build_defs
+from laion_assets.files import LockedError
+from laion_assets.filtering.parts import part_path
+from laion_assets.generation import autoencoder
+from laion_assets.generation.autoencoder import WrongWeightsError
 from laion_assets.generation.dalle import ALL, SHUFFLED, make_samples
 from laion_assets.generation.drawing import draw_caption
+from laion_assets.generation.evaluation import REAL_EACH, Drawn
 from laion_assets.generation.extra import require_extra
 from laion_assets.generation.options import GenerationOptions
-from laion_assets.generation.pairs import Shard
+from laion_assets.generation.pairs import Images, NoPairsError, Pairs, Shard, captions_of
+from laion_assets.generation.shown import SHOWN
 from laion_assets.lake import Lake
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import load_settings
@@ -70,10 +78,37 @@ def test_what_a_finished_demo_leaves(finished: Path, tiny: GenerationOptions) ->
     assert told["captions"][0]["caption"] == RED_HEART
     report = (finished / "report.html").read_text()
     assert RED_HEART in report
+    assert "No training saw these captions" in report
     for name in ("overview.png", "curves.png", "captions/0000.png", "captions/0001.png"):
         with Image.open(finished / name) as image:
             assert image.width > 200
     assert not (finished / ".work").exists()
+    # Each real picture in the pages can be told from the lists' entries.
+    assert pq.read_metadata(finished / SHOWN).num_rows > 0
+
+
+def test_a_caption_that_was_trained_on_is_marked_and_in_no_mean(
+    tmp_path: Path, shards: list[Shard], tiny: GenerationOptions, clip: ClipModel
+) -> None:
+    pairs = Pairs(shards, tiny.held_out_share, tiny.seed)
+    (trained,) = captions_of(pairs, pairs.training[:1])
+    (held,) = captions_of(pairs, pairs.held_out[:1])
+    options = tiny.model_copy(
+        update={
+            "captions": [trained, "nobody says this", held],
+            "control": False,
+            "subset_shares": [],
+        }
+    )
+    evaluation = make_samples(shards, tmp_path, options, clip)
+    assert len(evaluation.captions) == 4
+    assert evaluation.trained_on == {trained}
+    assert {mean.captions for _, mean in evaluation.rows()} == {2}
+    told = json.loads((tmp_path / "evaluation.json").read_text())["captions"]
+    assert [one["trained_on"] for one in told] == [True, False, False, False]
+    report = (tmp_path / "report.html").read_text()
+    assert report.count("This caption was trained on") == 1
+    assert "No training saw these captions" not in report
 
 
 def test_an_interrupted_demo_comes_to_the_same_end(
@@ -117,6 +152,130 @@ def test_a_finished_demo_draws(finished: Path, clip: ClipModel) -> None:
     assert not np.array_equal(drawn.pixels, other.pixels)
 
 
+def test_work_is_gone_on_with_only_if_it_was_begun_with_the_same(
+    tmp_path: Path, finished: Path, shards: list[Shard], tiny: GenerationOptions, clip: ClipModel
+) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(finished / "autoencoder", weights)
+    options = tiny.model_copy(
+        update={"control": False, "subset_shares": [], "vq_weights": str(weights)}
+    )
+    out = tmp_path / "out"
+
+    def left(options: GenerationOptions = options) -> bool:
+        """Whether a call that is killed after its tokens finds those of the call before."""
+        told = list[str]()
+
+        def log(line: str) -> None:
+            told.append(line)
+            if f"{ALL}: " in line:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            make_samples(shards, out, options, clip, log=log)
+        return "tokens: 2/2 shards were done by an earlier run" in told
+
+    assert not left()
+    assert left()
+    # Files of whom nobody knows.
+    (out / ".work" / "made_of.json").unlink()
+    assert not left()
+    # Other weights under the same path.
+    model = autoencoder.build(tiny.model_copy(update={"seed": 7}))
+    autoencoder.save(model, weights)
+    assert not left()
+    assert not left(options.model_copy(update={"precision": "bf16"}))
+    assert not left()
+    # `auto` is fp32 here.
+    assert json.loads((out / ".work" / "made_of.json").read_text())["precision"] == "fp32"
+
+
+def test_finished_models_stay_until_the_next_are_all_there(
+    tmp_path: Path,
+    finished: Path,
+    shards: list[Shard],
+    tiny: GenerationOptions,
+    clip: ClipModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    other = tiny.model_copy(update={"seed": 1, "control": False, "subset_shares": []})
+
+    def interrupt(line: str) -> None:
+        if "samples: 2/2" in line:
+            # Another in the same folder would work on the same files.
+            with pytest.raises(LockedError):
+                make_samples(shards, out, other, clip)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_samples(shards, out, other, clip, log=interrupt)
+    assert {path: path.read_bytes() for path in before} == before
+
+    # Killed while the results are put in their place: nothing that could be drawn with.
+    with monkeypatch.context() as patch:
+        patch.setattr("laion_assets.generation.dalle.replace_folder", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_samples(shards, out, other, clip)
+    with pytest.raises(FileNotFoundError, match=r"no finished demo: it has no options\.json"):
+        draw_caption(out, RED_HEART, clip, 0, "cpu")
+    make_samples(shards, out, other, clip)
+    assert GenerationOptions.model_validate_json((out / "options.json").read_bytes()) == other
+    drawn = draw_caption(out, RED_HEART, clip, 0, "cpu")
+    assert len(drawn.cosines) == 4
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_models_that_do_not_belong_together_do_not_draw(
+    tmp_path: Path, finished: Path, clip: ClipModel
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    words = json.loads((out / "vocabulary.json").read_text())["clip_tokens"]
+    (out / "vocabulary.json").write_text(json.dumps({"clip_tokens": words[1:]}))
+    with pytest.raises(WrongWeightsError, match="do not belong together"):
+        draw_caption(out, RED_HEART, clip, 0, "cpu")
+    shutil.rmtree(out / "transformer")
+    with pytest.raises(FileNotFoundError, match="no transformer"):
+        draw_caption(out, RED_HEART, clip, 0, "cpu")
+
+
+def test_pictures_are_kept_of_the_best_and_the_worst_alone() -> None:
+    cosines = np.random.default_rng(0).permutation(128).astype(np.float32)
+    pixels = np.zeros((128, 2, 2, 3), np.uint8)
+    pixels[:] = np.arange(128, dtype=np.uint8)[:, None, None, None]
+    drawn = Drawn.of("a", pixels, cosines, 8)
+    assert drawn.pixels.shape == (16, 2, 2, 3)
+    assert len(drawn.cosines) == 128
+    for row in (*drawn.best(8), *drawn.worst(8)):
+        assert (drawn.picture(int(row)) == row).all()
+
+
+def test_held_out_images_are_decoded_a_batch_at_a_time(
+    tmp_path: Path,
+    shards: list[Shard],
+    tiny: GenerationOptions,
+    clip: ClipModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, pixels = list[int](), Images.pixels
+
+    def counted(self: Images, numbers: np.ndarray) -> np.ndarray:
+        asked.append(len(numbers))
+        return pixels(self, numbers)
+
+    monkeypatch.setattr(Images, "pixels", counted)
+    options = tiny.model_copy(update={"control": False, "subset_shares": [], "vq_batch": 2})
+    make_samples(shards, tmp_path, options, clip)
+    assert len(Pairs(shards, options.held_out_share, options.seed).held_out) > REAL_EACH
+    assert max(asked) <= REAL_EACH
+
+
 def test_the_asset(tmp_path: Path, shards: list[Shard], tiny: GenerationOptions) -> None:
     settings = load_settings()
     settings = settings.model_copy(
@@ -126,10 +285,13 @@ def test_the_asset(tmp_path: Path, shards: list[Shard], tiny: GenerationOptions)
         }
     )
     lake, key = Lake(settings.lake), SegmentKey("CC-MAIN-2000-13", "00")
-    for asset, name in (("filtered_subset", "part"), ("image_shards", "tar")):
-        with lake.publish(asset, key, inputs={}, code_version="1") as staging:
-            for shard in shards:
-                shutil.copy(getattr(shard, name), staging.path)
+    with lake.publish("filtered_subset", key, inputs={}, code_version="1") as staging:
+        for shard in shards:
+            shutil.copy(shard.part, staging.path)
+    with lake.publish("image_shards", key, inputs={}, code_version="1") as staging:
+        for shard in shards:
+            shutil.copy(shard.tar, staging.path)
+            shutil.copy(shard.tar.with_suffix(".parquet"), staging.path)
     job = build_defs(settings).resolve_job_def("generation")
     with dg.DagsterInstance.ephemeral() as instance:
         result = job.execute_in_process(instance=instance)
@@ -140,7 +302,8 @@ def test_the_asset(tmp_path: Path, shards: list[Shard], tiny: GenerationOptions)
     assert len(made.metadata["similarity"].value.records) == 6
     folder = lake.published("dalle_samples")
     assert Image.open(io.BytesIO((folder / "curves.png").read_bytes())).width > 500
-    assert not [item for item in lake.manifest("dalle_samples").files if ".work" in item["name"]]
+    # Publishing deletes hidden files, but the folder would tell that they were left.
+    assert not list(folder.glob(".*"))
 
 
 def test_without_the_extra_the_definitions_load_and_the_asset_says_what_to_do() -> None:
@@ -159,3 +322,21 @@ except MissingExtraError as error:
     )
     assert "pip install 'laion-assets[generation]'" in done.stdout
     require_extra()
+
+
+def test_too_few_captions_for_a_control_are_told_before_anything_is_trained(
+    tmp_path: Path, tiny: GenerationOptions, clip: ClipModel
+) -> None:
+    captions = [f"caption {number}" for number in range(20)]
+    rows = [{"key": f"{row:09d}", "TEXT": caption} for row, caption in enumerate(captions)]
+    pq.write_table(pa.Table.from_pylist(rows), part_path(tmp_path, 0))
+    shard, out = Shard(part_path(tmp_path, 0), tmp_path / "00000.tar"), tmp_path / "out"
+    pairs = Pairs([shard], tiny.held_out_share, tiny.seed)
+    one_held = [*captions_of(pairs, pairs.training), *captions_of(pairs, pairs.held_out[:1])]
+    one_trained = [*captions_of(pairs, pairs.held_out), *captions_of(pairs, pairs.training[:1])]
+    for few in (one_held, one_trained):
+        rows = [{"key": f"{row:09d}", "TEXT": caption} for row, caption in enumerate(few)]
+        pq.write_table(pa.Table.from_pylist(rows), part_path(tmp_path, 0))
+        with pytest.raises(NoPairsError, match="a control needs pairs of two captions"):
+            make_samples([shard], out, tiny, clip)
+        assert not out.exists()

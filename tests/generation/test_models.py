@@ -22,9 +22,9 @@ def test_the_autoencoder_learns_and_its_codes_come_back(
     pixels = np.empty((8, 16, 16, 3), np.uint8)
     pixels[:] = rng.integers(0, 256, (8, 1, 1, 3))
     model = autoencoder.build(options)
-    before = autoencoder.held_out_loss(model, pixels, 4)
+    before = autoencoder.held_out_loss(model, [pixels[:3], pixels[3:]])
     autoencoder.train(model, lambda _: pixels, options, "fp32", tmp_path / "c.safetensors")
-    assert autoencoder.held_out_loss(model, pixels, 4) < before / 2
+    assert autoencoder.held_out_loss(model, [pixels[:3], pixels[3:]]) < before / 2
     codes = autoencoder.encode(model, pixels)
     assert codes.shape == (8, 16)
     assert codes.max() < options.codebook
@@ -42,6 +42,84 @@ def test_the_autoencoder_learns_and_its_codes_come_back(
         autoencoder.load(tmp_path / "vq", options.model_copy(update={"codebook": 8}))
     with pytest.raises(WrongWeightsError, match="holds no VQModel"):
         autoencoder.load(tmp_path, options)
+
+
+class Quantize:
+    """Codes on a line, and an optimiser that has moments for each."""
+
+    def __init__(self, codes: int) -> None:
+        self.embedding = torch.nn.Embedding(codes, 1)
+        self.embedding.weight.data = torch.arange(codes, dtype=torch.float32)[:, None]
+        self.optimizer = torch.optim.AdamW(self.embedding.parameters(), lr=0.0, weight_decay=0.0)
+        self.embedding.weight.sum().backward()
+        self.optimizer.step()
+
+    @property
+    def places(self) -> list[float]:
+        return [float(place) for place in self.embedding.weight.detach().flatten()]
+
+
+def latents(*places: float) -> torch.Tensor:
+    return torch.tensor(places, dtype=torch.float32).reshape(1, 1, 1, -1)
+
+
+def test_a_code_is_moved_only_if_a_window_of_passes_did_not_use_it(
+    tiny: GenerationOptions,
+) -> None:
+    # 8 codes, and a pass has 4 latents: 8 passes see four latents for each code.
+    options = tiny.model_copy(
+        update={"codebook": 8, "vq_batch": 1, "image_size": 8, "vq_steps": 1000}
+    )
+    quantize = Quantize(8)
+    reviver = autoencoder._Reviver(quantize, options)
+    reviver.watch(quantize.optimizer)
+    assert reviver.window == 8
+    for number in range(1, 20):
+        # Passes 1 to 12 are before the window: what they use counts for nothing.
+        used = (7, 7, 7, 7) if number < 13 else (0, 1, 2, 3) if number % 2 else (4, 5, 0, 1)
+        reviver.see(number, latents(*used))
+        assert quantize.places == list(range(8))
+    assert reviver.carried["codes_used"].tolist() == [7, 7, 4, 4, 3, 3, 0, 0]
+    reviver.see(20, latents(10, 10, 10, 10))
+    # The one that was nearest in the last pass alone, 7, is in use; 6 never was.
+    assert quantize.places == [0, 1, 2, 3, 4, 5, 10, 7]
+    moments = quantize.optimizer.state[quantize.embedding.weight]
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert [bool(value) for value in moments[name].flatten()] == [True] * 6 + [False, True]
+    assert not reviver.carried["codes_used"].any()
+
+
+def test_the_demo_counts_a_single_pass() -> None:
+    """So its published numbers hold; the paper's batches see half of its codes."""
+    windows = {}
+    for preset in ("demo", "paper"):
+        options = GenerationOptions(preset=preset)
+        windows[preset] = autoencoder._Reviver(Quantize(2), options).window
+    assert windows == {"demo": 1, "paper": 8}
+
+
+def test_a_killed_autoencoder_goes_on_within_its_window(
+    tmp_path: Path, tiny: GenerationOptions
+) -> None:
+    options = tiny.model_copy(
+        update={"vq_steps": 45, "vq_batch": 1, "codebook": 64, "checkpoint_every": 13}
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (45, 1, 16, 16, 3), np.uint8)
+
+    def trained(name: str, until: int) -> np.ndarray:
+        def batch_of(number: int) -> np.ndarray:
+            if number == until:
+                raise KeyboardInterrupt
+            return np.asarray(pixels[number])
+
+        model = autoencoder.build(options)
+        autoencoder.train(model, batch_of, options, "fp32", tmp_path / f"{name}.safetensors")
+        return np.asarray(model.quantize.embedding.weight.detach())
+
+    assert autoencoder._Reviver(Quantize(2), options).window == 16
+    with pytest.raises(KeyboardInterrupt):
+        trained("killed", 14)
+    assert np.array_equal(trained("killed", 45), trained("undisturbed", 45))
 
 
 def test_captions_are_tokens_of_what_the_training_said() -> None:

@@ -26,6 +26,9 @@ def test_a_preset_is_what_is_not_said() -> None:
     [
         ({"preset": "huge"}, "no preset 'huge'; there are demo, paper"),
         ({"image_size": 30}, "no multiple of 4"),
+        ({"vq_channels": [2, 8]}, "4 at least"),
+        ({"vq_channels": [0]}, "4 at least"),
+        ({"vq_channels": [32, 36]}, "normalised in 8 groups"),
         ({"heads": 3}, "no multiple of heads"),
         ({"samples": 4}, "the best 8 of 4"),
         ({"subset_shares": [1.0]}, "above 0 and below 1"),

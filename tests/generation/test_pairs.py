@@ -2,26 +2,43 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from laion_assets.filtering.parts import part_path
 from laion_assets.generation.pairs import (
     BatchOrder,
     Images,
     LostImageError,
     NoPairsError,
+    OtherImageError,
     Pairs,
     Shard,
     captions_of,
     find_shards,
     shrunk,
+    with_other_captions,
 )
 
 from .conftest import MakeShards
+
+HELD_OUT = [f"caption {number}" for number in range(20)]
+"""Of which some are held out, and some are not."""
+
+
+def shard_of(folder: Path, captions: list[str]) -> Shard:
+    """Of pairs without images."""
+    rows = [{"key": f"{row:09d}", "TEXT": caption} for row, caption in enumerate(captions)]
+    part = part_path(folder, 0)
+    pq.write_table(pa.Table.from_pylist(rows), part)
+    return Shard(part, folder / "00000.tar")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +53,7 @@ def test_only_what_the_subset_kept_is_read(shards: list[Shard]) -> None:
         for number in range(len(pairs)):
             shard, row = pairs.place(number)
             with tarfile.open(shards[shard].tar) as archive:
-                stored = archive.extractfile(f"{shards[shard].keys[row]}.jpg")
+                stored = archive.extractfile(f"{shards[shard].keys()[row]}.jpg")
                 assert stored
                 assert images.encoded(number) == stored.read()
     assert find_shards(shards[0].part.parent, shards[0].tar.parent) == shards
@@ -92,9 +109,139 @@ def test_a_lost_image_is_told_with_its_shard(tmp_path: Path, make_shards: MakeSh
         images.pixels(pairs.in_order(0))
 
 
-def test_without_pairs_it_says_so(shards: list[Shard]) -> None:
-    with pytest.raises(NoPairsError, match="0 of them held out"):
+def test_shards_that_were_made_again_after_the_subset_are_told_from_its_own(
+    tmp_path: Path, make_shards: MakeShards
+) -> None:
+    """One pair was taken out, and its followers moved up: each key has its neighbour's image."""
+    (shard,) = make_shards(tmp_path, 1, 12)
+    rows = pq.ParquetFile(shard.tar.with_suffix(".parquet")).read()
+    moved = rows.set_column(1, "sha256", pa.array([*rows["sha256"].to_pylist()[1:], None]))
+    pq.write_table(moved, shard.tar.with_suffix(".parquet"))
+    pairs = Pairs([shard], 0.3, 0)
+    with (
+        Images(pairs, 16, 1) as images,
+        pytest.raises(OtherImageError, match=r"00000\.parquet has another.*part-00000\.parquet"),
+    ):
+        images.pixels(pairs.in_order(0))
+
+
+@pytest.mark.parametrize(
+    "captions",
+    ["abcdefgh", "aabbccdd", "abababab", "aaaabbbb", "aaaaaaab", "abbbbbbbbbbbbbbbbbbbbbbbbbbbbb"],
+)
+def test_a_control_has_no_right_caption(tmp_path: Path, captions: str) -> None:
+    pairs = Pairs([shard_of(tmp_path, [*captions, *HELD_OUT])], 0.3, 0)
+    numbers = np.arange(len(captions))
+    others = with_other_captions(pairs, numbers, 0)
+    said = captions_of(pairs, others)
+    assert all(one != other for one, other in zip(captions, said, strict=True))
+    most = max(map(captions.count, captions))
+    if 2 * most <= len(captions):
+        assert sorted(others) == list(numbers)
+    if most == 1:
+        assert list(others) == list(np.roll(numbers, 1))
+
+
+def test_one_caption_is_no_control(tmp_path: Path) -> None:
+    pairs = Pairs([shard_of(tmp_path, ["a", "a", *HELD_OUT])], 0.3, 0)
+    for numbers in ([0, 1], [0], []):
+        with pytest.raises(NoPairsError, match=f"two captions at least, and these {len(numbers)}"):
+            with_other_captions(pairs, np.array(numbers, np.int64), 0)
+
+
+def test_other_keys_captions_or_images_are_other_pairs(
+    tmp_path: Path, make_shards: MakeShards
+) -> None:
+    (shard,) = make_shards(tmp_path, 1, 12)
+
+    def digest(version: str = "") -> str:
+        return Pairs([Shard(shard.part, shard.tar, version)], 0.3, 0).digest
+
+    seen = [digest(), digest("1"), digest("2")]
+    assert digest() == seen[0]
+    os.utime(shard.tar, ns=(1, 1))
+    seen.append(digest())
+    # Where the version is known, a copy with another time is the same.
+    assert digest("1") == seen[1]
+    table = pq.ParquetFile(shard.part).read()
+    for column in ("key", "TEXT"):
+        values = table[column].to_pylist()[::-1]
+        changed = table.set_column(table.schema.get_field_index(column), column, pa.array(values))
+        pq.write_table(changed, shard.part)
+        seen.append(digest("1"))
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_missing_tar_is_told_with_the_image_that_was_wanted(
+    tmp_path: Path, make_shards: MakeShards
+) -> None:
+    (shard,) = make_shards(tmp_path, 1, 12)
+    pairs = Pairs([shard], 0.3, 0)
+    for missing in (shard.tar, shard.tar.with_suffix(".parquet")):
+        kept = missing.rename(missing.with_suffix(".kept"))
+        with (
+            Images(pairs, 16, 1) as images,
+            pytest.raises(LostImageError, match=r"00000\.tar has no readable image 000000001 "),
+        ):
+            images.pixels(pairs.in_order(0))
+        kept.rename(missing)
+
+
+def test_a_damaged_jpeg_is_told_with_its_key(tmp_path: Path, make_shards: MakeShards) -> None:
+    (shard,) = make_shards(tmp_path, 1, 12)
+    pairs = Pairs([shard], 0.3, 0)
+    with tarfile.open(shard.tar) as archive:
+        place = archive.getmember("000000001.jpg").offset_data
+    whole = bytearray(shard.tar.read_bytes())
+    whole[place : place + 20] = bytes(20)
+    shard.tar.write_bytes(whole)
+    with Images(pairs, 16, 1) as images:
+        for read in (lambda: images.pixels(pairs.in_order(0)), lambda: images.stored(0)):
+            with pytest.raises(LostImageError, match=r"00000\.tar has no .* 000000001 \(cannot"):
+                read()
+
+
+def test_an_image_of_too_many_pixels_is_told_with_its_key(
+    tmp_path: Path, make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shard,) = make_shards(tmp_path, 1, 12)
+    pairs = Pairs([shard], 0.3, 0)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with (
+        Images(pairs, 16, 1) as images,
+        pytest.raises(LostImageError, match=r"000000001 \(Image size .* exceeds limit"),
+    ):
+        images.pixels(pairs.in_order(0))
+
+
+def test_little_of_many_shards_is_in_memory(
+    shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys while their shard is open, captions of one shard: there may be a thousand shards."""
+    pairs, read = Pairs(shards, 0.3, 0), list[str]()
+    captions = Shard.captions
+
+    def counted(self: Shard) -> list[str]:
+        read.append(self.part.name)
+        return captions(self)
+
+    monkeypatch.setattr(Shard, "captions", counted)
+    numbers = np.array([23, 0, 8, 7, 15, 16])
+    said = captions_of(pairs, numbers)
+    assert read == [f"part-0000{number}.parquet" for number in range(3)]
+    assert said == [captions(shards[at])[row] for at, row in map(pairs.place, numbers.tolist())]
+    with Images(pairs, 16, 2) as images:
+        images.pixels(numbers)
+    assert all(set(vars(shard)) == {"part", "tar", "version"} for shard in pairs.shards)
+
+
+def test_without_pairs_it_says_so(tmp_path: Path, shards: list[Shard]) -> None:
+    with pytest.raises(NoPairsError, match=r"24 pairs with .* 0 pairs are held out"):
         Pairs(shards, 1e-9, 0)
+    with pytest.raises(NoPairsError, match="kept no pairs"):
+        Pairs([], 0.3, 0)
+    with pytest.raises(NoPairsError, match="3 pairs with 1 captions"):
+        Pairs([shard_of(tmp_path, ["a"] * 3)], 0.3, 0)
 
 
 def test_the_middle_square_is_kept() -> None:

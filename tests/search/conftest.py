@@ -26,6 +26,7 @@ from PIL import Image
 from laion_assets.clip.model import ClipModel, load_clip
 from laion_assets.clip.options import ClipOptions
 from laion_assets.download.options import DownloadOptions
+from laion_assets.generation.shown import SHOWN
 from laion_assets.knn.build import build_index
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.options import IndexOptions
@@ -146,6 +147,17 @@ class SmallLake:
         copied = SmallLake(root, self.model)
         copied._embedded = self._embedded
         return copied
+
+    def write_samples(self, page: str) -> dict[str, Any]:
+        """A page of drawn samples that shows one of the first segment's; returns its row."""
+        folder = self.root / "dalle_samples"
+        folder.mkdir()
+        (folder / "report.html").write_text(page)
+        part = self.lake.folder("filtered_subset", FIRST) / "part-00000.parquet"
+        shown = pq.ParquetFile(part).read().slice(3, 1)
+        pq.write_table(shown, folder / SHOWN)
+        row: dict[str, Any] = shown.to_pylist()[0]
+        return row
 
     def publish(self, *keys: SegmentKey) -> None:
         """`search_index` over these segments."""

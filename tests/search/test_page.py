@@ -258,9 +258,7 @@ def test_generated_samples_are_linked_where_there_are_any(
 ) -> None:
     assert served.http.get("/generated").status_code == 404
     assert served.http.get("/about").json()["generated"] is False
-    folder = own_lake.root / "dalle_samples"
-    folder.mkdir()
-    (folder / "report.html").write_text("<style>h1 { color: #010203 }</style><h1>Drawn</h1>")
+    own_lake.write_samples("<style>h1 { color: #010203 }</style><h1>Drawn</h1>")
     with serving(own_lake.index, own_lake.model) as with_samples:
         page = browser.new_page()
         page.goto(with_samples.url)
