@@ -49,9 +49,9 @@ def _existing(paths: Sequence[Path]) -> None:
             raise CommandError(f"there is no {path}")
 
 
-def _holding(folder: Path, pattern: str, what: str) -> None:
-    """A folder of something else is not an input of no rows."""
-    if folder.is_dir() and not any(folder.glob(pattern)):
+def _holding(found: Sequence[object], what: str, folder: Path) -> None:
+    """A folder of something else is not an input of no rows; ``found`` is what is read of it."""
+    if not found:
         raise CommandError(f"there are no {what} in {folder}")
 
 
@@ -71,11 +71,13 @@ def pairs(args: argparse.Namespace) -> None:
 
 def download(args: argparse.Namespace) -> None:
     from laion_assets.download.segment import download_segment
+    from laion_assets.filtering.parts import part_numbers
     from laion_assets.removals.lists import load
     from laion_assets.settings import load_settings
 
     _existing([args.pairs])
-    _holding(args.pairs, "part-*.parquet", "pairs (part-*.parquet)")
+    if args.pairs.is_dir():
+        _holding(part_numbers(args.pairs), "pairs (part-*.parquet)", args.pairs)
     options = load_settings(args.config).download
     if args.refetch:
         options = options.model_copy(update={"refetch": args.refetch})
@@ -107,8 +109,9 @@ def embed(args: argparse.Namespace) -> None:
     _existing(args.shard)
     shards: list[Path] = []
     for path in args.shard:
-        _holding(path, "[0-9]*.parquet", "shards")
-        shards += find_shards(path) if path.is_dir() else [path]
+        found = find_shards(path) if path.is_dir() else [path]
+        _holding(found, "shards", path)
+        shards += found
     options = load_settings(args.config).clip
     args.output.mkdir(parents=True, exist_ok=True)
     embedded = embed_files(shards, args.output, load_clip(options), options, log=say)
@@ -122,11 +125,13 @@ def embed(args: argparse.Namespace) -> None:
 
 def filter_(args: argparse.Namespace) -> None:
     from laion_assets.clip.model import load_clip
+    from laion_assets.filtering.parts import part_numbers
     from laion_assets.filtering.subset import filter_embeddings
     from laion_assets.settings import load_settings
 
     _existing([args.embeddings])
-    _holding(args.embeddings, "metadata/metadata_*.parquet", "embeddings")
+    found = part_numbers(args.embeddings / "metadata", "metadata_*.parquet")
+    _holding(found, "embeddings", args.embeddings)
     settings = load_settings(args.config)
     recipe = settings.recipe(args.recipe) if args.recipe else settings.subset
     if args.threshold is not None:
@@ -142,10 +147,11 @@ def filter_(args: argparse.Namespace) -> None:
 
 def index(args: argparse.Namespace) -> None:
     from laion_assets.knn.build import index_subset
+    from laion_assets.knn.subset import subset_parts
     from laion_assets.settings import load_settings
 
     _existing([args.subset] + ([args.codec] if args.codec else []))
-    _holding(args.subset, "metadata/metadata_*.parquet", "samples")
+    _holding(subset_parts(args.subset), "samples", args.subset)
     settings = load_settings(args.config)
     args.output.mkdir(parents=True, exist_ok=True)
     summary = index_subset(

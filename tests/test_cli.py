@@ -7,6 +7,7 @@ import contextlib
 import io
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -368,6 +369,15 @@ def test_a_folder_of_something_else_is_told_in_one_line(
     done = laion_assets(command, tmp_path / "empty", "-o", tmp_path / "out")
     refused(done, f"there are no {lacks}.* in {re.escape(str(tmp_path))}/empty")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_subset_is_indexed_by_its_parts(stages: Stages, tmp_path: Path) -> None:
+    """As clip-retrieval's names for the metadata are not what is read."""
+    subset = tmp_path / "subset"
+    shutil.copytree(stages.root / "subset", subset, ignore=shutil.ignore_patterns("metadata"))
+    done = laion_assets("index", "--config", stages.config, subset, "-o", tmp_path / "idx")
+    assert done.code == 0, done.err
+    assert done.out == stages.done["index"].out
 
 
 def test_sql_names_the_catalog_that_the_settings_mean(tmp_path: Path) -> None:
