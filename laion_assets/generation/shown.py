@@ -78,14 +78,7 @@ def _read(folder: Path) -> pa.Table | None:
 
 
 def _listed(shown: pa.Table, lists: Lists) -> bool:
-    return any(
-        bool(
-            entries.which_urls(shown["URL"].to_pylist()).any()
-            or entries.which_images(shown["sha256"], shown["md5"]).any()
-            or entries.which_samples(shown["SAMPLE_ID"].to_numpy()).any()
-        )
-        for _, entries in lists.each()
-    )
+    return any(bool(entries.which_rows(shown).any()) for _, entries in lists.each())
 
 
 def _has(subset: Path, sample_ids: set[int]) -> bool:

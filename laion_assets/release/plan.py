@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -146,20 +145,10 @@ def listed_rows(path: Path, lists: Lists) -> tuple[Rows, dict[str, int]]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=["SAMPLE_ID", "URL", "sha256", "md5"]):
             mask = np.zeros(batch.num_rows, dtype=np.bool_)
-            for name, _ in lists.each():
-                named = _named(batch, lists, name) & ~mask
+            for name, entries in lists.each():
+                named = entries.which_rows(batch) & ~mask
                 counted[REASONS[name]] = counted.get(REASONS[name], 0) + int(named.sum())
                 mask |= named
             found.append(np.flatnonzero(mask) + start)
             start += batch.num_rows
     return np.concatenate([np.empty(0, np.int64), *found]), counted
-
-
-def _named(batch: pa.RecordBatch, lists: Lists, name: str) -> NDArray[np.bool_]:
-    entries = lists[name]
-    mask: NDArray[np.bool_] = entries.which_samples(batch["SAMPLE_ID"].to_numpy())
-    if entries.names_urls:
-        mask = mask | entries.which_urls(batch["URL"].to_pylist())
-    if entries.names_images:
-        mask = mask | entries.which_images(batch["sha256"], batch["md5"])
-    return mask

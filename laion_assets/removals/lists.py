@@ -285,6 +285,16 @@ class Entries:
             return np.zeros(len(sample_ids), dtype=np.bool_)
         return self._has("sample-id", keys_of(sample_ids.astype(">i8").tobytes(), 8))
 
+    def which_rows(self, rows: Any) -> NDArray[np.bool_]:
+        """The rows of an Arrow table or batch of samples whose id, URL or image is named; with the
+        columns SAMPLE_ID, URL, sha256 and md5 of a subset."""
+        mask: NDArray[np.bool_] = self.which_samples(rows["SAMPLE_ID"].to_numpy())
+        if self.names_urls:
+            mask = mask | self.which_urls(rows["URL"].to_pylist())
+        if self.names_images:
+            mask = mask | self.which_images(rows["sha256"], rows["md5"])
+        return mask
+
     def and_also(self, other: Entries) -> Entries:
         """The entries of both; each stays where it is."""
         if not len(other):
