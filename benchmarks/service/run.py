@@ -58,8 +58,8 @@ def main() -> None:
                 rows.append(_row(who, clients, plain, folded, ready_s, own))
     text = table.markdown(_COLUMNS, rows)
     text += (
-        f"\n\n{args.vectors:,} vectors of 512 numbers, one index file (IVF1024, 8 bits, 16 lists "
-        f"searched), queries by embedding, 40 results with metadata, {args.seconds:g} s of each "
+        f"\n\n{args.vectors:,} vectors of 512 numbers, the same 1,024 cells and 8-bit codes for "
+        f"both, 16 cells searched; queries by embedding, 40 results with metadata, {args.seconds:g} s of each "
         "load after 5 s of another. The load runs on the same cores."
     )
     if args.only:
