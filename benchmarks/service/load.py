@@ -1,4 +1,6 @@
-"""A closed loop of so many clients on loopback: each asks again when it has its answer.
+"""So many clients on loopback: each asks again when it has its answer, or all together so often
+a second, at random moments (Poisson's) and however long answers take; a query's time then counts
+from when it was due.
 
 Bare sockets and requests made beforehand, so that the load takes little of the cores it shares.
 """
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 
-def main(port: int, vectors: Path, clients: int, seconds: float, deduplicate: bool) -> None:
+def main(port: int, vectors: Path, clients: int, rate: float, seconds: float, kind: str) -> None:
     bodies = [
         json.dumps(
             {
@@ -23,7 +25,7 @@ def main(port: int, vectors: Path, clients: int, seconds: float, deduplicate: bo
                 "modality": "image",
                 "num_images": 40,
                 "num_result_ids": 40,
-                "deduplicate": deduplicate,
+                "deduplicate": kind == "folded",
             }
         ).encode()
         for vector in np.load(vectors)
@@ -34,21 +36,32 @@ def main(port: int, vectors: Path, clients: int, seconds: float, deduplicate: bo
         + body
         for body in bodies
     ]
-    print(json.dumps(asyncio.run(_load(port, requests, clients, seconds))))
+    print(json.dumps(asyncio.run(_load(port, requests, clients, rate, seconds))))
 
 
-async def _load(port: int, requests: list[bytes], clients: int, seconds: float) -> dict[str, float]:
+async def _load(
+    port: int, requests: list[bytes], clients: int, rate: float, seconds: float
+) -> dict[str, float]:
+    """``rate`` 0: as often as answers come."""
     times: list[float] = []
     results: list[int] = []
     end = time.perf_counter() + seconds
     started = time.perf_counter()
     turn = iter(range(10**9))
+    if rate:
+        expected = int(2 * rate * seconds) + clients
+        moments = np.cumsum(np.random.default_rng(3).exponential(1 / rate, expected))
 
     async def client() -> None:
         streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         while time.perf_counter() < end:
-            request = requests[next(turn) % len(requests)]
+            number = next(turn)
+            request = requests[number % len(requests)]
             began = time.perf_counter()
+            if rate:
+                due = started + float(moments[number])
+                await asyncio.sleep(due - began)
+                began = due
             if streams is None:
                 streams = await asyncio.open_connection("127.0.0.1", port)
             reader, writer = streams
@@ -85,5 +98,6 @@ if __name__ == "__main__":
         Path(sys.argv[2]),
         int(sys.argv[3]),
         float(sys.argv[4]),
-        sys.argv[5] == "deduplicate",
+        float(sys.argv[5]),
+        sys.argv[6],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 from laion_assets.demo.driver import Driver, needs
 from laion_assets.demo.world import (
     DRAWN,
+    SAMPLE,
     DemoError,
     Places,
     crawl_server,
@@ -26,7 +28,10 @@ from laion_assets.generation.extra import require_extra
 from laion_assets.lake import Lake
 from laion_assets.settings import CONFIG_VARIABLE, Settings, load_settings, shipped_config
 
-SEARCHES: Final = ("a red apple", "a bicycle", "a slice of pizza")
+SEARCHES: Final = {
+    SAMPLE: ("a red apple", "a bicycle", "a slice of pizza"),
+    DRAWN: ("a red heart", "a purple balloon", "a yellow star"),
+}
 
 
 def _say(line: str) -> None:
@@ -119,13 +124,14 @@ def show_summary(settings: Settings, places: Places) -> None:
         "dataset_report",
     ):
         print(f"  {asset:16} {lake.folder(asset)}")
-    print_searches(settings, lake)
+    print_searches(settings, lake, SEARCHES[places.world])
     print(
         "\nNext\n"
         f"  {ui:56}Dagster's UI on this instance\n"
         f"  {page:56}the search page\n"
         f'  {config}.venv/bin/laion-assets sql "select stage, reason, n from funnel"\n'
-        f'  .venv/bin/laion-assets search {lake.folder("search_index")} "a slice of pizza"\n'
+        f"  .venv/bin/laion-assets search {lake.folder('search_index')} "
+        f'"{SEARCHES[places.world][-1]}"\n'
         f"  {lake.folder('dataset_report') / 'report.html'}"
     )
 
@@ -161,12 +167,12 @@ def print_funnel(funnel: pa.Table) -> None:
             print(f"{stage if reason == 'in' else '':14}{sign + reason:24}{n:>10,}")
 
 
-def print_searches(settings: Settings, lake: Lake) -> None:
+def print_searches(settings: Settings, lake: Lake, texts: Sequence[str]) -> None:
     from laion_assets.clip.model import load_clip
     from laion_assets.knn.query import search_text
 
     model = load_clip(settings.clip)
-    for text in SEARCHES:
+    for text in texts:
         print(f'\nSearch: "{text}"')
         for hit in search_text(lake.published("search_index"), text, model, 3):
             print(f"  {hit.score:.3f}  {hit.text}  {hit.url}")
