@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import resource
 import shutil
 import time
 import uuid
@@ -38,6 +39,18 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__
+
+
+def open_files(n: int) -> int:
+    """Let this process have ``n`` files open, or as many as the system allows it; how many it is.
+
+    The usual limit of 1,024 is meant to be raised by whoever needs more; a memory map is one, too.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < n:
+        soft = n if hard == resource.RLIM_INFINITY else min(n, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return n if soft == resource.RLIM_INFINITY else soft
 
 
 def fsync_directory(path: Path) -> None:

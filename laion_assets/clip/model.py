@@ -28,6 +28,8 @@ WEIGHTS: Final = HERE / "weights"
 _BRING_THEIR_OWN_WEIGHTS: Final = ("hf-hub:", "local-dir:")
 _IN_FLIGHT: Final = 2
 """Batches that an accelerator has before it while the next one is made ready."""
+_LONGEST: Final = 16
+"""Times its shorter side, that a picture's longer one is scaled with."""
 
 
 class ClipLoadError(RuntimeError):
@@ -224,6 +226,7 @@ class ClipModel:
         self._cuda = device.type == "cuda"
         self.precision = choose_precision(options.precision, device)
         self._shape_picture, self._mean, self._std = _halves(preprocess, device)
+        self._crops = _fills_a_square(self._shape_picture)
         self._texts = TextTower(model)
         self._compiled_image: Any = None
         if options.compile:
@@ -285,7 +288,7 @@ class ClipModel:
         That is left to :meth:`embed_images`, which does it where the model is: a byte moves faster
         than a float, and a worker's thread that called torch would bring threads of its own.
         """
-        return np.asarray(self._shape_picture(image))
+        return np.asarray(self._shape_picture(_cropped(image) if self._crops else image))
 
     def embed_images(
         self, batches: Iterable[Sequence[NDArray[np.uint8]]]
@@ -380,6 +383,25 @@ class _Started:
             self.copied.synchronize()
         vectors: NDArray[np.float32] = self.on_cpu.numpy()
         return vectors
+
+
+def _fills_a_square(on_picture: Any) -> bool:
+    """Whether it scales the shorter side to the model's and cuts off what is too much."""
+    from torchvision.transforms import Resize
+
+    first = on_picture.transforms[0]
+    return isinstance(first, Resize) and isinstance(first.size, int) and first.max_size is None
+
+
+def _cropped(image: Image.Image) -> Image.Image:
+    """Without the ends of a very long picture, which would be cut off after scaling: a picture of
+    1 by 60,000 pixels is scaled to 3 thousand million first."""
+    width, height = image.size
+    most = _LONGEST * min(width, height)
+    if max(width, height) <= most:
+        return image
+    left, upper = max(0, width - most) // 2, max(0, height - most) // 2
+    return image.crop((left, upper, left + min(width, most), upper + min(height, most)))
 
 
 def _halves(preprocess: Any, device: torch.device) -> tuple[Any, Any, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
-import resource
 import socket
 import ssl
 import time
@@ -38,6 +37,7 @@ from laion_assets.download.refused import ON_A_LIST, FetchRefused, HostBusy
 from laion_assets.download.robots import MAX_BYTES as ROBOTS_MAX_BYTES
 from laion_assets.download.robots import Robots
 from laion_assets.download.slots import Slots
+from laion_assets.files import open_files
 
 PASSING: Final = frozenset(
     {"dns", "connect", "timeout", "http_5xx", "busy", "host_down", "decoder_failed"}
@@ -384,14 +384,12 @@ class Fetcher:
 def _have_open_files(n: int) -> None:
     """Raise this process's limit of open files to ``n``, or ``ValueError``: that would look like
     hosts that do not answer."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < n:
-        if hard != resource.RLIM_INFINITY and hard < n:
-            raise ValueError(
-                f"[download] concurrency needs {n:,} open files and this process may have "
-                f"{hard:,}: lower it, or raise the limit (ulimit -n)"
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (n, hard))
+    allowed = open_files(n)
+    if allowed < n:
+        raise ValueError(
+            f"[download] concurrency needs {n:,} open files and this process may have "
+            f"{allowed:,}: lower it, or raise the limit (ulimit -n)"
+        )
 
 
 @functools.cache

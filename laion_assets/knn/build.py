@@ -198,7 +198,8 @@ def _encode(
             row += len(block)
             progress.advance(len(block))
     write_lists(encoder.ivf.invlists, out / vectors_name(codec.summary.kind, modality))
-    arrays = [part.vectors(modality) for part in parts]
+    # One after another: each that is mapped takes an open file.
+    arrays = (part.vectors(modality) for part in parts)
     Truth.of(codec.queries(modality), arrays).write(out / truth_name(modality))
     return round(1 - near / row, 6) if row else 0.0
 

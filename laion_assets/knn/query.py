@@ -74,7 +74,14 @@ def search_image(
     _same_model(index_dir, model)
     try:
         with Image.open(image, formats=IMAGE_FORMATS) as opened:
-            vector = model.encode_images([opened.convert("RGB")])[0]
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+            decoded = opened.convert("RGB")
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        ValueError,
+        SyntaxError,  # Pillow's for a damaged PNG
+    ) as error:
         raise QueryError(f"{image} is not a JPEG, PNG or WebP that can be read: {error}") from error
+    vector = model.encode_images([decoded])[0]
     return searcher(index_dir, subset).search(vector, k, over)

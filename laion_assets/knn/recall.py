@@ -126,9 +126,9 @@ def _brute_force(
         for segment in run.segments:
             if not segment.dropped:
                 folder = subset_of(segment.crawl, segment.segment)
-                vectors = [
+                vectors = (
                     SubsetPart(folder, number).vectors(modality) for number, _ in segment.parts
-                ]
+                )
                 found = Truth.of(queries, vectors)
                 shifted = np.where(found.rows >= 0, found.rows + start, -1)
                 truths.append(Truth(found.scores, shifted, found.floor))

@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from laion_assets.files import open_files
 from laion_assets.knn.codec import Codec, Encoder
 from laion_assets.knn.files import (
     IndexMismatchError,
@@ -31,7 +32,7 @@ from laion_assets.knn.files import (
     vectors_name,
 )
 from laion_assets.knn.lists import ListsFile, map_lists
-from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart, Vectors
+from laion_assets.knn.subset import MODALITIES, Modality, SubsetError, SubsetPart, Vectors
 from laion_assets.knn.truth import Truth
 
 Floats = npt.NDArray[np.float32]
@@ -42,7 +43,8 @@ SubsetOf = Callable[[str, str], Path]
 logger = logging.getLogger(__name__)
 
 _OPEN_PARTS: Final = 4_096
-"""Parts of subsets kept mapped; each takes a few hundred bytes and a mapping of the system's."""
+"""Parts of subsets kept mapped, if so many files may be open."""
+_READING_ATTEMPTS: Final = 3
 _ATTEMPTS: Final = 5
 
 
@@ -59,6 +61,15 @@ class Place:
     part: int
     part_row: int
     sample_id: int
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The vectors of a part as it is now, and the rows in it of those that were indexed; -1 for
+    one that is there no more. None: all are where they were."""
+
+    vectors: Vectors
+    at: Ints | None = None
 
 
 class _Opened:
@@ -102,7 +113,8 @@ class OpenIndex:
             raise IndexMismatchError(f"{index_dir} is being replaced all the time")
         self.stale: set[tuple[str, str]] = set()
         self._subset_of = subset_of
-        self._vectors: OrderedDict[tuple[Modality, int], Vectors] = OrderedDict()
+        self._vectors: OrderedDict[tuple[Modality, int], _Stored] = OrderedDict()
+        self._most_open = min(_OPEN_PARTS, open_files(4 * _OPEN_PARTS) // 4)
         self._lock = Lock()
 
     def _open(self, index_dir: Path) -> None:
@@ -144,6 +156,7 @@ class OpenIndex:
                     starts.append(start)
                     start += rows
         self._starts = np.array(starts, dtype=np.int64)
+        self._rows = np.diff(self._starts, append=self.firsts[-1]).tolist()
 
     def _open_run(self, index_dir: Path, run: Run, first: int, modality: Modality) -> _Opened:
         path = index_dir / run.folder / vectors_name(run.kind, modality)
@@ -260,82 +273,116 @@ class OpenIndex:
     def exact(self, queries: Floats, rows: Ints, modality: Modality) -> Floats:
         """The true scores of each query's rows, ``(q, r)``; -inf where the row is -1.
 
-        Rows of a segment whose subset was made anew with another number of rows have no score any
-        more (-inf), and ``stale`` names the segment: a search then finds the others.
+        Where a segment's subset was made anew since, a sample is found at the row that it has now;
+        one that is there no more has no score (-inf), and ``stale`` names the segment.
         """
         scores = np.full(rows.shape, -np.inf, dtype=np.float32)
         for query, its_rows, its_scores in zip(queries, rows, scores, strict=True):
             order = np.argsort(its_rows)
             order = order[np.searchsorted(its_rows, 0, sorter=order) :]
-            try:
-                vectors = self._in_order(its_rows[order], modality)
-            except StaleIndexError:
-                order = order[self._not_stale(its_rows[order], modality)]
-                vectors = self._in_order(its_rows[order], modality)
+            vectors, gone = self._in_order(its_rows[order], modality)
             its_scores[order] = vectors.astype(np.float32) @ query
+            if gone is not None:
+                its_scores[order[gone]] = -np.inf
         return scores
-
-    def _not_stale(self, rows: Ints, modality: Modality) -> npt.NDArray[np.bool_]:
-        """Of each row, whether its part is as it was indexed; others are named and told of once."""
-        parts = np.searchsorted(self._starts, rows, side="right") - 1
-        fresh = np.ones(len(rows), dtype=bool)
-        for part in np.unique(parts):
-            try:
-                self._part(int(part), modality)
-            except StaleIndexError as error:
-                fresh[parts == part] = False
-                segment, _ = self._parts[int(part)]
-                if (segment.crawl, segment.segment) not in self.stale:
-                    self.stale.add((segment.crawl, segment.segment))
-                    logger.warning("not found until the index is made anew: %s", error)
-        return fresh
 
     def vectors(self, rows: Ints, modality: Modality) -> npt.NDArray[np.float16]:
         """The subset's own vectors of some rows, ``(n, d)``.
 
-        Raises :class:`StaleIndexError` if the subset has another number of them now.
+        Raises :class:`StaleIndexError` if the subset has one of these samples no more.
         """
         order = np.argsort(rows)
         out = np.empty((len(rows), self.summary.d), dtype=np.float16)
-        out[order] = self._in_order(rows[order], modality)
+        out[order], gone = self._in_order(rows[order], modality)
+        if gone is not None and gone.any():
+            place = self.places(rows[order][gone][:1])[0]
+            raise StaleIndexError(
+                f"{place.crawl}|{place.segment} has sample {place.sample_id} no more: make the "
+                "index anew"
+            )
         return out
 
-    def _in_order(self, rows: Ints, modality: Modality) -> npt.NDArray[np.float16]:
-        """The vectors of ascending rows: each part is gone to once."""
+    def _in_order(
+        self, rows: Ints, modality: Modality
+    ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_] | None]:
+        """The vectors of ascending rows, each part gone to once; and which rows have none any
+        more, None if all have."""
         out = np.empty((len(rows), self.summary.d), dtype=np.float16)
+        gone: npt.NDArray[np.bool_] | None = None
         first = 0
         while first < len(rows):
             part = int(self._starts.searchsorted(rows[first], side="right")) - 1
-            vectors, start = self._part(part, modality), int(self._starts[part])
-            last = first + int(rows[first:].searchsorted(start + len(vectors)))
-            # clip: numpy needs no copy to undo; no row is out of bounds.
-            vectors.take(rows[first:last] - start, axis=0, out=out[first:last], mode="clip")
+            stored, start = self._part(part, modality), int(self._starts[part])
+            last = first + int(rows[first:].searchsorted(start + self._rows[part]))
+            at = rows[first:last] - start
+            if stored.at is not None:
+                at = stored.at[at]
+                if gone is None:
+                    gone = np.zeros(len(rows), dtype=bool)
+                gone[first:last] = at < 0
+            if len(stored.vectors):
+                # clip: numpy needs no copy to undo; no row that is there is out of bounds.
+                stored.vectors.take(at, axis=0, out=out[first:last], mode="clip")
+            else:
+                out[first:last] = 0
             first = last
-        return out
+        return out, gone
 
-    def _part(self, number: int, modality: Modality) -> Vectors:
+    def _part(self, number: int, modality: Modality) -> _Stored:
         key = (modality, number)
         with self._lock:
             known = self._vectors.get(key)
             if known is not None:
                 self._vectors.move_to_end(key)
                 return known
-        segment, part = self._parts[number]
-        folder = self._subset_of(segment.crawl, segment.segment)
-        try:
-            vectors = np.asarray(SubsetPart(folder, part).vectors(modality))
-        except (FileNotFoundError, ValueError) as error:
-            raise StaleIndexError(f"{folder} has not the rows that were indexed") from error
-        if len(vectors) != dict(segment.parts)[part]:
-            raise StaleIndexError(
-                f"{folder} part {part} has {len(vectors)} rows, {dict(segment.parts)[part]} were "
-                "indexed: make the index anew"
-            )
+        stored = self._read(number, modality)
+        if stored is None:
+            # Not kept: it may be there again.
+            self._tell_stale(number)
+            nothing = np.empty((0, self.summary.d), dtype=np.float16)
+            return _Stored(nothing, np.full(self._rows[number], -1))
+        if stored.at is not None:
+            self._tell_stale(number)
         with self._lock:
-            self._vectors[key] = vectors
-            while len(self._vectors) > _OPEN_PARTS:
+            self._vectors[key] = stored
+            while len(self._vectors) > self._most_open:
                 self._vectors.popitem(last=False)
-        return vectors
+        return stored
+
+    def _read(self, number: int, modality: Modality) -> _Stored | None:
+        """None if the part, or its vectors, are not there."""
+        segment, part_number = self._parts[number]
+        part = SubsetPart(self._subset_of(segment.crawl, segment.segment), part_number)
+        for _ in range(_READING_ATTEMPTS):
+            try:
+                before = part.parquet.stat()
+                present = part.sample_ids()
+                vectors = np.asarray(part.vectors(modality))
+                after = part.parquet.stat()
+            except (FileNotFoundError, SubsetError):
+                continue
+            if (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns):
+                return _Stored(vectors, _moved(self._indexed_ids(number), present))
+        return None
+
+    def _indexed_ids(self, number: int) -> Ints:
+        start = int(self._starts[number])
+        run = int(np.searchsorted(self.firsts, start, side="right")) - 1
+        first = start - int(self.firsts[run])
+        ids: Ints = np.asarray(self._ids[run][first : first + self._rows[number]])
+        return ids
+
+    def _tell_stale(self, number: int) -> None:
+        segment, _ = self._parts[number]
+        name = (segment.crawl, segment.segment)
+        if name not in self.stale:
+            self.stale.add(name)
+            logger.warning(
+                "%s|%s: its subset was made anew after %s: what left it is not found any more, "
+                "what came is found when the index is made anew",
+                *name,
+                self.folder,
+            )
 
     def places(self, rows: Sequence[int] | Ints) -> list[Place]:
         """Where each row's sample is. Raises ``IndexError`` for a row that the files have not."""
@@ -371,6 +418,18 @@ class OpenIndex:
             if run.codec == codec
         ]
         return Truth.best(truths)
+
+
+def _moved(indexed: Ints, present: Ints) -> Ints | None:
+    """The row of each indexed SAMPLE_ID among those that are there now, -1 for none; None if
+    nothing has moved."""
+    if np.array_equal(indexed, present):
+        return None
+    if not len(present):
+        return np.full(len(indexed), -1)
+    order = np.argsort(present)
+    guess = order[np.searchsorted(present, indexed, sorter=order).clip(max=len(present) - 1)]
+    return np.where(present[guess] == indexed, guess, -1)
 
 
 def _best(scores: Floats, rows: Ints, k: int) -> tuple[Floats, Ints]:

@@ -36,6 +36,13 @@ class SubsetPart:
     def rows(self) -> int:
         return int(pq.read_metadata(self.parquet).num_rows)
 
+    def sample_ids(self) -> npt.NDArray[np.int64]:
+        """``(rows,)``."""
+        ids: npt.NDArray[np.int64] = pq.read_table(
+            self.parquet, columns=["SAMPLE_ID"], partitioning=None
+        )["SAMPLE_ID"].to_numpy()
+        return ids
+
     def vectors(self, modality: Modality) -> Vectors:
         """``(rows, d)`` float16, memory-mapped.
 

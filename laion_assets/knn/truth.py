@@ -7,7 +7,7 @@ segments are the best of theirs: so a merged index knows its truth without readi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -38,7 +38,7 @@ class Truth:
     floor: Floats
 
     @classmethod
-    def of(cls, queries: Floats, arrays: Sequence[Vectors], depth: int = DEPTH) -> Truth:
+    def of(cls, queries: Floats, arrays: Iterable[Vectors], depth: int = DEPTH) -> Truth:
         """By brute force over arrays one after another, read once, a block at a time."""
         import faiss
 

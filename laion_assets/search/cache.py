@@ -19,14 +19,16 @@ V = TypeVar("V", bound=Sized)
 
 
 class ByteCache:
-    """The most recently used values, up to ``limit`` bytes; safe to share between threads.
+    """The most recently used values, up to ``limit`` bytes and ``most`` of them; safe to share
+    between threads.
 
     Two threads that miss the same key both load it: a load is a few milliseconds, and neither
     waits for a lock meanwhile.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, most: int) -> None:
         self._limit = limit
+        self._most = most
         self._held = 0
         self._values: OrderedDict[Hashable, Sized] = OrderedDict()
         self._lock = threading.Lock()
@@ -42,7 +44,9 @@ class ByteCache:
             if key not in self._values:
                 self._values[key] = loaded
                 self._held += loaded.nbytes
-            while self._held > self._limit and len(self._values) > 1:
+            while len(self._values) > 1 and (
+                self._held > self._limit or len(self._values) > self._most
+            ):
                 _, dropped = self._values.popitem(last=False)
                 self._held -= dropped.nbytes
         return loaded

@@ -111,6 +111,7 @@ class Encoder:
             return
         started = time.perf_counter()
         try:
+            self._refuse_if_down()  # loading may have failed while they waited for it
             vectors = self._model.encode_texts([text for text, _ in taken])
         except Exception as error:  # noqa: BLE001 - each that waits is told
             for _, future in taken:
@@ -123,6 +124,7 @@ class Encoder:
     def _encode_image(self, body: bytes) -> Vector:
         from PIL import Image, UnidentifiedImageError
 
+        self._refuse_if_down()  # as above
         started = time.perf_counter()
         try:
             with Image.open(BytesIO(body), formats=IMAGE_FORMATS) as opened:
@@ -135,13 +137,25 @@ class Encoder:
                     )
                 opened.draft("RGB", (1024, 1024))  # a JPEG needs not be decoded in full
                 image = opened.convert("RGB")
-        except (Image.DecompressionBombError, UnidentifiedImageError, OSError, ValueError) as error:
+        except (
+            Image.DecompressionBombError,
+            UnidentifiedImageError,
+            OSError,
+            ValueError,
+            SyntaxError,  # Pillow's for a damaged PNG
+        ) as error:
             raise RequestRefusedError(
                 422, "undecodable", "the image is no JPEG, PNG or WebP that can be read"
             ) from error
         vector: Vector = self._model.encode_images([image])[0]
         self._observe("image", time.perf_counter() - started)
         return vector
+
+    def _refuse_if_down(self) -> None:
+        if self.state == "failed":
+            raise RequestRefusedError(
+                503, "encoder_down", f"the CLIP model is not available: {self.problem}"
+            )
 
     def _recall(self, kind: str, key: str) -> Vector | None:
         vector = self._known.get((kind, key))
@@ -158,10 +172,7 @@ class Encoder:
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """A place in the line before the model."""
-        if self.state == "failed":
-            raise RequestRefusedError(
-                503, "encoder_down", f"the CLIP model is not available: {self.problem}"
-            )
+        self._refuse_if_down()
         if self._waiting >= self._options.encoder_waiting:
             raise RequestRefusedError(
                 503, "busy", "too many queries wait for the CLIP model", retry_after_s=1

@@ -151,7 +151,10 @@ class LiveIndex:
         raise ValueError("it was replaced again and again while it was being opened")
 
     def _name(self, seen: tuple[int, int, int]) -> str:
-        """The published data version; of a plain folder, the times of its files."""
+        """By the published data version and what is in the index, since equal inputs may be indexed
+        in another order or with other options; of a plain folder, by the times of its files."""
+        about = repr(seen).encode()
         if (self._index_dir / MANIFEST).exists():
-            return Manifest.read(self._index_dir).data_version
-        return hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
+            version = Manifest.read(self._index_dir).data_version
+            about = version.encode() + (self._index_dir / "index.json").read_bytes()
+        return hashlib.sha256(about).hexdigest()[:32]

@@ -18,6 +18,7 @@ from laion_assets.clip.options import ClipOptions
 from laion_assets.download.fetch import Fetcher
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.refused import FetchRefused
+from laion_assets.files import open_files
 from laion_assets.generation.shown import may_be_shown
 from laion_assets.knn.query import lake_beside, subset_beside
 from laion_assets.knn.runs import SubsetOf
@@ -50,6 +51,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _WEB: Final = ("http://", "https://")
+_OPEN_FILES: Final = 65_536
+"""As many as the system allows, up to this."""
 
 
 class SearchService:
@@ -77,7 +80,9 @@ class SearchService:
         self._clip_key = clip.key
         subset_of: SubsetOf = (lambda *_: subset) if subset else subset_beside(index_dir)
         self.live = LiveIndex(index_dir, subset_of, self._accept, log)
-        self.samples = Samples(subset_of, ByteCache(options.cache_mb * 2**20))
+        # Each part that is kept has two files mapped.
+        most_parts = open_files(_OPEN_FILES) // 8
+        self.samples = Samples(subset_of, ByteCache(options.cache_mb * 2**20, most_parts))
         self.encoder = encoder or Encoder(clip, options, observe=self.metrics.encoded)
         lake = lake_beside(index_dir)
         self._lake = lake
@@ -288,7 +293,7 @@ class SearchService:
         """``(bytes, media type)`` of a sample in the dataset; what it left out is not shown."""
         located = await self.sample(text)
         if self.thumbnails is not None:
-            read = await self._in(self._reading, self.thumbnails.read, located.sample.ref)
+            read = await self._in(self._reading, self.thumbnails.read, located.sample)
             if read is not None:
                 return read
         raise RequestRefusedError(404, "no_thumbnail", "the image is not stored here")

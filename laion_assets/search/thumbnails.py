@@ -7,8 +7,12 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from laion_assets.download.tars import ImageBytes
-from laion_assets.search.samples import SampleRef
+from laion_assets.search.samples import Sample
 from laion_assets.segments import SegmentKey
 
 _KINDS: Final = (
@@ -19,9 +23,26 @@ _KINDS: Final = (
 
 
 class _OpenShard:
+    """A shard's tar, and which key each downloaded image's SHA-256 has in it."""
+
     def __init__(self, tar: Path) -> None:
+        kept = pq.read_table(
+            tar.with_suffix(".parquet"), columns=["key", "sha256"], partitioning=None
+        ).drop_null()
+        sha256 = kept["sha256"].to_numpy().astype("S64")
+        order = np.argsort(sha256)
+        self._sha256 = sha256[order]
+        self._keys = kept["key"].to_numpy().astype("S")[order]
         self.images = ImageBytes(tar)
         self.reading = threading.Lock()
+
+    def key_of(self, sha256: str) -> str | None:
+        wanted = sha256.encode()
+        at = int(np.searchsorted(self._sha256, wanted))
+        if at == len(self._sha256) or self._sha256[at] != wanted:
+            return None
+        key: bytes = self._keys[at]
+        return key.decode()
 
 
 class Thumbnails:
@@ -36,34 +57,47 @@ class Thumbnails:
         self._open: OrderedDict[tuple[Path, int, int], _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, ref: SampleRef) -> tuple[bytes, str] | None:
-        """``(bytes, media type)``; None if the shards have not the image.
+    def read(self, sample: Sample) -> tuple[bytes, str] | None:
+        """``(bytes, media type)``; None if the sample's shard has not the image.
 
-        Whether the sample may be shown is for the caller to know.
+        It is looked for by its SHA-256: keys are places in the shard, and shards that were made
+        anew before the subset have others there. Whether the sample may be shown is for the caller
+        to know.
         """
+        ref = sample.ref
         folder = self._shards / SegmentKey(ref.crawl, ref.segment).hive
         tar = folder / f"{ref.key[: len('00000')]}.tar"
         try:
             shard = self._shard(tar)
-        except FileNotFoundError:
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return None
+        key = shard.key_of(sample.sha256)
+        if key is None:
             return None
         with shard.reading:
-            body = shard.images.read(ref.key)
+            body = shard.images.read(key)
         for magic, media_type in _KINDS:
             if body.startswith(magic):
                 return body, media_type
         return None
 
     def _shard(self, tar: Path) -> _OpenShard:
-        about = tar.stat()
-        key = (tar, about.st_ino, about.st_mtime_ns)
+        key = _identity(tar)
         with self._lock:
             shard = self._open.get(key)
             if shard is None:
                 # Under the lock: a page of results asks for one shard many times at once.
-                shard = self._open[key] = _OpenShard(tar)
+                shard = _OpenShard(tar)
+                if _identity(tar) != key:
+                    raise FileNotFoundError(f"{tar} was replaced while it was opened")
+                self._open[key] = shard
             self._open.move_to_end(key)
             while len(self._open) > self._open_shards:
                 # A reader may still hold it: its file closes with the last reference.
                 self._open.popitem(last=False)
             return shard
+
+
+def _identity(tar: Path) -> tuple[Path, int, int]:
+    about = tar.stat()
+    return tar, about.st_ino, about.st_mtime_ns

@@ -121,6 +121,12 @@ class SmallLake:
                 member.size = len(body)
                 tar.addfile(member, io.BytesIO(body))
                 records.append(record(key, name, row, hashlib.sha256(body).hexdigest()))
+        pq.write_table(
+            pa.Table.from_pylist(
+                [{name: row[name] for name in ("key", "sha256")} for row in records]
+            ),
+            shard / "00000.parquet",
+        )
         vectors = self.embed(chosen, pictures)
         for record_, (one, other) in zip(records, vectors, strict=True):
             record_["similarity"] = float(one @ other)
