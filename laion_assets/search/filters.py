@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from laion_assets.search.samples import Located
+from laion_assets.search.samples import PartRow
 
 LicenseTerms = Literal[
     "any", "creative_commons", "public_domain", "commercial_use", "adaptation", "unknown"
@@ -33,8 +33,8 @@ class Filters:
         """Whether anything may be left out."""
         return self != Filters()
 
-    def take(self, located: Located, score: float) -> bool:
-        value = located.value
+    def take(self, row: PartRow, score: float) -> bool:
+        value = row.value
         return (
             not (self.safe and value("NSFW") != SAFE_TAG)
             and (self.nsfw == "any" or value("NSFW") == self.nsfw)

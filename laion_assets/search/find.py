@@ -13,7 +13,7 @@ import numpy.typing as npt
 from laion_assets.knn.subset import Modality
 from laion_assets.search.filters import Filters
 from laion_assets.search.live import IndexVersion
-from laion_assets.search.samples import Located, Samples
+from laion_assets.search.samples import Located, PartRow, Samples
 
 _GROWTH: Final = 4
 _SPARE: Final = 2
@@ -87,15 +87,23 @@ def _choose(
     fold_above: float | None,
 ) -> Found:
     found = Found([], len(near), 0, complete=False)
-    located_all = samples.locate(version.places([row for _, row in near]))
-    for (score, row), located in zip(near, located_all, strict=True):
-        if located is None:
-            found.gone += 1  # never another sample's caption in its place
-            continue
-        found.crawls[located.value("crawl")] += 1
-        found.languages[located.value("LANGUAGE") or ""] += 1
-        if filters.take(located, score):
-            found.results.append(Result(row, score, located))
+    there = 0
+
+    def keep(number: int, row: PartRow) -> bool:
+        nonlocal there
+        there += 1
+        found.crawls[row.value("crawl")] += 1
+        found.languages[row.value("LANGUAGE") or ""] += 1
+        return filters.take(row, near[number][0])
+
+    places = version.places([row for _, row in near])
+    located_all = samples.locate(places, () if fold_above is None else (over,), keep)
+    found.gone = len(near) - there  # never another sample's caption in its place
+    found.results = [
+        Result(row, score, located)
+        for (score, row), located in zip(near, located_all, strict=True)
+        if located is not None
+    ]
     if fold_above is not None:
         found.results = fold(found.results, over, fold_above)
     return found
@@ -109,7 +117,7 @@ def fold(results: Sequence[Result], over: Modality, above: float) -> list[Result
     """
     if not results:
         return []
-    vectors = _vectors(results, over)
+    vectors = np.stack([result.located.vectors[over] for result in results])
     alike = vectors @ vectors.T > above
     kept = np.zeros(len(results), dtype=np.bool_)
     by_bytes: dict[str, int] = {}
@@ -127,17 +135,3 @@ def fold(results: Sequence[Result], over: Modality, above: float) -> list[Result
         if sha256:
             by_bytes.setdefault(sha256, same)
     return [result for result, keep in zip(results, kept, strict=True) if keep]
-
-
-def _vectors(results: Sequence[Result], over: Modality) -> npt.NDArray[np.float32]:
-    """``(len(results), d)``, gathered part by part."""
-    by_part: dict[int, list[int]] = {}
-    for i, result in enumerate(results):
-        by_part.setdefault(id(result.located.part), []).append(i)
-    rows: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(results)
-    for members in by_part.values():
-        part = results[members[0]].located.part
-        vectors = part.vectors([results[i].located.row for i in members], over)
-        for i, vector in zip(members, vectors, strict=True):
-            rows[i] = vector
-    return np.stack(rows)

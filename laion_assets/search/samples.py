@@ -8,7 +8,7 @@ little as can be read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from laion_assets.knn.runs import SubsetOf
 from laion_assets.knn.search import Place
-from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart, part_path
+from laion_assets.knn.subset import MODALITIES, Modality, SubsetError, SubsetPart, part_path
 from laion_assets.search.cache import ByteCache
 from laion_assets.segments import CRAWL_NAME
 
@@ -111,6 +111,9 @@ class Part:
         column = self._columns.get(name)
         return None if column is None else column[row].as_py()
 
+    def values(self, row: int) -> dict[str, Any]:
+        return {name: column[row].as_py() for name, column in self._columns.items()}
+
     def row_of(self, sample_id: int, guess: int) -> int | None:
         """The row that holds the sample; None if the part has it no more."""
         ids = self.sample_ids
@@ -125,46 +128,45 @@ class Part:
         norms = np.linalg.norm(taken, axis=1, keepdims=True)
         return cast("npt.NDArray[np.float32]", taken / np.maximum(norms, 1e-12))
 
-    def sample(self, row: int) -> Sample:
-        value = self.value
-        return Sample(
-            ref=SampleRef(
-                value("crawl", row),
-                value("segment", row),
-                value("key", row),
-                value("SAMPLE_ID", row),
-            ),
-            url=value("URL", row),
-            text=value("TEXT", row),
-            width=value("WIDTH", row),
-            height=value("HEIGHT", row),
-            license=value("LICENSE", row) or "?",
-            nsfw=value("NSFW", row),
-            similarity=value("similarity", row),
-            language=value("LANGUAGE", row) or "",
-            page_url=value("page_url", row) or "",
-            sha256=value("sha256", row) or "",
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class Located:
-    """A row of a part that is in memory."""
+class PartRow:
+    """A row of a part, which it keeps in memory: to look at, and to let go."""
 
     part: Part
     row: int
 
-    @property
-    def sample(self) -> Sample:
-        return self.part.sample(self.row)
-
     def value(self, name: str) -> Any:
         return self.part.value(name, self.row)
 
-    def vector(self, modality: Modality) -> npt.NDArray[np.float32]:
-        """``(d,)`` of unit length."""
-        vector: npt.NDArray[np.float32] = self.part.vectors([self.row], modality)[0]
-        return vector
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """What a part has of a sample, without the part: a query may touch thousands of parts."""
+
+    values: Mapping[str, Any]
+    vectors: Mapping[Modality, npt.NDArray[np.float32]]
+    """``(d,)`` of unit length, of the modalities that were asked for."""
+
+    def value(self, name: str) -> Any:
+        return self.values.get(name)
+
+    @property
+    def sample(self) -> Sample:
+        value = self.value
+        return Sample(
+            ref=SampleRef(value("crawl"), value("segment"), value("key"), value("SAMPLE_ID")),
+            url=value("URL"),
+            text=value("TEXT"),
+            width=value("WIDTH"),
+            height=value("HEIGHT"),
+            license=value("LICENSE") or "?",
+            nsfw=value("NSFW"),
+            similarity=value("similarity"),
+            language=value("LANGUAGE") or "",
+            page_url=value("page_url") or "",
+            sha256=value("sha256") or "",
+        )
 
 
 class Samples:
@@ -178,35 +180,64 @@ class Samples:
         self._cache = cache
 
     def part(self, crawl: str, segment: str, number: int) -> Part | None:
-        """As it is published now; None if there is none."""
+        """As it is published now; None if there is none.
+
+        Raises :class:`~laion_assets.knn.subset.SubsetError` if its rows and vectors differ.
+        """
         folder = self._subset_of(crawl, segment)
         path = part_path(folder, number)
-        for _ in range(_READING_ATTEMPTS):
+        for attempt in range(_READING_ATTEMPTS):
             try:
                 before = _identity(path)
                 reading = partial(_read, folder, number, before)
                 return self._cache.get((path, before), reading)
             except (FileNotFoundError, _ReplacedError):
                 continue
+            except SubsetError:
+                # Replaced between rows and vectors, or wrong as it is.
+                if attempt == _READING_ATTEMPTS - 1:
+                    raise
         return None
 
-    def locate(self, places: Iterable[Place | None]) -> Iterator[Located | None]:
-        """The sample of each place, wherever it is in its part now; None once it was taken out."""
-        parts: dict[tuple[str, str, int], Part | None] = {}
-        for place in places:
-            if place is None:
-                yield None
+    def locate(
+        self,
+        places: Sequence[Place | None],
+        modalities: Sequence[Modality] = (),
+        keep: Callable[[int, PartRow], bool] | None = None,
+    ) -> list[Located | None]:
+        """The sample of each place, wherever it is in its part now, with its vectors of some
+        modalities; None once it was taken out.
+
+        One part after another is looked at. ``keep`` is asked about each sample that is there, by
+        its number among the places; those that it refuses are None, too.
+        """
+        by_part: dict[tuple[str, str, int], list[int]] = {}
+        for number, place in enumerate(places):
+            if place is not None:
+                by_part.setdefault((place.crawl, place.segment, place.part), []).append(number)
+        found: list[Located | None] = [None] * len(places)
+        for key, numbers in by_part.items():
+            part = self.part(*key)
+            if part is None:
                 continue
-            key = (place.crawl, place.segment, place.part)
-            if key not in parts:
-                parts[key] = self.part(*key)
-            part = parts[key]
-            row = None if part is None else part.row_of(place.sample_id, place.part_row)
-            yield None if part is None or row is None else Located(part, row)
+            kept = []
+            for number in numbers:
+                place = places[number]
+                assert place is not None
+                row = part.row_of(place.sample_id, place.part_row)
+                if row is not None and (keep is None or keep(number, PartRow(part, row))):
+                    kept.append((number, row))
+            rows = [row for _, row in kept]
+            vectors = {modality: part.vectors(rows, modality) for modality in modalities}
+            for i, (number, row) in enumerate(kept):
+                found[number] = Located(
+                    part.values(row), {modality: its[i] for modality, its in vectors.items()}
+                )
+        return found
 
     def find(self, ref: SampleRef) -> Located | None:
         place = Place(ref.crawl, ref.segment, ref.part, 0, ref.sample_id)
-        return next(self.locate([place]))
+        return self.locate([place], MODALITIES)[0]
 
 
 class _ReplacedError(Exception):

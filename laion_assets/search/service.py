@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +23,7 @@ from laion_assets.files import open_files
 from laion_assets.generation.shown import may_be_shown
 from laion_assets.knn.query import lake_beside, subset_beside
 from laion_assets.knn.runs import SubsetOf
-from laion_assets.knn.search import StaleIndexError
-from laion_assets.knn.subset import Modality
+from laion_assets.knn.subset import Modality, SubsetError
 from laion_assets.progress import Log, silent
 from laion_assets.removals.in_force import read_lists
 from laion_assets.removals.lists import ListError
@@ -49,6 +49,8 @@ from laion_assets.search.thumbnails import Thumbnails
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 _WEB: Final = ("http://", "https://")
 _OPEN_FILES: Final = 65_536
@@ -179,7 +181,7 @@ class SearchService:
 
     def _located(self, version: IndexVersion, rows: list[int | None]) -> list[Located | None]:
         places = [None if row is None else version.place(row) for row in rows]
-        return list(self.samples.locate(places))
+        return self.samples.locate(places)
 
     async def search(self, request: SearchRequest) -> dict[str, Any]:
         """The page's results; `next_offset` is null when there are no more."""
@@ -207,7 +209,7 @@ class SearchService:
         """The sum of what is asked for, less a part of what is excluded."""
         parts: list[npt.NDArray[np.float32]] = []
         if request.like:
-            parts.append((await self.sample(request.like)).vector("image"))
+            parts.append((await self.sample(request.like)).vectors["image"])
         if request.image or request.image_url:
             parts.append(await self._image_vector(request.image, request.image_url))
         if request.text:
@@ -268,11 +270,6 @@ class SearchService:
             )
         except ValueError as error:
             raise RequestRefusedError(422, "vector", str(error)) from error
-        except StaleIndexError as error:
-            # Vectors to compare exactly are read from the subset, which was made anew meanwhile.
-            raise RequestRefusedError(
-                503, "stale_index", "a newer index is being made; try again", retry_after_s=30
-            ) from error
         self.metrics.searched(time.perf_counter() - started, found.gone)
         return found
 
@@ -360,9 +357,16 @@ class SearchService:
     async def _in(
         self, pool: ThreadPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        return await asyncio.get_running_loop().run_in_executor(
-            pool, lambda: function(*args, **kwargs)
-        )
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                pool, lambda: function(*args, **kwargs)
+            )
+        except SubsetError as error:
+            # No fault of who asks; the message has paths.
+            logger.warning("%s", error)
+            raise RequestRefusedError(
+                503, "subset", "the dataset is not whole now; try again", retry_after_s=30
+            ) from error
 
 
 def _one_core_a_query() -> None:

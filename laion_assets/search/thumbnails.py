@@ -27,8 +27,11 @@ class _OpenShard:
 
     def __init__(self, tar: Path) -> None:
         kept = pq.read_table(
-            tar.with_suffix(".parquet"), columns=["key", "sha256"], partitioning=None
-        ).drop_null()
+            tar.with_suffix(".parquet"),
+            columns=["key", "sha256"],
+            filters=[("status", "=", "success")],
+            partitioning=None,
+        )
         sha256 = kept["sha256"].to_numpy().astype("S64")
         order = np.argsort(sha256)
         self._sha256 = sha256[order]

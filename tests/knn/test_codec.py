@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from laion_assets.knn.lists import ListsFile
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.recall import measure_recall, size_problem
-from laion_assets.knn.runs import OpenIndex
+from laion_assets.knn.runs import OpenIndex, StaleIndexError
 
 CRAWL, D, ROWS = "CC-MAIN-2000-05", 64, 4_000
 OPTIONS = IndexOptions(
@@ -230,10 +232,81 @@ def test_adding_a_segment_writes_that_segment(world: World, tmp_path: Path) -> N
     assert np.allclose(*told, atol=1e-6)
 
 
+def test_samples_that_moved_in_their_part_are_found_where_they_are(
+    world: World, tmp_path: Path
+) -> None:
+    """One is taken out and one added: as many rows, and all between are at other places."""
+    old = world.subsets["00"]
+    order = np.array([*range(1, ROWS), 0])
+    table = pq.read_table(old / "part-00000.parquet")
+    ids = table["SAMPLE_ID"].to_numpy()[order].copy()
+    ids[-1] = 10**9
+    (tmp_path / "new").mkdir()
+    moved = table.set_column(0, "SAMPLE_ID", pa.array(ids))
+    pq.write_table(moved, tmp_path / "new" / "part-00000.parquet")
+    for name in ("img_emb", "text_emb"):
+        (tmp_path / "new" / name).mkdir()
+        np.save(
+            tmp_path / "new" / name / f"{name}_00000.npy",
+            np.load(old / name / f"{name}_00000.npy")[order],
+        )
+    index = OpenIndex(
+        world.root / "six",
+        lambda _, s: tmp_path / "new" if s == "00" else world.subset_of(_, s),
+    )
+    before = OpenIndex(world.root / "six", world.subset_of)
+    queries = vectors(old)[:200:10]
+    expected, rows = before.nearest(queries, 10, "image")
+    scores, found = index.nearest(queries, 10, "image")
+    assert finds_own(before, "00", old) > 0.9
+    left = int(rows[0, 0])  # the first query is the sample that was taken out
+    assert left in rows
+    assert left not in found
+    assert np.array_equal(found[1:], rows[1:])
+    assert np.allclose(scores[1:], expected[1:])
+    with pytest.raises(StaleIndexError, match="no more"):
+        index.vectors(np.array([left]), "image")
+
+
+def test_no_more_files_are_open_than_the_system_allows(world: World, tmp_path: Path) -> None:
+    """300 parts, in a process that may have 100 files open."""
+    parts, rows = 300, 4
+    subset = tmp_path / "subset"
+    for name in ("img_emb", "text_emb"):
+        (subset / name).mkdir(parents=True)
+        some = vectors(world.subsets["00"], name)[: parts * rows].astype(np.float16)
+        for part in range(parts):
+            np.save(subset / name / f"{name}_{part:05d}.npy", some[part * rows :][:rows])
+    table = pq.read_table(world.subsets["00"] / "part-00000.parquet")
+    for part in range(parts):
+        pq.write_table(table.slice(part * rows, rows), subset / f"part-{part:05d}.parquet")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "merged").mkdir()
+    script = f"""
+import resource
+from pathlib import Path
+from laion_assets.knn.build import build_index
+from laion_assets.knn.codec import Codec
+from laion_assets.knn.merge import SegmentIndex, merge_indices
+from laion_assets.knn.options import IndexOptions
+resource.setrlimit(resource.RLIMIT_NOFILE, (50, 100))
+root, options = Path({str(tmp_path)!r}), IndexOptions(**{OPTIONS.model_dump()!r})
+codec = Codec.open(Path({str(world.root / "codec")!r}))
+build_index(root / "subset", root / "own", options, model_key="m", codec=codec)
+own = SegmentIndex({CRAWL!r}, "00", root / "own", "1")
+made = merge_indices([own], root / "merged", options, lambda *_: root / "subset")
+assert made.n == {parts * rows}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_a_subset_that_was_made_anew_is_passed_over_until_the_index_is(
     world: World, tmp_path: Path
 ) -> None:
-    fewer = write_subset(tmp_path / "fewer", "00", 5, rows=10)
+    fewer = write_subset(tmp_path / "fewer", "00", 5, rows=10, samples=9)
     index = OpenIndex(
         world.root / "six", lambda _, s: fewer if s == "00" else world.subset_of(_, s)
     )

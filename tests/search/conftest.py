@@ -123,7 +123,10 @@ class SmallLake:
                 records.append(record(key, name, row, hashlib.sha256(body).hexdigest()))
         pq.write_table(
             pa.Table.from_pylist(
-                [{name: row[name] for name in ("key", "sha256")} for row in records]
+                [
+                    {"key": row["key"], "sha256": row["sha256"], "status": "success"}
+                    for row in records
+                ]
             ),
             shard / "00000.parquet",
         )

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -139,6 +140,29 @@ def test_only_samples_of_the_dataset_have_a_thumbnail(served: Serving) -> None:
     other = SampleRef(ref.crawl, ref.segment, "000000099", ref.sample_id + 1)
     assert served.http.get(f"/thumbnails/{other}").status_code == 404
     assert served.http.get("/thumbnails/..%2F..%2Fetc%2Fpasswd").status_code == 404
+
+
+def test_a_very_long_image_takes_no_more_memory_than_another(served: Serving) -> None:
+    """A resize that keeps its shape would make 2.6 thousand million pixels of it."""
+    body = io.BytesIO()
+    Image.new("RGB", (1, 52_000), "red").save(body, "PNG")
+    asked = {"image": base64.b64encode(body.getvalue()).decode(), "limit": 1}
+    assert len(served.results(**asked)) == 1
+
+
+def test_a_damaged_png_is_refused(served: Serving) -> None:
+    """Of a chunk in the wrong place Pillow says SyntaxError."""
+    body = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(body, "PNG")
+    whole = body.getvalue()
+    at = whole.index(b"IDAT")
+    shorter = int.from_bytes(whole[at - 4 : at], "big") - 50
+    damaged = whole[: at - 4] + shorter.to_bytes(4, "big") + whole[at:]
+    with pytest.raises(SyntaxError):
+        Image.open(io.BytesIO(damaged)).convert("RGB")
+    answer = served.http.post("/search", json={"image": base64.b64encode(damaged).decode()})
+    assert (answer.status_code, answer.json()["reason"]) == (422, "undecodable")
 
 
 def test_headers_leave_a_page_little_to_do(served: Serving) -> None:
