@@ -48,14 +48,15 @@ async def _load(
     end = time.perf_counter() + seconds
     started = time.perf_counter()
     turn = iter(range(10**9))
-    if rate:
-        expected = int(2 * rate * seconds) + clients
-        moments = np.cumsum(np.random.default_rng(3).exponential(1 / rate, expected))
+    # So many at independent moments, as a Poisson process has them.
+    moments = np.sort(np.random.default_rng(3).uniform(0, seconds, round(rate * seconds)))
 
     async def client() -> None:
         streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         while time.perf_counter() < end:
             number = next(turn)
+            if rate and number >= len(moments):
+                break
             request = requests[number % len(requests)]
             began = time.perf_counter()
             if rate:

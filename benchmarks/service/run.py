@@ -26,6 +26,7 @@ _CLIP_RETRIEVAL: Final = "clip-retrieval==2.45.0"
 _LOADS: Final = {"1 client": (1, 0), "8 clients": (8, 0), "30 a second": (64, 30)}
 """Connections, and queries a second; 0: each client asks again when it has its answer."""
 _WARM_S: Final = 20.0
+_RESULTS: Final = 40
 _CONTESTANTS: Final = {
     "parquet": "clip-retrieval 2.45.0, metadata in RAM (its default)",
     "hdf5": "clip-retrieval 2.45.0, metadata in HDF5",
@@ -40,7 +41,7 @@ _COLUMNS: Final = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vectors", type=int, default=1_000_000)
-    parser.add_argument("--seconds", type=float, default=8, help="of each load")
+    parser.add_argument("--seconds", type=float, default=12, help="of each load")
     parser.add_argument("--only", choices=_CONTESTANTS, help="one, and nothing is written")
     args = parser.parse_args()
 
@@ -94,6 +95,8 @@ def _load(
     if done.returncode != 0:
         raise SystemExit(f"the load failed: {done.stderr[-2000:]}")
     result: dict[str, float] = json.loads(done.stdout)
+    if kind == "plain" and result["results"] != _RESULTS:
+        raise SystemExit(f"{result['results']} results a query instead of {_RESULTS}")
     return result
 
 
