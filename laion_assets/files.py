@@ -53,6 +53,15 @@ def open_files(n: int) -> int:
     return n if soft == resource.RLIM_INFINITY else soft
 
 
+Identity = tuple[int, int, int]
+
+
+def identity(path: Path) -> Identity:
+    """Another one once the file was replaced. Raises ``FileNotFoundError``."""
+    about = path.stat()
+    return about.st_dev, about.st_ino, about.st_mtime_ns
+
+
 def fsync_directory(path: Path) -> None:
     """Make the directory's entries (a rename, a new file) survive a power cut."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

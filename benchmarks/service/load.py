@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+RESULTS = 40
+
 
 def main(port: int, vectors: Path, clients: int, rate: float, seconds: float, kind: str) -> None:
     bodies = [
@@ -23,8 +25,8 @@ def main(port: int, vectors: Path, clients: int, rate: float, seconds: float, ki
                 "embedding_input": [round(float(x), 6) for x in vector],
                 "indice_name": "search_index",
                 "modality": "image",
-                "num_images": 40,
-                "num_result_ids": 40,
+                "num_images": RESULTS,
+                "num_result_ids": RESULTS,
                 "deduplicate": kind == "folded",
             }
         ).encode()

@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks import table
 from benchmarks.measure import tree_bytes
 from benchmarks.peer import WORK, peer_python
+from benchmarks.service.load import RESULTS
 from benchmarks.service.make import make, queries
 
 _HERE: Final = Path(__file__).parent
@@ -26,7 +27,6 @@ _CLIP_RETRIEVAL: Final = "clip-retrieval==2.45.0"
 _LOADS: Final = {"1 client": (1, 0), "8 clients": (8, 0), "30 a second": (64, 30)}
 """Connections, and queries a second; 0: each client asks again when it has its answer."""
 _WARM_S: Final = 20.0
-_RESULTS: Final = 40
 _CONTESTANTS: Final = {
     "parquet": "clip-retrieval 2.45.0, metadata in RAM (its default)",
     "hdf5": "clip-retrieval 2.45.0, metadata in HDF5",
@@ -62,7 +62,8 @@ def main() -> None:
     text = table.markdown(_COLUMNS, rows)
     text += (
         f"\n\n{args.vectors:,} vectors of 512 numbers, the same 1,024 cells and 8-bit codes for "
-        "both, 16 cells searched; queries by embedding, 40 results with metadata, "
+        "both, 16 cells searched; queries by embedding, "
+        f"{RESULTS} results with metadata, "
         f"{args.seconds:g} s of each load after {_WARM_S:g} s of another. The load runs on the "
         "same cores."
     )
@@ -95,8 +96,8 @@ def _load(
     if done.returncode != 0:
         raise SystemExit(f"the load failed: {done.stderr[-2000:]}")
     result: dict[str, float] = json.loads(done.stdout)
-    if kind == "plain" and result["results"] != _RESULTS:
-        raise SystemExit(f"{result['results']} results a query instead of {_RESULTS}")
+    if kind == "plain" and result["results"] != RESULTS:
+        raise SystemExit(f"{result['results']} results a query instead of {RESULTS}")
     return result
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from laion_assets.clip.model import ClipModel
-from laion_assets.clip.shards import IMAGE_FORMATS
+from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
 from laion_assets.knn.files import IndexSummary
 from laion_assets.knn.search import Hit, Searcher
 from laion_assets.knn.subset import Modality
@@ -69,19 +69,13 @@ def search_image(
 
     Raises :class:`QueryError` if the file is no JPEG, PNG or WebP.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     _same_model(index_dir, model)
     try:
         with Image.open(image, formats=IMAGE_FORMATS) as opened:
             decoded = opened.convert("RGB")
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        OSError,
-        ValueError,
-        SyntaxError,  # Pillow's for a damaged PNG
-    ) as error:
+    except NOT_AN_IMAGE as error:
         raise QueryError(f"{image} is not a JPEG, PNG or WebP that can be read: {error}") from error
     vector = model.encode_images([decoded])[0]
     return searcher(index_dir, subset).search(vector, k, over)

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from laion_assets.files import open_files
+from laion_assets.files import identity, open_files
 from laion_assets.knn.codec import Codec, Encoder
 from laion_assets.knn.files import (
     IndexMismatchError,
@@ -355,13 +355,13 @@ class OpenIndex:
         part = SubsetPart(self._subset_of(segment.crawl, segment.segment), part_number)
         for _ in range(_READING_ATTEMPTS):
             try:
-                before = part.parquet.stat()
+                before = identity(part.parquet)
                 present = part.sample_ids()
                 vectors = np.asarray(part.vectors(modality))
-                after = part.parquet.stat()
+                after = identity(part.parquet)
             except (FileNotFoundError, SubsetError):
                 continue
-            if (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns):
+            if before == after:
                 return _Stored(vectors, _moved(self._indexed_ids(number), present))
         return None
 

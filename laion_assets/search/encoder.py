@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from laion_assets.clip.options import ClipOptions
-from laion_assets.clip.shards import IMAGE_FORMATS
+from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
 from laion_assets.search.options import ServeOptions
 from laion_assets.search.refused import RequestRefusedError
 
@@ -122,7 +122,7 @@ class Encoder:
             loop.call_soon_threadsafe(_resolve, future, vector)
 
     def _encode_image(self, body: bytes) -> Vector:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         self._refuse_if_down()  # as above
         started = time.perf_counter()
@@ -137,13 +137,7 @@ class Encoder:
                     )
                 opened.draft("RGB", (1024, 1024))  # a JPEG needs not be decoded in full
                 image = opened.convert("RGB")
-        except (
-            Image.DecompressionBombError,
-            UnidentifiedImageError,
-            OSError,
-            ValueError,
-            SyntaxError,  # Pillow's for a damaged PNG
-        ) as error:
+        except NOT_AN_IMAGE as error:
             raise RequestRefusedError(
                 422, "undecodable", "the image is no JPEG, PNG or WebP that can be read"
             ) from error

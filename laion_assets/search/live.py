@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from laion_assets.files import Identity, identity
 from laion_assets.knn.files import IndexSummary
 from laion_assets.knn.runs import SubsetOf
 from laion_assets.knn.search import Place, Searcher
@@ -130,12 +131,11 @@ class LiveIndex:
         self._log(f"now searching {version.name}: {version.summary.n:,} samples")
         return True
 
-    def _identity(self) -> tuple[int, int, int]:
+    def _identity(self) -> Identity:
         manifest = self._index_dir / MANIFEST
-        about = (manifest if manifest.exists() else self._index_dir / "index.json").stat()
-        return about.st_dev, about.st_ino, about.st_mtime_ns
+        return identity(manifest if manifest.exists() else self._index_dir / "index.json")
 
-    def _open(self) -> tuple[tuple[int, int, int], IndexVersion]:
+    def _open(self) -> tuple[Identity, IndexVersion]:
         for attempt in range(_OPENING_ATTEMPTS):
             seen = self._identity()
             try:
@@ -150,7 +150,7 @@ class LiveIndex:
                 return seen, version
         raise ValueError("it was replaced again and again while it was being opened")
 
-    def _name(self, seen: tuple[int, int, int]) -> str:
+    def _name(self, seen: Identity) -> str:
         """By the published data version and what is in the index, since equal inputs may be indexed
         in another order or with other options; of a plain folder, by the times of its files."""
         about = repr(seen).encode()

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from laion_assets.files import Identity, identity
 from laion_assets.knn.runs import SubsetOf
 from laion_assets.knn.search import Place
 from laion_assets.knn.subset import MODALITIES, Modality, SubsetError, SubsetPart, part_path
@@ -188,7 +189,7 @@ class Samples:
         path = part_path(folder, number)
         for attempt in range(_READING_ATTEMPTS):
             try:
-                before = _identity(path)
+                before = identity(path)
                 reading = partial(_read, folder, number, before)
                 return self._cache.get((path, before), reading)
             except (FileNotFoundError, _ReplacedError):
@@ -211,19 +212,18 @@ class Samples:
         One part after another is looked at. ``keep`` is asked about each sample that is there, by
         its number among the places; those that it refuses are None, too.
         """
-        by_part: dict[tuple[str, str, int], list[int]] = {}
+        by_part: dict[tuple[str, str, int], list[tuple[int, Place]]] = {}
         for number, place in enumerate(places):
             if place is not None:
-                by_part.setdefault((place.crawl, place.segment, place.part), []).append(number)
+                key = (place.crawl, place.segment, place.part)
+                by_part.setdefault(key, []).append((number, place))
         found: list[Located | None] = [None] * len(places)
-        for key, numbers in by_part.items():
+        for key, its_places in by_part.items():
             part = self.part(*key)
             if part is None:
                 continue
             kept = []
-            for number in numbers:
-                place = places[number]
-                assert place is not None
+            for number, place in its_places:
                 row = part.row_of(place.sample_id, place.part_row)
                 if row is not None and (keep is None or keep(number, PartRow(part, row))):
                     kept.append((number, row))
@@ -244,13 +244,8 @@ class _ReplacedError(Exception):
     """The partition was replaced while it was read: rows and vectors may not match."""
 
 
-def _read(folder: Path, number: int, identity: tuple[int, int, int]) -> Part:
+def _read(folder: Path, number: int, before: Identity) -> Part:
     part = Part(SubsetPart(folder, number))
-    if _identity(part_path(folder, number)) != identity:
+    if identity(part_path(folder, number)) != before:
         raise _ReplacedError
     return part
-
-
-def _identity(path: Path) -> tuple[int, int, int]:
-    about = path.stat()
-    return about.st_dev, about.st_ino, about.st_mtime_ns

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_assets.download.tars import ImageBytes
+from laion_assets.files import Identity, identity
 from laion_assets.search.samples import Sample
 from laion_assets.segments import SegmentKey
 
@@ -57,7 +58,7 @@ class Thumbnails:
     def __init__(self, lake: Path, open_shards: int) -> None:
         self._shards = lake / "image_shards"
         self._open_shards = open_shards
-        self._open: OrderedDict[tuple[Path, int, int], _OpenShard] = OrderedDict()
+        self._open: OrderedDict[tuple[Path, Identity], _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, sample: Sample) -> tuple[bytes, str] | None:
@@ -85,13 +86,13 @@ class Thumbnails:
         return None
 
     def _shard(self, tar: Path) -> _OpenShard:
-        key = _identity(tar)
+        key = tar, identity(tar)
         with self._lock:
             shard = self._open.get(key)
             if shard is None:
                 # Under the lock: a page of results asks for one shard many times at once.
                 shard = _OpenShard(tar)
-                if _identity(tar) != key:
+                if (tar, identity(tar)) != key:
                     raise FileNotFoundError(f"{tar} was replaced while it was opened")
                 self._open[key] = shard
             self._open.move_to_end(key)
@@ -99,8 +100,3 @@ class Thumbnails:
                 # A reader may still hold it: its file closes with the last reference.
                 self._open.popitem(last=False)
             return shard
-
-
-def _identity(tar: Path) -> tuple[Path, int, int]:
-    about = tar.stat()
-    return tar, about.st_ino, about.st_mtime_ns
