@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from laion_assets.assets import (
+from laion_assets.defs.assets import (
     catalog,
     dalle_samples,
     dataset_report,
@@ -17,7 +17,6 @@ from laion_assets.assets import (
     image_shards,
     index_codec,
     knn_index,
-    outside,
     pair_parquet,
     scored_pairs,
     search_index,
@@ -25,8 +24,9 @@ from laion_assets.assets import (
     unique_pairs,
     wat_manifest,
 )
-from laion_assets.automation import follow_sensor
-from laion_assets.jobs import (
+from laion_assets.defs.assets import lists as outside
+from laion_assets.defs.automation import follow_sensor
+from laion_assets.defs.jobs import (
     aggregates_job,
     generation_job,
     lists_job,
@@ -34,7 +34,7 @@ from laion_assets.jobs import (
     prune_schedules,
     segment_job,
 )
-from laion_assets.partitions import segment_partitions
+from laion_assets.defs.partitions import segment_partitions
 from laion_assets.settings import Settings, load_settings
 from resources.clip import ClipModelResource
 from resources.crawl_source import CrawlSourceResource

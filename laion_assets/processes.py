@@ -1,4 +1,4 @@
-"""Processes of a pool that do not outlive the one they work for."""
+"""Processes that do not outlive the one they work for."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from typing import Final
 _PR_SET_PDEATHSIG: Final = 1
 
 
+def signal_at_parents_end(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when its parent ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+
+
 def die_with(parent: int) -> None:
     """Have the kernel kill this process when its parent, of process id ``parent``, dies."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    signal_at_parents_end(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

@@ -1,15 +1,9 @@
-"""Progress of long work, with rate and time left, told at intervals and not at every item."""
+"""Progress of long work, with rate and time left, logged at intervals and not at every item."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
-
-Log = Callable[[str], None]
-
-
-def silent(_: str) -> None:
-    """A log that drops what it is told."""
 
 
 class Progress:
@@ -19,22 +13,28 @@ class Progress:
     """
 
     def __init__(
-        self, what: str, unit: str, total: int, log: Log, every: float = 10.0, resumed: int = 0
+        self,
+        what: str,
+        unit: str,
+        total: int,
+        logger: logging.Logger,
+        every: float = 10.0,
+        resumed: int = 0,
     ) -> None:
-        self._what, self._unit, self._total, self._log = what, unit, total, log
+        self._what, self._unit, self._total, self._logger = what, unit, total, logger
         self._every = every
         self._resumed = resumed
-        self._started = self._told = time.monotonic()
+        self._started = self._last_logged = time.monotonic()
         self.done = resumed
         if resumed:
-            log(f"{what}: {resumed}/{total} {unit} were done by an earlier run")
+            logger.info("%s: %d/%d %s were done by an earlier run", what, resumed, total, unit)
 
     def advance(self, n: int = 1, note: str = "") -> None:
         self.done += n
         now = time.monotonic()
-        if now - self._told >= self._every or self.done >= self._total:
-            self._told = now
-            self._log(self.line(note))
+        if now - self._last_logged >= self._every or self.done >= self._total:
+            self._last_logged = now
+            self._logger.info(self.line(note))
 
     def line(self, note: str = "") -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)

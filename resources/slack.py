@@ -8,9 +8,8 @@ import dagster as dg
 from dagster_slack import SlackResource
 from slack_sdk.errors import SlackApiError
 
-from laion_assets.notices import Notice, NoticeError
 from laion_assets.settings import Notify
-from resources.notifiers import Notifier
+from resources.notifier import Notice, NoticeError, Notifier
 
 _TIMEOUT_S: Final = 5
 

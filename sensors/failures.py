@@ -15,10 +15,9 @@ from typing import Final
 import dagster as dg
 from pydantic import BaseModel, Field, ValidationError
 
-from laion_assets.notices import Notice, NoticeError
-from laion_assets.partitions import PARTITION_TAG
+from laion_assets.defs.partitions import PARTITION_TAG
 from laion_assets.settings import Notify
-from resources.notifiers import Notifier
+from resources.notifier import Notice, NoticeError, Notifier
 
 TOLD_TAG: Final = "laion_assets/told/"
 """With the notifier's name: when the run was told to it."""

@@ -5,13 +5,39 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
 import pytest
+
+
+class _Heard(logging.Handler):
+    def __init__(self, tell: Callable[[str], object], level: int) -> None:
+        super().__init__(level)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell(record.getMessage())
+
+
+@contextmanager
+def heard(tell: Callable[[str], object], level: int = logging.INFO) -> Iterator[None]:
+    """Call ``tell`` with each message that the package logs in the block; it may raise."""
+    package, handler = logging.getLogger("laion_assets"), _Heard(tell, level)
+    before = package.level
+    package.addHandler(handler)
+    package.setLevel(min(level, logging.INFO))
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(before)
+
 
 _MADE_ONCE = ("world", "search", "stats", "clip")
 """Folders whose tests share what takes long to make."""

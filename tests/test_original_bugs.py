@@ -28,9 +28,9 @@ import warcio
 from laion_assets.clip.model import ClipModel, load_clip
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.shards import read_rows
+from laion_assets.download.errors import FetchRefused
 from laion_assets.download.images import ImageMaker
 from laion_assets.download.options import DownloadOptions
-from laion_assets.download.refused import FetchRefused
 from laion_assets.filtering.parts import read_part, write_part
 from laion_assets.pairs.extract import extract_wat
 from laion_assets.pairs.rules import PairRules

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from laion_assets.partitions import partition_key, segment_key
+from laion_assets.defs.partitions import partition_key, segment_key
 from laion_assets.segments import SegmentKey, segment_names
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from laion_assets.defs.code_version import code_version
 from laion_assets.filtering.recipe import RecipeError, load_recipe
 from laion_assets.settings import SettingsError, load_settings, sample_config
-from laion_assets.versions import code_version
 
 
 def test_the_shipped_files_are_valid() -> None:

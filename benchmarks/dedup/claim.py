@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 from laion_assets.dedup.ledger import claiming
-from laion_assets.progress import silent
 from laion_assets.removals.lists import Entries
 from laion_assets.segments import SegmentKey
 
@@ -23,7 +22,7 @@ def main(ledger: Path, partitions: Path, pairs: Path) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     started = time.perf_counter()
-    with claiming(ledger, partitions, KEY, silent) as claims:
+    with claiming(ledger, partitions, KEY) as claims:
         counts = claims.write(pairs, staging, removals=none, blocklists=none)
         wrote = time.perf_counter()
         shutil.rmtree(partitions / KEY.hive, ignore_errors=True)

@@ -29,7 +29,7 @@ from benchmarks.scale.fill import SEGMENTS, crawl_names, fill, write_crawls
 from benchmarks.scale.ui import Watch, browser_page
 from deploy.cluster_demo import postgres
 from laion_assets.definitions import build_defs
-from laion_assets.jobs import SEGMENT_ASSETS
+from laion_assets.defs.jobs import SEGMENT_ASSETS
 from laion_assets.settings import CONFIG_VARIABLE, load_settings
 
 ROOT: Final = Path(__file__).parent.parent.parent

@@ -16,6 +16,4 @@ def link(wat_file: str, to: Path) -> None:
 
 if __name__ == "__main__":
     place = {"crawl": "CC-MAIN-2024-22", "segment": "00"}
-    extract_segment(
-        sys.argv[2:], link, Path(sys.argv[1]), PairRules(), workers=2, log=print, **place
-    )
+    extract_segment(sys.argv[2:], link, Path(sys.argv[1]), PairRules(), workers=2, **place)

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laion_assets.lake import Lake
+from laion_assets.lake.base import Lake
 
 _ROWS: Final[Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]]] = {
     # asset: files, what tells a row from others, what else is the same wherever it is

@@ -31,13 +31,13 @@ from deploy.cluster_demo.compare import compare
 from deploy.cluster_demo.crawl import build_in_segments
 from deploy.cluster_demo.nodes import MARK, Cluster, ClusterError
 from deploy.cluster_demo.store import COUNTS
-from laion_assets.assets.outside import LEDGER_POOL
 from laion_assets.definitions import build_defs
+from laion_assets.defs.assets.lists import LEDGER_POOL
+from laion_assets.defs.jobs import SEGMENT_ASSETS
+from laion_assets.defs.partitions import PARTITION_TAG, UNFINISHED
 from laion_assets.demo.driver import needs
-from laion_assets.jobs import SEGMENT_ASSETS
-from laion_assets.lake import Lake
-from laion_assets.partitions import PARTITION_TAG, UNFINISHED
-from laion_assets.remote import RemoteLake, open_lake
+from laion_assets.lake.base import Lake
+from laion_assets.lake.remote import RemoteLake, open_lake
 from laion_assets.sample_crawl.server import SampleServer
 from laion_assets.settings import CONFIG_VARIABLE, Settings, load_settings
 

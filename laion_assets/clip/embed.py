@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import logging
 import os
 import time
 from collections import deque
@@ -35,7 +36,9 @@ from laion_assets.clip.shards import (
 from laion_assets.download.tars import ImageBytes
 from laion_assets.files import atomic_path, sha256_file, write_json
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
-from laion_assets.progress import Log, Progress, silent
+from laion_assets.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from laion_assets.clip.model import ClipModel
@@ -93,9 +96,7 @@ def metadata_path(folder: Path, number: int) -> Path:
     return folder / "metadata" / f"metadata_{number:05d}.parquet"
 
 
-def embed_shards(
-    shards: Path, out: Path, model: ClipModel, options: ClipOptions, *, log: Log = silent
-) -> Embedded:
+def embed_shards(shards: Path, out: Path, model: ClipModel, options: ClipOptions) -> Embedded:
     """Embed every shard of a folder that img2dataset wrote.
 
     Writes ``img_emb/img_emb_NNNNN.npy`` and ``text_emb/text_emb_NNNNN.npy`` (float16, (n, dim),
@@ -106,7 +107,7 @@ def embed_shards(
     Counts of the stage ``embeddings``: in = the shards' downloaded samples; ``undecodable`` are
     those whose image is missing from the tar or does not decode.
     """
-    return _embed(find_shards(shards), out, model, options, log)
+    return _embed(find_shards(shards), out, model, options)
 
 
 def embed_files(
@@ -114,8 +115,6 @@ def embed_files(
     out: Path,
     model: ClipModel,
     options: ClipOptions,
-    *,
-    log: Log = silent,
 ) -> Embedded:
     """As :func:`embed_shards`, for the tars given; each has its parquet beside it.
 
@@ -137,7 +136,7 @@ def embed_files(
             if _read_note(out, number) != note:
                 text_path(out, number).unlink(missing_ok=True)
             write_json(_note_path(out, number), note)
-    return _embed(tars, out, model, options, log)
+    return _embed(tars, out, model, options)
 
 
 def _note_path(folder: Path, number: int) -> Path:
@@ -181,14 +180,12 @@ def _refuse_other_embeddings(
             )
 
 
-def _embed(
-    tars: Sequence[Path], out: Path, model: ClipModel, options: ClipOptions, log: Log
-) -> Embedded:
+def _embed(tars: Sequence[Path], out: Path, model: ClipModel, options: ClipOptions) -> Embedded:
     embedded = Embedded(StageCounts(STAGE), str(model.device), model.precision)
     sizes = {tar: count_rows(tar) for tar in tars}
     todo = [tar for tar in tars if not _is_done(out, shard_number(tar))]
     total, new = sum(sizes.values()), sum(sizes[tar] for tar in todo)
-    progress = Progress("embeddings", "samples", total, log, resumed=total - new)
+    progress = Progress("embeddings", "samples", total, logger, resumed=total - new)
     counted: dict[Path, StageCounts] = {}
     started = time.perf_counter()
     for shard, samples in _shards(todo, model, options, embedded):

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,13 +38,14 @@ from laion_assets.dedup.runs import Run, RunWriter
 from laion_assets.files import atomic_path, fsync_directory, locked, write_json
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
 from laion_assets.pairs.extract import PairWriter
-from laion_assets.pairs.listed import named
+from laion_assets.pairs.take_out import named
 from laion_assets.pairs.uids import UidBuckets
-from laion_assets.progress import Log
-from laion_assets.removals.in_force import REASONS, Lists
+from laion_assets.removals.active import REASONS, Lists
+from laion_assets.removals.ledger import Taken
 from laion_assets.removals.lists import Entries
-from laion_assets.removals.taken import Taken
 from laion_assets.segments import SegmentKey
+
+logger = logging.getLogger(__name__)
 
 CLAIMS: Final = "claims.json"
 """In a partition: the digest of its claims, and how many they are."""
@@ -136,8 +138,8 @@ class _State:
 class Claims:
     """One segment's turn at the ledger; :func:`claiming` gives it."""
 
-    def __init__(self, ledger: Path, state: _State, key: SegmentKey, log: Log) -> None:
-        self._ledger, self._state, self._key, self._log = ledger, state, key, log
+    def __init__(self, ledger: Path, state: _State, key: SegmentKey) -> None:
+        self._ledger, self._state, self._key = ledger, state, key
         self.taken: Taken = Taken()
         """What lists took out in :meth:`write`."""
 
@@ -157,7 +159,7 @@ class Claims:
         for stale in (*out.glob("part-*.parquet"), *out.glob(".*.part-*.parquet")):
             stale.unlink()
         others = len(self._state.owners) - (self._key in self._state.owners)
-        self._log(
+        logger.info(
             f"comparing {sum(rows):,} pairs with the claims of {others} other segments, "
             f"in {len(self._state.runs)} runs"
         )
@@ -196,7 +198,7 @@ class Claims:
 
 
 @contextmanager
-def claiming(ledger: Path, partitions: Path, key: SegmentKey, log: Log) -> Iterator[Claims]:
+def claiming(ledger: Path, partitions: Path, key: SegmentKey) -> Iterator[Claims]:
     """A segment's turn at the ledger, from before its partition is written until it is published.
 
     ``partitions`` is the folder that partitions are published in, hive style. The block calls
@@ -206,21 +208,21 @@ def claiming(ledger: Path, partitions: Path, key: SegmentKey, log: Log) -> Itera
     One writer at a time: blocks while another process on this machine has its turn. Raises
     :class:`LedgerError` if the ledger is damaged.
     """
-    with _opened(ledger, partitions, log) as state:
-        yield Claims(ledger, state, key, log)
+    with _opened(ledger, partitions) as state:
+        yield Claims(ledger, state, key)
         if state.pending is not None:
             state.confirm(state.pending)
             _save(ledger, state)
-            _merge(ledger, state, log)
+            _merge(ledger, state)
 
 
-def release_segment(ledger: Path, partitions: Path, key: SegmentKey, log: Log) -> None:
+def release_segment(ledger: Path, partitions: Path, key: SegmentKey) -> None:
     """Take back all the segment's claims; nothing happens if it has none.
 
     For a partition that stays where it is: the claims of one that is deleted are taken back when
     the ledger is opened next.
     """
-    with _opened(ledger, partitions, log) as state:
+    with _opened(ledger, partitions) as state:
         if state.owners.pop(key, None):
             _save(ledger, state)
 
@@ -241,19 +243,19 @@ def claimed(ledger: Path) -> dict[SegmentKey, int]:
 
 
 @contextmanager
-def _opened(ledger: Path, partitions: Path, log: Log) -> Iterator[_State]:
+def _opened(ledger: Path, partitions: Path) -> Iterator[_State]:
     """The ledger under its lock, agreeing with the partitions."""
-    with locked(ledger / ".lock", lambda: log(f"waiting for another writer of {ledger}")):
+    with locked(ledger / ".lock", lambda: logger.info(f"waiting for another writer of {ledger}")):
         path = ledger / _STATE
         if path.exists():
             state = _load(path)
-            _settle(state, partitions, log)
+            _settle(state, partitions)
         else:
             state = _State()
         _delete_unlisted(ledger, state)
         _check(ledger, state)
         if not path.exists():
-            _rebuild(ledger, state, partitions, log)
+            _rebuild(ledger, state, partitions)
         _save(ledger, state)
         yield state
 
@@ -273,18 +275,22 @@ def _save(ledger: Path, state: _State) -> None:
     write_json(ledger / _STATE, state.to_json())
 
 
-def _settle(state: _State, partitions: Path, log: Log) -> None:
+def _settle(state: _State, partitions: Path) -> None:
     """Decide on what a killed run left pending, and release what has no partition any more."""
     pending = state.pending
     if pending is not None:
         if _published_digest(partitions / pending.key.hive) == pending.digest:
-            log(f"the claims of {pending.key} were published before its run ended: they count")
+            logger.info(
+                f"the claims of {pending.key} were published before its run ended: they count"
+            )
             state.confirm(pending)
         else:
-            log(f"the claims of {pending.key} were never published: they are dropped")
+            logger.info(f"the claims of {pending.key} were never published: they are dropped")
             state.pending = None
     for key in [key for key in state.owners if not (partitions / key.hive).is_dir()]:
-        log(f"{key} is not there any more: its {state.owners[key].rows:,} claims are released")
+        logger.info(
+            f"{key} is not there any more: its {state.owners[key].rows:,} claims are released"
+        )
         del state.owners[key]
 
 
@@ -316,12 +322,12 @@ def _check(ledger: Path, state: _State) -> None:
         raise LedgerError(_damaged(ledger, str(error))) from error
 
 
-def _rebuild(ledger: Path, state: _State, partitions: Path, log: Log) -> None:
+def _rebuild(ledger: Path, state: _State, partitions: Path) -> None:
     """Claim for every partition what it holds."""
     folders = sorted(path for path in partitions.glob("crawl=*/segment=*") if path.is_dir())
     for folder in folders:
         key = SegmentKey.of_folder(folder)
-        log(f"the ledger is made anew: {key}")
+        logger.info(f"the ledger is made anew: {key}")
         parts = sorted(folder.glob("part-*.parquet"))
         rows = sum(pq.read_metadata(part).num_rows for part in parts)
         number, name = state.next_run()
@@ -334,7 +340,7 @@ def _rebuild(ledger: Path, state: _State, partitions: Path, log: Log) -> None:
         state.runs.append(writer.run(level=0))
         state.owners[key] = _Owner(number, rows)
         # Not saved before all are in: half a ledger would be taken for a whole one.
-        _merge(ledger, state, log, save=False)
+        _merge(ledger, state, save=False)
 
 
 def _buckets(parts: Sequence[Path], rows: int, scratch: Path) -> UidBuckets:
@@ -343,7 +349,7 @@ def _buckets(parts: Sequence[Path], rows: int, scratch: Path) -> UidBuckets:
     return buckets
 
 
-def _merge(ledger: Path, state: _State, log: Log, *, save: bool = True) -> None:
+def _merge(ledger: Path, state: _State, *, save: bool = True) -> None:
     """Merge until no level has :data:`FAN` runs."""
     level = 0
     while level <= max((run.level for run in state.runs), default=-1):
@@ -352,7 +358,7 @@ def _merge(ledger: Path, state: _State, log: Log, *, save: bool = True) -> None:
             level += 1
             continue
         rows = sum(run.rows for run in merged)
-        log(f"merging {len(merged)} runs of {rows:,} claims")
+        logger.info(f"merging {len(merged)} runs of {rows:,} claims")
         _, name = state.next_run()
         run = runs.merge(ledger, merged, name, state.counts(), runs.ROWS_AT_ONCE)
         fsync_directory(ledger)

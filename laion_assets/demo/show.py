@@ -24,8 +24,8 @@ from laion_assets.demo.world import (
     stop_leftovers,
 )
 from laion_assets.funnel import STAGES
-from laion_assets.generation.extra import require_extra
-from laion_assets.lake import Lake
+from laion_assets.generation import require_extra
+from laion_assets.lake.base import Lake
 from laion_assets.settings import CONFIG_VARIABLE, Settings, load_settings, shipped_config
 
 SEARCHES: Final = {
@@ -92,7 +92,7 @@ def run_search_page(places: Places, port: int | None) -> None:
     index = Lake(settings.lake).folder("search_index")
     if not index.exists():
         raise DemoError("there is no index yet: run make demo first")
-    places.build_crawl(_say)
+    places.build_crawl()
     with contextlib.ExitStack() as stack:
         try:
             crawl_port = urlsplit(settings.crawl_source.data_url).port or 80
@@ -100,7 +100,7 @@ def run_search_page(places: Places, port: int | None) -> None:
         except OSError:
             _say("the sample crawl is served already, or its port is taken")
         options = settings.serve.listening_on(None, port)
-        serve_index(index, options, settings.clip, settings.download, log=_say)
+        serve_index(index, options, settings.clip, settings.download)
 
 
 def show_summary(settings: Settings, places: Places) -> None:

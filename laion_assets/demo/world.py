@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -22,14 +23,15 @@ from urllib.parse import urlsplit
 import dagster as dg
 from dagster._core.scheduler.instigation import TickStatus
 
+from laion_assets.defs.partitions import UNFINISHED
+from laion_assets.defs.removal.remake import observe
 from laion_assets.files import LockedError, locked, write_text
-from laion_assets.lake import Lake
-from laion_assets.partitions import UNFINISHED
-from laion_assets.progress import silent
-from laion_assets.removing import observe
+from laion_assets.lake.base import Lake
 from laion_assets.sample_crawl.build import build_sample_crawl
 from laion_assets.sample_crawl.drawn_crawl import build_drawn_crawl
 from laion_assets.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 
@@ -81,10 +83,10 @@ class Places:
     def _name(self) -> str:
         return "" if self.world == SAMPLE else self.world
 
-    def build_crawl(self, say: Say) -> None:
+    def build_crawl(self) -> None:
         """Build the world's crawl where it is not there and current."""
         if self.world == DRAWN:
-            build_drawn_crawl(self.crawl, log=say)
+            build_drawn_crawl(self.crawl)
         else:
             build_sample_crawl(self.crawl)
 
@@ -99,7 +101,7 @@ def prepare(places: Places, say: Say) -> dg.DagsterInstance:
     if not installed.exists() or installed.read_bytes() != configured.read_bytes():
         shutil.copyfile(configured, installed)
     say("building the sample crawl, where it is not there and current")
-    places.build_crawl(say)
+    places.build_crawl()
     return dg.DagsterInstance.from_config(str(places.home))
 
 
@@ -124,7 +126,7 @@ def crawl_server(places: Places, settings: Settings, say: Say) -> Iterator[int]:
         [
             sys.executable,
             "-m",
-            "laion_assets.demo.companion",
+            "laion_assets.demo.crawl_process",
             str(places.crawl),
             str(url.port or 80),
             str(os.getpid()),
@@ -179,7 +181,7 @@ def stop_leftovers(places: Places, instance: dg.DagsterInstance, say: Say) -> No
 
 def observe_lists(settings: Settings, instance: dg.DagsterInstance) -> None:
     """Tell Dagster what changed removal lists and blocklists concern, as the sensor would later."""
-    observe(Lake(settings.lake), instance, silent)
+    observe(Lake(settings.lake), instance)
 
 
 def _processes() -> Iterator[Path]:

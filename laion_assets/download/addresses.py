@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
-from laion_assets.download.refused import FetchRefused
+from laion_assets.download.errors import FetchRefused
 
 Resolve = Callable[[str], Sequence[str]]
 """A name -> its addresses, as text; raises ``OSError`` if there is none. Called in threads."""

@@ -18,12 +18,12 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
+from laion_assets.download.errors import ImageRefused
 from laion_assets.download.images import ImageMaker, LargeImage, StoredImage
 from laion_assets.download.options import DownloadOptions
-from laion_assets.download.refused import ImageRefused
 from laion_assets.processes import die_with
 
-_PRELOADED: Final = "laion_assets.download.preloaded"
+_PRELOADED: Final = "laion_assets.download.forkserver_preload"
 _POOLS_TRIED: Final = 3
 
 P = ParamSpec("P")

@@ -30,13 +30,13 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from laion_assets.download.addresses import Names, Resolve, is_public, system_resolve
+from laion_assets.download.errors import ON_A_LIST, FetchRefused, HostBusy
 from laion_assets.download.hosts import Host, Hosts
 from laion_assets.download.opt_out import opted_out
 from laion_assets.download.options import DownloadOptions
-from laion_assets.download.refused import ON_A_LIST, FetchRefused, HostBusy
+from laion_assets.download.priority_semaphore import Slots
 from laion_assets.download.robots import MAX_BYTES as ROBOTS_MAX_BYTES
 from laion_assets.download.robots import Robots
-from laion_assets.download.slots import Slots
 from laion_assets.files import open_files
 
 PASSING: Final = frozenset(

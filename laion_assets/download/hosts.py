@@ -14,8 +14,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from laion_assets.download.errors import FetchRefused, HostBusy
 from laion_assets.download.options import DownloadOptions
-from laion_assets.download.refused import FetchRefused, HostBusy
 
 _SWEEP_AT_LEAST: Final = 10_000
 _MOST_DOUBLINGS: Final = 10

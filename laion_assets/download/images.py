@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from laion_assets.download import img2dataset_parts
+from laion_assets.download.errors import ImageRefused
 from laion_assets.download.options import DownloadOptions
-from laion_assets.download.refused import ImageRefused
 from laion_assets.removals.lists import Entries
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"

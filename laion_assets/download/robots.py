@@ -14,7 +14,7 @@ from typing import Final
 
 from protego import Protego
 
-from laion_assets.download.refused import FetchRefused
+from laion_assets.download.errors import FetchRefused
 
 MAX_BYTES: Final = 512_000  # at least 500 KiB must be parsed (RFC 9309, 2.5)
 _KEPT_S: Final = 24 * 3600.0  # RFC 9309, 2.4

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 import time
@@ -26,10 +27,10 @@ import pyarrow.parquet as pq
 
 from laion_assets.download.addresses import Resolve, system_resolve
 from laion_assets.download.decoders import Decoders
-from laion_assets.download.earlier import UNREADABLE, Earlier, Known
+from laion_assets.download.errors import ON_A_LIST, FetchRefused, ImageRefused
 from laion_assets.download.fetch import PASSING, Fetcher, as_asked
 from laion_assets.download.images import Checksums, refuse_listed, refuse_unseen
-from laion_assets.download.listed import named_rows
+from laion_assets.download.listed_rows import named_rows
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.outcomes import (
     FAILED_TO_DOWNLOAD,
@@ -39,7 +40,7 @@ from laion_assets.download.outcomes import (
     History,
     Outcome,
 )
-from laion_assets.download.refused import ON_A_LIST, FetchRefused, ImageRefused
+from laion_assets.download.previous import UNREADABLE, Earlier, Known
 from laion_assets.download.shards import (
     MAKING,
     Place,
@@ -53,9 +54,11 @@ from laion_assets.download.shards import (
     write_shard,
 )
 from laion_assets.funnel import LISTED, StageCounts, total
-from laion_assets.progress import Log, Progress
-from laion_assets.removals.in_force import Lists
+from laion_assets.progress import Progress
+from laion_assets.removals.active import Lists
 from laion_assets.removals.lists import Entries
+
+logger = logging.getLogger(__name__)
 
 NETWORK: Final = frozenset({"dns", "connect", "timeout", "host_down"})
 """Reasons that a machine without network gives."""
@@ -111,7 +114,6 @@ def download_segment(
     *,
     removals: Entries,
     blocklists: Entries,
-    log: Log,
     before: Path | None = None,
     again: bool = False,
     resolve: Resolve = system_resolve,
@@ -165,8 +167,8 @@ def download_segment(
     made: dict[int, dict[str, Any]] = {}
     if len(finished) < len(digests):
         if not options.contact and not options.connect_to:
-            log("WARNING: [download] contact is empty: nobody can tell you that you disturb them")
-        progress = Progress("image_shards", "images", rows, log, resumed=resumed)
+            logger.warning("[download] contact is empty: nobody can tell you that you disturb them")
+        progress = Progress("image_shards", "images", rows, logger, resumed=resumed)
         todo = (
             (shard, table)
             for shard, table in enumerate(_shards(files, options.samples_per_shard))
@@ -175,12 +177,10 @@ def download_segment(
         fetcher = Fetcher(options, resolve=resolve, listed=rules.listed)
         with (
             tempfile.TemporaryDirectory(dir=out, prefix=MAKING) as scratch,
-            Earlier([folder for folder in (aside, before) if folder is not None], log) as earlier,
+            Earlier([folder for folder in (aside, before) if folder is not None]) as earlier,
             Decoders(options, Path(scratch)) as decoders,
         ):
-            work = _Work(
-                out, Path(scratch), rules, digests, earlier, decoders, fetcher, progress, log
-            )
+            work = _Work(out, Path(scratch), rules, digests, earlier, decoders, fetcher, progress)
             made = asyncio.run(work.run(todo))
         if fetcher.answers == 0 and len(work.new_hosts) >= _HOSTS_WITHOUT_NETWORK:
             for shard in made:
@@ -346,7 +346,6 @@ class _Work:
     decoders: Decoders
     fetcher: Fetcher
     progress: Progress
-    log: Log
 
     async def run(self, todo: Iterator[tuple[int, pa.Table]]) -> dict[int, dict[str, Any]]:
         """Shard -> its statistics. The first error of a shard ends all."""
@@ -539,8 +538,8 @@ class _Work:
             failed = self._without_network(gathered.outcomes, to_ask)
             if failed is None:
                 return False
-            self.log(
-                f"WARNING: shard {name_of(shard)}: {failed.total():,} downloads failed, all for "
+            logger.warning(
+                f"shard {name_of(shard)}: {failed.total():,} downloads failed, all for "
                 f"network reasons ({_told(failed)}); "
                 + (
                     f"trying again in {wait:g} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,16 +19,18 @@ from laion_assets.filtering.parts import (
     read_part,
     write_part,
 )
-from laion_assets.progress import Log, Progress, silent
+from laion_assets.progress import Progress
 from laion_assets.safety.minors import names_minors
 from laion_assets.safety.prompts import Categories
 from laion_assets.safety.tags import tag
+
+logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE: Final = 256
 """What stays in the processor's caches is several times as fast."""
 
 
-def score_segment(embeddings: Path, out: Path, categories: Categories, *, log: Log = silent) -> int:
+def score_segment(embeddings: Path, out: Path, categories: Categories) -> int:
     """Score every part of a folder of embeddings into ``part-NNNNN.parquet`` (``schemas.SCORED``).
 
     Rows are those of the part's metadata, in the same order. A part that is in ``out`` already is
@@ -35,7 +38,7 @@ def score_segment(embeddings: Path, out: Path, categories: Categories, *, log: L
     """
     numbers = part_numbers(embeddings / "metadata", "metadata_*.parquet")
     done = [part_path(out, number).exists() for number in numbers]
-    progress = Progress("scores", "parts", len(numbers), log, resumed=sum(done))
+    progress = Progress("scores", "parts", len(numbers), logger, resumed=sum(done))
     rows = 0
     for number, there in zip(numbers, done, strict=True):
         metadata = read_part(metadata_path(embeddings, number))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,9 +25,11 @@ from laion_assets.filtering.parts import (
 from laion_assets.filtering.recipe import Recipe, rows_where
 from laion_assets.filtering.score import score_segment
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
-from laion_assets.progress import Log, Progress, silent
+from laion_assets.progress import Progress
 from laion_assets.safety.options import SafetyOptions
 from laion_assets.safety.prompts import category_embeddings, load_prompts
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from laion_assets.clip.model import ClipModel
@@ -57,7 +60,6 @@ def take_subset(
     recipe: Recipe,
     *,
     threshold: float,
-    log: Log = silent,
 ) -> StageCounts:
     """Write the recipe's subset of every part.
 
@@ -75,7 +77,7 @@ def take_subset(
     counts = StageCounts(STAGE)
     numbers = part_numbers(scored)
     done = [part_path(out, number).exists() for number in numbers]
-    progress = Progress("subset", "parts", len(numbers), log, resumed=sum(done))
+    progress = Progress("subset", "parts", len(numbers), logger, resumed=sum(done))
     for number, there in zip(numbers, done, strict=True):
         table = read_part(part_path(scored, number))
         kept, part_counts = choose(table, recipe, threshold)
@@ -159,8 +161,6 @@ def filter_embeddings(
     model: ClipModel,
     safety: SafetyOptions,
     recipe: Recipe,
-    *,
-    log: Log = silent,
 ) -> StageCounts:
     """Score a folder of embeddings into ``out/scored`` and take the subset into ``out``.
 
@@ -177,5 +177,5 @@ def filter_embeddings(
             part_path(folder, number).unlink()
     for stale in (out / "metadata").glob("metadata_*.parquet"):
         stale.unlink()
-    score_segment(embeddings, scored, categories, log=log)
-    return take_subset(scored, embeddings, out, recipe, threshold=threshold, log=log)
+    score_segment(embeddings, scored, categories)
+    return take_subset(scored, embeddings, out, recipe, threshold=threshold)

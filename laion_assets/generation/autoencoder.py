@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from laion_assets.files import sha256_file
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.trainer import Point, Schedule, fit
-from laion_assets.progress import Log, silent
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +93,6 @@ def train(
     checkpoint: Path,
     *,
     held_out: Callable[[], float] | None = None,
-    log: Log = silent,
 ) -> list[Point]:
     """Train in place; the curve's loss is :func:`reconstruction_loss` and the codes' commitment.
 
@@ -129,7 +127,6 @@ def train(
         held_out=held_out,
         carried=reviver.carried,
         watch=reviver.watch,
-        log=log,
     )
 
 

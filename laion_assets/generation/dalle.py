@@ -8,6 +8,7 @@ rest is there and belongs to it.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ from laion_assets.generation.pairs import (
 )
 from laion_assets.generation.tokens import Tokens, vocabulary_of, write_tokens
 from laion_assets.generation.trainer import Point
-from laion_assets.progress import Log, silent
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from laion_assets.clip.model import ClipModel
@@ -50,8 +52,6 @@ def make_samples(
     out: Path,
     options: GenerationOptions,
     clip: ClipModel,
-    *,
-    log: Log = silent,
 ) -> Evaluation:
     """Train on the shards' pairs and write to ``out``: ``autoencoder/`` and ``transformer/`` as
     diffusers and transformers save them, ``vocabulary.json``, ``evaluation.json``, pictures of
@@ -65,13 +65,15 @@ def make_samples(
     """
     from laion_assets.clip.model import choose_device, choose_precision
     from laion_assets.generation.report import write_report
-    from laion_assets.generation.shown import write_shown
+    from laion_assets.generation.shown_samples import write_shown
 
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     work = out / _WORK
     pairs = Pairs(shards, options.held_out_share, options.seed)
-    log(f"{len(pairs.training):,} training pairs, {len(pairs.held_out):,} held out; {device}")
+    logger.info(
+        f"{len(pairs.training):,} training pairs, {len(pairs.held_out):,} held out; {device}"
+    )
     # What is too few for the controls is told before anything is trained.
     plans, held = _plans(pairs, options), _held_out(pairs, options)
     with (
@@ -82,22 +84,22 @@ def make_samples(
         result = work / "result"
         if result.exists():
             shutil.rmtree(result)
-        model, vq_curve = _autoencoder(pairs, images, options, device, precision, work, log)
+        model, vq_curve = _autoencoder(pairs, images, options, device, precision, work)
         autoencoder.save(model, result / AUTOENCODER)
         vocabulary = vocabulary_of(pairs)
         write_json(result / VOCABULARY, {"clip_tokens": vocabulary.words})
-        tokens = write_tokens(work / "tokens", pairs, images, model, vocabulary, options, log=log)
+        tokens = write_tokens(work / "tokens", pairs, images, model, vocabulary, options)
         runs, trained = [], {}
         for plan in plans:
             gpt = transformer.build(options, len(vocabulary)).to(device)
-            runs.append(_trained(plan, held, gpt, tokens, options, precision, work, log))
+            runs.append(_trained(plan, held, gpt, tokens, options, precision, work))
             if plan.name in (ALL, SHUFFLED):
                 trained[plan.name] = gpt
         transformer.save(trained[ALL], result / TRANSFORMER)
         captions = _captions(pairs, options)
         scored = {
             name: draw_and_score(
-                gpt, model, clip, vocabulary, captions, options, work / "drawn", name, log=log
+                gpt, model, clip, vocabulary, captions, options, work / "drawn", name
             )
             for name, gpt in trained.items()
         }
@@ -160,7 +162,6 @@ def _autoencoder(
     device: Any,
     precision: str,
     work: Path,
-    log: Log,
 ) -> tuple[Any, list[Point]]:
     if options.vq_weights is not None:
         model = autoencoder.load(Path(options.vq_weights), options)
@@ -180,7 +181,6 @@ def _autoencoder(
         precision,
         work / "autoencoder.safetensors",
         held_out=lambda: autoencoder.held_out_loss(model, images.batches(held_batches)),
-        log=log,
     )
     return model, curve
 
@@ -224,7 +224,6 @@ def _trained(
     options: GenerationOptions,
     precision: str,
     work: Path,
-    log: Log,
 ) -> Run:
     """Train in place, and what came of it for the pairs ``held`` out and their control."""
     order = BatchOrder(
@@ -250,12 +249,11 @@ def _trained(
         precision,
         work / f"transformer-{name}.safetensors",
         held_out=lambda: loss(held.images),
-        log=log,
     )
     last = curve[-1].held_out
     assert last is not None
     run = Run(plan.name, len(plan.images), curve, last, loss(held.captions))
-    log(f"{run.name}: {run.held_out:.3f} nats a code, {run.gain:+.3f} by the right caption")
+    logger.info(f"{run.name}: {run.held_out:.3f} nats a code, {run.gain:+.3f} by the right caption")
     return run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,9 @@ from laion_assets.generation.pairs import Images, Pairs
 from laion_assets.generation.ranking import ranked, similarities
 from laion_assets.generation.trainer import Point
 from laion_assets.generation.vocabulary import Vocabulary
-from laion_assets.progress import Log, Progress, silent
+from laion_assets.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from laion_assets.clip.model import ClipModel
@@ -230,15 +233,13 @@ def draw_and_score(
     options: GenerationOptions,
     kept: Path,
     name: str,
-    *,
-    log: Log = silent,
 ) -> list[Drawn]:
     """Draw and rank ``options.samples`` pictures of each caption.
 
     Codes and cosines are kept in ``kept``, by caption; those that are there are not drawn again.
     """
     done = []
-    progress = Progress(f"{name}: samples", "captions", len(captions), log)
+    progress = Progress(f"{name}: samples", "captions", len(captions), logger)
     for number, caption in enumerate(captions):
         path = kept / f"{name.replace(' ', '-')}-{number:04d}.npz"
         if path.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.pairs import Images, Pairs
 from laion_assets.generation.transformer import Batch
 from laion_assets.generation.vocabulary import Vocabulary
-from laion_assets.progress import Log, Progress, silent
+from laion_assets.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
 def vocabulary_of(pairs: Pairs) -> Vocabulary:
@@ -66,12 +69,10 @@ def write_tokens(
     model: Any,
     vocabulary: Vocabulary,
     options: GenerationOptions,
-    *,
-    log: Log = silent,
 ) -> Tokens:
     """Encode every pair, shard by shard; shards of an earlier call are not encoded again."""
     there = [_codes(folder, number).exists() for number in range(len(pairs.shards))]
-    progress = Progress("tokens", "shards", len(there), log, resumed=sum(there))
+    progress = Progress("tokens", "shards", len(there), logger, resumed=sum(there))
     for number, done in enumerate(there):
         if done:
             continue

@@ -8,6 +8,7 @@ the curve that it would have had, and a checkpoint is weights, moments and the c
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from laion_assets.files import atomic_path
 from laion_assets.generation.options import GenerationOptions
-from laion_assets.progress import Log, Progress, silent
+from laion_assets.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +92,6 @@ def fit(
     held_out: Callable[[], float] | None = None,
     carried: Mapping[str, torch.Tensor] | None = None,
     watch: Callable[[torch.optim.Optimizer], None] | None = None,
-    log: Log = silent,
 ) -> list[Point]:
     """Train ``model`` in place and return its curve, a point every ten steps.
 
@@ -117,7 +119,7 @@ def fit(
     start, curve, pending = 0, list[Point](), list[float]()
     if checkpoint.exists():
         start, curve, pending = _restore(checkpoint, model, optimizer, scaler, carried)
-    progress = Progress(what, "steps", schedule.steps, log, resumed=start)
+    progress = Progress(what, "steps", schedule.steps, logger, resumed=start)
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for step in range(start, schedule.steps):

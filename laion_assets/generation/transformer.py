@@ -17,7 +17,6 @@ from laion_assets.generation.autoencoder import Codes
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.trainer import Point, Schedule, fit, mixed
 from laion_assets.generation.vocabulary import PAD
-from laion_assets.progress import Log, silent
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +70,6 @@ def train(
     checkpoint: Path,
     *,
     held_out: Callable[[], float] | None = None,
-    log: Log = silent,
 ) -> list[Point]:
     """Train in place.
 
@@ -89,7 +87,7 @@ def train(
         image, text = losses(model, *batch_of(number), options.codebook)
         return (image.mean() + options.text_weight * text) / (1 + options.text_weight)
 
-    return fit(what, model, loss_of, schedule, checkpoint, held_out=held_out, log=log)
+    return fit(what, model, loss_of, schedule, checkpoint, held_out=held_out)
 
 
 def losses(

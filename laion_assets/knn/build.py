@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,7 +35,9 @@ from laion_assets.knn.recall import Recall, tune
 from laion_assets.knn.runs import OpenIndex
 from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart, blocks, subset_parts
 from laion_assets.knn.truth import Truth
-from laion_assets.progress import Log, Progress, silent
+from laion_assets.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["IndexOptions", "build_index", "index_subset", "uses_codec"]
 
@@ -58,7 +61,6 @@ def index_subset(
     *,
     model_key: str,
     codec: Path | None = None,
-    log: Log = silent,
 ) -> IndexSummary:
     """:func:`build_index` for one subset alone: where no codec's folder is given and the vectors
     are too many to stay flat, one is trained on them."""
@@ -68,7 +70,7 @@ def index_subset(
             if options.kind != "auto" or there > options.flat_below:
                 codec = Path(stack.enter_context(TemporaryDirectory(dir=out)))
                 alone = options.model_copy(update={"vectors": options.vectors or there})
-                train_codec([subset], codec, alone, model_key=model_key, log=log)
+                train_codec([subset], codec, alone, model_key=model_key)
         return build_index(
             subset,
             out,
@@ -76,7 +78,6 @@ def index_subset(
             model_key=model_key,
             codec=Codec.open(codec) if codec else None,
             tuned=True,
-            log=log,
         )
 
 
@@ -88,7 +89,6 @@ def build_index(
     model_key: str,
     codec: Codec | None = None,
     tuned: bool = False,
-    log: Log = silent,
 ) -> IndexSummary:
     """Index a `filtered_subset` folder into ``out``; row numbers run through its parts in order.
 
@@ -111,7 +111,7 @@ def build_index(
     kind = kind if codec or kind in FLAT_KINDS else "flat"
     residual: dict[str, float] = {}
     for modality in MODALITIES:
-        progress = Progress(f"{modality} index", "vectors", n, log)
+        progress = Progress(f"{modality} index", "vectors", n, logger)
         if codec:
             residual[modality] = _encode(parts, modality, codec, out, progress)
         else:

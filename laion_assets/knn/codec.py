@@ -8,6 +8,7 @@ with). Vectors that one codec has encoded can stand in one index, whoever encode
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,8 @@ from laion_assets.knn.files import (
 )
 from laion_assets.knn.options import FLAT_KINDS, IndexOptions
 from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart, subset_parts
-from laion_assets.progress import Log, silent
+
+logger = logging.getLogger(__name__)
 
 _PER_CELL: Final = 50
 """Vectors a cell is trained on; faiss asks for 39 at least."""
@@ -118,7 +120,6 @@ def train_codec(
     options: IndexOptions,
     *,
     model_key: str,
-    log: Log = silent,
 ) -> CodecSummary:
     """Train a codec for the vectors of `filtered_subset` folders into ``out``.
 
@@ -142,7 +143,7 @@ def train_codec(
     take = min(usable, _PER_CELL * choice.cells)
     picked = random.permutation(there)[: take + held_out]
     training, rest = np.sort(picked[:take]), np.sort(picked[take:])
-    log(f"{choice.factory} for {vectors:,} vectors, trained on {take:,} of {there:,}")
+    logger.info(f"{choice.factory} for {vectors:,} vectors, trained on {take:,} of {there:,}")
     residual, imbalance, code_size = {}, {}, 0
     for modality in MODALITIES:
         index = _trained(choice, d, gather(parts, modality, training), options.train_seed)
@@ -152,7 +153,9 @@ def train_codec(
         near, cells = encoder.assign(gather(parts, modality, rest))
         residual[modality] = round(1 - float(near.mean()), 6)
         imbalance[modality] = round(unequal(np.bincount(cells, minlength=choice.cells)), 4)
-        log(f"{modality} codec trained: {1 - residual[modality]:.3f} mean cosine with the centres")
+        logger.info(
+            f"{modality} codec trained: {1 - residual[modality]:.3f} mean cosine with the centres"
+        )
     _write_queries(parts, out, there, options)
     summary = CodecSummary(
         kind=choice.kind,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,9 @@ from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.runs import Ints, OpenIndex, SubsetOf
 from laion_assets.knn.subset import MODALITIES, Modality
 from laion_assets.knn.truth import Truth
-from laion_assets.progress import Log, Progress, silent
+from laion_assets.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,6 @@ def merge_indices(
     subset_of: SubsetOf,
     *,
     previous: Path | None = None,
-    log: Log = silent,
 ) -> IndexSummary:
     """Index all ``segments`` into ``out``, in whatever order they are given.
 
@@ -108,7 +110,7 @@ def merge_indices(
     fresh, carried, model, d = _sort_out(segments, previous)
     planned = _plan([*carried, *fresh], options)
     runs = []
-    progress = Progress("merged index", "runs", len(planned), log)
+    progress = Progress("merged index", "runs", len(planned), logger)
     for plan in planned:
         runs.append(_make(plan, out, d))
         progress.advance()
@@ -130,7 +132,7 @@ def merge_indices(
             shutil.rmtree(folder)
     summary.write(out)
     written = sum(plan.rewrite for plan in planned)
-    log(f"{len(runs)} runs, {written} of them written, the others linked")
+    logger.info(f"{len(runs)} runs, {written} of them written, the others linked")
     return judge(OpenIndex(out, subset_of), summary, options)
 
 

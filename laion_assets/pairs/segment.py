@@ -7,6 +7,7 @@ then ``.raw`` goes. Killed at any point, the next call finds the parts that are 
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import shutil
@@ -27,7 +28,9 @@ from laion_assets.pairs.extract import PairWriter, extract_wat, read_counts
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.uids import UidBuckets
 from laion_assets.processes import die_with
-from laion_assets.progress import Log, Progress
+from laion_assets.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 Fetch = Callable[[str, Path], None]
 
@@ -53,7 +56,6 @@ def extract_segment(
     crawl: str,
     segment: str,
     workers: int,
-    log: Log,
 ) -> list[StageCounts]:
     """Write ``out/part-00000.parquet`` …, one per WAT file, in their order; resume what is there.
 
@@ -68,8 +70,8 @@ def extract_segment(
     if not all(path.exists() for path in final):
         raw.mkdir(exist_ok=True)
         parts = [raw / path.name for path in final]
-        _extract_missing(wat_files, fetch, parts, rules, crawl, segment, workers, log)
-        _write_final(parts, final, raw / "uids", log)
+        _extract_missing(wat_files, fetch, parts, rules, crawl, segment, workers)
+        _write_final(parts, final, raw / "uids")
     _remove_work_files(out)
     return segment_counts(final)
 
@@ -97,14 +99,13 @@ def _extract_missing(
     crawl: str,
     segment: str,
     workers: int,
-    log: Log,
 ) -> None:
     missing = [i for i, part in enumerate(parts) if not part.exists()]
     progress = Progress(
         f"pairs of {crawl}|{segment}",
         "WAT files",
         len(parts),
-        log,
+        logger,
         resumed=len(parts) - len(missing),
     )
     if not missing:
@@ -168,10 +169,10 @@ def _fetch_and_extract(
     return f"{pairs.kept:,} pairs of {wat_file.rpartition('/')[2]}"
 
 
-def _write_final(parts: Sequence[Path], final: Sequence[Path], scratch: Path, log: Log) -> None:
+def _write_final(parts: Sequence[Path], final: Sequence[Path], scratch: Path) -> None:
     rows = [pq.read_metadata(part).num_rows for part in parts]
     keep = _first_rows(parts, sum(rows), scratch)
-    log(f"{int(keep.sum()):,} of {len(keep):,} pairs are the first of their (URL, TEXT)")
+    logger.info(f"{int(keep.sum()):,} of {len(keep):,} pairs are the first of their (URL, TEXT)")
     stops = list(accumulate(rows))
     for part, target, n, stop in zip(parts, final, rows, stops, strict=True):
         if not target.exists():

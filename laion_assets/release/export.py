@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,8 @@ from laion_assets import __version__
 from laion_assets.files import fsync_directory, locked, sha256_file, write_json, write_text
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.subset import MODALITIES
-from laion_assets.lake import Lake
-from laion_assets.progress import Log, Progress, silent
+from laion_assets.lake.base import Lake
+from laion_assets.progress import Progress
 from laion_assets.release.croissant import croissant
 from laion_assets.release.files import (
     cells_to_look_into,
@@ -34,11 +35,13 @@ from laion_assets.release.files import (
 )
 from laion_assets.release.manifest import CROISSANT, MANIFEST, README, SUMS, read_json
 from laion_assets.release.plan import SUBSET, Plan, ReleaseError, plan, versions
-from laion_assets.removals.in_force import read_lists
+from laion_assets.removals.active import read_lists
 from laion_assets.segments import SegmentKey
 from laion_assets.stats.catalog import ask, open_samples
-from laion_assets.stats.facts import Facts, gather, of_samples
 from laion_assets.stats.report import dataset_card
+from laion_assets.stats.report_data import Facts, gather, of_samples
+
+logger = logging.getLogger(__name__)
 
 _STATE: Final = ".state.json"
 _SIZES: Final = (
@@ -85,7 +88,6 @@ def export(
     files: int = 32,
     about: About | None = None,
     index: IndexOptions | None = None,
-    log: Log = silent,
 ) -> dict[str, Any]:
     """Write the lake's subset as a release to the folder ``out``; returns its manifest.
 
@@ -104,7 +106,7 @@ def export(
         "indices": {"kind": index.kind, "codec": codec.id if codec else ""} if index else None,
         "catalog": lake.manifest("catalog").data_version,
     }
-    planned = plan(lake, files, made_with, log=log)
+    planned = plan(lake, files, made_with)
     if codec and (codec.summary.model, codec.summary.d) != (planned.model, planned.dimension):
         raise ReleaseError(
             f"the codec is of {codec.summary.model}, width {codec.summary.d}, the vectors are of "
@@ -112,23 +114,25 @@ def export(
         )
     for reason, n in planned.left_out.items():
         if n:
-            log(f"{n:,} samples are left out: {reason}")
+            logger.info(f"{n:,} samples are left out: {reason}")
     out = out.absolute()
     staging = out.with_name(f".{out.name}.export")
-    with locked(out.with_name(f".{out.name}.lock"), lambda: log(f"{out} is being exported")):
+    with locked(
+        out.with_name(f".{out.name}.lock"), lambda: logger.info(f"{out} is being exported")
+    ):
         if _is_there(out, planned):
-            log(f"{out} is there already")
+            logger.info(f"{out} is there already")
             return read_json(out / MANIFEST)
-        _prepare(staging, planned, log)
+        _prepare(staging, planned)
         facts = ask(catalog, lambda connection: _facts(connection, lake))
         made = _Made(staging, planned.digest)
-        _write_data(planned, staging, made, log)
+        _write_data(planned, staging, made)
         if index:
             nprobe = cells_to_look_into(lake, codec)
             for modality in MODALITIES:
                 with made.file(index_name(modality), planned.samples) as missing:
                     if missing:
-                        log(f"building the {modality} index")
+                        logger.info(f"building the {modality} index")
                         kind = index.kind
                         write_faiss(staging, planned.files, modality, codec, kind, nprobe[modality])
         with open_samples(staging / "metadata") as connection:
@@ -140,7 +144,7 @@ def export(
         staging.rename(out)
         fsync_directory(out.parent)
         (out / _STATE).unlink()
-    log(f"{planned.samples:,} samples in {planned.files} files: {out}")
+    logger.info(f"{planned.samples:,} samples in {planned.files} files: {out}")
     return manifest
 
 
@@ -154,10 +158,10 @@ def _is_there(out: Path, planned: Plan) -> bool:
     raise ReleaseError(f"{out} holds something else: give another folder, or delete it")
 
 
-def _prepare(staging: Path, planned: Plan, log: Log) -> None:
+def _prepare(staging: Path, planned: Plan) -> None:
     state = staging / _STATE
     if state.exists() and read_json(state)["digest"] == planned.digest:
-        log("going on where an earlier export stopped")
+        logger.info("going on where an earlier export stopped")
         return
     if staging.exists():
         shutil.rmtree(staging)
@@ -193,8 +197,8 @@ class _Made:
         return [self.files[name] for name in sorted(self.files)]
 
 
-def _write_data(planned: Plan, staging: Path, made: _Made, log: Log) -> None:
-    progress = Progress("release", "files", planned.files, log)
+def _write_data(planned: Plan, staging: Path, made: _Made) -> None:
+    progress = Progress("release", "files", planned.files, logger)
     for number, (first, stop) in enumerate(planned.bounds()):
         with made.file(metadata_name(number), stop - first) as missing:
             if missing:

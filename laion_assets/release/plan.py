@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laion_assets.knn.subset import MODALITIES, SubsetPart, subset_parts
-from laion_assets.lake import Lake
-from laion_assets.progress import Log, Progress, silent
-from laion_assets.removals.in_force import REASONS, Lists, read_lists
+from laion_assets.lake.base import Lake
+from laion_assets.progress import Progress
+from laion_assets.removals.active import REASONS, Lists, read_lists
 from laion_assets.segments import SegmentKey
+
+logger = logging.getLogger(__name__)
 
 SUBSET: Final = "filtered_subset"
 _FORMAT: Final = 2
@@ -85,7 +88,7 @@ class Plan:
             start += piece.n
 
 
-def plan(lake: Lake, files: int, made_with: Mapping[str, Any], *, log: Log = silent) -> Plan:
+def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
     """Look through the subset's partitions for what the lists in force name.
 
     Raises :class:`ReleaseError` if there is nothing to release, or vectors of several models.
@@ -97,7 +100,7 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any], *, log: Log = sil
     pieces: list[Piece] = []
     left_out = dict.fromkeys(REASONS.values(), 0)
     models: dict[tuple[str, int], SegmentKey] = {}
-    progress = Progress("what is released", "segments", len(keys), log)
+    progress = Progress("what is released", "segments", len(keys), logger)
     for key in keys:
         for part in subset_parts(lake.published(SUBSET, key)):
             listed, counted = listed_rows(part.parquet, lists)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,12 +16,14 @@ from laion_assets import schemas
 from laion_assets.files import sha256_file
 from laion_assets.knn.files import map_index
 from laion_assets.knn.subset import MODALITIES, Modality
-from laion_assets.progress import Log, Progress, silent
+from laion_assets.progress import Progress
 from laion_assets.release.files import index_name, metadata_name, vectors_name
 from laion_assets.release.manifest import CROISSANT, MANIFEST, README, SUMS, read_json
 from laion_assets.release.plan import listed_rows
-from laion_assets.removals.in_force import Lists
+from laion_assets.removals.active import Lists
 from laion_assets.schemas import sample_id_of, uid_of
+
+logger = logging.getLogger(__name__)
 
 _BLOCK: Final = 65_536
 _NORM_TOLERANCE: Final = 5e-3
@@ -35,7 +38,7 @@ _SAME: Final = 0.99
 Problems = Iterator[str]
 
 
-def verify(release: Path, lists: Lists | None = None, *, log: Log = silent) -> list[str]:
+def verify(release: Path, lists: Lists | None = None) -> list[str]:
     """What is wrong with a release; nothing if it is as its manifest says.
 
     Every file's size and SHA-256, that there are a release's files and no others, what Croissant
@@ -49,12 +52,12 @@ def verify(release: Path, lists: Lists | None = None, *, log: Log = silent) -> l
     lacking = {"files", "samples", "dimension", "indices"} - set(manifest)
     if lacking:
         raise ValueError(f"{MANIFEST} lacks {', '.join(sorted(lacking))}")
-    problems = list(_files(release, manifest, log))
+    problems = list(_files(release, manifest))
     if problems:  # what is not the file that was published is not looked into
         return problems
     found = [
         *_readable(CROISSANT, _croissant(release, manifest)),
-        *_rows(release, manifest, lists or Lists(), log),
+        *_rows(release, manifest, lists or Lists()),
     ]
     if manifest["indices"] is not None and not found:  # they are compared with the vectors
         for modality in MODALITIES:
@@ -69,7 +72,7 @@ def _readable(name: str, problems: Problems) -> Problems:
         yield f"{name} cannot be looked into: {type(error).__name__}: {error}"
 
 
-def _files(release: Path, manifest: Mapping[str, Any], log: Log) -> Problems:
+def _files(release: Path, manifest: Mapping[str, Any]) -> Problems:
     listed = {item["name"]: item for item in manifest["files"]}
     sums = (release / SUMS).read_text(encoding="utf-8") if (release / SUMS).exists() else ""
     if set(re.findall(r"^([0-9a-f]{64})  (.+)$", sums, re.MULTILINE)) != {
@@ -84,7 +87,7 @@ def _files(release: Path, manifest: Mapping[str, Any], log: Log) -> Problems:
     there = {str(path.relative_to(release)) for path in release.rglob("*") if path.is_file()}
     for name in sorted(there - set(listed) - {MANIFEST, SUMS}):
         yield f"{name} is not in {MANIFEST}"
-    progress = Progress("files verified", "files", len(listed), log)
+    progress = Progress("files verified", "files", len(listed), logger)
     for name, item in listed.items():
         path = release / name
         if name not in there:
@@ -124,10 +127,10 @@ def _croissant(release: Path, manifest: Mapping[str, Any]) -> Problems:
         yield f"{CROISSANT} names {name}, which is not in {MANIFEST}"
 
 
-def _rows(release: Path, manifest: Mapping[str, Any], lists: Lists, log: Log) -> Problems:
+def _rows(release: Path, manifest: Mapping[str, Any], lists: Lists) -> Problems:
     rows = {item["name"]: item.get("rows") for item in manifest["files"]}
     ids: list[NDArray[np.int64]] = []
-    progress = Progress("rows verified", "files", _metadata_files(rows), log)
+    progress = Progress("rows verified", "files", _metadata_files(rows), logger)
     for number in range(_metadata_files(rows)):
         name = metadata_name(number)
         yield from _readable(name, _metadata(release, name, rows[name], lists, ids))

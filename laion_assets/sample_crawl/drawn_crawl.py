@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import logging
 import random
 import shutil
 import zipfile
@@ -18,11 +19,13 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from laion_assets.files import atomic_path, sha256_file, write_json, write_text
-from laion_assets.progress import Log, Progress, silent
+from laion_assets.progress import Progress
 from laion_assets.sample_crawl import drawings
 from laion_assets.sample_crawl.cases import picture_url
 from laion_assets.sample_crawl.records import Link, Page, WatFile
 from laion_assets.sample_crawl.server import PICTURES, ROUTES
+
+logger = logging.getLogger(__name__)
 
 CRAWL: Final = "CC-MAIN-2000-13"
 SEGMENT_IDS: Final = ("954115200000.21", "954115200417.8")
@@ -35,7 +38,7 @@ _SEED: Final = 20000113
 _MARKER: Final = "drawn.txt"
 
 
-def build_drawn_crawl(out: Path, n: int = DRAWINGS, *, log: Log = silent) -> None:
+def build_drawn_crawl(out: Path, n: int = DRAWINGS) -> None:
     """Write the crawl of ``n`` drawings below ``out``, if it is not there already."""
     marker, version = out / _MARKER, f"{_version()} {n}\n"
     if marker.exists() and marker.read_text("utf-8") == version:
@@ -45,7 +48,7 @@ def build_drawn_crawl(out: Path, n: int = DRAWINGS, *, log: Log = silent) -> Non
     kinds = drawings.every_drawing()
     routes: dict[str, dict[str, Any]] = {}
     pages: list[list[tuple[str, str]]] = []
-    progress = Progress("drawing", "pictures", n, log)
+    progress = Progress("drawing", "pictures", n, logger)
     out.mkdir(parents=True)
     with (
         atomic_path(out / PICTURES) as beside,

@@ -20,15 +20,15 @@ from starlette.responses import FileResponse, JSONResponse
 from starlette.staticfiles import StaticFiles
 
 from laion_assets import __version__
-from laion_assets.search.guard import Guard
-from laion_assets.search.options import ServeOptions
-from laion_assets.search.refused import RequestRefusedError
-from laion_assets.search.requests import (
+from laion_assets.search.api_models import (
     KnnRequest,
     MetadataRequest,
     RemovalRequest,
     SearchRequest,
 )
+from laion_assets.search.errors import RequestRefusedError
+from laion_assets.search.middleware import Guard
+from laion_assets.search.options import ServeOptions
 from laion_assets.search.service import SearchService
 
 STATIC: Final = Path(str(package_files.files("laion_assets.search"))) / "static"

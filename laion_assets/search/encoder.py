@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
+from laion_assets.search.errors import RequestRefusedError
 from laion_assets.search.options import ServeOptions
-from laion_assets.search.refused import RequestRefusedError
 
 if TYPE_CHECKING:
     from laion_assets.clip.model import ClipModel

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from laion_assets.knn.subset import Modality
 from laion_assets.search.filters import Filters
-from laion_assets.search.live import IndexVersion
+from laion_assets.search.live_index import IndexVersion
 from laion_assets.search.samples import Located, PartRow, Samples
 
 _GROWTH: Final = 4

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from laion_assets.search.refused import RequestRefusedError
+from laion_assets.search.errors import RequestRefusedError
 from laion_assets.search.samples import Sample
 
 QUEUE: Final = Path("removals/queue/requests.jsonl")

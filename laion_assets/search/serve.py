@@ -12,7 +12,6 @@ from threadpoolctl import threadpool_limits
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.download.options import DownloadOptions
-from laion_assets.progress import Log, silent
 from laion_assets.search.app import make_app
 from laion_assets.search.options import ServeOptions
 from laion_assets.search.service import SearchService
@@ -64,14 +63,13 @@ def serve_index(
     download: DownloadOptions,
     *,
     subset: Path | None = None,
-    log: Log = silent,
 ) -> None:
     """Serve an index folder until interrupted; prints the address once it listens.
 
     Raises ``OSError`` if it cannot listen there, and as
     :class:`~laion_assets.search.service.SearchService` does.
     """
-    service = SearchService(index_dir, options, clip, download, subset=subset, log=log)
+    service = SearchService(index_dir, options, clip, download, subset=subset)
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with (
         socket.create_server((options.host, options.port), family=family) as listening,

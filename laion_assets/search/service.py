@@ -16,27 +16,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from laion_assets.clip.options import ClipOptions
+from laion_assets.download.errors import FetchRefused
 from laion_assets.download.fetch import Fetcher
 from laion_assets.download.options import DownloadOptions
-from laion_assets.download.refused import FetchRefused
 from laion_assets.files import open_files
-from laion_assets.generation.shown import may_be_shown
+from laion_assets.generation.shown_samples import may_be_shown
 from laion_assets.knn.query import lake_beside, subset_beside
 from laion_assets.knn.runs import SubsetOf
 from laion_assets.knn.subset import Modality, SubsetError
-from laion_assets.progress import Log, silent
-from laion_assets.removals.in_force import read_lists
+from laion_assets.removals.active import read_lists
 from laion_assets.removals.lists import ListError
-from laion_assets.search.cache import ByteCache
-from laion_assets.search.encoder import Encoder, Vector
-from laion_assets.search.filters import Filters
-from laion_assets.search.find import Found, Result, find
-from laion_assets.search.live import IndexVersion, LiveIndex
-from laion_assets.search.metrics import Metrics
-from laion_assets.search.options import ServeOptions
-from laion_assets.search.refused import RequestRefusedError
-from laion_assets.search.removal_queue import RemovalQueue
-from laion_assets.search.requests import (
+from laion_assets.search.api_models import (
     KnnRequest,
     MetadataRequest,
     RemovalRequest,
@@ -44,6 +34,15 @@ from laion_assets.search.requests import (
     decode_image,
     split_text,
 )
+from laion_assets.search.cache import ByteCache
+from laion_assets.search.encoder import Encoder, Vector
+from laion_assets.search.errors import RequestRefusedError
+from laion_assets.search.filters import Filters
+from laion_assets.search.find import Found, Result, find
+from laion_assets.search.live_index import IndexVersion, LiveIndex
+from laion_assets.search.metrics import Metrics
+from laion_assets.search.options import ServeOptions
+from laion_assets.search.removal_queue import RemovalQueue
 from laion_assets.search.samples import Located, Sample, SampleRef, Samples
 from laion_assets.search.thumbnails import Thumbnails
 
@@ -61,7 +60,7 @@ class SearchService:
     """Everything that a request needs. ``async with service.running()`` around its use.
 
     ``subset`` is needed for an index outside a lake, where there are no thumbnails and no removal
-    queue. Raises :class:`~laion_assets.search.live.IndexUnavailableError`, and
+    queue. Raises :class:`~laion_assets.search.live_index.IndexUnavailableError`, and
     :class:`~laion_assets.knn.query.QueryError` if it is not known where the subset is.
     """
 
@@ -74,14 +73,13 @@ class SearchService:
         *,
         subset: Path | None = None,
         encoder: Encoder | None = None,
-        log: Log = silent,
     ) -> None:
         self.options = options
         self.name = index_dir.absolute().name
         self.metrics = Metrics()
         self._clip_key = clip.key
         subset_of: SubsetOf = (lambda *_: subset) if subset else subset_beside(index_dir)
-        self.live = LiveIndex(index_dir, subset_of, self._accept, log)
+        self.live = LiveIndex(index_dir, subset_of, self._accept)
         # Each part that is kept has two files mapped.
         most_parts = open_files(_OPEN_FILES) // 8
         self.samples = Samples(subset_of, ByteCache(options.cache_mb * 2**20, most_parts))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from laion_assets.funnel import StageCounts
-from laion_assets.stats.facts import Bin, Facts
+from laion_assets.stats.report_data import Bin, Facts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

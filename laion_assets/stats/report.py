@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,17 @@ from laion_assets.files import atomic_path, write_text
 from laion_assets.filtering.figures import urls_of_shard
 from laion_assets.funnel import REASONS
 from laion_assets.generation.report import OVERVIEW
-from laion_assets.progress import Log, silent
 from laion_assets.schemas import SUBSET_MEANING
 from laion_assets.segments import SegmentKey
 from laion_assets.stats.catalog import ask, lake_of
-from laion_assets.stats.facts import DECILES, Facts, NearPair, gather
 from laion_assets.stats.figures import STAGE_NAMES, draw, percent
+from laion_assets.stats.report_data import DECILES, Facts, NearPair, gather
+
+logger = logging.getLogger(__name__)
 
 
 def build_report(
-    catalog: Path, out: Path, *, contact: str = "", samples: Path | None = None, log: Log = silent
+    catalog: Path, out: Path, *, contact: str = "", samples: Path | None = None
 ) -> dict[str, Any]:
     """Write `report.html`, `dataset_card.md`, and `figures/` (each as PNG and as CSV) to ``out``.
 
@@ -54,7 +56,7 @@ def build_report(
     }
     write_text(out / "report.html", _templates().get_template("report.html").render(values))
     write_text(out / "dataset_card.md", dataset_card(facts, contact))
-    log(f"a report on {facts.samples:,} samples with {len(figures)} figures")
+    logger.info(f"a report on {facts.samples:,} samples with {len(figures)} figures")
     return {
         "samples": facts.samples,
         "crawls": len(facts.crawls),

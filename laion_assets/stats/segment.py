@@ -6,6 +6,7 @@ Nothing is counted from the manifests alone: what a stage says it kept must be t
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,6 @@ import pyarrow.parquet as pq
 
 from laion_assets.files import atomic_path
 from laion_assets.funnel import STAGES, StageCounts
-from laion_assets.progress import Log, silent
 from laion_assets.stats.formats import (
     ASPECT,
     FUNNEL,
@@ -30,6 +30,8 @@ from laion_assets.stats.formats import (
     TOP,
     Grid,
 )
+
+logger = logging.getLogger(__name__)
 
 TOP_VALUES: Final = 100
 HOST: Final = r"regexp_extract({}, '^https?://(?:[^/?#@]*@)?([^/:?#]+)', 1)"
@@ -94,9 +96,7 @@ _TOP: Final[Sequence[tuple[str, str, str]]] = (
 )
 
 
-def segment_stats(
-    partitions: Mapping[str, Path], out: Path, *, log: Log = silent
-) -> dict[str, Any]:
+def segment_stats(partitions: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Write `funnel.parquet`, `histograms.parquet`, `top.parquet` and `runs.parquet` to ``out``.
 
     ``partitions`` maps an asset's name to its published folder; stages that are not given are
@@ -113,7 +113,7 @@ def segment_stats(
         problems = [*_chain_problems(counts), *_row_problems(counts, tables)]
         if problems:
             raise FunnelMismatch("; ".join(problems))
-        log(f"the funnel of {len(counts)} stages agrees with the files")
+        logger.info(f"the funnel of {len(counts)} stages agrees with the files")
         histograms = [
             row
             for stage, metric, value, grid in _HISTOGRAMS

@@ -27,6 +27,7 @@ from laion_assets.clip.shards import ShardError, find_shards, read_rows
 from laion_assets.download.tars import ImageBytes
 from laion_assets.schemas import EMBEDDED, sample_id_of, uid_of
 from tests.clip.conftest import EPS, MakeShard, jpeg, picture, row
+from tests.conftest import heard
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -236,7 +237,8 @@ def test_a_resumed_run_redoes_only_what_is_missing_and_counts_all(
     image_path(out, 1).write_bytes(b"stale")
     untouched = metadata_path(out, 0).stat().st_mtime_ns
     told: list[str] = []
-    resumed = embed_shards(shards, out, model, options, log=told.append).counts
+    with heard(told.append):
+        resumed = embed_shards(shards, out, model, options).counts
     assert resumed == fresh
     assert resumed.rejects == {"undecodable": 2}
     assert digests(out) == before
@@ -250,7 +252,8 @@ def test_what_one_call_did_is_told(
     make_shard([row(n) for n in range(6)] + [row(6, image=b"broken")])
     told: list[str] = []
     shards, out = tmp_path / "shards", tmp_path / "out"
-    first = embed_shards(shards, out, model, options, log=told.append)
+    with heard(told.append):
+        first = embed_shards(shards, out, model, options)
     assert re.fullmatch(r"embeddings: 7/7 samples in [\d.]+ s, [\d.]+/s; 00000\.tar", told[-1]), (
         told
     )

@@ -23,7 +23,6 @@ from laion_assets.dedup import ledger as module
 from laion_assets.dedup import runs
 from laion_assets.dedup.ledger import LedgerError, claimed, claiming, release_segment
 from laion_assets.funnel import StageCounts
-from laion_assets.progress import silent
 from laion_assets.removals.lists import Entries, parse
 from laion_assets.segments import SegmentKey
 
@@ -83,7 +82,7 @@ class World:
         staging = self.root / f"staging-{crawl}-{segment}"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        with claiming(self.ledger, self.published, key, silent) as claims:
+        with claiming(self.ledger, self.published, key) as claims:
             counts = claims.write(
                 self.root / "pairs" / segment, staging, removals=removals, blocklists=blocklists
             )
@@ -98,7 +97,7 @@ class World:
         return counts
 
     def release(self, segment: str) -> None:
-        release_segment(self.ledger, self.published, SegmentKey(CRAWL, segment), silent)
+        release_segment(self.ledger, self.published, SegmentKey(CRAWL, segment))
 
     def folder(self, segment: str) -> Path:
         return self.published / SegmentKey(CRAWL, segment).hive

@@ -21,9 +21,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from laion_assets import schemas
+from laion_assets.download.errors import FetchRefused
 from laion_assets.download.fetch import Fetched, Fetcher
 from laion_assets.download.options import DownloadOptions
-from laion_assets.download.refused import FetchRefused
 from laion_assets.download.segment import Downloaded, download_segment
 from laion_assets.funnel import StageCounts
 from laion_assets.removals.lists import Entries
@@ -265,8 +265,8 @@ def urls(n: int = N) -> list[str]:
 
 
 def download(pairs: Path, out: Path, options: DownloadOptions, **given: Any) -> Downloaded:
-    """Without lists, and with prints for a log, unless they are given."""
-    given = {"removals": NONE, "blocklists": NONE, "log": print} | given
+    """Without lists, unless they are given."""
+    given = {"removals": NONE, "blocklists": NONE} | given
     return download_segment(pairs, out, options, **given)
 
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from laion_assets.download.addresses import Names, is_public, parse_endpoint, system_resolve
-from laion_assets.download.refused import FetchRefused
+from laion_assets.download.errors import FetchRefused
 
 PUBLIC = [
     "93.184.216.34",

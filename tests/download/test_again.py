@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from laion_assets.download.segment import NoNetworkError
 from laion_assets.download.tars import ImageBytes
 from laion_assets.removals.lists import parse
+from tests.conftest import heard
 from tests.download.conftest import (
     PUBLIC,
     SIZE,
@@ -197,12 +199,12 @@ def test_a_damaged_earlier_shard_is_told_of_and_asked_for_again(
         path.write_bytes(path.read_bytes()[:100])
     (tmp_path / "a" / "00003.tar").write_bytes(b"")
     asked(images)
-    lines: list[str] = []
+    told: list[str] = []
     write_pairs(pairs, ["http://h9.test/0.jpg", *urls()])  # every shard's rows are others now
-    result = download(pairs, tmp_path / "b", options, before=tmp_path / "a", log=lines.append)
+    with heard(told.append, logging.WARNING):
+        result = download(pairs, tmp_path / "b", options, before=tmp_path / "a")
     assert asked(images) == sorted([f"/{i}.jpg" for i in range(5, 20)] + ["/0.jpg"])
     assert result.counts.kept == first.counts.kept + 1
-    told = [line for line in lines if line.startswith("WARNING")]
     assert len(told) == 2
     assert "shard 00001 of " in told[0]
     assert "shard 00002 of " in told[1]
@@ -230,12 +232,12 @@ def test_a_network_that_comes_back_is_waited_for(
 
     thread = threading.Thread(target=repair)
     thread.start()
-    lines: list[str] = []
-    result = download(pairs, tmp_path / "a", options, log=lines.append)
+    told: list[str] = []
+    with heard(told.append, logging.WARNING):
+        result = download(pairs, tmp_path / "a", options)
     thread.join()
     again[0].close()
     assert (result.counts.kept, result.without_network) == (N - 3, [])
-    told = [line for line in lines if line.startswith("WARNING")]
     assert len(told) == 1
     assert "23 downloads failed, all for network reasons" in told[0]
     assert (result.asked_for, result.reused) == (N, 0)

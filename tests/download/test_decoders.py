@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from laion_assets.download.decoders import Decoders
+from laion_assets.download.errors import ImageRefused
 from laion_assets.download.options import DownloadOptions
-from laion_assets.download.refused import ImageRefused
 from tests.download.conftest import encoded, picture
 
 SLOW = encoded(Image.new("RGBA", (9400, 9400), (255, 0, 0, 100)), "PNG", compress_level=1)

@@ -15,9 +15,9 @@ from urllib.parse import quote
 import pytest
 import trustme
 
+from laion_assets.download.errors import FetchRefused
 from laion_assets.download.fetch import Fetched, Fetcher
 from laion_assets.download.options import DownloadOptions
-from laion_assets.download.refused import FetchRefused
 from tests.download.conftest import (
     INSIDE,
     PUBLIC,

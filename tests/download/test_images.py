@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from laion_assets.download.errors import ImageRefused
 from laion_assets.download.images import (
     Checksums,
     ImageMaker,
@@ -22,7 +23,6 @@ from laion_assets.download.images import (
 )
 from laion_assets.download.img2dataset_parts import make_resizer
 from laion_assets.download.options import DownloadOptions
-from laion_assets.download.refused import ImageRefused
 from laion_assets.removals.lists import Entries, parse
 from tests.download.conftest import encoded, picture
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import subprocess
 import sys
 import tarfile
@@ -25,6 +26,7 @@ from laion_assets.clip.shards import read_rows
 from laion_assets.download.preview import MAX_BYTES, contact_sheet
 from laion_assets.download.tars import ImageBytes
 from laion_assets.removals.lists import parse
+from tests.conftest import heard
 from tests.download.conftest import (
     SIZE,
     Listener,
@@ -214,8 +216,9 @@ def test_a_machine_without_network_is_told_of(images: Listener, tmp_path: Path) 
     write_pairs(pairs, [f"http://h{i}.invalid/{i}.jpg" for i in range(SIZE)] + urls(2))
     lines: list[str] = []
     options = options_for(images, network_retries=0)
-    counts = run(pairs, tmp_path / "out", options, log=lines.append)
-    warnings = [line for line in lines if line.startswith("WARNING")]
+    warnings: list[str] = []
+    with heard(lines.append), heard(warnings.append, logging.WARNING):
+        counts = run(pairs, tmp_path / "out", options)
     assert len(warnings) == 1
     assert "shard 00000: 5 downloads failed, all for network reasons (dns 5)" in warnings[0]
     assert lines[-1].startswith("image_shards: 7/7 images in ") or "7/7" in "".join(lines)
@@ -295,7 +298,7 @@ def watch(event, details):
 sys.addaudithook(watch)
 options = DownloadOptions.model_validate_json(sys.argv[3])
 download_segment(Path(sys.argv[1]), Path(sys.argv[2]), options, removals=Entries(),
-                 blocklists=Entries(), log=print)
+                 blocklists=Entries())
 """
 
 

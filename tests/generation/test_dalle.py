@@ -21,18 +21,18 @@ from laion_assets.clip.options import ClipOptions
 from laion_assets.definitions import build_defs
 from laion_assets.files import LockedError
 from laion_assets.filtering.parts import part_path
-from laion_assets.generation import autoencoder
+from laion_assets.generation import autoencoder, require_extra
 from laion_assets.generation.autoencoder import WrongWeightsError
 from laion_assets.generation.dalle import ALL, SHUFFLED, make_samples
 from laion_assets.generation.drawing import draw_caption
 from laion_assets.generation.evaluation import REAL_EACH, Drawn
-from laion_assets.generation.extra import require_extra
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.pairs import Images, NoPairsError, Pairs, Shard, captions_of
-from laion_assets.generation.shown import SHOWN
-from laion_assets.lake import Lake
+from laion_assets.generation.shown_samples import SHOWN
+from laion_assets.lake.base import Lake
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import load_settings
+from tests.conftest import heard
 
 from .conftest import MakeShards
 
@@ -126,8 +126,8 @@ def test_an_interrupted_demo_comes_to_the_same_end(
             if part in line:
                 raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt):
-            make_samples(shards, out, options, clip, log=log)
+        with pytest.raises(KeyboardInterrupt), heard(log):
+            make_samples(shards, out, options, clip)
 
     out = tmp_path / "out"
     # What was begun with another seed is no part of it.
@@ -136,7 +136,8 @@ def test_an_interrupted_demo_comes_to_the_same_end(
     interrupt_at("tokens: 2/2", out)
     interrupt_at("20% of the pairs: 8/8", out)
     interrupt_at(f"{ALL}: samples: 2/2", out)
-    make_samples(shards, out, tiny, clip, log=told.append)
+    with heard(told.append):
+        make_samples(shards, out, tiny, clip)
     assert "tokens: 2/2 shards were done by an earlier run" in told
     assert "autoencoder: 6/6 steps were done by an earlier run" in told
     for name in ("evaluation.json", "overview.png", "transformer/model.safetensors"):
@@ -171,8 +172,8 @@ def test_work_is_gone_on_with_only_if_it_was_begun_with_the_same(
             if f"{ALL}: " in line:
                 raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt):
-            make_samples(shards, out, options, clip, log=log)
+        with pytest.raises(KeyboardInterrupt), heard(log):
+            make_samples(shards, out, options, clip)
         return "tokens: 2/2 shards were done by an earlier run" in told
 
     assert not left()
@@ -210,8 +211,8 @@ def test_finished_models_stay_until_the_next_are_all_there(
                 make_samples(shards, out, other, clip)
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        make_samples(shards, out, other, clip, log=interrupt)
+    with pytest.raises(KeyboardInterrupt), heard(interrupt):
+        make_samples(shards, out, other, clip)
     assert {path: path.read_bytes() for path in before} == before
 
     # Killed while the results are put in their place: nothing that could be drawn with.
@@ -311,7 +312,7 @@ def test_without_the_extra_the_definitions_load_and_the_asset_says_what_to_do() 
 import sys
 sys.modules["diffusers"] = None
 from laion_assets.definitions import defs
-from laion_assets.generation.extra import MissingExtraError, require_extra
+from laion_assets.generation import MissingExtraError, require_extra
 try:
     require_extra()
 except MissingExtraError as error:

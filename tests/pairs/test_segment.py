@@ -21,7 +21,6 @@ from laion_assets.funnel import StageCounts
 from laion_assets.pairs import segment
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.segment import SegmentError, extract_segment
-from laion_assets.progress import silent
 from tests.wat.making import image, page, write
 
 PLACE = {"crawl": "CC-MAIN-2021-04", "segment": "01"}
@@ -60,9 +59,7 @@ WATS = [f"b/{number}.gz" for number in range(5)]
 
 def extract(source: Path, out: Path, wats: Sequence[str] = WATS, fetch=copy) -> list[StageCounts]:  # type: ignore[no-untyped-def]
     out.mkdir(exist_ok=True)
-    return extract_segment(
-        wats, partial(fetch, source), out, PairRules(), workers=2, log=silent, **PLACE
-    )
+    return extract_segment(wats, partial(fetch, source), out, PairRules(), workers=2, **PLACE)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -137,13 +134,12 @@ from pathlib import Path
 from laion_assets.pairs import segment
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.segment import extract_segment
-from laion_assets.progress import silent
 from tests.pairs.test_segment import PLACE, WATS, slow_copy
 if __name__ == "__main__":
     source, out = map(Path, sys.argv[1:])
     extract_segment(
         WATS, partial(slow_copy, source), out, PairRules(), workers=2,
-        log=silent, **PLACE,
+        **PLACE,
     )
 """
 

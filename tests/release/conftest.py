@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_assets.knn.options import IndexOptions
-from laion_assets.lake import Lake, LakeOptions
+from laion_assets.lake.base import Lake, LakeOptions
 from laion_assets.release.export import About, export
 from laion_assets.stats.catalog import build_catalog
 from tests.stats.conftest import SEGMENTS, SegmentFiles

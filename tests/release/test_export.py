@@ -17,14 +17,15 @@ from laion_assets import schemas
 from laion_assets.cli import main
 from laion_assets.knn.codec import Codec, train_codec
 from laion_assets.knn.options import IndexOptions
-from laion_assets.lake import Lake
+from laion_assets.lake.base import Lake
 from laion_assets.release import export as exporting
 from laion_assets.release import verify as verifying
 from laion_assets.release.export import export
 from laion_assets.release.files import write_faiss
 from laion_assets.release.plan import ReleaseError
 from laion_assets.release.verify import verify
-from laion_assets.removals.in_force import read_lists
+from laion_assets.removals.active import read_lists
+from tests.conftest import heard
 from tests.release.conftest import ABOUT, unit
 from tests.stats.conftest import SEGMENTS, SegmentFiles
 
@@ -95,7 +96,8 @@ def test_a_release_is_sound_and_made_once(made: Path, lake: Lake, tmp_path: Path
     first = export(lake, tmp_path / "out", files=5)
     before = contents(tmp_path / "out")
     told: list[str] = []
-    assert export(lake, tmp_path / "out", files=5, log=told.append) == first
+    with heard(told.append):
+        assert export(lake, tmp_path / "out", files=5) == first
     assert "is there already" in told[-1]
     assert contents(tmp_path / "out") == before
     with pytest.raises(ReleaseError, match="holds something else"):

@@ -26,12 +26,12 @@ from PIL import Image
 from laion_assets.clip.model import ClipModel, load_clip
 from laion_assets.clip.options import ClipOptions
 from laion_assets.download.options import DownloadOptions
-from laion_assets.generation.shown import SHOWN
+from laion_assets.generation.shown_samples import SHOWN
 from laion_assets.knn.build import build_index
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.query import subset_beside
-from laion_assets.lake import Lake, LakeOptions
+from laion_assets.lake.base import Lake, LakeOptions
 from laion_assets.sample_crawl.plan import Pictures, Plan
 from laion_assets.schemas import SUBSET, sample_id_of, uid_of
 from laion_assets.search.encoder import Encoder

@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from laion_assets.generation.shown import SHOWN
+from laion_assets.generation.shown_samples import SHOWN
 from tests.search.conftest import FIRST, Serving, SmallLake, serving
 
 PAGE = "<h1>Drawn</h1>"

@@ -13,14 +13,14 @@ import pytest
 import sqlalchemy as sa
 from dagster._core.storage.runs.schema import RunsTable
 
-from laion_assets import notices
-from laion_assets.notices import Notice, NoticeError, post
-from laion_assets.partitions import crawls, partition_key, segment_partitions
-from laion_assets.retention import PRUNED_TAGS
+from laion_assets.defs.partitions import crawls, partition_key, segment_partitions
+from laion_assets.defs.retention import PRUNED_TAGS
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Notify
-from resources import slack
+from resources import slack, webhook
+from resources.notifier import Notice, NoticeError
 from resources.notifiers import notifiers
+from resources.webhook import post
 from sensors import failures
 from sensors.failures import failure_sensor, resource_of
 from tests.conftest import Loopback
@@ -55,7 +55,7 @@ class Receiver(Loopback):
 
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    monkeypatch.setattr(notices, "_BACK_OFF_S", 0.0)
+    monkeypatch.setattr(webhook, "_BACK_OFF_S", 0.0)
     receiver = Receiver()
     yield receiver
     receiver.close()
@@ -132,7 +132,7 @@ def test_a_webhook_that_is_down_gets_each_notice_once_when_it_is_back(
     message = here.tick()
     assert message.startswith("2 notices sent, 2 runs still to be told; webhook is down: ")
     assert "secret" not in message
-    assert [record.name for record in caplog.records].count("laion_assets.notices") == 2
+    assert [record.name for record in caplog.records].count("resources.notifiers") == 2
 
     receiver.status = 200
     assert "2 runs still" in here.tick()  # it is left alone for a while

@@ -14,15 +14,15 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 from dagster._core.loader import LoadingContextForTest
 
 from laion_assets import schemas
-from laion_assets.assets import outside
+from laion_assets.defs.assets import lists as outside
+from laion_assets.defs.jobs import lists_job
+from laion_assets.defs.partitions import crawls, partition_key, segment_partitions
 from laion_assets.funnel import StageCounts
-from laion_assets.jobs import lists_job
-from laion_assets.lake import Lake, LakeOptions
-from laion_assets.pairs import listed
+from laion_assets.lake.base import Lake, LakeOptions
+from laion_assets.pairs import take_out as listed
 from laion_assets.pairs.extract import PairWriter
-from laion_assets.pairs.listed import take_out
-from laion_assets.partitions import crawls, partition_key, segment_partitions
-from laion_assets.removals.in_force import read_lists
+from laion_assets.pairs.take_out import take_out
+from laion_assets.removals.active import read_lists
 from laion_assets.removals.options import RemovalOptions
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings

@@ -26,7 +26,7 @@ from typing import Final
 
 import pyarrow.parquet as pq
 
-from laion_assets.checks import shards_whole
+from laion_assets.defs.checks import shards_whole
 from laion_assets.files import sha256_file
 from tests.download.conftest import (
     PUBLIC,

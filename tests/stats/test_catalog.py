@@ -217,7 +217,7 @@ def test_an_answer_is_refused_if_replacing_does_not_end(tmp_path: Path) -> None:
 PUBLISHER = """
 import itertools, shutil, sys, time
 from pathlib import Path
-from laion_assets.lake import Lake, LakeOptions
+from laion_assets.lake.base import Lake, LakeOptions
 from laion_assets.segments import SegmentKey
 
 lake, key = Lake(LakeOptions(root=sys.argv[1])), SegmentKey("CC-MAIN-2000-05", "00")

@@ -19,9 +19,9 @@ from PIL import Image
 
 from laion_assets import schemas
 from laion_assets.stats.catalog import build_catalog, open_catalog
-from laion_assets.stats.facts import Facts, gather
 from laion_assets.stats.figures import draw, licence_name, percent
 from laion_assets.stats.report import build_report, dataset_card
+from laion_assets.stats.report_data import Facts, gather
 from tests.stats.conftest import SEGMENTS, THRESHOLD, SegmentFiles, counts
 
 

@@ -1,0 +1,117 @@
+"""What is made again by itself, what waits for a person, and how failures are tried again.
+
+A segment's first making is the crawl sensor's business (``sensors/new_crawls.py``), and a changed
+list's consequences are the lists sensor's; here is what follows from changed data and code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, Final, TypedDict
+
+import dagster as dg
+
+from laion_assets.defs.jobs import AGGREGATES, LISTS, SUBSET_PREFIX, segment_assets
+from laion_assets.settings import Automation, Settings
+
+_ASKS_OTHERS: Final = ("wat_manifest", "pair_parquet", "image_shards")
+"""These read from the network, and wait longer for it."""
+_FRESH: Final = ("wat_manifest", *AGGREGATES)
+"""The way's first asset and its last: as long as these are made, what lies between is."""
+_NOT_FOLLOWED: Final = (*LISTS, "index_codec")
+"""The lists have a sensor of their own, and a new codec concerns all segments at once."""
+
+
+class Scheduling(TypedDict, total=False):
+    """Arguments of ``dg.asset``."""
+
+    retry_policy: dg.RetryPolicy
+    automation_condition: dg.AutomationCondition[Any]
+    freshness_policy: dg.FreshnessPolicy
+
+
+def scheduling(settings: Settings, name: str) -> Scheduling:
+    """When an asset is made again, and how often it is tried."""
+    chosen: Scheduling = {"retry_policy": _retries(settings, name)}
+    condition = (
+        follow_upstream(settings.automation)
+        if name in AGGREGATES
+        else follow_inputs(name, settings.automation)
+    )
+    if condition is not None:
+        chosen["automation_condition"] = condition
+    days = settings.automation.fresh_days
+    if days and name in _FRESH:
+        window = timedelta(days=days)
+        chosen["freshness_policy"] = dg.FreshnessPolicy.time_window(window, window * 0.8)
+    return chosen
+
+
+def _retries(settings: Settings, name: str) -> dg.RetryPolicy:
+    retry = settings.retries.network if name in _ASKS_OTHERS else settings.retries.local
+    return dg.RetryPolicy(
+        max_retries=retry.times,
+        delay=retry.delay_s,
+        backoff=dg.Backoff.EXPONENTIAL,
+        jitter=dg.Jitter.PLUS_MINUS,
+    )
+
+
+def follow_inputs(name: str, policy: Automation) -> dg.AutomationCondition[Any] | None:
+    """Ask for a segment's asset again for the causes that the policy names; None: for none.
+
+    Only partitions whose input's *content* has changed: an upstream partition that was made anew
+    with the same bytes asks for nothing. What will be asked for in the same tick counts as well, so
+    that a segment's assets are made one after another in one run.
+    """
+    further = name.startswith(SUBSET_PREFIX)
+    outside = dg.AssetSelection.assets(*_NOT_FOLLOWED)
+    conditions = dg.AutomationCondition
+    causes: list[dg.AutomationCondition[Any]] = []
+    if ("subsets" if further else name) in policy.inputs:
+        changed = conditions.data_version_changed() | conditions.will_be_requested()
+        causes.append(conditions.any_deps_match(changed).ignore(outside))
+    if ("subsets" if further else name) in policy.code:
+        causes.append(conditions.code_version_changed())
+    if not causes:
+        return None
+    cause = causes[0] if len(causes) == 1 else causes[0] | causes[1]
+    condition = (
+        cause.since_last_handled()
+        & ~conditions.any_deps_missing().ignore(outside)
+        & ~conditions.any_deps_in_progress().ignore(outside)
+        & ~conditions.in_progress()
+    )
+    # What was never made is the crawl sensor's to ask for; a further subset is nobody's.
+    return (condition if further else condition & ~conditions.missing()).with_label(
+        "what it is made of, or with, has changed"
+    )
+
+
+def follow_upstream(policy: Automation) -> dg.AutomationCondition[Any]:
+    """Ask for an aggregate again once something upstream was made anew and nothing upstream is
+    being made; while segments are being made all the time, once a day.
+
+    Unlike ``eager()``, it does not wait for segments that nobody has asked for.
+    """
+    conditions = dg.AutomationCondition
+    changed: dg.AutomationCondition[Any] = (
+        conditions.any_deps_updated() | conditions.code_version_changed()
+    )
+    its_time: dg.AutomationCondition[Any] = conditions.cron_tick_passed(policy.aggregates_at)
+    return (
+        changed.since_last_handled()
+        & (~conditions.any_deps_in_progress() | its_time.since_last_handled())
+        & ~conditions.in_progress()
+    ).with_label("something upstream was made anew")
+
+
+def follow_sensor(subsets: Iterable[str] = ()) -> dg.AutomationConditionSensorDefinition:
+    return dg.AutomationConditionSensorDefinition(
+        "follow_upstream",
+        target=dg.AssetSelection.assets(*segment_assets(subsets), *AGGREGATES),
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=10,
+        description="Makes again what is made of something that has changed, as [automation] says.",
+    )

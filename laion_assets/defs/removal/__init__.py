@@ -1,0 +1,1 @@
+"""What a change of the lists concerns (`survey`), and the runs that rebuild it (`remake`)."""

@@ -1,0 +1,114 @@
+"""Which rows of a shard's parquet the lists name, by all that is known of them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laion_assets.download.fetch import as_asked
+from laion_assets.download.shards import files_of, shards_in
+from laion_assets.funnel import LISTED
+from laion_assets.removals.active import REASONS, Lists
+from laion_assets.removals.ledger import Taken
+from laion_assets.removals.lists import Entries, Key
+
+_COLUMNS = ("url", "uid", "sha256", "md5", "redirects", "reason")
+
+
+class Named(NamedTuple):
+    """A row that a list names; ``met``: by its image or a redirect, not by itself."""
+
+    row: int
+    list: str
+    key: Key
+    met: bool
+    url_sha256: bytes
+
+
+def named_rows(
+    parquet: Path, lists: Lists, *, samples: bool = True
+) -> tuple[list[Named], set[int]]:
+    """The rows that the lists name, and those that have been refused because a list named them.
+
+    A row is named by its URL, a redirect on the way to its image, the image's hashes or, with
+    ``samples``, its uid.
+    """
+    # Not `read_table`: it would take the lake's hive folders for columns.
+    file = pq.ParquetFile(parquet)
+    have = [name for name in _COLUMNS if name in file.schema_arrow.names]
+    table = file.read(columns=have).combine_chunks()
+    urls = table["url"].to_pylist()
+    refused = {row for row, reason in enumerate(table["reason"].to_pylist()) if reason in LISTED}
+    asked: list[str] = []
+    steps: list[str] = []
+    owners: list[int] = []
+    if any(entries.names_urls for _, entries in lists.each()):
+        asked = [as_asked(url) for url in urls]
+        steps, owners = _steps(table)
+    found: dict[int, Named] = {}
+    for name, entries in lists.each():
+        for row, key, met in _named_by(entries, table, asked, steps, owners, samples):
+            if row not in found:
+                digest = hashlib.sha256(urls[row].encode()).digest()
+                found[row] = Named(row, name, key, met, digest)
+    return list(found.values()), refused
+
+
+def _steps(table: pa.Table) -> tuple[list[str], list[int]]:
+    """All redirects, and the rows that they belong to."""
+    steps: list[str] = []
+    owners: list[int] = []
+    for row, hops in enumerate(table["redirects"].to_pylist()):
+        for hop in hops or ():
+            steps.append(as_asked(hop))
+            owners.append(row)
+    return steps, owners
+
+
+def _named_by(
+    entries: Entries,
+    table: pa.Table,
+    asked: list[str],
+    steps: list[str],
+    owners: list[int],
+    samples: bool,
+) -> list[tuple[int, Key, bool]]:
+    found: list[tuple[int, Key | None, bool]] = []
+    if entries.names_urls:
+        hits = np.flatnonzero(entries.which_urls(asked)).tolist()
+        found += [(row, entries.key_for_url(asked[row]), False) for row in hits]
+        hits = np.flatnonzero(entries.which_urls(steps)).tolist()
+        found += [(owners[hit], entries.key_for_url(steps[hit]), True) for hit in hits]
+    if entries.names_images:
+        sha256, md5 = table["sha256"], table["md5"]
+        for row in np.flatnonzero(entries.which_images(sha256, md5)).tolist():
+            key = entries.key_for_image(sha256[row].as_py(), md5[row].as_py())
+            found.append((row, key, True))
+    if samples and entries.names_samples and "uid" in table.column_names:
+        heads = [int.from_bytes(bytes.fromhex(uid[:16]), "big") for uid in table["uid"].to_pylist()]
+        ids = np.array(heads, dtype=np.uint64).view(np.int64)
+        for row in np.flatnonzero(entries.which_samples(ids)).tolist():
+            found.append((row, entries.key_for_sample(int(ids[row])), False))
+    return [(row, key, met) for row, key, met in found if key is not None]
+
+
+Met = dict[str, set[tuple[Key, bytes]]]
+"""List -> the entries by which an image or a step on the way to it is named, each with the
+SHA-256 of the URL that leads there."""
+
+
+def met_in(folder: Path, lists: Lists) -> tuple[Met, Taken]:
+    """What the lists name in the shards of a folder, and how many rows each entry names."""
+    met: Met = {name: set() for name in REASONS}
+    taken = Taken()
+    for shard in shards_in(folder) if lists else ():
+        for row in named_rows(files_of(folder, shard)[1], lists)[0]:
+            taken[row.list, row.key] += 1
+            if row.met:
+                met[row.list].add((row.key, row.url_sha256))
+    return met, taken

@@ -1,0 +1,91 @@
+"""Whose real pictures and captions a finished demo shows, and whether it may still show them.
+
+The pictures are people's: one that is listed, or that the subset has no more, must not be served
+from a report that was written before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laion_assets import schemas
+from laion_assets.files import atomic_path
+from laion_assets.generation.evaluation import Real
+from laion_assets.generation.pairs import Pairs
+from laion_assets.removals.active import Lists
+from laion_assets.segments import SegmentKey
+
+SHOWN: Final = "shown.parquet"
+PARTS: Final = "part-*.parquet"
+"""The files of a subset that are looked into."""
+_COLUMNS: Final = pa.schema(
+    [
+        schemas.SUBSET.field(name)
+        for name in ("SAMPLE_ID", "URL", "sha256", "md5", "crawl", "segment")
+    ]
+)
+
+
+def write_shown(out: Path, pairs: Pairs, real: Sequence[Real]) -> None:
+    """Write ``shown.parquet``: the samples whose pictures are in the demo's pages.
+
+    A caption taken from the held-out pairs has one of its pairs, at least, among them.
+    """
+    numbers = np.unique(np.concatenate([np.empty(0, np.int64), *(one.numbers for one in real)]))
+    shards, rows = pairs.places(numbers)
+    tables = [_COLUMNS.empty_table()]
+    for shard in np.unique(shards):
+        with pq.ParquetFile(pairs.shards[shard].part) as file:
+            table = file.read(_COLUMNS.names).select(_COLUMNS.names)
+        tables.append(table.take(pa.array(rows[shards == shard])).cast(_COLUMNS))
+    with atomic_path(out / SHOWN) as beside:
+        pq.write_table(pa.concat_tables(tables), beside, compression="zstd")
+
+
+def shows_listed(folder: Path, lists: Lists) -> bool:
+    """Whether the demo in ``folder`` shows what is listed; or may, where it does not tell."""
+    shown = _read(folder)
+    return bool(lists) if shown is None else _listed(shown, lists)
+
+
+def may_be_shown(folder: Path, lists: Lists, subset_of: Callable[[SegmentKey], Path]) -> bool:
+    """Whether none of what the demo in ``folder`` shows is listed, and the subset has it all.
+
+    ``subset_of`` gives the folder of a segment's subset, which may not be there.
+    """
+    shown = _read(folder)
+    if shown is None or _listed(shown, lists):
+        return False
+    wanted: dict[SegmentKey, set[int]] = {}
+    for row in shown.to_pylist():
+        key = SegmentKey(row["crawl"], row["segment"])
+        wanted.setdefault(key, set()).add(row["SAMPLE_ID"])
+    return all(_has(subset_of(key), ids) for key, ids in wanted.items())
+
+
+def _read(folder: Path) -> pa.Table | None:
+    path = folder / SHOWN
+    if not path.exists():
+        return None
+    with pq.ParquetFile(path) as file:
+        return file.read()
+
+
+def _listed(shown: pa.Table, lists: Lists) -> bool:
+    return any(bool(entries.which_rows(shown).any()) for _, entries in lists.each())
+
+
+def _has(subset: Path, sample_ids: set[int]) -> bool:
+    left = np.array(sorted(sample_ids), np.int64)
+    for part in sorted(subset.glob(PARTS)):
+        if not len(left):
+            break
+        with pq.ParquetFile(part) as file:
+            left = np.setdiff1d(left, file.read(["SAMPLE_ID"])["SAMPLE_ID"].to_numpy())
+    return not len(left)

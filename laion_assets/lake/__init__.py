@@ -1,0 +1,1 @@
+"""The lake: partitions in a folder or an object store, each replaced as a whole or not at all."""

@@ -1,0 +1,152 @@
+"""What was taken out, told by the entries that did it: the tally of a partition, and the ledger.
+
+The removal ledger answers "is it out, since when, by which list, from where" without keeping what
+was taken out: an entry stands in it as it is looked up (a digest, or a SAMPLE_ID), never the URL,
+the text or the image.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from laion_assets.files import locked, write_text
+from laion_assets.removals.active import LEDGER, Lists
+from laion_assets.removals.lists import Key
+from laion_assets.segments import SegmentKey
+
+TAKEN_OUT: Final = "taken_out"
+CAME_BACK: Final = "came_back"
+
+Taken = Counter[tuple[str, Key]]
+"""(list, entry) -> samples."""
+
+
+def all_listed(taken: Taken, lists: Lists) -> bool:
+    """Whether every entry that took something out is still in force."""
+    by_kind: dict[tuple[str, str], list[bytes]] = {}
+    for name, key in taken:
+        by_kind.setdefault((name, key.kind), []).append(key.value)
+    return all(lists[name].have(kind, keys).all() for (name, kind), keys in by_kind.items())
+
+
+def to_json(taken: Taken) -> str:
+    return json.dumps([[name, *_told(key), n] for (name, key), n in sorted(taken.items())])
+
+
+def from_json(text: str | bytes) -> Taken:
+    return Taken(
+        {(name, Key(kind, bytes.fromhex(key))): n for name, kind, key, n in json.loads(text)}
+    )
+
+
+def _told(key: Key) -> tuple[str, str]:
+    return key.kind, key.value.hex()
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the ledger. ``entry`` is a digest of the entry, or a SAMPLE_ID."""
+
+    at: str
+    event: str
+    asset: str
+    crawl: str
+    segment: str
+    list: str
+    entry: str
+    samples: int
+    run_id: str
+
+
+def events_file(asset: str, key: SegmentKey) -> str:
+    """Of the events of one partition: its path in the lake."""
+    return f"{LEDGER}/{TAKEN_OUT}/{asset}/{key.hive}.jsonl"
+
+
+def _path(lake: Path, asset: str, key: SegmentKey) -> Path:
+    return lake / events_file(asset, key)
+
+
+def read_ledger(lake: Path) -> Iterator[Event]:
+    """All events, partition by partition, oldest first within each."""
+    for path in sorted((lake / LEDGER / TAKEN_OUT).glob("*/crawl=*/segment=*.jsonl")):
+        yield from _read(path)
+
+
+def read_events(lake: Path, asset: str, key: SegmentKey) -> list[Event]:
+    """Of one partition, oldest first."""
+    return _read(_path(lake, asset, key))
+
+
+def key_of_entry(entry: str) -> Key:
+    """The key of what stands in an event."""
+    kind, _, value = entry.partition(":")
+    if kind == "sample-id":
+        return Key(kind, int(value).to_bytes(8, "big", signed=True))
+    return Key(kind, bytes.fromhex(value))
+
+
+def _read(path: Path) -> list[Event]:
+    if not path.exists():
+        return []
+    return [Event(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def note_taken(
+    lake: Path, asset: str, key: SegmentKey, taken: Taken, *, run_id: str, returns: bool
+) -> list[Event]:
+    """Note what a published partition lacks because of the lists; gives the new events.
+
+    Only what differs from what the ledger says last is new, so that noting again, after a kill or
+    for a partition made again, changes nothing. With ``returns``, ``taken`` is all that the
+    partition lacks: what the ledger says is out and is not in it has come back.
+    """
+    path = _path(lake, asset, key)
+    if not taken and not path.exists():
+        return []
+    now = {(name, str(entry)): n for (name, entry), n in taken.items()}
+    with locked(path.with_name(f".{path.name}.lock"), lambda: None):
+        events = _read(path)
+        last = {(event.list, event.entry): event for event in events}
+        new = [
+            *_events(
+                TAKEN_OUT,
+                {
+                    at: n
+                    for at, n in now.items()
+                    if at not in last or (last[at].event, last[at].samples) != (TAKEN_OUT, n)
+                },
+                asset,
+                key,
+                run_id,
+            ),
+            *_events(
+                CAME_BACK,
+                {
+                    at: event.samples
+                    for at, event in last.items()
+                    if returns and at not in now and event.event == TAKEN_OUT
+                },
+                asset,
+                key,
+                run_id,
+            ),
+        ]
+        if new:
+            lines = [json.dumps(asdict(event), sort_keys=True) for event in [*events, *new]]
+            write_text(path, "\n".join(lines) + "\n")
+    return new
+
+
+def _events(
+    event: str, samples: Mapping[tuple[str, str], int], asset: str, key: SegmentKey, run_id: str
+) -> Iterator[Event]:
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    for (name, entry), n in sorted(samples.items()):
+        yield Event(at, event, asset, key.crawl, key.segment, name, entry, n, run_id)

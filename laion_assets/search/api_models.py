@@ -1,0 +1,152 @@
+"""What may be asked of the service, in JSON."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from laion_assets.search.errors import RequestRefusedError
+from laion_assets.search.filters import Filters, LicenseTerms, NsfwTag
+
+_EXCLUDED: Final = re.compile(r'(?<!\S)-(?:"([^"]+)"|(\w\S*))')
+
+
+def _none_if_empty(value: Any) -> Any:
+    return None if value == "" else value
+
+
+NoneIfEmpty = BeforeValidator(_none_if_empty)
+Text = Annotated[str | None, NoneIfEmpty]
+
+
+class _Request(BaseModel):
+    # What other versions of a client send beside is passed over, as clip-retrieval does.
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class KnnRequest(_Request):
+    """clip-retrieval's query: one of text, image, image_url and embedding_input."""
+
+    text: Text = None
+    image: Text = Field(None, description="A JPEG, PNG or WebP file in base64")
+    image_url: Text = None
+    embedding_input: list[float] | None = Field(
+        None, max_length=65_536, description="A vector of the model"
+    )
+    modality: Literal["image", "text"] = Field("image", description="What is searched")
+    num_images: int = Field(100, ge=0, description="Results with metadata")
+    num_result_ids: int | None = Field(
+        None, ge=0, description="Results, those beyond num_images by id alone"
+    )
+    indice_name: Text = None
+    deduplicate: bool = False
+    use_safety_model: bool = Field(False, description="Leave out what is tagged UNSURE or NSFW")
+    use_violence_detector: bool = Field(False, description="Accepted; there is no such detector")
+    use_mclip: bool = Field(False, description="Accepted; there is no multilingual model")
+    aesthetic_score: Annotated[int | None, NoneIfEmpty] = Field(
+        None, description="Accepted; there are no aesthetic embeddings"
+    )
+    aesthetic_weight: Annotated[float | None, NoneIfEmpty] = Field(
+        None, description="Accepted; there are no aesthetic embeddings"
+    )
+
+    @model_validator(mode="after")
+    def _asks(self) -> KnnRequest:
+        if (self.text or self.image or self.image_url or self.embedding_input) is None:
+            raise ValueError("give text, image, image_url or embedding_input")
+        return self
+
+    @property
+    def ignored(self) -> list[str]:
+        """Parameters that ask for what this service has not."""
+        return [
+            name
+            for name in ("use_mclip", "use_violence_detector", "aesthetic_score")
+            if getattr(self, name)
+        ]
+
+
+class MetadataRequest(_Request):
+    """clip-retrieval's: metadata of ids that a query gave."""
+
+    ids: list[int] = Field(max_length=3_000)
+    indice_name: Text = None
+
+
+class SearchRequest(_Request):
+    """The page's query. What is given of text, image, image_url and like is combined."""
+
+    text: Text = Field(None, description='Words; -word and -"two words" are steered away from')
+    image: Text = Field(None, description="A JPEG, PNG or WebP file in base64")
+    image_url: Text = None
+    like: Text = Field(None, description="The `sample` of a result: more like its image")
+    over: Literal["image", "text"] = Field("image", description="What is searched")
+    limit: int = Field(40, ge=1, le=200)
+    offset: int = Field(0, ge=0)
+    fold: bool = Field(True, description="Fold near-duplicates into one result")
+    safe: bool = Field(True, description="Leave out what is tagged UNSURE or NSFW")
+    min_score: float | None = Field(None, description="Least cosine with the query")
+    min_similarity: float | None = Field(None, description="Least cosine of image and caption")
+    min_width: int | None = Field(None, ge=0, description="Of the original image, in pixels")
+    min_height: int | None = Field(None, ge=0, description="Of the original image, in pixels")
+    license: LicenseTerms = "any"
+    nsfw: NsfwTag = "any"
+    language: Text = Field(None, description="ISO 639-1 code")
+    crawl: Text = None
+
+    @model_validator(mode="after")
+    def _asks(self) -> SearchRequest:
+        if (self.text or self.image or self.image_url or self.like) is None:
+            raise ValueError("give text, image, image_url or like")
+        return self
+
+    @property
+    def filters(self) -> Filters:
+        return Filters(
+            safe=self.safe,
+            min_score=self.min_score,
+            min_similarity=self.min_similarity,
+            min_width=self.min_width,
+            min_height=self.min_height,
+            license=self.license,
+            nsfw=self.nsfw,
+            language=self.language,
+            crawl=self.crawl,
+        )
+
+
+class RemovalRequest(_Request):
+    """A person's request that a sample be taken out."""
+
+    sample: str = Field(max_length=100, description="The `sample` of a result")
+    reason: str = Field("", max_length=2_000)
+    contact: str = Field("", max_length=200)
+
+
+def split_text(text: str) -> tuple[str, list[str]]:
+    """``a cat -dog -"in snow"`` -> ``("a cat", ["dog", "in snow"])``.
+
+    A text of nothing but exclusions is taken as it is written: there is nothing to steer.
+    """
+    excluded = [quoted or word for quoted, word in _EXCLUDED.findall(text)]
+    wanted = " ".join(_EXCLUDED.sub(" ", text).split())
+    return (wanted, excluded) if wanted else (text, [])
+
+
+def decode_image(text: str, max_bytes: int) -> bytes:
+    """Of base64, a data: URL's too. Raises :class:`RequestRefusedError`."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        body = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RequestRefusedError(422, "not_base64", "the image is not in base64") from error
+    if len(body) > max_bytes:
+        raise RequestRefusedError(
+            413, "too_large", f"the image has {len(body):,} bytes; at most {max_bytes:,} are taken"
+        )
+    return body

@@ -1,0 +1,160 @@
+"""The index that is being searched, and its replacement by a newer one under way.
+
+A version keeps its own files open, so it stays whole when the lake puts another folder in its
+place. A request holds the version that it began with; when the last such request is done, nothing
+refers to the old version any more, and its memory maps and files are closed with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from laion_assets.files import Identity, identity
+from laion_assets.knn.files import IndexSummary
+from laion_assets.knn.runs import SubsetOf
+from laion_assets.knn.search import Place, Searcher
+from laion_assets.knn.subset import Modality
+from laion_assets.lake.base import MANIFEST, Manifest
+
+logger = logging.getLogger(__name__)
+
+_ROW_BITS: Final = 32
+_TAG_BITS: Final = 20
+"""An id is 52 bits: the browser's numbers are exact to 53."""
+_OPENING_ATTEMPTS: Final = 5
+
+
+class IndexUnavailableError(RuntimeError):
+    """There is no index that can be searched; the message says why."""
+
+
+class IndexVersion:
+    """One published index, open. Safe to search from several threads.
+
+    Raises ``OSError``, ``ValueError`` or faiss' ``RuntimeError`` for a folder that is no whole
+    index.
+    """
+
+    def __init__(self, index_dir: Path, name: str, subset_of: SubsetOf) -> None:
+        self.name = name
+        self.tag = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % 2**_TAG_BITS
+        self._searcher = Searcher(index_dir, subset_of)
+
+    @property
+    def summary(self) -> IndexSummary:
+        return self._searcher.summary
+
+    def nearest(self, vector: npt.ArrayLike, k: int, over: Modality) -> list[tuple[float, int]]:
+        """``(score, row)``, best first. Raises ``ValueError`` for a vector that cannot be asked."""
+        query = np.asarray(vector, np.float32)
+        scores, rows = self._searcher.nearest(query[None], k, over)
+        return [(float(s), int(r)) for s, r in zip(scores[0], rows[0], strict=True) if r >= 0]
+
+    def places(self, rows: Sequence[int]) -> list[Place]:
+        """Of rows that :meth:`nearest` gave."""
+        return self._searcher.places(rows)
+
+    def place(self, row: int) -> Place | None:
+        """None for a row that the index has not."""
+        try:
+            return self._searcher.places([row])[0]
+        except IndexError:
+            return None
+
+    def id_of(self, row: int) -> int:
+        """A number for a row of this version; that of another version is told apart by its tag."""
+        return self.tag << _ROW_BITS | row
+
+    def row_of(self, number: int) -> int | None:
+        """The row of :meth:`id_of`; None for another version's."""
+        tag, row = number >> _ROW_BITS, number & (2**_ROW_BITS - 1)
+        return row if tag == self.tag else None
+
+
+class LiveIndex:
+    """The newest version of an index folder.
+
+    ``accept`` raises ``ValueError`` for a version that must not be served, such as one made with
+    another model; the version before then stays. Raises :class:`IndexUnavailableError` if the
+    folder holds no index to begin with.
+    """
+
+    def __init__(
+        self,
+        index_dir: Path,
+        subset_of: SubsetOf,
+        accept: Callable[[IndexVersion], None] = lambda _: None,
+    ) -> None:
+        self._index_dir = index_dir
+        self._subset_of = subset_of
+        self._accept = accept
+        self.swaps = 0
+        self.problem: str | None = None
+        """Why the folder's newest version is not the current one."""
+        try:
+            self._seen, self._current = self._open()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise IndexUnavailableError(f"{index_dir} cannot be searched: {error}") from error
+
+    @property
+    def current(self) -> IndexVersion:
+        return self._current
+
+    def refresh(self) -> bool:
+        """Take what has been published since; True if it is another version than before.
+
+        Not to be called from two threads at once.
+        """
+        try:
+            if self._identity() == self._seen:
+                self.problem = None
+                return False
+            seen, version = self._open()
+        except (OSError, ValueError, RuntimeError) as error:
+            problem = f"the new index cannot be served: {error}"
+            if problem != self.problem:
+                logger.warning(problem)
+            self.problem = problem
+            return False
+        self._seen, self.problem = seen, None
+        if version.name == self._current.name:
+            return False
+        self._current = version
+        self.swaps += 1
+        logger.info(f"now searching {version.name}: {version.summary.n:,} samples")
+        return True
+
+    def _identity(self) -> Identity:
+        manifest = self._index_dir / MANIFEST
+        return identity(manifest if manifest.exists() else self._index_dir / "index.json")
+
+    def _open(self) -> tuple[Identity, IndexVersion]:
+        for attempt in range(_OPENING_ATTEMPTS):
+            seen = self._identity()
+            try:
+                version = IndexVersion(self._index_dir, self._name(seen), self._subset_of)
+            except FileNotFoundError:
+                # The folder may have been replaced and deleted meanwhile.
+                if self._identity() == seen or attempt == _OPENING_ATTEMPTS - 1:
+                    raise
+                continue
+            if self._identity() == seen:
+                self._accept(version)
+                return seen, version
+        raise ValueError("it was replaced again and again while it was being opened")
+
+    def _name(self, seen: Identity) -> str:
+        """By the published data version and what is in the index, since equal inputs may be indexed
+        in another order or with other options; of a plain folder, by the times of its files."""
+        about = repr(seen).encode()
+        if (self._index_dir / MANIFEST).exists():
+            version = Manifest.read(self._index_dir).data_version
+            about = version.encode() + (self._index_dir / "index.json").read_bytes()
+        return hashlib.sha256(about).hexdigest()[:32]

@@ -1,0 +1,209 @@
+"""Subsets as assets: real Dagster runs over a small lake that has scores and embeddings."""
+
+from __future__ import annotations
+
+import io
+import re
+from base64 import b64decode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from laion_assets.definitions import build_defs
+from laion_assets.defs.partitions import crawls, partition_key
+from laion_assets.filtering.parts import part_path
+from laion_assets.filtering.score import score_segment
+from laion_assets.funnel import StageCounts
+from laion_assets.lake.base import Lake, LakeOptions
+from laion_assets.safety.prompts import Categories
+from laion_assets.schemas import SUBSET
+from laion_assets.segments import SegmentKey
+from laion_assets.settings import Settings, load_settings
+from laion_assets.stats.catalog import query
+from tests.filtering.conftest import NAKED, MakeEmbeddings, sample, write_shard
+
+KEY = SegmentKey("CC-MAIN-2021-01", "00")
+MODEL = "ViT-B-32/openai"
+CONFIG = """
+[subsets.laion5b-en]
+recipe = "laion5b-en"
+
+[subsets.portraits]
+threshold = 0.2
+where = "height > width"
+"""
+
+
+@dataclass
+class Place:
+    """A lake and a Dagster instance; ``settings`` may change between runs."""
+
+    root: Path
+    instance: dg.DagsterInstance
+
+    @property
+    def lake(self) -> Lake:
+        return Lake(LakeOptions(root=str(self.root / "lake")))
+
+    def settings(self, config: str) -> Settings:
+        path = self.root / "config.toml"
+        path.write_text(f'[lake]\nroot = "{self.root}/lake"\n{config}')
+        return load_settings(path)
+
+    def defs(self, config: str = CONFIG) -> dg.Definitions:
+        return build_defs(self.settings(config))
+
+    def make(self, *assets: str, config: str = CONFIG, job: str = "segment") -> None:
+        done = (
+            self.defs(config)
+            .resolve_job_def(job)
+            .execute_in_process(
+                instance=self.instance,
+                partition_key=partition_key(KEY) if job == "segment" else None,
+                asset_selection=[dg.AssetKey(asset) for asset in assets],
+            )
+        )
+        assert done.success
+
+    def metadata(self, asset: str) -> dict[str, Any]:
+        event = self.instance.get_latest_materialization_event(dg.AssetKey(asset))
+        assert event
+        assert event.asset_materialization
+        return dict(event.asset_materialization.metadata)
+
+    def numbers(self, asset: str) -> list[int]:
+        """Of the samples that a subset holds."""
+        part = part_path(self.lake.published(asset, KEY), 0)
+        table = pq.ParquetFile(part).read()
+        assert table.schema.equals(SUBSET)
+        return [int(key) for key in table["key"].to_pylist()]
+
+
+def embedded(rows: int) -> StageCounts:
+    counts = StageCounts("embeddings")
+    counts.keep(rows)
+    return counts
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, make_embeddings: MakeEmbeddings, categories: Categories
+) -> Iterator[Place]:
+    rows = [sample(n, 0.155 + n / 100, height=300 + 200 * (n % 2)) for n in range(30)]
+    rows.append(sample(30, 0.45, NAKED, text="a kid"))
+    lake = Lake(LakeOptions(root=str(tmp_path / "lake")))
+    with lake.publish("image_shards", KEY, inputs={}, code_version="1") as staging:
+        write_shard(staging.path, rows, [(90, 90, 160)] * len(rows))
+    with lake.publish("embeddings", KEY, inputs={}, code_version="1") as staging:
+        make_embeddings(rows).rename(staging.path / "made")
+        for folder in (staging.path / "made").iterdir():
+            folder.rename(staging.path / folder.name)
+        (staging.path / "made").rmdir()
+        staging.counts, staging.metadata = [embedded(len(rows))], {"model": MODEL}
+    with lake.publish("scored_pairs", KEY, inputs={}, code_version="1") as staging:
+        score_segment(lake.published("embeddings", KEY), staging.path, categories)
+    (tmp_path / "home").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "home")) as instance:
+        instance.add_dynamic_partitions(crawls.name or "", [KEY.crawl])
+        yield Place(tmp_path, instance)
+
+
+def test_recipes_stand_side_by_side_and_a_changed_one_makes_its_own_subset_only(
+    place: Place,
+) -> None:
+    before = {asset: place.lake.manifest(asset, KEY) for asset in ("embeddings", "scored_pairs")}
+    place.make("filtered_subset", "subset_laion5b_en", "subset_portraits")
+    assert place.numbers("filtered_subset") == list(range(15, 30))
+    assert place.numbers("subset_laion5b_en") == list(range(13, 30))
+    assert place.numbers("subset_portraits") == list(range(5, 30, 2))
+    manifests = {
+        asset: place.lake.manifest(asset, KEY)
+        for asset in ("filtered_subset", "subset_laion5b_en", "subset_portraits")
+    }
+    told = {asset: manifest.metadata["recipe"] for asset, manifest in manifests.items()}
+    assert list(told.values()) == ["laion400m v1", "laion5b-en v1", "portraits v1"]
+    assert manifests["subset_laion5b_en"].metadata["threshold"] == 0.28
+    assert manifests["subset_portraits"].metadata["options"]["where"] == "height > width"
+    assert manifests["subset_portraits"].stage("subset").rejects["predicate"] == 12
+
+    changed = CONFIG.replace("threshold = 0.2", "version = 2\nthreshold = 0.4")
+    old, new = (
+        {
+            spec.key.to_user_string(): spec.code_version
+            for spec in place.defs(config).resolve_all_asset_specs()
+        }
+        for config in (CONFIG, changed)
+    )
+    assert [asset for asset in old if old[asset] != new[asset]] == ["subset_portraits"]
+    place.make("subset_portraits", config=changed)
+    assert place.numbers("subset_portraits") == [25, 27, 29]
+    for asset, manifest in {**before, **manifests}.items():
+        same = place.lake.manifest(asset, KEY) == manifest
+        assert same == (asset != "subset_portraits"), asset
+
+
+def test_each_subset_has_its_checks_and_view_and_what_a_person_wants_to_see(place: Place) -> None:
+    place.make("filtered_subset", "subset_laion5b_en")
+    checks: dict[str, set[str]] = {}
+    for run in place.instance.get_runs():
+        for event in place.instance.all_logs(run.run_id):
+            if event.dagster_event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+                assert event.dagster_event
+                check = event.dagster_event.asset_check_evaluation_data
+                checks.setdefault(check.asset_key.to_user_string(), set()).add(check.check_name)
+    assert len(checks["filtered_subset"]) == 5
+    assert checks["subset_laion5b_en"] == checks["filtered_subset"]
+
+    metadata = place.metadata("subset_laion5b_en")
+    for name in ("kept_just_above", "dropped_just_below", "similarity"):
+        encoded = re.search(r"base64,([\w+/=]+)", metadata[name].value)
+        assert encoded
+        assert len(b64decode(encoded[1])) <= 150_000
+        assert Image.open(io.BytesIO(b64decode(encoded[1]))).size[0] > 500
+    rows = [record.data for record in metadata["safety_tags"].value.records]
+    tags = {row["tag"]: (row["pairs"], row["kept"]) for row in rows}
+    assert tags == {"UNLIKELY": (30, 17), "UNSURE": (0, 0), "NSFW": (1, 0)}
+
+    place.make("catalog", job="aggregates")
+    counts = query(
+        place.lake.published("catalog") / "catalog.duckdb",
+        "select (select count(*) from subset), (select count(*) from subset_laion5b_en), "
+        "(select count(*) from subset_portraits)",
+    )
+    assert [column[0].as_py() for column in counts.columns] == [15, 17, 0]
+
+
+def test_a_model_that_the_recipe_does_not_know_is_refused(place: Place) -> None:
+    with place.lake.publish("embeddings", KEY, inputs={}, code_version="2") as staging:
+        staging.counts, staging.metadata = [embedded(0)], {"model": "ViT-L-14/openai"}
+    with pytest.raises(Exception, match=r"laion5b-en.*has no threshold for 'ViT-L-14/openai'"):
+        place.make("subset_laion5b_en")
+
+
+def test_new_scores_ask_for_the_further_subsets(place: Place) -> None:
+    """As the automation's sensor does: each segment's, once its scores were made anew."""
+    defs = place.defs()
+    first = dg.evaluate_automation_conditions(defs=defs, instance=place.instance)
+    assert first.total_requested == 0
+    place.instance.report_runless_asset_event(
+        dg.AssetMaterialization("embeddings", partition=partition_key(KEY))
+    )
+    place.instance.report_runless_asset_event(
+        dg.AssetMaterialization("scored_pairs", partition=partition_key(KEY))
+    )
+    after = dg.evaluate_automation_conditions(
+        defs=defs, instance=place.instance, cursor=first.cursor
+    )
+    for asset in ("subset_laion5b_en", "subset_portraits"):
+        assert after.get_requested_partitions(dg.AssetKey(asset)) == {str(partition_key(KEY))}
+    assert after.get_num_requested(dg.AssetKey("filtered_subset")) == 0
+    again = dg.evaluate_automation_conditions(
+        defs=defs, instance=place.instance, cursor=after.cursor
+    )
+    assert again.total_requested == 0

@@ -1,0 +1,115 @@
+"""An asset is tried again for what may pass, and for nothing else."""
+
+import errno
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from laion_assets.crawl.source import CrawlNotReadyError, CrawlSourceError, NoSuchSegmentError
+from laion_assets.definitions import build_defs
+from laion_assets.defs.automation import scheduling
+from laion_assets.defs.retries import may_pass, tried_again
+from laion_assets.files import LockedError
+from laion_assets.lake.base import NotPublishedError, PartitionBusyError
+from laion_assets.lake.object_store import ObjectsError, UnavailableError
+from laion_assets.pairs.rules import PairRules
+from laion_assets.pairs.segment import SegmentError, extract_segment
+from laion_assets.settings import Retries, Retry, Settings
+
+QUICK = Settings(retries=Retries(local=Retry(times=2, delay_s=0.01)))
+
+
+def made_by(errors: list[Exception]) -> tuple[dg.ExecuteInProcessResult, int]:
+    """The run of an asset that fails with each error in turn, and how often it was tried."""
+    tries = []
+
+    @dg.asset(**scheduling(QUICK, "knn_index"))
+    @tried_again
+    def unsteady() -> None:
+        tries.append(1)
+        if len(tries) <= len(errors):
+            raise errors[len(tries) - 1]
+
+    job = dg.Definitions(assets=[unsteady]).resolve_implicit_global_asset_job_def()
+    return job.execute_in_process(raise_on_error=False), len(tries)
+
+
+def test_what_may_pass_is_tried_again_until_it_is_too_often() -> None:
+    result, tries = made_by([PartitionBusyError("busy"), ConnectionResetError()])
+    assert (result.success, tries) == (True, 3)
+    result, tries = made_by([TimeoutError() for _ in range(9)])
+    assert (result.success, tries) == (False, 3)
+
+
+def test_what_does_not_pass_fails_at_once_and_names_itself() -> None:
+    result, tries = made_by([ValueError("the codec is for width 512")])
+    assert (result.success, tries) == (False, 1)
+    [failure] = result.filter_events(lambda event: event.is_step_failure)
+    data = failure.step_failure_data
+    assert data.user_failure_data is not None
+    assert data.user_failure_data.description == "ValueError: the codec is for width 512"
+    assert data.error is not None
+    assert data.error.cause is not None
+    assert "in unsteady" in "".join(data.error.cause.stack)
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (CrawlNotReadyError(), True),
+        (NoSuchSegmentError(), False),
+        (SegmentError("a worker process died"), True),
+        (SegmentError("FileNotFoundError: a.warc.wat.gz", lasting=True), False),
+        (NotPublishedError(), False),
+        (OSError(errno.ESTALE, "stale file handle"), True),
+        (OSError(errno.ENOSPC, "no space left"), False),
+        (MemoryError(), False),
+        (UnavailableError("503"), True),
+        (ObjectsError("access denied"), False),
+    ],
+)
+def test_what_may_pass(error: Exception, passes: bool) -> None:
+    assert may_pass(error) is passes
+    wrapped = RuntimeError("while it was made")
+    wrapped.__cause__ = error
+    assert may_pass(wrapped) is passes
+
+
+@pytest.mark.parametrize("cause", [OSError(errno.ENOSPC, "full"), PermissionError("access denied")])
+def test_what_lasts_lasts_in_whatever_it_is_wrapped(cause: OSError) -> None:
+    for wrapped in (CrawlSourceError("could not be read"), LockedError(), UnavailableError("503")):
+        wrapped.__cause__ = cause
+        assert not may_pass(wrapped)
+
+
+def full_disk(wat_file: str, to: Path) -> None:
+    """In a worker process."""
+    try:
+        raise OSError(errno.ENOSPC, "no space left")
+    except OSError as error:
+        raise CrawlSourceError(f"{wat_file} could not be read") from error
+
+
+def test_a_full_disk_lasts_in_a_worker_process_too(tmp_path: Path) -> None:
+    with pytest.raises(SegmentError, match="could not be read") as caught:
+        extract_segment(
+            ["a.warc.wat.gz"],
+            full_disk,
+            tmp_path,
+            PairRules(),
+            crawl="CC-MAIN-2000-05",
+            segment="00",
+            workers=1,
+        )
+    assert not may_pass(caught.value)
+
+
+def test_every_asset_has_its_policy() -> None:
+    for asset in build_defs(Settings()).assets or ():
+        if isinstance(asset, dg.AssetsDefinition):
+            policy = asset.op.retry_policy
+            assert policy is not None
+            assert policy.backoff is dg.Backoff.EXPONENTIAL
+            slow = asset.key.path[-1] in ("wat_manifest", "pair_parquet", "image_shards")
+            assert policy.max_retries == (5 if slow else 3)

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from laion_assets.files import atomic_path
+from laion_assets.funnel import StageCounts
+from laion_assets.lake.base import (
+    MANIFEST,
+    Lake,
+    LakeError,
+    LakeOptions,
+    NotPublishedError,
+    PartitionBusyError,
+)
+from laion_assets.segments import SegmentKey
+
+KEY = SegmentKey("CC-MAIN-2000-05", "00")
+
+
+def lake_at(path: Path, busy_timeout_s: float = 5) -> Lake:
+    return Lake(LakeOptions(root=str(path), busy_timeout_s=busy_timeout_s))
+
+
+def make(lake: Lake, parts: dict[str, str], version: str = "1", **inputs: str) -> str:
+    with lake.publish("pair_parquet", KEY, inputs=inputs, code_version=version) as staging:
+        for name, text in parts.items():
+            with atomic_path(staging.path / name) as beside:
+                beside.write_text(text)
+        staging.counts = [StageCounts("pairs", 3, 2, {"no_alt": 1})]
+        staging.metadata = {"note": "n"}
+    return staging.published.data_version
+
+
+def test_a_partition_is_published_whole(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    with pytest.raises(NotPublishedError, match="pair_parquet"):
+        lake.published("pair_parquet", KEY)
+    make(lake, {"part-00000.parquet": "a", "sub/x.npy": "b"}, wat="v1")
+
+    folder = lake.published("pair_parquet", KEY)
+    assert folder == tmp_path / "pair_parquet/crawl=CC-MAIN-2000-05/segment=00"
+    manifest = lake.manifest("pair_parquet", KEY)
+    assert [item["name"] for item in manifest.files] == ["part-00000.parquet", "sub/x.npy"]
+    assert manifest.bytes == 2
+    assert manifest.stage("pairs").kept == 2
+    assert lake.segments("pair_parquet") == [KEY]
+
+
+def test_the_data_version_is_the_content(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    first = make(lake, {"part": "a"}, wat="v1")
+    assert make(lake, {"part": "a"}, version="2", wat="v2") == first
+    assert make(lake, {"part": "b"}, wat="v1") != first
+
+
+def test_files_that_are_not_content_do_not_change_the_data_version(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    versions = []
+    for seconds in ("1", "2"):
+        with lake.publish("image_shards", KEY, inputs={}, code_version="1") as staging:
+            staging.not_content = ("*_stats.json",)
+            (staging.path / "00000_stats.json").write_text(seconds)
+            (staging.path / "00000.tar").write_text("same")
+        versions.append(staging.published.data_version)
+    assert versions[0] == versions[1]
+
+
+def test_a_failed_run_leaves_the_old_partition_and_is_resumed(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    make(lake, {"part-0": "old"}, wat="v1")
+    with (
+        pytest.raises(RuntimeError, match="killed"),
+        lake.publish("pair_parquet", KEY, inputs={"wat": "v2"}, code_version="1") as staging,
+    ):
+        (staging.path / "part-0").write_text("new")
+        raise RuntimeError("killed")
+    assert (lake.published("pair_parquet", KEY) / "part-0").read_text() == "old"
+
+    with lake.publish("pair_parquet", KEY, inputs={"wat": "v2"}, code_version="1") as staging:
+        assert staging.resumed
+        assert (staging.path / "part-0").read_text() == "new"
+    assert (lake.published("pair_parquet", KEY) / "part-0").read_text() == "new"
+
+
+@pytest.mark.parametrize("changed", [{"wat": "v3"}, {"wat": "v2", "lists": "x"}])
+def test_parts_of_other_inputs_are_not_resumed(tmp_path: Path, changed: dict[str, str]) -> None:
+    lake = lake_at(tmp_path)
+    with (
+        pytest.raises(RuntimeError),
+        lake.publish("pair_parquet", KEY, inputs={"wat": "v2"}, code_version="1") as staging,
+    ):
+        (staging.path / "part-0").write_text("of v2")
+        raise RuntimeError
+    with lake.publish("pair_parquet", KEY, inputs=changed, code_version="1") as staging:
+        assert not staging.resumed
+        assert not (staging.path / "part-0").exists()
+
+
+def test_a_stage_that_judges_its_parts_itself_finds_them(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    with (
+        pytest.raises(RuntimeError),
+        lake.publish("image_shards", KEY, inputs={"lists": "a"}, code_version="1") as staging,
+    ):
+        (staging.path / "00000.tar").write_text("of a")
+        raise RuntimeError
+    for lists, resumed in (("b", True), ("b", False)):  # the second time it has been published
+        with lake.publish(
+            "image_shards",
+            KEY,
+            inputs={"lists": lists},
+            code_version="1",
+            stage_judges_parts=True,
+        ) as staging:
+            assert staging.resumed is resumed
+            assert (staging.path / "00000.tar").exists() is resumed
+
+
+def test_files_of_the_former_version_do_not_linger(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    make(lake, {"part-0": "a", "part-1": "b"}, wat="v1")
+    make(lake, {"part-0": "a"}, wat="v2")
+    names = {path.name for path in lake.published("pair_parquet", KEY).iterdir()}
+    assert names == {"part-0", MANIFEST}
+
+
+def test_temporary_files_of_a_killed_writer_are_not_published(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    make(lake, {"part-0": "a", ".abc.part-1": "torn"}, wat="v1")
+    names = {path.name for path in lake.published("pair_parquet", KEY).iterdir()}
+    assert names == {"part-0", MANIFEST}
+
+
+def _republish(root: str, ready: str) -> None:
+    lake = lake_at(Path(root))
+    turn = 0
+    while True:
+        turn += 1
+        text = str(turn)
+        make(lake, {f"part-{i}": text for i in range(5)}, turn=text)
+        Path(ready).touch()
+
+
+def test_sigkill_at_any_moment_leaves_one_whole_version(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    lake, ready = lake_at(tmp_path / "lake"), tmp_path / "ready"
+    for delay in (0.0, 0.003, 0.007, 0.013, 0.021):
+        ready.unlink(missing_ok=True)
+        process = context.Process(target=_republish, args=(str(tmp_path / "lake"), str(ready)))
+        process.start()
+        deadline = time.monotonic() + 60
+        while not ready.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(delay)
+        assert process.pid
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        folder = lake.published("pair_parquet", KEY)
+        found = {(folder / f"part-{i}").read_text() for i in range(5)}
+        assert len(found) == 1
+        assert len(lake.manifest("pair_parquet", KEY).files) == 5
+    make(lake, {"part-0": "after"}, wat="v9")
+
+
+def _hold(root: str, held: str) -> None:
+    with lake_at(Path(root)).publish("pair_parquet", KEY, inputs={}, code_version="1"):
+        Path(held).touch()
+        time.sleep(60)
+
+
+def test_two_processes_never_make_the_same_partition_at_once(tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    process = multiprocessing.get_context("spawn").Process(
+        target=_hold, args=(str(tmp_path / "lake"), str(held))
+    )
+    process.start()
+    try:
+        deadline = time.monotonic() + 60
+        while not held.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with pytest.raises(PartitionBusyError):
+            make(lake_at(tmp_path / "lake", busy_timeout_s=0.3), {"part": "a"})
+    finally:
+        process.kill()
+        process.join()
+    make(lake_at(tmp_path / "lake"), {"part": "a"})
+
+
+def test_a_kill_while_publishing_loses_no_finished_part(tmp_path: Path) -> None:
+    """Hashing a big partition takes long; until the exchange, its parts must be found again."""
+    lake = lake_at(tmp_path)
+    unreadable = tmp_path / ".staging/pair_parquet" / f"{KEY.crawl}.{KEY.segment}" / "part-9"
+    with (
+        pytest.raises(FileNotFoundError),
+        lake.publish("pair_parquet", KEY, inputs={}, code_version="1") as staging,
+    ):
+        (staging.path / "part-0").write_text("done")
+        unreadable.symlink_to("nowhere")
+    unreadable.unlink()
+    with lake.publish("pair_parquet", KEY, inputs={}, code_version="1") as staging:
+        assert staging.resumed
+        assert (staging.path / "part-0").read_text() == "done"
+
+
+def test_a_store_that_is_no_folder_is_refused_clearly() -> None:
+    with pytest.raises(LakeError, match="s3://bucket/x"):
+        Lake(LakeOptions(root="s3://bucket/x"))

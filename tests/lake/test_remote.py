@@ -1,0 +1,310 @@
+"""A lake in an object store: an S3-compatible server on loopback; a machine is a cache."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from laion_assets.cli import main
+from laion_assets.dedup.ledger import claimed, claiming, unsettled
+from laion_assets.funnel import StageCounts
+from laion_assets.lake.base import (
+    Lake,
+    LakeError,
+    LakeOptions,
+    Manifest,
+    NotPublishedError,
+    PartitionBusyError,
+)
+from laion_assets.lake.remote import RemoteLake, open_lake
+from laion_assets.pairs.extract import PairWriter
+from laion_assets.removals.active import FOLDERS, met_file, note_met, read_lists
+from laion_assets.removals.lists import Entries, Key
+from laion_assets.schemas import PAIRS
+from laion_assets.segments import SegmentKey
+
+KEY = SegmentKey("CC-MAIN-2000-05", "00")
+OTHER = SegmentKey("CC-MAIN-2000-05", "01")
+
+Machine = Callable[[], RemoteLake]
+
+
+@contextmanager
+def store(failing: float) -> Iterator[str]:
+    command = [sys.executable, "-m", "deploy.cluster_demo.store", "--failing", str(failing)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout
+            yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
+        finally:
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with store(failing=0) as url:
+        yield url
+
+
+@pytest.fixture
+def machine(
+    endpoint: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Machine:
+    return machines(endpoint, tmp_path, f"s3://lake/{request.node.name}", monkeypatch)
+
+
+def machines(endpoint: str, folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anybody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
+    number = itertools.count()
+
+    def make() -> RemoteLake:
+        lake = open_lake(
+            LakeOptions(
+                root=url,
+                cache=str(folder / f"machine-{next(number)}"),
+                storage_options={"endpoint": endpoint, "region": "us-east-1"},
+                checkpoint_s=0.05,
+                busy_timeout_s=0.5,
+            )
+        )
+        assert isinstance(lake, RemoteLake)
+        return lake
+
+    return make
+
+
+def made(lake: Lake, content: str, *, asset: str = "pairs", key: SegmentKey = KEY) -> Manifest:
+    with lake.publish(asset, key, inputs={"from": content}, code_version="1") as staging:
+        (staging.path / "deep").mkdir(exist_ok=True)
+        (staging.path / "deep" / "a.txt").write_text(content)
+        (staging.path / "same.txt").write_text("same")
+        staging.counts = [StageCounts("pairs")]
+    return staging.published
+
+
+def test_one_machine_publishes_and_another_reads(machine: Machine) -> None:
+    here, there = machine(), machine()
+    with pytest.raises(NotPublishedError, match=r"pairs of CC-MAIN-2000-05\|00"):
+        there.manifest("pairs", KEY)
+    first = made(here, "one")
+    assert there.manifest("pairs", KEY) == first
+    assert there.segments("pairs") == [KEY]
+    assert there.assets("pair*") == ["pairs"]
+    assert (there.published("pairs", KEY) / "deep" / "a.txt").read_text() == "one"
+    assert Manifest.read(there.folder("pairs", KEY)) == first
+    made(here, "two")
+    assert (there.folder("pairs", KEY) / "deep" / "a.txt").read_text() == "two"
+    left = [item.path for item in there.objects.listed("pairs")]
+    assert len(left) == 2, "the objects of the first publication are gone"
+
+
+def test_files_are_fetched_as_they_are_asked_for(machine: Machine) -> None:
+    here, there = machine(), machine()
+    made(here, "one")
+    there.fetch("pairs", KEY, "same*")
+    place = there.root / "pairs" / KEY.hive
+    assert not (place / "deep").exists()
+    assert there.folder("pairs", KEY) == place
+    assert (place / "deep" / "a.txt").read_text() == "one"
+
+
+def test_of_two_machines_that_make_the_same_one_publishes(machine: Machine) -> None:
+    slow, quick = machine(), machine()
+    with (
+        pytest.raises(PartitionBusyError, match="made by another machine meanwhile"),
+        slow.publish("pairs", KEY, inputs={"from": "slow"}, code_version="1") as staging,
+    ):
+        (staging.path / "a.txt").write_text("slow")
+        first = made(quick, "quick")
+    assert machine().manifest("pairs", KEY) == first
+    assert (slow.folder("pairs", KEY) / "deep" / "a.txt").read_text() == "quick"
+    assert len(quick.objects.listed("pairs")) == 2, "what was not published is gone"
+
+
+def test_a_lost_machines_parts_are_taken_over(machine: Machine) -> None:
+    lost, other = machine(), machine()
+    with (
+        pytest.raises(ZeroDivisionError),
+        lost.publish("pairs", KEY, inputs={"a": "1"}, code_version="1") as staging,
+    ):
+        (staging.path / "part-0.txt").write_text("half of the work")
+        (staging.path / ".part-1.txt").write_text("torn")
+        until(lambda: bool(lost.objects.listed("_staging")))
+        raise ZeroDivisionError
+    assert other.unfinished("pairs", KEY, "part-0.txt") == b"half of the work"
+    assert other.unfinished("pairs", KEY, "part-1.txt") is None
+    assert other.unfinished("pairs", OTHER, "part-0.txt") is None
+    with other.publish("pairs", KEY, inputs={"a": "1"}, code_version="1") as staging:
+        assert staging.resumed
+        assert [path.name for path in staging.path.glob("*.txt")] == ["part-0.txt"]
+    assert (machine().folder("pairs", KEY) / "part-0.txt").read_text() == "half of the work"
+    assert not other.objects.listed("_staging")
+    with other.publish("pairs", KEY, inputs={"a": "2"}, code_version="1") as staging:
+        assert not staging.resumed
+
+
+def pairs(folder: Path, *uids: int) -> Path:
+    """A segment's pairs, by number."""
+    folder.mkdir(parents=True)
+    table = PAIRS.empty_table().to_pydict()
+    for uid in uids:
+        row = {"uid": uid.to_bytes(16, "big"), "url": f"http://a.test/{uid}", "text": f"text {uid}"}
+        for name in PAIRS.names:
+            table[name].append(row.get(name, 0.0 if name == "language_score" else ""))
+    with PairWriter(folder / "part-00000.parquet") as writer:
+        writer.write(pa.table(table, PAIRS))
+    return folder
+
+
+@contextmanager
+def claims(lake: Lake, key: SegmentKey, source: Path) -> Iterator[None]:
+    """Claim a segment's pairs as the asset does; the block runs before they are published."""
+    with (
+        lake.turn("dedup_ledger", "unique_pairs", unsettled) as turn,
+        claiming(turn.folder, turn.partitions, key) as claim,
+        lake.publish("unique_pairs", key, inputs={}, code_version="1") as staging,
+    ):
+        claim.write(source, staging.path, removals=Entries(), blocklists=Entries())
+        turn.save()
+        yield
+
+
+def kept(lake: Lake, key: SegmentKey) -> list[int]:
+    table = pq.ParquetFile(lake.published("unique_pairs", key) / "part-00000.parquet").read()
+    return [int.from_bytes(uid, "big") for uid in table["uid"].to_pylist()]
+
+
+def test_claims_hold_on_all_machines(machine: Machine, tmp_path: Path) -> None:
+    here, there = machine(), machine()
+    with claims(here, KEY, pairs(tmp_path / "first", 1, 2, 3)):
+        pass
+    with claims(there, OTHER, pairs(tmp_path / "second", 2, 3, 4)):
+        pass
+    third = machine()
+    assert (kept(third, KEY), kept(third, OTHER)) == ([1, 2, 3], [4])
+    with claims(third, KEY, pairs(tmp_path / "again", 1, 4, 5)):
+        pass
+    assert kept(third, KEY) == [1, 5]
+    assert claimed(third.root / "dedup_ledger") == {KEY: 2, OTHER: 1}
+
+
+def test_a_machine_taken_for_dead_publishes_no_claims(machine: Machine, tmp_path: Path) -> None:
+    orphan, other = machine(), machine()
+    with (
+        pytest.raises(PartitionBusyError, match="taken for dead"),
+        claims(orphan, KEY, pairs(tmp_path / "first", 1, 2)),
+        claims(other, OTHER, pairs(tmp_path / "second", 2, 3)),
+    ):
+        pass
+    third = machine()
+    assert kept(third, OTHER) == [2, 3]
+    assert not third.has("unique_pairs", KEY)
+    with claims(third, KEY, pairs(tmp_path / "again", 1, 2)):
+        pass
+    assert kept(third, KEY) == [1]
+
+
+def test_a_failed_turn_is_not_waited_for(machine: Machine, tmp_path: Path) -> None:
+    failing, other = machine(), machine()
+    other.busy_timeout_s = 600
+    with (
+        pytest.raises(ZeroDivisionError),
+        claims(failing, KEY, pairs(tmp_path / "first", 1, 2)),
+    ):
+        raise ZeroDivisionError
+    with claims(other, OTHER, pairs(tmp_path / "second", 2)):
+        pass
+    assert kept(other, OTHER) == [2]
+
+
+def test_a_lost_ledger_is_made_of_the_partitions(machine: Machine, tmp_path: Path) -> None:
+    here, there = machine(), machine()
+    with claims(here, KEY, pairs(tmp_path / "first", 1, 2)):
+        pass
+    here.objects.delete(["_index/dedup_ledger.json"])
+    with claims(there, OTHER, pairs(tmp_path / "second", 2, 3)):
+        pass
+    assert kept(there, OTHER) == [3]
+
+
+def test_lists_are_read_and_what_is_met_is_noted_by_all(machine: Machine) -> None:
+    here, there = machine(), machine()
+    here.objects.write("removals/mine.txt", b"host:bad.test\n")
+    assert len(read_lists(here.current(*FOLDERS)).removals) == 1
+    here.objects.write("blocklists/theirs.txt", f"sha256:{'0' * 64}\nsha256:{'1' * 64}\n".encode())
+    for lake, digit in ((here, 0), (there, 1)):
+        met = [(Key("sha256", bytes([digit * 17]) * 32), bytes([digit]) * 32)]
+        file = met_file("blocklists")
+        assert lake.update(file, lambda lake=lake, met=met: note_met(lake.root, "blocklists", met))
+    lists = read_lists(machine().current(*FOLDERS))
+    assert len(lists.blocklists) == 4, "two hashes, and the URLs at which they were met"
+    here.objects.delete(["removals/mine.txt"])
+    assert not len(read_lists(here.current(*FOLDERS)).removals)
+
+
+def test_the_cache_is_no_lake_and_is_kept_small(machine: Machine, tmp_path: Path) -> None:
+    lake, here = tmp_path / "lake", machine()
+    made(Lake(LakeOptions(root=str(lake))), "one")
+    with pytest.raises(LakeError, match="is not empty"):
+        open_lake(LakeOptions(root="s3://lake/other", cache=str(lake)))
+    made(here, "one")
+    made(here, "two", key=OTHER)
+    here._cache_bytes = 1e-9
+    for side in (here.root / ".store").rglob("*.json"):
+        os.utime(side, (0, 0))
+    here._evict()
+    assert not list((here.root / "pairs").glob("*/*"))
+    assert (here.folder("pairs", OTHER) / "deep" / "a.txt").read_text() == "two"
+
+
+def test_a_store_that_fails_often_harms_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as stack:
+        endpoint = stack.enter_context(store(failing=0.2))
+        machine = machines(endpoint, tmp_path, "s3://lake/unreliable", monkeypatch)
+        here, there = machine(), machine()
+        for number in range(4):
+            made(here, str(number))
+            assert (there.folder("pairs", KEY) / "deep" / "a.txt").read_text() == str(number)
+        with claims(here, KEY, pairs(tmp_path / "first", 1, 2, 3)):
+            pass
+        with claims(there, OTHER, pairs(tmp_path / "second", 2, 3, 4)):
+            pass
+        assert (kept(there, KEY), kept(here, OTHER)) == ([1, 2, 3], [4])
+
+
+def test_fetch_copies_what_is_asked_for(
+    machine: Machine, tmp_path: Path, endpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = machine()
+    made(here, "one")
+    config = tmp_path / "settings.toml"
+    config.write_text(
+        f'[lake]\nroot = "{here.objects.url}"\ncache = "{tmp_path}/reader"\n'
+        f'storage_options = {{ endpoint = "{endpoint}", region = "us-east-1" }}\n'
+    )
+    assert main(["fetch", "pairs", "--names", "same*", "--config", str(config)]) == 0
+    assert capsys.readouterr().out == f"pairs: {tmp_path}/reader/pairs\n"
+    assert [path.name for path in (tmp_path / "reader").rglob("*.txt")] == ["same.txt"]
+    assert main(["fetch", "nothing", "--config", str(config)]) == 1
+    assert main(["remove", "--ledger", "--config", str(config)]) == 1
+    assert "is in an object store" in capsys.readouterr().err
+
+
+def until(true: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
