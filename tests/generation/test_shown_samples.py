@@ -99,8 +99,8 @@ def test_a_removal_deletes_samples_that_show_the_picture_and_the_report_does_wit
     made = list[str]()
     monkeypatch.setattr("laion_assets.defs.removal.remake._run", lambda *args: made.extend(args[3]))
     settings = load_settings()
-    with dg.DagsterInstance.ephemeral() as instance:
-        apply(lake, instance, build_defs(settings), Survey(), told.append)
+    with dg.DagsterInstance.ephemeral() as instance, heard(told.append):
+        apply(lake, instance, build_defs(settings), Survey())
     assert not lake.has("dalle_samples")
     assert not list(lake.root.rglob(SHOWN))
     assert "materialize dalle_samples" in told[0]

@@ -1,6 +1,6 @@
 """Fixtures that these tests share with those of the domain packages."""
 
-from tests.filtering.conftest import make_embeddings
+from tests.filtering.conftest import categories, make_embeddings
 from tests.generation.conftest import make_shards, tiny
 
-__all__ = ["make_embeddings", "make_shards", "tiny"]
+__all__ = ["categories", "make_embeddings", "make_shards", "tiny"]
