@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from laion_assets.schemas import FETCHES
+
 SUCCESS: Final = "success"
 FAILED_TO_DOWNLOAD: Final = "failed_to_download"
 FAILED_TO_RESIZE: Final = "failed_to_resize"
@@ -34,22 +36,6 @@ class Outcome:
     redirects: list[str] | None = None
 
 
-OUTCOME_SCHEMA: Final = pa.schema(
-    [
-        ("key", pa.string()),
-        ("status", pa.string()),
-        ("error_message", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("original_width", pa.int32()),
-        ("original_height", pa.int32()),
-        ("exif", pa.string()),
-        ("sha256", pa.string()),
-        ("md5", pa.string()),
-        ("reason", pa.string()),
-        ("redirects", pa.list_(pa.string())),
-    ]
-)
 OUTCOME_COLUMNS: Final = tuple(field.name for field in fields(Outcome))
 
 
@@ -101,26 +87,7 @@ class History:
         return replace(self, changed=time.time(), changed_sha256=sha256)
 
 
-_TIME: Final = pa.timestamp("ms", tz="UTC")
 _TIMES: Final = ("first_tried", "last_tried", "first_seen", "last_seen", "changed")
-LEDGER_SCHEMA: Final = pa.schema(
-    [
-        ("key", pa.string()),
-        ("url", pa.string()),
-        *(
-            (
-                field.name,
-                pa.int32()
-                if field.name in ("attempts", "failures")
-                else _TIME
-                if field.name in _TIMES
-                else pa.string(),
-            )
-            for field in fields(History)
-        ),
-    ]
-)
-"""A row for each row of the shard, in the same order: its :class:`History`."""
 
 
 def ledger_table(keys: list[str], urls: list[str], histories: list[History]) -> pa.Table:
@@ -128,7 +95,7 @@ def ledger_table(keys: list[str], urls: list[str], histories: list[History]) -> 
         {"key": key, "url": url, **_as_stored(history)}
         for key, url, history in zip(keys, urls, histories, strict=True)
     ]
-    return pa.Table.from_pylist(rows, LEDGER_SCHEMA)
+    return pa.Table.from_pylist(rows, FETCHES)
 
 
 def histories_of(table: pa.Table) -> list[History]:

@@ -35,7 +35,6 @@ from laion_assets.download.options import DownloadOptions
 from laion_assets.download.outcomes import (
     FAILED_TO_DOWNLOAD,
     FAILED_TO_RESIZE,
-    OUTCOME_SCHEMA,
     SUCCESS,
     History,
     Outcome,
@@ -57,6 +56,7 @@ from laion_assets.funnel import LISTED, StageCounts, total
 from laion_assets.progress import Progress
 from laion_assets.removals.active import Lists
 from laion_assets.removals.lists import Entries
+from laion_assets.schemas import OUTCOME
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ _WISHES: Final = frozenset({"opt_out", "robots", "removed", "blocked", "private_
 _OUTCOME_RULES: Final = 1
 """Counts the versions of what decides an outcome beside the options."""
 
-_OWN_COLUMNS: Final = {"caption", *OUTCOME_SCHEMA.names}
+_OWN_COLUMNS: Final = {"caption", *OUTCOME.names}
 _ASIDE: Final = ".earlier"
 _OPEN_SHARDS: Final = 3
 _ROWS_LOOKED_UP: Final = 256

@@ -23,12 +23,12 @@ from laion_assets.download import img2dataset_parts
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.outcomes import (
     OUTCOME_COLUMNS,
-    OUTCOME_SCHEMA,
     History,
     Outcome,
     ledger_table,
 )
 from laion_assets.files import atomic_path, fsync_directory, fsync_file, write_json
+from laion_assets.schemas import OUTCOME
 
 STATS: Final = "_stats.json"
 LEDGER: Final = "_ledger"
@@ -172,7 +172,7 @@ def _pair_columns(table: pa.Table) -> tuple[pa.Schema, list[dict[str, Any]]]:
             ("url", pa.string()),
             ("caption", pa.string()),
             *(pa.field(f.name, pa.string() if f.name in as_text else f.type) for f in carried),
-            *OUTCOME_SCHEMA,
+            *OUTCOME,
         ]
     )
     rows = []

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from laion_assets.knn.codec import Codec, train_codec, unequal
 from laion_assets.knn.files import (
-    IDS,
     IDS_GROUP_ROWS,
     IndexMismatchError,
     IndexSummary,
@@ -36,6 +35,7 @@ from laion_assets.knn.runs import OpenIndex
 from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart, blocks, subset_parts
 from laion_assets.knn.truth import Truth
 from laion_assets.progress import Progress
+from laion_assets.schemas import INDEX_IDS
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +242,7 @@ def _ids(parts: Sequence[SubsetPart]) -> Iterator[pa.RecordBatch]:
                         pa.array(np.full(n, part.number, dtype=np.int32)),
                         pa.array(np.arange(part_row, part_row + n)),
                     ],
-                    schema=IDS,
+                    schema=INDEX_IDS,
                 )
                 row += n
                 part_row += n

@@ -25,21 +25,10 @@ from laion_assets.files import atomic_path, write_json
 from laion_assets.knn.lists import Renumbering
 from laion_assets.knn.options import FLAT_KINDS
 from laion_assets.knn.subset import MODALITIES, Modality
+from laion_assets.schemas import INDEX_IDS
 
 METRIC: Final = "inner_product"
 IDS_GROUP_ROWS: Final = 65_536
-
-IDS: Final = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("SAMPLE_ID", pa.int64()),
-        ("crawl", pa.string()),
-        ("segment", pa.string()),
-        ("part", pa.int32()),
-        ("part_row", pa.int64()),
-    ]
-)
-"""`ids.parquet`: row number in the index -> sample, and its place in the segment's subset."""
 
 
 class IndexMismatchError(ValueError):
@@ -228,10 +217,10 @@ def write_ids(index_dir: Path, batches: Iterable[pa.RecordBatch]) -> npt.NDArray
     samples = [np.empty(0, dtype=np.int64)]
     with (
         atomic_path(index_dir / "ids.parquet") as beside,
-        pq.ParquetWriter(beside, IDS, compression="zstd") as writer,
+        pq.ParquetWriter(beside, INDEX_IDS, compression="zstd") as writer,
     ):
         for batch in batches:
-            batch = batch.cast(IDS)
+            batch = batch.cast(INDEX_IDS)
             writer.write_batch(batch, row_group_size=IDS_GROUP_ROWS)
             samples.append(batch["SAMPLE_ID"].to_numpy())
     ids = np.concatenate(samples)

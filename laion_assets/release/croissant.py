@@ -88,7 +88,7 @@ def _field(column: pa.Field) -> dict[str, Any]:
         "@type": "cr:Field",
         "@id": f"samples/{column.name}",
         "name": column.name,
-        "description": schemas.SUBSET_MEANING[column.name],
+        "description": schemas.meaning(column.name),
         "dataType": kind,
         "source": {"fileSet": {"@id": "metadata"}, "extract": {"column": column.name}},
     }

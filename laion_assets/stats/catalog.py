@@ -20,24 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_assets import schemas
-from laion_assets.download.outcomes import LEDGER_SCHEMA, OUTCOME_SCHEMA
 from laion_assets.files import atomic_path
 from laion_assets.funnel import REASONS
-from laion_assets.stats.formats import FUNNEL, HISTOGRAMS, RUNS, TOP
+from laion_assets.schemas import Partition
 
 T = TypeVar("T")
 
-_KEY: Final = [("crawl", pa.string()), ("segment", pa.string())]
-
-IMAGES: Final = pa.schema(
-    [
-        ("url", pa.string()),
-        ("caption", pa.string()),
-        *OUTCOME_SCHEMA,
-        *(field for field in schemas.PAIRS if field.name not in ("url", "text")),
-    ]
-)
-"""The columns of the view `images` while no shard tells its own."""
+_KEY: Final = pa.schema([("crawl", pa.string()), ("segment", pa.string())])
 
 
 class QueryError(ValueError):
@@ -53,20 +42,27 @@ class _View:
 
 
 def _with_key(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([*_KEY, *schema])
+    return pa.schema([*(field for field in _KEY if field.name not in schema.names), *schema])
+
+
+def _views(partition: Partition) -> dict[str, _View]:
+    """The catalog's views of an asset's tables, by name; crawl and segment are in the path."""
+    return {
+        table.view: _View(
+            partition.asset,
+            table.files,
+            _with_key(table.schema),
+            open_ended=table.schema.equals(schemas.IMAGES),
+        )
+        for table in partition.tables
+        if table.view
+    }
 
 
 _STAGES: Final[Mapping[str, _View]] = {
-    "pairs": _View("pair_parquet", "part-*.parquet", schemas.PAIRS),
-    "unique_pairs": _View("unique_pairs", "part-*.parquet", schemas.PAIRS),
-    "images": _View("image_shards", "[0-9]*.parquet", IMAGES, open_ended=True),
-    "fetches": _View("image_shards", "_ledger/*.parquet", _with_key(LEDGER_SCHEMA)),
-    "scored": _View("scored_pairs", "part-*.parquet", schemas.SCORED),
-    "subset": _View("filtered_subset", "part-*.parquet", schemas.SUBSET),
-    "stats": _View("segment_stats", "histograms.parquet", _with_key(HISTOGRAMS)),
-    "top": _View("segment_stats", "top.parquet", _with_key(TOP)),
-    "runs": _View("segment_stats", "runs.parquet", _with_key(RUNS)),
-    "funnel_by_segment": _View("segment_stats", "funnel.parquet", _with_key(FUNNEL)),
+    name: view
+    for partition in schemas.PARTITIONS.values()
+    for name, view in _views(partition).items()
 }
 
 _TRIES: Final = 5
@@ -101,8 +97,9 @@ def build_catalog(lake_root: Path, out: Path, subsets: Sequence[str] = ()) -> di
     New partitions appear in the views by themselves, also those of a stage that had none. Raises
     ``ValueError`` if the lake's path holds characters that DuckDB would take for a pattern or key.
     """
-    further = {name: _View(name, "part-*.parquet", schemas.SUBSET) for name in subsets}
-    stages = {**_STAGES, **further}
+    stages = dict(_STAGES)
+    for name in subsets:
+        stages |= _views(schemas.partition_of(name))
     root = lake_root.absolute()
     _refuse_pattern(root)
     with (

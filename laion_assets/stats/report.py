@@ -17,7 +17,7 @@ from laion_assets.files import atomic_path, write_text
 from laion_assets.filtering.figures import urls_of_shard
 from laion_assets.funnel import REASONS
 from laion_assets.generation.report import OVERVIEW
-from laion_assets.schemas import SUBSET_MEANING
+from laion_assets.schemas import meaning
 from laion_assets.segments import SegmentKey
 from laion_assets.stats.catalog import ask, lake_of
 from laion_assets.stats.figures import STAGE_NAMES, draw, percent
@@ -83,9 +83,7 @@ def dataset_card(facts: Facts, contact: str = "") -> str:
         "contact": contact,
         "deciles": DECILES,
         "stage_names": STAGE_NAMES,
-        "columns": [
-            (field.name, field.type, SUBSET_MEANING[field.name]) for field in schemas.SUBSET
-        ],
+        "columns": [(field.name, field.type, meaning(field.name)) for field in schemas.SUBSET],
     }
     return _templates().get_template("dataset_card.md").render(values)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -19,17 +18,8 @@ import pyarrow.parquet as pq
 
 from laion_assets.files import atomic_path
 from laion_assets.funnel import STAGES, StageCounts
-from laion_assets.stats.formats import (
-    ASPECT,
-    FUNNEL,
-    HISTOGRAMS,
-    PIXELS,
-    RUNS,
-    SIMILARITY,
-    TEXT_LENGTH,
-    TOP,
-    Grid,
-)
+from laion_assets.schemas import FUNNEL, HISTOGRAMS, PARTITIONS, RUNS, TOP
+from laion_assets.stats.grids import ASPECT, PIXELS, SIMILARITY, TEXT_LENGTH, Grid
 
 logger = logging.getLogger(__name__)
 
@@ -43,24 +33,15 @@ class FunnelMismatch(RuntimeError):  # noqa: N818 - the check's name, as people 
     """A stage's counts do not agree with its files or with the stage before it."""
 
 
-@dataclass(frozen=True)
-class _Source:
-    """The rows that an asset's partition holds."""
-
-    asset: str
-    files: str
-    where: str = "true"
-
-
-_ROWS: Final[Mapping[str, _Source]] = {
-    "pairs": _Source("pair_parquet", "part-*.parquet"),
-    "unique_pairs": _Source("unique_pairs", "part-*.parquet"),
-    "images": _Source("image_shards", "[0-9]*.parquet", "status = 'success'"),
-    "embeddings": _Source("embeddings", "metadata/*.parquet"),
-    "subset": _Source("filtered_subset", "part-*.parquet"),
-    "scored": _Source("scored_pairs", "part-*.parquet"),
-    "knn_index": _Source("knn_index", "ids.parquet"),
+_ROWS: Final[Mapping[str, str]] = {
+    partition.rows.view or asset: asset
+    for asset, partition in PARTITIONS.items()
+    if partition.rows.names_samples
 }
+"""Stage, or artifact -> the asset whose rows it counts."""
+
+_WHERE: Final[Mapping[str, str]] = {"images": "status = 'success'"}
+"""Stage -> which of the rows it kept, where the files have others, too."""
 
 _AS_MANY_AS: Final = {"scored": "embeddings", "knn_index": "subset"}
 """Artifacts that must have exactly the rows of a stage: nothing is refused in making them."""
@@ -106,9 +87,9 @@ def segment_stats(partitions: Mapping[str, Path], out: Path) -> dict[str, Any]:
     counts = _counts(manifests)
     with duckdb.connect() as connection:
         tables = {
-            stage: _Table(connection, source, partitions[source.asset])
-            for stage, source in _ROWS.items()
-            if source.asset in partitions
+            stage: _Table(connection, asset, partitions[asset], _WHERE.get(stage, "true"))
+            for stage, asset in _ROWS.items()
+            if asset in partitions
         }
         problems = [*_chain_problems(counts), *_row_problems(counts, tables)]
         if problems:
@@ -172,11 +153,11 @@ class _Table:
     """One stage's parquet files in DuckDB."""
 
     def __init__(
-        self, connection: duckdb.DuckDBPyConnection, source: _Source, folder: Path
+        self, connection: duckdb.DuckDBPyConnection, asset: str, folder: Path, where: str
     ) -> None:
         self._connection = connection
-        self._where = source.where
-        self._files = sorted(str(path) for path in folder.glob(source.files))
+        self._where = where
+        self._files = [str(path) for path in PARTITIONS[asset].rows.paths(folder)]
         self.folder = folder
 
     def _rows(self, sql: str, where: str = "true") -> list[Row]:

@@ -24,7 +24,7 @@ from laion_assets.funnel import REASONS
 from laion_assets.knn.files import find_sample
 from laion_assets.removals.active import read_lists
 from laion_assets.removals.lists import Entries, ListError, parse_entry
-from laion_assets.schemas import UID_BYTES, sample_id_of, uid_of
+from laion_assets.schemas import PARTITIONS, SUBSET_PREFIX, UID_BYTES, Table, sample_id_of, uid_of
 from laion_assets.segments import SegmentKey
 
 Row = Mapping[str, Any]
@@ -137,19 +137,21 @@ def ask(said: str) -> _Question:
 
 
 _HEX: Final = "uid in hex digits"
-_SAME: Final = {"url": "url", "text": "text"}
-_SCORED: Final = _SAME | {"SAMPLE_ID": "SAMPLE_ID", "sha256": "sha256", "md5": "md5"}
-_SUBSET: Final = _SCORED | {"url": '"URL"', "text": '"TEXT"'}
+
+
+def _columns(table: Table) -> dict[str, str]:
+    """What a table calls the columns that are asked for, as SQL."""
+    names = {"url": table.url, "text": table.text, "SAMPLE_ID": table.sample_id}
+    columns = {name: f'"{column}"' for name, column in names.items() if column}
+    if table.uid:
+        columns["uid"] = _HEX if table.schema.field(table.uid).type == pa.string() else table.uid
+    return columns | ({"sha256": "sha256", "md5": "md5"} if table.hashes else {})
+
+
 _FILES: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
-    "pair_parquet": ("part-*.parquet", _SAME | {"uid": "uid"}),
-    "unique_pairs": ("part-*.parquet", _SAME | {"uid": "uid"}),
-    "image_shards": (
-        "[0-9]*.parquet",
-        {"url": "url", "text": "caption", "uid": _HEX, "sha256": "sha256", "md5": "md5"},
-    ),
-    "embeddings": ("metadata/metadata_*.parquet", _SCORED),
-    "scored_pairs": ("part-*.parquet", _SCORED),
-    _MAIN: ("part-*.parquet", _SUBSET),
+    asset: (partition.rows.files, _columns(partition.rows))
+    for asset, partition in PARTITIONS.items()
+    if partition.rows.url and partition.rows.text
 }
 """Asset -> its files, and what it calls the columns that are asked for."""
 
@@ -203,7 +205,7 @@ class _Teller:
         self.lists = _Lists(lake)
         self._subsets = [
             _MAIN,
-            *sorted(folder.name for folder in lake.glob("subset_*") if folder.is_dir()),
+            *sorted(folder.name for folder in lake.glob(f"{SUBSET_PREFIX}*") if folder.is_dir()),
         ]
 
     # Finding

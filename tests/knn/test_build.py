@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_assets.knn.build import IndexOptions, build_index
-from laion_assets.knn.files import IDS, IndexMismatchError, IndexSummary, map_index
+from laion_assets.knn.files import IndexMismatchError, IndexSummary, map_index
 from laion_assets.knn.recall import measure_recall, size_problem
 from laion_assets.knn.subset import SubsetError, subset_parts
+from laion_assets.schemas import INDEX_IDS
 from tests.knn.conftest import D, MakeSubset
 
 CRAWL = "CC-MAIN-2000-05"
@@ -39,7 +40,7 @@ def test_ids_lead_back_to_the_subsets_rows(make_subset: MakeSubset, tmp_path: Pa
     subset = make_subset(CRAWL, "03", [20, 0, 17])
     build_index(subset, tmp_path / "index", IndexOptions(), model_key="m")
     ids = pq.read_table(tmp_path / "index" / "ids.parquet")
-    assert ids.schema.equals(IDS)
+    assert ids.schema.equals(INDEX_IDS)
     rows = ids.to_pylist()
     assert [row["row"] for row in rows] == list(range(37))
     assert [(row["part"], row["part_row"]) for row in rows] == [

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laion_assets.stats.formats import ASPECT, FUNNEL, HISTOGRAMS, PIXELS, RUNS, SIMILARITY, TOP
+from laion_assets.schemas import FUNNEL, HISTOGRAMS, RUNS, TOP
+from laion_assets.stats.grids import ASPECT, PIXELS, SIMILARITY
 from laion_assets.stats.segment import FunnelMismatch, segment_stats
 from tests.stats.conftest import SegmentFiles, counts
 

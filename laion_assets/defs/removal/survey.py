@@ -11,10 +11,9 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +37,7 @@ from laion_assets.removals.ledger import (
 )
 from laion_assets.removals.ledger import Taken as Tally
 from laion_assets.removals.lists import Entries
+from laion_assets.schemas import PARTITIONS, SUBSET_PREFIX, Table, partition_of
 from laion_assets.segments import SegmentKey
 
 logger = logging.getLogger(__name__)
@@ -45,32 +45,11 @@ logger = logging.getLogger(__name__)
 Ids = NDArray[np.int64]
 
 
-class _Rows(NamedTuple):
-    """An asset's parquet files, and the columns by which an entry names a row of theirs."""
-
-    files: str
-    url: str | None = None
-    uid: str | None = None
-    sample_id: str | None = None
-    hashes: bool = False
-
-
 ROWS: Final = {
-    "pair_parquet": _Rows("part-*.parquet", url="url", uid="uid"),
-    "unique_pairs": _Rows("part-*.parquet", url="url", uid="uid"),
-    "image_shards": _Rows("[0-9]*.parquet"),
-    "embeddings": _Rows(
-        "metadata/metadata_*.parquet", url="url", sample_id="SAMPLE_ID", hashes=True
-    ),
-    "scored_pairs": _Rows("part-*.parquet", url="url", sample_id="SAMPLE_ID", hashes=True),
-    "filtered_subset": _Rows("part-*.parquet", url="URL", sample_id="SAMPLE_ID", hashes=True),
-    "knn_index": _Rows("ids.parquet", sample_id="SAMPLE_ID"),
+    asset: partition.rows for asset, partition in PARTITIONS.items() if partition.rows.names_samples
 }
 """Asset by segment -> where its rows are, in the order of the data's way; further subsets have
 those of `filtered_subset`."""
-
-FURTHER: Final = "subset_*"
-"""The folders of further subsets in a lake."""
 
 TABLES: Final = "*.parquet"
 """The files of a partition that are looked into."""
@@ -81,12 +60,13 @@ _IDS_AT_ONCE: Final = 1_000_000
 
 def further_subsets(lake: Lake) -> list[str]:
     """The further subsets that the lake holds, whether the settings still have them or not."""
-    return lake.assets(FURTHER)
+    return lake.assets(f"{SUBSET_PREFIX}*")
 
 
-def rows_of(asset: str) -> _Rows | None:
-    """None for an asset without rows of samples."""
-    return ROWS.get("filtered_subset" if fnmatch(asset, FURTHER) else asset)
+def rows_of(asset: str) -> Table | None:
+    """Return the asset's rows of samples, None if it has none."""
+    rows = partition_of(asset).rows
+    return rows if rows.names_samples else None
 
 
 @dataclass
@@ -178,7 +158,7 @@ def _look(folder: Path, asset: str, lists: Lists, gone: list[Ids]) -> int:
     return _count(folder, rows, lists, gone)
 
 
-def _count(folder: Path, rows: _Rows, lists: Lists, gone: list[Ids]) -> int:
+def _count(folder: Path, rows: Table, lists: Lists, gone: list[Ids]) -> int:
     if not lists:
         return 0
     known = np.unique(np.concatenate([*gone, np.empty(0, np.int64)]))
@@ -213,24 +193,24 @@ def _count_indexed(folder: Path, lists: Lists, gone: list[Ids]) -> int:
     return n
 
 
-def _batches(folder: Path, rows: _Rows, lists: Lists) -> Iterator[Any]:
+def _batches(folder: Path, rows: Table, lists: Lists) -> Iterator[Any]:
     columns = [name for name in (rows.url, rows.uid, rows.sample_id) if name]
     if rows.hashes and any(entries.names_images for _, entries in lists.each()):
         columns += ["sha256", "md5"]
-    for path in sorted(folder.glob(rows.files)):
+    for path in rows.paths(folder):
         # Not `read_table`: it would take the lake's hive folders for columns.
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches(columns=columns)
 
 
-def _sample_ids(batch: Any, rows: _Rows) -> Ids | None:
+def _sample_ids(batch: Any, rows: Table) -> Ids | None:
     if rows.sample_id:
         ids: Ids = batch[rows.sample_id].to_numpy(zero_copy_only=False)
         return ids
     return halves(batch[rows.uid])[0].view(np.int64) if rows.uid else None
 
 
-def _named(batch: Any, rows: _Rows, entries: Entries, ids: Ids | None) -> NDArray[np.bool_]:
+def _named(batch: Any, rows: Table, entries: Entries, ids: Ids | None) -> NDArray[np.bool_]:
     mask = np.zeros(batch.num_rows, dtype=np.bool_)
     if rows.url and entries.names_urls:
         mask |= entries.which_urls(batch[rows.url].to_pylist())
@@ -244,7 +224,7 @@ def _named(batch: Any, rows: _Rows, entries: Entries, ids: Ids | None) -> NDArra
 def _lacks(lake: Lake, key: SegmentKey, assets: Sequence[str], lists: Lists) -> bool:
     """Whether a partition lacks what nothing lists any more."""
     if "pair_parquet" in assets:
-        parts = lake.folder("pair_parquet", key, TABLES).glob("part-*.parquet")
+        parts = ROWS["pair_parquet"].paths(lake.folder("pair_parquet", key, TABLES))
         if not all(all_listed(taken_out(part), lists) for part in parts):
             return True
     if "unique_pairs" in assets and _refused(lake, "unique_pairs", key):
@@ -281,18 +261,22 @@ def holds_listed(folder: Path, lists: Lists) -> bool:
 
 def _file_holds(path: Path, lists: Lists) -> bool:
     try:
-        names = set(pq.read_schema(path).names)
+        schema = pq.read_schema(path)
     except pa.ArrowInvalid:
         return True
+    names = set(schema.names)
     if {"url", "redirects", "reason"} <= names:
         return bool(named_rows(path, lists)[0])
-    columns = {"url": ("url", "URL"), "uid": ("uid",), "sample_id": ("SAMPLE_ID",)}
-    rows = _Rows(
+
+    def present(*possible: str) -> str | None:
+        return next((name for name in possible if name in names), None)
+
+    rows = Table(
         path.name,
-        **{
-            column: next((name for name in possible if name in names), None)
-            for column, possible in columns.items()
-        },
+        schema,
+        url=present("url", "URL"),
+        uid=present("uid"),
+        sample_id=present("SAMPLE_ID"),
         hashes="sha256" in names,
     )
     readable = rows.url or rows.uid or rows.sample_id

@@ -1,0 +1,35 @@
+"""The grids that histograms are counted on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Bins of equal width, or of equal ratio: fixed for ever, so that segments' counts add up."""
+
+    per_unit: float
+    octaves: bool = False
+
+    def low(self, column: str) -> str:
+        """SQL for the lower edge of the value's bin, as a number of bins from zero."""
+        value = f"log2({column})" if self.octaves else column
+        # The edge itself belongs to its bin although 0.29 * 100 is less than 29.
+        return f"cast(floor({value} * {self.per_unit!r} + 1e-9) as bigint)"
+
+    def edge(self, number: int) -> float:
+        """The lower edge of the bin of this number."""
+        if not self.octaves:
+            return number / self.per_unit
+        exponent, part = divmod(number, int(self.per_unit))
+        # Whole octaves are exact powers of two: 256 and not 255.99999999999997.
+        return math.ldexp(2 ** (part / self.per_unit), exponent)
+
+
+SIMILARITY: Final = Grid(100)
+TEXT_LENGTH: Final = Grid(1 / 5)
+PIXELS: Final = Grid(2, octaves=True)
+ASPECT: Final = Grid(4, octaves=True)
