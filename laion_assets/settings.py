@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import resources as package_files
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.crawl.source import CrawlSourceOptions
@@ -23,6 +24,7 @@ from laion_assets.filtering.recipe import DEFAULT, Recipe, RecipeError, load_rec
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.knn.options import IndexOptions
 from laion_assets.lake.base import LakeOptions
+from laion_assets.options import Options
 from laion_assets.pairs.rules import PairRules
 from laion_assets.removals.options import RemovalOptions
 from laion_assets.safety.options import SafetyOptions
@@ -36,11 +38,7 @@ class SettingsError(ValueError):
     """The settings file is absent or wrong; the message says which field and why."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Discovery(_Section):
+class Discovery(Options):
     """Which crawls and segments the sensor takes."""
 
     newest: int | None = Field(None, ge=1, description="Only the N newest crawls; null takes all")
@@ -69,7 +67,7 @@ class Discovery(_Section):
     )
 
 
-class Notify(_Section):
+class Notify(Options):
     """Whom failed runs are told to. Secrets are in the environment; these name their variables."""
 
     to: tuple[Literal["log", "webhook", "slack"], ...] = ("log",)
@@ -101,7 +99,7 @@ _Followed = Literal[
 ]
 
 
-class Automation(_Section):
+class Automation(Options):
     """What is made again by itself; all else is stale until a person makes it again."""
 
     inputs: tuple[_Followed, ...] = Field(
@@ -123,12 +121,22 @@ class Automation(_Section):
     )
 
 
-class Retry(_Section):
+class Catalogued(Options):
+    """What Dagster's asset catalog shows of every asset."""
+
+    owners: tuple[str, ...] = Field(
+        (),
+        description="Owners of all assets, as e-mail addresses or as team:NAME",
+    )
+    tags: Mapping[str, str] = Field(default_factory=dict, description="Tags, by name")
+
+
+class Retry(Options):
     times: int = Field(3, ge=0, description="Tries after the first that failed")
     delay_s: float = Field(10.0, ge=0, description="Before the second; doubled, about, each time")
 
 
-class Retries(_Section):
+class Retries(Options):
     """For failures that may pass: what fails for good is not tried again."""
 
     network: Retry = Retry(times=5, delay_s=60.0)
@@ -136,7 +144,7 @@ class Retries(_Section):
     local: Retry = Retry()
 
 
-class Retention(_Section):
+class Retention(Options):
     """How long Dagster's storage keeps what is not needed to know what was made."""
 
     logs_days: int = Field(30, ge=1, description="Log lines and printed output of finished runs")
@@ -147,19 +155,20 @@ class Retention(_Section):
     at: str | None = Field("30 3 * * *", description="When it is pruned (cron, UTC); null: never")
 
 
-class Work(BaseModel, frozen=True):
+class Work(Options):
     """How a machine's cores are used."""
 
     workers: int = Field(2, ge=1, description="Processes that read WAT files in one partition")
 
 
-class Settings(_Section):
+class Settings(Options):
     """A whole deployment."""
 
     lake: LakeOptions = LakeOptions()
     crawl_source: CrawlSourceOptions = CrawlSourceOptions()
     discovery: Discovery = Discovery()
     automation: Automation = Automation()
+    assets: Catalogued = Catalogued()
     retries: Retries = Retries()
     notify: Notify = Notify()
     retention: Retention = Retention()
@@ -185,6 +194,8 @@ class Settings(_Section):
     @field_validator("subsets", mode="before")
     @classmethod
     def _further(cls, sections: Any) -> Any:
+        if not isinstance(sections, Mapping):
+            return sections
         recipes = {}
         for name, section in sections.items():
             if not _SUBSET_NAME.fullmatch(name):
@@ -228,45 +239,24 @@ def load_settings(path: Path | None = None) -> Settings:
         raise SettingsError(f"the settings file {path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path} is not TOML: {error}") from error
-    _refuse_unknown_keys(path, values)
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
-            for problem in error.errors()
-        )
-        raise SettingsError(f"{path}: {problems}") from error
+        raise SettingsError(f"{path}: {'; '.join(map(_problem, error.errors()))}") from error
 
 
-def _refuse_unknown_keys(path: Path, values: dict[str, object]) -> None:
-    """A misspelt key must not silently mean the default.
-
-    The options classes do not forbid extra fields themselves because Dagster's resources, which
-    inherit from them, add their own.
-    """
-    for title, content, model in _tables(path, values):
-        if not isinstance(content, dict):
-            raise SettingsError(f"{path}: [{title}] must be a table")
-        fields = [*model.model_fields, *(["recipe"] if model is Recipe else [])]
-        unknown = sorted(set(content) - set(fields))
-        if unknown:
-            known = ", ".join(fields)
-            raise SettingsError(f"{path}: [{title}] has no {', '.join(unknown)}; known: {known}")
+_NO_TABLE: Final = ("model_type", "model_attributes_type", "dict_type", "mapping_type")
 
 
-def _tables(path: Path, values: dict[str, object]) -> Iterator[tuple[str, object, type[BaseModel]]]:
-    """(title, content, model) of every table of options."""
-    for section, content in values.items():
-        field = Settings.model_fields.get(section)
-        if field is None:
-            known = ", ".join(Settings.model_fields)
-            raise SettingsError(f"{path}: no section [{section}]; known: {known}")
-        if section == "subsets" and isinstance(content, dict):
-            for name, table in content.items():
-                yield f"subsets.{name}", table, Recipe
-        else:
-            model = Recipe if section == "subsets" else field.annotation
-            assert isinstance(model, type)
-            assert issubclass(model, BaseModel)
-            yield section, content, model
+def _problem(error: ErrorDetails) -> str:
+    """Describe one validation error in a line; an unknown key, with the known ones."""
+    *path, key = map(str, error["loc"])
+    if error["type"] in _NO_TABLE:
+        return f"[{'.'.join([*path, key])}] must be a table"
+    if error["type"] != "extra_forbidden":
+        return f"{'.'.join([*path, key])}: {error['msg']}"
+    if not path:
+        return f"no section [{key}]; known: {', '.join(Settings.model_fields)}"
+    model: Any = Recipe if path[0] == "subsets" else Settings.model_fields[path[0]].annotation
+    known = [*model.model_fields, *(["recipe"] if model is Recipe else [])]
+    return f"[{'.'.join(path)}] has no {key}; known: {', '.join(known)}"

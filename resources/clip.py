@@ -5,23 +5,22 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import dagster as dg
-
 from laion_assets.clip.options import ClipOptions
+from resources.options import OptionsResource
 
 if TYPE_CHECKING:
     from laion_assets.clip.model import ClipModel
 
 
 @lru_cache(maxsize=1)
-def _load(options_json: str) -> ClipModel:
+def _load(options: ClipOptions) -> ClipModel:
     from laion_assets.clip.model import load_clip
 
-    return load_clip(ClipOptions.model_validate_json(options_json))
+    return load_clip(options)
 
 
-class ClipModelResource(ClipOptions, dg.ConfigurableResource["ClipModel"]):
+class ClipModelResource(ClipOptions, OptionsResource[ClipOptions]):
     """One open_clip model, loaded once per process."""
 
     def load(self) -> ClipModel:
-        return _load(self.model_dump_json())
+        return _load(self.options())

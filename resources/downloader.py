@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dagster as dg
-
 from laion_assets.download.options import DownloadOptions
+from resources.options import OptionsResource
 
 
-class DownloaderResource(DownloadOptions, dg.ConfigurableResource[DownloadOptions]):
+class DownloaderResource(DownloadOptions, OptionsResource[DownloadOptions]):
     """Limits, politeness and image format of the guarded download."""

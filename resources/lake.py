@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dagster as dg
-
 from laion_assets.lake.base import Lake, LakeOptions
 from laion_assets.lake.remote import open_lake
+from resources.options import OptionsResource
 
 
-class LakeResource(LakeOptions, dg.ConfigurableResource[Lake]):
+class LakeResource(LakeOptions, OptionsResource[LakeOptions]):
     """Where every artifact is read and published."""
 
     def open(self) -> Lake:
-        return open_lake(self)
+        return open_lake(self.options())

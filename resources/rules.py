@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import dagster as dg
-
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.knn.options import IndexOptions
 from laion_assets.pairs.rules import PairRules
 from laion_assets.safety.options import SafetyOptions
 from laion_assets.settings import Work
+from resources.options import OptionsResource
 
 
-class PairRulesResource(PairRules, dg.ConfigurableResource[PairRules]):
+class PairRulesResource(PairRules, OptionsResource[PairRules]):
     """Which links become pairs."""
 
 
-class SafetyResource(SafetyOptions, dg.ConfigurableResource[SafetyOptions]):
+class SafetyResource(SafetyOptions, OptionsResource[SafetyOptions]):
     """Which prompts and word lists the safety tags use."""
 
 
-class RecipeResource(Recipe, dg.ConfigurableResource[Recipe]):
+class RecipeResource(Recipe, OptionsResource[Recipe]):
     """Which scored pairs the subset takes."""
 
 
-class IndexResource(IndexOptions, dg.ConfigurableResource[IndexOptions]):
+class IndexResource(IndexOptions, OptionsResource[IndexOptions]):
     """How the kNN indices are built and checked."""
 
 
-class GenerationResource(GenerationOptions, dg.ConfigurableResource[GenerationOptions]):
+class GenerationResource(GenerationOptions, OptionsResource[GenerationOptions]):
     """How the generation demo is trained and sampled."""
 
 
-class WorkResource(Work, dg.ConfigurableResource[Work]):
+class WorkResource(Work, OptionsResource[Work]):
     """How a machine's cores are used."""

@@ -18,8 +18,8 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from pydantic import BaseModel, Field, ValidationError
 
 from laion_assets.crawl.source import CrawlSource, CrawlSourceError, Listing
-from laion_assets.defs.jobs import SEGMENT_ASSETS, segment_assets
 from laion_assets.defs.partitions import PARTITION_TAG, UNFINISHED, crawls, partition_key
+from laion_assets.layout import SEGMENT_ASSETS, segment_assets
 from laion_assets.segments import SegmentKey, segment_names
 from laion_assets.settings import Discovery
 from resources.crawl_source import CrawlSourceResource

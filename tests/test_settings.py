@@ -55,8 +55,9 @@ def test_a_changed_rule_changes_the_code_version_and_a_thread_count_does_not() -
     assert code_version(1, rules) != code_version(2, rules)
     fetch = settings.download
     more = fetch.model_copy(update={"concurrency": fetch.concurrency + 1})
-    left_out = type(fetch).NOT_IN_VERSION
-    assert code_version(1, fetch, leave_out=left_out) == code_version(1, more, leave_out=left_out)
+    assert code_version(1, fetch) == code_version(1, more)
+    larger = fetch.model_copy(update={"image_size": fetch.image_size + 1})
+    assert code_version(1, fetch) != code_version(1, larger)
 
 
 def test_recipes_are_taken_by_name_or_written_out(tmp_path: Path) -> None:

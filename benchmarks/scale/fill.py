@@ -17,8 +17,9 @@ from dagster._core.events.log import EventLogEntry
 from dagster._core.instance.utils import RUNLESS_JOB_NAME, RUNLESS_RUN_ID
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 
-from laion_assets.defs.jobs import AGGREGATES, SEGMENT_ASSETS
+from laion_assets.defs.build import AGGREGATES
 from laion_assets.defs.partitions import crawls
+from laion_assets.layout import SEGMENT_ASSETS
 from laion_assets.segments import segment_names
 
 SEGMENTS: Final = 100

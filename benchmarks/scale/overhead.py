@@ -5,8 +5,8 @@ from __future__ import annotations
 import dagster as dg
 
 import laion_assets.definitions  # noqa: F401 - what a real run imports, it imports too
-from laion_assets.defs.jobs import SEGMENT_ASSETS
 from laion_assets.defs.partitions import segment_partitions
+from laion_assets.layout import SEGMENT_ASSETS
 
 
 def _idle(name: str, before: str | None) -> dg.AssetsDefinition:

@@ -28,8 +28,8 @@ from benchmarks.peer import WORK
 from benchmarks.scale.fill import SEGMENTS, crawl_names, fill, write_crawls
 from benchmarks.scale.ui import Watch, browser_page
 from deploy.cluster_demo import postgres
-from laion_assets.definitions import build_defs
-from laion_assets.defs.jobs import SEGMENT_ASSETS
+from laion_assets.defs.build import build_defs
+from laion_assets.layout import SEGMENT_ASSETS
 from laion_assets.settings import CONFIG_VARIABLE, load_settings
 
 ROOT: Final = Path(__file__).parent.parent.parent

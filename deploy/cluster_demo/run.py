@@ -31,13 +31,13 @@ from deploy.cluster_demo.compare import compare
 from deploy.cluster_demo.crawl import build_in_segments
 from deploy.cluster_demo.nodes import MARK, Cluster, ClusterError
 from deploy.cluster_demo.store import COUNTS
-from laion_assets.definitions import build_defs
-from laion_assets.defs.assets.lists import LEDGER_POOL
-from laion_assets.defs.jobs import SEGMENT_ASSETS
+from laion_assets.defs import pools
+from laion_assets.defs.build import build_defs
 from laion_assets.defs.partitions import PARTITION_TAG, UNFINISHED
 from laion_assets.demo.driver import needs
 from laion_assets.lake.base import Lake
 from laion_assets.lake.remote import RemoteLake, open_lake
+from laion_assets.layout import SEGMENT_ASSETS
 from laion_assets.sample_crawl.server import SampleServer
 from laion_assets.settings import CONFIG_VARIABLE, Settings, load_settings
 
@@ -194,7 +194,7 @@ def _instance(home: Path, machines: int) -> Iterator[dg.DagsterInstance]:
         # All pools, before any run: two runs that are the first to use one have been seen to fail
         # on Postgres, each adding its row.
         for pool in _pools():
-            limit = 1 if pool == LEDGER_POOL else machines
+            limit = 1 if pool == pools.LEDGER else machines
             instance.event_log_storage.set_concurrency_slots(pool, limit)
         yield instance
 

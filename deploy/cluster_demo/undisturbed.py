@@ -8,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 
 from laion_assets.crawl.source import CrawlSource
-from laion_assets.definitions import build_defs
+from laion_assets.defs.build import build_defs
 from laion_assets.defs.partitions import crawls
 from laion_assets.settings import load_settings
 

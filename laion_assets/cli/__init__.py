@@ -477,7 +477,7 @@ def _apply_lists(args: argparse.Namespace) -> None:
     import dagster as dg
 
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
-    from laion_assets.definitions import build_defs
+    from laion_assets.defs.build import build_defs
     from laion_assets.defs.removal.remake import apply, observe
     from laion_assets.lake.base import Lake
     from laion_assets.settings import load_settings

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.shards import (
@@ -82,6 +83,20 @@ class Embedded:
             "samples_per_second": round(self.rate, 1),
             "waited_for_images_share": round(self.waited_seconds / max(self.seconds, 1e-9), 3),
         }
+
+
+class EmbeddedWith(BaseModel, frozen=True):
+    """What a manifest of `embeddings` records of the model."""
+
+    model: str
+    """MODEL/PRETRAINED, as people name it."""
+    model_version: str
+    """Digest of the weights."""
+    dimensions: int
+
+    @classmethod
+    def of(cls, model: ClipModel) -> EmbeddedWith:
+        return cls(model=model.key, model_version=model.version, dimensions=model.dim)
 
 
 def image_path(folder: Path, number: int) -> Path:

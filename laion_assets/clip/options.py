@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from laion_assets.options import OPERATIONAL, Options
 
 
-class ClipOptions(BaseModel, frozen=True):
+class ClipOptions(Options):
     """An open_clip model and how it is run. The default is the paper's model (arXiv 2111.02114)."""
-
-    NOT_IN_VERSION: ClassVar[tuple[str, ...]] = (
-        "weights",
-        "cache_dir",
-        "device",
-        "batch_size",
-        "decode_threads",
-        "compile",
-    )
-    """Fields that say where and how fast the model runs; its numbers change in rounding at most."""
 
     model: str = Field(
         "ViT-B-32",
@@ -32,14 +24,14 @@ class ClipOptions(BaseModel, frozen=True):
         description="The weights: an open_clip tag, a model shipped with the package, or a file."
         " Not used with hf-hub: and local-dir:, which bring their own",
     )
-    weights: str | None = Field(
+    weights: Annotated[str | None, OPERATIONAL] = Field(
         None,
         description="A file with the weights that `pretrained` names, where they cannot be fetched",
     )
-    cache_dir: str | None = Field(
+    cache_dir: Annotated[str | None, OPERATIONAL] = Field(
         None, description="Where fetched weights are kept; null takes the fetching library's place"
     )
-    device: str = Field(
+    device: Annotated[str, OPERATIONAL] = Field(
         "auto", description="cpu, cuda, cuda:1 …; auto takes an accelerator if there is one"
     )
     precision: str = Field(
@@ -48,11 +40,13 @@ class ClipOptions(BaseModel, frozen=True):
         description="fp32, or automatic mixed precision in bf16 or fp16; auto is fp16 on CUDA and"
         " fp32 elsewhere",
     )
-    batch_size: int = Field(64, ge=1, description="Images in one forward pass")
-    decode_threads: int | None = Field(
+    batch_size: Annotated[int, OPERATIONAL] = Field(
+        64, ge=1, description="Images in one forward pass"
+    )
+    decode_threads: Annotated[int | None, OPERATIONAL] = Field(
         None, ge=1, description="Threads that decode images; null takes one a core"
     )
-    compile: bool = Field(
+    compile: Annotated[bool, OPERATIONAL] = Field(
         False,
         description="Compile the image tower (torch.compile): faster on a GPU after a minute or so,"
         " needs a C compiler",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import aiohttp
 import fsspec
@@ -25,6 +25,7 @@ import msgspec
 from pydantic import BaseModel, Field
 
 from laion_assets.files import atomic_path
+from laion_assets.options import OPERATIONAL, Options
 from laion_assets.segments import CRAWL_NAME
 
 T = TypeVar("T")
@@ -52,13 +53,13 @@ class NoSuchSegmentError(CrawlSourceError):
     """The crawl has fewer segments."""
 
 
-class CrawlSourceOptions(BaseModel, frozen=True):
+class CrawlSourceOptions(Options):
     """Where the crawls are, and how much of them this deployment takes."""
 
-    collinfo_url: str = Field(
+    collinfo_url: Annotated[str, OPERATIONAL] = Field(
         "https://index.commoncrawl.org/collinfo.json", description="The list of crawls"
     )
-    data_url: str = Field(
+    data_url: Annotated[str, OPERATIONAL] = Field(
         "https://data.commoncrawl.org/",
         description="The root of crawl-data/; s3://commoncrawl/ inside AWS",
     )
@@ -69,11 +70,13 @@ class CrawlSourceOptions(BaseModel, frozen=True):
     wat_fraction: float = Field(
         1.0, gt=0, le=1, description="Take this share of each segment's WAT files, seeded"
     )
-    attempts: int = Field(5, ge=1, le=20, description="Tries for each request")
-    back_off_s: float = Field(
+    attempts: Annotated[int, OPERATIONAL] = Field(
+        5, ge=1, le=20, description="Tries for each request"
+    )
+    back_off_s: Annotated[float, OPERATIONAL] = Field(
         0.5, ge=0, description="Wait before the second try; doubled before each further one"
     )
-    storage_options: dict[str, str] = Field(
+    storage_options: Annotated[dict[str, str], OPERATIONAL] = Field(
         default_factory=dict, description="Options for fsspec, such as endpoint_url"
     )
 

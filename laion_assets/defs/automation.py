@@ -7,55 +7,15 @@ list's consequences are the lists sensor's; here is what follows from changed da
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import timedelta
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 
 import dagster as dg
 
-from laion_assets.defs.jobs import AGGREGATES, LISTS, SUBSET_PREFIX, segment_assets
-from laion_assets.settings import Automation, Settings
+from laion_assets.layout import INDEX_CODEC, LISTS, SUBSET_PREFIX
+from laion_assets.settings import Automation
 
-_ASKS_OTHERS: Final = ("wat_manifest", "pair_parquet", "image_shards")
-"""These read from the network, and wait longer for it."""
-_FRESH: Final = ("wat_manifest", *AGGREGATES)
-"""The way's first asset and its last: as long as these are made, what lies between is."""
-_NOT_FOLLOWED: Final = (*LISTS, "index_codec")
+_NOT_FOLLOWED: Final = (*LISTS, INDEX_CODEC)
 """The lists have a sensor of their own, and a new codec concerns all segments at once."""
-
-
-class Scheduling(TypedDict, total=False):
-    """Arguments of ``dg.asset``."""
-
-    retry_policy: dg.RetryPolicy
-    automation_condition: dg.AutomationCondition[Any]
-    freshness_policy: dg.FreshnessPolicy
-
-
-def scheduling(settings: Settings, name: str) -> Scheduling:
-    """When an asset is made again, and how often it is tried."""
-    chosen: Scheduling = {"retry_policy": _retries(settings, name)}
-    condition = (
-        follow_upstream(settings.automation)
-        if name in AGGREGATES
-        else follow_inputs(name, settings.automation)
-    )
-    if condition is not None:
-        chosen["automation_condition"] = condition
-    days = settings.automation.fresh_days
-    if days and name in _FRESH:
-        window = timedelta(days=days)
-        chosen["freshness_policy"] = dg.FreshnessPolicy.time_window(window, window * 0.8)
-    return chosen
-
-
-def _retries(settings: Settings, name: str) -> dg.RetryPolicy:
-    retry = settings.retries.network if name in _ASKS_OTHERS else settings.retries.local
-    return dg.RetryPolicy(
-        max_retries=retry.times,
-        delay=retry.delay_s,
-        backoff=dg.Backoff.EXPONENTIAL,
-        jitter=dg.Jitter.PLUS_MINUS,
-    )
 
 
 def follow_inputs(name: str, policy: Automation) -> dg.AutomationCondition[Any] | None:
@@ -107,11 +67,11 @@ def follow_upstream(policy: Automation) -> dg.AutomationCondition[Any]:
     ).with_label("something upstream was made anew")
 
 
-def follow_sensor(subsets: Iterable[str] = ()) -> dg.AutomationConditionSensorDefinition:
+def follow_sensor(assets: Iterable[str]) -> dg.AutomationConditionSensorDefinition:
     return dg.AutomationConditionSensorDefinition(
         "follow_upstream",
-        target=dg.AssetSelection.assets(*segment_assets(subsets), *AGGREGATES),
+        target=dg.AssetSelection.assets(*assets),
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=10,
-        description="Makes again what is made of something that has changed, as [automation] says.",
+        description="Rebuilds what is made of something that has changed, as [automation] says.",
     )

@@ -1,12 +1,13 @@
 """Blocking checks that stand between the stages.
 
-Each is a function of files alone and gives an ``AssetCheckResult``; an asset evaluates its checks
-before it publishes, so that what fails one never takes the place of what is there.
+Each is a function of files alone; an asset evaluates its checks before it publishes, so that what
+fails one never replaces what is published. Which asset has which checks, the asset declares.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from laion_assets.knn.options import IndexOptions
 NORM_TOLERANCE: Final = 2e-3
 """A float16 vector of a few hundred dimensions cannot be normalised closer than this."""
 
-_WHAT: Final[Mapping[str, str]] = {
+CHECKS: Final[Mapping[str, str]] = {
     "schema_exact": "The parquet's columns are exactly the contract's, in order and type.",
     "keys_unique": "No key appears twice.",
     "funnel_adds_up": "in = kept + rejects, kept = rows, and in = what the stage before kept.",
@@ -37,107 +38,96 @@ _WHAT: Final[Mapping[str, str]] = {
     ),
 }
 
-_CHECKS: Final[Mapping[str, Sequence[str]]] = {
-    "pair_parquet": ("schema_exact", "keys_unique", "funnel_adds_up"),
-    "unique_pairs": ("schema_exact", "keys_unique", "funnel_adds_up"),
-    "image_shards": ("shards_whole", "funnel_adds_up"),
-    "embeddings": ("vectors_sound", "funnel_adds_up"),
-    "scored_pairs": ("schema_exact", "rows_aligned"),
-    "filtered_subset": (
-        "schema_exact",
-        "keys_unique",
-        "rows_aligned",
-        "above_threshold",
-        "funnel_adds_up",
-    ),
-    "knn_index": ("size_equal", "recall", "codec_fits"),
-    "search_index": ("size_equal", "recall", "codec_fits"),
-}
-
 _ADVICE: Final = frozenset({"codec_fits"})
 """Checks that warn and do not stand in the way."""
 
 
-def check_specs(asset: str, like: str | None = None) -> list[dg.AssetCheckSpec]:
-    """``like``: the asset whose checks it has, if not its own."""
+@dataclass(frozen=True)
+class Outcome:
+    """What a check found in files."""
+
+    check: str
+    problem: str | None
+    """None if the check passed."""
+    metadata: Mapping[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        return self.problem is None
+
+    @property
+    def blocks(self) -> bool:
+        """Whether the partition must not be published."""
+        return not self.passed and self.check not in _ADVICE
+
+    def for_dagster(self, asset: str) -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(
+            asset_key=asset,
+            check_name=self.check,
+            passed=self.passed,
+            description=self.problem,
+            severity=dg.AssetCheckSeverity.WARN
+            if self.check in _ADVICE
+            else dg.AssetCheckSeverity.ERROR,
+            metadata=self.metadata,
+        )
+
+
+def outcome(check: str, problem: str | None, **metadata: Any) -> Outcome:
+    return Outcome(check, problem, metadata)
+
+
+def check_specs(asset: str, names: Sequence[str]) -> list[dg.AssetCheckSpec]:
+    """Dagster's specifications of an asset's checks."""
     return [
-        dg.AssetCheckSpec(name, asset=asset, blocking=name not in _ADVICE, description=_WHAT[name])
-        for name in _CHECKS.get(like or asset, ())
+        dg.AssetCheckSpec(name, asset=asset, blocking=name not in _ADVICE, description=CHECKS[name])
+        for name in names
     ]
 
 
-def outcome(asset: str, name: str, problem: str | None, **metadata: Any) -> dg.AssetCheckResult:
-    """A check's result: it passed if there is no problem to tell of."""
-    return dg.AssetCheckResult(
-        asset_key=asset,
-        check_name=name,
-        passed=problem is None,
-        description=problem,
-        severity=dg.AssetCheckSeverity.WARN if name in _ADVICE else dg.AssetCheckSeverity.ERROR,
-        metadata=metadata,
-    )
-
-
-def require(*results: dg.AssetCheckResult) -> list[dg.AssetCheckResult]:
-    """The results, if all that block passed. Raises ``dagster.Failure`` naming those that did not.
-
-    Called before a partition is published: one that fails a check never takes the place of the
-    one that is there.
-    """
-    failed = [
-        result
-        for result in results
-        if not result.passed and result.severity is dg.AssetCheckSeverity.ERROR
-    ]
+def require(*outcomes: Outcome) -> None:
+    """Raise ``dagster.Failure``, which names the blocking checks that did not pass, if any."""
+    failed = [f"{found.check}: {found.problem}" for found in outcomes if found.blocks]
     if failed:
-        problems = "; ".join(f"{result.check_name}: {result.description}" for result in failed)
-        raise dg.Failure(f"not published, blocking checks failed: {problems}", allow_retries=False)
-    return list(results)
+        raise dg.Failure(
+            f"not published, blocking checks failed: {'; '.join(failed)}", allow_retries=False
+        )
 
 
-def _parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.parquet"))
-
-
-def parts_in(folder: Path, pattern: str = "part-*.parquet") -> int:
-    return len(list(folder.glob(pattern)))
-
-
-def schema_exact(asset: str, folder: Path, schema: pa.Schema, parts: int) -> dg.AssetCheckResult:
-    """``parts``: how many there must be."""
-    if len(_parts(folder)) != parts:
-        return outcome(asset, "schema_exact", f"{len(_parts(folder))} parts, not {parts}")
-    for part in _parts(folder):
-        found = pq.read_schema(part)
+def schema_exact(paths: Sequence[Path], schema: pa.Schema, parts: int) -> Outcome:
+    """Check the columns of parquet files. ``parts``: how many files there must be."""
+    if len(paths) != parts:
+        return outcome("schema_exact", f"{len(paths)} parts, not {parts}")
+    for path in paths:
+        found = pq.read_schema(path)
         if not found.remove_metadata().equals(schema):
-            return outcome(asset, "schema_exact", f"{part.name} has the schema {found}")
-    return outcome(asset, "schema_exact", None, parts=parts)
+            return outcome("schema_exact", f"{path.name} has the schema {found}")
+    return outcome("schema_exact", None, parts=parts)
 
 
-def keys_unique(asset: str, folder: Path, column: str) -> dg.AssetCheckResult:
-    """Exact, in memory that DuckDB bounds by spilling."""
-    if not _parts(folder):
-        return outcome(asset, "keys_unique", None, rows=0)
+def keys_unique(paths: Sequence[Path], column: str) -> Outcome:
+    """Check a key column of parquet files: exact, in memory that DuckDB bounds by spilling."""
+    if not paths:
+        return outcome("keys_unique", None, rows=0)
     import duckdb
 
     with duckdb.connect() as connection:
         row = connection.execute(
             f'select count(*), count(distinct "{column}") from read_parquet(?)',
-            [[str(part) for part in _parts(folder)]],
+            [[str(path) for path in paths]],
         ).fetchone()
     assert row is not None
     rows, distinct = row
     problem = None if rows == distinct else f"{rows - distinct} rows repeat a {column}"
-    return outcome(asset, "keys_unique", problem, rows=rows)
+    return outcome("keys_unique", problem, rows=rows)
 
 
-def rows_in(folder: Path, pattern: str = "part-*.parquet") -> int:
-    return sum(int(pq.read_metadata(part).num_rows) for part in sorted(folder.glob(pattern)))
+def rows_in(paths: Sequence[Path]) -> int:
+    """Rows of parquet files, from their footers."""
+    return sum(int(pq.read_metadata(path).num_rows) for path in paths)
 
 
-def funnel_adds_up(
-    asset: str, counts: StageCounts, rows: int, kept_before: int | None
-) -> dg.AssetCheckResult:
+def funnel_adds_up(counts: StageCounts, rows: int, kept_before: int | None) -> Outcome:
     problems = []
     if not counts.adds_up:
         problems.append(
@@ -147,26 +137,25 @@ def funnel_adds_up(
         problems.append(f"{counts.kept} counted as kept, but {rows} rows")
     if kept_before is not None and counts.n_in != kept_before:
         problems.append(f"{counts.n_in} in, but the stage before kept {kept_before}")
-    return outcome(
-        asset, "funnel_adds_up", "; ".join(problems) or None, rows=rows, n_in=counts.n_in
-    )
+    return outcome("funnel_adds_up", "; ".join(problems) or None, rows=rows, n_in=counts.n_in)
 
 
-def successes_in(folder: Path) -> int:
+def successes_in(paths: Sequence[Path]) -> int:
     """Rows marked success in the shards' parquet files."""
     total = 0
-    for shard in sorted(folder.glob("*.parquet")):
+    for shard in paths:
         status = pq.read_table(shard, columns=["status"])["status"].to_pylist()
         total += status.count("success")
     return total
 
 
-def shards_whole(folder: Path) -> dg.AssetCheckResult:
+def shards_whole(paths: Sequence[Path]) -> Outcome:
+    """Check that every success among the rows is complete in the tar beside them."""
     import tarfile
 
     problems = []
     samples = 0
-    for shard in sorted(folder.glob("*.parquet")):
+    for shard in paths:
         table = pq.read_table(shard, columns=["key", "status"]).to_pylist()
         wanted = {row["key"] for row in table if row["status"] == "success"}
         members: dict[str, set[str]] = {}
@@ -183,7 +172,12 @@ def shards_whole(folder: Path) -> dg.AssetCheckResult:
         if torn:
             problems.append(f"{shard.stem}: {torn[0]} and {len(torn) - 1} more are incomplete")
         samples += len(members)
-    return outcome("image_shards", "shards_whole", "; ".join(problems) or None, samples=samples)
+    return outcome("shards_whole", "; ".join(problems) or None, samples=samples)
+
+
+def _number(path: Path) -> str:
+    """The number at the end of a part's name."""
+    return path.stem.replace("_", "-").rpartition("-")[2]
 
 
 def _vectors(folder: Path, kind: str, number: str) -> np.ndarray[Any, Any]:
@@ -192,16 +186,17 @@ def _vectors(folder: Path, kind: str, number: str) -> np.ndarray[Any, Any]:
     return vectors
 
 
-def vectors_sound(folder: Path) -> dg.AssetCheckResult:
+def vectors_sound(folder: Path, rows: Sequence[Path]) -> Outcome:
+    """Check the vectors below ``folder`` beside the parquet files of their metadata."""
     problems = []
     worst = 0.0
-    for metadata in sorted((folder / "metadata").glob("metadata_*.parquet")):
-        number = metadata.stem.removeprefix("metadata_")
-        rows = pq.read_metadata(metadata).num_rows
+    for path in rows:
+        number = _number(path)
+        n = int(pq.read_metadata(path).num_rows)
         for kind in ("image", "text"):
             vectors = _vectors(folder, "img" if kind == "image" else "text", number)
-            if len(vectors) != rows:
-                problems.append(f"{number}: {len(vectors)} {kind} vectors for {rows} rows")
+            if len(vectors) != n:
+                problems.append(f"{number}: {len(vectors)} {kind} vectors for {n} rows")
             if not len(vectors):
                 continue
             norms = np.linalg.norm(np.asarray(vectors, dtype=np.float32), axis=1)
@@ -211,50 +206,47 @@ def vectors_sound(folder: Path) -> dg.AssetCheckResult:
                 problems.append(f"{number}: {kind} vectors are off unit norm by {off}")
             else:
                 worst = max(worst, off)
-    return outcome(
-        "embeddings", "vectors_sound", "; ".join(problems) or None, worst_norm_error=worst
-    )
+    return outcome("vectors_sound", "; ".join(problems) or None, worst_norm_error=worst)
 
 
-def rows_aligned(asset: str, folder: Path, vectors: Path) -> dg.AssetCheckResult:
-    """``folder`` has the parquet parts, ``vectors`` the embeddings of the same numbers."""
+def rows_aligned(paths: Sequence[Path], vectors: Path) -> Outcome:
+    """Check that ``vectors`` has the embeddings of the parquet parts, row for row."""
     problems = []
     rows = 0
-    for part in _parts(folder):
-        number = part.stem.removeprefix("part-")
+    for part in paths:
+        number = _number(part)
         n = int(pq.read_metadata(part).num_rows)
         rows += n
         for kind in ("img", "text"):
             found = len(_vectors(vectors, kind, number))
             if found != n:
                 problems.append(f"{part.name}: {n} rows, {found} {kind} vectors")
-    return outcome(asset, "rows_aligned", "; ".join(problems) or None, rows=rows)
+    return outcome("rows_aligned", "; ".join(problems) or None, rows=rows)
 
 
-def above_threshold(asset: str, folder: Path, threshold: float) -> dg.AssetCheckResult:
+def above_threshold(paths: Sequence[Path], threshold: float) -> Outcome:
     lowest = 1.0
-    for part in _parts(folder):
+    for part in paths:
         similarity = pq.read_table(part, columns=["similarity"])["similarity"].to_numpy()
         if len(similarity):
             lowest = min(lowest, float(similarity.min()))
     problem = None if lowest >= threshold else f"similarity {lowest} is below {threshold}"
-    return outcome(asset, "above_threshold", problem, lowest=lowest, threshold=threshold)
+    return outcome("above_threshold", problem, lowest=lowest, threshold=threshold)
 
 
-def size_equal(asset: str, index: Path, rows: int) -> dg.AssetCheckResult:
+def size_equal(index: Path, rows: int) -> Outcome:
     from laion_assets.knn.recall import size_problem
 
-    return outcome(asset, "size_equal", size_problem(index, rows), rows=rows)
+    return outcome("size_equal", size_problem(index, rows), rows=rows)
 
 
 def recall(
-    asset: str,
     index: Path,
     subset_of: Callable[[str, str], Path],
     options: IndexOptions,
     *,
     own_queries: bool,
-) -> dg.AssetCheckResult:
+) -> Outcome:
     """At 1, 10 and 100 neighbours, of the image and of the text index."""
     from laion_assets.knn.recall import measure_recall
 
@@ -267,15 +259,15 @@ def recall(
     }
     low = [f"{name} {share:.4f}" for name, share in measured.items() if share < options.min_recall]
     problem = f"recall {', '.join(low)} is below {options.min_recall}" if low else None
-    return outcome(asset, "recall", problem, **measured)
+    return outcome("recall", problem, **measured)
 
 
-def codec_fits(asset: str, index: Path, options: IndexOptions) -> dg.AssetCheckResult:
+def codec_fits(index: Path, options: IndexOptions) -> Outcome:
     """Asks for a codec, or for a new one, where it is time."""
     from laion_assets.knn.codec import advice
     from laion_assets.knn.files import IndexSummary
 
     summary = IndexSummary.read(index)
-    told = advice(summary, options)
+    advised = advice(summary, options)
     codecs = {"drift": dict(summary.drift), "imbalance": dict(summary.imbalance)}
-    return outcome(asset, "codec_fits", "; ".join(told) or None, n=summary.n, **codecs)
+    return outcome("codec_fits", "; ".join(advised) or None, n=summary.n, **codecs)

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
 
 from pydantic import BaseModel
 
+from laion_assets.options import versioned
 
-def code_version(revision: int, *options: BaseModel | str, leave_out: Collection[str] = ()) -> str:
-    """``"<revision>-<digest of the options>"``.
 
-    ``revision`` is raised by hand when the code's results change; options that cannot change a
-    result (threads, time-outs of the work itself) are left out by name. A string stands for data
-    that is not options, such as the digest of a word list.
+def code_version(revision: int, *parts: BaseModel | str) -> str:
+    """Return ``"<revision>-<digest of the parts>"``.
+
+    ``revision`` is raised by hand when the code's results change. A part is options, of which the
+    operational fields do not count, or a string that stands for other data, such as the digest of
+    a word list.
     """
-    if not options:
+    if not parts:
         return str(revision)
-    values = [
-        option
-        if isinstance(option, str)
-        else option.model_dump(mode="json", exclude=set(leave_out))
-        for option in options
-    ]
+    values = [part if isinstance(part, str) else versioned(part) for part in parts]
     text = json.dumps(values, sort_keys=True)
     return f"{revision}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

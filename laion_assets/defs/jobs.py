@@ -1,44 +1,13 @@
 """The jobs: a segment from end to end, and the aggregates over all segments."""
 
 from collections.abc import Iterable
-from typing import Final
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from laion_assets.defs.retention import prune
+from laion_assets.layout import DALLE_SAMPLES, LISTS
 from laion_assets.settings import Retention
-
-SEGMENT_ASSETS: Final = (
-    "wat_manifest",
-    "pair_parquet",
-    "unique_pairs",
-    "image_shards",
-    "embeddings",
-    "scored_pairs",
-    "filtered_subset",
-    "knn_index",
-    "segment_stats",
-)
-AGGREGATES: Final = ("search_index", "catalog", "dataset_report")
-SUBSET_PREFIX: Final = "subset_"
-
-
-def subset_asset(name: str) -> str:
-    """The asset, and the catalog's view, of a further subset: `laion5b-en` -> `subset_laion5b_en`.
-
-    Dagster's names have no hyphens.
-    """
-    return f"{SUBSET_PREFIX}{name.replace('-', '_')}"
-
-
-def segment_assets(subsets: Iterable[str] = ()) -> list[str]:
-    """:data:`SEGMENT_ASSETS` and the further subsets, which stand behind all they are made of."""
-    further = [subset_asset(name) for name in subsets]
-    return [*SEGMENT_ASSETS[:-1], *further, SEGMENT_ASSETS[-1]]
-
-
-LISTS: Final = ("removals", "blocklists")
 
 
 def lists_job() -> UnresolvedAssetJobDefinition:
@@ -50,27 +19,27 @@ def lists_job() -> UnresolvedAssetJobDefinition:
     )
 
 
-def segment_job(subsets: Iterable[str] = ()) -> UnresolvedAssetJobDefinition:
+def segment_job(assets: Iterable[str]) -> UnresolvedAssetJobDefinition:
     """One segment, in one process: the models are loaded once, and a step costs no new process."""
     return dg.define_asset_job(
         "segment",
-        selection=dg.AssetSelection.assets(*segment_assets(subsets)),
+        selection=dg.AssetSelection.assets(*assets),
         executor_def=dg.in_process_executor,
         description="One Common Crawl segment, from its WAT files to its index and statistics.",
     )
 
 
-def aggregates_job() -> UnresolvedAssetJobDefinition:
+def aggregates_job(assets: Iterable[str]) -> UnresolvedAssetJobDefinition:
     return dg.define_asset_job(
         "aggregates",
-        selection=dg.AssetSelection.assets(*AGGREGATES),
+        selection=dg.AssetSelection.assets(*assets),
         executor_def=dg.in_process_executor,
         description="The merged index, the catalog and the report over all segments.",
     )
 
 
 def prune_job(policy: Retention) -> dg.JobDefinition:
-    """Not an asset's: it makes nothing, and is the only one that deletes runs."""
+    """A plain job, not an asset job: it produces nothing, and no other job deletes runs."""
 
     @dg.op
     def prune_storage(context: dg.OpExecutionContext) -> None:
@@ -96,7 +65,7 @@ def prune_schedules(job: dg.JobDefinition, policy: Retention) -> list[dg.Schedul
 def generation_job() -> UnresolvedAssetJobDefinition:
     return dg.define_asset_job(
         "generation",
-        selection=dg.AssetSelection.assets("dalle_samples"),
+        selection=dg.AssetSelection.assets(DALLE_SAMPLES),
         executor_def=dg.in_process_executor,
         description="Trains a small DALL-E on the subset and draws with it.",
     )

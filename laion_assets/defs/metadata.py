@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow.parquet as pq
 
-from laion_assets.download.segment import Downloaded
 from laion_assets.funnel import REASONS, StageCounts
 from laion_assets.lake.base import Manifest
+from laion_assets.layout import Table, partition_of
 
 PREVIEW_ROWS = 8
 PREVIEW_CHARS = 80
@@ -21,10 +22,13 @@ def manifest_metadata(manifest: Manifest, folder: Path) -> dict[str, Any]:
     """The metadata that every published partition records."""
     seconds = max(manifest.seconds, 1e-3)
     metadata: dict[str, Any] = {
+        "dagster/uri": folder.absolute().as_uri(),
         "folder": dg.MetadataValue.path(str(folder)),
         "bytes": manifest.bytes,
+        "size": readable_bytes(manifest.bytes),
         "files": len(manifest.files),
         "seconds": manifest.seconds,
+        "took": readable_seconds(manifest.seconds),
         "code_version": manifest.code_version,
         "fingerprint": manifest.fingerprint,
     }
@@ -33,6 +37,44 @@ def manifest_metadata(manifest: Manifest, folder: Path) -> dict[str, Any]:
     for name, value in manifest.metadata.items():
         metadata[name] = value
     return metadata
+
+
+def readable_bytes(n: float) -> str:
+    """A size with its unit, as in ``12.3 MB``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def readable_seconds(seconds: float) -> str:
+    """A duration with its units, as in ``2 h 05 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def column_schema(table: Table) -> dg.TableSchema:
+    """The table's columns as Dagster's catalog shows them, with what each means."""
+    return dg.TableSchema(
+        [
+            dg.TableColumn(name, type=kind, description=meaning)
+            for name, kind, meaning in table.columns()
+        ]
+    )
+
+
+def table_metadata(asset: str, folder: Path) -> dict[str, Any]:
+    """Dagster's standard metadata of a published partition with rows: its columns and their number
+    of rows. Empty for an asset without."""
+    tables = partition_of(asset).tables
+    if not tables:
+        return {}
+    rows = sum(int(pq.read_metadata(path).num_rows) for path in tables[0].paths(folder))
+    return {"dagster/column_schema": column_schema(tables[0]), "dagster/partition_row_count": rows}
 
 
 def _counts_metadata(counts: StageCounts, seconds: float) -> dict[str, Any]:
@@ -57,39 +99,12 @@ def _counts_metadata(counts: StageCounts, seconds: float) -> dict[str, Any]:
             for reason, n in sorted(counts.rejects.items(), key=lambda item: -item[1])
         ]
         metadata[f"{stage}/rejects"] = dg.MetadataValue.table(
-            rows, schema=_schema({"n": "int"}, ["reason", "n", "what it means", "examples"])
+            rows, schema=schema_of({"n": "int"}, ["reason", "n", "what it means", "examples"])
         )
     return metadata
 
 
-def download_metadata(downloaded: Downloaded) -> dict[str, Any]:
-    """What a person asks of a download beside its counts."""
-    seconds = max(downloaded.seconds, 1e-3)
-    hosts = [
-        dg.TableRecord(
-            {
-                "host": host,
-                "failed": sum(reasons.values()),
-                "reasons": ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items())),
-            }
-        )
-        for host, reasons in downloaded.hosts.items()
-    ]
-    return {
-        "images_asked_for": downloaded.asked_for,
-        "images_reused": downloaded.reused,
-        "images_changed": downloaded.changed,
-        "bytes_received": downloaded.bytes,
-        "images_per_second": round(downloaded.fetched_now / seconds, 1),
-        "bytes_per_second": round(downloaded.bytes_now / seconds),
-        "failing_hosts": dg.MetadataValue.table(
-            hosts, schema=_schema({"failed": "int"}, ["host", "failed", "reasons"])
-        ),
-        "shards_without_network": ", ".join(downloaded.without_network) or "none",
-    }
-
-
-def _schema(types: Mapping[str, str], columns: Sequence[str]) -> dg.TableSchema:
+def schema_of(types: Mapping[str, str], columns: Sequence[str]) -> dg.TableSchema:
     return dg.TableSchema([dg.TableColumn(name, types.get(name, "string")) for name in columns])
 
 
@@ -98,17 +113,15 @@ def numbers_table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
     types = {name: "int" for row in rows for name, value in row.items() if isinstance(value, int)}
     records = [dg.TableRecord(dict(row)) for row in rows]
     columns = list(rows[0]) if rows else ["none"]
-    return dg.MetadataValue.table(records, schema=_schema(types, columns))
+    return dg.MetadataValue.table(records, schema=schema_of(types, columns))
 
 
 def table_preview(
-    folder: Path, columns: Sequence[str], pattern: str = "*.parquet", rows: int = PREVIEW_ROWS
+    paths: Sequence[Path], columns: Sequence[str], rows: int = PREVIEW_ROWS
 ) -> dg.TableMetadataValue:
-    """The first rows of a folder's parquet parts, cut to what fits on a page."""
-    import pyarrow.parquet as pq
-
+    """The first rows of parquet files, cut to what fits on a page."""
     records: list[dg.TableRecord] = []
-    for part in sorted(folder.glob(pattern)):
+    for part in paths:
         if len(records) >= rows:
             break
         batches = pq.ParquetFile(part).iter_batches(rows, columns=list(columns))
@@ -116,7 +129,7 @@ def table_preview(
             for row in batch.to_pylist()[: rows - len(records)]:
                 records.append(dg.TableRecord({name: _short(row[name]) for name in columns}))
             break
-    return dg.MetadataValue.table(records, schema=_schema({}, columns))
+    return dg.MetadataValue.table(records, schema=schema_of({}, columns))
 
 
 def _short(value: object) -> str:

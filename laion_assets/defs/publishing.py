@@ -1,20 +1,24 @@
-"""What every asset of the graph does around its stage: inputs, staging, publishing, metadata."""
+"""What every asset does around its stage: inputs, staging, checks, publishing, metadata."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 from pydantic import BaseModel
 
+from laion_assets.defs import checks
 from laion_assets.defs.code_version import code_version
-from laion_assets.defs.jobs import segment_assets
-from laion_assets.defs.metadata import manifest_metadata
+from laion_assets.defs.metadata import manifest_metadata, table_metadata
 from laion_assets.defs.partitions import segment_key
-from laion_assets.lake.base import Lake, Staging
+from laion_assets.funnel import StageCounts
+from laion_assets.lake.base import Lake, Manifest, Staging
+from laion_assets.layout import PARTITIONS, partition_of, segment_assets
+from laion_assets.options import versioned
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings
 
@@ -27,35 +31,108 @@ def key_of(context: dg.AssetExecutionContext) -> SegmentKey:
     return segment_key(context.partition_key)
 
 
+@dataclass
+class Publication:
+    """One partition of an asset: first in the making, then published.
+
+    In the block of :func:`publishing` the stage fills :attr:`out`; behind it, :meth:`result` tells
+    Dagster what was published.
+    """
+
+    context: dg.AssetExecutionContext
+    store: Lake
+    asset: str
+    key: SegmentKey | None
+    staging: Staging
+    _outcomes: list[checks.Outcome] = field(default_factory=list)
+
+    @property
+    def out(self) -> Path:
+        """The partition's files: the staging folder in the block, the published one behind it."""
+        if self.staging.manifest is None:
+            return self.staging.path
+        return self.store.folder(self.asset, self.key)
+
+    @property
+    def rows(self) -> list[Path]:
+        """The parquet files in :attr:`out` that have the asset's rows, sorted."""
+        return partition_of(self.asset).rows.paths(self.out)
+
+    def input(self, asset: str) -> Path:
+        """Folder of what ``asset`` has published: for the same segment, or as a whole."""
+        return self.store.published(asset, self._key_of(asset))
+
+    def input_rows(self, asset: str) -> list[Path]:
+        """The parquet files that have the rows of :meth:`input`, sorted."""
+        return partition_of(asset).rows.paths(self.input(asset))
+
+    def manifest(self, asset: str) -> Manifest:
+        """Manifest of what ``asset`` has published: for the same segment, or as a whole."""
+        return self.store.manifest(asset, self._key_of(asset))
+
+    def kept(self, asset: str) -> int:
+        """How many subjects the stage of ``asset`` kept."""
+        stage = partition_of(asset).stage
+        assert stage is not None, f"{asset} counts no stage"
+        return self.manifest(asset).stage(stage).kept
+
+    def _key_of(self, asset: str) -> SegmentKey | None:
+        return self.key if asset in PARTITIONS else None
+
+    def require(self, *outcomes: checks.Outcome) -> None:
+        """Record what checks found. Raises ``dagster.Failure`` if one stands in the way."""
+        checks.require(*outcomes)
+        self._outcomes += outcomes
+
+    def result(self, **shown: Any) -> dg.MaterializeResult:
+        """The result of the published partition. ``shown``: what people see of it beside counts."""
+        manifest = self.staging.published
+        for counts in manifest.counts:
+            self.context.log.info(_counted(counts))
+        metadata = manifest_metadata(manifest, self.out) | {"resumed": self.staging.resumed}
+        metadata |= table_metadata(self.asset, self.out)
+        return dg.MaterializeResult(
+            asset_key=self.context.asset_key,
+            metadata=metadata | shown,
+            data_version=dg.DataVersion(manifest.data_version),
+            check_results=[found.for_dagster(self.asset) for found in self._outcomes],
+        )
+
+
+def _counted(counts: StageCounts) -> str:
+    rejects = ", ".join(f"{reason} {n:,}" for reason, n in sorted(counts.rejects.items()))
+    line = f"{counts.stage}: {counts.n_in:,} in, {counts.kept:,} kept"
+    return f"{line}; {rejects}" if rejects else line
+
+
 @contextmanager
 def publishing(
     context: dg.AssetExecutionContext,
     lake: Lake,
-    key: SegmentKey | None = None,
     *,
     upstream: Sequence[str] = (),
-    shared: Sequence[str] = (),
     made_of: Mapping[str, str] | None = None,
     options: BaseModel | None = None,
-    leave_out: Collection[str] = (),
     stage_judges_parts: bool = False,
-) -> Iterator[Staging]:
-    """Stage and publish this asset's partition.
+) -> Iterator[Publication]:
+    """Stage and publish the run's partition of this asset.
 
-    ``upstream`` names the assets whose partition of the same key it is made of, ``shared`` those
-    without partitions, ``made_of`` other
-    inputs and their versions, ``options`` the options it is really made with: a run may override
-    those that the code version speaks of; ``stage_judges_parts`` as :meth:`Lake.publish` has it.
+    ``upstream``: the assets that it is made of, by their partition for the same segment if they
+    have such. ``made_of``: other inputs and their versions. ``options``: those in effect for this
+    run, which may differ from the ones hashed into the code version. ``stage_judges_parts``: as
+    :meth:`Lake.publish` has it.
+
     Raises :class:`InputsChangedError` if an upstream partition was replaced meanwhile; nothing is
     published then.
     """
     name = context.asset_key.path[-1]
+    key = key_of(context) if context.has_partition_key else None
     version = context.assets_def.code_versions_by_key[context.asset_key] or ""
-    of = {**dict.fromkeys(upstream, key), **dict.fromkeys(shared)}
+    of = {asset: key if asset in PARTITIONS else None for asset in upstream}
     before = {asset: lake.manifest(asset, its_key).data_version for asset, its_key in of.items()}
     inputs = {**before, **(made_of or {})}
     if options is not None:
-        inputs["options"] = code_version(0, options, leave_out=leave_out)
+        inputs["options"] = code_version(0, options)
     with lake.publish(
         name,
         key,
@@ -64,14 +141,13 @@ def publishing(
         run_id=context.run.run_id,
         stage_judges_parts=stage_judges_parts,
     ) as staging:
-        yield staging
+        yield Publication(context, lake, name, key, staging)
         if options is not None:
-            told = options.model_dump(mode="json", exclude=set(leave_out))
-            staging.metadata = {**staging.metadata, "options": told}
+            staging.metadata = {**staging.metadata, "options": versioned(options)}
         for asset, data_version in before.items():
             if lake.manifest(asset, of[asset]).data_version != data_version:
                 raise InputsChangedError(
-                    f"{asset} was made anew while {name} was made of it: make {name} again"
+                    f"{asset} was replaced while {name} was made of it: make {name} again"
                 )
 
 
@@ -82,37 +158,10 @@ def fetch_tables(lake: Lake, settings: Settings) -> None:
             lake.fetch(asset, key, "*.parquet")
 
 
-def made_of_the_same(lake: Lake, asset: str, key: SegmentKey, staging: Staging) -> Path | None:
+def made_of_the_same(made: Publication) -> Path | None:
     """The published partition, if it was made of the same inputs with the same code and options."""
-    folder = lake.folder(asset, key)
-    if not folder.exists() or lake.manifest(asset, key).fingerprint != staging.fingerprint:
+    folder = made.store.folder(made.asset, made.key)
+    if not folder.exists():
         return None
-    return folder
-
-
-def materialized(
-    context: dg.AssetExecutionContext,
-    lake: Lake,
-    staging: Staging,
-    key: SegmentKey | None = None,
-    *,
-    checks: Sequence[dg.AssetCheckResult] = (),
-    extra: Mapping[str, Any] | None = None,
-) -> dg.MaterializeResult:
-    """The result of a published partition, its metadata for people included."""
-    manifest = staging.published
-    folder = lake.folder(manifest.asset, key)
-    for counts in manifest.counts:
-        rejects = ", ".join(f"{reason} {n:,}" for reason, n in sorted(counts.rejects.items()))
-        context.log.info(
-            f"{counts.stage}: {counts.n_in:,} in, {counts.kept:,} kept"
-            + (f"; {rejects}" if rejects else "")
-        )
-    return dg.MaterializeResult(
-        asset_key=context.asset_key,
-        metadata=manifest_metadata(manifest, folder)
-        | {"resumed": staging.resumed}
-        | dict(extra or {}),
-        data_version=dg.DataVersion(manifest.data_version),
-        check_results=list(checks),
-    )
+    published = made.store.manifest(made.asset, made.key)
+    return folder if published.fingerprint == made.staging.fingerprint else None

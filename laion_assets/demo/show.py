@@ -40,9 +40,11 @@ def _say(line: str) -> None:
 
 def run_demo(places: Places, ui_port: int) -> None:
     """Bring a world up to date and show it; the drawn one's samples, too. Raises ``DemoError``."""
-    from laion_assets.definitions import defs
+
+    from laion_assets.defs.build import build_defs
 
     settings = load_settings()
+    defs = build_defs(settings)
     further = ("dalle_samples",) if places.world == DRAWN else ()
     if further:
         require_extra()

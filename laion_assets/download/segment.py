@@ -53,6 +53,7 @@ from laion_assets.download.shards import (
     write_shard,
 )
 from laion_assets.funnel import LISTED, StageCounts, total
+from laion_assets.options import operational_fields
 from laion_assets.progress import Progress
 from laion_assets.removals.active import Lists
 from laion_assets.removals.lists import Entries
@@ -138,10 +139,6 @@ def download_segment(
     for leftover in out.glob(f"{MAKING}*"):
         shutil.rmtree(leftover)
     aside = out / _ASIDE
-    # The processes get the values alone: a Dagster resource cannot be pickled.
-    options = DownloadOptions(
-        **{name: getattr(options, name) for name in DownloadOptions.model_fields}
-    )
     files = sorted(pairs.glob("part-*.parquet")) if pairs.is_dir() else [pairs]
     rules = _Rules(options, removals, blocklists)
     digests = [rules.digest(rows) for rows in _shards(files, options.samples_per_shard)]
@@ -206,7 +203,7 @@ class _Rules:
         self.options = options
         self.removals = removals
         self.blocklists = blocklists
-        fields = set(DownloadOptions.model_fields) - set(options.NOT_IN_VERSION)
+        fields = set(DownloadOptions.model_fields) - operational_fields(DownloadOptions)
         made_with = [_OUTCOME_RULES, options.model_dump(mode="json", include=fields)]
         self.options_digest = _sha256(made_with)
 

@@ -10,15 +10,16 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from laion_assets import schemas
 from laion_assets.clip.thresholds import UnknownThresholdError, threshold_for
+from laion_assets.options import OPERATIONAL, Options
 
 HERE: Final = Path(__file__).with_name("recipes")
 DEFAULT: Final = "laion400m"
@@ -36,16 +37,13 @@ class PredicateError(RecipeError):
     """A recipe's `where` that cannot be evaluated; the message says why."""
 
 
-class Recipe(BaseModel, frozen=True):
+class Recipe(Options):
     """Which scored pairs a subset takes; the default is LAION-400M's rules."""
-
-    NOT_IN_VERSION: ClassVar[tuple[str, ...]] = ("about", "source")
-    """Fields that choose no row."""
 
     name: str = Field(DEFAULT, min_length=1, description="The recipe's name")
     version: int = Field(1, ge=1, description="Raised when the recipe changes")
-    about: str = Field("", description="What it takes and why, for people")
-    source: str = Field("", description="Who made the rules")
+    about: Annotated[str, OPERATIONAL] = Field("", description="What it takes and why, for people")
+    source: Annotated[str, OPERATIONAL] = Field("", description="Who made the rules")
     threshold: float | None = Field(
         None,
         ge=-1,

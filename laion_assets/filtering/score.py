@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from laion_assets import schemas
 from laion_assets.clip.embed import image_path, metadata_path, text_path
@@ -21,13 +22,33 @@ from laion_assets.filtering.parts import (
 )
 from laion_assets.progress import Progress
 from laion_assets.safety.minors import names_minors
-from laion_assets.safety.prompts import Categories
+from laion_assets.safety.prompts import Categories, Prompts
 from laion_assets.safety.tags import tag
 
 logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE: Final = 256
 """What stays in the processor's caches is several times as fast."""
+
+
+class ScoredWith(BaseModel, frozen=True):
+    """What a manifest of `scored_pairs` records of its making."""
+
+    rows: int
+    prompts: str
+    prompts_digest: str
+    words: str
+    model: str
+
+    @classmethod
+    def of(cls, rows: int, prompts: Prompts, categories: Categories, model: str) -> ScoredWith:
+        return cls(
+            rows=rows,
+            prompts=f"{prompts.name} v{prompts.version}",
+            prompts_digest=prompts.digest,
+            words=categories.words.title,
+            model=model,
+        )
 
 
 def score_segment(embeddings: Path, out: Path, categories: Categories) -> int:

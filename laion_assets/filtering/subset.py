@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from laion_assets import schemas
 from laion_assets.clip.embed import image_path, metadata_path, save_vectors, text_path
@@ -51,6 +52,14 @@ _COLUMNS: Final = {
     "LANGUAGE": "language",
 }
 """Column of ``schemas.SUBSET`` -> of ``schemas.SCORED``, where the names differ."""
+
+
+class TakenWith(BaseModel, frozen=True):
+    """What a manifest of a subset records of how its rows were chosen."""
+
+    recipe: str
+    threshold: float
+    model: str
 
 
 def take_subset(

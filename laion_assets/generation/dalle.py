@@ -32,6 +32,7 @@ from laion_assets.generation.pairs import (
 )
 from laion_assets.generation.tokens import Tokens, vocabulary_of, write_tokens
 from laion_assets.generation.trainer import Point
+from laion_assets.options import versioned
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def _made_of(
     return {
         "pairs": pairs.digest,
         "clip": clip.version,
-        "options": options.model_dump(mode="json", exclude=set(options.NOT_IN_VERSION)),
+        "options": versioned(options),
         # Not the path: other weights may have come to lie there.
         "vq_weights": weights and autoencoder.weights_digest(Path(weights)),
         # What `auto` came to: half of a training in another precision is another training.

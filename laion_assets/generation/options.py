@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
+
+from laion_assets.options import OPERATIONAL, Options
 
 _LEAST_CHANNELS: Final = 4
 PRESETS: Final = Path(__file__).parent / "presets"
@@ -17,26 +19,26 @@ def shipped_presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.json"))
 
 
-class GenerationOptions(BaseModel, frozen=True):
+class GenerationOptions(Options):
     """A discrete autoencoder, an autoregressive transformer over text and image tokens, and what
     is drawn with them. Fields that are not given are the preset's."""
-
-    NOT_IN_VERSION: ClassVar[tuple[str, ...]] = ("device", "decode_threads", "checkpoint_every")
-    """Fields that say where and how fast it runs; its numbers change in rounding at most. With the
-    device, ``auto`` precision may change: a work folder of another one is not gone on with."""
 
     preset: str = Field(
         "demo", description="demo (32 pixels, minutes on 2 cores) or paper (256 pixels, one GPU)"
     )
     seed: int = Field(0, ge=0, description="Of the split, the order, the weights and the samples")
-    device: str = Field("auto", description="As in [clip]: cpu, cuda, cuda:1 …")
+    device: Annotated[str, OPERATIONAL] = Field(
+        "auto", description="As in [clip]: cpu, cuda, cuda:1 …"
+    )
     precision: str = Field(
         "auto",
         pattern="^(auto|fp32|bf16|fp16)$",
         description="fp32, or mixed precision; auto is fp16 on CUDA and fp32 elsewhere",
     )
-    decode_threads: int = Field(2, ge=1, description="Threads that decode images")
-    checkpoint_every: int = Field(
+    decode_threads: Annotated[int, OPERATIONAL] = Field(
+        2, ge=1, description="Threads that decode images"
+    )
+    checkpoint_every: Annotated[int, OPERATIONAL] = Field(
         100, ge=1, description="Steps after which a killed training goes on"
     )
 

@@ -164,6 +164,11 @@ class IndexSummary(BaseModel, frozen=True):
         write_json(index_dir / "index.json", self.to_json())
 
 
+def samples_of(headline: Mapping[str, Any]) -> int:
+    """How many samples an index holds, from its :meth:`IndexSummary.headline`."""
+    return int(headline["n"])
+
+
 def index_path(folder: Path, modality: Modality) -> Path:
     return folder / f"{modality}.index"
 

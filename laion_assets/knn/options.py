@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from laion_assets.options import Options
 
 FLAT_KINDS: Final = ("flat", "flat_fp16")
 
 Kind = Literal["auto", "flat", "flat_fp16", "ivf_sq8", "ivf_rabitq", "ivf_pq"]
 
 
-class IndexOptions(BaseModel, frozen=True):
+class IndexOptions(Options):
     """Options of the indices, of the codec they share, and of the check of their recall."""
 
     kind: Kind = Field(

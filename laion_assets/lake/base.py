@@ -23,7 +23,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from laion_assets.files import (
     LockedError,
@@ -34,6 +34,7 @@ from laion_assets.files import (
     write_json,
 )
 from laion_assets.funnel import StageCounts
+from laion_assets.options import Options
 from laion_assets.segments import SegmentKey
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class PartitionBusyError(LakeError):
     """Another process is making the same partition."""
 
 
-class LakeOptions(BaseModel, frozen=True):
+class LakeOptions(Options):
     """Where the lake is."""
 
     root: str = Field(

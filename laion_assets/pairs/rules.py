@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
+
+from laion_assets.options import Options
 
 
-class PairRules(BaseModel, frozen=True):
+class PairRules(Options):
     """Bounds on text and URL, and the wanted languages."""
 
     min_text_chars: int = Field(

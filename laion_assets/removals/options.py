@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from laion_assets.options import Options
 
 
-class RemovalOptions(BaseModel, frozen=True):
+class RemovalOptions(Options):
     automatic: bool = Field(
         False,
         description="Make the partitions that a changed list concerns again without being asked",

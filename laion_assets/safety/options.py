@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from laion_assets.options import Options
 
 
-class SafetyOptions(BaseModel, frozen=True):
+class SafetyOptions(Options):
     """The safety tags' rules; their data files are versioned."""
 
     prompts: str = Field(

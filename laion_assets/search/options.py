@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from laion_assets.options import Options
 
 
-class ServeOptions(BaseModel, frozen=True):
+class ServeOptions(Options):
     """Section ``[serve]``. The limits are those of one process."""
 
     host: str = Field(

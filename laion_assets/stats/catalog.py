@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from laion_assets import schemas
 from laion_assets.files import atomic_path
 from laion_assets.funnel import REASONS
-from laion_assets.schemas import Partition
+from laion_assets.layout import PARTITIONS, Partition, partition_of
 
 T = TypeVar("T")
 
@@ -60,9 +60,7 @@ def _views(partition: Partition) -> dict[str, _View]:
 
 
 _STAGES: Final[Mapping[str, _View]] = {
-    name: view
-    for partition in schemas.PARTITIONS.values()
-    for name, view in _views(partition).items()
+    name: view for partition in PARTITIONS.values() for name, view in _views(partition).items()
 }
 
 _TRIES: Final = 5
@@ -99,7 +97,7 @@ def build_catalog(lake_root: Path, out: Path, subsets: Sequence[str] = ()) -> di
     """
     stages = dict(_STAGES)
     for name in subsets:
-        stages |= _views(schemas.partition_of(name))
+        stages |= _views(partition_of(name))
     root = lake_root.absolute()
     _refuse_pattern(root)
     with (

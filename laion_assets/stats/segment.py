@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from laion_assets.files import atomic_path
 from laion_assets.funnel import STAGES, StageCounts
-from laion_assets.schemas import FUNNEL, HISTOGRAMS, PARTITIONS, RUNS, TOP
+from laion_assets.layout import PARTITIONS
+from laion_assets.schemas import FUNNEL, HISTOGRAMS, RUNS, TOP
 from laion_assets.stats.grids import ASPECT, PIXELS, SIMILARITY, TEXT_LENGTH, Grid
 
 logger = logging.getLogger(__name__)

@@ -22,9 +22,10 @@ from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import choose
 from laion_assets.funnel import REASONS
 from laion_assets.knn.files import find_sample
+from laion_assets.layout import PARTITIONS, SUBSET_PREFIX, Table
 from laion_assets.removals.active import read_lists
 from laion_assets.removals.lists import Entries, ListError, parse_entry
-from laion_assets.schemas import PARTITIONS, SUBSET_PREFIX, UID_BYTES, Table, sample_id_of, uid_of
+from laion_assets.schemas import UID_BYTES, sample_id_of, uid_of
 from laion_assets.segments import SegmentKey
 
 Row = Mapping[str, Any]

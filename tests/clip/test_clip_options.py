@@ -19,10 +19,6 @@ def test_an_unknown_precision_is_refused() -> None:
         ClipOptions(precision="int4")
 
 
-def test_what_is_left_out_of_versions_are_fields() -> None:
-    assert set(ClipOptions.NOT_IN_VERSION) <= set(ClipOptions.model_fields)
-
-
 @pytest.mark.parametrize(
     ("key", "public"),
     [

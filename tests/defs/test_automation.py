@@ -4,7 +4,7 @@ real specs, made by real runs of assets that do nothing but record what they are
 docs/scheduling.md tells each of these cases.
 """
 
-from collections.abc import Callable
+from dataclasses import replace
 
 import dagster as dg
 import pytest
@@ -15,11 +15,10 @@ from dagster._core.definitions.data_version import (
 )
 from dagster._core.loader import LoadingContextForTest
 
-from laion_assets.definitions import build_defs
-from laion_assets.defs import code_version as versions
 from laion_assets.defs.assets import embeddings
-from laion_assets.defs.jobs import AGGREGATES, LISTS, SEGMENT_ASSETS
+from laion_assets.defs.build import AGGREGATES, build_defs
 from laion_assets.defs.partitions import crawls, partition_key
+from laion_assets.layout import LISTS, SEGMENT_ASSETS
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Automation, Settings
 
@@ -153,10 +152,8 @@ def test_a_changed_setting_makes_its_own_assets_stale_and_asks_for_nothing(
         graph.deploy(changed)
         assert graph.stale() == dict.fromkeys(KEYS, stale)
         assert set(graph.tick()) <= {""}  # the index's options are `search_index`'s, too
-    raised: Callable[..., str] = lambda revision, *rest, **more: versions.code_version(  # noqa: E731
-        revision + 1, *rest, **more
-    )
-    monkeypatch.setattr(embeddings, "code_version", raised)
+    raised = replace(embeddings.ASSET, revision=embeddings.ASSET.revision + 1)
+    monkeypatch.setattr(embeddings, "ASSET", raised)
     graph.deploy(settings())
     assert graph.stale() == {key: {"embeddings"} for key in KEYS}
 

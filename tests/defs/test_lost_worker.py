@@ -24,7 +24,7 @@ GRAPH = """
 import os, time
 from pathlib import Path
 import dagster as dg
-from laion_assets.defs.publishing import key_of, materialized, publishing
+from laion_assets.defs.publishing import publishing
 from laion_assets.defs.partitions import crawls, partition_key, segment_partitions
 from laion_assets.segments import SegmentKey
 from resources.lake import LakeResource
@@ -34,17 +34,16 @@ KEY = SegmentKey("CC-MAIN-2021-04", "00")
 
 @dg.asset(partitions_def=segment_partitions(2), code_version="1", pool="download")
 def image_shards(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
-    key, store = key_of(context), lake.open()
-    with publishing(context, store, key) as staging:
+    with publishing(context, lake.open()) as publication:
         for number in range(6):
-            part = staging.path / f"{number:05d}.tar"
+            part = publication.out / f"{number:05d}.tar"
             if not part.exists():
                 with (HERE / "made").open("a") as made:
                     made.write(f"{number} {os.getpid()}\\n")
                 while number == 3 and not (HERE / "go").exists():
                     time.sleep(0.05)
                 part.write_bytes(b"part")
-    return materialized(context, store, staging, key)
+    return publication.result()
 
 job = dg.define_asset_job("segment", selection=["image_shards"])
 

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from laion_assets.defs.partitions import crawls, partition_key, segment_partitions
 from laion_assets.defs.prometheus import StageMetrics
-from laion_assets.defs.publishing import key_of, materialized, publishing
+from laion_assets.defs.publishing import publishing
 from laion_assets.funnel import StageCounts
 from laion_assets.segments import SegmentKey
 from resources.lake import LakeResource
@@ -18,14 +18,13 @@ CRAWL = "CC-MAIN-2021-04"
 
 @dg.asset(partitions_def=segment_partitions(2), code_version="1")
 def image_shards(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    key, store = key_of(context), lake.open()
-    with publishing(context, store, key) as staging:
-        (staging.path / "00000.tar").write_bytes(b"12345")
+    with publishing(context, lake.open()) as made:
+        (made.out / "00000.tar").write_bytes(b"12345")
         counts = StageCounts("images")
         counts.keep(2)
         counts.reject("timeout", "http://a.test/", 3)
-        staging.counts = [counts]
-    return materialized(context, store, staging, key, extra={"bytes_received": 70})
+        made.staging.counts = [counts]
+    return made.result(bytes_received=70)
 
 
 def values(metrics: StageMetrics) -> dict[tuple[str, ...], float]:

@@ -7,12 +7,13 @@ import dagster as dg
 import pytest
 
 from laion_assets.crawl.source import CrawlNotReadyError, CrawlSourceError, NoSuchSegmentError
-from laion_assets.definitions import build_defs
-from laion_assets.defs.automation import scheduling
+from laion_assets.defs.build import build_defs
+from laion_assets.defs.declaration import Asset
 from laion_assets.defs.retries import may_pass, tried_again
 from laion_assets.files import LockedError
 from laion_assets.lake.base import NotPublishedError, PartitionBusyError
 from laion_assets.lake.object_store import ObjectsError, UnavailableError
+from laion_assets.layout import INDEX_CODEC
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.segment import SegmentError, extract_segment
 from laion_assets.settings import Retries, Retry, Settings
@@ -24,7 +25,7 @@ def made_by(errors: list[Exception]) -> tuple[dg.ExecuteInProcessResult, int]:
     """The run of an asset that fails with each error in turn, and how often it was tried."""
     tries = []
 
-    @dg.asset(**scheduling(QUICK, "knn_index"))
+    @dg.asset(**Asset(INDEX_CODEC, group="index", revision=1).arguments(QUICK))
     @tried_again
     def unsteady() -> None:
         tries.append(1)

@@ -16,6 +16,7 @@ from laion_assets.filtering.recipe import (
     rows_where,
     shipped_recipes,
 )
+from laion_assets.options import versioned
 from laion_assets.schemas import SCORED
 
 
@@ -35,7 +36,7 @@ VIT = "ViT-B-32/openai"
 
 
 def deciding(recipe: Recipe) -> dict[str, object]:
-    return recipe.model_dump(exclude=set(Recipe.NOT_IN_VERSION))
+    return versioned(recipe)
 
 
 def test_the_default_is_laion400m_with_all_rules() -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from laion_assets.clip.model import ClipModel, load_clip
 from laion_assets.clip.options import ClipOptions
-from laion_assets.definitions import build_defs
+from laion_assets.defs.build import build_defs
 from laion_assets.files import LockedError
 from laion_assets.filtering.parts import part_path
 from laion_assets.generation import autoencoder, require_extra

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from laion_assets.definitions import build_defs
 from laion_assets.defs.assets.dataset_report import SHOWS_SAMPLES, fit_to_show
+from laion_assets.defs.build import build_defs
 from laion_assets.defs.removal.remake import apply, withdraw_samples
 from laion_assets.defs.removal.survey import Survey
 from laion_assets.generation.evaluation import Real

@@ -17,6 +17,7 @@ from laion_assets import schemas
 from laion_assets.defs.assets import lists as outside
 from laion_assets.defs.jobs import lists_job
 from laion_assets.defs.partitions import crawls, partition_key, segment_partitions
+from laion_assets.defs.publishing import key_of, publishing
 from laion_assets.funnel import StageCounts
 from laion_assets.lake.base import Lake, LakeOptions
 from laion_assets.pairs import take_out as listed
@@ -25,7 +26,6 @@ from laion_assets.pairs.take_out import take_out
 from laion_assets.removals.active import read_lists
 from laion_assets.removals.options import RemovalOptions
 from laion_assets.segments import SegmentKey
-from laion_assets.settings import Settings
 from resources.lake import LakeResource
 from sensors.lists import REMAKE_TAG, lists_sensor
 
@@ -109,23 +109,23 @@ def graph(tmp_path: Path, instance: dg.DagsterInstance) -> Graph:
 
     @dg.asset(partitions_def=segments, deps=["removals", "blocklists"])
     def pair_parquet(context: dg.AssetExecutionContext, lake: LakeResource) -> None:
-        key, store = SegmentKey.parse(str(context.partition_key)), lake.open()
+        store = lake.open()
         outside.begin_observing(context, store)
         lists = read_lists(store.root)
-        url = url_of(key)
+        url = url_of(key_of(context))
         values = {"uid": [schemas.uid_of(url, "text")], "url": [url], "language_score": [1.0]}
         arrays = [pa.array(values.get(field.name, ["text"]), field.type) for field in schemas.PAIRS]
-        with store.publish("pair_parquet", key, inputs={}, code_version="1") as staging:
-            with PairWriter(staging.path / "part-00000.parquet") as writer:
+        with publishing(context, store) as made:
+            with PairWriter(made.out / "part-00000.parquet") as writer:
                 writer.write(pa.table(arrays, schema=schemas.PAIRS))
                 counts = StageCounts("pairs", kept=1, n_in=1)
                 writer.note_counts([StageCounts("wat"), counts])
-            taken = take_out(staging.path, lists)
-        outside.tell_lists(context, store, key, lists, taken, returns=True)
+            taken = take_out(made.out, lists)
+        outside.note_taken_out(made, lists, taken, returns=True)
 
     jobs = (lists_job(), dg.define_asset_job("segment", selection=["pair_parquet"]))
     defs = dg.Definitions(
-        assets=[*outside.build(segments, Settings()), pair_parquet],
+        assets=[*outside.build(segments), pair_parquet],
         jobs=[*jobs, dg.define_asset_job("make", selection=["pair_parquet"])],
         resources={"lake": LakeResource(root=str(tmp_path / "lake"))},
         executor=dg.in_process_executor,

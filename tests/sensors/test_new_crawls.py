@@ -14,10 +14,10 @@ from dagster._core.utils import make_new_run_id
 from sqlalchemy.engine import Engine
 from sqlalchemy.event import listen
 
-from laion_assets.definitions import build_defs
-from laion_assets.defs.jobs import SEGMENT_ASSETS, segment_assets
+from laion_assets.defs.build import build_defs
 from laion_assets.defs.partitions import PARTITION_TAG, partition_key
 from laion_assets.filtering.recipe import load_recipe
+from laion_assets.layout import SEGMENT_ASSETS, segment_assets
 from laion_assets.settings import Discovery, Settings
 from sensors import new_crawls
 from sensors.new_crawls import LAST_ASSET, NAME, lacking, wanted_crawls, wanted_segments

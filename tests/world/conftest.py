@@ -11,7 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from laion_assets.definitions import build_defs
+from laion_assets.defs.build import build_defs
 from laion_assets.lake.base import Lake
 from laion_assets.sample_crawl.build import build_sample_crawl
 from laion_assets.sample_crawl.server import SampleServer

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_assets.cli import main
-from laion_assets.definitions import build_defs
-from laion_assets.defs.jobs import SEGMENT_ASSETS
+from laion_assets.defs.build import build_defs
 from laion_assets.lake.base import Lake
+from laion_assets.layout import SEGMENT_ASSETS
 from laion_assets.removals.ledger import read_ledger
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import load_settings

@@ -15,7 +15,8 @@ import pytest
 
 from laion_assets import schemas
 from laion_assets.cli import main
-from laion_assets.defs.jobs import AGGREGATES, SEGMENT_ASSETS
+from laion_assets.defs.build import AGGREGATES
+from laion_assets.layout import SEGMENT_ASSETS
 from laion_assets.sample_crawl.build import Manifest
 from laion_assets.stats.why import why
 from tests.world.conftest import World

@@ -2,26 +2,25 @@
 
 import dagster as dg
 
-from laion_assets.defs.automation import scheduling
-from laion_assets.defs.code_version import code_version
-from laion_assets.defs.jobs import segment_assets, subset_asset
-from laion_assets.defs.publishing import fetch_tables, materialized, publishing
+from laion_assets.defs.declaration import Asset
+from laion_assets.defs.publishing import fetch_tables, publishing
 from laion_assets.defs.retries import tried_again
+from laion_assets.layout import CATALOG, SEGMENT_STATS, segment_assets, subset_asset
 from laion_assets.settings import Settings
 from laion_assets.stats.catalog import build_catalog
 from resources.lake import LakeResource
+
+ASSET = Asset(CATALOG, group="stats", revision=3, aggregate=True, fresh=True)
 
 
 def build(settings: Settings) -> dg.AssetsDefinition:
     subsets = [subset_asset(name) for name in settings.subsets]
 
     @dg.asset(
-        group_name="stats",
-        deps=["segment_stats", *subsets],
-        code_version=code_version(3, *subsets),
+        **ASSET.arguments(settings, versioned=subsets),
+        deps=[SEGMENT_STATS, *subsets],
         kinds={"duckdb"},
         description=__doc__,
-        **scheduling(settings, "catalog"),
     )
     @tried_again
     def catalog(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
@@ -31,11 +30,12 @@ def build(settings: Settings) -> dg.AssetsDefinition:
             for asset in segment_assets(settings.subsets)
             for key in store.segments(asset)
         }
-        with publishing(context, store, made_of=made_of) as staging:
+        with publishing(context, store, made_of=made_of) as made:
             fetch_tables(store, settings)
             # DuckDB gives each file an id of its own; what the views show is what they are made of.
-            staging.data_version = staging.fingerprint
-            staging.metadata = build_catalog(store.root, staging.path / "catalog.duckdb", subsets)
-        return materialized(context, store, staging)
+            made.staging.data_version = made.staging.fingerprint
+            path = made.out / "catalog.duckdb"
+            made.staging.metadata = build_catalog(store.root, path, subsets)
+        return made.result()
 
     return catalog

@@ -2,74 +2,56 @@
 
 import dagster as dg
 
-from laion_assets.clip.embed import embed_shards
+from laion_assets.clip.embed import EmbeddedWith, embed_shards
 from laion_assets.clip.weights_identity import weights_identity
-from laion_assets.defs import checks
-from laion_assets.defs.assets.lists import EMBED_POOL
-from laion_assets.defs.automation import scheduling
-from laion_assets.defs.code_version import code_version
+from laion_assets.defs import checks, pools
+from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
-from laion_assets.defs.publishing import key_of, materialized, publishing
+from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import tried_again
+from laion_assets.layout import EMBEDDINGS, IMAGE_SHARDS
 from laion_assets.settings import Settings
 from resources.clip import ClipModelResource
 from resources.lake import LakeResource
 
+ASSET = Asset(
+    EMBEDDINGS,
+    group="embeddings",
+    revision=2,
+    checks=("vectors_sound", "funnel_adds_up"),
+    pool=pools.EMBED,
+)
+
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
-        group_name="embeddings",
-        partitions_def=segments,
-        deps=["image_shards"],
-        code_version=code_version(
-            2,
-            settings.clip,
-            weights_identity(settings.clip),
-            leave_out=settings.clip.NOT_IN_VERSION,
+        **ASSET.arguments(
+            settings, segments, versioned=[settings.clip, weights_identity(settings.clip)]
         ),
-        check_specs=checks.check_specs("embeddings"),
-        pool=EMBED_POOL,
+        deps=[IMAGE_SHARDS],
         kinds={"torch", "numpy"},
         description=__doc__,
-        **scheduling(settings, "embeddings"),
     )
     @tried_again
     def embeddings(
         context: dg.AssetExecutionContext, lake: LakeResource, clip: ClipModelResource
     ) -> dg.MaterializeResult:
-        key, store = key_of(context), lake.open()
-        model = clip.load()
+        options, model = clip.options(), clip.load()
         with publishing(
             context,
-            store,
-            key,
-            upstream=["image_shards"],
+            lake.open(),
+            upstream=[IMAGE_SHARDS],
             made_of={"model": model.version},
-            options=clip,
-            leave_out=clip.NOT_IN_VERSION,
-        ) as staging:
-            shards = store.published("image_shards", key)
-            embedded = embed_shards(shards, staging.path, model, clip)
-            staging.counts = [embedded.counts]
-            staging.metadata = embedded.metadata() | {
-                "model": model.key,
-                "model_version": model.version,
-                "dimensions": model.dim,
-            }
-            kept_before = store.manifest("image_shards", key).stage("images").kept
-            rows = checks.rows_in(staging.path / "metadata", "metadata_*.parquet")
-            checked = checks.require(
-                checks.vectors_sound(staging.path),
-                checks.funnel_adds_up("embeddings", embedded.counts, rows, kept_before),
+            options=options,
+        ) as made:
+            embedded = embed_shards(made.input(IMAGE_SHARDS), made.out, model, options)
+            made.staging.counts = [embedded.counts]
+            made.staging.metadata = embedded.metadata() | EmbeddedWith.of(model).model_dump()
+            rows = checks.rows_in(made.rows)
+            made.require(
+                checks.vectors_sound(made.out, made.rows),
+                checks.funnel_adds_up(embedded.counts, rows, made.kept(IMAGE_SHARDS)),
             )
-        folder = store.folder("embeddings", key)
-        return materialized(
-            context,
-            store,
-            staging,
-            key,
-            checks=checked,
-            extra={"preview": table_preview(folder / "metadata", ["text", "width", "height"])},
-        )
+        return made.result(preview=table_preview(made.rows, ["text", "width", "height"]))
 
     return embeddings

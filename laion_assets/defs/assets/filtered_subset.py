@@ -6,44 +6,52 @@ from typing import Any
 import dagster as dg
 
 from laion_assets import schemas
+from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.clip.thresholds import table_entry
 from laion_assets.defs import checks
-from laion_assets.defs.automation import scheduling
-from laion_assets.defs.code_version import code_version
-from laion_assets.defs.jobs import subset_asset
+from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table, picture, table_preview
-from laion_assets.defs.publishing import key_of, materialized, publishing
+from laion_assets.defs.publishing import Publication, key_of, publishing
 from laion_assets.defs.retries import tried_again
 from laion_assets.filtering.figures import kept_by_tag, similarity_histogram, threshold_sheets
 from laion_assets.filtering.recipe import Recipe
-from laion_assets.filtering.subset import take_subset
+from laion_assets.filtering.subset import TakenWith, take_subset
 from laion_assets.lake.base import Lake
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import (
+    EMBEDDINGS,
+    FILTERED_SUBSET,
+    IMAGE_SHARDS,
+    SCORED_PAIRS,
+    subset_asset,
+)
 from laion_assets.settings import Settings
 from resources.lake import LakeResource
 from resources.rules import RecipeResource
 
-UPSTREAM = ("scored_pairs", "embeddings")
+ASSET = Asset(
+    FILTERED_SUBSET,
+    group="subset",
+    revision=2,
+    checks=("schema_exact", "keys_unique", "rows_aligned", "above_threshold", "funnel_adds_up"),
+)
+
+_UPSTREAM = (SCORED_PAIRS, EMBEDDINGS)
 
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
     """The main recipe's subset, which is indexed and searched."""
 
     @dg.asset(
-        group_name="subset",
-        partitions_def=segments,
-        deps=UPSTREAM,
-        code_version=_version(settings.subset, settings),
-        check_specs=checks.check_specs("filtered_subset"),
+        **ASSET.arguments(settings, segments, versioned=_versioned(settings.subset, settings)),
+        deps=_UPSTREAM,
         kinds={"parquet", "numpy"},
         description=__doc__,
-        **scheduling(settings, "filtered_subset"),
     )
     @tried_again
     def filtered_subset(
         context: dg.AssetExecutionContext, lake: LakeResource, recipe: RecipeResource
     ) -> dg.MaterializeResult:
-        return _take(context, lake.open(), recipe)
+        return _take(context, lake.open(), recipe.options())
 
     return filtered_subset
 
@@ -62,15 +70,10 @@ def _further(
     segments: dg.MultiPartitionsDefinition, settings: Settings, name: str, recipe: Recipe
 ) -> dg.AssetsDefinition:
     @dg.asset(
-        name=name,
-        group_name="subset",
-        partitions_def=segments,
-        deps=UPSTREAM,
-        code_version=_version(recipe, settings),
-        check_specs=checks.check_specs(name, like="filtered_subset"),
+        **ASSET.named(name).arguments(settings, segments, versioned=_versioned(recipe, settings)),
+        deps=_UPSTREAM,
         kinds={"parquet", "numpy"},
         description=f"The rows that the recipe {recipe.title} takes. {recipe.about}".strip(),
-        **scheduling(settings, name),
     )
     @tried_again
     def further(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
@@ -79,52 +82,41 @@ def _further(
     return further
 
 
-def _version(recipe: Recipe, settings: Settings) -> str:
-    return code_version(2, recipe, table_entry(settings.clip.key), leave_out=Recipe.NOT_IN_VERSION)
+def _versioned(recipe: Recipe, settings: Settings) -> list[Recipe | str]:
+    return [recipe, table_entry(settings.clip.key)]
 
 
 def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.MaterializeResult:
-    key, name = key_of(context), context.asset_key.path[-1]
     # The model that the similarities are of, whatever the settings name by now.
-    model = store.manifest("embeddings", key).metadata["model"]
+    model = EmbeddedWith.model_validate(store.manifest(EMBEDDINGS, key_of(context)).metadata).model
     threshold = recipe.threshold_of(model)
     with publishing(
         context,
         store,
-        key,
-        upstream=UPSTREAM,
+        upstream=_UPSTREAM,
         made_of={"threshold": str(threshold)},
         options=recipe,
-        leave_out=recipe.NOT_IN_VERSION,
-    ) as staging:
-        scored = store.published("scored_pairs", key)
-        embeddings = store.published("embeddings", key)
-        counts = take_subset(scored, embeddings, staging.path, recipe, threshold=threshold)
-        staging.counts = [counts]
-        staging.metadata = {"recipe": recipe.title, "threshold": threshold, "model": model}
-        kept_before = store.manifest("embeddings", key).stage("embeddings").kept
-        rows = checks.rows_in(staging.path)
-        checked = checks.require(
-            checks.schema_exact(name, staging.path, schemas.SUBSET, checks.parts_in(scored)),
-            checks.keys_unique(name, staging.path, "SAMPLE_ID"),
-            checks.rows_aligned(name, staging.path, staging.path),
-            checks.above_threshold(name, staging.path, threshold),
-            checks.funnel_adds_up(name, counts, rows, kept_before),
+    ) as made:
+        counts = take_subset(
+            made.input(SCORED_PAIRS), made.input(EMBEDDINGS), made.out, recipe, threshold=threshold
         )
-    return materialized(
-        context,
-        store,
-        staging,
-        key,
-        checks=checked,
-        extra=_shown(store, key, name, recipe, threshold),
-    )
+        made.staging.counts = [counts]
+        made.staging.metadata = TakenWith(
+            recipe=recipe.title, threshold=threshold, model=model
+        ).model_dump()
+        parts = len(made.input_rows(SCORED_PAIRS))
+        made.require(
+            checks.schema_exact(made.rows, schemas.SUBSET, parts),
+            checks.keys_unique(made.rows, "SAMPLE_ID"),
+            checks.rows_aligned(made.rows, made.out),
+            checks.above_threshold(made.rows, threshold),
+            checks.funnel_adds_up(counts, checks.rows_in(made.rows), made.kept(EMBEDDINGS)),
+        )
+    return made.result(**_shown(made, recipe, threshold))
 
 
-def _shown(
-    store: Lake, key: SegmentKey, name: str, recipe: Recipe, threshold: float
-) -> Mapping[str, Any]:
-    scored, shards = store.published("scored_pairs", key), store.folder("image_shards", key)
+def _shown(made: Publication, recipe: Recipe, threshold: float) -> Mapping[str, Any]:
+    scored, shards = made.input(SCORED_PAIRS), made.store.folder(IMAGE_SHARDS, made.key)
     kept, dropped = threshold_sheets(scored, shards, recipe, threshold)
     return {
         "similarity": picture(
@@ -132,8 +124,6 @@ def _shown(
         ),
         "kept_just_above": picture(kept, "the least similar of the kept, with their similarity"),
         "dropped_just_below": picture(dropped, "the most similar of the dropped"),
-        "safety_tags": numbers_table(kept_by_tag(scored, store.folder(name, key))),
-        "preview": table_preview(
-            store.folder(name, key), ["TEXT", "similarity", "NSFW", "URL"], "part-*.parquet"
-        ),
+        "safety_tags": numbers_table(kept_by_tag(scored, made.out)),
+        "preview": table_preview(made.rows, ["TEXT", "similarity", "NSFW", "URL"]),
     }

@@ -1,83 +1,101 @@
 """The segment's images: guarded download into webdataset shards, as img2dataset writes them."""
 
 from functools import partial
+from typing import Any
 
 import dagster as dg
 
-from laion_assets.defs import checks
-from laion_assets.defs.assets.lists import DOWNLOAD_POOL, tell_lists
-from laion_assets.defs.automation import scheduling
-from laion_assets.defs.code_version import code_version
-from laion_assets.defs.metadata import download_metadata, picture
-from laion_assets.defs.publishing import key_of, materialized, publishing
+from laion_assets.defs import checks, pools
+from laion_assets.defs.assets.lists import note_taken_out
+from laion_assets.defs.declaration import Asset
+from laion_assets.defs.metadata import picture, schema_of
+from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import tried_again
 from laion_assets.download.listed_rows import met_in
 from laion_assets.download.preview import contact_sheet
-from laion_assets.download.segment import download_segment
+from laion_assets.download.segment import Downloaded, download_segment
+from laion_assets.layout import IMAGE_SHARDS, LISTS, UNIQUE_PAIRS
 from laion_assets.removals.active import FOLDERS, met_file, note_met, read_lists
 from laion_assets.settings import Settings
 from resources.downloader import DownloaderResource
 from resources.lake import LakeResource
 
+ASSET = Asset(
+    IMAGE_SHARDS,
+    group="images",
+    revision=2,
+    checks=("shards_whole", "funnel_adds_up"),
+    pool=pools.DOWNLOAD,
+    asks_network=True,
+)
+
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
-        group_name="images",
-        partitions_def=segments,
-        deps=["unique_pairs", "removals", "blocklists"],
-        code_version=code_version(2, settings.download, leave_out=settings.download.NOT_IN_VERSION),
-        check_specs=checks.check_specs("image_shards"),
-        pool=DOWNLOAD_POOL,
+        **ASSET.arguments(settings, segments, versioned=[settings.download]),
+        deps=[UNIQUE_PAIRS, *LISTS],
         kinds={"http", "webdataset"},
         description=__doc__,
-        **scheduling(settings, "image_shards"),
     )
     @tried_again
     def image_shards(
         context: dg.AssetExecutionContext, lake: LakeResource, downloader: DownloaderResource
     ) -> dg.MaterializeResult:
-        key, store = key_of(context), lake.open()
+        store, options = lake.open(), downloader.options()
         lists = read_lists(store.current(*FOLDERS))
         with publishing(
-            context,
-            store,
-            key,
-            upstream=["unique_pairs"],
-            options=downloader,
-            leave_out=downloader.NOT_IN_VERSION,
-            stage_judges_parts=True,
-        ) as staging:
-            staging.not_content = ("*_stats.json", "_ledger/*")
-            published = store.folder("image_shards", key)
+            context, store, upstream=[UNIQUE_PAIRS], options=options, stage_judges_parts=True
+        ) as made:
+            made.staging.not_content = ("*_stats.json", "_ledger/*")
+            published = store.folder(IMAGE_SHARDS, made.key)
             downloaded = download_segment(
-                store.published("unique_pairs", key),
-                staging.path,
-                downloader,
+                made.input(UNIQUE_PAIRS),
+                made.out,
+                options,
                 removals=lists.removals,
                 blocklists=lists.blocklists,
                 before=published if published.exists() else None,
             )
-            counts = downloaded.counts
-            staging.counts = [counts]
-            kept_before = store.manifest("unique_pairs", key).stage("unique_pairs").kept
-            successes = checks.successes_in(staging.path)
-            checked = checks.require(
-                checks.shards_whole(staging.path),
-                checks.funnel_adds_up("image_shards", counts, successes, kept_before),
+            made.staging.counts = [downloaded.counts]
+            successes = checks.successes_in(made.rows)
+            made.require(
+                checks.shards_whole(made.rows),
+                checks.funnel_adds_up(downloaded.counts, successes, made.kept(UNIQUE_PAIRS)),
             )
-        folder = store.folder("image_shards", key)
-        met, taken = met_in(folder, lists)
+        met, taken = met_in(made.out, lists)
         for name, of_list in met.items():
             store.update(met_file(name), partial(note_met, store.root, name, of_list))
-        tell_lists(context, store, key, lists, taken)
-        return materialized(
-            context,
-            store,
-            staging,
-            key,
-            checks=checked,
-            extra=download_metadata(downloaded)
-            | {"contact_sheet": picture(contact_sheet(folder), "images with captions")},
+        note_taken_out(made, lists, taken)
+        return made.result(
+            **_shown(downloaded),
+            contact_sheet=picture(contact_sheet(made.out), "images with captions"),
         )
 
     return image_shards
+
+
+def _shown(downloaded: Downloaded) -> dict[str, Any]:
+    """What a person asks of a download beside its counts."""
+    seconds = max(downloaded.seconds, 1e-3)
+    hosts = [
+        dg.TableRecord(
+            {
+                "host": host,
+                "failed": sum(reasons.values()),
+                "reasons": ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items())),
+            }
+        )
+        for host, reasons in downloaded.hosts.items()
+    ]
+    return {
+        "images_asked_for": downloaded.asked_for,
+        "images_reused": downloaded.reused,
+        "images_changed": downloaded.changed,
+        "bytes_received": downloaded.bytes,
+        "images_per_second": round(downloaded.fetched_now / seconds, 1),
+        "bytes_per_second": round(downloaded.bytes_now / seconds),
+        "failing_hosts": dg.MetadataValue.table(
+            hosts, schema=schema_of({"failed": "int"}, ["host", "failed", "reasons"])
+        ),
+        "shards_without_network": ", ".join(downloaded.without_network) or "none",
+    }

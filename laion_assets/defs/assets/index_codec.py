@@ -2,28 +2,27 @@
 
 import dagster as dg
 
-from laion_assets.defs.assets.lists import INDEX_POOL
-from laion_assets.defs.automation import scheduling
-from laion_assets.defs.code_version import code_version
-from laion_assets.defs.publishing import materialized, publishing
+from laion_assets.defs import pools
+from laion_assets.defs.declaration import Asset
+from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import tried_again
 from laion_assets.knn.codec import train_codec
+from laion_assets.layout import FILTERED_SUBSET, INDEX_CODEC
 from laion_assets.settings import Settings
 from resources.clip import ClipModelResource
 from resources.lake import LakeResource
 from resources.rules import IndexResource
 
+ASSET = Asset(INDEX_CODEC, group="index", revision=1, pool=pools.INDEX)
+
 
 def build(settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
-        group_name="index",
-        # Of the subsets that are there, without depending on them: a segment that lands does not
-        # make the codec stale, and with it all that it encoded. The check `codec_fits` does that.
-        code_version=code_version(1, settings.index),
-        pool=INDEX_POOL,
+        # It is made of the subsets that are present, without depending on them: a new segment does
+        # not make the codec stale, and with it all that it encoded. The check `codec_fits` does.
+        **ASSET.arguments(settings, versioned=[settings.index]),
         kinds={"faiss"},
         description=__doc__,
-        **scheduling(settings, "index_codec"),
     )
     @tried_again
     def index_codec(
@@ -32,17 +31,17 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         clip: ClipModelResource,
         index: IndexResource,
     ) -> dg.MaterializeResult:
-        store = lake.open()
-        keys = store.segments("filtered_subset")
-        made_of = {str(key): store.manifest("filtered_subset", key).data_version for key in keys}
-        with publishing(context, store, made_of=made_of, options=index) as staging:
+        store, options = lake.open(), index.options()
+        keys = store.segments(FILTERED_SUBSET)
+        made_of = {str(key): store.manifest(FILTERED_SUBSET, key).data_version for key in keys}
+        with publishing(context, store, made_of=made_of, options=options) as made:
             summary = train_codec(
-                [store.published("filtered_subset", key) for key in keys],
-                staging.path,
-                index,
+                [store.published(FILTERED_SUBSET, key) for key in keys],
+                made.out,
+                options,
                 model_key=clip.key,
             )
-            staging.metadata = {"segments": len(keys)} | summary.model_dump(mode="json")
-        return materialized(context, store, staging)
+            made.staging.metadata = {"segments": len(keys)} | summary.model_dump(mode="json")
+        return made.result()
 
     return index_codec

@@ -3,28 +3,26 @@
 import dagster as dg
 
 from laion_assets.defs import checks
-from laion_assets.defs.automation import scheduling
-from laion_assets.defs.code_version import code_version
-from laion_assets.defs.publishing import key_of, materialized, publishing
+from laion_assets.defs.declaration import Asset
+from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import tried_again
 from laion_assets.knn.build import build_index, uses_codec
 from laion_assets.knn.codec import Codec
+from laion_assets.layout import FILTERED_SUBSET, INDEX_CODEC, KNN_INDEX
 from laion_assets.settings import Settings
 from resources.clip import ClipModelResource
 from resources.lake import LakeResource
 from resources.rules import IndexResource
 
+ASSET = Asset(KNN_INDEX, group="index", revision=2, checks=("size_equal", "recall", "codec_fits"))
+
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
-        group_name="index",
-        partitions_def=segments,
-        deps=["filtered_subset", "index_codec"],
-        code_version=code_version(2, settings.index),
-        check_specs=checks.check_specs("knn_index"),
+        **ASSET.arguments(settings, segments, versioned=[settings.index]),
+        deps=[FILTERED_SUBSET, INDEX_CODEC],
         kinds={"faiss"},
         description=__doc__,
-        **scheduling(settings, "knn_index"),
     )
     @tried_again
     def knn_index(
@@ -33,30 +31,26 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         clip: ClipModelResource,
         index: IndexResource,
     ) -> dg.MaterializeResult:
-        key, store = key_of(context), lake.open()
-        shared = ["index_codec"] if uses_codec(index, store.has("index_codec")) else []
+        store, options = lake.open(), index.options()
+        codec = [INDEX_CODEC] if uses_codec(options, store.has(INDEX_CODEC)) else []
         with publishing(
-            context, store, key, upstream=["filtered_subset"], shared=shared, options=index
-        ) as staging:
-            subset = store.published("filtered_subset", key)
-            codecs = [store.published(asset) for asset in shared]
-            staging.linked_from = codecs
+            context, store, upstream=[FILTERED_SUBSET, *codec], options=options
+        ) as made:
+            subset = made.input(FILTERED_SUBSET)
+            made.staging.linked_from = [made.input(asset) for asset in codec]
             summary = build_index(
                 subset,
-                staging.path,
-                index,
+                made.out,
+                options,
                 model_key=clip.key,
-                codec=Codec.open(codecs[0]) if codecs else None,
+                codec=Codec.open(made.input(INDEX_CODEC)) if codec else None,
             )
-            staging.metadata = summary.headline()
-            kept = store.manifest("filtered_subset", key).stage("subset").kept
-            checked = checks.require(
-                checks.size_equal("knn_index", staging.path, kept),
-                checks.recall(
-                    "knn_index", staging.path, lambda *_: subset, index, own_queries=True
-                ),
-                checks.codec_fits("knn_index", staging.path, index),
+            made.staging.metadata = summary.headline()
+            made.require(
+                checks.size_equal(made.out, made.kept(FILTERED_SUBSET)),
+                checks.recall(made.out, lambda *_: subset, options, own_queries=True),
+                checks.codec_fits(made.out, options),
             )
-        return materialized(context, store, staging, key, checks=checked)
+        return made.result()
 
     return knn_index

@@ -1,32 +1,27 @@
-"""What comes from outside the graph and may change at any time: removals and blocklists.
+"""Removals and blocklists: what comes from outside the graph and may change at any time.
 
 Both are folders of list files in the lake (``removals/*.txt``, ``blocklists/*.txt``). They have
-the segments' partitions, and a partition is observed anew only when a change of the list concerns
-it: when the segment holds what is listed, or lacks what is listed no more. So a changed list makes
+the segments' partitions. A partition is observed again only when a change of the list concerns it:
+when the segment holds what is listed, or lacks what is no longer listed. So a changed list makes
 exactly those partitions stale. The data version is the digest of the entries in force.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
-from laion_assets.defs.jobs import LISTS
 from laion_assets.defs.partitions import partition_key
+from laion_assets.defs.publishing import Publication
 from laion_assets.defs.removal.survey import survey
 from laion_assets.lake.base import Lake
-from laion_assets.removals.active import FOLDERS, REASONS, Lists, new_since, read_lists
+from laion_assets.layout import BLOCKLISTS, LISTS, REMOVALS
+from laion_assets.removals.active import FOLDERS, Lists, new_since, read_lists
 from laion_assets.removals.ledger import Taken, events_file, note_taken
 from laion_assets.segments import SegmentKey
-from laion_assets.settings import Settings
 from resources.lake import LakeResource
-
-LEDGER_POOL: Final = "dedup_ledger"
-DOWNLOAD_POOL: Final = "download"
-EMBED_POOL: Final = "embed"
-INDEX_POOL: Final = "index_merge"
 
 BEFORE_TAG: Final = "laion_assets/lists_before/"
 """Tag of a run that observes, with the list's name: the digest of the text observed before."""
@@ -38,8 +33,8 @@ def observation(name: str, version: str, key: SegmentKey | None = None) -> dg.As
     )
 
 
-def concerned(lists: Lists, keys: Iterable[SegmentKey]) -> list[dg.AssetObservation]:
-    """That the partitions are not as the lists would have them."""
+def observations(lists: Lists, keys: Iterable[SegmentKey]) -> list[dg.AssetObservation]:
+    """Observations that mark these partitions stale against both lists."""
     return [observation(name, lists.digests[name], key) for key in keys for name in LISTS]
 
 
@@ -54,27 +49,20 @@ def begin_observing(context: dg.AssetExecutionContext, lake: Lake) -> None:
             context.log_event(observation(name, versions[name]))
 
 
-def tell_lists(
-    context: dg.AssetExecutionContext,
-    lake: Lake,
-    key: SegmentKey,
-    lists: Lists,
-    taken: Taken,
-    *,
-    returns: bool = False,
-) -> None:
+def note_taken_out(made: Publication, lists: Lists, taken: Taken, *, returns: bool = False) -> None:
     """Note in the ledger what ``lists`` took out of a partition that has just been published.
 
-    If the lists have changed since they were read and the change concerns the segment, that is
-    told too: whoever looked for it before this was published did not see it. ``returns``: see
+    If the lists have changed since they were read and the change concerns the segment, Dagster is
+    told so: whoever looked for it before this was published did not see it. ``returns``: see
     :func:`laion_assets.removals.ledger.note_taken`.
     """
-    asset = context.asset_key.path[-1]
+    context, lake, key = made.context, made.store, made.key
+    assert key is not None
     note = partial(
-        note_taken, lake.root, asset, key, taken, run_id=context.run.run_id, returns=returns
+        note_taken, lake.root, made.asset, key, taken, run_id=context.run.run_id, returns=returns
     )
-    events = lake.update(events_file(asset, key), note)
-    for name in REASONS:
+    events = lake.update(events_file(made.asset, key), note)
+    for name in LISTS:
         n = sum(event.samples for event in events if event.list == name)
         if n:
             context.log.info(f"{name}: {n:,} samples noted in the removal ledger")
@@ -82,21 +70,19 @@ def tell_lists(
     if now.digests == lists.digests:
         return
     if survey(lake, now, new=now.without(lists), keys=[key]).keys:
-        for event in concerned(now, [key]):
+        for event in observations(now, [key]):
             context.log_event(event)
 
 
-def build(
-    segments: dg.MultiPartitionsDefinition, _: Settings
-) -> Collection[dg.SourceAsset | dg.AssetsDefinition]:
+def build(segments: dg.MultiPartitionsDefinition) -> list[dg.SourceAsset]:
     return [
         _list(
-            "removals",
+            REMOVALS,
             "URLs, hosts, image hashes and samples to take out: `removals/*.txt` in the lake.",
             segments,
         ),
         _list(
-            "blocklists",
+            BLOCKLISTS,
             "Known-bad image hashes, URL hashes, URLs and hosts: `blocklists/*.txt` in the lake.",
             segments,
         ),
@@ -114,8 +100,8 @@ def _list(name: str, description: str, segments: dg.MultiPartitionsDefinition) -
         new = new_since(store.root, name, before) if before else lists[name]
         found = survey(store, lists, new=Lists(**{name: new}))
         for key in found.keys:
-            told = ", ".join(f"{asset} {n:,}" for asset, n in found.samples.get(key, {}).items())
-            context.log.info(f"{key}: {told or 'lacks what is listed no more'}")
+            held = ", ".join(f"{asset} {n:,}" for asset, n in found.samples.get(key, {}).items())
+            context.log.info(f"{key}: {held or 'lacks what is no longer listed'}")
         return dg.DataVersionsByPartition(
             {str(partition_key(key)): lists.digests[name] for key in found.keys}
         )

@@ -5,13 +5,12 @@ import pyarrow.parquet as pq
 
 from laion_assets import schemas
 from laion_assets.defs import checks
-from laion_assets.defs.assets.lists import tell_lists
-from laion_assets.defs.automation import scheduling
-from laion_assets.defs.code_version import code_version
+from laion_assets.defs.assets.lists import note_taken_out
+from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
-from laion_assets.defs.publishing import key_of, made_of_the_same, materialized, publishing
+from laion_assets.defs.publishing import key_of, made_of_the_same, publishing
 from laion_assets.defs.retries import tried_again
-from laion_assets.pairs.rules import PairRules
+from laion_assets.layout import LISTS, PAIR_PARQUET, WAT_MANIFEST
 from laion_assets.pairs.segment import extract_segment, segment_counts
 from laion_assets.pairs.take_out import start_from, take_out
 from laion_assets.removals.active import FOLDERS, read_lists
@@ -20,17 +19,21 @@ from resources.crawl_source import CrawlSourceResource
 from resources.lake import LakeResource
 from resources.rules import PairRulesResource, WorkResource
 
+ASSET = Asset(
+    PAIR_PARQUET,
+    group="pairs",
+    revision=1,
+    checks=("schema_exact", "keys_unique", "funnel_adds_up"),
+    asks_network=True,
+)
+
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
-        group_name="pairs",
-        partitions_def=segments,
-        deps=["wat_manifest", "removals", "blocklists"],
-        code_version=code_version(1, settings.pairs),
-        check_specs=checks.check_specs("pair_parquet"),
+        **ASSET.arguments(settings, segments, versioned=[settings.pairs]),
+        deps=[WAT_MANIFEST, *LISTS],
         kinds={"python", "parquet"},
         description=__doc__,
-        **scheduling(settings, "pair_parquet"),
     )
     @tried_again
     def pair_parquet(
@@ -40,41 +43,31 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         pair_rules: PairRulesResource,
         work: WorkResource,
     ) -> dg.MaterializeResult:
-        key, store = key_of(context), lake.open()
-        manifest = pq.read_table(store.published("wat_manifest", key) / "manifest.parquet")
+        key, store, rules = key_of(context), lake.open(), pair_rules.options()
         lists = read_lists(store.current(*FOLDERS))
-        wat_files = [row["wat_file"] for row in manifest.to_pylist() if row["taken"]]
-        with publishing(
-            context, store, key, upstream=["wat_manifest"], options=pair_rules
-        ) as staging:
-            start_from(made_of_the_same(store, "pair_parquet", key, staging), staging.path, lists)
+        with publishing(context, store, upstream=[WAT_MANIFEST], options=rules) as made:
+            (manifest,) = made.input_rows(WAT_MANIFEST)
+            rows = pq.ParquetFile(manifest).read().to_pylist()
+            wat_files = [row["wat_file"] for row in rows if row["taken"]]
+            start_from(made_of_the_same(made), made.out, lists)
             extract_segment(
                 wat_files,
                 crawl_source.open().fetch,
-                staging.path,
-                # A plain copy: a resource cannot be pickled into worker processes.
-                PairRules.model_validate(pair_rules.model_dump()),
+                made.out,
+                rules,
                 crawl=key.crawl,
                 segment=key.segment,
                 workers=work.workers,
             )
-            taken = take_out(staging.path, lists)
-            staging.counts = segment_counts(sorted(staging.path.glob("part-*.parquet")))
-            pairs = next(counts for counts in staging.counts if counts.stage == "pairs")
-            checked = checks.require(
-                checks.schema_exact("pair_parquet", staging.path, schemas.PAIRS, len(wat_files)),
-                checks.keys_unique("pair_parquet", staging.path, "uid"),
-                checks.funnel_adds_up("pair_parquet", pairs, checks.rows_in(staging.path), None),
+            taken = take_out(made.out, lists)
+            made.staging.counts = segment_counts(made.rows)
+            pairs = next(counts for counts in made.staging.counts if counts.stage == "pairs")
+            made.require(
+                checks.schema_exact(made.rows, schemas.PAIRS, len(wat_files)),
+                checks.keys_unique(made.rows, "uid"),
+                checks.funnel_adds_up(pairs, checks.rows_in(made.rows), None),
             )
-        tell_lists(context, store, key, lists, taken, returns=True)
-        folder = store.folder("pair_parquet", key)
-        return materialized(
-            context,
-            store,
-            staging,
-            key,
-            checks=checked,
-            extra={"preview": table_preview(folder, ["text", "url", "language", "license"])},
-        )
+        note_taken_out(made, lists, taken, returns=True)
+        return made.result(preview=table_preview(made.rows, ["text", "url", "language", "license"]))
 
     return pair_parquet

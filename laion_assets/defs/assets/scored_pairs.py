@@ -3,31 +3,32 @@
 import dagster as dg
 
 from laion_assets import schemas
+from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.defs import checks
-from laion_assets.defs.automation import scheduling
-from laion_assets.defs.code_version import code_version
+from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table, picture, table_preview
-from laion_assets.defs.publishing import key_of, materialized, publishing
+from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import tried_again
 from laion_assets.filtering.figures import similarity_histogram, tags_and_categories
-from laion_assets.filtering.score import score_segment
+from laion_assets.filtering.score import ScoredWith, score_segment
+from laion_assets.layout import EMBEDDINGS, SCORED_PAIRS
 from laion_assets.safety.prompts import category_embeddings, load_prompts
 from laion_assets.settings import Settings
 from resources.clip import ClipModelResource
 from resources.lake import LakeResource
 from resources.rules import SafetyResource
 
+ASSET = Asset(SCORED_PAIRS, group="subset", revision=2, checks=("schema_exact", "rows_aligned"))
+
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
-        group_name="subset",
-        partitions_def=segments,
-        deps=["embeddings"],
-        code_version=code_version(2, load_prompts(settings.safety.prompts).digest),
-        check_specs=checks.check_specs("scored_pairs"),
+        **ASSET.arguments(
+            settings, segments, versioned=[load_prompts(settings.safety.prompts).digest]
+        ),
+        deps=[EMBEDDINGS],
         kinds={"numpy", "parquet"},
         description=__doc__,
-        **scheduling(settings, "scored_pairs"),
     )
     @tried_again
     def scored_pairs(
@@ -36,56 +37,36 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         clip: ClipModelResource,
         safety: SafetyResource,
     ) -> dg.MaterializeResult:
-        key, store = key_of(context), lake.open()
-        source = store.published("embeddings", key)
         prompts, model = load_prompts(safety.prompts), clip.load()
-        embedded_by = store.manifest("embeddings", key).metadata["model_version"]
-        if embedded_by != model.version:
-            raise dg.Failure(
-                f"the embeddings are of another model ({embedded_by}) than the settings name "
-                f"({model.version}), and categories can be compared with those of their own model "
-                "only: make the embeddings again",
-                allow_retries=False,
-            )
         with publishing(
             context,
-            store,
-            key,
-            upstream=["embeddings"],
+            lake.open(),
+            upstream=[EMBEDDINGS],
             made_of={"prompts": prompts.digest, "model": model.version},
-        ) as staging:
+        ) as made:
+            embedded = EmbeddedWith.model_validate(made.manifest(EMBEDDINGS).metadata)
+            if embedded.model_version != model.version:
+                raise dg.Failure(
+                    f"the embeddings are of another model ({embedded.model_version}) than the "
+                    f"settings name ({model.version}), and categories can be compared with those "
+                    "of their own model only: make the embeddings again",
+                    allow_retries=False,
+                )
+            source = made.input(EMBEDDINGS)
             categories = category_embeddings(prompts, model)
-            rows = score_segment(source, staging.path, categories)
-            staging.metadata = {
-                "rows": rows,
-                "prompts": f"{prompts.name} v{prompts.version}",
-                "prompts_digest": prompts.digest,
-                "words": categories.words.title,
-                "model": model.key,
-            }
-            checked = checks.require(
-                checks.schema_exact(
-                    "scored_pairs",
-                    staging.path,
-                    schemas.SCORED,
-                    checks.parts_in(source / "metadata", "metadata_*.parquet"),
-                ),
-                checks.rows_aligned("scored_pairs", staging.path, source),
+            rows = score_segment(source, made.out, categories)
+            made.staging.metadata = ScoredWith.of(rows, prompts, categories, model.key).model_dump()
+            parts = len(made.input_rows(EMBEDDINGS))
+            made.require(
+                checks.schema_exact(made.rows, schemas.SCORED, parts),
+                checks.rows_aligned(made.rows, source),
             )
-        folder = store.folder("scored_pairs", key)
-        tags, categories_first = tags_and_categories(folder)
-        return materialized(
-            context,
-            store,
-            staging,
-            key,
-            checks=checked,
-            extra={
-                "similarity": picture(similarity_histogram(folder), "histogram of similarity"),
-                "safety_tags": numbers_table(tags),
-                "nearest_categories": numbers_table(categories_first),
-                "preview": table_preview(folder, ["text", "similarity", "nsfw"]),
-            },
+        tags, categories_first = tags_and_categories(made.out)
+        return made.result(
+            similarity=picture(similarity_histogram(made.out), "histogram of similarity"),
+            safety_tags=numbers_table(tags),
+            nearest_categories=numbers_table(categories_first),
+            preview=table_preview(made.rows, ["text", "similarity", "nsfw"]),
         )
 
     return scored_pairs

@@ -1,36 +1,44 @@
-"""One image and one text index over all segments that there are."""
+"""One image and one text index over all segments that are present."""
 
 import json
 from pathlib import Path
 
 import dagster as dg
 
-from laion_assets.defs import checks
-from laion_assets.defs.assets.lists import INDEX_POOL
-from laion_assets.defs.automation import scheduling
+from laion_assets.defs import checks, pools
 from laion_assets.defs.code_version import code_version
-from laion_assets.defs.publishing import InputsChangedError, materialized, publishing
+from laion_assets.defs.declaration import Asset
+from laion_assets.defs.publishing import InputsChangedError, publishing
 from laion_assets.defs.retries import tried_again
-from laion_assets.knn.files import IndexSummary
+from laion_assets.knn.files import IndexSummary, samples_of
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.lake.base import Lake
+from laion_assets.layout import FILTERED_SUBSET, KNN_INDEX, SEARCH_INDEX
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings
 from resources.lake import LakeResource
 from resources.rules import IndexResource
 
-_REVISION = 2
+ASSET = Asset(
+    SEARCH_INDEX,
+    group="index",
+    revision=2,
+    checks=("size_equal", "recall", "codec_fits"),
+    pool=pools.INDEX,
+    aggregate=True,
+    fresh=True,
+)
 
 
 def _previous(store: Lake, context: dg.AssetExecutionContext) -> Path | None:
-    """The index that is there, if this code can go on from it."""
-    if not store.has("search_index"):
+    """The published index, if this code can go on from it."""
+    if not store.has(SEARCH_INDEX):
         return None
-    made_by = store.manifest("search_index").code_version
-    if made_by.partition("-")[0] != str(_REVISION):
-        context.log.info(f"the index that is there is of revision {made_by}: made anew")
+    made_by = store.manifest(SEARCH_INDEX).code_version
+    if made_by.partition("-")[0] != str(ASSET.revision):
+        context.log.info(f"the published index is of revision {made_by}: rebuilt")
         return None
-    return store.folder("search_index")
+    return store.folder(SEARCH_INDEX)
 
 
 def _linked(summary: IndexSummary) -> set[SegmentKey]:
@@ -44,63 +52,54 @@ def _linked(summary: IndexSummary) -> set[SegmentKey]:
 
 def build(settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
-        group_name="index",
-        deps=["knn_index"],
-        code_version=code_version(_REVISION, settings.index),
-        check_specs=checks.check_specs("search_index"),
-        pool=INDEX_POOL,
+        **ASSET.arguments(settings, versioned=[settings.index]),
+        deps=[KNN_INDEX],
         kinds={"faiss"},
         description=__doc__,
-        **scheduling(settings, "search_index"),
     )
     @tried_again
     def search_index(
         context: dg.AssetExecutionContext, lake: LakeResource, index: IndexResource
     ) -> dg.MaterializeResult:
-        store = lake.open()
+        store, options = lake.open(), index.options()
 
         def subset_of(crawl: str, segment: str) -> Path:
-            return store.published("filtered_subset", SegmentKey(crawl, segment))
+            return store.published(FILTERED_SUBSET, SegmentKey(crawl, segment))
 
-        keys = store.segments("knn_index")
-        manifests = {key: store.manifest("knn_index", key) for key in keys}
+        keys = store.segments(KNN_INDEX)
+        manifests = {key: store.manifest(KNN_INDEX, key) for key in keys}
         made_of = {str(key): manifest.data_version for key, manifest in manifests.items()}
-        with publishing(context, store, made_of=made_of, options=index) as staging:
+        with publishing(context, store, made_of=made_of, options=options) as made:
             before = _previous(store, context)
             summary = merge_indices(
                 [
                     SegmentIndex(
-                        key.crawl, key.segment, store.folder("knn_index", key), made_of[str(key)]
+                        key.crawl, key.segment, store.folder(KNN_INDEX, key), made_of[str(key)]
                     )
                     for key in keys
                 ],
-                staging.path,
-                index,
+                made.out,
+                options,
                 subset_of,
                 previous=before,
             )
             new = _linked(summary)
-            staging.linked_from = [store.folder("knn_index", key) for key in keys if key in new]
-            if before:
-                staging.linked_from.append(before)
+            linked_from = [store.folder(KNN_INDEX, key) for key in keys if key in new]
+            made.staging.linked_from = [*linked_from, before] if before else linked_from
             for key in sorted(new):
-                if store.manifest("knn_index", key).data_version != made_of[str(key)]:
-                    raise InputsChangedError(f"knn_index of {key} was made anew meanwhile")
-            staging.metadata = summary.headline()
+                if store.manifest(KNN_INDEX, key).data_version != made_of[str(key)]:
+                    raise InputsChangedError(f"{KNN_INDEX} of {key} was replaced meanwhile")
+            made.staging.metadata = summary.headline()
             # How vectors are shared out among files depends on the order in which segments came.
-            staging.data_version = code_version(_REVISION, json.dumps(made_of, sort_keys=True))
-            rows = sum(int(manifest.metadata["n"]) for manifest in manifests.values())
-            checked = checks.require(
-                checks.size_equal("search_index", staging.path, rows),
-                checks.recall(
-                    "search_index",
-                    staging.path,
-                    subset_of,
-                    index,
-                    own_queries=False,
-                ),
-                checks.codec_fits("search_index", staging.path, index),
+            made.staging.data_version = code_version(
+                ASSET.revision, json.dumps(made_of, sort_keys=True)
             )
-        return materialized(context, store, staging, checks=checked)
+            rows = sum(samples_of(manifest.metadata) for manifest in manifests.values())
+            made.require(
+                checks.size_equal(made.out, rows),
+                checks.recall(made.out, subset_of, options, own_queries=False),
+                checks.codec_fits(made.out, options),
+            )
+        return made.result(**{"dagster/row_count": summary.n})
 
     return search_index

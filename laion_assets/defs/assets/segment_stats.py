@@ -2,45 +2,35 @@
 
 import dagster as dg
 
-from laion_assets.defs.automation import scheduling
-from laion_assets.defs.code_version import code_version
-from laion_assets.defs.jobs import SEGMENT_ASSETS
+from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
-from laion_assets.defs.publishing import key_of, materialized, publishing
+from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import tried_again
+from laion_assets.layout import SEGMENT_ASSETS, SEGMENT_STATS
 from laion_assets.settings import Settings
 from laion_assets.stats.segment import segment_stats as compute
 from resources.lake import LakeResource
 
-STAGE_ASSETS = tuple(asset for asset in SEGMENT_ASSETS if asset != "segment_stats")
+ASSET = Asset(SEGMENT_STATS, group="stats", revision=1)
+
+_UPSTREAM = tuple(asset for asset in SEGMENT_ASSETS if asset != SEGMENT_STATS)
 
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
-        group_name="stats",
-        partitions_def=segments,
-        deps=list(STAGE_ASSETS),
-        code_version=code_version(1),
+        **ASSET.arguments(settings, segments),
+        deps=list(_UPSTREAM),
         kinds={"duckdb", "parquet"},
         description=__doc__,
-        **scheduling(settings, "segment_stats"),
     )
     @tried_again
     def segment_stats(
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> dg.MaterializeResult:
-        key, store = key_of(context), lake.open()
-        with publishing(context, store, key, upstream=STAGE_ASSETS) as staging:
-            staging.not_content = ("runs.parquet",)
-            folders = {asset: store.published(asset, key) for asset in STAGE_ASSETS}
-            staging.metadata = compute(folders, staging.path)
-        folder = store.folder("segment_stats", key)
-        return materialized(
-            context,
-            store,
-            staging,
-            key,
-            extra={"funnel": table_preview(folder, ["stage", "reason", "n"], "funnel.parquet", 60)},
-        )
+        with publishing(context, lake.open(), upstream=_UPSTREAM) as made:
+            made.staging.not_content = ("runs.parquet",)
+            folders = {asset: made.input(asset) for asset in _UPSTREAM}
+            made.staging.metadata = compute(folders, made.out)
+        return made.result(funnel=table_preview(made.rows, ["stage", "reason", "n"], rows=60))
 
     return segment_stats

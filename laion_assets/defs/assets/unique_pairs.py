@@ -4,64 +4,58 @@ import dagster as dg
 
 from laion_assets import schemas
 from laion_assets.dedup.ledger import claiming, unsettled
-from laion_assets.defs import checks
-from laion_assets.defs.assets.lists import LEDGER_POOL, tell_lists
-from laion_assets.defs.automation import scheduling
-from laion_assets.defs.code_version import code_version
+from laion_assets.defs import checks, pools
+from laion_assets.defs.assets.lists import note_taken_out
+from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
-from laion_assets.defs.publishing import key_of, materialized, publishing
+from laion_assets.defs.publishing import key_of, publishing
 from laion_assets.defs.retries import tried_again
+from laion_assets.layout import DEDUP_LEDGER, LISTS, PAIR_PARQUET, UNIQUE_PAIRS
 from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.settings import Settings
 from resources.lake import LakeResource
 
+ASSET = Asset(
+    UNIQUE_PAIRS,
+    group="pairs",
+    revision=2,
+    checks=("schema_exact", "keys_unique", "funnel_adds_up"),
+    pool=pools.LEDGER,
+)
+
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
-        group_name="pairs",
-        partitions_def=segments,
-        deps=["pair_parquet", "removals", "blocklists"],
-        code_version=code_version(2),
-        check_specs=checks.check_specs("unique_pairs"),
-        pool=LEDGER_POOL,
+        **ASSET.arguments(settings, segments),
+        deps=[PAIR_PARQUET, *LISTS],
         kinds={"python", "parquet"},
         description=__doc__,
-        **scheduling(settings, "unique_pairs"),
     )
     @tried_again
     def unique_pairs(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         lists = read_lists(store.current(*FOLDERS))
-        # The ledger's turn ends last: claims count once the partition is published.
+        # The lease of the ledger ends last: claims count once the partition is published.
         with (
-            store.turn("dedup_ledger", "unique_pairs", unsettled) as turn,
+            store.turn(DEDUP_LEDGER, UNIQUE_PAIRS, unsettled) as turn,
             claiming(turn.folder, turn.partitions, key) as claims,
-            publishing(context, store, key, upstream=["pair_parquet"]) as staging,
+            publishing(context, store, upstream=[PAIR_PARQUET]) as made,
         ):
-            pairs = store.published("pair_parquet", key)
             counts = claims.write(
-                pairs, staging.path, removals=lists.removals, blocklists=lists.blocklists
+                made.input(PAIR_PARQUET),
+                made.out,
+                removals=lists.removals,
+                blocklists=lists.blocklists,
             )
             turn.save()
-            staging.counts = [counts]
-            kept_before = store.manifest("pair_parquet", key).stage("pairs").kept
-            rows = checks.rows_in(staging.path)
-            checked = checks.require(
-                checks.schema_exact(
-                    "unique_pairs", staging.path, schemas.PAIRS, checks.parts_in(pairs)
-                ),
-                checks.keys_unique("unique_pairs", staging.path, "uid"),
-                checks.funnel_adds_up("unique_pairs", counts, rows, kept_before),
+            made.staging.counts = [counts]
+            parts = len(made.input_rows(PAIR_PARQUET))
+            made.require(
+                checks.schema_exact(made.rows, schemas.PAIRS, parts),
+                checks.keys_unique(made.rows, "uid"),
+                checks.funnel_adds_up(counts, checks.rows_in(made.rows), made.kept(PAIR_PARQUET)),
             )
-        tell_lists(context, store, key, lists, claims.taken)
-        folder = store.folder("unique_pairs", key)
-        return materialized(
-            context,
-            store,
-            staging,
-            key,
-            checks=checked,
-            extra={"preview": table_preview(folder, ["text", "url", "page_url"])},
-        )
+        note_taken_out(made, lists, claims.taken)
+        return made.result(preview=table_preview(made.rows, ["text", "url", "page_url"]))
 
     return unique_pairs

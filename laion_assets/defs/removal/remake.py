@@ -15,14 +15,15 @@ from typing import Final
 
 import dagster as dg
 
-from laion_assets.defs.assets.dataset_report import SAMPLES, SHOWS_SAMPLES
-from laion_assets.defs.assets.lists import concerned, observation
-from laion_assets.defs.jobs import AGGREGATES, LISTS, SEGMENT_ASSETS
+from laion_assets.defs.assets.dataset_report import SHOWS_SAMPLES
+from laion_assets.defs.assets.lists import observation, observations
+from laion_assets.defs.build import AGGREGATES
 from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.defs.removal.survey import Survey, further_subsets, holds_listed, rows_of, survey
 from laion_assets.files import LockedError, locked
 from laion_assets.generation.shown_samples import shows_listed
 from laion_assets.lake.base import Lake
+from laion_assets.layout import DALLE_SAMPLES, LISTS, SCORED_PAIRS, SEGMENT_ASSETS
 from laion_assets.removals.active import read_lists
 from laion_assets.removals.ledger import read_ledger
 from laion_assets.segments import SegmentKey
@@ -30,7 +31,7 @@ from laion_assets.segments import SegmentKey
 logger = logging.getLogger(__name__)
 
 _STAGING: Final = ".staging"
-_TO_SCORES: Final = SEGMENT_ASSETS[1 : SEGMENT_ASSETS.index("scored_pairs") + 1]
+_TO_SCORES: Final = SEGMENT_ASSETS[1 : SEGMENT_ASSETS.index(SCORED_PAIRS) + 1]
 """What every subset is made of; the WAT manifest holds no samples."""
 
 
@@ -45,7 +46,7 @@ def observe(lake: Lake, instance: dg.DagsterInstance) -> Survey:
         if not instance.fetch_observations(dg.AssetKey(name), limit=1).records:
             instance.report_runless_asset_event(observation(name, lists.digests[name]))
     found = survey(lake, lists)
-    for event in concerned(read_lists(lake.root), found.keys):
+    for event in observations(read_lists(lake.root), found.keys):
         instance.report_runless_asset_event(event)
     return found
 
@@ -200,7 +201,7 @@ def _aggregates_behind(lake: Lake) -> list[str]:
 
 def _shows_withdrawn(lake: Lake, asset: str) -> bool:
     """Whether it is the report, and shows samples that were taken away since."""
-    return bool(lake.manifest(asset).metadata.get(SHOWS_SAMPLES)) and not lake.has(SAMPLES)
+    return bool(lake.manifest(asset).metadata.get(SHOWS_SAMPLES)) and not lake.has(DALLE_SAMPLES)
 
 
 def _in_ledger(lake: Lake) -> list[SegmentKey]:
@@ -213,14 +214,14 @@ def withdraw_samples(lake: Lake) -> None:
     Training anew may take days, and nothing is made of the samples but the report, which does
     without: a person makes them again.
     """
-    folder, lists = lake.folder(SAMPLES), read_lists(lake.root)
+    folder, lists = lake.folder(DALLE_SAMPLES), read_lists(lake.root)
     if not folder.exists() or not shows_listed(folder, lists):
         return
     logger.info(
-        f"deleting {folder}, which shows what is listed, or may: materialize {SAMPLES} again"
+        f"deleting {folder}, which shows what is listed, or may: materialize {DALLE_SAMPLES} again"
     )
     # Out of sight at once; what a killed call leaves there, `drop_staging` deletes.
-    gone = lake.root / _STAGING / SAMPLES / "withdrawn"
+    gone = lake.root / _STAGING / DALLE_SAMPLES / "withdrawn"
     gone.parent.mkdir(parents=True, exist_ok=True)
     if gone.exists():
         shutil.rmtree(gone)

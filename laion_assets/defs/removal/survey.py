@@ -24,6 +24,7 @@ from laion_assets.download.listed_rows import met_in, named_rows
 from laion_assets.download.shards import MAKING, files_of, shards_in
 from laion_assets.funnel import LISTED
 from laion_assets.lake.base import Lake, NotPublishedError
+from laion_assets.layout import PARTITIONS, SUBSET_PREFIX, Table, partition_of
 from laion_assets.pairs.take_out import taken_out
 from laion_assets.pairs.uids import halves
 from laion_assets.progress import Progress
@@ -37,7 +38,6 @@ from laion_assets.removals.ledger import (
 )
 from laion_assets.removals.ledger import Taken as Tally
 from laion_assets.removals.lists import Entries
-from laion_assets.schemas import PARTITIONS, SUBSET_PREFIX, Table, partition_of
 from laion_assets.segments import SegmentKey
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from laion_assets.definitions import build_defs
+from laion_assets.defs.build import build_defs
 from laion_assets.generation.dalle import ALL
 from laion_assets.generation.evaluation import Evaluation
 from laion_assets.generation.options import GenerationOptions

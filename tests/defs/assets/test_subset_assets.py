@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from laion_assets.definitions import build_defs
+from laion_assets.clip.embed import EmbeddedWith
+from laion_assets.defs.build import build_defs
 from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.filtering.parts import part_path
 from laion_assets.filtering.score import score_segment
@@ -85,6 +86,10 @@ class Place:
         return [int(key) for key in table["key"].to_pylist()]
 
 
+def embedded_with(model: str) -> dict[str, Any]:
+    return EmbeddedWith(model=model, model_version="v", dimensions=4).model_dump()
+
+
 def embedded(rows: int) -> StageCounts:
     counts = StageCounts("embeddings")
     counts.keep(rows)
@@ -105,7 +110,7 @@ def place(
         for folder in (staging.path / "made").iterdir():
             folder.rename(staging.path / folder.name)
         (staging.path / "made").rmdir()
-        staging.counts, staging.metadata = [embedded(len(rows))], {"model": MODEL}
+        staging.counts, staging.metadata = [embedded(len(rows))], embedded_with(MODEL)
     with lake.publish("scored_pairs", KEY, inputs={}, code_version="1") as staging:
         score_segment(lake.published("embeddings", KEY), staging.path, categories)
     (tmp_path / "home").mkdir()
@@ -181,7 +186,7 @@ def test_each_subset_has_its_checks_and_view_and_what_a_person_wants_to_see(plac
 
 def test_a_model_that_the_recipe_does_not_know_is_refused(place: Place) -> None:
     with place.lake.publish("embeddings", KEY, inputs={}, code_version="2") as staging:
-        staging.counts, staging.metadata = [embedded(0)], {"model": "ViT-L-14/openai"}
+        staging.counts, staging.metadata = [embedded(0)], embedded_with("ViT-L-14/openai")
     with pytest.raises(Exception, match=r"laion5b-en.*has no threshold for 'ViT-L-14/openai'"):
         place.make("subset_laion5b_en")
 

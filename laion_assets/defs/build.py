@@ -1,0 +1,121 @@
+"""The whole system on one screen: assets, jobs, schedules, sensors, resources.
+
+Nothing heavy (torch, faiss, img2dataset) is imported here: every run, sensor tick and page of the
+UI pays for what this module imports.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import dagster as dg
+
+from laion_assets.defs.assets import (
+    catalog,
+    dalle_samples,
+    dataset_report,
+    embeddings,
+    filtered_subset,
+    image_shards,
+    index_codec,
+    knn_index,
+    lists,
+    pair_parquet,
+    scored_pairs,
+    search_index,
+    segment_stats,
+    unique_pairs,
+    wat_manifest,
+)
+from laion_assets.defs.automation import follow_sensor
+from laion_assets.defs.jobs import (
+    aggregates_job,
+    generation_job,
+    lists_job,
+    prune_job,
+    prune_schedules,
+    segment_job,
+)
+from laion_assets.defs.partitions import segment_partitions
+from laion_assets.layout import segment_assets
+from laion_assets.settings import Settings
+from resources.clip import ClipModelResource
+from resources.crawl_source import CrawlSourceResource
+from resources.downloader import DownloaderResource
+from resources.lake import LakeResource
+from resources.notifiers import notifiers
+from resources.rules import (
+    GenerationResource,
+    IndexResource,
+    PairRulesResource,
+    RecipeResource,
+    SafetyResource,
+    WorkResource,
+)
+from sensors.failures import failure_sensor, resource_of
+from sensors.lists import lists_sensor
+from sensors.new_crawls import new_crawl_sensor
+
+BY_SEGMENT: Final = (
+    wat_manifest,
+    pair_parquet,
+    unique_pairs,
+    image_shards,
+    embeddings,
+    scored_pairs,
+    filtered_subset,
+    knn_index,
+    segment_stats,
+)
+"""The modules of the assets with a partition for each segment, in the order of the data's way."""
+
+OVER_ALL: Final = (index_codec, search_index, catalog, dataset_report, dalle_samples)
+"""The modules of the assets over all segments."""
+
+AGGREGATES: Final = tuple(module.ASSET.name for module in OVER_ALL if module.ASSET.aggregate)
+"""The assets over all segments that follow what they are made of."""
+
+
+def build_defs(settings: Settings) -> dg.Definitions:
+    """The asset graph of one deployment."""
+    segments = segment_partitions(settings.crawl_source.segments_per_crawl)
+    tell, pruning = notifiers(settings.notify), prune_job(settings.retention)
+    by_segment = segment_assets(settings.subsets)
+    segment, observe = segment_job(by_segment), lists_job()
+    return dg.Definitions(
+        assets=[
+            *lists.build(segments),
+            *(module.build(segments, settings) for module in BY_SEGMENT),
+            *filtered_subset.build_further(segments, settings),
+            *(module.build(settings) for module in OVER_ALL),
+        ],
+        jobs=[segment, aggregates_job(AGGREGATES), generation_job(), observe, pruning],
+        schedules=prune_schedules(pruning, settings.retention),
+        # What a person or the automation picks runs as the jobs do: a process of its own for each
+        # step would load everything again.
+        executor=dg.in_process_executor,
+        sensors=[
+            new_crawl_sensor(
+                segment,
+                settings.discovery,
+                settings.crawl_source.segments_per_crawl,
+                settings.subsets,
+            ),
+            lists_sensor(observe, segment, settings.removals, settings.subsets),
+            follow_sensor([*by_segment, *AGGREGATES]),
+            failure_sensor(settings.notify, list(tell)),
+        ],
+        resources={
+            "lake": LakeResource(**settings.lake.model_dump()),
+            "crawl_source": CrawlSourceResource(**settings.crawl_source.model_dump()),
+            "pair_rules": PairRulesResource(**settings.pairs.model_dump()),
+            "downloader": DownloaderResource(**settings.download.model_dump()),
+            "clip": ClipModelResource(**settings.clip.model_dump()),
+            "safety": SafetyResource(**settings.safety.model_dump()),
+            "recipe": RecipeResource(**settings.subset.model_dump()),
+            "index": IndexResource(**settings.index.model_dump()),
+            **{resource_of(name): notifier for name, notifier in tell.items()},
+            "generation": GenerationResource(**settings.generation.model_dump()),
+            "work": WorkResource(**settings.work.model_dump()),
+        },
+    )

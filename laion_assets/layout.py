@@ -1,0 +1,225 @@
+"""The lake's layout: the assets' names, and which files each asset's partition holds.
+
+:data:`PARTITIONS` is the one table of that: survey, `why`, catalog, statistics, checks and the docs
+are views of it. What does not belong here: how a file is written, or how a partition is published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from laion_assets import schemas
+
+WAT_MANIFEST: Final = "wat_manifest"
+PAIR_PARQUET: Final = "pair_parquet"
+UNIQUE_PAIRS: Final = "unique_pairs"
+IMAGE_SHARDS: Final = "image_shards"
+EMBEDDINGS: Final = "embeddings"
+SCORED_PAIRS: Final = "scored_pairs"
+FILTERED_SUBSET: Final = "filtered_subset"
+KNN_INDEX: Final = "knn_index"
+SEGMENT_STATS: Final = "segment_stats"
+INDEX_CODEC: Final = "index_codec"
+SEARCH_INDEX: Final = "search_index"
+CATALOG: Final = "catalog"
+DATASET_REPORT: Final = "dataset_report"
+DALLE_SAMPLES: Final = "dalle_samples"
+
+REMOVALS: Final = "removals"
+BLOCKLISTS: Final = "blocklists"
+LISTS: Final = (REMOVALS, BLOCKLISTS)
+"""Folders of list files that people write; the graph's assets without a stage."""
+
+DEDUP_LEDGER: Final = "dedup_ledger"
+"""Folder that all partitions of `unique_pairs` share."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The parquet files of one schema in a partition's folder, and the columns by which a URL, a
+    uid, a SAMPLE_ID or an image's hash names a row of theirs."""
+
+    files: str
+    """Pattern of file names, relative to the partition's folder."""
+    schema: pa.Schema
+    view: str | None = None
+    """The catalog's view of it."""
+    url: str | None = None
+    text: str | None = None
+    uid: str | None = None
+    sample_id: str | None = None
+    hashes: bool = False
+    """Whether ``sha256`` and ``md5`` of the image are columns."""
+    aligned: bool = False
+    """Row for row beside the partition's first table: whatever finds or drops a row there finds or
+    drops it here."""
+
+    @property
+    def names_samples(self) -> bool:
+        """Whether a list's entry may name rows of this table."""
+        return bool(self.url or self.uid or self.sample_id or self.hashes)
+
+    def paths(self, folder: Path) -> list[Path]:
+        """The table's files in a partition's folder, sorted."""
+        return sorted(folder.glob(self.files))
+
+    def columns(self) -> list[tuple[str, str, str]]:
+        """``(name, type, meaning)`` of each column."""
+        images = self.schema.equals(schemas.IMAGES)
+        return [
+            (field.name, str(field.type), schemas.meaning(field.name, images))
+            for field in self.schema
+        ]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What one asset publishes, for a segment or, of an aggregate, as a whole."""
+
+    asset: str
+    stage: str | None = None
+    """The funnel's stage that it counts, if it counts one."""
+    tables: tuple[Table, ...] = ()
+    """The first has a row for each subject that the stage kept or refused."""
+    files: tuple[str, ...] = ()
+    """Patterns of all other files."""
+
+    @property
+    def rows(self) -> Table:
+        """The first table."""
+        return self.tables[0]
+
+    def names(self, file: str) -> bool:
+        """Whether a file, by its path in the partition's folder, is one of these."""
+        return any(
+            fnmatchcase(file, pattern)
+            for pattern in (*(table.files for table in self.tables), *self.files)
+        )
+
+
+_PAIR_ROWS: Final = Table("part-*.parquet", schemas.PAIRS, url="url", text="text", uid="uid")
+_VECTORS: Final = ("img_emb/img_emb_*.npy", "text_emb/text_emb_*.npy")
+_SAMPLE_ROWS: Final = Table(
+    "part-*.parquet", schemas.SCORED, url="url", text="text", sample_id="SAMPLE_ID", hashes=True
+)
+_SUBSET_ROWS: Final = Table(
+    "part-*.parquet", schemas.SUBSET, url="URL", text="TEXT", sample_id="SAMPLE_ID", hashes=True
+)
+
+PARTITIONS: Final[Mapping[str, Partition]] = {
+    partition.asset: partition
+    for partition in (
+        Partition(WAT_MANIFEST, None, (Table("manifest.parquet", schemas.WAT_MANIFEST),)),
+        Partition(PAIR_PARQUET, "pairs", (replace(_PAIR_ROWS, view="pairs"),)),
+        Partition(
+            UNIQUE_PAIRS,
+            "unique_pairs",
+            (replace(_PAIR_ROWS, view="unique_pairs"),),
+            ("claims.json",),
+        ),
+        Partition(
+            IMAGE_SHARDS,
+            "images",
+            (
+                Table(
+                    "[0-9]*.parquet",
+                    schemas.IMAGES,
+                    view="images",
+                    url="url",
+                    text="caption",
+                    uid="uid",
+                    hashes=True,
+                ),
+                Table(
+                    "_ledger/*.parquet",
+                    schemas.FETCHES,
+                    view="fetches",
+                    url="url",
+                    hashes=True,
+                    aligned=True,
+                ),
+            ),
+            ("*.tar", "*_stats.json"),
+        ),
+        Partition(
+            EMBEDDINGS,
+            "embeddings",
+            (replace(_SAMPLE_ROWS, files="metadata/metadata_*.parquet", schema=schemas.EMBEDDED),),
+            _VECTORS,
+        ),
+        Partition(SCORED_PAIRS, None, (replace(_SAMPLE_ROWS, view="scored"),)),
+        Partition(
+            FILTERED_SUBSET,
+            "subset",
+            (
+                replace(_SUBSET_ROWS, view="subset"),
+                replace(_SUBSET_ROWS, files="metadata/metadata_*.parquet", aligned=True),
+            ),
+            _VECTORS,
+        ),
+        Partition(
+            KNN_INDEX,
+            None,
+            (Table("ids.parquet", schemas.INDEX_IDS, sample_id="SAMPLE_ID"),),
+            ("ids.npy", "index.json", "*.index", "*.npy", "codec/*"),
+        ),
+        Partition(
+            SEGMENT_STATS,
+            None,
+            (
+                Table("funnel.parquet", schemas.FUNNEL, view="funnel_by_segment"),
+                Table("histograms.parquet", schemas.HISTOGRAMS, view="stats"),
+                Table("top.parquet", schemas.TOP, view="top"),
+                Table("runs.parquet", schemas.RUNS, view="runs"),
+            ),
+        ),
+    )
+}
+"""Asset with a partition for each segment -> what that holds, in the order of the data's way."""
+
+AGGREGATES: Final[Mapping[str, Partition]] = {
+    partition.asset: partition
+    for partition in (
+        Partition(INDEX_CODEC, files=("codec.json", "*.index", "codec/*")),
+        Partition(SEARCH_INDEX, files=("index.json", "runs/*", "codec/*")),
+        Partition(CATALOG, files=("catalog.duckdb",)),
+        Partition(DATASET_REPORT, files=("report.html", "dataset_card.md", "figures/*")),
+        Partition(DALLE_SAMPLES, files=("*",)),
+    )
+}
+"""Assets over all segments -> what they hold."""
+
+SEGMENT_ASSETS: Final = tuple(PARTITIONS)
+SUBSET_PREFIX: Final = "subset_"
+"""Beginning of the name of a further subset's asset, and of its folder in the lake."""
+
+
+def subset_asset(name: str) -> str:
+    """Return the asset, and the catalog's view, of a further subset: `laion5b-en` ->
+    `subset_laion5b_en`, since Dagster's names have no hyphens."""
+    return f"{SUBSET_PREFIX}{name.replace('-', '_')}"
+
+
+def segment_assets(subsets: Iterable[str] = ()) -> list[str]:
+    """Return :data:`SEGMENT_ASSETS` and the further subsets, each behind all it is made of."""
+    further = [subset_asset(name) for name in subsets]
+    return [*SEGMENT_ASSETS[:-1], *further, SEGMENT_ASSETS[-1]]
+
+
+def partition_of(asset: str) -> Partition:
+    """Return what an asset's partition holds. Raises ``KeyError`` for an unknown asset."""
+    if asset.startswith(SUBSET_PREFIX):
+        return replace(
+            PARTITIONS[FILTERED_SUBSET],
+            asset=asset,
+            tables=tuple(
+                replace(t, view=t.view and asset) for t in PARTITIONS[FILTERED_SUBSET].tables
+            ),
+        )
+    return PARTITIONS[asset] if asset in PARTITIONS else AGGREGATES[asset]
