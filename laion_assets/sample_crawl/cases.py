@@ -1,8 +1,9 @@
 """Every case the rules speak of, as pages: what is planted, and where each must end up.
 
-The rules are those of docs/architecture.md and the vocabulary of ``laion_assets.funnel``. An
-entry states its resolved URL and cleaned text itself, so that a wrong rule cannot agree with a
-wrong expectation. What does not belong here: how records are written (``records``).
+The rules are those of docs/pairs.md and docs/downloading.md, the reasons those of
+``laion_assets.funnel``. An entry states its resolved URL and cleaned text itself, so that a wrong
+rule cannot agree with a wrong expectation. What does not belong here: how records are written
+(``records``).
 """
 
 from __future__ import annotations
