@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo dalle-demo test ui search chromium lint soak-demo soak-download train clean bench cluster-demo postgres
+.PHONY: docs setup demo dalle-demo test ui search chromium lint soak-demo soak-download train clean bench cluster-demo postgres
 
 setup: $(STAMP)
 
@@ -40,6 +40,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	VIRTUAL_ENV=$(abspath $(VENV)) PATH="$(abspath $(BIN)):$$PATH" DAGSTER_DISABLE_TELEMETRY=yes dg check defs
 
 # Kills the demo at random moments and compares what comes out (slow).
 soak-demo: setup
@@ -75,6 +76,10 @@ train: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement training/requirements.txt
 	$(BIN)/python -m training.train
 	$(BIN)/python -m training.sample_images
+
+# Rewrites the tables of docs/ that are made from the code; a test compares them.
+docs: setup
+	$(BIN)/python -m docs.formats
 
 # Forgets the demo: its lake, its Dagster instance, the built sample crawl.
 clean:

@@ -167,7 +167,7 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
             KNN_INDEX,
             None,
             (Table("ids.parquet", schemas.INDEX_IDS, sample_id="SAMPLE_ID"),),
-            ("ids.npy", "index.json", "*.index", "*.npy", "codec/*"),
+            ("ids.npy", "index.json", "*.index", "*.lists", "*_truth.npz", "codec/*"),
         ),
         Partition(
             SEGMENT_STATS,
@@ -186,11 +186,34 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
 AGGREGATES: Final[Mapping[str, Partition]] = {
     partition.asset: partition
     for partition in (
-        Partition(INDEX_CODEC, files=("codec.json", "*.index", "codec/*")),
+        Partition(INDEX_CODEC, files=("codec.json", "*.index", "*_queries.npy")),
         Partition(SEARCH_INDEX, files=("index.json", "runs/*", "codec/*")),
         Partition(CATALOG, files=("catalog.duckdb",)),
         Partition(DATASET_REPORT, files=("report.html", "dataset_card.md", "figures/*")),
-        Partition(DALLE_SAMPLES, files=("*",)),
+        Partition(
+            DALLE_SAMPLES,
+            None,
+            (
+                Table(
+                    "shown.parquet",
+                    schemas.SHOWN,
+                    url="URL",
+                    sample_id="SAMPLE_ID",
+                    hashes=True,
+                ),
+            ),
+            (
+                "autoencoder/*",
+                "transformer/*",
+                "captions/*",
+                "*.png",
+                "evaluation.json",
+                "options.json",
+                "report.html",
+                "segments.json",
+                "vocabulary.json",
+            ),
+        ),
     )
 }
 """Assets over all segments -> what they hold."""
@@ -209,7 +232,8 @@ def subset_asset(name: str) -> str:
 def segment_assets(subsets: Iterable[str] = ()) -> list[str]:
     """Return :data:`SEGMENT_ASSETS` and the further subsets, each behind all it is made of."""
     further = [subset_asset(name) for name in subsets]
-    return [*SEGMENT_ASSETS[:-1], *further, SEGMENT_ASSETS[-1]]
+    *before, last = PARTITIONS
+    return [*before, *further, last]
 
 
 def partition_of(asset: str) -> Partition:

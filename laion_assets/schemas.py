@@ -141,6 +141,11 @@ SUBSET: Final = pa.schema(
 )
 """`filtered_subset`: the eight columns of the LAION-400M release first, then ours."""
 
+SHOWN: Final = pa.schema(
+    [SUBSET.field(name) for name in ("SAMPLE_ID", "URL", "sha256", "md5", "crawl", "segment")]
+)
+"""`dalle_samples`: the samples whose real pictures its pages show."""
+
 INDEX_IDS: Final = pa.schema(
     [
         ("row", pa.int64()),

@@ -86,7 +86,7 @@ class Notify(Options):
         return self
 
 
-_Followed = Literal[
+Followed = Literal[
     "pair_parquet",
     "unique_pairs",
     "image_shards",
@@ -102,11 +102,11 @@ _Followed = Literal[
 class Automation(Options):
     """What is made again by itself; all else is stale until a person makes it again."""
 
-    inputs: tuple[_Followed, ...] = Field(
+    inputs: tuple[Followed, ...] = Field(
         ("scored_pairs", "filtered_subset", "subsets", "knn_index", "segment_stats"),
         description="Assets made again where what they are made of has other content",
     )
-    code: tuple[_Followed, ...] = Field(
+    code: tuple[Followed, ...] = Field(
         (),
         description=(
             "Assets made again in all segments when their code version changes: a revision of the "

@@ -24,12 +24,6 @@ from laion_assets.segments import SegmentKey
 SHOWN: Final = "shown.parquet"
 PARTS: Final = "part-*.parquet"
 """The files of a subset that are looked into."""
-_COLUMNS: Final = pa.schema(
-    [
-        schemas.SUBSET.field(name)
-        for name in ("SAMPLE_ID", "URL", "sha256", "md5", "crawl", "segment")
-    ]
-)
 
 
 def write_shown(out: Path, pairs: Pairs, real: Sequence[Real]) -> None:
@@ -39,11 +33,11 @@ def write_shown(out: Path, pairs: Pairs, real: Sequence[Real]) -> None:
     """
     numbers = np.unique(np.concatenate([np.empty(0, np.int64), *(one.numbers for one in real)]))
     shards, rows = pairs.places(numbers)
-    tables = [_COLUMNS.empty_table()]
+    tables = [schemas.SHOWN.empty_table()]
     for shard in np.unique(shards):
         with pq.ParquetFile(pairs.shards[shard].part) as file:
-            table = file.read(_COLUMNS.names).select(_COLUMNS.names)
-        tables.append(table.take(pa.array(rows[shards == shard])).cast(_COLUMNS))
+            table = file.read(schemas.SHOWN.names).select(schemas.SHOWN.names)
+        tables.append(table.take(pa.array(rows[shards == shard])).cast(schemas.SHOWN))
     with atomic_path(out / SHOWN) as beside:
         pq.write_table(pa.concat_tables(tables), beside, compression="zstd")
 

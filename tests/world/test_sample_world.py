@@ -16,7 +16,7 @@ import pytest
 from laion_assets import schemas
 from laion_assets.cli import main
 from laion_assets.defs.build import AGGREGATES
-from laion_assets.layout import SEGMENT_ASSETS
+from laion_assets.layout import SEGMENT_ASSETS, partition_of
 from laion_assets.sample_crawl.build import Manifest
 from laion_assets.stats.why import why
 from tests.world.conftest import World
@@ -98,6 +98,28 @@ def test_every_check_passed_on_every_partition(world: World) -> None:
         "recall",
     }
     assert [check for check in evaluations if not check.passed] == []
+
+
+def test_no_partition_has_a_file_that_the_layout_does_not_name(world: World) -> None:
+    for asset in (*SEGMENT_ASSETS, *AGGREGATES):
+        for key in world.keys if asset in SEGMENT_ASSETS else [None]:
+            files = [item["name"] for item in world.lake.manifest(asset, key).files]
+            assert files
+            assert [name for name in files if not partition_of(asset).names(name)] == []
+
+
+def test_materializations_have_dagsters_own_keys(world: World) -> None:
+    for asset in SEGMENT_ASSETS:
+        record = world.instance.fetch_materializations(dg.AssetKey(asset), limit=1).records[0]
+        metadata = record.asset_materialization.metadata
+        columns = metadata["dagster/column_schema"].value.columns
+        assert [column.name for column in columns] == partition_of(asset).rows.schema.names
+        assert all(column.description for column in columns)
+        assert metadata["dagster/uri"].value.startswith("file:///")
+        assert metadata["dagster/partition_row_count"].value > 0
+    index = world.instance.get_latest_materialization_event(dg.AssetKey("search_index"))
+    assert index
+    assert index.asset_materialization.metadata["dagster/row_count"].value > 100
 
 
 def test_materializations_say_what_a_person_wants_to_know(world: World) -> None:
