@@ -18,8 +18,7 @@ from pydantic import BaseModel
 from laion_assets.defs.automation import follow_inputs, follow_upstream
 from laion_assets.defs.checks import check_specs
 from laion_assets.defs.code_version import code_version
-from laion_assets.defs.metadata import column_schema
-from laion_assets.layout import partition_of
+from laion_assets.defs.metadata import definition_metadata
 from laion_assets.settings import Settings
 
 
@@ -74,7 +73,6 @@ class Asset:
         ``segments``: the partitions, if it has any. ``versioned``: the options, and digests of
         data, that change its results and so its code version.
         """
-        tables = partition_of(self.name).tables
         return {
             "name": self.name,
             "group_name": self.group,
@@ -89,7 +87,7 @@ class Asset:
                 else follow_inputs(self.name, settings.automation)
             ),
             "freshness_policy": self._freshness(settings),
-            "metadata": {"dagster/column_schema": column_schema(tables[0])} if tables else {},
+            "metadata": definition_metadata(self.name, settings.lake.root),
             "owners": settings.assets.owners,
             "tags": settings.assets.tags,
         }

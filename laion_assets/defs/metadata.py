@@ -67,6 +67,16 @@ def column_schema(table: Table) -> dg.TableSchema:
     )
 
 
+def definition_metadata(asset: str, lake_root: str) -> dict[str, Any]:
+    """What the catalog page shows of an asset before anything is materialized: its columns, if it
+    has rows, and its address in the lake."""
+    root = lake_root if "://" in lake_root else Path(lake_root).absolute().as_uri()
+    metadata: dict[str, Any] = {"dagster/uri": f"{root}/{asset}"}
+    if tables := partition_of(asset).tables:
+        metadata["dagster/column_schema"] = column_schema(tables[0])
+    return metadata
+
+
 def table_metadata(asset: str, folder: Path) -> dict[str, Any]:
     """Dagster's standard metadata of a published partition with rows: its columns and their number
     of rows. Empty for an asset without."""
