@@ -47,7 +47,7 @@ class Discovery(Options):
         None, ge=1, description="Only the first N segments of each crawl; null takes all"
     )
     fraction: float = Field(
-        1.0, gt=0, le=1, description="Only this share of each crawl's segments, always the same"
+        1.0, gt=0, le=1, description="Share of each crawl's segments; always the same ones"
     )
     first: Literal["newest", "oldest"] = Field(
         "newest", description="Which crawl's segments go before the others'"
@@ -56,25 +56,33 @@ class Discovery(Options):
         3, ge=1, description="Failed runs after which a segment is left alone for a while"
     )
     at_most: int = Field(
-        100, ge=1, description="Runs that wait or run at once; more are asked for as these end"
+        100,
+        ge=1,
+        description="Runs that wait or run at once; the sensor requests more as these end",
     )
-    interval_s: int = Field(3600, ge=1, description="Seconds between two looks at the crawl list")
+    interval_s: int = Field(
+        3600, ge=1, description="Seconds between two readings of the crawl list"
+    )
     longest_back_off_s: int = Field(
         86_400,
         ge=1,
-        description="After a failed look, or a segment's last attempt, the wait is interval_s and "
-        "twice as long each further time, at most this long",
+        description="Longest wait in seconds after a failed reading, or after a segment's last "
+        "attempt; the wait begins at interval_s and doubles each time",
     )
 
 
 class Notify(Options):
-    """Whom failed runs are told to. Secrets are in the environment; these name their variables."""
+    """Who hears of failed runs. Secrets are in the environment; these fields name their variables."""
 
     to: tuple[Literal["log", "webhook", "slack"], ...] = ("log",)
-    retried: bool = Field(True, description="Tell of runs that Dagster makes again by itself, too")
+    retried: bool = Field(
+        True, description="Also send notices of runs that Dagster retries by itself"
+    )
     ui: str = Field("http://127.0.0.1:3000", description="Address of Dagster's UI, for links")
     webhook_url_variable: str = "LAION_ASSETS_WEBHOOK_URL"
-    webhook_token_variable: str = Field("", description="Its token is sent as a bearer's, if named")
+    webhook_token_variable: str = Field(
+        "", description="Variable with a bearer token for the webhook; empty sends none"
+    )
     slack_token_variable: str = "SLACK_BOT_TOKEN"  # noqa: S105 - the variable's name
     slack_channel: str = ""
     slack_api: str = "https://slack.com/api/"
@@ -82,7 +90,7 @@ class Notify(Options):
     @model_validator(mode="after")
     def _complete(self) -> Notify:
         if "slack" in self.to and not self.slack_channel:
-            raise ValueError("slack_channel is needed to tell Slack")
+            raise ValueError("notices to Slack need slack_channel")
         return self
 
 
@@ -100,24 +108,27 @@ Followed = Literal[
 
 
 class Automation(Options):
-    """What is made again by itself; all else is stale until a person makes it again."""
+    """What is rebuilt by itself; everything else stays stale until a person rebuilds it."""
 
     inputs: tuple[Followed, ...] = Field(
         ("scored_pairs", "filtered_subset", "subsets", "knn_index", "segment_stats"),
-        description="Assets made again where what they are made of has other content",
+        description="Assets rebuilt in the segments where the content of an input changed",
     )
     code: tuple[Followed, ...] = Field(
         (),
         description=(
-            "Assets made again in all segments when their code version changes: a revision of the "
+            "Assets rebuilt in all segments when their code version changes: a revision of the "
             "code, the model (embeddings), prompts (scored_pairs), thresholds (filtered_subset)"
         ),
     )
     aggregates_at: str = Field(
-        "0 4 * * *", description="When the aggregates do not wait for segments in the making (UTC)"
+        "0 4 * * *",
+        description="When aggregates are rebuilt even while segments are being made (cron, UTC)",
     )
     fresh_days: int | None = Field(
-        40, ge=1, description="Days without a new segment, or aggregates of it, that are a fault"
+        40,
+        ge=1,
+        description="Days without a new segment, or its aggregates, after which a check fails; null: never",
     )
 
 
@@ -132,27 +143,33 @@ class Catalogued(Options):
 
 
 class Retry(Options):
-    times: int = Field(3, ge=0, description="Tries after the first that failed")
-    delay_s: float = Field(10.0, ge=0, description="Before the second; doubled, about, each time")
+    times: int = Field(3, ge=0, description="Retries after the first failure")
+    delay_s: float = Field(
+        10.0, ge=0, description="Seconds before the first retry; about doubled for each further one"
+    )
 
 
 class Retries(Options):
-    """For failures that may pass: what fails for good is not tried again."""
+    """How often transient failures are retried; a permanent failure is not."""
 
     network: Retry = Retry(times=5, delay_s=60.0)
-    """Assets that ask the crawl's or the images' servers."""
+    """For assets that read from the crawl's or the images' servers."""
     local: Retry = Retry()
 
 
 class Retention(Options):
-    """How long Dagster's storage keeps what is not needed to know what was made."""
+    """How long Dagster's storage keeps records that do not say what was made."""
 
     logs_days: int = Field(30, ge=1, description="Log lines and printed output of finished runs")
-    runs_days: int = Field(180, ge=1, description="Finished runs that made nothing, as failed ones")
-    superseded_days: int | None = Field(
-        None, ge=1, description="Runs all of whose partitions were made again since; null keeps"
+    runs_days: int = Field(
+        180, ge=1, description="Finished runs that made nothing, such as failed ones"
     )
-    at: str | None = Field("30 3 * * *", description="When it is pruned (cron, UTC); null: never")
+    superseded_days: int | None = Field(
+        None, ge=1, description="Runs whose partitions were all rebuilt since; null keeps them"
+    )
+    at: str | None = Field(
+        "30 3 * * *", description="When the storage is pruned (cron, UTC); null: never"
+    )
 
 
 class Work(Options):
@@ -178,9 +195,9 @@ class Settings(Options):
     clip: ClipOptions = ClipOptions()
     safety: SafetyOptions = SafetyOptions()
     subset: Recipe = Field(default_factory=lambda: load_recipe(DEFAULT))
-    """Of `filtered_subset`, the one that is indexed and searched."""
+    """The recipe of `filtered_subset`, which is indexed and searched."""
     subsets: Mapping[str, Recipe] = Field(default_factory=dict)
-    """By name, those taken beside it from the same scores; each is an asset of its own."""
+    """Further recipes by name, taken from the same scores; each is an asset of its own."""
     index: IndexOptions = IndexOptions()
     generation: GenerationOptions = Field(default_factory=GenerationOptions)
     removals: RemovalOptions = RemovalOptions()
@@ -211,7 +228,7 @@ class Settings(Options):
     def recipe(self, name: str) -> Recipe:
         """A further subset's recipe, the main one, or a shipped one, by name.
 
-        Raises :class:`RecipeError` if there is none.
+        Raises :class:`RecipeError` for an unknown name.
         """
         known = {self.subset.name: self.subset, **self.subsets}
         return known[name] if name in known else load_recipe(name)

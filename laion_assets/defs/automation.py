@@ -1,4 +1,4 @@
-"""What is made again by itself, what waits for a person, and how failures are tried again.
+"""What is rebuilt by itself, and what waits for a person.
 
 A segment's first making is the crawl sensor's business (``sensors/new_crawls.py``), and a changed
 list's consequences are the lists sensor's; here is what follows from changed data and code.
@@ -21,7 +21,7 @@ _NOT_FOLLOWED: Final = (*LISTS, INDEX_CODEC)
 def follow_inputs(name: str, policy: Automation) -> dg.AutomationCondition[Any] | None:
     """Ask for a segment's asset again for the causes that the policy names; None: for none.
 
-    Only partitions whose input's *content* has changed: an upstream partition that was made anew
+    Only partitions whose input's *content* has changed: an upstream partition that was rebuilt
     with the same bytes asks for nothing. What will be asked for in the same tick counts as well, so
     that a segment's assets are made one after another in one run.
     """
@@ -50,7 +50,7 @@ def follow_inputs(name: str, policy: Automation) -> dg.AutomationCondition[Any] 
 
 
 def follow_upstream(policy: Automation) -> dg.AutomationCondition[Any]:
-    """Ask for an aggregate again once something upstream was made anew and nothing upstream is
+    """Rebuild an aggregate once something upstream was rebuilt and nothing upstream is
     being made; while segments are being made all the time, once a day.
 
     Unlike ``eager()``, it does not wait for segments that nobody has asked for.
@@ -64,7 +64,7 @@ def follow_upstream(policy: Automation) -> dg.AutomationCondition[Any]:
         changed.since_last_handled()
         & (~conditions.any_deps_in_progress() | its_time.since_last_handled())
         & ~conditions.in_progress()
-    ).with_label("something upstream was made anew")
+    ).with_label("something upstream was rebuilt")
 
 
 def follow_sensor(assets: Iterable[str]) -> dg.AutomationConditionSensorDefinition:

@@ -52,8 +52,8 @@ def begin_observing(context: dg.AssetExecutionContext, lake: Lake) -> None:
 def note_taken_out(made: Publication, lists: Lists, taken: Taken, *, returns: bool = False) -> None:
     """Note in the ledger what ``lists`` took out of a partition that has just been published.
 
-    If the lists have changed since they were read and the change concerns the segment, Dagster is
-    told so: whoever looked for it before this was published did not see it. ``returns``: see
+    If the lists have changed since they were read and the change concerns the segment, the
+    observations say so: whoever looked before this was published did not see it. ``returns``: see
     :func:`laion_assets.removals.ledger.note_taken`.
     """
     context, lake, key = made.context, made.store, made.key
