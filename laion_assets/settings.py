@@ -72,7 +72,7 @@ class Discovery(Options):
 
 
 class Notify(Options):
-    """Who hears of failed runs. Secrets are in the environment; these fields name their variables."""
+    """Who hears of failed runs. Secrets are in the environment; fields name their variables."""
 
     to: tuple[Literal["log", "webhook", "slack"], ...] = ("log",)
     retried: bool = Field(
@@ -128,7 +128,7 @@ class Automation(Options):
     fresh_days: int | None = Field(
         40,
         ge=1,
-        description="Days without a new segment, or its aggregates, after which a check fails; null: never",
+        description="Days without a new segment, or aggregates of it, that are a fault; null: never",
     )
 
 
