@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from laion_assets.defs.assets.lists import BEFORE_TAG
+from laion_assets.defs.internals import AssetJob
 from laion_assets.defs.jobs import LISTS, segment_assets
 from laion_assets.defs.partitions import UNFINISHED, partition_key, segment_key
 from laion_assets.lake.base import Lake
@@ -158,8 +158,8 @@ def _follow(
 
 
 def lists_sensor(
-    observe: UnresolvedAssetJobDefinition,
-    segment: UnresolvedAssetJobDefinition,
+    observe: AssetJob,
+    segment: AssetJob,
     options: RemovalOptions,
     subsets: Iterable[str] = (),
 ) -> dg.SensorDefinition:

@@ -14,10 +14,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from pydantic import BaseModel, Field, ValidationError
 
 from laion_assets.crawl.source import CrawlSource, CrawlSourceError, Listing
+from laion_assets.defs.internals import AssetJob
 from laion_assets.defs.jobs import SEGMENT_ASSETS, segment_assets
 from laion_assets.defs.partitions import PARTITION_TAG, UNFINISHED, crawls, partition_key
 from laion_assets.segments import SegmentKey, segment_names
@@ -291,7 +291,7 @@ def _some(partitions: Collection[str]) -> str:
 
 
 def new_crawl_sensor(
-    segment: UnresolvedAssetJobDefinition,
+    segment: AssetJob,
     policy: Discovery,
     segments_per_crawl: int,
     subsets: Iterable[str] = (),

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import Final
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from laion_assets.defs.internals import AssetJob
 from laion_assets.defs.retention import prune
 from laion_assets.settings import Retention
 
@@ -41,7 +41,7 @@ def segment_assets(subsets: Iterable[str] = ()) -> list[str]:
 LISTS: Final = ("removals", "blocklists")
 
 
-def lists_job() -> UnresolvedAssetJobDefinition:
+def lists_job() -> AssetJob:
     return dg.define_asset_job(
         "observe_lists",
         selection=dg.AssetSelection.assets(*LISTS),
@@ -50,7 +50,7 @@ def lists_job() -> UnresolvedAssetJobDefinition:
     )
 
 
-def segment_job(subsets: Iterable[str] = ()) -> UnresolvedAssetJobDefinition:
+def segment_job(subsets: Iterable[str] = ()) -> AssetJob:
     """One segment, in one process: the models are loaded once, and a step costs no new process."""
     return dg.define_asset_job(
         "segment",
@@ -60,7 +60,7 @@ def segment_job(subsets: Iterable[str] = ()) -> UnresolvedAssetJobDefinition:
     )
 
 
-def aggregates_job() -> UnresolvedAssetJobDefinition:
+def aggregates_job() -> AssetJob:
     return dg.define_asset_job(
         "aggregates",
         selection=dg.AssetSelection.assets(*AGGREGATES),
@@ -93,7 +93,7 @@ def prune_schedules(job: dg.JobDefinition, policy: Retention) -> list[dg.Schedul
     return [dg.ScheduleDefinition(job=job, cron_schedule=policy.at, default_status=running)]
 
 
-def generation_job() -> UnresolvedAssetJobDefinition:
+def generation_job() -> AssetJob:
     return dg.define_asset_job(
         "generation",
         selection=dg.AssetSelection.assets("dalle_samples"),

@@ -17,6 +17,7 @@ import dagster as dg
 
 from laion_assets.defs.assets.dataset_report import SAMPLES, SHOWS_SAMPLES
 from laion_assets.defs.assets.lists import concerned, observation
+from laion_assets.defs.internals import stale_causes
 from laion_assets.defs.jobs import AGGREGATES, LISTS, SEGMENT_ASSETS
 from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.defs.removal.survey import Survey, further_subsets, holds_listed, rows_of, survey
@@ -152,17 +153,8 @@ def _stale(
     key: SegmentKey,
 ) -> list[str]:
     """By Dagster's own reckoning. What it has never seen made is not stale."""
-    from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-    from dagster._core.loader import LoadingContextForTest
-
-    graph = definitions.resolve_asset_graph()
-    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-    partition = str(partition_key(key))
-    return [
-        asset
-        for asset in assets
-        if resolver.get_status(dg.AssetKey(asset), partition) == StaleStatus.STALE
-    ]
+    causes = stale_causes(instance, definitions)
+    return [asset for asset in assets if causes(asset, key)]
 
 
 def _unfinished(lake: Lake, further: Sequence[str]) -> Iterator[SegmentKey]:
