@@ -18,7 +18,7 @@ WAY = [
     *("wat", "pairs", "dedup", "download", "clip", "safety", "filtering", "knn", "generation"),
     *("stats", "release", "search"),
 ]
-SHARED = {"files", "funnel", "processes", "progress", "schemas", "segments", "removals"}
+SHARED = {"errors", "files", "funnel", "processes", "progress", "schemas", "segments", "removals"}
 MORE = {"search": {"lake"}, "release": {"lake"}}
 """The service follows what the lake publishes; a release is taken from it."""
 HEAVY = ["torch", "diffusers", "transformers", "open_clip", "faiss", "img2dataset", "pandas"]

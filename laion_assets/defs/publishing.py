@@ -14,12 +14,13 @@ from laion_assets.defs.code_version import code_version
 from laion_assets.defs.jobs import segment_assets
 from laion_assets.defs.metadata import manifest_metadata
 from laion_assets.defs.partitions import segment_key
+from laion_assets.errors import TransientError
 from laion_assets.lake.base import Lake, Staging
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings
 
 
-class InputsChangedError(RuntimeError):
+class InputsChangedError(TransientError):
     """An upstream partition was replaced while this one was made of it."""
 
 

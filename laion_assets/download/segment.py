@@ -53,6 +53,7 @@ from laion_assets.download.shards import (
     take_over,
     write_shard,
 )
+from laion_assets.errors import TransientError
 from laion_assets.funnel import LISTED, StageCounts, total
 from laion_assets.progress import Progress
 from laion_assets.removals.active import Lists
@@ -81,7 +82,7 @@ _DECIDED_HERE: Final = frozenset({"url_scheme", "private_address"}) | LISTED
 """Reasons that say nothing of the network."""
 
 
-class NoNetworkError(RuntimeError):
+class NoNetworkError(TransientError):
     """No host has answered in the whole run."""
 
 

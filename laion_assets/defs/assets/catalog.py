@@ -6,7 +6,7 @@ from laion_assets.defs.automation import scheduling
 from laion_assets.defs.code_version import code_version
 from laion_assets.defs.jobs import segment_assets, subset_asset
 from laion_assets.defs.publishing import fetch_tables, materialized, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.settings import Settings
 from laion_assets.stats.catalog import build_catalog
 from resources.lake import LakeResource
@@ -23,7 +23,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         description=__doc__,
         **scheduling(settings, "catalog"),
     )
-    @tried_again
+    @retrying_transient
     def catalog(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         store = lake.open()
         made_of = {

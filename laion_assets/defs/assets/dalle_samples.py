@@ -16,7 +16,7 @@ from laion_assets.defs.automation import scheduling
 from laion_assets.defs.code_version import code_version
 from laion_assets.defs.metadata import numbers_table, picture
 from laion_assets.defs.publishing import InputsChangedError, materialized, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.files import write_json
 from laion_assets.generation import require_extra
 from laion_assets.lake.base import Lake, NotPublishedError
@@ -101,7 +101,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         description=__doc__,
         **scheduling(settings, "dalle_samples"),
     )
-    @tried_again
+    @retrying_transient
     def dalle_samples(
         context: dg.AssetExecutionContext,
         lake: LakeResource,

@@ -8,7 +8,7 @@ from laion_assets.defs.automation import scheduling
 from laion_assets.defs.code_version import code_version
 from laion_assets.defs.metadata import numbers_table, picture
 from laion_assets.defs.publishing import fetch_tables, materialized, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.generation.shown_samples import PARTS, SHOWN, may_be_shown
 from laion_assets.lake.base import Lake
 from laion_assets.removals.active import FOLDERS, read_lists
@@ -41,7 +41,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         description=__doc__,
         **scheduling(settings, "dataset_report"),
     )
-    @tried_again
+    @retrying_transient
     def dataset_report(
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> dg.MaterializeResult:

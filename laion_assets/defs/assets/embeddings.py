@@ -10,7 +10,7 @@ from laion_assets.defs.automation import scheduling
 from laion_assets.defs.code_version import code_version
 from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import key_of, materialized, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.settings import Settings
 from resources.clip import ClipModelResource
 from resources.lake import LakeResource
@@ -33,7 +33,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         description=__doc__,
         **scheduling(settings, "embeddings"),
     )
-    @tried_again
+    @retrying_transient
     def embeddings(
         context: dg.AssetExecutionContext, lake: LakeResource, clip: ClipModelResource
     ) -> dg.MaterializeResult:

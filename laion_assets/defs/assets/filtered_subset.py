@@ -13,7 +13,7 @@ from laion_assets.defs.code_version import code_version
 from laion_assets.defs.jobs import subset_asset
 from laion_assets.defs.metadata import numbers_table, picture, table_preview
 from laion_assets.defs.publishing import key_of, materialized, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.filtering.figures import kept_by_tag, similarity_histogram, threshold_sheets
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import take_subset
@@ -39,7 +39,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         description=__doc__,
         **scheduling(settings, "filtered_subset"),
     )
-    @tried_again
+    @retrying_transient
     def filtered_subset(
         context: dg.AssetExecutionContext, lake: LakeResource, recipe: RecipeResource
     ) -> dg.MaterializeResult:
@@ -72,7 +72,7 @@ def _further(
         description=f"The rows that the recipe {recipe.title} takes. {recipe.about}".strip(),
         **scheduling(settings, name),
     )
-    @tried_again
+    @retrying_transient
     def further(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         return _take(context, lake.open(), recipe)
 

@@ -10,7 +10,7 @@ from laion_assets.defs.automation import scheduling
 from laion_assets.defs.code_version import code_version
 from laion_assets.defs.metadata import download_metadata, picture
 from laion_assets.defs.publishing import key_of, materialized, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.download.listed_rows import met_in
 from laion_assets.download.preview import contact_sheet
 from laion_assets.download.segment import download_segment
@@ -32,7 +32,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         description=__doc__,
         **scheduling(settings, "image_shards"),
     )
-    @tried_again
+    @retrying_transient
     def image_shards(
         context: dg.AssetExecutionContext, lake: LakeResource, downloader: DownloaderResource
     ) -> dg.MaterializeResult:

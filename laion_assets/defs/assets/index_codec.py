@@ -6,7 +6,7 @@ from laion_assets.defs.assets.lists import INDEX_POOL
 from laion_assets.defs.automation import scheduling
 from laion_assets.defs.code_version import code_version
 from laion_assets.defs.publishing import materialized, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.knn.codec import train_codec
 from laion_assets.settings import Settings
 from resources.clip import ClipModelResource
@@ -25,7 +25,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         description=__doc__,
         **scheduling(settings, "index_codec"),
     )
-    @tried_again
+    @retrying_transient
     def index_codec(
         context: dg.AssetExecutionContext,
         lake: LakeResource,

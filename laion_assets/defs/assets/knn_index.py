@@ -6,7 +6,7 @@ from laion_assets.defs import checks
 from laion_assets.defs.automation import scheduling
 from laion_assets.defs.code_version import code_version
 from laion_assets.defs.publishing import key_of, materialized, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.knn.build import build_index, uses_codec
 from laion_assets.knn.codec import Codec
 from laion_assets.settings import Settings
@@ -26,7 +26,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         description=__doc__,
         **scheduling(settings, "knn_index"),
     )
-    @tried_again
+    @retrying_transient
     def knn_index(
         context: dg.AssetExecutionContext,
         lake: LakeResource,

@@ -10,7 +10,7 @@ from laion_assets.defs.automation import scheduling
 from laion_assets.defs.code_version import code_version
 from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import key_of, made_of_the_same, materialized, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.segment import extract_segment, segment_counts
 from laion_assets.pairs.take_out import start_from, take_out
@@ -32,7 +32,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         description=__doc__,
         **scheduling(settings, "pair_parquet"),
     )
-    @tried_again
+    @retrying_transient
     def pair_parquet(
         context: dg.AssetExecutionContext,
         lake: LakeResource,

@@ -8,7 +8,7 @@ from laion_assets.defs.automation import scheduling
 from laion_assets.defs.code_version import code_version
 from laion_assets.defs.metadata import numbers_table, picture, table_preview
 from laion_assets.defs.publishing import key_of, materialized, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.filtering.figures import similarity_histogram, tags_and_categories
 from laion_assets.filtering.score import score_segment
 from laion_assets.safety.prompts import category_embeddings, load_prompts
@@ -29,7 +29,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         description=__doc__,
         **scheduling(settings, "scored_pairs"),
     )
-    @tried_again
+    @retrying_transient
     def scored_pairs(
         context: dg.AssetExecutionContext,
         lake: LakeResource,

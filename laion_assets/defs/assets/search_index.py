@@ -10,7 +10,7 @@ from laion_assets.defs.assets.lists import INDEX_POOL
 from laion_assets.defs.automation import scheduling
 from laion_assets.defs.code_version import code_version
 from laion_assets.defs.publishing import InputsChangedError, materialized, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.knn.files import IndexSummary
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.lake.base import Lake
@@ -53,7 +53,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         description=__doc__,
         **scheduling(settings, "search_index"),
     )
-    @tried_again
+    @retrying_transient
     def search_index(
         context: dg.AssetExecutionContext, lake: LakeResource, index: IndexResource
     ) -> dg.MaterializeResult:

@@ -7,7 +7,7 @@ from laion_assets.defs.code_version import code_version
 from laion_assets.defs.jobs import SEGMENT_ASSETS
 from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import key_of, materialized, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.settings import Settings
 from laion_assets.stats.segment import segment_stats as compute
 from resources.lake import LakeResource
@@ -25,7 +25,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         description=__doc__,
         **scheduling(settings, "segment_stats"),
     )
-    @tried_again
+    @retrying_transient
     def segment_stats(
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> dg.MaterializeResult:

@@ -10,7 +10,7 @@ from laion_assets.defs.automation import scheduling
 from laion_assets.defs.code_version import code_version
 from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import key_of, materialized, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.settings import Settings
 from resources.lake import LakeResource
@@ -28,7 +28,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         description=__doc__,
         **scheduling(settings, "unique_pairs"),
     )
-    @tried_again
+    @retrying_transient
     def unique_pairs(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         lists = read_lists(store.current(*FOLDERS))
