@@ -1,4 +1,4 @@
-"""Code versions that change with the rules: a new threshold makes old partitions stale."""
+"""Code versions that depend on the rules: a new threshold makes existing partitions stale."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pydantic import BaseModel
 
 
 def code_version(revision: int, *options: BaseModel | str, leave_out: Collection[str] = ()) -> str:
-    """``"<revision>-<digest of the options>"``.
+    """Return ``"<revision>-<digest of the options>"``, or ``"<revision>"`` without options.
 
-    ``revision`` is raised by hand when the code's results change; options that cannot change a
-    result (threads, time-outs of the work itself) are left out by name. A string stands for data
-    that is not options, such as the digest of a word list.
+    Raise ``revision`` by hand when changed code gives other results. ``leave_out`` names options
+    that cannot change a result, such as thread counts and the stage's own time-outs. A string
+    stands for data other than options, such as the digest of a word list.
     """
     if not options:
         return str(revision)
