@@ -1,8 +1,8 @@
-"""Where in the lake the lists' entries are: which partitions hold what is listed, or lack what is
-listed no more.
+"""Searches the lake for the lists' entries: which partitions hold listed rows, and which lack rows
+that are no longer listed.
 
-It reads published partitions only, and of each no more columns than the entries ask for. What
-does not belong here: what is done about it.
+It reads published partitions only, and of each only the columns that the entries need. What follows
+from the findings does not belong here.
 """
 
 from __future__ import annotations
@@ -73,42 +73,42 @@ FURTHER: Final = "subset_*"
 """The folders of further subsets in a lake."""
 
 TABLES: Final = "*.parquet"
-"""The files of a partition that are looked into."""
+"""The files of a partition that are searched."""
 
 AGGREGATE: Final = "search_index"
 _IDS_AT_ONCE: Final = 1_000_000
 
 
 def further_subsets(lake: Lake) -> list[str]:
-    """The further subsets that the lake holds, whether the settings still have them or not."""
+    """Return the further subsets in the lake, whether the settings still have them or not."""
     return lake.assets(FURTHER)
 
 
 def rows_of(asset: str) -> _Rows | None:
-    """None for an asset without rows of samples."""
+    """Return where the asset's rows are, or None for an asset without rows of samples."""
     return ROWS.get("filtered_subset" if fnmatch(asset, FURTHER) else asset)
 
 
 @dataclass
 class Survey:
-    """What was found."""
+    """The findings of :func:`survey`."""
 
     samples: dict[SegmentKey, Counter[str]] = field(default_factory=dict)
-    """Partitions that hold listed rows: how many, by asset."""
+    """Partition -> asset -> number of listed rows that it holds."""
     aggregate: int = 0
-    """Listed rows of the search index's files, whether they are still found or passed over."""
+    """Listed rows in the search index's files, whether a query still returns or skips them."""
     returning: set[SegmentKey] = field(default_factory=set)
-    """Partitions that lack rows which nothing lists any more."""
-    met: int = 0
-    """URLs newly known to lead to what is listed."""
+    """Partitions that lack rows which are no longer listed."""
+    resolved: int = 0
+    """URLs newly known to lead to a listed image or a listed redirect."""
 
     @property
     def keys(self) -> list[SegmentKey]:
-        """The partitions that are not as the lists would have them."""
+        """The partitions that a rebuild with the lists in force would change."""
         return sorted({*self.samples, *self.returning})
 
     def total(self) -> Counter[str]:
-        """Listed rows by asset, through all partitions."""
+        """Return the number of listed rows of each asset, summed over all partitions."""
         counts = Counter[str]()
         for of_key in self.samples.values():
             counts += of_key
@@ -122,10 +122,10 @@ def survey(
     new: Lists | None = None,
     keys: Collection[SegmentKey] | None = None,
 ) -> Survey:
-    """Look for what ``lists``, or only ``new`` of them, name.
+    """Search the partitions ``keys``, or all, for what ``lists`` name.
 
-    URLs that lead to listed images are noted as met (:mod:`laion_assets.removals.active`) and
-    looked for, too.
+    ``new`` is the part of ``lists`` to search for, if not all of them. URLs that lead to listed
+    images are recorded (:mod:`laion_assets.removals.active`) and searched for, too.
     """
     sought = lists if new is None else new
     found = Survey()
@@ -135,13 +135,13 @@ def survey(
 
     if any(entries.names_images or entries.names_urls for _, entries in sought.each()):
         for key in wanted("image_shards"):
-            met, _ = met_in(lake.folder("image_shards", key, TABLES), sought)
+            resolved, _ = met_in(lake.folder("image_shards", key, TABLES), sought)
             for name in REASONS:
-                found.met += lake.update(
-                    met_file(name), partial(note_met, lake.root, name, met[name])
+                found.resolved += lake.update(
+                    met_file(name), partial(note_met, lake.root, name, resolved[name])
                 )
         now = read_lists(lake.current(*FOLDERS))
-        sought = Lists(*(_with_met(sought[name], lists[name], now[name]) for name in REASONS))
+        sought = Lists(*(_with_resolved(sought[name], lists[name], now[name]) for name in REASONS))
 
     by_key: dict[SegmentKey, list[str]] = {}
     for asset in [*ROWS, *further_subsets(lake)]:
@@ -164,12 +164,13 @@ def survey(
     return found
 
 
-def _with_met(sought: Entries, listed: Entries, now: Entries) -> Entries:
+def _with_resolved(sought: Entries, listed: Entries, now: Entries) -> Entries:
+    """Return the entries sought, and the URLs that have been resolved since ``listed`` was read."""
     return sought if now.digest == listed.digest else sought.and_also(now.without(listed))
 
 
 def _look(folder: Path, asset: str, lists: Lists, gone: list[Ids]) -> int:
-    """Rows that are listed; the SAMPLE_IDs of these are added to ``gone``."""
+    """Count the listed rows of an asset's partition; add their SAMPLE_IDs to ``gone``."""
     if asset == "image_shards":
         shards = shards_in(folder) if lists else ()
         return sum(len(named_rows(files_of(folder, shard)[1], lists)[0]) for shard in shards)
@@ -179,6 +180,10 @@ def _look(folder: Path, asset: str, lists: Lists, gone: list[Ids]) -> int:
 
 
 def _count(folder: Path, rows: _Rows, lists: Lists, gone: list[Ids]) -> int:
+    """Count the listed rows of a folder of parquet files; add their SAMPLE_IDs to ``gone``.
+
+    Files without URLs also count the rows whose SAMPLE_ID is in ``gone``, and add none.
+    """
     if not lists:
         return 0
     known = np.unique(np.concatenate([*gone, np.empty(0, np.int64)]))
@@ -197,7 +202,7 @@ def _count(folder: Path, rows: _Rows, lists: Lists, gone: list[Ids]) -> int:
 
 
 def _count_indexed(folder: Path, lists: Lists, gone: list[Ids]) -> int:
-    """Rows of the search index's runs that are listed, or among ``gone``."""
+    """Count the rows of the search index that are listed or whose SAMPLE_ID is in ``gone``."""
     if not lists:
         return 0
     known = np.unique(np.concatenate([*gone, np.empty(0, np.int64)]))
@@ -218,7 +223,7 @@ def _batches(folder: Path, rows: _Rows, lists: Lists) -> Iterator[Any]:
     if rows.hashes and any(entries.names_images for _, entries in lists.each()):
         columns += ["sha256", "md5"]
     for path in sorted(folder.glob(rows.files)):
-        # Not `read_table`: it would take the lake's hive folders for columns.
+        # `read_table` would make columns of the lake's hive folders.
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches(columns=columns)
 
@@ -242,7 +247,7 @@ def _named(batch: Any, rows: _Rows, entries: Entries, ids: Ids | None) -> NDArra
 
 
 def _lacks(lake: Lake, key: SegmentKey, assets: Sequence[str], lists: Lists) -> bool:
-    """Whether a partition lacks what nothing lists any more."""
+    """Return True if a partition lacks rows that are no longer listed."""
     if "pair_parquet" in assets:
         parts = lake.folder("pair_parquet", key, TABLES).glob("part-*.parquet")
         if not all(all_listed(taken_out(part), lists) for part in parts):
@@ -269,8 +274,8 @@ def _lacks(lake: Lake, key: SegmentKey, assets: Sequence[str], lists: Lists) -> 
 
 
 def holds_listed(folder: Path, lists: Lists) -> bool:
-    """Whether a partition in the making holds listed rows, or may: in a torn file, or in images
-    whose rows are not written yet."""
+    """Return True if an unfinished partition holds listed rows, or may do so: in a torn file, or in
+    images whose rows are not written yet."""
     for path in folder.rglob("*"):
         if path.name.startswith(MAKING):
             return True
@@ -300,6 +305,7 @@ def _file_holds(path: Path, lists: Lists) -> bool:
 
 
 def _refused(lake: Lake, asset: str, key: SegmentKey) -> bool:
+    """Return True if the partition's stages refused rows because of a list."""
     try:
         counts = lake.manifest(asset, key).counts
     except NotPublishedError:
