@@ -43,6 +43,7 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _is_permanent(error: BaseException) -> bool:
+    # `lasting`: SegmentError's, which is of both kinds.
     return is_permanent(error) or getattr(error, "lasting", False)
 
 
