@@ -1,4 +1,8 @@
-"""Files that are either the old version or the new one, never a torn one."""
+"""Writes and replaces files so that a reader sees the old version or the new one, never a torn one.
+
+Holds what all packages need of the file system, too: locks, digests, limits. Formats do not belong
+here, other than text and JSON.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +22,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from laion_assets.errors import PermanentError, TransientError
+
 _RENAME_EXCHANGE: Final = 2
 _AT_FDCWD: Final = -100
 
-_LASTING_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_PERMANENT_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
-def lasts(error: BaseException) -> bool:
-    """Whether a file could not be written or read for a reason that a person has to mend: a full
-    disk, a quota, a right that is missing."""
-    return isinstance(error, PermissionError) or (
-        isinstance(error, OSError) and error.errno in _LASTING_ERRNOS
+def is_permanent(error: BaseException) -> bool:
+    """Return True if only a person can end the error: one that is marked so, a full disk, a used-up
+    quota, a read-only file system or a missing permission."""
+    return isinstance(error, PermanentError | PermissionError) or (
+        isinstance(error, OSError) and error.errno in _PERMANENT_ERRNOS
     )
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on."""
+    """Yield the error, the error that it was raised from, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -42,9 +48,10 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def open_files(n: int) -> int:
-    """Let this process have ``n`` files open, or as many as the system allows it; how many it is.
+    """Allow this process ``n`` open files, or as many as the system permits; return the limit.
 
-    The usual limit of 1,024 is meant to be raised by whoever needs more; a memory map is one, too.
+    The usual limit is 1,024, and a process that needs more is expected to raise it. A memory map
+    counts as an open file.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < n:
@@ -57,13 +64,13 @@ Identity = tuple[int, int, int]
 
 
 def identity(path: Path) -> Identity:
-    """Another one once the file was replaced. Raises ``FileNotFoundError``."""
+    """Return a value that differs once the file was replaced. Raises ``FileNotFoundError``."""
     about = path.stat()
     return about.st_dev, about.st_ino, about.st_mtime_ns
 
 
 def fsync_directory(path: Path) -> None:
-    """Make the directory's entries (a rename, a new file) survive a power cut."""
+    """Make the directory's entries (a rename, a new file) survive a power failure."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -72,6 +79,7 @@ def fsync_directory(path: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
+    """Make the file's contents survive a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -81,11 +89,11 @@ def fsync_file(path: Path) -> None:
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a path beside ``target`` to write; publish it as ``target`` when the block ends well.
+    """Yield a path beside ``target`` to write to; rename it to ``target`` when the block succeeds.
 
-    The temporary name keeps the target's suffixes (libraries choose formats by them) and starts
-    with a dot, so that globs do not see it. On an exception it is removed and ``target`` stays
-    as it was.
+    The temporary name keeps the target's suffixes, by which libraries choose formats. It starts
+    with a dot, so that globs do not match it. After an exception the file is deleted and ``target``
+    stays as it was.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{uuid.uuid4().hex[:12]}.{target.name}")
@@ -99,21 +107,21 @@ def atomic_path(target: Path) -> Iterator[Path]:
     fsync_directory(target.parent)
 
 
-class LockedError(RuntimeError):
-    """Another process has held a lock for too long."""
+class LockedError(TransientError):
+    """Another process has held the lock for longer than the time-out."""
 
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None], timeout_s: float = math.inf) -> Iterator[None]:
-    """Hold an exclusive lock that the system releases when the process dies.
+    """Hold an exclusive lock on the file ``path``; the system releases it if the process dies.
 
-    ``waiting`` is called once if somebody else holds it. Raises :class:`LockedError` after
-    ``timeout_s`` seconds of that.
+    ``waiting`` is called once if another process holds the lock. Raises :class:`LockedError` after
+    waiting for ``timeout_s`` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
         deadline = time.monotonic() + timeout_s
-        told = False
+        has_waited = False
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,30 +129,32 @@ def locked(path: Path, waiting: Callable[[], None], timeout_s: float = math.inf)
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     raise LockedError(f"{path} is held by another process") from error
-                if not told:
+                if not has_waited:
                     waiting()
-                    told = True
+                    has_waited = True
                 time.sleep(0.1)
         yield
 
 
 def write_text(target: Path, text: str) -> None:
+    """Publish ``text``, encoded as UTF-8, by :func:`atomic_path`."""
     with atomic_path(target) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Publish ``value`` as JSON with sorted keys, so that equal values are equal bytes."""
+    """Publish ``value`` as JSON. Keys are sorted, so that equal values give equal bytes."""
     write_text(target, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of the file's bytes in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put ``new`` in ``target``'s place at once; what was there is deleted afterwards."""
+    """Put the folder ``new`` in ``target``'s place in one step, then delete the previous folder."""
     target.parent.mkdir(parents=True, exist_ok=True)
     fsync_directory(new)
     if not target.exists():
@@ -159,8 +169,8 @@ def replace_folder(new: Path, target: Path) -> None:
 def _exchange(first: Path, second: Path) -> None:
     """Swap two folders in one step, by renameat2(RENAME_EXCHANGE).
 
-    Raises ``OSError`` where the file system cannot: two renames instead would leave a moment in
-    which there is no partition.
+    Raises ``OSError`` where the file system does not support it: with two renames instead, for a
+    moment no partition would exist.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     done = libc.renameat2(

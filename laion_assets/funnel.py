@@ -1,8 +1,8 @@
-"""The funnel: what went into a stage, what it kept, and why it refused the rest.
+"""The funnel: how much went into a stage, how much it kept, and why it refused the rest.
 
-Every stage of the way from a crawl to the dataset reports one :class:`StageCounts`. The reasons
-are a fixed vocabulary, so that a count can be followed from one segment to a whole crawl and from
-one version to the next. What a reason means in detail belongs to the stage's own package.
+Every stage between a crawl and the dataset reports one :class:`StageCounts`. The reasons are a
+fixed vocabulary, so that counts can be summed over segments and compared between versions. The
+exact rule behind a reason does not belong here, but in the package of its stage.
 """
 
 from __future__ import annotations
@@ -76,19 +76,20 @@ REASONS: Final[Mapping[str, Mapping[str, str]]] = {
         "predicate": "outside the recipe's own conditions",
     },
 }
-"""Stage, in the order of the way -> reason -> what it means."""
+"""Stage, in the order of processing -> reason -> its meaning, for people."""
 
 STAGES: Final = tuple(REASONS)
 
 LISTED: Final = frozenset({"removed", "blocked"})
-"""Reasons whose subjects must not be named again: no examples are kept of them."""
+"""Reasons whose subjects must not be named anywhere: no examples are kept of them."""
 
 
 @dataclass
 class StageCounts:
-    """One stage's counts: ``n_in == kept + sum(rejects.values())`` once it is done.
+    """The counts of one stage; once it is done, ``n_in == kept + sum(rejects.values())``.
 
-    ``examples`` keeps a few subjects (a URL, a text) of each reason for people to look at.
+    ``rejects`` maps a reason to the number refused. ``examples`` keeps a few subjects (URLs or
+    texts) of each reason for people to look at. Raises ``ValueError`` for an unknown stage.
     """
 
     stage: str
@@ -102,12 +103,12 @@ class StageCounts:
             raise ValueError(f"unknown stage {self.stage!r}, known: {', '.join(STAGES)}")
 
     def keep(self, n: int = 1) -> None:
-        """Count ``n`` subjects that went in and were kept."""
+        """Count ``n`` subjects as in and kept."""
         self.n_in += n
         self.kept += n
 
     def reject(self, reason: str, example: str | None = None, n: int = 1) -> None:
-        """Count ``n`` subjects that went in and were refused for ``reason``.
+        """Count ``n`` subjects as in and refused for ``reason``.
 
         Raises ``KeyError`` for a reason outside the stage's vocabulary.
         """
@@ -128,7 +129,7 @@ class StageCounts:
             kept.append(example[:EXAMPLE_CHARS])
 
     def add(self, other: StageCounts) -> None:
-        """Add another part's counts of the same stage."""
+        """Add the counts of another part of the same stage. Raises ``ValueError`` for another."""
         if other.stage != self.stage:
             raise ValueError(f"cannot add stage {other.stage!r} to {self.stage!r}")
         self.n_in += other.n_in
@@ -141,10 +142,11 @@ class StageCounts:
 
     @property
     def adds_up(self) -> bool:
+        """True if every subject that went in was either kept or refused."""
         return self.n_in == self.kept + sum(self.rejects.values())
 
     def rows(self) -> list[tuple[str, str, int]]:
-        """``(stage, reason, n)`` rows, with the pseudo-reasons ``in`` and ``kept`` first."""
+        """Return ``(stage, reason, n)`` rows; the pseudo-reasons ``in`` and ``kept`` come first."""
         rejects = [(self.stage, reason, n) for reason, n in sorted(self.rejects.items())]
         return [(self.stage, "in", self.n_in), (self.stage, "kept", self.kept), *rejects]
 
@@ -169,7 +171,7 @@ class StageCounts:
 
 
 def total(stage: str, parts: Iterable[StageCounts]) -> StageCounts:
-    """The sum of the parts' counts."""
+    """Return the sum of the parts' counts."""
     counts = StageCounts(stage)
     for part in parts:
         counts.add(part)

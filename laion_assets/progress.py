@@ -1,4 +1,4 @@
-"""Progress of long work, with rate and time left, logged at intervals and not at every item."""
+"""Progress of long work: logs count, rate and time left at intervals, not for every item."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import time
 
 
 class Progress:
-    """Counts items done and logs `done/total unit, rate, ETA` at most every ``every`` seconds.
+    """Counts finished items; logs ``done/total unit, rate, ETA`` at most every ``every`` seconds.
 
-    ``resumed`` items were done by an earlier run: they count as done, not for the rate.
+    ``resumed`` items were finished by an earlier run: they count as done, but not for the rate.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class Progress:
             logger.info("%s: %d/%d %s were done by an earlier run", what, resumed, total, unit)
 
     def advance(self, n: int = 1, note: str = "") -> None:
+        """Count ``n`` more items; log the line, with ``note``, if it is due."""
         self.done += n
         now = time.monotonic()
         if now - self._last_logged >= self._every or self.done >= self._total:
@@ -37,6 +38,7 @@ class Progress:
             self._logger.info(self.line(note))
 
     def line(self, note: str = "") -> str:
+        """Return the line to log now."""
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = (self.done - self._resumed) / seconds
         left = self._total - self.done

@@ -128,7 +128,7 @@ class Automation(Options):
     fresh_days: int | None = Field(
         40,
         ge=1,
-        description="Days without a new segment, or aggregates of it, that are a fault; null: never",
+        description="Days without a new segment, or its aggregates, that are a fault; null: never",
     )
 
 

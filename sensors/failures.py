@@ -1,8 +1,8 @@
-"""Each failed run is told once to each notifier; what cannot be told now is told later.
+"""Sends one notice of each failed run to each notifier.
 
-That a run was told is a tag on the run: whatever becomes of this sensor's cursor, nobody is told
-twice. A notifier that is down stops no other and not the sensor: its notices wait, and it is tried
-again, later and later, for a week.
+A tag on the run records that its notice was sent: whatever happens to this sensor's cursor, nobody
+gets a notice twice. A notifier that is down holds up neither the others nor the sensor: its notices
+wait, and it is retried at growing intervals for a week.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from laion_assets.defs.partitions import PARTITION_TAG
 from laion_assets.settings import Notify
 from resources.notifier import Notice, NoticeError, Notifier
 
-TOLD_TAG: Final = "laion_assets/told/"
-"""With the notifier's name: when the run was told to it."""
+NOTIFIED_TAG: Final = "laion_assets/notified/"
+"""With the notifier's name appended, a tag of a run: when its notice was sent."""
 _WILL_RETRY: Final = "dagster/will_retry"
 _OVERLAP_S: Final = 120.0
-"""Between the clocks of the machines that run and this one; told runs are known by their tag."""
+"""Allowed difference between the clocks of other machines and this one, in seconds. A run that is
+seen twice by it is known by its tag."""
 _BEFORE_S: Final = 86_400.0
-"""Before the sensor's first tick, or its last, for which failed runs are told."""
+"""How far before its first tick, or its last, the sensor looks for failed runs, in seconds."""
 _TICK_S: Final = 20.0
-"""In one tick, in equal shares for all notifiers: Dagster ends a tick at 60 s."""
+"""Seconds of one tick, in equal shares for all notifiers; Dagster ends a tick after 60 s."""
 _BACK_OFF_S: Final = 60.0
 _LONGEST_BACK_OFF_S: Final = 3600.0
 _GIVE_UP_S: Final = 7 * 86_400.0
@@ -35,7 +36,7 @@ _ERROR_CHARS: Final = 1000
 
 
 def resource_of(name: str) -> str:
-    """The resource key of a notifier."""
+    """Return the resource key of a notifier."""
     return f"notify_{name}"
 
 
@@ -44,8 +45,12 @@ def now() -> float:
 
 
 class _Down(BaseModel):
+    """A notifier that does not take notices."""
+
     times: int = 0
+    """Failed tries in a row."""
     until: float = 0.0
+    """When to try again, in seconds since the epoch."""
     why: str = ""
 
 
@@ -53,23 +58,25 @@ class _State(BaseModel):
     """The cursor."""
 
     first: float
-    """Runs that failed before are nobody's news."""
+    """No notice is sent of runs that failed before this time."""
     since: float
+    """When the last tick began."""
     waiting: list[str] = Field(default_factory=list)
-    """Runs that are still to be told, those that were tried longest ago first."""
+    """Ids of runs whose notice some notifier lacks; the run tried longest ago comes first."""
     down: dict[str, _Down] = Field(default_factory=dict)
+    """By the notifier's name."""
 
     @classmethod
     def read(cls, cursor: str | None) -> _State:
         try:
             return cls.model_validate_json(cursor or "")
         except ValidationError:
-            # New, or reset: what was told is known by its tag, and what was waiting is found again.
+            # New or reset: tags tell which notices were sent, and waiting runs are found again.
             return cls(first=now() - _BEFORE_S, since=now() - _BEFORE_S)
 
 
 def _failed(instance: dg.DagsterInstance, state: _State) -> Iterator[dg.RunRecord]:
-    """Runs to tell, or told already: those that waited, and those that failed lately."""
+    """Yield the runs that wait for a notice and those that failed lately. Some may be done."""
     waiting = {
         record.dagster_run.run_id: record
         for record in (
@@ -77,7 +84,7 @@ def _failed(instance: dg.DagsterInstance, state: _State) -> Iterator[dg.RunRecor
         )
     }
     yield from (waiting[run_id] for run_id in state.waiting if run_id in waiting)
-    # A run is touched by whoever tags it, too: by retention, a month after it failed.
+    # Tagging a run updates it, too: retention does so a month after the run failed.
     ended_after = max(state.first, state.since - _BEFORE_S)
     after = datetime.fromtimestamp(max(state.first, state.since - _OVERLAP_S), UTC)
     for record in instance.get_run_records(
@@ -91,8 +98,9 @@ def _failed(instance: dg.DagsterInstance, state: _State) -> Iterator[dg.RunRecor
 
 
 def notice_of(instance: dg.DagsterInstance, record: dg.RunRecord, ui: str) -> Notice:
+    """Return the notice of a failed run, with its root error; ``ui`` is the address of the UI."""
     run = record.dagster_run
-    step, told = None, ""
+    step, message = None, ""
     kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
     for entry in instance.all_logs(run.run_id, of_type=kinds):
         event = entry.dagster_event
@@ -102,7 +110,7 @@ def notice_of(instance: dg.DagsterInstance, record: dg.RunRecord, ui: str) -> No
         while error and error.cause:
             error = error.cause
         step = step or event.step_key
-        told = error.message if error else (event.message or "")
+        message = error.message if error else (event.message or "")
         if event.is_step_failure:
             break
     ended = datetime.fromtimestamp(record.end_time or now(), UTC)
@@ -111,7 +119,7 @@ def notice_of(instance: dg.DagsterInstance, record: dg.RunRecord, ui: str) -> No
         job=run.job_name,
         partition=run.tags.get(PARTITION_TAG),
         step=step,
-        error=told.strip()[:_ERROR_CHARS] or "no error was recorded",
+        error=message.strip()[:_ERROR_CHARS] or "no error was recorded",
         failed_at=ended.isoformat(timespec="seconds"),
         retried=_is_retried(run),
         link=f"{ui.rstrip('/')}/runs/{run.run_id}",
@@ -122,50 +130,51 @@ def _is_retried(run: dg.DagsterRun) -> bool:
     return run.tags.get(_WILL_RETRY) == "true"
 
 
-class _Teller:
-    """Tells runs within a tick's time, of which no notifier takes another's share."""
+class _NotificationRound:
+    """Sends the notices of one tick. Each notifier has its share of the tick's time."""
 
     def __init__(
         self, context: dg.SensorEvaluationContext, notifiers: Mapping[str, Notifier], state: _State
     ) -> None:
         self._context, self._notifiers, self._state = context, notifiers, state
         self._left = dict.fromkeys(notifiers, _TICK_S / max(len(notifiers), 1))
-        self.told = 0
+        self.sent = 0
 
-    def untold(self, run: dg.DagsterRun) -> list[str]:
-        return [name for name in self._notifiers if TOLD_TAG + name not in run.tags]
+    def lacking(self, run: dg.DagsterRun) -> list[str]:
+        """Return the names of the notifiers that still need a notice of the run."""
+        return [name for name in self._notifiers if NOTIFIED_TAG + name not in run.tags]
 
-    def tell(self, record: dg.RunRecord, ui: str) -> bool:
-        """Whether every notifier has been told of it now."""
+    def notify(self, record: dg.RunRecord, ui: str) -> bool:
+        """Send the run's notice where it is lacking; return True if none is lacking any more."""
         done, notice = True, None
-        for name in self.untold(record.dagster_run):
+        for name in self.lacking(record.dagster_run):
             down = self._state.down.get(name)
             if self._left[name] <= 0 or (down and now() < down.until):
                 done = False
                 continue
             notice = notice or notice_of(self._context.instance, record, ui)
-            if self._tells(name, notice):
+            if self._send(name, notice):
                 self._mark(notice, name, datetime.now(UTC).isoformat(timespec="seconds"))
-                self.told += 1
+                self.sent += 1
             elif now() - (record.end_time or now()) > _GIVE_UP_S:
-                self._context.log.error(f"{name} was never told of {notice.text}")
+                self._context.log.error(f"gave up sending this notice to {name}: {notice.text}")
                 self._mark(notice, name, "given up")
             else:
                 done = False
         return done
 
-    def _tells(self, name: str, notice: Notice) -> bool:
+    def _send(self, name: str, notice: Notice) -> bool:
         began = time.monotonic()
         try:
             self._notifiers[name].tell(notice)
-        except Exception as error:  # noqa: BLE001 - whatever ails a notifier, it is told of
+        except Exception as error:  # noqa: BLE001 - whatever a notifier raises is logged
             before = self._state.down.get(name, _Down())
             wait = min(_BACK_OFF_S * 2.0 ** min(before.times, 16), _LONGEST_BACK_OFF_S)
-            # What other errors say may hold the notifier's secrets.
-            said = f": {error}" if isinstance(error, NoticeError) else ""
-            why = type(error).__name__ + said
+            # The message of any other error may hold the notifier's secrets.
+            detail = f": {error}" if isinstance(error, NoticeError) else ""
+            why = type(error).__name__ + detail
             self._state.down[name] = _Down(times=before.times + 1, until=now() + wait, why=why)
-            self._context.log.warning(f"{name} could not be told of {notice.run_id}: {why}")
+            self._context.log.warning(f"{name} did not take the notice of {notice.run_id}: {why}")
             return False
         finally:
             self._left[name] -= time.monotonic() - began
@@ -173,10 +182,12 @@ class _Teller:
         return True
 
     def _mark(self, notice: Notice, name: str, when: str) -> None:
-        self._context.instance.add_run_tags(notice.run_id, {TOLD_TAG + name: when})
+        self._context.instance.add_run_tags(notice.run_id, {NOTIFIED_TAG + name: when})
 
 
 def failure_sensor(options: Notify, names: Sequence[str]) -> dg.SensorDefinition:
+    """Build the sensor for the notifiers ``names``."""
+
     @dg.sensor(
         name="failure_sensor",
         minimum_interval_seconds=30,
@@ -188,23 +199,21 @@ def failure_sensor(options: Notify, names: Sequence[str]) -> dg.SensorDefinition
         started = now()
         state = _State.read(context.cursor)
         notifiers = {name: getattr(context.resources, resource_of(name)) for name in names}
-        teller = _Teller(context, notifiers, state)
+        notices = _NotificationRound(context, notifiers, state)
         waiting = []
         for record in list(_failed(context.instance, state)):
             run = record.dagster_run
-            if not teller.untold(run) or (_is_retried(run) and not options.retried):
+            if not notices.lacking(run) or (_is_retried(run) and not options.retried):
                 continue
-            if not teller.tell(record, options.ui):
+            if not notices.notify(record, options.ui):
                 waiting.append(run.run_id)
-        # Those that were not tried come first next time: one that a notifier does not take must
-        # not keep the others from it.
+        # The first goes last: one notice that a notifier refuses must not hold up the others.
         state.waiting = [*waiting[1:], *waiting[:1]]
         state.since = started
-        told = [f"{name} is down: {down.why}" for name, down in state.down.items()]
+        summary = f"{notices.sent} notices sent, {len(waiting)} runs waiting for one"
+        down = [f"{name} is down: {down.why}" for name, down in state.down.items()]
         return dg.SensorResult(
-            skip_reason="; ".join(
-                [f"{teller.told} notices sent, {len(waiting)} runs still to be told", *told]
-            ),
+            skip_reason="; ".join([summary, *down]),
             cursor=state.model_dump_json(),
         )
 

@@ -1,9 +1,9 @@
-"""New crawls: what `collinfo.json` lists becomes partitions, and a run is asked for each segment.
+"""New crawls: those that `collinfo.json` lists become partitions, and each segment gets a run.
 
-The sensor compares what is wanted with what is made, at each tick: a segment whose run was lost
-or failed is asked for again, a bounded number of times, and only for the assets it lacks. The
-list is looked at every `interval_s` seconds, by a conditional request; what cannot be read, and
-what fails again and again, is asked for later and later, and everything else goes on meanwhile.
+At each tick the sensor compares the wanted segments with the finished ones. It requests a segment
+whose run was lost or failed again, a bounded number of times, and only the assets that it lacks.
+The list is refetched every `interval_s` seconds by a conditional request. What cannot be read, and
+what keeps failing, is retried at growing intervals, and everything else continues meanwhile.
 """
 
 import hashlib
@@ -14,10 +14,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from pydantic import BaseModel, Field, ValidationError
 
 from laion_assets.crawl.source import CrawlSource, CrawlSourceError, Listing
+from laion_assets.defs.internals import AssetJob
 from laion_assets.defs.partitions import PARTITION_TAG, UNFINISHED, crawls, partition_key
 from laion_assets.layout import SEGMENT_ASSETS, segment_assets
 from laion_assets.segments import SegmentKey, segment_names
@@ -29,32 +29,34 @@ NAME: Final = "new_crawl_sensor"
 LAST_ASSET: Final = SEGMENT_ASSETS[-1]
 PRIORITY_TAG: Final = "dagster/priority"
 ROOT_TAG: Final = "dagster/root_run_id"
-"""Of a run that is another made again: the first of them."""
+"""Name of the tag in which Dagster keeps, for a retry of a run, the first run's id."""
 _BELOW_PEOPLE: Final = 1_000_000
+"""Larger than any year and week that a crawl's name can hold."""
 _TICK_S: Final = 60
-"""Between two ticks: finished and failed runs are noticed that soon, whatever `interval_s`."""
+"""Seconds between two ticks: finished and failed runs are noticed that soon, whatever
+`interval_s` is."""
 _LOOK_S: Final = 10.0
-"""In one tick, for crawls whose segments have never been counted: Dagster ends a tick at 60 s."""
+"""Seconds of one tick for counting the segments of crawls; Dagster ends a tick after 60 s."""
 _TRIES: Final = 2
-"""Of a request in one tick: the next ticks try again."""
+"""Tries of a request in one tick; the next ticks try again."""
 _RETRY_PATIENCE: Final = timedelta(minutes=15)
-"""For Dagster's own retry of a lost run, before the sensor asks instead."""
+"""How long Dagster's own retry of a lost run is awaited before the sensor requests the run."""
 
 
 def wanted_crawls(listed: Sequence[str], policy: Discovery) -> list[str]:
-    """The listed crawls that the policy takes, in the order in which they are to be made.
+    """Return the listed crawls that the policy takes, in the order in which to make them.
 
-    ``listed`` is newest first, as the crawl source gives it.
+    ``listed`` is newest first, as the crawl source returns it.
     """
     allowed = [crawl for crawl in listed if not policy.only or crawl in policy.only]
     return sorted(allowed[: policy.newest], reverse=policy.first == "newest")
 
 
 def wanted_segments(crawl: str, count: int, policy: Discovery) -> list[SegmentKey]:
-    """The segments that the policy takes of a crawl that has ``count``.
+    """Return the segments that the policy takes of a crawl with ``count`` segments.
 
-    A fraction takes those whose key has the lowest digests: the same each time and everywhere,
-    and a larger fraction takes more beside them.
+    A fraction takes the keys with the lowest digests: the same ones on every machine, and a larger
+    fraction takes these and more.
     """
     keys = [SegmentKey(crawl, number) for number in segment_names(count)]
     if policy.fraction < 1:
@@ -64,8 +66,10 @@ def wanted_segments(crawl: str, count: int, policy: Discovery) -> list[SegmentKe
 
 
 def priority(crawl: str) -> int:
-    """Of a segment's runs in Dagster's queue: the newer the crawl, the higher; always below 0,
-    which is what a person's own runs, the aggregates' and a removal's have."""
+    """Return the priority of a segment's runs in Dagster's queue: the newer the crawl, the higher.
+
+    It is always below 0, the priority of runs that a person, the automation or a removal starts.
+    """
     _, _, year, week, *_ = crawl.split("-")
     return int(year) * 100 + int(week) - _BELOW_PEOPLE
 
@@ -73,7 +77,10 @@ def priority(crawl: str) -> int:
 def lacking(
     key: SegmentKey, made: Mapping[str, Collection[str]], assets: Sequence[str] = SEGMENT_ASSETS
 ) -> list[str]:
-    """The assets to make of a segment: the first that is missing, and all after it."""
+    """Return the assets to make of a segment: the first that is missing, and all after it.
+
+    ``made`` maps each asset to the partitions that are materialized.
+    """
     partition = str(partition_key(key))
     for place, asset in enumerate(assets):
         if partition not in made[asset]:
@@ -86,49 +93,52 @@ def now() -> float:
 
 
 class _Trouble(BaseModel):
-    """Something that could not be read, so many times in a row, and when to try again."""
+    """A read that failed, how many times in a row, and when to try again."""
 
     what: str
     times: int
     next_look: float
+    """Seconds since the epoch."""
 
-    def told(self) -> str:
+    @property
+    def message(self) -> str:
         often = f" ({self.times} times in a row)" if self.times > 1 else ""
-        return f"{self.what}{often}; asked again at {_time(self.next_look)}"
+        return f"{self.what}{often}; next try at {_time(self.next_look)}"
 
 
 class _Known(BaseModel):
-    """The cursor."""
+    """The cursor: what was read from the crawl source."""
 
     source: str = ""
     """The URLs that all of this was read from."""
     listing: Listing | None = None
     next_look: float = 0.0
     trouble: _Trouble | None = None
-    """With the list itself."""
+    """Failure to read the list itself."""
     counts: dict[str, int] = Field(default_factory=dict)
-    """Crawl -> how many segments it has, which never changes."""
+    """Crawl -> number of its segments, which never changes."""
     troubles: dict[str, _Trouble] = Field(default_factory=dict)
-    """With crawls: those that are not published yet, or cannot be read."""
+    """Crawl -> failure to read it: it is not published yet, or damaged."""
 
     @classmethod
     def read(cls, cursor: str | None, source: str) -> "_Known":
         try:
             known = cls.model_validate_json(cursor or "{}")
         except ValidationError:
-            # Another version's, or edited by hand: all it knows can be asked for again.
+            # Edited by hand: all that it held can be refetched.
             known = cls()
         return known if known.source == source else cls(source=source)
 
     def look_at_list(self, source: CrawlSource, policy: Discovery) -> None:
+        """Refetch the list of crawls if that is due."""
         if now() < self.next_look:
             return
         try:
             self.listing = source.listing(self.listing)
         except CrawlSourceError as error:
-            # A list that cannot be read is not an empty list: nothing is concluded from it.
-            told = f"the list of crawls could not be read: {error}"
-            self.trouble = _again(self.trouble, told, policy)
+            # A list that cannot be read is not an empty list: nothing follows from it.
+            message = f"the list of crawls could not be read: {error}"
+            self.trouble = _again(self.trouble, message, policy)
             self.next_look = self.trouble.next_look
         else:
             self.trouble = None
@@ -137,7 +147,10 @@ class _Known(BaseModel):
     def count_segments(
         self, source: CrawlSource, wanted: Iterable[str], policy: Discovery
     ) -> list[str]:
-        """Count those of crawls that are new or were not ready; tell of those put off."""
+        """Count the segments of crawls that are new or were not ready.
+
+        Returns a message about the crawls that must wait for the next tick, if any.
+        """
         until, put_off = time.monotonic() + _LOOK_S, []
         for crawl in wanted:
             before = self.troubles.get(crawl)
@@ -155,7 +168,7 @@ class _Known(BaseModel):
             else:
                 self.counts[crawl] = count
                 self.troubles.pop(crawl, None)
-        return [f"{len(put_off)} crawls are looked at at the next tick"] if put_off else []
+        return [f"{len(put_off)} crawls wait for the next tick"] if put_off else []
 
 
 def _again(before: _Trouble | None, what: str, policy: Discovery) -> _Trouble:
@@ -164,7 +177,7 @@ def _again(before: _Trouble | None, what: str, policy: Discovery) -> _Trouble:
 
 
 def _wait(times: int, policy: Discovery) -> float:
-    # No more doublings than a float takes, of a trouble that nobody ends.
+    # Trouble that nobody ends must not double the wait beyond what a float can hold.
     return min(policy.interval_s * 2.0 ** min(times - 1, 32), policy.longest_back_off_s)
 
 
@@ -173,7 +186,7 @@ def _time(seconds: float) -> str:
 
 
 def _waits_for_dagster(record: dg.RunRecord) -> bool:
-    """Whether Dagster itself is about to run it again, as it does when its worker was lost."""
+    """Return True if Dagster itself is about to retry the run, as it does after a lost worker."""
     ended = record.update_timestamp.replace(tzinfo=UTC)
     recent = datetime.now(UTC) - ended < _RETRY_PATIENCE
     return record.dagster_run.is_complete_and_waiting_to_retry and recent
@@ -184,7 +197,7 @@ def _ended(record: dg.RunRecord) -> float:
 
 
 def _failures(newest_first: Iterable[dg.DagsterRun]) -> int:
-    """Failed runs since the last that succeeded; one that Dagster ran again counts once."""
+    """Count the failed runs since the last success; a run and Dagster's own retries count once."""
     failed = set()
     for run in newest_first:
         if run.status == dg.DagsterRunStatus.SUCCESS:
@@ -194,11 +207,11 @@ def _failures(newest_first: Iterable[dg.DagsterRun]) -> int:
     return len(failed)
 
 
-class _Asker:
-    """What to ask for, of the segments that are missing.
+class _RunRequests:
+    """Chooses which of the missing segments to request in this tick.
 
-    To be begun before it is read which are: of a run that ends meanwhile, the segment is either
-    known to fly or known to be made.
+    Create it before reading the materialized partitions: a run that finishes in between is then
+    seen either as in flight or as done, never as missing.
     """
 
     def __init__(
@@ -206,14 +219,16 @@ class _Asker:
     ) -> None:
         self._instance, self._policy, self._assets = instance, policy, assets
         self.given_up: dict[str, float] = {}
-        """Segments whose attempts are used up, and when they are asked for again."""
+        """Partition whose attempts are used up -> when it is requested again, since the epoch."""
         self.canceled: list[str] = []
-        self._flying = {
+        """Partitions whose last run a person canceled."""
+        self._in_flight = {
             data.partition
             for data in instance.get_run_partition_data(dg.RunsFilter(statuses=UNFINISHED))
         }
 
-    def requests(self, missing: Sequence[SegmentKey]) -> list[dg.RunRequest]:
+    def choose(self, missing: Sequence[SegmentKey]) -> list[dg.RunRequest]:
+        """Return the requests for this tick; ``missing`` is in the order of preference."""
         room = self._room() if missing else 0
         chosen: dict[SegmentKey, str] = {}
         for key, last in self._idle(missing) if room > 0 else ():
@@ -229,14 +244,14 @@ class _Asker:
         }
         return [
             dg.RunRequest(
-                # The last run that it had: asking twice at once is harmless.
+                # Holds the segment's last run, so that the same request twice is harmless.
                 run_key=f"{key}#{last}",
                 partition_key=partition_key(key),
                 asset_selection=[dg.AssetKey(name) for name in names],
                 tags=self._tags(key),
             )
             for key, last in chosen.items()
-            # A selection of nothing is the whole job to Dagster.
+            # To Dagster, an empty selection means the whole job.
             if (names := lacking(key, made, self._assets))
         ]
 
@@ -245,12 +260,12 @@ class _Asker:
         return self._policy.at_most - self._instance.get_runs_count(own)
 
     def _idle(self, missing: Sequence[SegmentKey]) -> Iterator[tuple[SegmentKey, str]]:
-        """The segments to ask for, with the id of the last run that each had, or 0.
+        """Yield the segments to request, each with the short id of its last run, or ``"0"``.
 
-        Once `at_most` segments are given up, something is wrong that is no segment's own fault:
-        nothing more is asked for until one of them has its turn again.
+        Once `at_most` segments are given up, the fault is hardly in the segments: nothing more is
+        requested until one of them is due again.
         """
-        keys = {str(key): key for key in missing if str(key) not in self._flying}
+        keys = {str(key): key for key in missing if str(key) not in self._in_flight}
         for partition, records in runs_by_tag(self._instance, PARTITION_TAG, list(keys)):
             if any(_waits_for_dagster(record) for record in records):
                 continue
@@ -271,18 +286,19 @@ class _Asker:
         newest = self._policy.first == "newest"
         return {PRIORITY_TAG: str(priority(key.crawl))} if newest else {}
 
-    def told(self) -> list[str]:
-        told = []
+    def problems(self) -> list[str]:
+        """Return messages about the segments that were not chosen for a reason."""
+        messages = []
         if self.given_up:
-            told.append(
+            messages.append(
                 f"given up after {self._policy.attempts} failed runs: {_some(self.given_up)}; "
-                f"asked for again from {_time(min(self.given_up.values()))} on"
+                f"requested again from {_time(min(self.given_up.values()))} on"
             )
             if len(self.given_up) >= self._policy.at_most:
-                told.append("nothing more is asked for until then, or until some are made by hand")
+                messages.append("nothing else is requested until then, or until you make some")
         if self.canceled:
-            told.append(f"canceled, so a person's to run again: {_some(self.canceled)}")
-        return told
+            messages.append(f"canceled, so yours to run again: {_some(self.canceled)}")
+        return messages
 
 
 def _some(partitions: Collection[str]) -> str:
@@ -291,7 +307,7 @@ def _some(partitions: Collection[str]) -> str:
 
 
 def new_crawl_sensor(
-    segment: UnresolvedAssetJobDefinition,
+    segment: AssetJob,
     policy: Discovery,
     segments_per_crawl: int,
     subsets: Iterable[str] = (),
@@ -317,18 +333,18 @@ def new_crawl_sensor(
         wanted = wanted_crawls(listed, policy)
         problems = known.count_segments(source, wanted, policy)
         troubles = [known.trouble, *(known.troubles.get(crawl) for crawl in wanted)]
-        problems += [trouble.told() for trouble in troubles if trouble]
+        problems += [trouble.message for trouble in troubles if trouble]
         taken = {}
         for crawl in wanted:
             count = known.counts.get(crawl, 0)
             if count > segments_per_crawl:
                 problems.append(
-                    f"{crawl}: {count} segments, the deployment has partitions for "
-                    f"{segments_per_crawl}"
+                    f"{crawl}: {count} segments, but the deployment has partitions for only "
+                    f"{segments_per_crawl} (segments_per_crawl)"
                 )
             elif count:
                 taken[crawl] = count
-        asker = _Asker(instance, policy, assets)
+        run_requests = _RunRequests(instance, policy, assets)
         made = instance.get_materialized_partitions(dg.AssetKey(LAST_ASSET))
         missing = [
             key
@@ -336,16 +352,16 @@ def new_crawl_sensor(
             for key in wanted_segments(crawl, count, policy)
             if str(key) not in made
         ]
-        requests = asker.requests(missing)
-        problems += asker.told()
+        requests = run_requests.choose(missing)
+        problems += run_requests.problems()
         for problem in problems:
             context.log.warning(problem)
-        there = instance.get_dynamic_partitions(crawls.name or "")
-        unseen = sorted(crawl for crawl in taken if crawl not in there)
-        told = f"{len(listed)} crawls listed, {len(taken)} taken, {len(missing)} to make"
+        known_partitions = instance.get_dynamic_partitions(crawls.name or "")
+        unseen = sorted(crawl for crawl in taken if crawl not in known_partitions)
+        summary = f"{len(listed)} crawls listed, {len(taken)} taken, {len(missing)} to make"
         return dg.SensorResult(
             run_requests=requests,
-            skip_reason=None if requests else "; ".join([told, *problems]),
+            skip_reason=None if requests else "; ".join([summary, *problems]),
             dynamic_partitions_requests=[crawls.build_add_request(unseen)] if unseen else [],
             cursor=known.model_dump_json(exclude_defaults=True),
         )

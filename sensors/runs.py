@@ -1,4 +1,4 @@
-"""Asking Dagster for runs by their tags, many at a time."""
+"""Looks up runs by their tags, many at a time."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Final
 import dagster as dg
 
 SENSOR_TAG: Final = "dagster/sensor_name"
-"""The tag in which Dagster keeps which sensor asked for a run."""
+"""Name of the tag in which Dagster keeps the sensor that requested a run."""
 _AT_ONCE: Final = 200
+"""Values in one query."""
 
 
 def runs_by_tag(
     instance: dg.DagsterInstance, tag: str, values: Sequence[str]
 ) -> Iterator[tuple[str, list[dg.RunRecord]]]:
-    """Each value, in the order given, with the runs that have it, newest first.
+    """Yield each value, in the order given, with the runs tagged with it, newest first.
 
-    One query for some hundred values, and only as far as it is read.
+    One query covers some hundred values; queries that the caller does not get to are not made.
     """
     for start in range(0, len(values), _AT_ONCE):
         some = list(values[start : start + _AT_ONCE])

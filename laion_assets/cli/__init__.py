@@ -372,14 +372,10 @@ def crawls(args: argparse.Namespace) -> None:
 
 
 def _instance() -> dg.DagsterInstance:
-    import dagster as dg
-    from dagster._core.errors import DagsterHomeNotSetError
+    from laion_assets.defs.internals import configured_instance
 
-    try:
-        instance = dg.DagsterInstance.get()
-    except DagsterHomeNotSetError:
-        instance = None
-    if instance is None or instance.is_ephemeral:
+    instance = configured_instance()
+    if instance is None:
         raise CommandError("set DAGSTER_HOME to the folder of the deployment's Dagster instance")
     return instance
 

@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from laion_assets.defs.internals import AssetJob
 from laion_assets.defs.retention import prune
 from laion_assets.layout import DALLE_SAMPLES, LISTS
 from laion_assets.settings import Retention
 
 
-def lists_job() -> UnresolvedAssetJobDefinition:
+def lists_job() -> AssetJob:
     return dg.define_asset_job(
         "observe_lists",
         selection=dg.AssetSelection.assets(*LISTS),
@@ -19,7 +19,7 @@ def lists_job() -> UnresolvedAssetJobDefinition:
     )
 
 
-def segment_job(assets: Iterable[str]) -> UnresolvedAssetJobDefinition:
+def segment_job(assets: Iterable[str]) -> AssetJob:
     """One segment, in one process: the models are loaded once, and a step costs no new process."""
     return dg.define_asset_job(
         "segment",
@@ -29,7 +29,7 @@ def segment_job(assets: Iterable[str]) -> UnresolvedAssetJobDefinition:
     )
 
 
-def aggregates_job(assets: Iterable[str]) -> UnresolvedAssetJobDefinition:
+def aggregates_job(assets: Iterable[str]) -> AssetJob:
     return dg.define_asset_job(
         "aggregates",
         selection=dg.AssetSelection.assets(*assets),
@@ -62,7 +62,7 @@ def prune_schedules(job: dg.JobDefinition, policy: Retention) -> list[dg.Schedul
     return [dg.ScheduleDefinition(job=job, cron_schedule=policy.at, default_status=running)]
 
 
-def generation_job() -> UnresolvedAssetJobDefinition:
+def generation_job() -> AssetJob:
     return dg.define_asset_job(
         "generation",
         selection=dg.AssetSelection.assets(DALLE_SAMPLES),

@@ -14,6 +14,9 @@ from laion_assets.funnel import REASONS, StageCounts
 from laion_assets.lake.base import Manifest
 from laion_assets.layout import Table, partition_of
 
+IN, KEPT, IN_PER_SECOND, REJECTS = "in", "kept", "in_per_second", "rejects"
+"""What is recorded of a stage, under the name that :func:`stage_name` gives it."""
+
 PREVIEW_ROWS = 8
 PREVIEW_CHARS = 80
 
@@ -37,6 +40,17 @@ def manifest_metadata(manifest: Manifest, folder: Path) -> dict[str, Any]:
     for name, value in manifest.metadata.items():
         metadata[name] = value
     return metadata
+
+
+def stage_name(stage: str, what: str) -> str:
+    """Return the metadata's name of a stage's number, such as ``images/kept``."""
+    return f"{stage}/{what}"
+
+
+def split_stage_name(name: str) -> tuple[str, str]:
+    """Return stage and number of what :func:`stage_name` returned; no stage for other names."""
+    stage, _, what = name.rpartition("/")
+    return stage, what
 
 
 def readable_bytes(n: float) -> str:
@@ -90,12 +104,12 @@ def table_metadata(asset: str, folder: Path) -> dict[str, Any]:
 def _counts_metadata(counts: StageCounts, seconds: float) -> dict[str, Any]:
     stage = counts.stage
     metadata: dict[str, Any] = {
-        f"{stage}/in": counts.n_in,
-        f"{stage}/kept": counts.kept,
-        f"{stage}/in_per_second": round(counts.n_in / seconds, 1),
+        stage_name(stage, IN): counts.n_in,
+        stage_name(stage, KEPT): counts.kept,
+        stage_name(stage, IN_PER_SECOND): round(counts.n_in / seconds, 1),
     }
     if counts.n_in:
-        metadata[f"{stage}/kept_share"] = round(counts.kept / counts.n_in, 4)
+        metadata[stage_name(stage, "kept_share")] = round(counts.kept / counts.n_in, 4)
     if counts.rejects:
         rows = [
             dg.TableRecord(
@@ -108,7 +122,7 @@ def _counts_metadata(counts: StageCounts, seconds: float) -> dict[str, Any]:
             )
             for reason, n in sorted(counts.rejects.items(), key=lambda item: -item[1])
         ]
-        metadata[f"{stage}/rejects"] = dg.MetadataValue.table(
+        metadata[stage_name(stage, REJECTS)] = dg.MetadataValue.table(
             rows, schema=schema_of({"n": "int"}, ["reason", "n", "what it means", "examples"])
         )
     return metadata

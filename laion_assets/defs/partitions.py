@@ -1,7 +1,7 @@
-"""One partition is one Common Crawl segment: crawl (dynamic) by segment number (static).
+"""Partitions: one is one Common Crawl segment, a crawl (dynamic) by a segment number (static).
 
-Two dimensions, not one list of keys: adding a crawl is then one key and not a hundred, and
-automation over ten thousand partitions stays quick.
+There are two dimensions instead of one list of keys: adding a crawl then adds one key instead of a
+hundred, and automation over ten thousand partitions stays fast.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from laion_assets.segments import SegmentKey, segment_names
 CRAWL: Final = "crawl"
 SEGMENT: Final = "segment"
 PARTITION_TAG: Final = "dagster/partition"
-"""The tag in which Dagster keeps a run's partition key."""
+"""Name of the tag in which Dagster keeps a run's partition key."""
 UNFINISHED: Final = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.QUEUED,
@@ -23,11 +23,20 @@ UNFINISHED: Final = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+"""Statuses of runs that wait or work."""
+FINISHED: Final = [
+    dg.DagsterRunStatus.SUCCESS,
+    dg.DagsterRunStatus.FAILURE,
+    dg.DagsterRunStatus.CANCELED,
+]
+"""Statuses of runs that have ended."""
 
 crawls = dg.DynamicPartitionsDefinition(name="crawls")
+"""The crawls that the deployment knows; the sensor adds new ones."""
 
 
 def segment_partitions(segments_per_crawl: int) -> dg.MultiPartitionsDefinition:
+    """Return the partitions of every asset that is made by segment."""
     return dg.MultiPartitionsDefinition(
         {
             CRAWL: crawls,
@@ -37,11 +46,12 @@ def segment_partitions(segments_per_crawl: int) -> dg.MultiPartitionsDefinition:
 
 
 def partition_key(key: SegmentKey) -> dg.MultiPartitionKey:
+    """Return the Dagster partition key of a segment."""
     return dg.MultiPartitionKey({CRAWL: key.crawl, SEGMENT: key.segment})
 
 
 def segment_key(key: str) -> SegmentKey:
-    """The segment of a Dagster partition key. Raises ``ValueError`` for any other key."""
+    """Return the segment of a Dagster partition key. Raises ``ValueError`` for any other key."""
     if isinstance(key, dg.MultiPartitionKey):
         dimensions = key.keys_by_dimension
         return SegmentKey(dimensions[CRAWL], dimensions[SEGMENT])

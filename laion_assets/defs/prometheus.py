@@ -1,10 +1,10 @@
-"""The stages' counts, bytes and seconds as Prometheus metrics, from what is recorded with each
+"""Counts, bytes and seconds of the stages as Prometheus metrics, read from the metadata of each
 materialization.
 
-Counters begin at 0, as a restarted service's do; what was made before the start is in the gauges
-alone, or a restart would count it twice. Rates are queries:
-``rate(laion_assets_rows_total{outcome="in"}[1h])`` is what the deployment does,
-``increase(rows) / increase(seconds)`` what one worker does while it is at it.
+Counters begin at 0 when the exporter starts, as usual for a service: what was materialized earlier
+shows in the gauges only, or a restart would count it twice. Rates are queries:
+``rate(laion_assets_rows_total{outcome="in"}[1h])`` is the throughput of the deployment, and
+``increase(rows) / increase(seconds)`` that of one busy worker.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import dagster as dg
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 from prometheus_client import write_to_textfile as write_textfile
 
+from laion_assets.defs.metadata import IN, IN_PER_SECOND, KEPT, REJECTS, split_stage_name
 from laion_assets.defs.partitions import UNFINISHED
 
 _PAGE: Final = 500
@@ -26,7 +27,7 @@ _PREFIX: Final = "laion_assets"
 
 
 class StageMetrics:
-    """Follows an instance's materializations. :meth:`update` may be called from any thread."""
+    """Metrics of an instance's materializations; :meth:`update` may be called from any thread."""
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self._instance = instance
@@ -44,25 +45,29 @@ class StageMetrics:
             "stage",
             "outcome",
         )
-        self._last = self._gauge("last_made_timestamp_seconds", "When one was last made", "asset")
-        self._last_seconds = self._gauge("last_seconds", "Time that the last one took", "asset")
-        self._last_rate = self._gauge(
-            "last_rows_per_second", "Rows in a second of the last one", "asset", "stage"
+        self._last = self._gauge(
+            "last_made_timestamp_seconds", "When a partition was last made", "asset"
         )
-        self._partitions = self._gauge("partitions", "Segments that have been made", "asset")
+        self._last_seconds = self._gauge(
+            "last_seconds", "Time spent making the last partition", "asset"
+        )
+        self._last_rate = self._gauge(
+            "last_rows_per_second", "Rows per second of the last partition", "asset", "stage"
+        )
+        self._partitions = self._gauge("partitions", "Segments that are materialized", "asset")
         self._runs = self._gauge("runs", "Runs that are not finished", "status")
         self._slots = self._gauge("pool_slots", "A pool's slots", "pool", "state")
         for asset in instance.get_asset_keys():
             self._begin(asset)
 
-    def _counter(self, name: str, told: str, *labels: str) -> Counter:
-        return Counter(f"{_PREFIX}_{name}", told, labels, registry=self.registry)
+    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(f"{_PREFIX}_{name}", help_text, labels, registry=self.registry)
 
-    def _gauge(self, name: str, told: str, *labels: str) -> Gauge:
-        return Gauge(f"{_PREFIX}_{name}", told, labels, registry=self.registry)
+    def _gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
+        return Gauge(f"{_PREFIX}_{name}", help_text, labels, registry=self.registry)
 
     def update(self) -> None:
-        """Count what has been made since the last call."""
+        """Count what was materialized since the last call, and set the gauges."""
         with self._lock:
             for asset in self._instance.get_asset_keys():
                 new = False
@@ -82,7 +87,7 @@ class StageMetrics:
                 self._slots.labels(pool, "waited_for").set(info.pending_step_count)
 
     def _begin(self, asset: dg.AssetKey) -> None:
-        """Know the newest materialization that is there, and count none."""
+        """Remember the newest materialization; set the gauges by it and count nothing."""
         for record in self._instance.fetch_materializations(asset, limit=1).records:
             self._seen[asset] = record.storage_id
             self._count(asset.path[-1], record, times=0)
@@ -94,9 +99,9 @@ class StageMetrics:
 
     def _new(self, asset: dg.AssetKey) -> Iterator[dg.EventLogRecord]:
         while True:
-            # An asset that was not there at the start has been made since.
-            asked = dg.AssetRecordsFilter(asset, after_storage_id=self._seen.get(asset, 0))
-            page = self._instance.fetch_materializations(asked, limit=_PAGE, ascending=True)
+            # An asset that did not exist at the start is counted from its first materialization.
+            wanted = dg.AssetRecordsFilter(asset, after_storage_id=self._seen.get(asset, 0))
+            page = self._instance.fetch_materializations(wanted, limit=_PAGE, ascending=True)
             for record in page.records:
                 self._seen[asset] = record.storage_id
                 yield record
@@ -104,7 +109,7 @@ class StageMetrics:
                 return
 
     def _count(self, asset: str, record: dg.EventLogRecord, times: int = 1) -> None:
-        """Set the gauges to the record's values, and add these so many ``times``."""
+        """Set the gauges to the record's values; add these to the counters, ``times`` times."""
         made = record.asset_materialization
         values: Mapping[str, Any] = (
             {name: value.value for name, value in made.metadata.items()} if made else {}
@@ -117,12 +122,12 @@ class StageMetrics:
         self._last.labels(asset).set(record.timestamp)
         self._last_seconds.labels(asset).set(seconds)
         for name, value in values.items():
-            stage, _, what = name.rpartition("/")
-            if what in ("in", "kept"):
+            stage, what = split_stage_name(name)
+            if what in (IN, KEPT):
                 self._rows.labels(asset, stage, what).inc(times * int(value))
-            elif what == "in_per_second":
+            elif what == IN_PER_SECOND:
                 self._last_rate.labels(asset, stage).set(float(value))
-            elif what == "rejects":
+            elif what == REJECTS:
                 for row in value.records:
                     refused = self._rows.labels(asset, stage, str(row.data["reason"]))
                     refused.inc(times * int(row.data["n"]))
@@ -136,8 +141,8 @@ def export(
     textfile: Path | None = None,
     every_s: float = 60.0,
 ) -> None:
-    """Serve the metrics at ``/metrics``, or keep writing them to a file for node_exporter's
-    textfile collector; until interrupted."""
+    """Serve the metrics at ``/metrics`` until interrupted. With ``textfile``, write them to that
+    file every ``every_s`` seconds instead, for node_exporter's textfile collector."""
     metrics = StageMetrics(instance)
     if textfile is None:
         start_http_server(port, addr=host, registry=metrics.registry)

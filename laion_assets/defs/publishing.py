@@ -15,6 +15,7 @@ from laion_assets.defs import checks
 from laion_assets.defs.code_version import code_version
 from laion_assets.defs.metadata import manifest_metadata, table_metadata
 from laion_assets.defs.partitions import segment_key
+from laion_assets.errors import TransientError
 from laion_assets.funnel import StageCounts
 from laion_assets.lake.base import Lake, Manifest, Staging
 from laion_assets.layout import PARTITIONS, partition_of, segment_assets
@@ -23,7 +24,7 @@ from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings
 
 
-class InputsChangedError(RuntimeError):
+class InputsChangedError(TransientError):
     """An upstream partition was replaced while this one was made of it."""
 
 

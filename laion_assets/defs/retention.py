@@ -1,11 +1,13 @@
-"""Keeping Dagster's storage bounded without forgetting what was made.
+"""Keeps Dagster's storage bounded without forgetting which partitions were made.
 
-Dagster keeps every event of every run for ever, and a run that is deleted takes its
-materializations with it: the partitions it made would be missing. So a run's log lines and the
-like go early, its printed output too; the run with its steps, and every materialization,
-observation and check, stay. Runs that made nothing go as a whole later. Only where
-``superseded_days`` is set do materializations go at all: those of runs of which nothing is the
-latest of its asset and partition.
+Dagster keeps every event of every run forever, and deleting a run deletes its materializations:
+the partitions that it made would count as missing. So three things are deleted at three ages:
+
+- After ``logs_days``, a run's log lines, minor events and printed output. The run, its steps, and
+  every materialization, observation and check evaluation stay.
+- After ``runs_days``, runs that recorded no result, as a whole.
+- After ``superseded_days``, where that is set, runs that hold no latest result of any asset and
+  partition. Nothing else deletes a materialization.
 """
 
 from __future__ import annotations
@@ -19,17 +21,16 @@ from typing import Final
 
 import dagster as dg
 import sqlalchemy as sa
-from dagster._core.storage.dagster_run import FINISHED_STATUSES
-from dagster._core.storage.event_log import SqlEventLogStorage, SqliteEventLogStorage
-from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable as Checks
-from dagster._core.storage.event_log.schema import SqlEventLogStorageTable as Events
 
+from laion_assets.defs.internals import SqlEventLog
+from laion_assets.defs.partitions import FINISHED
 from laion_assets.settings import Retention
 
 PRUNED_TAGS: Final = {"laion_assets/pruned": "logs"}
-"""Of a run whose logs are gone."""
+"""Tags of a run whose logs have been deleted."""
 _AT_ONCE: Final = 500
-_MADE: Final = tuple(
+"""Runs in one SQL statement."""
+_RESULTS: Final = tuple(
     kind.value
     for kind in (
         dg.DagsterEventType.ASSET_MATERIALIZATION,
@@ -37,7 +38,7 @@ _MADE: Final = tuple(
         dg.DagsterEventType.ASSET_CHECK_EVALUATION,
     )
 )
-_CHATTER: Final = tuple(
+_MINOR: Final = tuple(
     kind.value
     for kind in (
         dg.DagsterEventType.ENGINE_EVENT,
@@ -54,37 +55,41 @@ _CHATTER: Final = tuple(
         dg.DagsterEventType.STEP_WORKER_STARTING,
     )
 )
-"""With the log lines, which have no type, nearly all of a run's rows."""
+"""Events that nothing reads later. With the log lines, which have no type, they are nearly all rows
+of a run."""
 
 
 class RetentionError(RuntimeError):
-    """The instance's storage is none that this knows how to prune."""
+    """The instance keeps its events in a storage that cannot be pruned here."""
 
 
 @dataclass
 class Pruned:
-    """How many runs lost what."""
+    """Numbers of runs, by what was deleted of them."""
 
     logs: int = 0
     runs: int = 0
+    """Runs without a result, deleted as a whole."""
     superseded: int = 0
+    """Runs without a latest result, deleted as a whole."""
 
     def __str__(self) -> str:
         return (
             f"the logs of {self.logs:,} runs, {self.runs:,} runs that made nothing, "
-            f"{self.superseded:,} runs whose partitions have been made again"
+            f"{self.superseded:,} runs whose partitions have been rebuilt since"
         )
 
 
 def prune(instance: dg.DagsterInstance, policy: Retention, *, dry_run: bool = False) -> Pruned:
-    """Delete what the policy lets go; with ``dry_run`` only tell what that would be.
+    """Delete what the policy no longer keeps; with ``dry_run`` only count it.
 
-    Only finished runs are touched. May be killed and started again at any time. Raises
-    :class:`RetentionError`.
+    Only finished runs are touched. A killed call leaves nothing broken: the next one continues.
+    Raises :class:`RetentionError`.
     """
-    storage = instance.event_log_storage
-    if not isinstance(storage, SqlEventLogStorage):
-        raise RetentionError(f"{type(storage).__name__} is not stored in SQL")
+    log = SqlEventLog.of(instance)
+    if log is None:
+        storage = type(instance.event_log_storage).__name__
+        raise RetentionError(f"{storage} cannot be pruned: its events are not in an SQL database")
     gone: set[str] = set()
 
     def delete(run_ids: Iterable[str]) -> int:
@@ -97,68 +102,73 @@ def prune(instance: dg.DagsterInstance, policy: Retention, *, dry_run: bool = Fa
 
     pruned = Pruned()
     old = _older(instance, policy.runs_days)
-    pruned.runs = delete(old - _made_something(storage, old))
+    pruned.runs = delete(old - _with_results(log, old))
     if policy.superseded_days:
         old = _older(instance, policy.superseded_days) - gone
-        pruned.superseded = delete(_made_something(storage, old) - _latest(storage))
+        pruned.superseded = delete(_with_results(log, old) - _with_latest_result(log))
     done = set(instance.get_run_ids(dg.RunsFilter(tags=PRUNED_TAGS)))
-    chatty = _older(instance, policy.logs_days, touched=True) - done - gone
-    pruned.logs = len(chatty)
-    for run_id in () if dry_run else sorted(chatty):
+    unpruned = _older(instance, policy.logs_days, by_update=True) - done - gone
+    pruned.logs = len(unpruned)
+    for run_id in () if dry_run else sorted(unpruned):
         instance.compute_log_manager.delete_logs(prefix=[run_id])
-        _thin(storage, run_id)
+        _delete_minor_events(log, run_id)
         instance.add_run_tags(run_id, PRUNED_TAGS)
     return pruned
 
 
-def _older(instance: dg.DagsterInstance, days: int, *, touched: bool = False) -> set[str]:
-    """The finished runs that were asked for before, or ``touched`` last before: a run may have
-    waited for long."""
+def _older(instance: dg.DagsterInstance, days: int, *, by_update: bool = False) -> set[str]:
+    """Return the ids of finished runs that were created, or with ``by_update`` last updated, more
+    than ``days`` ago. The two may lie far apart: a run can wait in the queue for long."""
     before = datetime.now(UTC) - timedelta(days=days)
-    asked = dg.RunsFilter(
-        statuses=FINISHED_STATUSES,
-        created_before=None if touched else before,
-        updated_before=before if touched else None,
+    wanted = dg.RunsFilter(
+        statuses=FINISHED,
+        created_before=None if by_update else before,
+        updated_before=before if by_update else None,
     )
-    return set(instance.get_run_ids(asked))
+    return set(instance.get_run_ids(wanted))
 
 
-def _made_something(storage: SqlEventLogStorage, run_ids: set[str]) -> set[str]:
-    made: set[str] = set()
-    with storage.index_connection() as connection:
+def _with_results(log: SqlEventLog, run_ids: set[str]) -> set[str]:
+    """Return those runs that recorded a materialization, an observation or a check."""
+    columns, found = log.events.c, set[str]()
+    with log.connect() as connection:
         for some in _batched(sorted(run_ids)):
-            asked = sa.select(Events.c.run_id).where(
-                Events.c.run_id.in_(some), Events.c.dagster_event_type.in_(_MADE)
+            query = sa.select(columns.run_id).where(
+                columns.run_id.in_(some), columns.dagster_event_type.in_(_RESULTS)
             )
-            made.update(row.run_id for row in connection.execute(asked.distinct()))
-    return made
+            found.update(row.run_id for row in connection.execute(query.distinct()))
+    return found
 
 
-def _latest(storage: SqlEventLogStorage) -> set[str]:
-    """The runs that hold the latest event of a kind of any asset's partition, or check."""
-    newest = (
-        sa.select(sa.func.max(Events.c.id))
-        .where(Events.c.dagster_event_type.in_(_MADE), Events.c.asset_key.is_not(None))
-        .group_by(Events.c.asset_key, Events.c.partition, Events.c.dagster_event_type)
+def _with_latest_result(log: SqlEventLog) -> set[str]:
+    """Return the runs that hold the latest event of a kind for some partition of an asset, or the
+    latest evaluation of a check."""
+    events, checks = log.events.c, log.checks.c
+    newest_events = (
+        sa.select(sa.func.max(events.id))
+        .where(events.dagster_event_type.in_(_RESULTS), events.asset_key.is_not(None))
+        .group_by(events.asset_key, events.partition, events.dagster_event_type)
     )
-    checked = sa.select(sa.func.max(Checks.c.id)).group_by(
-        Checks.c.asset_key, Checks.c.check_name, Checks.c.partition
+    newest_checks = sa.select(sa.func.max(checks.id)).group_by(
+        checks.asset_key, checks.check_name, checks.partition
     )
-    with storage.index_connection() as connection:
-        events = connection.execute(sa.select(Events.c.run_id).where(Events.c.id.in_(newest)))
-        checks = connection.execute(sa.select(Checks.c.run_id).where(Checks.c.id.in_(checked)))
-        return {row.run_id for rows in (events, checks) for row in rows}
+    queries = (
+        sa.select(events.run_id).where(events.id.in_(newest_events)),
+        sa.select(checks.run_id).where(checks.id.in_(newest_checks)),
+    )
+    with log.connect() as connection:
+        return {row.run_id for query in queries for row in connection.execute(query)}
 
 
-def _thin(storage: SqlEventLogStorage, run_id: str) -> None:
-    chatter = sa.or_(
-        Events.c.dagster_event_type.is_(None), Events.c.dagster_event_type.in_(_CHATTER)
-    )
-    with storage.run_connection(run_id) as connection:
-        connection.execute(Events.delete().where(Events.c.run_id == run_id, chatter))
-    if isinstance(storage, SqliteEventLogStorage):
-        # There each run has a file of its own, which keeps its size without this.
-        with closing(sqlite3.connect(storage.path_for_shard(run_id))) as file:
+def _delete_minor_events(log: SqlEventLog, run_id: str) -> None:
+    columns = log.events.c
+    minor = sa.or_(columns.dagster_event_type.is_(None), columns.dagster_event_type.in_(_MINOR))
+    with log.connect_to_run(run_id) as connection:
+        connection.execute(log.events.delete().where(columns.run_id == run_id, minor))
+    path = log.file_of_run(run_id)
+    if path is not None:
+        # Without this, SQLite keeps the file at its old size.
+        with closing(sqlite3.connect(path)) as file:
             file.execute("VACUUM")
 
 

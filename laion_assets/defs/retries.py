@@ -1,4 +1,8 @@
-"""Which failures of an asset may pass, and are tried again by its retry policy."""
+"""Which failures of an asset its retry policy tries again: those that may go away by themselves.
+
+Our own errors say so by their base class, :mod:`laion_assets.errors`, and need no mention here. The
+errors of Python and the operating system are judged here.
+"""
 
 from __future__ import annotations
 
@@ -10,71 +14,44 @@ from typing import Final, ParamSpec, TypeVar
 
 import dagster as dg
 
-from laion_assets.crawl.source import CrawlSourceError, NoSuchSegmentError
-from laion_assets.defs.publishing import InputsChangedError
-from laion_assets.download.decoders import DecodersError
-from laion_assets.download.segment import NoNetworkError
-from laion_assets.files import LockedError, causes, lasts
-from laion_assets.lake.base import PartitionBusyError
-from laion_assets.lake.object_store import ChangedError, UnavailableError
-from laion_assets.pairs.segment import SegmentError
+from laion_assets.errors import TransientError
+from laion_assets.files import causes, is_permanent
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_PASSING: Final = (
-    BrokenProcessPool,
-    ChangedError,
-    ConnectionError,
-    CrawlSourceError,
-    DecodersError,
-    InputsChangedError,
-    LockedError,
-    NoNetworkError,
-    PartitionBusyError,
-    SegmentError,
-    TimeoutError,
-    UnavailableError,
-)
-_LASTING: Final = (NoSuchSegmentError,)
-_PASSING_ERRNOS: Final = frozenset(
-    {
-        errno.EAGAIN,
-        errno.EIO,
-        errno.ENETUNREACH,
-        errno.EHOSTUNREACH,
-        errno.ENOLCK,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-    }
-)
-"""Of a mounted store that stutters."""
+_TRANSIENT: Final = (TransientError, BrokenProcessPool, ConnectionError, TimeoutError)
+_NETWORK: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT})
+_MOUNTED_STORE: Final = frozenset({errno.EAGAIN, errno.EIO, errno.ENOLCK, errno.ESTALE})
+"""What a mounted network store raises while it is out of reach."""
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether the same work may succeed a little later: the network, another process, a worker
-    that was killed; not a wrong setting, a damaged file, a full disk or a check that failed.
+def is_transient(error: BaseException) -> bool:
+    """Return True if the same work may succeed a little later: after trouble with the network,
+    another process or a killed worker. A wrong setting, a damaged file, a full disk and a failed
+    check stay until a person acts.
 
-    What lasts decides wherever it is in the chain: a passing kind of error may have it as cause.
+    A permanent error anywhere in the chain of causes decides, even under a transient one.
     """
     chain = list(causes(error))
-    return any(map(_passes, chain)) and not any(map(_lasts, chain))
+    return any(map(_is_transient, chain)) and not any(map(_is_permanent, chain))
 
 
-def _lasts(error: BaseException) -> bool:
-    lasting = isinstance(error, SegmentError) and error.lasting
-    return lasting or isinstance(error, _LASTING) or lasts(error)
+def _is_transient(error: BaseException) -> bool:
+    numbers = _NETWORK | _MOUNTED_STORE
+    return isinstance(error, _TRANSIENT) or (isinstance(error, OSError) and error.errno in numbers)
 
 
-def _passes(error: BaseException) -> bool:
-    return isinstance(error, _PASSING) or (
-        isinstance(error, OSError) and error.errno in _PASSING_ERRNOS
-    )
+def _is_permanent(error: BaseException) -> bool:
+    # `lasting`: SegmentError's, which is of both kinds.
+    return is_permanent(error) or getattr(error, "lasting", False)
 
 
-def tried_again(asset: Callable[P, R]) -> Callable[P, R]:
-    """Have the asset's retry policy try only what may pass: all else becomes a
-    ``dagster.Failure`` that forbids it, with the error as its cause."""
+def retrying_transient(asset: Callable[P, R]) -> Callable[P, R]:
+    """Let the asset's retry policy apply to transient errors only.
+
+    Any other error becomes a ``dagster.Failure`` that forbids retries, with the error as its cause.
+    """
 
     @functools.wraps(asset)
     def judged(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -83,7 +60,7 @@ def tried_again(asset: Callable[P, R]) -> Callable[P, R]:
         except (dg.Failure, dg.RetryRequested):
             raise
         except Exception as error:
-            if may_pass(error):
+            if is_transient(error):
                 raise
             raise dg.Failure(f"{type(error).__name__}: {error}", allow_retries=False) from error
 

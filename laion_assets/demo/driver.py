@@ -12,6 +12,7 @@ import dagster as dg
 
 from laion_assets.crawl.source import CrawlSource
 from laion_assets.defs.build import AGGREGATES
+from laion_assets.defs.internals import stale_causes
 from laion_assets.defs.partitions import PARTITION_TAG, partition_key
 from laion_assets.defs.partitions import crawls as crawl_partitions
 from laion_assets.demo.world import Dagster, DemoError, Say
@@ -63,29 +64,20 @@ def needs(
     further: Sequence[str] = (),
 ) -> Needs:
     """What the world lacks, by Dagster's own staleness and the lake's files."""
-    from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-    from dagster._core.loader import LoadingContextForTest
-
     found = Needs()
     source, lake = CrawlSource(settings.crawl_source), open_lake(settings.lake)
     known = set(instance.get_dynamic_partitions(crawl_partitions.name or ""))
     wanted = wanted_crawls([info.name for info in source.crawls()], settings.discovery)
     finished = instance.get_materialized_partitions(dg.AssetKey(LAST_ASSET))
-    resolver = CachingStaleStatusResolver(
-        instance, definitions.resolve_asset_graph(), LoadingContextForTest(instance)
-    )
+    causes_of = stale_causes(instance, definitions)
 
     def why_not(asset: str, key: SegmentKey | None) -> str | None:
-        partition = str(partition_key(key)) if key else None
-        status = resolver.get_status(dg.AssetKey(asset), partition)
-        if status == StaleStatus.MISSING:
+        causes = causes_of(asset, key)
+        if causes is None:
             return "not materialized"
         if not lake.has(asset, key):
             return "its folder is gone"
-        if status == StaleStatus.STALE:
-            causes = resolver.get_stale_causes(dg.AssetKey(asset), partition)
-            return "; ".join(sorted({cause.reason for cause in causes})) or "stale"
-        return None
+        return "; ".join(causes) or None
 
     for crawl in wanted:
         keys = wanted_segments(crawl, len(source.segments(crawl)), settings.discovery)

@@ -21,8 +21,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import dagster as dg
-from dagster._core.scheduler.instigation import TickStatus
 
+from laion_assets.defs.internals import skip_started_ticks
 from laion_assets.defs.partitions import UNFINISHED
 from laion_assets.defs.removal.remake import observe
 from laion_assets.files import LockedError, locked, write_text
@@ -168,15 +168,9 @@ def stop_leftovers(places: Places, instance: dg.DagsterInstance, say: Say) -> No
         # segments would go first.
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         say(f"closed the unfinished run {run.run_id[:8]}")
-    for state in instance.all_instigator_state():
-        # The daemon would go on in the middle of a tick: the later segments' runs without those
-        # before them, and so another order of claims than that of an undisturbed demo.
-        for tick in instance.get_ticks(
-            state.instigator_origin_id, state.selector_id, statuses=[TickStatus.STARTED]
-        ):
-            instance.update_tick(
-                tick.with_status(TickStatus.SKIPPED, skip_reason="the demo was interrupted")
-            )
+    # The daemon would go on in the middle of a tick: the later segments' runs without those
+    # before them, and so another order of claims than that of an undisturbed demo.
+    skip_started_ticks(instance, "the demo was interrupted")
 
 
 def observe_lists(settings: Settings, instance: dg.DagsterInstance) -> None:

@@ -21,6 +21,7 @@ from pebble import ProcessExpired, ProcessPool
 from laion_assets.download.errors import ImageRefused
 from laion_assets.download.images import ImageMaker, LargeImage, StoredImage
 from laion_assets.download.options import DownloadOptions
+from laion_assets.errors import TransientError
 from laion_assets.processes import die_with
 
 _PRELOADED: Final = "laion_assets.download.forkserver_preload"
@@ -32,7 +33,7 @@ T = TypeVar("T")
 _maker: ImageMaker
 
 
-class DecodersError(RuntimeError):
+class DecodersError(TransientError):
     """The pool's processes end again and again although they have nothing to do."""
 
 

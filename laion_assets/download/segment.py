@@ -52,6 +52,7 @@ from laion_assets.download.shards import (
     take_over,
     write_shard,
 )
+from laion_assets.errors import TransientError
 from laion_assets.funnel import LISTED, StageCounts, total
 from laion_assets.options import operational_fields
 from laion_assets.progress import Progress
@@ -82,7 +83,7 @@ _DECIDED_HERE: Final = frozenset({"url_scheme", "private_address"}) | LISTED
 """Reasons that say nothing of the network."""
 
 
-class NoNetworkError(RuntimeError):
+class NoNetworkError(TransientError):
     """No host has answered in the whole run."""
 
 

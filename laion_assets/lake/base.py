@@ -25,6 +25,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import Field
 
+from laion_assets.errors import TransientError
 from laion_assets.files import (
     LockedError,
     fsync_file,
@@ -55,7 +56,7 @@ class NotPublishedError(LakeError):
     """A partition that is needed has not been materialized."""
 
 
-class PartitionBusyError(LakeError):
+class PartitionBusyError(LakeError, TransientError):
     """Another process is making the same partition."""
 
 

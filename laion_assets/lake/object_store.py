@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from laion_assets.errors import TransientError
 from laion_assets.files import atomic_path
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ class ObjectsError(RuntimeError):
     """The object store could not be used; the message says which object and why."""
 
 
-class UnavailableError(ObjectsError):
+class UnavailableError(ObjectsError, TransientError):
     """The store has failed again and again; it may be there later."""
 
 
-class ChangedError(ObjectsError):
+class ChangedError(ObjectsError, TransientError):
     """An object is not the one that was read, or is there although it was not."""
 
 

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.files import atomic_path, causes, lasts
+from laion_assets.errors import TransientError
+from laion_assets.files import atomic_path, causes, is_permanent
 from laion_assets.funnel import StageCounts, total
 from laion_assets.pairs.extract import PairWriter, extract_wat, read_counts
 from laion_assets.pairs.rules import PairRules
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 Fetch = Callable[[str, Path], None]
 
 
-class SegmentError(RuntimeError):
+class SegmentError(TransientError):
     """WAT files of the segment could not be extracted; the message names the first and why.
 
     ``lasting``: for one of them trying again is of no use: the crawl source has no such file, or
@@ -162,7 +163,7 @@ def _fetch_and_extract(
         fetch(wat_file, local)
         _, pairs = extract_wat(local, part, rules, crawl=crawl, segment=segment, wat_file=wat_file)
     except Exception as error:  # noqa: BLE001 - whatever it is, the other WAT files go on
-        lasting = isinstance(error, FileNotFoundError) or any(map(lasts, causes(error)))
+        lasting = isinstance(error, FileNotFoundError) or any(map(is_permanent, causes(error)))
         raise _WatError(f"{type(error).__name__}: {error}", lasting) from None
     finally:
         local.unlink(missing_ok=True)

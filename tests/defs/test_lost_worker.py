@@ -1,5 +1,5 @@
-"""A run worker that is killed: Dagster's own daemon, with the deployment's dagster.yaml, runs again
-what it held, and the parts that were done are not made again."""
+"""A killed run worker: Dagster's own daemon, with the deployment's dagster.yaml, retries the run,
+which does not redo the parts that were finished."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ defs = dg.Definitions(
 def until(what: str, holds: Callable[[], bool], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < end, f"{what}: not in {seconds:.0f} s"
+        assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"
         time.sleep(0.1)
 
 
@@ -91,7 +91,7 @@ def daemon(tmp_path: Path, instance: dg.DagsterInstance) -> Iterator[dg.DagsterI
         process.wait()
 
 
-def test_what_a_killed_worker_held_is_run_again_and_goes_on(
+def test_the_run_of_a_killed_worker_is_retried_and_continues(
     tmp_path: Path, daemon: dg.DagsterInstance
 ) -> None:
     made = tmp_path / "made"
@@ -109,11 +109,11 @@ def test_what_a_killed_worker_held_is_run_again_and_goes_on(
     )
     second, first = daemon.get_runs()
     assert (first.status, second.parent_run_id) == (dg.DagsterRunStatus.FAILURE, first.run_id)
-    # The part in flight was made again, and none that was done.
+    # Only the part in flight was made twice.
     assert [number for number, _ in lines()] == ["0", "1", "2", "3", "3", "4", "5"]
     assert {int(pid) for _, pid in lines()[:4]} == {worker}
     assert len(daemon.fetch_materializations(dg.AssetKey("image_shards"), limit=9).records) == 1
     lake = Lake(LakeOptions(root=str(tmp_path / "lake")))
     assert len(lake.manifest("image_shards", KEY).files) == 6
-    # A lost worker's slots are free again: nothing waits for it.
+    # The lost worker's pool slots are free again.
     assert daemon.event_log_storage.get_concurrency_info("download").active_slot_count == 0

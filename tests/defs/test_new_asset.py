@@ -13,7 +13,7 @@ from laion_assets.defs import build, checks
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.defs.publishing import publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.layout import PARTITIONS, WAT_MANIFEST, Partition, Table, partition_of
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings
@@ -28,7 +28,7 @@ ASSET = Asset(WAT_NAMES, group="crawl", revision=1, checks=("schema_exact",))
 
 def build_asset(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(**ASSET.arguments(settings, segments), deps=[WAT_MANIFEST], description="The names.")
-    @tried_again
+    @retrying_transient
     def wat_names(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with publishing(context, lake.open(), upstream=[WAT_MANIFEST]) as made:
             (rows,) = made.input_rows(WAT_MANIFEST)

@@ -1,4 +1,4 @@
-"""Prometheus metrics of what real runs have recorded."""
+"""Prometheus metrics of what real runs recorded."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def test_counts_bytes_and_seconds_are_counted_once(
     assert found["rows_total", "image_shards", "timeout", "images"] == 9
     assert found["runs", "queued"] == 0
 
-    again = values(StageMetrics(instance))  # a restart counts none of it anew
+    again = values(StageMetrics(instance))  # a restart counts nothing again
     for name, value in again.items():
         if name[0].endswith("_total"):
             assert value == 0

@@ -1,4 +1,4 @@
-"""What is deleted of Dagster's storage, and what never is: real runs, on SQLite."""
+"""What pruning deletes from Dagster's storage, and what it never deletes: real runs, on SQLite."""
 
 from datetime import datetime
 from pathlib import Path
@@ -61,7 +61,7 @@ def history(instance: dg.DagsterInstance) -> list[tuple[int, str | None]]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_logs_go_and_what_was_made_stays(instance: dg.DagsterInstance) -> None:
+def test_logs_are_deleted_and_results_stay(instance: dg.DagsterInstance) -> None:
     first, second, other = (run(instance, part) for part in ("0", "0", "1"))
     failed = run(instance, "0", doomed="yes")
     young = run(instance, "1", doomed="yes")
@@ -69,8 +69,8 @@ def test_logs_go_and_what_was_made_stays(instance: dg.DagsterInstance) -> None:
     made, size = history(instance), files_of(instance, first)
     assert len(made) == 3
 
-    foretold = prune(instance, Retention(), dry_run=True)
-    assert foretold == Pruned(logs=3, runs=1, superseded=0)
+    planned = prune(instance, Retention(), dry_run=True)
+    assert planned == Pruned(logs=3, runs=1, superseded=0)
     assert len(instance.all_logs(first)) > 40
     job = prune_job(Retention())
     assert job.execute_in_process(instance=instance).success

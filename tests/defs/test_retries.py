@@ -1,4 +1,4 @@
-"""An asset is tried again for what may pass, and for nothing else."""
+"""An asset is retried after transient errors, and after no others."""
 
 import errno
 from pathlib import Path
@@ -9,7 +9,8 @@ import pytest
 from laion_assets.crawl.source import CrawlNotReadyError, CrawlSourceError, NoSuchSegmentError
 from laion_assets.defs.build import build_defs
 from laion_assets.defs.declaration import Asset
-from laion_assets.defs.retries import may_pass, tried_again
+from laion_assets.defs.retries import is_transient, retrying_transient
+from laion_assets.errors import PermanentError, TransientError
 from laion_assets.files import LockedError
 from laion_assets.lake.base import NotPublishedError, PartitionBusyError
 from laion_assets.lake.object_store import ObjectsError, UnavailableError
@@ -22,11 +23,11 @@ QUICK = Settings(retries=Retries(local=Retry(times=2, delay_s=0.01)))
 
 
 def made_by(errors: list[Exception]) -> tuple[dg.ExecuteInProcessResult, int]:
-    """The run of an asset that fails with each error in turn, and how often it was tried."""
+    """Run an asset that fails with each error in turn; return its run and the number of tries."""
     tries = []
 
     @dg.asset(**Asset(INDEX_CODEC, group="index", revision=1).arguments(QUICK))
-    @tried_again
+    @retrying_transient
     def unsteady() -> None:
         tries.append(1)
         if len(tries) <= len(errors):
@@ -36,14 +37,14 @@ def made_by(errors: list[Exception]) -> tuple[dg.ExecuteInProcessResult, int]:
     return job.execute_in_process(raise_on_error=False), len(tries)
 
 
-def test_what_may_pass_is_tried_again_until_it_is_too_often() -> None:
+def test_transient_errors_are_retried_a_limited_number_of_times() -> None:
     result, tries = made_by([PartitionBusyError("busy"), ConnectionResetError()])
     assert (result.success, tries) == (True, 3)
     result, tries = made_by([TimeoutError() for _ in range(9)])
     assert (result.success, tries) == (False, 3)
 
 
-def test_what_does_not_pass_fails_at_once_and_names_itself() -> None:
+def test_any_other_error_fails_at_once_and_names_itself() -> None:
     result, tries = made_by([ValueError("the codec is for width 512")])
     assert (result.success, tries) == (False, 1)
     [failure] = result.filter_events(lambda event: event.is_step_failure)
@@ -56,7 +57,7 @@ def test_what_does_not_pass_fails_at_once_and_names_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "passes"),
+    ("error", "transient"),
     [
         (CrawlNotReadyError(), True),
         (NoSuchSegmentError(), False),
@@ -70,29 +71,43 @@ def test_what_does_not_pass_fails_at_once_and_names_itself() -> None:
         (ObjectsError("access denied"), False),
     ],
 )
-def test_what_may_pass(error: Exception, passes: bool) -> None:
-    assert may_pass(error) is passes
+def test_which_errors_are_transient(error: Exception, transient: bool) -> None:
+    assert is_transient(error) is transient
     wrapped = RuntimeError("while it was made")
     wrapped.__cause__ = error
-    assert may_pass(wrapped) is passes
+    assert is_transient(wrapped) is transient
+
+
+def test_an_error_of_tomorrow_is_judged_by_its_base_class() -> None:
+    class LeaseLostError(TransientError):
+        pass
+
+    class WrongKeyError(PermanentError):
+        pass
+
+    assert is_transient(LeaseLostError())
+    assert not is_transient(WrongKeyError())
+    wrapped = LeaseLostError()
+    wrapped.__cause__ = WrongKeyError()
+    assert not is_transient(wrapped)
 
 
 @pytest.mark.parametrize("cause", [OSError(errno.ENOSPC, "full"), PermissionError("access denied")])
-def test_what_lasts_lasts_in_whatever_it_is_wrapped(cause: OSError) -> None:
+def test_a_permanent_cause_decides_whatever_wraps_it(cause: OSError) -> None:
     for wrapped in (CrawlSourceError("could not be read"), LockedError(), UnavailableError("503")):
         wrapped.__cause__ = cause
-        assert not may_pass(wrapped)
+        assert not is_transient(wrapped)
 
 
 def full_disk(wat_file: str, to: Path) -> None:
-    """In a worker process."""
+    """Fail in a worker process."""
     try:
         raise OSError(errno.ENOSPC, "no space left")
     except OSError as error:
         raise CrawlSourceError(f"{wat_file} could not be read") from error
 
 
-def test_a_full_disk_lasts_in_a_worker_process_too(tmp_path: Path) -> None:
+def test_a_full_disk_is_permanent_in_a_worker_process_too(tmp_path: Path) -> None:
     with pytest.raises(SegmentError, match="could not be read") as caught:
         extract_segment(
             ["a.warc.wat.gz"],
@@ -103,7 +118,7 @@ def test_a_full_disk_lasts_in_a_worker_process_too(tmp_path: Path) -> None:
             segment="00",
             workers=1,
         )
-    assert not may_pass(caught.value)
+    assert not is_transient(caught.value)
 
 
 def test_every_asset_has_its_policy() -> None:

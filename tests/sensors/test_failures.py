@@ -1,4 +1,4 @@
-"""Failed runs are told once: real runs that fail, and real servers that are down and come back."""
+"""One notice of each failed run: real runs that fail, real servers that are down and recover."""
 
 import http.server
 import json
@@ -73,7 +73,7 @@ class World:
     def __init__(self, instance: dg.DagsterInstance, options: Notify) -> None:
         instance.add_dynamic_partitions(crawls.name or "", [KEY.crawl])
         self.instance = instance
-        self.clock = 1_000.0  # behind the runs' clock: nothing is too old to be told
+        self.clock = 1_000.0  # behind the runs' clock: nothing is too old for a notice
         self.cursor: str | None = None
         tell = notifiers(options)
         self.defs = dg.Definitions(
@@ -126,22 +126,22 @@ def test_a_webhook_that_is_down_gets_each_notice_once_when_it_is_back(
     monkeypatch.setenv("LAION_ASSETS_WEBHOOK_URL", f"{receiver.url}/secret")
     monkeypatch.setenv("HOOK_TOKEN", "token")
     here = world(Notify(to=("log", "webhook"), webhook_token_variable="HOOK_TOKEN"))
-    assert here.tick() == "0 notices sent, 0 runs still to be told"
+    assert here.tick() == "0 notices sent, 0 runs waiting for one"
     receiver.status = 503
     runs = [here.fail(), here.fail()]
     message = here.tick()
-    assert message.startswith("2 notices sent, 2 runs still to be told; webhook is down: ")
+    assert message.startswith("2 notices sent, 2 runs waiting for one; webhook is down: ")
     assert "secret" not in message
     assert [record.name for record in caplog.records].count("resources.notifiers") == 2
 
     receiver.status = 200
-    assert "2 runs still" in here.tick()  # it is left alone for a while
+    assert "2 runs waiting" in here.tick()  # it is left alone for a while
     here.clock += 61
-    assert here.tick() == "2 notices sent, 0 runs still to be told"
-    assert here.tick() == "0 notices sent, 0 runs still to be told"
+    assert here.tick() == "2 notices sent, 0 runs waiting for one"
+    assert here.tick() == "0 notices sent, 0 runs waiting for one"
     here.cursor = None  # as after a reset in the UI
     here.tick()
-    assert here.tick() == "0 notices sent, 0 runs still to be told"
+    assert here.tick() == "0 notices sent, 0 runs waiting for one"
 
     assert sorted(headers["Idempotency-Key"] for _, headers, _ in receiver.taken) == sorted(
         run.run_id for run in runs
@@ -154,7 +154,7 @@ def test_a_webhook_that_is_down_gets_each_notice_once_when_it_is_back(
     assert notice.link == f"http://127.0.0.1:3000/runs/{notice.run_id}"
 
 
-def test_secrets_are_told_to_nobody(
+def test_secrets_show_nowhere(
     world: Callable[[Notify], World],
     receiver: Receiver,
     monkeypatch: pytest.MonkeyPatch,
@@ -168,8 +168,8 @@ def test_secrets_are_told_to_nobody(
     message = here.tick()
     assert message.endswith("webhook is down: NoticeError: no answer: ValueError")
     assert here.cursor
-    for told in (here.cursor, caplog.text):
-        assert "sec" not in told.replace("seconds", "")
+    for text in (here.cursor, caplog.text):
+        assert "sec" not in text.replace("seconds", "")
 
     here.clock += 61
     monkeypatch.setenv("HOOK_TOKEN", "token\n")
@@ -178,7 +178,7 @@ def test_secrets_are_told_to_nobody(
     assert (path, headers["Authorization"]) == ("/secret", "Bearer token")
 
 
-def test_slack_is_told_by_its_own_library(
+def test_slack_gets_notices_by_its_own_library(
     world: Callable[[Notify], World], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLACK_BOT_TOKEN", "xoxb-1")
@@ -201,7 +201,7 @@ def test_slack_is_told_by_its_own_library(
     assert f"segment of {KEY} failed at doomed" in sent["text"]
 
 
-def test_a_slack_that_does_not_answer_keeps_no_other_from_its_notices(
+def test_a_slack_that_does_not_answer_holds_up_no_other_notifier(
     world: Callable[[Notify], World], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slack, "_TIMEOUT_S", 0.3)
@@ -212,15 +212,15 @@ def test_a_slack_that_does_not_answer_keeps_no_other_from_its_notices(
         api = f"http://127.0.0.1:{hole.getsockname()[1]}/"
         here = world(Notify(to=("slack", "webhook"), slack_channel="#crawls", slack_api=api))
         here.fail()
-        assert "1 notices sent, 1 runs still to be told; slack is down: " in here.tick()
+        assert "1 notices sent, 1 runs waiting for one; slack is down: " in here.tick()
         assert len(receiver.taken) == 1
         hole.setblocking(False)
         hole.accept()[0].close()
-        with pytest.raises(BlockingIOError):  # it was asked once
+        with pytest.raises(BlockingIOError):  # there was one request
             hole.accept()
 
 
-def test_a_failure_of_last_month_is_no_news_when_its_logs_are_pruned(
+def test_pruning_the_logs_of_an_old_failure_sends_no_notice(
     world: Callable[[Notify], World],
 ) -> None:
     here = world(Notify())
@@ -233,17 +233,17 @@ def test_a_failure_of_last_month_is_no_news_when_its_logs_are_pruned(
         old = sa.update(RunsTable).where(RunsTable.c.run_id == run.run_id)
         connection.execute(old.values(update_timestamp=touched, end_time=ended))
     here.instance.add_run_tags(run.run_id, PRUNED_TAGS)
-    assert here.tick() == "0 notices sent, 0 runs still to be told"
+    assert here.tick() == "0 notices sent, 0 runs waiting for one"
 
 
-def test_runs_that_dagster_makes_again_may_be_left_out(world: Callable[[Notify], World]) -> None:
+def test_runs_that_dagster_retries_may_be_left_out(world: Callable[[Notify], World]) -> None:
     here = world(Notify(retried=False))
     run = here.fail()
     here.instance.add_run_tags(run.run_id, {"dagster/will_retry": "true"})
-    assert here.tick() == "0 notices sent, 0 runs still to be told"
+    assert here.tick() == "0 notices sent, 0 runs waiting for one"
 
 
-def test_no_answer_is_told_without_the_address(receiver: Receiver) -> None:
+def test_a_missing_answer_is_reported_without_the_address(receiver: Receiver) -> None:
     notice = Notice(
         run_id="1",
         job="segment",

@@ -1,6 +1,5 @@
-"""A changed list makes exactly the partitions stale that it concerns, by real runs."""
+"""A changed list makes stale exactly the partitions that it concerns; the runs are real."""
 
-import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from laion_assets.defs.partitions import crawls, partition_key, segment_partitio
 from laion_assets.defs.publishing import key_of, publishing
 from laion_assets.funnel import StageCounts
 from laion_assets.lake.base import Lake, LakeOptions
-from laion_assets.pairs import take_out as listed
+from laion_assets.pairs import take_out as take_out_module
 from laion_assets.pairs.extract import PairWriter
 from laion_assets.pairs.take_out import take_out
 from laion_assets.removals.active import read_lists
@@ -39,7 +38,7 @@ def url_of(key: SegmentKey) -> str:
 
 @dataclass
 class Graph:
-    """The lists, and one asset that is made of them: a table of one pair for each segment."""
+    """The lists, and one asset made of them: a table of one pair for each segment."""
 
     root: Path
     instance: dg.DagsterInstance
@@ -69,7 +68,7 @@ class Graph:
         )
 
     def tick(self, cursor: str | None) -> SensorExecutionData:
-        """As the daemon evaluates it."""
+        """Evaluate the sensor as the daemon does."""
         defs = dg.Definitions.merge(
             self.defs, dg.Definitions(sensors=[lists_sensor(*self.jobs, self.options)])
         )
@@ -83,7 +82,7 @@ class Graph:
         return defs.get_sensor_def("lists_sensor").evaluate_tick(context)
 
     def follow(self, cursor: str | None) -> str:
-        """Ticks, and the runs they ask for, until there is a new cursor."""
+        """Tick, and run what is requested, until the cursor changes; return the cursor."""
         for request in self.tick(cursor).run_requests or []:
             assert request.job_name == "observe_lists"
             assert self.run("observe_lists", tags=dict(request.tags)).success
@@ -135,7 +134,7 @@ def graph(tmp_path: Path, instance: dg.DagsterInstance) -> Graph:
     return Graph(tmp_path / "lake", instance, defs, jobs)
 
 
-def test_lists_that_become_again_what_they_were_are_looked_for_again(graph: Graph) -> None:
+def test_a_list_that_returns_to_an_earlier_version_is_looked_for_again(graph: Graph) -> None:
     first = graph.tick(None)
     graph.make(*KEYS)
     cursor = first.cursor
@@ -151,7 +150,7 @@ def test_lists_that_become_again_what_they_were_are_looked_for_again(graph: Grap
         assert graph.stale() == []
 
 
-def test_a_changed_list_makes_what_it_concerns_stale_and_nothing_else(graph: Graph) -> None:
+def test_a_changed_list_makes_stale_what_it_concerns_and_nothing_else(graph: Graph) -> None:
     first = graph.tick(None)
     assert not first.run_requests
     graph.make(*KEYS)
@@ -170,7 +169,7 @@ def test_a_changed_list_makes_what_it_concerns_stale_and_nothing_else(graph: Gra
     assert graph.stale() == [KEYS[2]]
     graph.make(KEYS[2])
 
-    graph.write("removals", "host:nowhere.test\n")  # what was out may come back
+    graph.write("removals", "host:nowhere.test\n")  # what was taken out may come back
     cursor = graph.follow(cursor)
     assert graph.stale() == [KEYS[1]]
     graph.make(KEYS[1])
@@ -178,7 +177,7 @@ def test_a_changed_list_makes_what_it_concerns_stale_and_nothing_else(graph: Gra
     assert graph.lake.manifest("pair_parquet", KEYS[1]).files
 
 
-def test_where_it_is_wanted_what_a_list_concerns_is_asked_for(graph: Graph) -> None:
+def test_rebuilds_are_requested_where_they_are_automatic(graph: Graph) -> None:
     graph.make(*KEYS)
     graph.options = RemovalOptions(automatic=True)
     graph.write("removals", f"url:{url_of(KEYS[1])}\n")
@@ -191,14 +190,14 @@ def test_where_it_is_wanted_what_a_list_concerns_is_asked_for(graph: Graph) -> N
     assert request.asset_selection == [dg.AssetKey("pair_parquet")]
 
 
-def test_a_list_that_changes_while_a_partition_is_made_is_told(
+def test_a_list_that_changes_while_a_partition_is_made_makes_it_stale(
     graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graph.make(*KEYS)  # all, because Dagster is asked about all
+    graph.make(*KEYS)  # all, because `stale` looks at all
 
     def change_meanwhile(*args: object) -> object:
         graph.write("removals", f"url:{url_of(KEYS[0])}\n")
-        return listed.take_out(*args)  # type: ignore[arg-type]
+        return take_out_module.take_out(*args)  # type: ignore[arg-type]
 
     monkeypatch.setitem(globals(), "take_out", change_meanwhile)
     graph.make(KEYS[0])
@@ -208,10 +207,10 @@ def test_a_list_that_changes_while_a_partition_is_made_is_told(
     assert graph.stale() == []
 
 
-def test_what_a_run_tells_that_was_under_way_is_asked_for_too(
+def test_what_a_run_observes_after_the_look_is_rebuilt_too(
     graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Begun with the old lists, published when the look was over."""
+    """The run begins with the old lists and publishes when the look is over."""
     graph.options = RemovalOptions(automatic=True)
     graph.make(*KEYS)
     cursor: list[str] = []
@@ -219,43 +218,50 @@ def test_what_a_run_tells_that_was_under_way_is_asked_for_too(
     def look_meanwhile(*args: object) -> object:
         graph.write("removals", f"url:{url_of(KEYS[0])}\n")
         cursor.append(graph.follow(None))
-        return listed.take_out(*args)  # type: ignore[arg-type]
+        return take_out_module.take_out(*args)  # type: ignore[arg-type]
 
     graph.write("removals", "host:elsewhere.test\n")
     monkeypatch.setitem(globals(), "take_out", look_meanwhile)
     graph.make(KEYS[0])
     monkeypatch.undo()
-    told = graph.tick(cursor[0])
-    [request] = told.run_requests or []
+    followed = graph.tick(cursor[0])
+    [request] = followed.run_requests or []
     assert str(request.partition_key) == str(KEYS[0])
-    assert not graph.tick(told.cursor).run_requests
+    assert not graph.tick(followed.cursor).run_requests
     assert graph.run("make", KEYS[0], tags=dict(request.tags)).success
-    assert graph.tick(told.cursor).skip_message == "no list has changed"
+    assert graph.tick(followed.cursor).skip_message == "no list has changed"
 
 
-def test_cursors_of_earlier_versions_and_of_nobody_are_taken(graph: Graph) -> None:
+def test_a_rebuild_that_fails_is_requested_a_few_times(graph: Graph) -> None:
     graph.options = RemovalOptions(automatic=True)
     graph.make(*KEYS)
+    graph.write("removals", f"url:{url_of(KEYS[1])}\n")
+    [look] = graph.tick(None).run_requests or []
+    assert graph.run("observe_lists", tags=dict(look.tags)).success
+    tick = graph.tick(None)
+    for attempt in range(1, graph.options.attempts + 1):
+        [request] = tick.run_requests or []
+        assert str(request.run_key) == f"{request.tags[REMAKE_TAG]}#{attempt}"
+        assert not graph.tick(tick.cursor).run_requests  # its run is yet to be seen
+        graph.instance.create_run_for_job(
+            graph.defs.resolve_job_def("make"),
+            tags=dict(request.tags),
+            status=dg.DagsterRunStatus.FAILURE,
+        )
+        tick = graph.tick(tick.cursor)
+    assert not tick.run_requests
+    assert tick.skip_message == (f"no list has changed; given up after 3 failed runs: {KEYS[1]}")
+
+
+@pytest.mark.parametrize("cursor", ["{", "[]", '{"remakes": {"a": "b"}}'])
+def test_a_cursor_that_cannot_be_read_counts_as_none(graph: Graph, cursor: str) -> None:
+    graph.make(*KEYS)
     graph.write("removals", "host:elsewhere.test\n")
-    now = json.loads(graph.follow(None))
-    del now["observed"]
-    now["remakes"] = {str(KEYS[1]): 1}
-    earlier = graph.tick(json.dumps(now))
-    assert not earlier.run_requests  # the run that was asked for is yet to be seen
-    tag = f"{now['turn']}:{now['version']}:{KEYS[1]}"
-    graph.instance.create_run_for_job(
-        graph.defs.resolve_job_def("make"),
-        tags={REMAKE_TAG: tag},
-        status=dg.DagsterRunStatus.FAILURE,
-    )
-    for cursor in (json.dumps(now), earlier.cursor):
-        [request] = graph.tick(cursor).run_requests or []
-        assert str(request.run_key) == f"{tag}#2"
-    for cursor in ("{", "[]", '{"remakes": {"a": "b"}}'):
-        assert graph.tick(cursor).cursor == graph.tick(None).cursor
+    first = graph.follow(None)
+    assert graph.tick(cursor).cursor == graph.tick(None).cursor == first
 
 
-def test_of_what_is_gone_no_run_is_asked_for(graph: Graph) -> None:
+def test_no_run_is_requested_for_what_was_deleted(graph: Graph) -> None:
     graph.options = RemovalOptions(automatic=True)
     graph.make(*KEYS)
     graph.write("removals", f"url:{url_of(KEYS[1])}\n")
@@ -264,7 +270,7 @@ def test_of_what_is_gone_no_run_is_asked_for(graph: Graph) -> None:
     shutil.rmtree(graph.lake.folder("pair_parquet", KEYS[1]))
     for cursor in (None, graph.tick(None).cursor):
         gone = graph.tick(cursor)
-        assert not gone.run_requests  # with no asset selected it would be all of them
+        assert not gone.run_requests  # an empty selection would mean all assets
         assert str(KEYS[1]) not in str(gone.cursor)
 
 
@@ -274,7 +280,7 @@ def test_a_list_that_cannot_be_understood_is_an_error(graph: Graph) -> None:
         graph.tick(None)
 
 
-def test_a_look_that_fails_is_asked_for_a_few_times(graph: Graph) -> None:
+def test_a_look_that_fails_is_requested_a_few_times(graph: Graph) -> None:
     graph.write("removals", "host:a.test\n")
     for attempt in range(RemovalOptions().attempts):
         result = graph.tick(None)

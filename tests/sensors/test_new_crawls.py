@@ -1,4 +1,4 @@
-"""The sensor, evaluated by Dagster against a live server that changes between ticks."""
+"""The sensor, evaluated by Dagster, against a live server that changes between ticks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def publish_paths(root: Path, crawl: str, segments: Sequence[int] = (100, 200)) 
 
 
 class World:
-    """A crawl server, and the deployment's sensor on an instance of its own."""
+    """A crawl server, and the deployment's sensor on its own instance."""
 
     def __init__(
         self, root: Path, server: FolderServer, instance: dg.DagsterInstance, discovery: Discovery
@@ -65,12 +65,12 @@ class World:
         self.defs = build_defs(Settings(crawl_source=self.source, discovery=discovery))
 
     def later(self) -> tuple[list[str], str]:
-        """A tick at which the list is looked at again."""
+        """Tick when the list is due to be refetched."""
         self.clock += Discovery().interval_s
         return self.tick()
 
     def tick(self) -> tuple[list[str], str]:
-        """The run keys asked for and the skip message, after what a daemon does with a tick."""
+        """Tick as the daemon does; return the requested run keys and the skip message."""
         sensor = self.defs.get_sensor_def("new_crawl_sensor")
         context = dg.build_sensor_context(
             instance=self.instance,
@@ -96,7 +96,10 @@ class World:
         made: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
     ) -> str:
-        """Record what a daemon and a run worker would: a run of the segment, and what it made."""
+        """Record a run of the segment and what it made, as a daemon and a run worker would.
+
+        Returns the run's short id.
+        """
         run = self.instance.add_run(
             dg.DagsterRun(
                 "segment",
@@ -128,7 +131,7 @@ def world(
     return make
 
 
-def test_a_new_crawl_is_added_and_asked_for(world: Callable[[Discovery], World]) -> None:
+def test_a_new_crawl_is_added_and_requested(world: Callable[[Discovery], World]) -> None:
     here = world(Discovery())
     list_crawls(here.root, OLD)
     publish_paths(here.root, OLD)
@@ -149,8 +152,8 @@ def test_a_new_crawl_is_added_and_asked_for(world: Callable[[Discovery], World])
     assert here.instance.get_dynamic_partitions("crawls") == [OLD, NEW]
 
 
-def test_a_lost_tick_is_asked_for_again(world: Callable[[Discovery], World]) -> None:
-    """A daemon that dies after adding the crawl and before its runs must not lose them."""
+def test_a_lost_tick_is_repeated(world: Callable[[Discovery], World]) -> None:
+    """A daemon that dies between adding the crawl and requesting its runs must not lose them."""
     here = world(Discovery())
     list_crawls(here.root, OLD)
     publish_paths(here.root, OLD)
@@ -159,7 +162,7 @@ def test_a_lost_tick_is_asked_for_again(world: Callable[[Discovery], World]) -> 
     assert here.tick()[0] == first
 
 
-def test_what_flies_is_not_asked_for_and_what_failed_is(
+def test_runs_in_flight_are_not_requested_and_failed_ones_are(
     world: Callable[[Discovery], World],
 ) -> None:
     here = world(Discovery(attempts=2))
@@ -180,7 +183,7 @@ def test_what_flies_is_not_asked_for_and_what_failed_is(
     ("paths", "problem"),
     [([], "0 segments"), (range(101), "101 segments"), (None, "invalid block type")],
 )
-def test_a_crawl_that_does_not_fit_stops_no_other(
+def test_a_crawl_that_does_not_fit_does_not_stop_others(
     world: Callable[[Discovery], World], paths: Sequence[int] | None, problem: str
 ) -> None:
     here = world(Discovery())
@@ -190,7 +193,7 @@ def test_a_crawl_that_does_not_fit_stops_no_other(
     if paths is None:
         damaged = here.root / "crawl-data" / NEW / "wat.paths.gz"
         raw = bytearray(gzip.compress(b"nothing"))
-        raw[10] = 0x07  # a block of no type that there is
+        raw[10] = 0x07  # no deflate block has this type
         damaged.write_bytes(raw)
     assert here.tick()[0] == [f"{OLD}|00#0", f"{OLD}|01#0"]
     for key in (f"{OLD}|00", f"{OLD}|01"):
@@ -222,7 +225,7 @@ def test_the_list_is_sent_only_when_it_has_changed(world: Callable[[Discovery], 
     assert here.later()[0] == [f"{c}|{s}#0" for c in (NEW, OLD) for s in ("00", "01")]
     statuses = [status for path, status in here.server.answered if path == "/collinfo.json"]
     assert statuses == [200, 304, 200]
-    # How many segments a crawl has is asked once.
+    # A crawl's segments are counted once.
     assert len(here.server.answered) == len(statuses) + 2
 
 
@@ -238,7 +241,7 @@ def test_a_server_that_is_down_is_asked_less_and_less(
     asked = []
     for _ in range(16):
         keys, message = here.later()
-        # What is known already goes on.
+        # Work on what is known already continues.
         assert keys == [f"{OLD}|00#0", f"{OLD}|01#0"]
         asked.append(len(here.server.answered))
         here.server.answered.clear()
@@ -247,7 +250,7 @@ def test_a_server_that_is_down_is_asked_less_and_less(
         here.ran(key, dg.DagsterRunStatus.SUCCESS, SEGMENT_ASSETS)
     message = here.tick()[1]
     assert "could not be read" in message
-    assert "(5 times in a row); asked again at 2023-11-16T06:13+00:00" in message
+    assert "(5 times in a row); next try at 2023-11-16T06:13+00:00" in message
 
 
 def test_a_run_that_dagster_is_about_to_retry_is_left_to_it(
@@ -261,7 +264,7 @@ def test_a_run_that_dagster_is_about_to_retry_is_left_to_it(
     assert here.tick()[0] == []
 
 
-def test_a_run_that_ends_during_the_tick_is_not_asked_for_again(
+def test_a_run_that_ends_during_the_tick_is_not_requested_again(
     world: Callable[[Discovery], World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = world(Discovery())
@@ -278,7 +281,7 @@ def test_a_run_that_ends_during_the_tick_is_not_asked_for_again(
     monkeypatch.setattr(
         type(here.instance), "get_materialized_partitions", staticmethod(read_and_end)
     )
-    assert here.tick()[0] == []  # with no asset selected it would be all of them
+    assert here.tick()[0] == []  # an empty selection would mean all assets
 
 
 def test_the_newest_crawl_goes_first(world: Callable[[Discovery], World]) -> None:
@@ -295,7 +298,9 @@ def test_the_newest_crawl_goes_first(world: Callable[[Discovery], World]) -> Non
     assert here.tick()[0] == [f"{OLD}|00#0", f"{OLD}|01#0", f"{NEW}|01#0"]
 
 
-def test_when_everything_fails_no_more_is_asked_for(world: Callable[[Discovery], World]) -> None:
+def test_when_everything_fails_nothing_more_is_requested(
+    world: Callable[[Discovery], World],
+) -> None:
     here = world(Discovery(attempts=1, at_most=2))
     list_crawls(here.root, NEW, OLD)
     publish_paths(here.root, NEW)
@@ -304,13 +309,15 @@ def test_when_everything_fails_no_more_is_asked_for(world: Callable[[Discovery],
         here.ran(key.partition("#")[0], dg.DagsterRunStatus.FAILURE)
     keys, message = here.tick()
     assert keys == []
-    assert "nothing more is asked for" in message
-    # One is mended by hand; what it failed before that does not count.
+    assert "nothing else is requested" in message
+    # One is made by hand; its failures before that no longer count.
     here.ran(f"{NEW}|00", dg.DagsterRunStatus.SUCCESS, SEGMENT_ASSETS)
     assert here.tick()[0] == [f"{OLD}|00#0", f"{OLD}|01#0"]
 
 
-def test_what_was_given_up_has_its_turn_again(world: Callable[[Discovery], World]) -> None:
+def test_a_segment_that_was_given_up_is_due_again_later(
+    world: Callable[[Discovery], World],
+) -> None:
     here = world(Discovery(attempts=1, at_most=1, interval_s=100, longest_back_off_s=300))
     list_crawls(here.root, OLD)
     publish_paths(here.root, OLD, [100])
@@ -348,7 +355,7 @@ def test_what_a_person_canceled_is_left_to_them(world: Callable[[Discovery], Wor
     here.ran(f"{OLD}|00", dg.DagsterRunStatus.CANCELED)
     keys, message = here.tick()
     assert keys == []
-    assert f"canceled, so a person's to run again: {OLD}|00" in message
+    assert f"canceled, so yours to run again: {OLD}|00" in message
     failed = here.ran(f"{OLD}|00", dg.DagsterRunStatus.FAILURE)
     assert here.tick()[0] == [f"{OLD}|00#{failed}"]
 
@@ -372,7 +379,7 @@ def test_another_crawl_source_is_read_at_once(
     assert here.tick()[0] == [f"{NEW}|00#0"]
 
 
-def test_further_subsets_are_asked_for(world: Callable[[Discovery], World]) -> None:
+def test_further_subsets_are_requested(world: Callable[[Discovery], World]) -> None:
     here = world(Discovery())
     list_crawls(here.root, OLD)
     publish_paths(here.root, OLD, [100])
@@ -384,7 +391,7 @@ def test_further_subsets_are_asked_for(world: Callable[[Discovery], World]) -> N
     assert asked == segment_assets(["laion5b-en"])
 
 
-def test_a_tick_asks_no_more_queries_when_more_is_known(
+def test_a_tick_needs_no_more_queries_when_more_is_known(
     world: Callable[[Discovery], World],
 ) -> None:
     """docs/scheduling.md has the times with 10,000 partitions."""
@@ -410,7 +417,7 @@ def test_a_tick_asks_no_more_queries_when_more_is_known(
     assert queries() == before
 
 
-def test_the_policy_bounds_what_is_asked_for(world: Callable[[Discovery], World]) -> None:
+def test_the_policy_bounds_what_is_requested(world: Callable[[Discovery], World]) -> None:
     here = world(Discovery(newest=1, segments=1))
     list_crawls(here.root, NEW, OLD)
     publish_paths(here.root, NEW)

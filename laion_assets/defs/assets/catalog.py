@@ -4,7 +4,7 @@ import dagster as dg
 
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.publishing import fetch_tables, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.layout import CATALOG, SEGMENT_STATS, segment_assets, subset_asset
 from laion_assets.settings import Settings
 from laion_assets.stats.catalog import build_catalog
@@ -22,7 +22,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         kinds={"duckdb"},
         description=__doc__,
     )
-    @tried_again
+    @retrying_transient
     def catalog(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         store = lake.open()
         made_of = {

@@ -17,7 +17,7 @@ from laion_assets.defs import pools
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table, picture
 from laion_assets.defs.publishing import InputsChangedError, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.files import write_json
 from laion_assets.generation import require_extra
 from laion_assets.lake.base import Lake, NotPublishedError
@@ -98,7 +98,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         kinds={"torch"},
         description=__doc__,
     )
-    @tried_again
+    @retrying_transient
     def dalle_samples(
         context: dg.AssetExecutionContext,
         lake: LakeResource,

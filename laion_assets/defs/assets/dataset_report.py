@@ -7,7 +7,7 @@ import dagster as dg
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table, picture
 from laion_assets.defs.publishing import fetch_tables, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.generation.shown_samples import PARTS, SHOWN, may_be_shown
 from laion_assets.lake.base import Lake
 from laion_assets.layout import CATALOG, DALLE_SAMPLES, DATASET_REPORT, FILTERED_SUBSET
@@ -40,7 +40,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         kinds={"duckdb", "html"},
         description=__doc__,
     )
-    @tried_again
+    @retrying_transient
     def dataset_report(
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> dg.MaterializeResult:

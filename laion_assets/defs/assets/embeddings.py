@@ -8,7 +8,7 @@ from laion_assets.defs import checks, pools
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.layout import EMBEDDINGS, IMAGE_SHARDS
 from laion_assets.settings import Settings
 from resources.clip import ClipModelResource
@@ -32,7 +32,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         kinds={"torch", "numpy"},
         description=__doc__,
     )
-    @tried_again
+    @retrying_transient
     def embeddings(
         context: dg.AssetExecutionContext, lake: LakeResource, clip: ClipModelResource
     ) -> dg.MaterializeResult:

@@ -12,7 +12,7 @@ from laion_assets.defs import checks
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table, picture, table_preview
 from laion_assets.defs.publishing import Publication, key_of, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.filtering.figures import kept_by_tag, similarity_histogram, threshold_sheets
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import TakenWith, take_subset
@@ -47,7 +47,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         kinds={"parquet", "numpy"},
         description=__doc__,
     )
-    @tried_again
+    @retrying_transient
     def filtered_subset(
         context: dg.AssetExecutionContext, lake: LakeResource, recipe: RecipeResource
     ) -> dg.MaterializeResult:
@@ -75,7 +75,7 @@ def _further(
         kinds={"parquet", "numpy"},
         description=f"The rows that the recipe {recipe.title} takes. {recipe.about}".strip(),
     )
-    @tried_again
+    @retrying_transient
     def further(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         return _take(context, lake.open(), recipe)
 

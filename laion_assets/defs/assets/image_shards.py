@@ -10,7 +10,7 @@ from laion_assets.defs.assets.lists import note_taken_out
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import picture, schema_of
 from laion_assets.defs.publishing import publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.download.listed_rows import met_in
 from laion_assets.download.preview import contact_sheet
 from laion_assets.download.segment import Downloaded, download_segment
@@ -37,7 +37,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         kinds={"http", "webdataset"},
         description=__doc__,
     )
-    @tried_again
+    @retrying_transient
     def image_shards(
         context: dg.AssetExecutionContext, lake: LakeResource, downloader: DownloaderResource
     ) -> dg.MaterializeResult:

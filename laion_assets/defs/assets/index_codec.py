@@ -5,7 +5,7 @@ import dagster as dg
 from laion_assets.defs import pools
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.publishing import publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.knn.codec import train_codec
 from laion_assets.layout import FILTERED_SUBSET, INDEX_CODEC
 from laion_assets.settings import Settings
@@ -24,7 +24,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         kinds={"faiss"},
         description=__doc__,
     )
-    @tried_again
+    @retrying_transient
     def index_codec(
         context: dg.AssetExecutionContext,
         lake: LakeResource,

@@ -5,7 +5,7 @@ import dagster as dg
 from laion_assets.defs import checks
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.publishing import publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.knn.build import build_index, uses_codec
 from laion_assets.knn.codec import Codec
 from laion_assets.layout import FILTERED_SUBSET, INDEX_CODEC, KNN_INDEX
@@ -24,7 +24,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         kinds={"faiss"},
         description=__doc__,
     )
-    @tried_again
+    @retrying_transient
     def knn_index(
         context: dg.AssetExecutionContext,
         lake: LakeResource,

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Final
 
 import dagster as dg
-from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
+from laion_assets.defs.internals import DATA_VERSION_TAG
 from laion_assets.defs.partitions import partition_key
 from laion_assets.defs.publishing import Publication
 from laion_assets.defs.removal.survey import survey

@@ -9,7 +9,7 @@ from laion_assets.defs.assets.lists import note_taken_out
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import key_of, made_of_the_same, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.layout import LISTS, PAIR_PARQUET, WAT_MANIFEST
 from laion_assets.pairs.segment import extract_segment, segment_counts
 from laion_assets.pairs.take_out import start_from, take_out
@@ -35,7 +35,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         kinds={"python", "parquet"},
         description=__doc__,
     )
-    @tried_again
+    @retrying_transient
     def pair_parquet(
         context: dg.AssetExecutionContext,
         lake: LakeResource,

@@ -8,7 +8,7 @@ from laion_assets.defs import checks
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table, picture, table_preview
 from laion_assets.defs.publishing import publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.filtering.figures import similarity_histogram, tags_and_categories
 from laion_assets.filtering.score import ScoredWith, score_segment
 from laion_assets.layout import EMBEDDINGS, SCORED_PAIRS
@@ -30,7 +30,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         kinds={"numpy", "parquet"},
         description=__doc__,
     )
-    @tried_again
+    @retrying_transient
     def scored_pairs(
         context: dg.AssetExecutionContext,
         lake: LakeResource,

@@ -9,7 +9,7 @@ from laion_assets.defs import checks, pools
 from laion_assets.defs.code_version import code_version
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.publishing import InputsChangedError, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.knn.files import IndexSummary, samples_of
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.lake.base import Lake
@@ -57,7 +57,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         kinds={"faiss"},
         description=__doc__,
     )
-    @tried_again
+    @retrying_transient
     def search_index(
         context: dg.AssetExecutionContext, lake: LakeResource, index: IndexResource
     ) -> dg.MaterializeResult:

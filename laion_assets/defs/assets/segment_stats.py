@@ -5,7 +5,7 @@ import dagster as dg
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.layout import SEGMENT_ASSETS, SEGMENT_STATS
 from laion_assets.settings import Settings
 from laion_assets.stats.segment import segment_stats as compute
@@ -23,7 +23,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         kinds={"duckdb", "parquet"},
         description=__doc__,
     )
-    @tried_again
+    @retrying_transient
     def segment_stats(
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> dg.MaterializeResult:

@@ -9,7 +9,7 @@ from laion_assets.defs.assets.lists import note_taken_out
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import key_of, publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.layout import DEDUP_LEDGER, LISTS, PAIR_PARQUET, UNIQUE_PAIRS
 from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.settings import Settings
@@ -31,7 +31,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         kinds={"python", "parquet"},
         description=__doc__,
     )
-    @tried_again
+    @retrying_transient
     def unique_pairs(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         lists = read_lists(store.current(*FOLDERS))

@@ -9,7 +9,7 @@ from laion_assets.defs.assets.lists import begin_observing
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import publishing
-from laion_assets.defs.retries import tried_again
+from laion_assets.defs.retries import retrying_transient
 from laion_assets.files import atomic_path
 from laion_assets.layout import WAT_MANIFEST
 from laion_assets.settings import Settings
@@ -25,7 +25,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         kinds={"http", "parquet"},
         description=__doc__,
     )
-    @tried_again
+    @retrying_transient
     def wat_manifest(
         context: dg.AssetExecutionContext, lake: LakeResource, crawl_source: CrawlSourceResource
     ) -> dg.MaterializeResult:

@@ -1,8 +1,7 @@
-"""Taking samples out of everything that has been made: what a change of the lists concerns, and
-the runs that make it again.
+"""Takes listed samples out of everything that has been made, by rebuilding what holds them.
 
-The runs are Dagster's own, on the deployment's instance, one process for all; what they make, they
-make as always. What does not belong here: how a stage leaves out what is listed.
+The runs are ordinary runs of Dagster on the deployment's instance, all in this process. How a stage
+leaves out listed rows does not belong here.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import dagster as dg
 from laion_assets.defs.assets.dataset_report import SHOWS_SAMPLES
 from laion_assets.defs.assets.lists import observation, observations
 from laion_assets.defs.build import AGGREGATES
+from laion_assets.defs.internals import stale_causes
 from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.defs.removal.survey import Survey, further_subsets, holds_listed, rows_of, survey
 from laion_assets.files import LockedError, locked
@@ -32,15 +32,19 @@ logger = logging.getLogger(__name__)
 
 _STAGING: Final = ".staging"
 _TO_SCORES: Final = SEGMENT_ASSETS[1 : SEGMENT_ASSETS.index(SCORED_PAIRS) + 1]
-"""What every subset is made of; the WAT manifest holds no samples."""
+"""The assets from pairs to scores, of which every subset is made. The WAT manifest is not among
+them: it holds no samples."""
 
 
 class RemovalError(RuntimeError):
-    """A partition could not be made again; the message says which."""
+    """A partition could not be rebuilt; the message says which and why."""
 
 
 def observe(lake: Lake, instance: dg.DagsterInstance) -> Survey:
-    """Look where the lists' entries are, and tell Dagster which partitions they concern."""
+    """Survey the lake for the lists' entries, and report to Dagster which partitions they concern.
+
+    The reported observations make these partitions stale.
+    """
     lists = read_lists(lake.root)
     for name in LISTS:
         if not instance.fetch_observations(dg.AssetKey(name), limit=1).records:
@@ -57,10 +61,10 @@ def apply(
     definitions: dg.Definitions,
     found: Survey,
 ) -> None:
-    """Make again what :func:`observe` found, what was made of it, and the aggregates.
+    """Rebuild what :func:`observe` found, what was made of that, and the aggregates.
 
-    A partition's assets that nobody has made are not made. Goes on where a killed call stopped.
-    Raises :class:`RemovalError`.
+    Only assets that exist are rebuilt. A call continues where a killed one stopped. Raises
+    :class:`RemovalError`.
     """
     _refuse_unknown_subsets(lake, definitions, found)
     known = set(instance.get_dynamic_partitions(crawls.name or ""))
@@ -70,12 +74,12 @@ def apply(
     unknown = sorted({key.crawl for key in keys} - known)
     if unknown:
         raise RemovalError(
-            f"Dagster's instance has no crawl {', '.join(unknown)}: is DAGSTER_HOME the instance "
-            "that made this lake?"
+            f"Dagster's instance does not know the crawls {', '.join(unknown)}: set DAGSTER_HOME "
+            "to the instance that made this lake"
         )
     for key in keys:
         holding = list(found.samples.get(key, ()))
-        _make_again(lake, instance, definitions, key, holding)
+        _rebuild(lake, instance, definitions, key, holding)
     withdraw_samples(lake)
     drop_staging(lake)
     behind = _aggregates_behind(lake)
@@ -91,28 +95,28 @@ def _refuse_unknown_subsets(lake: Lake, definitions: dg.Definitions, found: Surv
     ]
     if unknown:
         raise RemovalError(
-            f"{', '.join(unknown)} in {lake.root} holds listed samples, but the settings have no "
-            "such subset: add it to them again, or delete its folder"
+            f"{', '.join(unknown)} in {lake.root} holds listed samples, but the settings do not "
+            "have such a subset: add it to them again, or delete its folder"
         )
 
 
 def _made(lake: Lake, key: SegmentKey) -> list[str]:
-    """The segment's assets that there are, in the order of the data's way."""
+    """Return the segment's existing assets, in the order of processing."""
     *before, last = SEGMENT_ASSETS
     assets = [*before, *further_subsets(lake), last]
     return [asset for asset in assets if lake.folder(asset, key).exists()]
 
 
-def _make_again(
+def _rebuild(
     lake: Lake,
     instance: dg.DagsterInstance,
     definitions: dg.Definitions,
     key: SegmentKey,
     holding: Sequence[str],
 ) -> None:
-    """Runs until no asset of the segment is stale."""
+    """Run until no asset of the segment is stale. ``holding``: assets that hold listed rows."""
     known = definitions.resolve_asset_graph().get_all_asset_keys()
-    # A subset that the settings have no more holds nothing listed here, or it was refused.
+    # A subset that is no longer in the settings holds nothing listed: else it was refused above.
     made = [asset for asset in _made(lake, key) if dg.AssetKey(asset) in known]
     for _ in made:
         stale = {*_stale(instance, definitions, made, key), *holding}
@@ -121,7 +125,7 @@ def _make_again(
             return
         _run(instance, definitions, key, selected)
         holding = []
-    raise RemovalError(f"{key}: what is made again stays stale")
+    raise RemovalError(f"{key}: {', '.join(made)} stay stale although they were rebuilt")
 
 
 def _run(
@@ -131,7 +135,7 @@ def _run(
     assets: Sequence[str],
 ) -> None:
     what = str(key) if key else "all segments"
-    logger.info(f"{what}: making {', '.join(assets)} again")
+    logger.info(f"{what}: rebuilding {', '.join(assets)}")
     result = definitions.resolve_job_def("segment" if key else "aggregates").execute_in_process(
         instance=instance,
         partition_key=partition_key(key) if key else None,
@@ -141,8 +145,8 @@ def _run(
     )
     if not result.success:
         raise RemovalError(
-            f"the run {result.run_id} for {what} did not succeed: see it in Dagster's UI; the "
-            "same command goes on where this one stopped"
+            f"the run {result.run_id} for {what} did not succeed: see why in Dagster's UI. Given "
+            "again, the same command continues where this one stopped"
         )
 
 
@@ -152,36 +156,27 @@ def _stale(
     assets: Sequence[str],
     key: SegmentKey,
 ) -> list[str]:
-    """By Dagster's own reckoning. What it has never seen made is not stale."""
-    from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-    from dagster._core.loader import LoadingContextForTest
-
-    graph = definitions.resolve_asset_graph()
-    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-    partition = str(partition_key(key))
-    return [
-        asset
-        for asset in assets
-        if resolver.get_status(dg.AssetKey(asset), partition) == StaleStatus.STALE
-    ]
+    """Return the assets that Dagster calls stale. What was never materialized is not stale."""
+    causes = stale_causes(instance, definitions)
+    return [asset for asset in assets if causes(asset, key)]
 
 
 def _unfinished(lake: Lake, further: Sequence[str]) -> Iterator[SegmentKey]:
-    """Segments that something was taken out of and whose later assets are older than that."""
+    """Yield segments that rows were taken out of and whose later assets are older than that."""
     for key in _in_ledger(lake):
         made = _made(lake, key)
-        ways = [SEGMENT_ASSETS[1:], *([*_TO_SCORES, subset] for subset in further)]
-        for way in ways:
-            started = [lake.manifest(asset, key).started for asset in way if asset in made]
+        chains = [SEGMENT_ASSETS[1:], *([*_TO_SCORES, subset] for subset in further)]
+        for chain in chains:
+            started = [lake.manifest(asset, key).started for asset in chain if asset in made]
             if started != sorted(started):
                 yield key
                 break
 
 
 def _aggregates_behind(lake: Lake) -> list[str]:
-    """The aggregates that are older than a segment which something was taken out of.
+    """Return the aggregates that are older than a segment that rows were taken out of.
 
-    Dagster does not reckon staleness over many partitions.
+    Dagster does not compute staleness across that many partitions.
     """
     newest = max(
         (
@@ -200,27 +195,28 @@ def _aggregates_behind(lake: Lake) -> list[str]:
 
 
 def _shows_withdrawn(lake: Lake, asset: str) -> bool:
-    """Whether it is the report, and shows samples that were taken away since."""
+    """Return True for a report that shows drawn samples which have been withdrawn since."""
     return bool(lake.manifest(asset).metadata.get(SHOWS_SAMPLES)) and not lake.has(DALLE_SAMPLES)
 
 
 def _in_ledger(lake: Lake) -> list[SegmentKey]:
+    """Return the segments that the removal ledger names."""
     return sorted({SegmentKey(event.crawl, event.segment) for event in read_ledger(lake.root)})
 
 
 def withdraw_samples(lake: Lake) -> None:
     """Delete drawn samples that show a listed picture.
 
-    Training anew may take days, and nothing is made of the samples but the report, which does
-    without: a person makes them again.
+    They are not rebuilt here: training may take days, and only the report uses them, which does
+    without. A person materializes them again.
     """
     folder, lists = lake.folder(DALLE_SAMPLES), read_lists(lake.root)
     if not folder.exists() or not shows_listed(folder, lists):
         return
     logger.info(
-        f"deleting {folder}, which shows what is listed, or may: materialize {DALLE_SAMPLES} again"
+        f"deleting {folder}, which shows listed pictures, or may: materialize {DALLE_SAMPLES} again"
     )
-    # Out of sight at once; what a killed call leaves there, `drop_staging` deletes.
+    # The rename hides it at once; `drop_staging` deletes what a killed call leaves behind.
     gone = lake.root / _STAGING / DALLE_SAMPLES / "withdrawn"
     gone.parent.mkdir(parents=True, exist_ok=True)
     if gone.exists():
@@ -230,9 +226,9 @@ def withdraw_samples(lake: Lake) -> None:
 
 
 def drop_staging(lake: Lake) -> None:
-    """Delete what killed runs left of partitions in the making, where it holds listed rows.
+    """Delete unfinished partitions that killed runs left behind, where they hold listed rows.
 
-    One that is being made now is left alone: its run reads the lists again before it ends.
+    A partition that a run is making now is left alone: that run rereads the lists before it ends.
     """
     lists = read_lists(lake.root)
     if not lists:
@@ -240,19 +236,17 @@ def drop_staging(lake: Lake) -> None:
     for folder in sorted((lake.root / _STAGING).glob("*/*")):
         if not folder.is_dir():
             continue
-        # Indices, and what holds vectors before their rows, cannot be looked through.
+        # Indices cannot be searched for rows, nor can vectors whose rows are not written yet.
         readable = rows_of(folder.parent.name) is not None and not _holds_vectors(folder)
         try:
             with locked(folder.with_name(f".{folder.name}.lock"), lambda: None, timeout_s=0):
                 if not readable or holds_listed(folder, lists):
                     logger.info(
-                        f"deleting {folder}, left by a killed run: it holds what is listed, or may"
+                        f"deleting {folder}, left by a killed run: it holds listed rows, or may"
                     )
                     shutil.rmtree(folder)
         except LockedError:
-            logger.info(
-                f"{folder} is being made now; its run looks at the lists again when it ends"
-            )
+            logger.info(f"{folder} is in use by a run, which rereads the lists before it ends")
 
 
 def _holds_vectors(folder: Path) -> bool:

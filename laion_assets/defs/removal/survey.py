@@ -1,8 +1,8 @@
-"""Where in the lake the lists' entries are: which partitions hold what is listed, or lack what is
-listed no more.
+"""Searches the lake for the lists' entries: which partitions hold listed rows, and which lack rows
+that are no longer listed.
 
-It reads published partitions only, and of each no more columns than the entries ask for. What
-does not belong here: what is done about it.
+It reads published partitions only, and of each only the columns that the entries need. What follows
+from the findings does not belong here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ from laion_assets.download.listed_rows import met_in, named_rows
 from laion_assets.download.shards import MAKING, files_of, shards_in
 from laion_assets.funnel import LISTED
 from laion_assets.lake.base import Lake, NotPublishedError
-from laion_assets.layout import PARTITIONS, SUBSET_PREFIX, Table, partition_of
+from laion_assets.layout import (
+    IMAGE_SHARDS,
+    PAIR_PARQUET,
+    PARTITIONS,
+    SEARCH_INDEX,
+    SUBSET_PREFIX,
+    UNIQUE_PAIRS,
+    Table,
+    partition_of,
+)
 from laion_assets.pairs.take_out import taken_out
 from laion_assets.pairs.uids import halves
 from laion_assets.progress import Progress
@@ -48,18 +57,17 @@ Ids = NDArray[np.int64]
 ROWS: Final = {
     asset: partition.rows for asset, partition in PARTITIONS.items() if partition.rows.names_samples
 }
-"""Asset by segment -> where its rows are, in the order of the data's way; further subsets have
+"""Asset by segment -> its rows of samples, in the order of the data's way; further subsets have
 those of `filtered_subset`."""
 
 TABLES: Final = "*.parquet"
-"""The files of a partition that are looked into."""
+"""The files of a partition that are searched."""
 
-AGGREGATE: Final = "search_index"
 _IDS_AT_ONCE: Final = 1_000_000
 
 
 def further_subsets(lake: Lake) -> list[str]:
-    """The further subsets that the lake holds, whether the settings still have them or not."""
+    """Return the further subsets in the lake, whether the settings still have them or not."""
     return lake.assets(f"{SUBSET_PREFIX}*")
 
 
@@ -71,24 +79,24 @@ def rows_of(asset: str) -> Table | None:
 
 @dataclass
 class Survey:
-    """What was found."""
+    """The findings of :func:`survey`."""
 
     samples: dict[SegmentKey, Counter[str]] = field(default_factory=dict)
-    """Partitions that hold listed rows: how many, by asset."""
+    """Partition -> asset -> number of listed rows that it holds."""
     aggregate: int = 0
-    """Listed rows of the search index's files, whether they are still found or passed over."""
+    """Listed rows in the search index's files, whether a query still returns or skips them."""
     returning: set[SegmentKey] = field(default_factory=set)
-    """Partitions that lack rows which nothing lists any more."""
-    met: int = 0
-    """URLs newly known to lead to what is listed."""
+    """Partitions that lack rows which are no longer listed."""
+    resolved: int = 0
+    """URLs newly known to lead to a listed image or a listed redirect."""
 
     @property
     def keys(self) -> list[SegmentKey]:
-        """The partitions that are not as the lists would have them."""
+        """The partitions that a rebuild with the lists in force would change."""
         return sorted({*self.samples, *self.returning})
 
     def total(self) -> Counter[str]:
-        """Listed rows by asset, through all partitions."""
+        """Return the number of listed rows of each asset, summed over all partitions."""
         counts = Counter[str]()
         for of_key in self.samples.values():
             counts += of_key
@@ -102,10 +110,10 @@ def survey(
     new: Lists | None = None,
     keys: Collection[SegmentKey] | None = None,
 ) -> Survey:
-    """Look for what ``lists``, or only ``new`` of them, name.
+    """Search the partitions ``keys``, or all, for what ``lists`` name.
 
-    URLs that lead to listed images are noted as met (:mod:`laion_assets.removals.active`) and
-    looked for, too.
+    ``new`` is the part of ``lists`` to search for, if not all of them. URLs that lead to listed
+    images are recorded (:mod:`laion_assets.removals.active`) and searched for, too.
     """
     sought = lists if new is None else new
     found = Survey()
@@ -114,14 +122,14 @@ def survey(
         return [key for key in lake.segments(asset) if keys is None or key in keys]
 
     if any(entries.names_images or entries.names_urls for _, entries in sought.each()):
-        for key in wanted("image_shards"):
-            met, _ = met_in(lake.folder("image_shards", key, TABLES), sought)
+        for key in wanted(IMAGE_SHARDS):
+            resolved, _ = met_in(lake.folder(IMAGE_SHARDS, key, TABLES), sought)
             for name in REASONS:
-                found.met += lake.update(
-                    met_file(name), partial(note_met, lake.root, name, met[name])
+                found.resolved += lake.update(
+                    met_file(name), partial(note_met, lake.root, name, resolved[name])
                 )
         now = read_lists(lake.current(*FOLDERS))
-        sought = Lists(*(_with_met(sought[name], lists[name], now[name]) for name in REASONS))
+        sought = Lists(*(_with_resolved(sought[name], lists[name], now[name]) for name in REASONS))
 
     by_key: dict[SegmentKey, list[str]] = {}
     for asset in [*ROWS, *further_subsets(lake)]:
@@ -140,17 +148,18 @@ def survey(
             found.returning.add(key)
         progress.advance()
     if keys is None:
-        found.aggregate = _count_indexed(lake.folder(AGGREGATE, names="*/ids.npy"), sought, gone)
+        found.aggregate = _count_indexed(lake.folder(SEARCH_INDEX, names="*/ids.npy"), sought, gone)
     return found
 
 
-def _with_met(sought: Entries, listed: Entries, now: Entries) -> Entries:
+def _with_resolved(sought: Entries, listed: Entries, now: Entries) -> Entries:
+    """Return the entries sought, and the URLs that have been resolved since ``listed`` was read."""
     return sought if now.digest == listed.digest else sought.and_also(now.without(listed))
 
 
 def _look(folder: Path, asset: str, lists: Lists, gone: list[Ids]) -> int:
-    """Rows that are listed; the SAMPLE_IDs of these are added to ``gone``."""
-    if asset == "image_shards":
+    """Count the listed rows of an asset's partition; add their SAMPLE_IDs to ``gone``."""
+    if asset == IMAGE_SHARDS:
         shards = shards_in(folder) if lists else ()
         return sum(len(named_rows(files_of(folder, shard)[1], lists)[0]) for shard in shards)
     rows = rows_of(asset)
@@ -159,6 +168,10 @@ def _look(folder: Path, asset: str, lists: Lists, gone: list[Ids]) -> int:
 
 
 def _count(folder: Path, rows: Table, lists: Lists, gone: list[Ids]) -> int:
+    """Count the listed rows of a folder of parquet files; add their SAMPLE_IDs to ``gone``.
+
+    Files without URLs also count the rows whose SAMPLE_ID is in ``gone``, and add none.
+    """
     if not lists:
         return 0
     known = np.unique(np.concatenate([*gone, np.empty(0, np.int64)]))
@@ -177,7 +190,7 @@ def _count(folder: Path, rows: Table, lists: Lists, gone: list[Ids]) -> int:
 
 
 def _count_indexed(folder: Path, lists: Lists, gone: list[Ids]) -> int:
-    """Rows of the search index's runs that are listed, or among ``gone``."""
+    """Count the rows of the search index that are listed or whose SAMPLE_ID is in ``gone``."""
     if not lists:
         return 0
     known = np.unique(np.concatenate([*gone, np.empty(0, np.int64)]))
@@ -198,7 +211,7 @@ def _batches(folder: Path, rows: Table, lists: Lists) -> Iterator[Any]:
     if rows.hashes and any(entries.names_images for _, entries in lists.each()):
         columns += ["sha256", "md5"]
     for path in rows.paths(folder):
-        # Not `read_table`: it would take the lake's hive folders for columns.
+        # `read_table` would make columns of the lake's hive folders.
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches(columns=columns)
 
@@ -222,14 +235,14 @@ def _named(batch: Any, rows: Table, entries: Entries, ids: Ids | None) -> NDArra
 
 
 def _lacks(lake: Lake, key: SegmentKey, assets: Sequence[str], lists: Lists) -> bool:
-    """Whether a partition lacks what nothing lists any more."""
-    if "pair_parquet" in assets:
-        parts = ROWS["pair_parquet"].paths(lake.folder("pair_parquet", key, TABLES))
+    """Return True if a partition lacks rows that are no longer listed."""
+    if PAIR_PARQUET in assets:
+        parts = ROWS[PAIR_PARQUET].paths(lake.folder(PAIR_PARQUET, key, TABLES))
         if not all(all_listed(taken_out(part), lists) for part in parts):
             return True
-    if "unique_pairs" in assets and _refused(lake, "unique_pairs", key):
-        root = lake.current(str(Path(events_file("unique_pairs", key)).parent))
-        last = {(e.list, e.entry): e for e in read_events(root, "unique_pairs", key)}
+    if UNIQUE_PAIRS in assets and _refused(lake, UNIQUE_PAIRS, key):
+        root = lake.current(str(Path(events_file(UNIQUE_PAIRS, key)).parent))
+        last = {(e.list, e.entry): e for e in read_events(root, UNIQUE_PAIRS, key)}
         taken = Tally(
             {
                 (event.list, key_of_entry(event.entry)): event.samples
@@ -239,8 +252,8 @@ def _lacks(lake: Lake, key: SegmentKey, assets: Sequence[str], lists: Lists) -> 
         )
         if not all_listed(taken, lists):
             return True
-    if "image_shards" in assets and _refused(lake, "image_shards", key):
-        folder = lake.folder("image_shards", key, TABLES)
+    if IMAGE_SHARDS in assets and _refused(lake, IMAGE_SHARDS, key):
+        folder = lake.folder(IMAGE_SHARDS, key, TABLES)
         for shard in shards_in(folder):
             named, refused = named_rows(files_of(folder, shard)[1], lists)
             if refused - {row.row for row in named}:
@@ -249,8 +262,8 @@ def _lacks(lake: Lake, key: SegmentKey, assets: Sequence[str], lists: Lists) -> 
 
 
 def holds_listed(folder: Path, lists: Lists) -> bool:
-    """Whether a partition in the making holds listed rows, or may: in a torn file, or in images
-    whose rows are not written yet."""
+    """Return True if an unfinished partition holds listed rows, or may do so: in a torn file, or in
+    images whose rows are not written yet."""
     for path in folder.rglob("*"):
         if path.name.startswith(MAKING):
             return True
@@ -284,6 +297,7 @@ def _file_holds(path: Path, lists: Lists) -> bool:
 
 
 def _refused(lake: Lake, asset: str, key: SegmentKey) -> bool:
+    """Return True if the partition's stages refused rows because of a list."""
     try:
         counts = lake.manifest(asset, key).counts
     except NotPublishedError:
