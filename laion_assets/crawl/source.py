@@ -24,6 +24,7 @@ import fsspec
 import msgspec
 from pydantic import BaseModel, Field
 
+from laion_assets.errors import PermanentError, TransientError
 from laion_assets.files import atomic_path
 from laion_assets.options import OPERATIONAL, Options
 from laion_assets.segments import CRAWL_NAME
@@ -41,7 +42,7 @@ _STREAMED: Final[dict[str, Any]] = {
 Told any size, fsspec sends no HEAD request before."""
 
 
-class CrawlSourceError(RuntimeError):
+class CrawlSourceError(TransientError, RuntimeError):
     """The crawl source could not be read; the message names the URL and the cause."""
 
 
@@ -49,7 +50,7 @@ class CrawlNotReadyError(CrawlSourceError):
     """A crawl is listed, but its ``wat.paths.gz`` is not there (yet)."""
 
 
-class NoSuchSegmentError(CrawlSourceError):
+class NoSuchSegmentError(CrawlSourceError, PermanentError):
     """The crawl has fewer segments."""
 
 

@@ -10,10 +10,11 @@ from typing import Final, ParamSpec, TypeVar
 
 import dagster as dg
 
-from laion_assets.crawl.source import CrawlSourceError, NoSuchSegmentError
+from laion_assets.crawl.source import CrawlSourceError
 from laion_assets.defs.publishing import InputsChangedError
 from laion_assets.download.decoders import DecodersError
 from laion_assets.download.segment import NoNetworkError
+from laion_assets.errors import PermanentError
 from laion_assets.files import LockedError, causes, lasts
 from laion_assets.lake.base import PartitionBusyError
 from laion_assets.lake.object_store import ChangedError, UnavailableError
@@ -36,7 +37,6 @@ _PASSING: Final = (
     TimeoutError,
     UnavailableError,
 )
-_LASTING: Final = (NoSuchSegmentError,)
 _PASSING_ERRNOS: Final = frozenset(
     {
         errno.EAGAIN,
@@ -62,8 +62,7 @@ def may_pass(error: BaseException) -> bool:
 
 
 def _lasts(error: BaseException) -> bool:
-    lasting = isinstance(error, SegmentError) and error.lasting
-    return lasting or isinstance(error, _LASTING) or lasts(error)
+    return isinstance(error, PermanentError) or lasts(error)
 
 
 def _passes(error: BaseException) -> bool:
