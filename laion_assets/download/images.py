@@ -20,7 +20,7 @@ from PIL import Image
 from laion_assets.download import img2dataset_parts
 from laion_assets.download.errors import ImageRefused
 from laion_assets.download.options import DownloadOptions
-from laion_assets.removals.lists import Entries
+from laion_assets.removals.entries import Entries
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH_AT: Final = 24  # of the bit depth in the first chunk, IHDR

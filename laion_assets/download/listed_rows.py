@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 from laion_assets.download.fetch import as_asked
 from laion_assets.download.shards import files_of, shards_in
 from laion_assets.funnel import LISTED
-from laion_assets.removals.active import REASONS, Lists
-from laion_assets.removals.ledger import Taken
-from laion_assets.removals.lists import Entries, Key
+from laion_assets.removals.active import REASON_OF_LIST, Lists
+from laion_assets.removals.entries import Entries
+from laion_assets.removals.entry import Key
+from laion_assets.removals.ledger import RemovalCounts
 
 _COLUMNS = ("url", "uid", "sha256", "md5", "redirects", "reason")
 
@@ -102,10 +103,10 @@ Met = dict[str, set[tuple[Key, bytes]]]
 SHA-256 of the URL that leads there."""
 
 
-def met_in(folder: Path, lists: Lists) -> tuple[Met, Taken]:
+def resolved_in(folder: Path, lists: Lists) -> tuple[Met, RemovalCounts]:
     """What the lists name in the shards of a folder, and how many rows each entry names."""
-    met: Met = {name: set() for name in REASONS}
-    taken = Taken()
+    met: Met = {name: set() for name in REASON_OF_LIST}
+    taken = RemovalCounts()
     for shard in shards_in(folder) if lists else ():
         for row in named_rows(files_of(folder, shard)[1], lists)[0]:
             taken[row.list, row.key] += 1

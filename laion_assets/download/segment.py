@@ -56,7 +56,7 @@ from laion_assets.funnel import LISTED, StageCounts, total
 from laion_assets.options import operational_fields
 from laion_assets.progress import Progress
 from laion_assets.removals.active import Lists
-from laion_assets.removals.lists import Entries
+from laion_assets.removals.entries import Entries
 from laion_assets.schemas import OUTCOME
 
 logger = logging.getLogger(__name__)

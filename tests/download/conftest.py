@@ -26,7 +26,7 @@ from laion_assets.download.fetch import Fetched, Fetcher
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.segment import Downloaded, download_segment
 from laion_assets.funnel import StageCounts
-from laion_assets.removals.lists import Entries
+from laion_assets.removals.entries import Entries
 
 PUBLIC = "127.0.0.2"
 INSIDE = "127.0.0.1"

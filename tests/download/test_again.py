@@ -14,7 +14,7 @@ import pytest
 
 from laion_assets.download.segment import NoNetworkError
 from laion_assets.download.tars import ImageBytes
-from laion_assets.removals.lists import parse
+from laion_assets.removals.entries import parse
 from tests.conftest import heard
 from tests.download.conftest import (
     PUBLIC,

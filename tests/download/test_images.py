@@ -23,7 +23,7 @@ from laion_assets.download.images import (
 )
 from laion_assets.download.img2dataset_parts import make_resizer
 from laion_assets.download.options import DownloadOptions
-from laion_assets.removals.lists import Entries, parse
+from laion_assets.removals.entries import Entries, parse
 from tests.download.conftest import encoded, picture
 
 NONE = Entries()

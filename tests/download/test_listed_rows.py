@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from laion_assets.download.listed_rows import met_in
+from laion_assets.download.listed_rows import resolved_in
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.segment import Downloaded, download_segment
 from laion_assets.removals.active import Lists
-from laion_assets.removals.lists import Entries, key_of, parse
+from laion_assets.removals.entries import Entries, parse
+from laion_assets.removals.entry import key_of
 from tests.download.conftest import (
     PUBLIC,
     answer,
@@ -55,7 +56,7 @@ def test_only_what_the_lists_name_is_made_anew(tmp_path: Path) -> None:
         made = times()
 
         # The redirect was never followed, and yet the row says what it was refused for.
-        met, taken = met_in(out, Lists(blocklists=listed))
+        met, taken = resolved_in(out, Lists(blocklists=listed))
         digests = [hashlib.sha256(urls[i].encode()).digest() for i in (1, 3)]
         entries = [key_of("sha256", sha256[1]), key_of("host", "cdn.test")]
         assert met == {"removals": set(), "blocklists": set(zip(entries, digests, strict=True))}

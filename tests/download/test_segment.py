@@ -25,7 +25,7 @@ from laion_assets import schemas
 from laion_assets.clip.shards import read_rows
 from laion_assets.download.preview import MAX_BYTES, contact_sheet
 from laion_assets.download.tars import ImageBytes
-from laion_assets.removals.lists import parse
+from laion_assets.removals.entries import parse
 from tests.conftest import heard
 from tests.download.conftest import (
     SIZE,
@@ -286,7 +286,7 @@ from pathlib import Path
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.segment import download_segment
 from laion_assets.download.tars import ImageBytes
-from laion_assets.removals.lists import Entries
+from laion_assets.removals.entries import Entries
 
 def watch(event, details):
     local = event == "socket.connect" and isinstance(details[1], str)  # the pool's own

@@ -13,7 +13,8 @@ from laion_assets.funnel import StageCounts
 from laion_assets.pairs.extract import PairWriter, read_counts
 from laion_assets.pairs.take_out import start_from, take_out
 from laion_assets.removals.active import Lists
-from laion_assets.removals.lists import key_of, parse
+from laion_assets.removals.entries import parse
+from laion_assets.removals.entry import key_of
 
 URLS = [f"http://h{i}.test/{i}.jpg" for i in range(9)]
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_assets.pairs.urls import ImageUrls, UrlRefusedError, base_url, image_url
-from laion_assets.removals.lists import parse_entry
+from laion_assets.removals.entry import parse_entry
 
 PAGE = "https://www.example.org/shop/items/page.html?q=1#top"
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.download.listed_rows import met_in, named_rows
+from laion_assets.download.listed_rows import named_rows, resolved_in
 from laion_assets.download.shards import MAKING, files_of, shards_in
 from laion_assets.funnel import LISTED
 from laion_assets.lake.base import Lake, NotPublishedError
@@ -28,16 +28,23 @@ from laion_assets.layout import PARTITIONS, SUBSET_PREFIX, Table, partition_of
 from laion_assets.pairs.take_out import taken_out
 from laion_assets.pairs.uids import halves
 from laion_assets.progress import Progress
-from laion_assets.removals.active import FOLDERS, REASONS, Lists, met_file, note_met, read_lists
+from laion_assets.removals.active import (
+    FOLDERS,
+    REASON_OF_LIST,
+    Lists,
+    note_resolved,
+    read_lists,
+    resolved_file,
+)
+from laion_assets.removals.entries import Entries
 from laion_assets.removals.ledger import (
     TAKEN_OUT,
+    RemovalCounts,
     all_listed,
     events_file,
     key_of_entry,
     read_events,
 )
-from laion_assets.removals.ledger import Taken as Tally
-from laion_assets.removals.lists import Entries
 from laion_assets.segments import SegmentKey
 
 logger = logging.getLogger(__name__)
@@ -104,8 +111,8 @@ def survey(
 ) -> Survey:
     """Look for what ``lists``, or only ``new`` of them, name.
 
-    URLs that lead to listed images are noted as met (:mod:`laion_assets.removals.active`) and
-    looked for, too.
+    URLs that lead to listed images are noted as resolved (:mod:`laion_assets.removals.active`)
+    and looked for, too.
     """
     sought = lists if new is None else new
     found = Survey()
@@ -115,13 +122,15 @@ def survey(
 
     if any(entries.names_images or entries.names_urls for _, entries in sought.each()):
         for key in wanted("image_shards"):
-            met, _ = met_in(lake.folder("image_shards", key, TABLES), sought)
-            for name in REASONS:
+            met, _ = resolved_in(lake.folder("image_shards", key, TABLES), sought)
+            for name in REASON_OF_LIST:
                 found.met += lake.update(
-                    met_file(name), partial(note_met, lake.root, name, met[name])
+                    resolved_file(name), partial(note_resolved, lake.root, name, met[name])
                 )
         now = read_lists(lake.current(*FOLDERS))
-        sought = Lists(*(_with_met(sought[name], lists[name], now[name]) for name in REASONS))
+        sought = Lists(
+            *(_with_met(sought[name], lists[name], now[name]) for name in REASON_OF_LIST)
+        )
 
     by_key: dict[SegmentKey, list[str]] = {}
     for asset in [*ROWS, *further_subsets(lake)]:
@@ -230,7 +239,7 @@ def _lacks(lake: Lake, key: SegmentKey, assets: Sequence[str], lists: Lists) -> 
     if "unique_pairs" in assets and _refused(lake, "unique_pairs", key):
         root = lake.current(str(Path(events_file("unique_pairs", key)).parent))
         last = {(e.list, e.entry): e for e in read_events(root, "unique_pairs", key)}
-        taken = Tally(
+        taken = RemovalCounts(
             {
                 (event.list, key_of_entry(event.entry)): event.samples
                 for event in last.values()
