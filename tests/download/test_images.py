@@ -23,6 +23,7 @@ from laion_assets.download.images import (
 )
 from laion_assets.download.img2dataset_parts import make_resizer
 from laion_assets.download.options import DownloadOptions
+from laion_assets.removals.active import Lists
 from laion_assets.removals.entries import Entries, parse
 from tests.download.conftest import encoded, picture
 
@@ -42,7 +43,7 @@ def maker() -> ImageMaker:
 def make(
     maker: ImageMaker, body: bytes, removals: Entries = NONE, blocklists: Entries = NONE
 ) -> StoredImage:
-    refuse_listed(Checksums.of(body), removals, blocklists)
+    refuse_listed(Checksums.of(body), Lists(removals, blocklists))
     refuse_unseen(body, 5000)
     return maker.make(body)
 

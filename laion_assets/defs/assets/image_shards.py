@@ -13,7 +13,8 @@ from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import tried_again
 from laion_assets.download.listed_rows import resolved_in
 from laion_assets.download.preview import contact_sheet
-from laion_assets.download.segment import Downloaded, download_segment
+from laion_assets.download.segment import download_segment
+from laion_assets.download.summary import Downloaded
 from laion_assets.layout import IMAGE_SHARDS, LISTS, UNIQUE_PAIRS
 from laion_assets.removals.active import FOLDERS, note_resolved, read_lists, resolved_file
 from laion_assets.settings import Settings
