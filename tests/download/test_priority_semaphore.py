@@ -41,7 +41,7 @@ async def _cancelled(released: bool) -> None:
     assert slots.free == 1
 
 
-def test_the_most_urgent_is_next_and_of_equals_the_first() -> None:
+def test_the_most_urgent_is_next_and_among_equals_the_first() -> None:
     asyncio.run(_most_urgent_first())
 
 

@@ -53,7 +53,7 @@ def test_a_list_that_has_not_changed_is_opened_and_not_read(tmp_path: Path) -> N
     column = next(cache.glob("*/sha256.head"))
     assert load(lists, cache).digest == first.digest
 
-    # An edit that neither size nor time betrays, right after the list was written.
+    # An edit that changes neither size nor time, right after the list was written.
     text.write_text(f"host:b.test\n{SHA}\n")
     changed = load(lists, cache)
     assert changed.matches_url("http://b.test/")
@@ -80,7 +80,7 @@ def test_the_digest_is_the_entries_alone(tmp_path: Path) -> None:
     assert load(one).digest != load(tmp_path / "absent").digest
 
 
-def test_a_file_that_is_no_list_is_an_error_and_a_hidden_one_is_passed_over(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_list_is_an_error_and_a_hidden_one_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("host:a.test\n")
     (tmp_path / ".mine.txt.swp").write_bytes(b"\xff")
     assert len(load(tmp_path)) == 1
