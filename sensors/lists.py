@@ -16,7 +16,7 @@ from laion_assets.defs.partitions import UNFINISHED, partition_key, segment_key
 from laion_assets.lake.base import Lake
 from laion_assets.layout import LISTS, segment_assets
 from laion_assets.removals.active import FOLDERS, read_lists, text_digests
-from laion_assets.removals.lists import ListError
+from laion_assets.removals.entry import ListError
 from laion_assets.removals.options import RemovalOptions
 from resources.lake import LakeResource
 from sensors.runs import runs_by_tag

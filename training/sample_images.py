@@ -333,7 +333,7 @@ class Judge:
         from laion_assets.clip.thresholds import threshold_for
         from laion_assets.download.images import ImageMaker
         from laion_assets.download.options import DownloadOptions
-        from laion_assets.removals.lists import Entries
+        from laion_assets.removals.entries import Entries
 
         options = ClipOptions(model="laion-assets-tiny", pretrained="laion-assets-tiny")
         self.model = load_clip(options)

@@ -20,7 +20,7 @@ from benchmarks import measure, table
 from benchmarks.peer import WORK
 from laion_assets import schemas
 from laion_assets.dedup import ledger as ledgers
-from laion_assets.dedup.runs import ROWS_AT_ONCE, Run, RunWriter, merge
+from laion_assets.dedup.runs import ROWS_AT_ONCE, SortedRun, SortedRunWriter, merge
 from laion_assets.files import write_json
 from laion_assets.segments import SegmentKey
 
@@ -121,9 +121,9 @@ def _make_run(
     rows: int,
     owners: tuple[int, int],
     chance: np.random.Generator,
-) -> Run:
+) -> SortedRun:
     steps = 1 + rows // ROWS_AT_ONCE
-    with RunWriter(ledger, name) as writer:
+    with SortedRunWriter(ledger, name) as writer:
         for step in range(steps):
             begin, stop = step * (1 << 64) // steps, (step + 1) * (1 << 64) // steps
             n = rows * (step + 1) // steps - rows * step // steps

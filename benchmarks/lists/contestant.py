@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laion_assets.removals.lists import Entries, load
+from laion_assets.removals.compiled import load
+from laion_assets.removals.entries import Entries
 
 _SINGLE = 100_000
 

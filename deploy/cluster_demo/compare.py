@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from laion_assets.files import read_parquet
 from laion_assets.lake.base import Lake
 
 _ROWS: Final[Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]]] = {
@@ -68,8 +68,7 @@ def _tables(lake: Lake, asset: str, files: str) -> Iterator[pa.Table]:
         lake.fetch(asset, key, "*.parquet")
         place = lake.root / asset / key.hive
         for path in sorted(place.glob(files)):
-            # Not `read_table`: it would take the lake's hive folders for columns.
-            yield pq.ParquetFile(path).read()
+            yield read_parquet(path)
 
 
 def compare(left: Lake, right: Lake) -> tuple[list[list[str]], list[str]]:

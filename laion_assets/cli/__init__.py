@@ -96,7 +96,7 @@ def pairs(args: argparse.Namespace) -> None:
 def download(args: argparse.Namespace) -> None:
     from laion_assets.download.segment import download_segment
     from laion_assets.filtering.parts import part_numbers
-    from laion_assets.removals.lists import load
+    from laion_assets.removals.compiled import load
     from laion_assets.settings import load_settings
 
     _existing([args.pairs])
@@ -429,7 +429,8 @@ def remove(args: argparse.Namespace) -> None:
     from laion_assets.defs.removal.survey import survey
     from laion_assets.lake.base import Lake
     from laion_assets.removals.active import Lists, read_lists
-    from laion_assets.removals.lists import ListError, parse
+    from laion_assets.removals.entries import parse
+    from laion_assets.removals.entry import ListError
     from laion_assets.removals.requests import add
     from laion_assets.settings import load_settings
 

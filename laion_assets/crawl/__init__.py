@@ -1,1 +1,1 @@
-"""Where crawls come from: Common Crawl's layout, over any transport fsspec knows."""
+"""Source of crawls: Common Crawl's layout, over any transport that fsspec knows."""

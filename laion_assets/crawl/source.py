@@ -1,4 +1,4 @@
-"""Reading Common Crawl's layout: which crawls there are, their segments, and their WAT files.
+"""Read Common Crawl's layout: the list of crawls, their segments, and their WAT files.
 
 ``collinfo.json`` lists the crawls; ``crawl-data/<crawl>/wat.paths.gz`` the WAT files of one, as
 ``crawl-data/<crawl>/segments/<id>/wat/<name>.warc.wat.gz``. Both roots are fsspec URLs: https,
@@ -38,44 +38,49 @@ _STREAMED: Final[dict[str, Any]] = {
     "size": 1,
     "timeout": aiohttp.ClientTimeout(total=_LIST_TIMEOUT_S),
 }
-"""How a list is opened over HTTP. Not in ranges: servers of a list of crawls may not know its size.
-Told any size, fsspec sends no HEAD request before."""
+"""How a list is opened over HTTP: not in ranges, because its server may not know its size. If any
+size is given, fsspec sends no HEAD request first."""
 
 
-class CrawlSourceError(TransientError):
+class CrawlSourceError(TransientError, RuntimeError):
     """The crawl source could not be read; the message names the URL and the cause."""
 
 
 class CrawlNotReadyError(CrawlSourceError):
-    """A crawl is listed, but its ``wat.paths.gz`` is not there (yet)."""
+    """A crawl is listed, but its ``wat.paths.gz`` does not exist (yet)."""
 
 
 class NoSuchSegmentError(CrawlSourceError, PermanentError):
-    """The crawl has fewer segments."""
+    """The crawl has no segment of that number."""
 
 
 class CrawlSourceOptions(Options):
-    """Where the crawls are, and how much of them this deployment takes."""
+    """Where the crawls are, and how much of them this deployment uses."""
 
     collinfo_url: Annotated[str, OPERATIONAL] = Field(
-        "https://index.commoncrawl.org/collinfo.json", description="The list of crawls"
+        "https://index.commoncrawl.org/collinfo.json", description="URL of the list of crawls"
     )
     data_url: Annotated[str, OPERATIONAL] = Field(
         "https://data.commoncrawl.org/",
-        description="The root of crawl-data/; s3://commoncrawl/ inside AWS",
+        description="URL above crawl-data/; inside AWS, s3://commoncrawl/",
     )
-    segments_per_crawl: int = Field(100, ge=1, le=100, description="Segments a crawl has")
+    segments_per_crawl: int = Field(100, ge=1, le=100, description="Segments of a crawl")
     wat_files_per_segment: int | None = Field(
-        None, ge=1, description="Take the first N WAT files of each segment; null takes all"
+        None, ge=1, description="Use the first N WAT files of each segment; null means all"
     )
     wat_fraction: float = Field(
-        1.0, gt=0, le=1, description="Take this share of each segment's WAT files, seeded"
+        1.0,
+        gt=0,
+        le=1,
+        description="Use this share of each segment's WAT files, drawn with a fixed seed",
     )
     attempts: Annotated[int, OPERATIONAL] = Field(
-        5, ge=1, le=20, description="Tries for each request"
+        5, ge=1, le=20, description="Attempts per request"
     )
     back_off_s: Annotated[float, OPERATIONAL] = Field(
-        0.5, ge=0, description="Wait before the second try; doubled before each further one"
+        0.5,
+        ge=0,
+        description="Wait in seconds before the second attempt; doubled for each further one",
     )
     storage_options: Annotated[dict[str, str], OPERATIONAL] = Field(
         default_factory=dict, description="Options for fsspec, such as endpoint_url"
@@ -91,24 +96,26 @@ class _Listed(msgspec.Struct):
 
 @dataclass(frozen=True)
 class CrawlInfo:
+    """A listed crawl: ``CC-MAIN-2021-04``, and its title for people."""
+
     name: str
     title: str
 
 
 class Listing(BaseModel, frozen=True):
-    """The list of crawls as it was read, and by what its server knows whether it has changed."""
+    """The list of crawls as it was read, and how to ask its server whether it has changed."""
 
     crawls: tuple[str, ...]
     """Newest first."""
     headers: dict[str, str] = Field(default_factory=dict)
-    """Of a conditional HTTP request for it; empty if the server gave nothing to ask by."""
+    """Headers of a conditional HTTP request for it; empty if the server sent no validator."""
     ukey: str = ""
-    """Of other file systems: fsspec's digest of the file's size, time and ETag."""
+    """On other file systems: fsspec's digest of the file's size, time and ETag."""
 
 
 @dataclass(frozen=True)
 class CrawlSegment:
-    """One segment of a crawl: its number (place among the sorted ids), real id and WAT paths."""
+    """One segment of a crawl: its number (position among the sorted ids), its id and WAT paths."""
 
     number: str
     segment_id: str
@@ -116,7 +123,7 @@ class CrawlSegment:
 
 
 class CrawlSource:
-    """Reads a crawl source. Picklable, so that worker processes can fetch by themselves."""
+    """Reads a crawl source. Picklable, so that worker processes can fetch, too."""
 
     def __init__(self, options: CrawlSourceOptions) -> None:
         self.options = options
@@ -124,7 +131,7 @@ class CrawlSource:
     def crawls(self) -> list[CrawlInfo]:
         """All listed crawls, newest first. Raises :class:`CrawlSourceError`.
 
-        Crawls before 2013 have other names and no WAT files in this layout; they are left out.
+        Crawls before 2013 have other names and no WAT files in this layout, and are left out.
         """
         url = self.options.collinfo_url
         return _crawls_of(url, self._retry(url, lambda: self._read(url)))
@@ -132,15 +139,15 @@ class CrawlSource:
     def listing(self, known: Listing | None = None) -> Listing:
         """The names of all listed crawls; ``known`` itself if the list has not changed since.
 
-        Over HTTP that is a conditional request (RFC 9110, section 13): an unchanged list is not
-        sent again. Raises :class:`CrawlSourceError`.
+        Over HTTP this is a conditional request (RFC 9110, section 13): the server does not send an
+        unchanged list again. Raises :class:`CrawlSourceError`.
         """
         url = self.options.collinfo_url
         look = self._ask if url.startswith(_HTTP) else self._look
         try:
             return self._retry(url, lambda: look(url, known))
         except FileNotFoundError as error:
-            raise CrawlSourceError(f"{url} is not there") from error
+            raise CrawlSourceError(f"{url} does not exist") from error
 
     def _ask(self, url: str, known: Listing | None) -> Listing:
         headers = known.headers if known else {}
@@ -170,7 +177,7 @@ class CrawlSource:
         try:
             raw = self._retry(url, lambda: self._read(url))
         except FileNotFoundError as error:
-            raise CrawlNotReadyError(f"{url} is not there (yet)") from error
+            raise CrawlNotReadyError(f"{url} does not exist (yet)") from error
         try:
             paths = gzip.decompress(raw).decode("ascii").split()
             by_id: dict[str, list[str]] = {}
@@ -184,6 +191,7 @@ class CrawlSource:
         ]
 
     def segment(self, crawl: str, number: str) -> CrawlSegment:
+        """One segment of a crawl. Raises :class:`NoSuchSegmentError`."""
         segments = self.segments(crawl)
         for segment in segments:
             if segment.number == number:
@@ -191,7 +199,7 @@ class CrawlSource:
         raise NoSuchSegmentError(f"{crawl} has {len(segments)} segments, and no segment {number}")
 
     def taken(self, segment: CrawlSegment) -> list[str]:
-        """The WAT files of the segment that this deployment takes, in order."""
+        """The WAT files of the segment that this deployment uses, in order."""
         files: Sequence[str] = segment.wat_files
         if self.options.wat_fraction < 1:
             count = math.ceil(len(files) * self.options.wat_fraction)
@@ -199,7 +207,10 @@ class CrawlSource:
         return list(files[: self.options.wat_files_per_segment])
 
     def fetch(self, wat_file: str, to: Path) -> None:
-        """Copy one WAT file to the local path ``to``, whole or not at all."""
+        """Copy one WAT file to the local path ``to``, whole or not at all.
+
+        Raises :class:`CrawlSourceError`, and ``FileNotFoundError`` if the source does not have it.
+        """
         url = self._url(wat_file)
 
         def copy() -> None:
@@ -227,7 +238,7 @@ class CrawlSource:
             except Exception as error:
                 if attempt == self.options.attempts:
                     raise CrawlSourceError(
-                        f"{url} could not be read in {attempt} tries: {error!r}"
+                        f"{url} could not be read in {attempt} attempts: {error!r}"
                     ) from error
                 time.sleep(self.options.back_off_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
         raise AssertionError("unreachable")
@@ -243,7 +254,7 @@ def _crawls_of(url: str, raw: bytes) -> list[CrawlInfo]:
 
 
 def _conditions(headers: Mapping[str, str]) -> dict[str, str]:
-    """What to ask with next time, of an answer's headers."""
+    """Headers of the next conditional request, from an answer's headers."""
     if etag := headers.get("ETag"):
         return {"If-None-Match": etag}
     modified, now = headers.get("Last-Modified"), headers.get("Date")
@@ -253,5 +264,5 @@ def _conditions(headers: Mapping[str, str]) -> dict[str, str]:
         age = parsedate_to_datetime(now) - parsedate_to_datetime(modified)
     except ValueError:
         return {}
-    # Times are whole seconds: a list may change twice in one (RFC 9110, section 8.8.2.2).
+    # Times are whole seconds, in which a list may change twice (RFC 9110, section 8.8.2.2).
     return {"If-Modified-Since": modified} if age >= timedelta(seconds=1) else {}

@@ -1,1 +1,4 @@
-"""Exact claims of (URL, TEXT) across segments."""
+"""Exact claims of (URL, TEXT) across segments.
+
+Duplicates within a segment belong to ``pairs``.
+"""

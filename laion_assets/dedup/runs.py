@@ -1,9 +1,9 @@
-"""Claims on disk: runs of (uid, owner), sorted by uid.
+"""Claims on disk: sorted runs of (uid, owner), in the order of the uids.
 
-A run is three files, one a column, so that a look-up reads the first halves of uids and hardly
-ever anything else: ``<name>.high`` and ``<name>.low`` (the halves of the uid, uint64) and
-``<name>.owner`` (uint32), all little-endian, 20 bytes a claim. A run is written once and never
-changed. What does not belong here: who the owners are and which runs count.
+A sorted run is three files, one per column, so that a look-up reads the first halves of uids and
+hardly ever anything else: ``<name>.high`` and ``<name>.low`` (the halves of the uid, uint64) and
+``<name>.owner`` (uint32), all little-endian, 20 bytes a claim. A sorted run is written once and
+never changed. What does not belong here: who the owners are, and which sorted runs are in use.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROWS_AT_ONCE: Final = 1_000_000
-"""Rows that a merge holds in memory, of all its runs together: 20 bytes each, and as much again
-for their order."""
+"""Rows that a merge holds in memory, of all its sorted runs together: 20 bytes each, and as much
+again for their order."""
 
 _COLUMNS: Final = {"high": "<u8", "low": "<u8", "owner": "<u4"}
 
 
-class Run(NamedTuple):
+class SortedRun(NamedTuple):
+    """One sorted run: the name of its files, and how many claims they hold."""
+
     name: str
     level: int
     """How often its claims have been merged."""
     rows: int
 
     def columns(self, folder: Path) -> Columns:
-        """Raises ``OSError`` if a file is not there, ``ValueError`` if it is not whole."""
+        """Map its files. Raises ``OSError`` if one is missing, ``ValueError`` if one is cut."""
         return Columns(*(self._column(folder, name) for name in _COLUMNS))
 
     def _column(self, folder: Path, name: str) -> NDArray[Any]:
@@ -45,20 +47,21 @@ class Run(NamedTuple):
         return column
 
     def delete(self, folder: Path) -> None:
+        """Delete its files."""
         for name in _COLUMNS:
             (folder / f"{self.name}.{name}").unlink(missing_ok=True)
 
 
 class Columns(NamedTuple):
-    """A run's rows, memory-mapped."""
+    """A sorted run's rows, memory-mapped; (rows,) each."""
 
     high: NDArray[np.uint64]
     low: NDArray[np.uint64]
     owner: NDArray[np.uint32]
 
 
-class RunWriter:
-    """Writes a run; its rows must come sorted by ``high``. Whole once the block has ended well."""
+class SortedRunWriter:
+    """Writes a sorted run, which is whole once the block ends without an error."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder, self._name = folder, name
@@ -86,12 +89,14 @@ class RunWriter:
     def write(
         self, high: NDArray[np.uint64], low: NDArray[np.uint64], owner: NDArray[np.uint32]
     ) -> None:
+        """Append claims, (n,) each; all claims must come sorted by ``high``."""
         for column, (name, kind) in zip((high, low, owner), _COLUMNS.items(), strict=True):
             self._files[name].write(np.ascontiguousarray(column, dtype=kind).tobytes())
         self._rows += len(high)
 
-    def run(self, level: int) -> Run:
-        return Run(self._name, level, self._rows)
+    def run(self, level: int) -> SortedRun:
+        """The sorted run that was written."""
+        return SortedRun(self._name, level, self._rows)
 
 
 def held(
@@ -100,16 +105,17 @@ def held(
     columns: Columns,
     counts: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:
-    """Which of the uids, sorted by ``high``, the run holds for an owner that ``counts``.
+    """(n,) bool: which uids the sorted run holds for an owner that ``counts``.
 
-    Reads no more of the run than lies near the uids. ``counts``: (owners,) bool.
+    ``high``, ``low``: (n,) each, sorted by ``high``. ``counts``: (owners,) bool. Reads only what
+    lies near the uids.
     """
     found = np.zeros(len(high), dtype=np.bool_)
     if not len(high) or not len(columns.high):
         return found
     at = np.searchsorted(columns.high, high)
     left = np.flatnonzero(at < len(columns.high))
-    # Claims with the same first half are neighbours; hardly ever is there more than one.
+    # Claims with the same first half are neighbours; there is hardly ever more than one.
     while len(left):
         left = left[columns.high[at[left]] == high[left]]
         same = columns.low[at[left]] == low[left]
@@ -121,15 +127,18 @@ def held(
 
 
 def merge(
-    folder: Path, runs: Sequence[Run], name: str, counts: NDArray[np.bool_], at_once: int
-) -> Run:
-    """One run of the claims of ``runs`` whose owners ``counts``; the others' are left out."""
+    folder: Path, runs: Sequence[SortedRun], name: str, counts: NDArray[np.bool_], at_once: int
+) -> SortedRun:
+    """Merge the claims of ``runs`` whose owners ``counts``; leave the others out.
+
+    ``counts``: (owners,) bool. ``at_once``: about how many rows are held in memory.
+    """
     sources = [run.columns(folder) for run in runs]
     steps = 1 + sum(run.rows for run in runs) // at_once
-    # uids are digests, so that equal ranges of them hold about equally many.
+    # uids are digests, so equal ranges hold about equally many.
     bounds = [step * (1 << 64) // steps for step in range(1, steps)]
     begins = [0] * len(sources)
-    with RunWriter(folder, name) as writer:
+    with SortedRunWriter(folder, name) as writer:
         for bound in [*bounds, None]:
             stops = [
                 len(source.high)

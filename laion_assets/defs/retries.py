@@ -34,17 +34,12 @@ def is_transient(error: BaseException) -> bool:
     A permanent error anywhere in the chain of causes decides, even under a transient one.
     """
     chain = list(causes(error))
-    return any(map(_is_transient, chain)) and not any(map(_is_permanent, chain))
+    return any(map(_is_transient, chain)) and not any(map(is_permanent, chain))
 
 
 def _is_transient(error: BaseException) -> bool:
     numbers = _NETWORK | _MOUNTED_STORE
     return isinstance(error, _TRANSIENT) or (isinstance(error, OSError) and error.errno in numbers)
-
-
-def _is_permanent(error: BaseException) -> bool:
-    # `lasting`: SegmentError's, which is of both kinds.
-    return is_permanent(error) or getattr(error, "lasting", False)
 
 
 def retrying_transient(asset: Callable[P, R]) -> Callable[P, R]:

@@ -1,7 +1,7 @@
-"""Which addresses may be connected to, and looking up names without a gap for rebinding.
+"""Decide which addresses may be connected to, and look names up without a gap for DNS rebinding.
 
-The registries behind the rules are IANA's special-purpose address registries (RFC 6890); Python's
-``is_global`` follows them in part, and takes multicast, 6to4 and NAT64 for global.
+The rules follow IANA's special-purpose address registries (RFC 6890). Python's ``is_global``
+follows them in part; it takes multicast, 6to4 and NAT64 for global.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import ipaddress
 import math
 import socket
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
+from cachetools import LRUCache
+
 from laion_assets.download.errors import FetchRefused
 
 Resolve = Callable[[str], Sequence[str]]
-"""A name -> its addresses, as text; raises ``OSError`` if there is none. Called in threads."""
+"""A name -> its addresses, as text; raises ``OSError`` if it has none. Called in threads."""
 
 CACHE_SECONDS: Final = 300.0
 CACHE_NAMES: Final = 20_000
@@ -39,7 +40,7 @@ _NEVER_V4: Final = tuple(
         "240.0.0.0/4",  # reserved, broadcast
     )
 )
-_GLOBAL_V6: Final = ipaddress.IPv6Network("2000::/3")  # all that IANA has given out as global
+_GLOBAL_V6: Final = ipaddress.IPv6Network("2000::/3")  # all that IANA has allocated as global
 _NEVER_V6: Final = tuple(
     ipaddress.IPv6Network(network)
     for network in (
@@ -55,8 +56,8 @@ _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 def is_public(address: str) -> bool:
     """Whether the address is a global unicast one.
 
-    An IPv4 address inside an IPv6 one (IPv4-mapped, the well-known NAT64 prefix) is judged for
-    itself. What is no address, or has a scope id, is not public.
+    An IPv4 address inside an IPv6 one (IPv4-mapped, the well-known NAT64 prefix) is judged by
+    itself. Text that is not an address, or has a scope id, is not public.
     """
     try:
         ip = ipaddress.ip_address(address)
@@ -76,7 +77,7 @@ def is_public(address: str) -> bool:
 def parse_endpoint(text: str) -> tuple[str, int]:
     """``(address, port)`` of `127.0.0.1:80` or `[::1]:80`.
 
-    Raises ``ValueError``: a name there would be looked up, which is what an entry avoids.
+    Raises ``ValueError`` for anything else: a name would be looked up, which an entry is to avoid.
     """
     host, _, port = text.rpartition(":")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
@@ -88,7 +89,7 @@ def parse_endpoint(text: str) -> tuple[str, int]:
 
 
 def system_resolve(host: str) -> list[str]:
-    """The system's resolver."""
+    """Addresses of a name by the system's resolver. Raises ``OSError`` if it has none."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
 
@@ -101,10 +102,10 @@ class _Answer:
 
 
 class Names:
-    """From a URL's host and port to addresses that may be connected to.
+    """Resolves a URL's host and port to addresses that may be connected to.
 
-    Every address of a name must be public: a name that mixes public and internal ones is refused
-    whole. Answers, good and bad, are kept for a while; each use judges them anew.
+    Every address of a name must be public: a name that mixes public and internal addresses is
+    refused. Answers, good and bad, are kept for a while; each use judges them again.
     """
 
     def __init__(
@@ -120,34 +121,35 @@ class Names:
             pattern.lower(): parse_endpoint(endpoint) for pattern, endpoint in connect_to.items()
         }
         self._threads = ThreadPoolExecutor(DNS_THREADS, thread_name_prefix="dns")
-        self._answers: OrderedDict[str, _Answer] = OrderedDict()
+        self._answers = LRUCache[str, _Answer](CACHE_NAMES)
         self._asking: dict[str, asyncio.Future[_Answer]] = {}
         self._limit_s = limit_s
         self._begun: dict[str, float] = {}
 
     def close(self) -> None:
+        """Give up all look-ups."""
         for asked in list(self._asking.values()):
             asked.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def forget_failures(self) -> None:
-        """Look names up again that had no address."""
+        """Forget the names that had no address, so that they are looked up again."""
         for host in [host for host, answer in self._answers.items() if answer.problem]:
             del self._answers[host]
 
     def may_connect(self, address: str, port: int) -> bool:
-        """The last look at what is about to be connected to, whatever led there."""
+        """Whether a connection may be opened: the last check, whatever led to the address."""
         return self._allowed(address) or (address, port) in self._connect_to.values()
 
     def refuse_address(self, address: str) -> None:
-        """Raise :class:`FetchRefused` unless a URL may name this address itself."""
+        """Raise :class:`FetchRefused` unless a URL may hold this address."""
         if not self._allowed(address):
             raise FetchRefused("private_address", f"{address} is not a public address")
 
     async def endpoints(self, host: str, port: int) -> list[tuple[str, int]]:
-        """Addresses and ports for a host's name. Raises :class:`FetchRefused`.
+        """Addresses and ports of a host name. Raises :class:`FetchRefused`.
 
-        A look-up may take ``limit_s`` from its beginning: waiting for its turn does not count.
+        A look-up may take ``limit_s`` from its start; waiting for a free thread does not count.
         """
         host = host.lower().rstrip(".")
         named = [pattern for pattern in self._connect_to if fnmatchcase(host, pattern)]
@@ -176,7 +178,7 @@ class Names:
             left = self._begun.get(host, time.monotonic()) + self._limit_s - time.monotonic()
             if left <= 0:
                 return _Answer((), f"no answer in {self._limit_s:g} s", time.monotonic())
-            # Not cancelled: the answer is the others', too, and comes of use another time.
+            # Not cancelled: others wait for the same answer, or will need it later.
             await asyncio.wait({looking}, timeout=None if math.isinf(left) else left)
         return looking.result()
 
@@ -186,9 +188,6 @@ class Names:
         if done.cancelled() or done.exception() is not None:
             return
         self._answers[host] = done.result()
-        self._answers.move_to_end(host)
-        while len(self._answers) > CACHE_NAMES:
-            self._answers.popitem(last=False)
 
     def _look_up(self, host: str) -> _Answer:
         self._begun[host] = time.monotonic()

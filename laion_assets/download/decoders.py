@@ -1,8 +1,8 @@
-"""The processes that decode and encode images and write shards, beside the one that fetches.
+"""Processes that decode and encode images and write shards, beside the process that fetches.
 
-A stranger's bytes may crash or hang a decoder: that costs its image, and a new process takes the
-dead one's place (Pebble's pool). They are forked from a server that has img2dataset imported, so
-that a new one is there at once and the fetching process never imports it.
+A stranger's bytes may crash or hang a decoder: that costs its image, and a new process replaces the
+dead one (Pebble's pool). The processes are forked from a server that has imported img2dataset, so
+that a new one is ready at once and the fetching process never imports it.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ T = TypeVar("T")
 _maker: ImageMaker
 
 
-class DecodersError(TransientError):
-    """The pool's processes end again and again although they have nothing to do."""
+class DecodersError(TransientError, RuntimeError):
+    """The pool's processes die again and again although they have nothing to do."""
 
 
 class Decoders:
     """A pool of ``resize_processes``; use as a context. ``scratch``: an own folder.
 
-    Bodies go to the processes as files: a pipe holds less than one, so that a process would wait
-    for each while the fetching thread has the interpreter.
+    Bodies go to the processes as files: a pipe holds less than one body, so a process would wait
+    for each while the fetching thread holds the interpreter.
 
-    Pools start and end in a thread: seconds in which the fetching process has answers to read.
+    Pools start and end in a thread: that takes seconds, in which the fetching process has answers
+    to read.
     """
 
     def __init__(self, options: DownloadOptions, scratch: Path) -> None:
@@ -90,7 +91,7 @@ class Decoders:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a picklable function in one of the processes, without a time limit.
 
-        It may be called once more if all processes die.
+        It may be called more than once if all processes die.
         """
         return await self._call(function, args, kwargs, None)
 
@@ -103,7 +104,7 @@ class Decoders:
     ) -> T:
         for _ in range(_POOLS_TRIED):
             started = self._pool
-            # Shielded: one image's end must not end the start that the others wait for.
+            # Shielded: cancelling one image must not end the start that the others wait for.
             pool = await asyncio.shield(asyncio.wrap_future(started))
             try:
                 future = pool.schedule(function, args=args, kwargs=kwargs, timeout=timeout_s)
@@ -119,7 +120,7 @@ class Decoders:
         raise DecodersError(f"{_POOLS_TRIED} pools of decoders have died, one after the other")
 
     def _replace(self, broken: Future[ProcessPool]) -> None:
-        """With many tasks waiting, the first that finds the pool broken makes the new one."""
+        """Start a new pool, unless another task that found this one broken has done so."""
         if self._pool is broken:
             self._thread.submit(_stop, broken.result())
             self._pool = self._thread.submit(self._start)
@@ -133,7 +134,7 @@ class Decoders:
             initializer=_begin,
             initargs=(self._options,),
         )
-        assert pool.active  # to ask is what starts it
+        assert pool.active  # reading this starts the pool
         return pool
 
 
@@ -149,7 +150,7 @@ def _begin(options: DownloadOptions) -> None:
 
 
 def _make(body: Path, large: bool) -> StoredImage | tuple[str, str] | None:
-    """None for a large image that is not wanted now."""
+    """The image, its refusal's reason and detail, or None for a large image unless ``large``."""
     try:
         return _maker.make(body.read_bytes(), large=large)
     except ImageRefused as refused:

@@ -1,11 +1,12 @@
-"""Fetching a stranger's URL without being led anywhere else.
+"""Fetch a stranger's URL without being led anywhere else.
 
-aiohttp on asyncio: a total deadline is one cancellation, whatever the host drips, and thousands of
-waiting requests cost no threads. Its connector takes a resolver and a socket factory of ours, so
-the addresses are looked up once, judged, and judged again in the very call that opens the socket.
+aiohttp on asyncio: a total deadline is one cancellation, however slowly the host sends, and
+thousands of waiting requests need no threads. aiohttp's connector takes our resolver and our socket
+factory. So the addresses are looked up once, judged, and judged again in the call that opens the
+socket.
 
-Ports: 80, 443 and those from 1024 up. The others belong to mail, file and log-in services that a
-URL could be made to speak to.
+Ports: 80, 443 and those from 1024 up. The others belong to mail, file and log-in services, which a
+URL could otherwise be made to speak to.
 """
 
 from __future__ import annotations
@@ -15,13 +16,10 @@ import errno
 import functools
 import socket
 import ssl
-import time
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import Final, cast
 
 import ada_url
@@ -31,26 +29,21 @@ from yarl import URL
 
 from laion_assets.download.addresses import Names, Resolve, is_public, system_resolve
 from laion_assets.download.errors import ON_A_LIST, FetchRefused, HostBusy
-from laion_assets.download.hosts import Host, Hosts
+from laion_assets.download.hosts import Host, Hosts, retry_after_s
 from laion_assets.download.opt_out import opted_out
 from laion_assets.download.options import DownloadOptions
-from laion_assets.download.priority_semaphore import Slots
+from laion_assets.download.priority_semaphore import PrioritySemaphore
 from laion_assets.download.robots import MAX_BYTES as ROBOTS_MAX_BYTES
 from laion_assets.download.robots import Robots
 from laion_assets.files import open_files
 
-PASSING: Final = frozenset(
-    {"dns", "connect", "timeout", "http_5xx", "busy", "host_down", "decoder_failed"}
-)
-"""Reasons that may be gone another day."""
-
 _RETRIED: Final = frozenset({"connect", "timeout", "http_5xx"})
-"""Those that may be gone in a second."""
+"""Reasons that may no longer apply in a second."""
 
 _OURS: Final = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 )
-"""Errors that are this machine's and no host's."""
+"""Errors of this machine, not of a host."""
 _OPEN_FILES_BESIDE: Final = 256
 
 _HOST_FAILED: Final = frozenset({"connect", "timeout"})
@@ -66,7 +59,7 @@ _ANY_ZLIB: Final = 47  # gzip or zlib, by its header
 
 @dataclass(frozen=True)
 class Fetched:
-    """A body that came with status 200, content decoded; ``redirects`` led to ``url``."""
+    """A body that came with status 200, its content decoded; ``redirects`` led to ``url``."""
 
     body: bytes
     status: int
@@ -82,21 +75,21 @@ class _Redirect:
 
 @dataclass(frozen=True)
 class _Target:
-    """A URL that may be asked for, as a browser reads it: no user, password or fragment."""
+    """A URL that may be fetched, as a browser reads it: no user, password or fragment."""
 
     url: str
     host: str
     origin: str
     has_name: bool
-    """And not an address for a host."""
+    """Whether the host is a name, not an address."""
 
 
 class Fetcher:
-    """Guarded GET requests; open as an ``async with`` context, on one event loop.
+    """Guarded GET requests; use as an ``async with`` context, on one event loop.
 
-    ``resolve`` looks names up, ``allowed`` says which addresses may be connected to; both are
-    parameters for tests and for hosts with a resolver of their own. ``listed`` is told every URL
-    before it is asked for, redirects too, and gives the reason if it must not be.
+    ``resolve`` looks names up and ``allowed`` says which addresses may be connected to; both are
+    parameters for tests, and for sites with their own resolver. ``listed`` gets every URL before
+    it is fetched, redirects included, and returns the reason to refuse it, or None.
     """
 
     def __init__(
@@ -112,8 +105,8 @@ class Fetcher:
         self._resolve = resolve
         self._allowed = allowed
         self.answers = 0
-        """Responses that have begun to come, whatever they say: the network is there."""
-        self._slots = Slots(options.concurrency)
+        """Responses that have begun to arrive; whatever they say, the network works."""
+        self._slots = PrioritySemaphore(options.concurrency)
         self._hosts = Hosts(options)
         self._robots = (
             Robots(options.user_agent, self._robots_txt) if options.respect_robots_txt else None
@@ -130,7 +123,7 @@ class Fetcher:
             socket_factory=self._open_socket,
             use_dns_cache=False,
             ssl=_trusting(options.ca_file),
-            limit=0,  # the limits are the semaphores here, whose waiting takes no image's time
+            limit=0,  # our semaphores limit; waiting for them does not count as an image's time
             keepalive_timeout=_KEEP_ALIVE_S,
         )
         self._session = aiohttp.ClientSession(
@@ -160,9 +153,9 @@ class Fetcher:
 
     @asynccontextmanager
     async def fetching(self, url: str) -> AsyncIterator[Fetched]:
-        """The same, counted among the ``concurrency`` at work until the block ends.
+        """Yield the body at ``url``; it counts among ``concurrency`` until the block ends.
 
-        So bodies that wait for a slower next step are as few as the requests.
+        So no more bodies than requests wait for a slower next step. Raises :class:`FetchRefused`.
         """
         fetched = await self._with_retries(url)
         try:
@@ -172,30 +165,30 @@ class Fetcher:
 
     @property
     def has_free_slot(self) -> bool:
-        """Whether hosts' limits leave some of ``concurrency`` unused."""
+        """Whether the hosts' limits leave some of ``concurrency`` unused."""
         return self._slots.free > 0
 
     def forget_failures(self) -> None:
-        """Ask again for names and hosts that failed."""
+        """Give names and hosts that failed another chance."""
         self._names.forget_failures()
         self._hosts.forget()
 
     async def _with_retries(self, url: str) -> Fetched:
         options = self.options
         retries, busy_retries, wait = options.retries, options.busy_retries, options.retry_wait_s
-        told: HostBusy | None = None
+        last_busy: HostBusy | None = None
         while True:
             try:
                 return await self._attempt(url)
             except HostBusy as busy:
-                told = busy
+                last_busy = busy
                 busy_retries -= 1
                 if busy_retries < 0 or (busy.wait_s or 0) > options.longest_wait_s:
                     raise
-                # The next turn comes after the host's wait, as for its other images.
+                # The next try comes after the host's wait, as for its other images.
             except FetchRefused as refused:
-                if not refused.asked and told is not None:
-                    raise told from refused  # what this image's own request was answered
+                if not refused.asked and last_busy is not None:
+                    raise last_busy from refused  # the answer to this image's own request
                 retries -= 1
                 if refused.reason not in _RETRIED or retries < 0:
                     raise
@@ -203,7 +196,7 @@ class Fetcher:
                 wait *= 2
 
     async def _attempt(self, url: str, *, robots_txt: bool = False) -> Fetched:
-        """One try, with one deadline over all hops; holds a slot when it returns."""
+        """Try once, with one deadline over all hops; the caller holds a slot afterwards."""
         loop = asyncio.get_running_loop()
         left = self.options.total_timeout_s
         hops: list[str] = []
@@ -216,9 +209,9 @@ class Fetcher:
             delay = 0.0
             if self._robots is not None and not robots_txt:
                 delay = await self._robots.ask(target.origin, target.url)
-            # One host's slot at a time, or two redirects could wait for one another.
+            # One host's slot at a time, or two redirects could wait for each other.
             async with self._hosts.slot(target.host) as host:
-                await self._turn(target, host, delay)
+                await self._wait_for_turn(target, host, delay)
                 started = loop.time()
                 answer: Fetched | _Redirect | None = None
                 try:
@@ -248,11 +241,11 @@ class Fetcher:
             hops.append(as_asked(url))
         raise FetchRefused("redirects", f"over {self.options.max_redirects} redirects")
 
-    async def _turn(self, target: _Target, host: Host, delay: float) -> None:
-        """Wait for the name, the host and one of ``concurrency``, which is held then.
+    async def _wait_for_turn(self, target: _Target, host: Host, delay: float) -> None:
+        """Wait for the name, the host and a slot, which the caller then holds.
 
-        The name first, before the image's time runs: resolvers take long over dead ones, and what
-        waits for them is no fault of a host's.
+        The name comes first, before the image's time runs: resolvers take long over dead names,
+        and that wait is not the fault of a host.
         """
         if target.has_name:
             await self._names.endpoints(target.host, 0)
@@ -303,7 +296,7 @@ class Fetcher:
     async def _ask(
         self, target: _Target, hops: tuple[str, ...], robots_txt: bool
     ) -> Fetched | _Redirect:
-        """One request. Raises :class:`FetchRefused`, and ``TimeoutError`` at the deadline."""
+        """Make one request. Raises :class:`FetchRefused`, and ``TimeoutError`` at the deadline."""
         try:
             request = self._session.get(URL(target.url, encoded=True), allow_redirects=False)
             async with request as response:
@@ -329,14 +322,16 @@ class Fetcher:
                 raise
             raise FetchRefused("connect", _cause(error)) from error
         except Exception as error:
-            # A stranger's answer may surprise the library too: that costs this image, by name.
+            # A stranger's answer may surprise the library, too: refuse this image.
             raise FetchRefused("http_other", _cause(error)) from error
 
     def _accept(self, response: aiohttp.ClientResponse, robots_txt: bool) -> None:
-        """Refuse by status, wish of the host and declared size, before the body is read."""
+        """Refuse by status, the host's wishes and declared size, before the body is read."""
         status = response.status
         if status in _BUSY:
-            raise _busy(response)
+            value = response.headers.get("Retry-After", "").strip()
+            detail = f"HTTP {status}" + (f", Retry-After: {value}" if value else "")
+            raise HostBusy(detail, retry_after_s(value))
         if status != 200:
             kind = {4: "http_4xx", 5: "http_5xx"}.get(status // 100, "http_other")
             raise FetchRefused(kind, f"HTTP {status}")
@@ -364,7 +359,7 @@ class Fetcher:
         async for chunk in response.content.iter_chunked(_CHUNK):
             received += len(chunk)
             if inflate is not None:
-                if inflate.eof:  # what comes behind the compressed body is nobody's
+                if inflate.eof:  # ignore what follows the compressed body
                     break
                 try:
                     body += inflate.decompress(chunk, limit + 1 - len(body))
@@ -373,7 +368,7 @@ class Fetcher:
             else:
                 body += chunk
             if max(len(body), received) > limit:
-                if robots_txt:  # what is behind the limit does not count
+                if robots_txt:  # the rest is ignored
                     return bytes(body[:limit])
                 raise FetchRefused("too_large", f"over {limit} bytes")
         if inflate is not None and not inflate.eof:
@@ -382,8 +377,10 @@ class Fetcher:
 
 
 def _have_open_files(n: int) -> None:
-    """Raise this process's limit of open files to ``n``, or ``ValueError``: that would look like
-    hosts that do not answer."""
+    """Raise this process's limit of open files to ``n``.
+
+    Raises ``ValueError`` if the system allows fewer: the failures would look like dead hosts.
+    """
     allowed = open_files(n)
     if allowed < n:
         raise ValueError(
@@ -394,16 +391,16 @@ def _have_open_files(n: int) -> None:
 
 @functools.cache
 def _trusting(ca_file: str) -> ssl.SSLContext:
-    """Certificates and names are verified; made once, because reading the CAs takes a while."""
+    """A context that verifies certificates and names; cached, because reading the CAs is slow."""
     return ssl.create_default_context(cafile=ca_file or None)
 
 
 def as_asked(url: str) -> str:
-    """The URL as a request and the lists know it; one that is none, unchanged."""
+    """The URL in the form of requests and lists; text that is not a URL is returned unchanged."""
     try:
         parsed = ada_url.URL(url)
         parsed.username = parsed.password = parsed.hash = ""
-    except ValueError:  # or one without a host, which has no user either
+    except ValueError:  # not a URL, or one without a host, which has no user either
         return url
     return str(parsed.href)
 
@@ -431,22 +428,7 @@ class _Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing is held here."""
-
-
-def _busy(response: aiohttp.ClientResponse) -> HostBusy:
-    """With Retry-After, which is seconds or a date (RFC 9110, 10.2.3)."""
-    value = response.headers.get("Retry-After", "").strip()
-    detail = f"HTTP {response.status}" + (f", Retry-After: {value}" if value else "")
-    if value.isascii() and value.isdigit():
-        return HostBusy(detail, float(value[:9]))
-    try:
-        date = parsedate_to_datetime(value)
-        if date.tzinfo is None:
-            date = date.replace(tzinfo=UTC)
-        return HostBusy(detail, max(0.0, date.timestamp() - time.time()))
-    except (ValueError, OverflowError):
-        return HostBusy(detail, None)
+        """Do nothing: no resources are held."""
 
 
 def _location(response: aiohttp.ClientResponse, base: str) -> str:
@@ -460,6 +442,6 @@ def _location(response: aiohttp.ClientResponse, base: str) -> str:
 
 
 def _cause(error: Exception) -> str:
-    """The error's text, or that of the system's error inside it."""
+    """The error's text, or the text of the system's error inside it."""
     inner = getattr(error, "os_error", None) or error
     return f"{type(error).__name__}: {inner}"

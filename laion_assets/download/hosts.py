@@ -1,17 +1,20 @@
-"""How much one host is asked for, and when it is left alone.
+"""Limits for each host: how much it is asked for, and when it is left alone.
 
-Each host has its slots and its rate. A host that says "too many" (429, 503) is not asked again
-before the time it names. One that fails several times in a row is not asked for a while, nor one
-that names a time too far away: its other images fail at once, as ``host_down`` or ``busy``,
-instead of keeping slots busy until a time-out each.
+Each host has its slots and its rate. A host that says "too many" (429, 503) gets no request before
+the time that it names. A host that fails several times in a row, or names a time too far away, is
+left alone for a while: its other images fail at once, as ``host_down`` or ``busy``, instead of each
+holding a slot until its time-out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 from laion_assets.download.errors import FetchRefused, HostBusy
@@ -21,26 +24,45 @@ _SWEEP_AT_LEAST: Final = 10_000
 _MOST_DOUBLINGS: Final = 10
 
 
+def retry_after_s(value: str) -> float | None:
+    """Seconds to wait by a Retry-After header, which is seconds or a date (RFC 9110, 10.2.3).
+
+    None if the header is empty or cannot be read.
+    """
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        date = parsedate_to_datetime(value)
+        if date.tzinfo is None:
+            date = date.replace(tzinfo=UTC)
+        return max(0.0, date.timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
 @dataclass
 class Host:
-    """What is known of one host; times are those of the event loop's clock."""
+    """State of one host; times are seconds of the event loop's clock."""
 
     slots: asyncio.Semaphore
     users: int = 0
+    """Images that hold or wait for one of its slots."""
     next_start: float = 0.0
     """When the rate, or the host's own wish, allows the next request."""
     failures: int = 0
-    """In a row, until now."""
+    """Consecutive failures, up to now."""
     last_failed: float = 0.0
     busy_since: float = 0.0
     """When it last said "too many"."""
     down_until: float = 0.0
-    """Because it failed too often."""
+    """Until when it is left alone because it failed too often."""
     closed_until: float = 0.0
-    """Because it asked for a longer wait than is waited for."""
+    """Until when it is left alone because it asked for too long a wait."""
     why: str = ""
+    """Why it is left alone."""
 
     def refuse_if_down(self, now: float) -> None:
+        """Raise :class:`FetchRefused` while the host is left alone."""
         if now < max(self.down_until, self.closed_until):
             reason = "busy" if now < self.closed_until else "host_down"
             refused = FetchRefused(reason, self.why)
@@ -48,14 +70,14 @@ class Host:
             raise refused
 
     def idle(self, now: float, failures_kept_s: float) -> bool:
-        """Whether a new one would do as well."""
+        """Whether there is nothing to remember: a new object would do as well."""
         waits = max(self.next_start, self.down_until, self.closed_until)
         failed = self.failures and now < self.last_failed + failures_kept_s
         return not (self.users or failed) and waits <= now
 
 
 class Hosts:
-    """All hosts that are being asked; those about which there is nothing to know are forgotten."""
+    """All hosts in use; idle ones are forgotten."""
 
     def __init__(self, options: DownloadOptions) -> None:
         self._options = options
@@ -65,9 +87,9 @@ class Hosts:
 
     @asynccontextmanager
     async def slot(self, name: str) -> AsyncIterator[Host]:
-        """Keep one of the host's slots until the block ends.
+        """Hold one of the host's slots until the block ends.
 
-        Raises :class:`FetchRefused` if the host is to be left alone.
+        Raises :class:`FetchRefused` while the host is left alone.
         """
         loop = asyncio.get_running_loop()
         host = self._get(name, loop.time())
@@ -82,9 +104,9 @@ class Hosts:
                 self._hosts.pop(name, None)
 
     async def until_open(self, host: Host) -> None:
-        """Wait until the host may be asked: its rate, and its own wish, which may change meanwhile.
+        """Wait until the host's rate, and its own wish, allow a request; both may change meanwhile.
 
-        Raises :class:`FetchRefused` if the host is to be left alone.
+        Raises :class:`FetchRefused` while the host is left alone.
         """
         loop = asyncio.get_running_loop()
         host.refuse_if_down(loop.time())
@@ -93,10 +115,10 @@ class Hosts:
             host.refuse_if_down(loop.time())
 
     def begin(self, host: Host, interval: float = 0.0) -> bool:
-        """Take the host's next request for the caller's; False if it must wait again.
+        """Claim the host's next request for the caller; return False if it must wait again.
 
-        ``interval``: seconds between two requests, where the host itself wants more than the
-        options. Raises as :meth:`until_open`.
+        ``interval``: seconds between two requests, if the host wants more than the options. Raises
+        :class:`FetchRefused` while the host is left alone.
         """
         now = asyncio.get_running_loop().time()
         host.refuse_if_down(now)
@@ -106,7 +128,7 @@ class Hosts:
         return True
 
     def failed(self, host: Host, why: str = "it failed") -> None:
-        """No connection, or no answer in time."""
+        """Note that there was no connection, or no answer in time."""
         limit = self._options.host_failures
         host.failures += 1
         host.last_failed = asyncio.get_running_loop().time()
@@ -115,30 +137,31 @@ class Hosts:
             host.down_until = host.last_failed + pause
             host.why = f"not asked for {pause:g} s: {why}, {host.failures} times in a row"
 
-    def busy(self, host: Host, told: HostBusy, started: float) -> None:
-        """429 or 503 to a request of the time ``started``: all wait, as long as the host says.
+    def busy(self, host: Host, answer: HostBusy, started: float) -> None:
+        """Note a 429 or 503 to a request of the time ``started``.
 
-        Where it does not say, twice as long each time. Answers to requests that were under way
-        together count once.
+        All requests wait as long as the host says, or twice as long each time if it does not say.
+        Answers to requests that were under way together count once.
         """
         now = asyncio.get_running_loop().time()
         if started >= host.busy_since:
             host.busy_since = now
-            self.failed(host, told.detail)
-        wait = told.wait_s
+            self.failed(host, answer.detail)
+        wait = answer.wait_s
         if wait is None:
             wait = self._options.retry_wait_s * 2.0 ** min(host.failures - 1, _MOST_DOUBLINGS)
         if wait > self._options.longest_wait_s:
             host.closed_until = max(host.closed_until, now + wait)
-            host.why = f"not asked again: {told.detail}"
+            host.why = f"not asked again: {answer.detail}"
         else:
             host.next_start = max(host.next_start, now + wait)
 
     def answered(self, host: Host) -> None:
+        """Note an answer, which ends a row of failures."""
         host.failures = 0
 
     def forget(self) -> None:
-        """Give every host that failed another chance; what one has asked for stays."""
+        """Give every failed host another chance; a wait that a host has asked for stays."""
         for host in self._hosts.values():
             host.failures, host.down_until = 0, 0.0
 

@@ -1,8 +1,8 @@
-"""From a stranger's bytes to an image to store, refusing before decoding what can be refused.
+"""Make a stranger's bytes into an image to store; refuse before decoding what can be refused.
 
-img2dataset's resizer decodes, resizes and encodes. Some versions of OpenCV, which it decodes by,
-fill what is missing of a cut image with grey and say nothing, so each image's end is looked for
-first; a JPEG whose end is in doubt is read to it by Pillow.
+img2dataset's resizer decodes, resizes and encodes. It decodes with OpenCV, some versions of which
+silently fill the missing part of a cut image with grey. So each image's end is looked for first;
+if a JPEG's end is in doubt, Pillow reads the JPEG to its end.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from PIL import Image
 from laion_assets.download import img2dataset_parts
 from laion_assets.download.errors import ImageRefused
 from laion_assets.download.options import DownloadOptions
-from laion_assets.removals.lists import Entries
+from laion_assets.removals.active import Lists
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
-_PNG_DEPTH_AT: Final = 24  # of the bit depth in the first chunk, IHDR
+_PNG_DEPTH_AT: Final = 24  # the bit depth's position, in the first chunk, IHDR
 _JPEG_SCAN: Final = b"\xff\xda"
 _JPEG_END: Final = b"\xff\xd9"
 _LARGE_PIXELS: Final = 16_000_000
 _STRIP_ROWS: Final = 128
 _EXIF_BYTES: Final = 65_536
 _EXIF_CHARS: Final = 65_536
-"""Tags may all point at the same text: a few KB of them can be written out as 76 MB."""
+"""Tags may all point at the same text, so a few KB of them can be written out as 76 MB."""
 
 
 @dataclass(frozen=True)
 class Checksums:
-    """Of the bytes as downloaded, in hexadecimal."""
+    """Digests of the bytes as downloaded, in hexadecimal."""
 
     sha256: str
     md5: str
@@ -49,7 +49,7 @@ class Checksums:
 
 @dataclass(frozen=True)
 class StoredImage:
-    """``exif`` is JSON, None where the tags cannot be read; sizes are in pixels."""
+    """An image to store; sizes in pixels. ``exif`` is JSON, None if the tags cannot be read."""
 
     encoded: bytes
     width: int
@@ -60,32 +60,35 @@ class StoredImage:
 
 
 def refuse_unseen(body: bytes, min_bytes: int) -> None:
-    """Raise :class:`ImageRefused` for what need not be decoded to be refused."""
+    """Raise :class:`ImageRefused` for a body that can be refused without decoding."""
     if len(body) < min_bytes:
         raise ImageRefused("too_small", f"{len(body)} bytes")
 
 
-def refuse_listed(sums: Checksums, removals: Entries, blocklists: Entries) -> None:
+def refuse_listed(sums: Checksums, lists: Lists) -> None:
     """Raise :class:`ImageRefused` if a list names the image by its hash."""
-    if blocklists.matches_image(sums.sha256, sums.md5):
+    if lists.blocklists.matches_image(sums.sha256, sums.md5):
         raise ImageRefused("blocked", "its hash is on a blocklist")
-    if removals.matches_image(sums.sha256, sums.md5):
+    if lists.removals.matches_image(sums.sha256, sums.md5):
         raise ImageRefused("removed", "its hash is on a removal list")
 
 
-class LargeImage(Exception):  # noqa: N818 - it is to be made otherwise, not refused
-    """Decoded, it may take gigabytes: one at a time."""
+class LargeImage(Exception):  # noqa: N818 - it is made in another way, not refused
+    """The decoded image may take gigabytes of memory, so only one is decoded at a time."""
 
 
 class ImageMaker:
-    """Checks, resizes and encodes."""
+    """Checks, resizes and encodes images."""
 
     def __init__(self, options: DownloadOptions) -> None:
         self._options = options
         self._resize = img2dataset_parts.make_resizer(options)
 
     def make(self, body: bytes, *, large: bool = True) -> StoredImage:
-        """Raises :class:`ImageRefused`, and :class:`LargeImage` where these are not wanted."""
+        """The image to store.
+
+        Raises :class:`ImageRefused`, and :class:`LargeImage` for a large one unless ``large``.
+        """
         kind = _kind(body)
         with _as_undecodable():
             size, plain = self._check_header(body, kind)
@@ -104,7 +107,7 @@ class ImageMaker:
         return StoredImage(encoded, width, height, *size, _exif(body, kind))
 
     def _check_header(self, body: bytes, kind: str) -> tuple[tuple[int, int], bool]:
-        """Declared ``(width, height)``, and whether OpenCV gives 8 bits and no alpha as it is."""
+        """The declared ``(width, height)``, and whether OpenCV decodes to 8 bits without alpha."""
         try:
             image = Image.open(BytesIO(body), formats=(kind,))
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -122,7 +125,7 @@ class ImageMaker:
 
 
 def _kind(body: bytes) -> str:
-    """Pillow's name of a type that is taken, by the first bytes. Raises :class:`ImageRefused`."""
+    """Pillow's name of an accepted type, by the first bytes. Raises :class:`ImageRefused`."""
     if body.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if body.startswith(_PNG):
@@ -139,7 +142,7 @@ def _kind(body: bytes) -> str:
 
 @contextmanager
 def _as_undecodable() -> Iterator[None]:
-    """Whatever a decoder makes of a stranger's bytes costs this image, by name."""
+    """Refuse the image for any error of a decoder: a stranger's bytes may cause every kind."""
     try:
         yield
     except (ImageRefused, MemoryError):
@@ -149,20 +152,20 @@ def _as_undecodable() -> Iterator[None]:
 
 
 def _find_end(body: bytes, kind: str) -> None:
-    """Raise an error of the decoder's kind where data is missing at the end."""
+    """Raise if data is missing at the end: :class:`ImageRefused`, or the decoder's own error."""
     if kind == "WEBP":
         declared = 8 + int.from_bytes(body[4:8], "little")
         if len(body) < declared:
             raise ImageRefused("undecodable", f"{len(body)} of {declared} bytes")
         return
     if kind == "JPEG" and body.rfind(_JPEG_END) > body.rfind(_JPEG_SCAN):
-        # Inside a scan no end marker can stand: the last scan has been ended.
+        # No end marker can occur inside a scan, so this one ends the last scan.
         return
     with Image.open(BytesIO(body), formats=(kind,)) as image:
         if kind == "PNG":
             image.verify()  # every chunk's checksum, to the last
         else:
-            # An eighth of a JPEG's size still reads every byte, for a part of the work.
+            # Decoding to an eighth of the size still reads every byte, for part of the work.
             image.draft("L", (1, 1))
             image.load()
 
@@ -170,8 +173,8 @@ def _find_end(body: bytes, kind: str) -> None:
 def _flatten(body: bytes) -> bytes:
     """The image as BMP with 8 bits and no alpha.
 
-    The resizer would put it on white by the same formula, but over the whole image at once, in 64
-    bits; of 16-bit samples it would keep the excess over 255, which is white.
+    The resizer would blend it with white by the same formula, but over the whole image at once, in
+    64 bits. It would clip 16-bit samples at 255, so that nearly all become white.
     """
     import cv2
 
@@ -196,13 +199,13 @@ def _exif(body: bytes, kind: str) -> str | None:
         if _exif_bytes(body, kind) > _EXIF_BYTES:
             return None
         text = img2dataset_parts.exif_json(body)
-    except Exception:  # noqa: BLE001 - an ornament: its loss is counted in the shard's statistics
+    except Exception:  # noqa: BLE001 - not essential: the shard's statistics count its loss
         return None
     return text if len(text) <= _EXIF_CHARS else None
 
 
 def _exif_bytes(body: bytes, kind: str) -> int:
-    """Bytes of the EXIF chunks of a PNG or WebP; in a JPEG they are 64 KiB at most."""
+    """Size of a PNG's or WebP's EXIF chunks, else 0; a JPEG's have 64 KiB at most."""
     at, step, name = {"PNG": (8, 12, b"eXIf"), "WEBP": (12, 8, b"EXIF")}.get(
         kind, (len(body), 0, b"")
     )

@@ -1,11 +1,10 @@
-"""img2dataset's resizer, writer and keys: the one place that imports it.
+"""img2dataset's resizer, writer and keys: the only module that imports img2dataset.
 
-Two things are set before and after the import. albumentations, which img2dataset resizes with,
-asks the network for its newest version when it is imported, and wandb, imported for a logger that
-is not used here, could report: environment variables tell both to stay silent. And img2dataset
-mutes a decoder's chatter by pointing the whole process's stdout and stderr at nothing for each
-image, which loses other threads' output and, with several at once, never points them back: that
-is taken out.
+Two things are changed around the import. albumentations, with which img2dataset resizes, asks the
+network for its newest version when it is imported; wandb, imported for a logger that is not used
+here, could report. Environment variables keep both silent. And img2dataset mutes a decoder's output
+by redirecting the whole process's stdout and stderr for each image. That loses other threads'
+output and, with several images at once, is never undone, so it is removed.
 """
 
 from __future__ import annotations
@@ -51,11 +50,13 @@ class Writer(Protocol):
 
 
 Resizer = Callable[[BytesIO], tuple[bytes | None, int, int, int, int, str | None]]
-"""img2dataset's: stream -> encoded, width, height, original width and height, error."""
+"""img2dataset's resizer: stream -> encoded, width, height, original width and height, error."""
 
 
 @dataclass(frozen=True)
 class Parts:
+    """The parts of img2dataset that are used here."""
+
     resizer_class: Any
     writer_class: Any
     compute_key: Callable[[int, int, int, int], str]
@@ -63,7 +64,7 @@ class Parts:
 
 
 def load() -> Parts:
-    """Import img2dataset, once; takes some seconds."""
+    """Import img2dataset, once; this takes some seconds."""
     with _import_lock:
         return _load()
 
@@ -71,12 +72,12 @@ def load() -> Parts:
 @functools.cache
 def _load() -> Parts:
     os.environ.update(SILENCE)
-    # img2dataset speaks to albumentations in a way of last year, which is told at every image.
+    # img2dataset calls albumentations in a deprecated way, which warns for every image.
     warnings.filterwarnings("ignore", "value is deprecated, use fill", DeprecationWarning)
     warnings.filterwarnings("ignore", "'imghdr' is deprecated", DeprecationWarning)
-    # Declared sizes are judged by `images`; Pillow would tell of some that are refused anyway.
+    # `images` judges declared sizes; Pillow would warn of some that are refused anyway.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-    # Of a stranger's odd tags it would tell one by one.
+    # Pillow would warn of each odd tag in a stranger's image.
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
     logging.getLogger("exifread").setLevel(logging.CRITICAL)
     import exifread  # type: ignore[import-untyped]
@@ -89,6 +90,7 @@ def _load() -> Parts:
 
 
 def make_resizer(options: DownloadOptions) -> Resizer:
+    """img2dataset's resizer with these options."""
     resizer: Resizer = load().resizer_class(
         image_size=options.image_size,
         resize_mode=options.resize_mode,
@@ -100,7 +102,7 @@ def make_resizer(options: DownloadOptions) -> Resizer:
 
 
 def open_writer(folder: Path, shard: int, schema: pa.Schema, options: DownloadOptions) -> Writer:
-    """A writer of ``folder/00000.tar`` and ``.parquet`` that gives the same bytes each time."""
+    """A writer of ``folder/00000.tar`` and ``.parquet`` whose output is reproducible."""
     writer = load().writer_class(
         shard,
         str(folder),
@@ -110,7 +112,7 @@ def open_writer(folder: Path, shard: int, schema: pa.Schema, options: DownloadOp
         options.encode_format,
     )
     writer.tarwriter.mtime = TAR_MTIME
-    # img2dataset flushes, and so makes a row group, every 100 rows.
+    # By default img2dataset flushes every 100 rows, which makes a row group.
     writer.buffered_parquet_writer.buffer_size = options.samples_per_shard
     made: Writer = writer
     return made
@@ -122,6 +124,7 @@ def key_of(shard: int, row: int, samples_per_shard: int) -> str:
 
 
 def row_digits(samples_per_shard: int) -> int:
+    """Digits of a row's number in a key."""
     return max(ROW_DIGITS, len(str(samples_per_shard - 1)))
 
 

@@ -1,4 +1,4 @@
-"""Which rows of a shard's parquet the lists name, by all that is known of them."""
+"""Find the rows of a shard's parquet that the lists name, by all that is known of them."""
 
 from __future__ import annotations
 
@@ -12,36 +12,39 @@ import pyarrow.parquet as pq
 
 from laion_assets.download.fetch import as_asked
 from laion_assets.download.shards import files_of, shards_in
+from laion_assets.files import read_parquet
 from laion_assets.funnel import LISTED
-from laion_assets.removals.active import REASONS, Lists
-from laion_assets.removals.ledger import Taken
-from laion_assets.removals.lists import Entries, Key
+from laion_assets.removals.active import REASON_OF_LIST, Lists
+from laion_assets.removals.entries import Entries
+from laion_assets.removals.entry import Key
+from laion_assets.removals.ledger import RemovalCounts
 
 _COLUMNS = ("url", "uid", "sha256", "md5", "redirects", "reason")
 
 
 class Named(NamedTuple):
-    """A row that a list names; ``met``: by its image or a redirect, not by itself."""
+    """A row that a list names, by the entry of ``key``.
+
+    ``resolved``: the entry names the row's image or a redirect, not its own URL or uid.
+    """
 
     row: int
     list: str
     key: Key
-    met: bool
+    resolved: bool
     url_sha256: bytes
 
 
 def named_rows(
     parquet: Path, lists: Lists, *, samples: bool = True
 ) -> tuple[list[Named], set[int]]:
-    """The rows that the lists name, and those that have been refused because a list named them.
+    """The rows that the lists name, and the rows that were refused because a list named them.
 
     A row is named by its URL, a redirect on the way to its image, the image's hashes or, with
     ``samples``, its uid.
     """
-    # Not `read_table`: it would take the lake's hive folders for columns.
-    file = pq.ParquetFile(parquet)
-    have = [name for name in _COLUMNS if name in file.schema_arrow.names]
-    table = file.read(columns=have).combine_chunks()
+    present = set(pq.read_schema(parquet).names)
+    table = read_parquet(parquet, [name for name in _COLUMNS if name in present]).combine_chunks()
     urls = table["url"].to_pylist()
     refused = {row for row, reason in enumerate(table["reason"].to_pylist()) if reason in LISTED}
     asked: list[str] = []
@@ -52,15 +55,15 @@ def named_rows(
         steps, owners = _steps(table)
     found: dict[int, Named] = {}
     for name, entries in lists.each():
-        for row, key, met in _named_by(entries, table, asked, steps, owners, samples):
+        for row, key, resolved in _named_by(entries, table, asked, steps, owners, samples):
             if row not in found:
                 digest = hashlib.sha256(urls[row].encode()).digest()
-                found[row] = Named(row, name, key, met, digest)
+                found[row] = Named(row, name, key, resolved, digest)
     return list(found.values()), refused
 
 
 def _steps(table: pa.Table) -> tuple[list[str], list[int]]:
-    """All redirects, and the rows that they belong to."""
+    """All redirects, and the row of each."""
     steps: list[str] = []
     owners: list[int] = []
     for row, hops in enumerate(table["redirects"].to_pylist()):
@@ -94,21 +97,21 @@ def _named_by(
         ids = np.array(heads, dtype=np.uint64).view(np.int64)
         for row in np.flatnonzero(entries.which_samples(ids)).tolist():
             found.append((row, entries.key_for_sample(int(ids[row])), False))
-    return [(row, key, met) for row, key, met in found if key is not None]
+    return [(row, key, resolved) for row, key, resolved in found if key is not None]
 
 
-Met = dict[str, set[tuple[Key, bytes]]]
-"""List -> the entries by which an image or a step on the way to it is named, each with the
-SHA-256 of the URL that leads there."""
+Resolved = dict[str, set[tuple[Key, bytes]]]
+"""List -> the entries that name an image or a step on the way to it, each with the SHA-256 of the
+URL that leads there."""
 
 
-def met_in(folder: Path, lists: Lists) -> tuple[Met, Taken]:
-    """What the lists name in the shards of a folder, and how many rows each entry names."""
-    met: Met = {name: set() for name in REASONS}
-    taken = Taken()
+def resolved_in(folder: Path, lists: Lists) -> tuple[Resolved, RemovalCounts]:
+    """The resolved URLs of a folder of shards, and how many rows each entry names."""
+    resolved: Resolved = {name: set() for name in REASON_OF_LIST}
+    removed = RemovalCounts()
     for shard in shards_in(folder) if lists else ():
         for row in named_rows(files_of(folder, shard)[1], lists)[0]:
-            taken[row.list, row.key] += 1
-            if row.met:
-                met[row.list].add((row.key, row.url_sha256))
-    return met, taken
+            removed[row.list, row.key] += 1
+            if row.resolved:
+                resolved[row.list].add((row.key, row.url_sha256))
+    return resolved, removed

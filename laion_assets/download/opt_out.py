@@ -1,8 +1,8 @@
-"""X-Robots-Tag: what a host asks of those who would use its image.
+"""X-Robots-Tag: a host's wishes about the use of its image.
 
-The syntax is the one that search engines document: directives separated by commas, a user agent's
-name and a colon before those meant for it alone. The directives are the established ones against
-indexing and those of DeviantArt's and Spawning's proposals against training.
+The syntax is the one that search engines document: directives are separated by commas; a user
+agent's name and a colon precede those meant for it alone. The directives are the established ones
+against indexing, and those of DeviantArt's and Spawning's proposals against training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WITH_VALUE: Final = frozenset(
 
 
 def opted_out(headers: Iterable[str], agent: str) -> str | None:
-    """The directive that refuses ``agent`` the use, if there is one among the headers' values."""
+    """The first directive among the headers' values that refuses ``agent`` the use, or None."""
     for header in headers:
         meant_for = agent.lower()
         for token in header.lower().split(","):

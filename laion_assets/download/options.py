@@ -1,4 +1,4 @@
-"""Limits, politeness and image format of the download."""
+"""Options of the download: limits, politeness and image format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from laion_assets.options import OPERATIONAL, Options
 
 
 class DownloadOptions(Options):
-    """How images are fetched, checked, resized and stored.
+    """Limits, politeness and image format of the download.
 
     Image size, mode, format and quality are img2dataset's options of the same names; their
     defaults are those of the released LAION-400M shards (256, border, jpg).
@@ -22,95 +22,109 @@ class DownloadOptions(Options):
         64, ge=1, le=2048, description="Images fetched at the same time"
     )
     per_host_concurrency: Annotated[int, OPERATIONAL] = Field(
-        4, ge=1, description="Requests to one host at the same time; others do not wait for it"
+        4, ge=1, description="Requests to one host at the same time; other hosts are not delayed"
     )
     per_host_rate: Annotated[float, OPERATIONAL] = Field(
-        20.0, ge=0, description="Requests a second to one host; 0 sets no limit"
+        20.0, ge=0, description="Requests per second to one host; 0 means no limit"
     )
     host_failures: Annotated[int, OPERATIONAL] = Field(
-        5, ge=0, description="Failures in a row after which a host is left alone; 0 never does"
+        5, ge=0, description="Consecutive failures after which a host is left alone; 0 means never"
     )
     host_pause_s: Annotated[float, OPERATIONAL] = Field(
-        300.0, ge=0, description="For how many seconds it is left alone"
+        300.0, ge=0, description="Seconds for which such a host is left alone"
     )
     resize_processes: Annotated[int, OPERATIONAL] = Field(
-        2, ge=1, description="Processes that check, resize and encode"
+        2, ge=1, description="Processes that check, resize and encode images"
     )
 
     decode_timeout_s: Annotated[float, OPERATIONAL] = Field(
-        60.0, gt=0, description="Seconds for decoding one image"
+        60.0, gt=0, description="Time limit in seconds for decoding one image"
     )
 
     total_timeout_s: Annotated[float, OPERATIONAL] = Field(
-        10.0, gt=0, description="Seconds for one image: names, connections, headers, body, all hops"
+        10.0,
+        gt=0,
+        description="Time limit in seconds for one image: names, connections, bodies, all hops",
     )
     connect_timeout_s: Annotated[float, OPERATIONAL] = Field(
-        5.0, gt=0, description="Seconds for one connection with TLS"
+        5.0, gt=0, description="Time limit in seconds for one connection, TLS included"
     )
-    max_bytes: int = Field(20_000_000, ge=1, description="Largest body, after content decoding")
-    max_redirects: int = Field(5, ge=0, description="Redirects followed for one image")
+    max_bytes: int = Field(
+        20_000_000, ge=1, description="Maximum bytes of a body, after content decoding"
+    )
+    max_redirects: int = Field(5, ge=0, description="Maximum redirects followed for one image")
     retries: Annotated[int, OPERATIONAL] = Field(
-        0, ge=0, le=10, description="More tries after a broken connection, a time-out or HTTP 5xx"
+        0, ge=0, le=10, description="Retries after a broken connection, a time-out or HTTP 5xx"
     )
     busy_retries: Annotated[int, OPERATIONAL] = Field(
         2,
         ge=0,
         le=10,
-        description="More tries after HTTP 429 or 503, when the host is left waiting",
+        description="Retries after HTTP 429 or 503, each after the wait that the host asks for",
     )
     longest_wait_s: Annotated[float, OPERATIONAL] = Field(
-        60.0, ge=0, description="Longest Retry-After waited for; a host that asks for more is left"
+        60.0,
+        ge=0,
+        description="Longest Retry-After in seconds that is waited for; a host that asks for more"
+        " is left alone",
     )
     retry_wait_s: Annotated[float, OPERATIONAL] = Field(
-        1.0, ge=0, description="Seconds before the first retry, doubled for each more"
+        1.0,
+        ge=0,
+        description="Wait in seconds before the first retry; doubled for each further one",
     )
     network_retries: Annotated[int, OPERATIONAL] = Field(
-        2, ge=0, description="More tries of a shard of which every download failed for the network"
+        2, ge=0, description="Retries of a shard if all its downloads failed for network reasons"
     )
     network_wait_s: Annotated[float, OPERATIONAL] = Field(
-        30.0, ge=0, description="Seconds before the first of those, doubled for each more"
+        30.0,
+        ge=0,
+        description="Wait in seconds before the first of those; doubled for each further one",
     )
     refetch: Annotated[Literal["passing", "none", "all"], OPERATIONAL] = Field(
         "passing",
-        description="What is asked for again of a segment that was downloaded before: what failed"
-        " for a passing reason, nothing, or all",
+        description="What is refetched when a segment is downloaded again: images that failed for a"
+        " transient reason (passing), none, or all",
     )
     give_up_after: Annotated[int, OPERATIONAL] = Field(
-        5, ge=1, description="Runs after which a passing reason is taken for a lasting one"
+        5,
+        ge=1,
+        description="Failed runs after which a transient reason is taken for a permanent one",
     )
     take_changed: Annotated[bool, OPERATIONAL] = Field(
-        False, description="Take bytes that are not those of the recorded SHA-256 (flagged anyway)"
+        False,
+        description="Accept bytes whose SHA-256 is not the recorded one (flagged either way)",
     )
     user_agent: Annotated[str, OPERATIONAL] = Field(
         "laion-assets",
         pattern=r"^[A-Za-z0-9_-]+$",
-        description="The name we go by, also the one that X-Robots-Tag may address",
+        description="Our name in requests, by which X-Robots-Tag and robots.txt may address us",
     )
     contact: Annotated[str, OPERATIONAL] = Field(
         "",
         pattern=r"^[\x21-\x7e]*$",
-        description="URL or e-mail address told to every host, for people whom we disturb",
+        description="URL or e-mail address, sent to every host, for people who are disturbed",
     )
-    respect_opt_out: bool = Field(True, description="Honour X-Robots-Tag before reading the body")
+    respect_opt_out: bool = Field(True, description="Honour X-Robots-Tag, before the body is read")
     respect_robots_txt: bool = Field(
-        False, description="Ask each host for its robots.txt first, and keep to it (RFC 9309)"
+        False, description="Fetch and obey each host's robots.txt (RFC 9309)"
     )
     ca_file: Annotated[str, OPERATIONAL] = Field(
-        "", description="PEM file of the trusted CAs; empty takes the system's"
+        "", description="PEM file of the trusted CAs; empty means the system's"
     )
     connect_to: Annotated[dict[str, str], OPERATIONAL] = Field(
         default_factory=dict,
-        description="Host pattern (`*.sample.test`) -> IP:PORT to connect to instead of looking"
-        " the name up; the more specific pattern wins. An entry is the permission to connect to"
-        " that address although it is not public, for hosts of that pattern only",
+        description="Host pattern (`*.sample.test`) -> IP:PORT to connect to instead of looking the"
+        " name up; the most specific pattern wins. An entry permits this address even if it is not"
+        " public, for hosts of its pattern only",
     )
 
-    min_bytes: int = Field(5000, ge=0, description="Smallest body (LAION-400M: 5 KB)")
+    min_bytes: int = Field(5000, ge=0, description="Minimum bytes of a body (LAION-400M: 5 KB)")
     max_pixels: int = Field(
         89_478_485,
         ge=1,
         le=2 * 89_478_485,
-        description="Most pixels that a header may declare; Pillow refuses twice its default, too",
+        description="Maximum pixels that a header may declare; Pillow allows twice the default",
     )
     image_size: int = Field(256, ge=1, description="Side of the stored image, in pixels")
     resize_mode: str = Field(
@@ -118,12 +132,12 @@ class DownloadOptions(Options):
         pattern="^(no|border|keep_ratio|keep_ratio_largest|center_crop)$",
         description="no, border, keep_ratio, keep_ratio_largest or center_crop",
     )
-    resize_only_if_bigger: bool = Field(False, description="Leave smaller images as they are")
+    resize_only_if_bigger: bool = Field(False, description="Do not enlarge smaller images")
     encode_format: str = Field("jpg", pattern="^(jpg|png|webp)$", description="jpg, png or webp")
     encode_quality: int = Field(
         95, ge=0, le=100, description="0-100 for jpg and webp; compression 0-9 for png"
     )
-    samples_per_shard: int = Field(10_000, ge=1, description="Rows of one shard")
+    samples_per_shard: int = Field(10_000, ge=1, description="Rows per shard")
 
     @field_validator("connect_to")
     @classmethod
@@ -134,6 +148,6 @@ class DownloadOptions(Options):
 
     @property
     def user_agent_header(self) -> str:
-        """`laion-assets/0.1.0 (+https://example.org/contact)`: never a browser's."""
+        """The User-Agent header: `laion-assets/0.1.0 (+https://example.org/contact)`."""
         contact = f" (+{self.contact})" if self.contact else ""
         return f"{self.user_agent}/{__version__}{contact}"

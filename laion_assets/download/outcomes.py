@@ -1,4 +1,4 @@
-"""What became of one row, and what is remembered of its URL from run to run."""
+"""Outcome of one row, and history of its URL from run to run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from laion_assets.schemas import FETCHES
 SUCCESS: Final = "success"
 FAILED_TO_DOWNLOAD: Final = "failed_to_download"
 FAILED_TO_RESIZE: Final = "failed_to_resize"
-"""img2dataset's three statuses; the last is for all that is found wrong with the bytes."""
+"""img2dataset's three statuses; the last covers everything that is wrong with the bytes."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The columns of a shard's parquet after the pair's own and the key.
+    """Columns of a shard's parquet after the pair's own columns and the key.
 
-    ``redirects``: the URLs that led to the image, in order, None if there were none.
+    ``redirects``: the URLs that led to the image, in order; None if there were none.
     """
 
     status: str
@@ -43,10 +43,10 @@ OUTCOME_COLUMNS: Final = tuple(field.name for field in fields(Outcome))
 class History:
     """What the runs so far saw at a URL; times in seconds since 1970.
 
-    ``attempts`` are the runs that asked for it, ``failures`` the last of them in a row that got
-    nothing to store or to refuse for good. ``sha256`` is that of the first bytes taken, which later
-    bytes are held against. ``first_seen`` and ``last_seen`` are when those very bytes came,
-    ``changed`` when others did.
+    ``attempts``: runs that asked for it. ``failures``: how many of the last of them, in a row, got
+    nothing to store or to refuse for good. ``sha256``: digest of the first bytes taken, with which
+    later bytes are compared. ``first_seen``, ``last_seen``: when these bytes came. ``changed``:
+    when other bytes came.
     """
 
     attempts: int = 0
@@ -60,7 +60,7 @@ class History:
     changed_sha256: str | None = None
 
     def tried(self) -> History:
-        """One more run has asked for the URL."""
+        """The history after one more run has asked for the URL."""
         now = time.time()
         return replace(
             self,
@@ -70,20 +70,22 @@ class History:
         )
 
     def failed(self) -> History:
+        """The history after one more failure."""
         return replace(self, failures=self.failures + 1)
 
     def answered(self) -> History:
+        """The history after an answer, which ends a row of failures."""
         return replace(self, failures=0)
 
     def took(self, sha256: str) -> History:
-        """These bytes came and are what is recorded from now on."""
+        """The history after these bytes came and were taken."""
         now = time.time()
         known = self.sha256 == sha256 and self.first_seen is not None
         first = self.first_seen if known else now
         return replace(self, sha256=sha256, first_seen=first, last_seen=now)
 
     def differed(self, sha256: str) -> History:
-        """Other bytes came than those recorded."""
+        """The history after other bytes came than those recorded."""
         return replace(self, changed=time.time(), changed_sha256=sha256)
 
 
@@ -91,6 +93,7 @@ _TIMES: Final = ("first_tried", "last_tried", "first_seen", "last_seen", "change
 
 
 def ledger_table(keys: list[str], urls: list[str], histories: list[History]) -> pa.Table:
+    """A table of :data:`laion_assets.schemas.FETCHES`."""
     rows = [
         {"key": key, "url": url, **_as_stored(history)}
         for key, url, history in zip(keys, urls, histories, strict=True)
@@ -99,6 +102,7 @@ def ledger_table(keys: list[str], urls: list[str], histories: list[History]) -> 
 
 
 def histories_of(table: pa.Table) -> list[History]:
+    """The histories of a table of :data:`laion_assets.schemas.FETCHES`."""
     names = [field.name for field in fields(History)]
     for name in _TIMES:
         at = table.schema.get_field_index(name)

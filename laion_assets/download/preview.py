@@ -1,4 +1,4 @@
-"""A contact sheet: some of a segment's images with their captions, for a person's eye."""
+"""Contact sheet: some of a segment's images with their captions, for people to look at."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Final
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 from laion_assets.download.tars import ImageBytes
+from laion_assets.files import read_parquet
 
 MAX_BYTES: Final = 150_000
 SHARDS_READ: Final = 8
-"""Of a large segment, as many are looked into for a sheet."""
+"""Shards of a large segment that a sheet draws from."""
 
 _COLUMNS: Final = 6
 _TILE: Final = 150
@@ -31,7 +31,7 @@ _QUALITIES: Final = (85, 70, 55, 40, 25, 10)
 
 @dataclass(frozen=True, order=True)
 class Sample:
-    """One picture of a sheet: where its bytes are, and what stands below it."""
+    """One picture of a sheet: the tar and key of its bytes, and its caption."""
 
     tar: Path
     key: str
@@ -44,7 +44,7 @@ def contact_sheet(shards: Path, n: int = 24, seed: int = 0) -> bytes:
 
 
 def sheet(samples: Sequence[Sample]) -> bytes:
-    """JPEG of at most 150 KB: the samples in their order. What does not decode is a grey tile."""
+    """JPEG of at most 150 KB: the samples in order; a grey tile if an image does not decode."""
     line = _FONT_SIZE + 3
     row_height = _TILE + _CAPTION_LINES * line + _GAP
     rows = max(1, -(-len(samples) // _COLUMNS))
@@ -70,7 +70,7 @@ def sheet(samples: Sequence[Sample]) -> bytes:
 
 
 def thumbnails(samples: Sequence[Sample]) -> list[bytes]:
-    """A small JPEG of each; a grey one of what does not decode."""
+    """A small JPEG of each sample; a grey one if its image does not decode."""
     encoded = _encoded_images(samples)
     made = []
     for sample in samples:
@@ -101,13 +101,13 @@ def _encoded_images(samples: Sequence[Sample]) -> dict[tuple[Path, str], bytes]:
 
 
 def _draw(shards: Path, n: int, seed: int) -> list[Sample]:
-    """From a few shards, so that a large segment is not read whole."""
+    """Draw samples from a few shards, so that a large segment is not read whole."""
     chance = random.Random(seed)
     paths = sorted(shards.glob("[0-9]*.parquet"))
     chosen = sorted(chance.sample(paths, min(len(paths), SHARDS_READ)))
     stored: list[Sample] = []
     for path in chosen:
-        table = pq.ParquetFile(path).read(columns=["key", "caption", "status"])
+        table = read_parquet(path, ["key", "caption", "status"])
         table = table.filter(pc.equal(table["status"], "success"))
         for key, caption in zip(
             table["key"].to_pylist(), table["caption"].to_pylist(), strict=True

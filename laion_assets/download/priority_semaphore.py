@@ -1,4 +1,4 @@
-"""How many images are at work at a time, and whose turn it is."""
+"""A semaphore that serves the most urgent waiter first."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import heapq
 import itertools
 
 
-class Slots:
-    """``n`` slots; a free one goes to the most urgent of those that wait, then to the first.
+class PrioritySemaphore:
+    """``n`` slots; a free one goes to the most urgent waiter, among equals to the first.
 
-    A semaphore would serve all hosts alike, and leave the largest for the end, where nothing but
-    its rate counts.
+    A plain semaphore would serve all hosts alike and leave the largest host for the end, where its
+    rate alone would limit the download.
     """
 
     def __init__(self, n: int) -> None:
@@ -21,9 +21,11 @@ class Slots:
 
     @property
     def free(self) -> int:
+        """How many slots are free."""
         return self._free
 
     async def acquire(self, urgency: int) -> None:
+        """Take a slot, waiting for it if none is free."""
         if self._free:
             self._free -= 1
             return
@@ -33,10 +35,11 @@ class Slots:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.release()  # it came too late
+                self.release()  # the slot came too late
             raise
 
     def release(self) -> None:
+        """Give a slot back."""
         while self._waiting:
             turn = heapq.heappop(self._waiting)[2]
             if not turn.done():

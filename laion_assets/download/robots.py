@@ -1,8 +1,8 @@
-"""robots.txt by RFC 9309, read by Protego and kept for each origin.
+"""robots.txt (RFC 9309), parsed by Protego and kept for each origin.
 
-No robots.txt (4xx, or redirects without end) allows everything; an answer that says neither (5xx,
-429) forbids everything for the time being (RFC 9309, 2.3.1): its images fail with the same reason,
-as do those of a host that cannot be reached.
+A missing robots.txt (4xx, or too many redirects) allows everything. An answer that leaves it open
+(5xx, 429) forbids everything for the time being (RFC 9309, 2.3.1): its images fail with the same
+reason, as do those of a host that cannot be reached.
 """
 
 from __future__ import annotations
@@ -29,15 +29,18 @@ _ALLOWING: Final = frozenset({"http_4xx", "redirects"})
 class _Rules:
     expires: float
     parsed: Protego | None = None
-    """None: everything is allowed."""
+    """The rules; None if everything is allowed."""
     refused: FetchRefused | None = None
-    """For every URL of the origin."""
+    """The refusal of every URL of the origin, if any."""
     size: int = 0
-    """Bytes of the text; parsed it takes some thirty times as many."""
+    """Bytes of the text; parsed, it takes some thirty times as many."""
 
 
 class Robots:
-    """``get`` fetches a robots.txt of at most :data:`MAX_BYTES`, or raises FetchRefused."""
+    """The rules of all origins.
+
+    ``get`` fetches a robots.txt of at most :data:`MAX_BYTES`, or raises :class:`FetchRefused`.
+    """
 
     def __init__(self, agent: str, get: Callable[[str], Awaitable[bytes]]) -> None:
         self._agent = agent
@@ -46,7 +49,7 @@ class Robots:
         self._bytes = 0
 
     async def ask(self, origin: str, url: str) -> float:
-        """The host's Crawl-delay in seconds, 0 if it has none and at most 10.
+        """The host's Crawl-delay in seconds: 0 if it has none, and at most 10.
 
         ``origin``: "https://host:port". Raises :class:`FetchRefused` if ``url`` is disallowed.
         """
@@ -57,7 +60,7 @@ class Robots:
             return 0.0
         if not rules.parsed.can_fetch(url, self._agent):
             raise FetchRefused("robots", f"{origin}/robots.txt disallows it")
-        # Not of the RFC, and some hosts ask for hours: a shard does not wait for those.
+        # Not in the RFC, and some hosts ask for hours: a shard does not wait that long.
         return min(rules.parsed.crawl_delay(self._agent) or 0.0, _MOST_DELAY_S)
 
     async def _of(self, origin: str) -> _Rules:
@@ -71,7 +74,7 @@ class Robots:
             known.add_done_callback(lambda done: self._loaded(origin, done))
             if len(self._rules) > _KEPT:
                 self._drop(next(iter(self._rules)))
-        # Shielded: one image's end must not take the answer from the others that wait.
+        # Shielded: cancelling one image must not take the answer from the others.
         return await asyncio.shield(known)
 
     def _loaded(self, origin: str, done: asyncio.Future[_Rules]) -> None:
@@ -99,6 +102,6 @@ class Robots:
             return _Rules(
                 now + _KEPT_S, Protego.parse(body.decode("utf-8", "replace")), size=len(body)
             )
-        except Exception as error:  # noqa: BLE001 - a stranger's text costs that host, by name
+        except Exception as error:  # noqa: BLE001 - a stranger's text may raise anything: refuse that host
             unreadable = FetchRefused("http_other", f"robots.txt cannot be read: {error!r}")
             return _Rules(now + _FAILURE_KEPT_S, refused=unreadable)

@@ -1,8 +1,8 @@
-"""A shard's files: written whole, known to be done, put aside for a new version, taken over.
+"""A shard's files: write them whole, tell whether they are done, put them aside, take them over.
 
 A shard is its tar, its parquet, its part of the ledger, then its ``_stats.json``, each published
-whole: it is done when the last is there and holds the digest of its rows and of what decides
-their outcome.
+whole. It is done when the last is present and holds the digest of its rows and of what decides
+their outcomes.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,28 +27,31 @@ from laion_assets.download.outcomes import (
     Outcome,
     ledger_table,
 )
+from laion_assets.download.shard_stats import ShardStats
 from laion_assets.files import atomic_path, fsync_directory, fsync_file, write_json
 from laion_assets.schemas import OUTCOME
 
 STATS: Final = "_stats.json"
 LEDGER: Final = "_ledger"
 MAKING: Final = ".making-"
+"""Prefix of temporary folders."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an encoded image lies in the file that a shard is gathered in."""
+    """Position, in bytes, of an encoded image in the file that gathers a shard's images."""
 
     start: int
     size: int
 
 
 def name_of(shard: int) -> str:
+    """The name of a shard's files, without suffixes: ``00012``."""
     return f"{shard:0{img2dataset_parts.SHARD_DIGITS}d}"
 
 
 def files_of(folder: Path, shard: int) -> tuple[Path, Path, Path, Path]:
-    """Tar, parquet, ledger and, what makes it done, the statistics."""
+    """Paths of its tar, parquet, ledger and statistics; the last makes it done."""
     name = name_of(shard)
     return (
         folder / f"{name}.tar",
@@ -59,62 +62,69 @@ def files_of(folder: Path, shard: int) -> tuple[Path, Path, Path, Path]:
 
 
 def shards_in(folder: Path) -> list[int]:
-    """The shards that have been finished there, sorted."""
+    """Numbers of the finished shards of a folder, sorted."""
     return sorted(int(path.name.removesuffix(STATS)) for path in folder.glob(f"[0-9]*{STATS}"))
 
 
 def begun_in(folder: Path) -> list[int]:
-    """The shards of which any file is there, sorted."""
+    """Numbers of the shards of which the folder holds any file, sorted."""
     names = (path.name[: img2dataset_parts.SHARD_DIGITS] for path in folder.glob("[0-9]*"))
     return sorted({int(name) for name in names if name.isdigit()})
 
 
-def read_stats(folder: Path, shard: int) -> dict[str, Any] | None:
-    """The statistics of a shard of which all files are there, the tar in its full length."""
+def read_stats(folder: Path, shard: int) -> ShardStats | None:
+    """The statistics of a shard; None if a file is missing or the tar is cut."""
     files = files_of(folder, shard)
     if not all(path.exists() for path in files):
         return None
-    stats: dict[str, Any] = json.loads(files[-1].read_text(encoding="utf-8"))
-    whole = stats.get("tar_bytes") == files[0].stat().st_size
-    return stats if whole else None
+    stats = _load(files[-1])
+    return stats if stats.tar_bytes == files[0].stat().st_size else None
+
+
+def _load(path: Path) -> ShardStats:
+    return ShardStats.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
 def mark_not_done(folder: Path, shard: int) -> None:
-    """Have the next run make it again; its outcomes stay known."""
+    """Let the next run make the shard again; its outcomes stay known."""
     path = files_of(folder, shard)[-1]
-    stats = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, {**stats, "input_digest": None})
+    write_json(path, replace(_load(path), input_digest=None).to_json())
 
 
 def put_aside(folder: Path, shard: int, to: Path) -> None:
-    """Move a finished shard into ``to``; one that was never finished is deleted.
+    """Move a finished shard into ``to``, or delete one that was never finished.
 
-    The statistics go last: a call that was killed is gone on with by the next.
+    The statistics go last, so that the next call resumes a killed one.
     """
     files = files_of(folder, shard)
     if not files[-1].exists():
-        for path in reversed(files):  # the tar, which shows that there is something, last
+        for path in reversed(files):  # the tar last: it shows that something is left
             path.unlink(missing_ok=True)
         return
     (to / LEDGER).mkdir(parents=True, exist_ok=True)
     for path, target in zip(files, files_of(to, shard), strict=True):
         if path.exists():
-            # A rename to another name of the same file does nothing, by POSIX.
+            # By POSIX, a rename to another name of the same file does nothing.
             target.unlink(missing_ok=True)
             path.replace(target)
 
 
-def take_over(folder: Path, shard: int, out: Path, stats: Mapping[str, Any]) -> None:
-    """Have the same shard in ``out``, without a copy where the file system has hard links."""
+def take_over(folder: Path, shard: int, out: Path, stats: ShardStats) -> ShardStats:
+    """Link the shard into ``out``, or copy it if the file system does not have hard links.
+
+    Return its statistics there, in which all rows are reused.
+    """
     (out / LEDGER).mkdir(exist_ok=True)
     *content, _ = zip(files_of(folder, shard), files_of(out, shard), strict=True)
     for path, target in content:
         with atomic_path(target) as beside:
             try:
                 os.link(path, beside)
-            except OSError:  # the file system has none
+            except OSError:  # no hard links
                 shutil.copyfile(path, beside)
-    write_json(files_of(out, shard)[-1], stats)
+    taken = replace(stats, reused=stats.count, asked_for=0, changed=0, bytes=0)
+    write_json(files_of(out, shard)[-1], taken.to_json())
+    return taken
 
 
 def write_shard(
@@ -125,10 +135,14 @@ def write_shard(
     histories: Sequence[History],
     gathered: Path,
     places: Sequence[Place | None],
-    stats: Mapping[str, Any],
+    stats: ShardStats,
     options: DownloadOptions,
 ) -> None:
-    """Publish a shard of the rows ``table``; ``gathered`` holds the encoded images."""
+    """Publish a shard of the rows ``table``.
+
+    ``outcomes``, ``histories`` and ``places`` have one item for each row. ``gathered`` is the file
+    that holds the encoded images.
+    """
     schema, pairs = _pair_columns(table)
     keys = [
         img2dataset_parts.key_of(shard, row, options.samples_per_shard) for row in range(len(pairs))
@@ -150,20 +164,20 @@ def write_shard(
         pq.write_table(ledger_table(keys, urls, list(histories)), made[2], compression="zstd")
         tar_bytes = made[0].stat().st_size
         final[2].parent.mkdir(exist_ok=True)
-        final[3].unlink(missing_ok=True)  # until the new one is there, the shard is not done
+        final[3].unlink(missing_ok=True)  # without it, the shard is not done
         for path, target in zip(made[:3], final[:3], strict=True):
             fsync_file(path)
             path.replace(target)
         fsync_directory(final[2].parent)
         fsync_directory(out)
-    write_json(final[3], {**stats, "tar_bytes": tar_bytes})
+    write_json(final[3], replace(stats, tar_bytes=tar_bytes).to_json())
 
 
 def _pair_columns(table: pa.Table) -> tuple[pa.Schema, list[dict[str, Any]]]:
-    """The shard parquet's schema, and the rows' first columns.
+    """The shard parquet's schema, and the columns of its rows that come from the pairs.
 
-    ``url`` and ``caption`` come first, as img2dataset's; bytes become hexadecimal, and times and
-    decimals text, because each row is also a JSON file of the tar.
+    ``url`` and ``caption`` come first, as in img2dataset's files. Bytes become hexadecimal, and
+    times and decimals text, because each row is also a JSON file of the tar.
     """
     carried = [field for field in table.schema if field.name not in ("url", "text")]
     as_text = {f.name for f in carried if _is_bytes(f.type) or not _is_json(f.type)}

@@ -1,4 +1,4 @@
-"""The encoded images of a shard's tar, read at random."""
+"""Random access to the encoded images of a shard's tar."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ IMAGE_SUFFIXES: Final = ("jpg", "jpeg", "png", "webp")
 
 
 class ImageBytes:
-    """The encoded images of a tar by key, read at random; open while used as a context.
+    """The encoded images of a tar by key; use as a context, which keeps the tar open.
 
-    A damaged member costs that member: reading goes on at the next sound header, and what a cut
-    file lost is found missing when it is asked for.
+    Damage costs only the member that it hits: reading continues at the next sound header. An image
+    that a cut file has lost is found missing when it is read.
     """
 
     def __init__(self, tar: Path) -> None:
@@ -36,7 +36,7 @@ class ImageBytes:
                     if member.isreg() and suffix.lower() in IMAGE_SUFFIXES:
                         yield key, member.offset_data, member.size
         except (tarfile.TarError, OSError):
-            # The tar ends inside a member, or holds nothing: what came before is indexed.
+            # The tar ends inside a member, or is empty: the members before are indexed.
             return
 
     def __enter__(self) -> ImageBytes:
@@ -49,7 +49,7 @@ class ImageBytes:
         self._stream.close()
 
     def read(self, key: str) -> bytes:
-        """The image's bytes; none if the tar has lost it."""
+        """The image's bytes; empty if the tar does not have it."""
         start, size = self._places.get(key, (0, 0))
         self._stream.seek(start)
         found = self._stream.read(size)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.files import atomic_path
+from laion_assets.files import atomic_path, read_parquet
 
 ROW_GROUP: Final = 100_000
 
@@ -28,7 +28,7 @@ def part_numbers(folder: Path, pattern: str = "part-*.parquet") -> list[int]:
 
 def read_part(path: Path) -> pa.Table:
     """A whole part. Hive folders above it are not taken for columns."""
-    return pq.ParquetFile(path).read()
+    return read_parquet(path)
 
 
 def write_part(path: Path, table: pa.Table) -> None:

@@ -1,1 +1,4 @@
-"""From a page's links to image-text pairs: text, URL, licence, language."""
+"""From a page's links to image-text pairs: text, URL, licence, language.
+
+Reading pages belongs to ``wat``; duplicates across segments belong to ``dedup``.
+"""

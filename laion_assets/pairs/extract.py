@@ -1,8 +1,8 @@
-"""Pairs of WAT files into parquet.
+"""Extract the pairs of WAT files into parquet.
 
-The checks of a link, in this order, so that the first that fails names the reason: ``not_image``,
+A link is checked in this order, and the first check that fails names the reason: ``not_image``,
 ``no_alt``, ``alt_too_short``, ``alt_too_long``, then the URL (see :func:`.urls.image_url`), then
-``language``, then ``duplicate``. A link that is no image and has no alt text is not counted.
+``language``, then ``duplicate``. A link that is not an image and has no alt text is not counted.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from laion_assets.files import atomic_path
 from laion_assets.funnel import StageCounts
@@ -30,15 +32,17 @@ from laion_assets.wat.pages import IMAGE_PATH
 
 ROW_GROUP: Final = 100_000
 COUNTS_KEY: Final = b"laion_assets.counts"
-"""Key of a part's own counts in its parquet metadata: a part that is there tells what it cost."""
+"""Key of a part's own counts in its parquet metadata, so that a finished part says what it cost."""
 
-# As Python objects a row takes some four times the memory that it takes in a table.
+# As Python objects, a row takes some four times the memory that it takes in a table.
 _ROWS_AS_OBJECTS: Final = 10_000
 # uid never repeats in a part, and URLs and texts hardly do.
 _DICTIONARY: Final = ["language", "license", "page_url", "crawl", "segment", "wat_file"]
 
 
 class Pair(NamedTuple):
+    """The columns of :data:`schemas.PAIRS` that the page decides."""
+
     uid: bytes
     url: str
     text: str
@@ -66,9 +70,21 @@ class PairWriter:
         self._writer.close()
 
     def write(self, rows: pa.Table) -> None:
-        """``rows`` become one row group, or several of at most :data:`ROW_GROUP` rows."""
+        """Write ``rows`` as one row group, or several of at most :data:`ROW_GROUP` rows."""
         if rows.num_rows:
             self._writer.write_table(rows, row_group_size=ROW_GROUP)
+
+    def copy(self, part: Path, keep: NDArray[np.bool_]) -> None:
+        """Write the rows of another file where ``keep`` is true, a row group at a time.
+
+        ``keep``: (n,) bool, one for each row of ``part``.
+        """
+        with pq.ParquetFile(part) as file:
+            at = 0
+            for number in range(file.num_row_groups):
+                rows = file.read_row_group(number)
+                self.write(rows.filter(pa.array(keep[at : at + rows.num_rows])))
+                at += rows.num_rows
 
     def note_counts(self, counts: Sequence[StageCounts]) -> None:
         """Put the counts into the file's metadata."""
@@ -89,7 +105,10 @@ def read_counts(part: Path) -> list[StageCounts]:
 def page_pairs(
     page: Page, rules: PairRules, counts: StageCounts, seen: set[bytes]
 ) -> Iterator[Pair]:
-    """The page's pairs that pass the rules and are not in ``seen``, which grows by them."""
+    """Yield the page's pairs that pass the rules and are not in ``seen``, and add them to it.
+
+    ``seen`` holds uids. ``counts`` (stage ``pairs``) counts every image and alt text.
+    """
     base = base_url(page.url, page.base) if page.links else None
     urls = ImageUrls(base, rules.max_url_chars)
     licence: str | None = None
@@ -129,7 +148,7 @@ def page_pairs(
 
 
 def _tables(pairs: Iterator[Pair], place: Mapping[str, str]) -> Iterator[pa.Table]:
-    """Tables of at most a row group; ``place`` gives the columns that all rows share."""
+    """Yield tables of at most a row group; ``place`` holds the columns that all rows share."""
     at_once = min(ROW_GROUP, _ROWS_AS_OBJECTS)
     tables: list[pa.Table] = []
     while batch := list(islice(pairs, at_once)):
@@ -168,9 +187,10 @@ def extract_wat(
 def extract_files(
     wats: Sequence[Path], out: Path, rules: PairRules
 ) -> tuple[StageCounts, StageCounts]:
-    """Write the pairs of plain WAT files, of no known crawl, to the one file ``out``.
+    """Write the pairs of WAT files outside any crawl to the one file ``out``.
 
-    Duplicates across all the files are dropped, in memory of about 100 bytes a pair.
+    Duplicates across all files are dropped, which takes about 100 bytes of memory a pair. Returns
+    the counts of stages ``wat`` and ``pairs``.
     """
     return _extract([(wat, wat.name) for wat in wats], out, rules, crawl="", segment="")
 

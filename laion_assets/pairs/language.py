@@ -1,9 +1,9 @@
-"""The language of a text, by CLD2.
+"""The language of a text, detected by CLD2.
 
 CLD2's default mode names a language only when it is confident. Its ``bestEffort`` mode always
-guesses, and takes short Romance captions for English ("Vista da casa", "Photo de profil"); the
-default mode leaves the same ones, and lone brand names ("Google Maps"), as unknown. A subset of
-one language is better served by the mode that says so when it does not know.
+guesses, and takes short Romance captions for English ("Vista da casa", "Photo de profil"). The
+default mode reports these, and lone brand names ("Google Maps"), as unknown, which serves a subset
+of one language better.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ UNKNOWN: Final = "unknown"
 def detect(text: str) -> tuple[str, float]:
     """``(code, score)`` of a cleaned text.
 
-    ``code`` is CLD2's: ISO 639-1 where there is one ("en", "zh"), longer where there is none
-    ("zh-Hant", "ceb"), or ``"unknown"``. ``score`` is the share of the text, 0 to 1, that is in
-    that language; 0 for unknown.
+    ``code`` is CLD2's: ISO 639-1 where one exists ("en", "zh"), else a longer one ("zh-Hant",
+    "ceb"), or ``"unknown"``. ``score`` is the share of the text, 0 to 1, that is in that language;
+    0 for unknown.
     """
     try:
         reliable, _, found = pycld2.detect(text, isPlainText=True)

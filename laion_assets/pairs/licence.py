@@ -12,7 +12,7 @@ from laion_assets.wat import Link
 
 NO_LICENCE: Final = "?"
 
-# Kinds, then version, then jurisdiction ("us", "igo", "scotland"); what follows ("deed.fr",
+# Kind, then version, then jurisdiction ("us", "igo", "scotland"). What follows ("deed.fr",
 # "legalcode") names a page about the licence, not another licence.
 _LICENCE: Final = re.compile(
     r"(https?)://(?:www\.)?creativecommons\.org/"
@@ -26,9 +26,9 @@ _ABOUT: Final = re.compile(r"/(?:deed|legalcode|rdf)$")
 def page_licence(links: Iterable[Link], base: str | None) -> str:
     """The page's licence as a URL, or ``"?"``.
 
-    Of several, the first with ``rel=license`` wins, else the first on the page. The URL keeps
-    kind, version and jurisdiction, in lower case, and ends in a slash; ``www.``, the language of
-    a deed, query and fragment are dropped.
+    The first link with ``rel=license`` wins, else the first on the page. The URL keeps kind,
+    version and jurisdiction, in lower case, and ends in a slash; ``www.``, the language of a deed,
+    query and fragment are dropped.
     """
     first = None
     for link in links:
@@ -42,7 +42,7 @@ def page_licence(links: Iterable[Link], base: str | None) -> str:
 
 
 def licence_of(url: str, base: str | None) -> str | None:
-    """The canonical URL of the licence that ``url`` leads to, or None if it leads to none."""
+    """The canonical URL of the licence that ``url`` leads to, or None if it is not a licence."""
     try:
         resolved = ada_url.normalize_url(url) if base is None else ada_url.join_url(base, url)
     except ValueError:

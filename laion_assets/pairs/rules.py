@@ -1,4 +1,4 @@
-"""Which links become pairs: the options of this package."""
+"""Options of this package: which links become pairs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ class PairRules(Options):
     """Bounds on text and URL, and the wanted languages."""
 
     min_text_chars: int = Field(
-        5, ge=1, description="Fewest characters of the cleaned alt text (paper, section 2.1.1)"
+        5, ge=1, description="Minimum characters of the cleaned alt text (paper, section 2.1.1)"
     )
-    max_text_chars: int = Field(4096, ge=1, description="Most characters of the cleaned alt text")
+    max_text_chars: int = Field(
+        4096, ge=1, description="Maximum characters of the cleaned alt text"
+    )
     max_url_chars: int = Field(
-        2048, ge=12, le=65_536, description="Most characters of the resolved image URL"
+        2048, ge=12, le=65_536, description="Maximum characters of the resolved image URL"
     )
     languages: list[str] = Field(
         ["en"],
-        description="Wanted languages by CLD2's code (ISO 639-1 where there is one); "
-        "empty takes any, unknown included",
+        description="Wanted languages as CLD2's codes (ISO 639-1 where one exists); "
+        "an empty list takes any, including unknown",
     )
     keep_unknown_language: bool = Field(
-        False, description="Keep texts whose language the detector cannot tell"
+        False, description="Keep texts whose language is unknown to the detector"
     )
 
     @model_validator(mode="after")
@@ -33,7 +35,10 @@ class PairRules(Options):
         return self
 
     def wants_language(self, code: str) -> bool:
-        """``code`` as :func:`laion_assets.pairs.language.detect` gives it."""
+        """Whether a text of this language is kept.
+
+        ``code`` is what :func:`laion_assets.pairs.language.detect` returns.
+        """
         if not self.languages:
             return True
         return self.keep_unknown_language if code == "unknown" else code in self.languages

@@ -1,8 +1,8 @@
-"""A whole segment: its WAT files in a process pool, then exact dedup across them.
+"""Extract a whole segment: its WAT files in a process pool, then exact dedup across them.
 
-Everything is made under ``out/.raw`` first: one part per WAT file, in which duplicates across
-files are still there. When all are there, the rows to keep are found and the final parts written;
-then ``.raw`` goes. Killed at any point, the next call finds the parts that are whole and goes on.
+Everything is made under ``out/.raw`` first: one part per WAT file, which still holds duplicates
+across files. When all parts are present, the rows to keep are found and the final parts written;
+then ``.raw`` is deleted. After a kill at any point, the next call resumes from the whole parts.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.errors import TransientError
+from laion_assets.errors import PermanentError, TransientError
 from laion_assets.files import atomic_path, causes, is_permanent
 from laion_assets.funnel import StageCounts, total
 from laion_assets.pairs.extract import PairWriter, extract_wat, read_counts
@@ -36,16 +35,12 @@ logger = logging.getLogger(__name__)
 Fetch = Callable[[str, Path], None]
 
 
-class SegmentError(TransientError):
-    """WAT files of the segment could not be extracted; the message names the first and why.
+class SegmentError(TransientError, RuntimeError):
+    """WAT files of the segment could not be extracted; the message names the first and why."""
 
-    ``lasting``: for one of them trying again is of no use: the crawl source has no such file, or
-    the disk is full.
-    """
 
-    def __init__(self, message: str, *, lasting: bool = False) -> None:
-        super().__init__(message)
-        self.lasting = lasting
+class PermanentSegmentError(PermanentError, RuntimeError):
+    """The same, and one of the files fails again: the source does not have it, the disk is full."""
 
 
 def extract_segment(
@@ -58,14 +53,15 @@ def extract_segment(
     segment: str,
     workers: int,
 ) -> list[StageCounts]:
-    """Write ``out/part-00000.parquet`` …, one per WAT file, in their order; resume what is there.
+    """Write ``out/part-00000.parquet`` …, one per WAT file in their order; resume a killed call.
 
     ``fetch(wat_file, to)`` must be picklable and copies a WAT file to a local path. Of pairs with
     the same (URL, TEXT) the first is kept, in the order of files and rows. Memory: about 60 bytes
     a pair of the largest WAT file for each worker, and one byte a pair of the segment.
 
-    Returns the counts of stages ``wat`` and ``pairs``. Raises :class:`SegmentError` if a WAT file
-    could not be fetched or read, after all the others are done.
+    Returns the counts of stages ``wat`` and ``pairs``. Raises :class:`SegmentError` or
+    :class:`PermanentSegmentError` if a WAT file could not be fetched or read, after all the others
+    are done.
     """
     raw, final = out / ".raw", [out / f"part-{i:05d}.parquet" for i in range(len(wat_files))]
     if not all(path.exists() for path in final):
@@ -88,7 +84,7 @@ def segment_counts(parts: Sequence[Path]) -> list[StageCounts]:
 
 def _remove_work_files(out: Path) -> None:
     shutil.rmtree(out / ".raw", ignore_errors=True)
-    for torn in out.glob(".*.part-*.parquet"):  # of a run killed while it wrote
+    for torn in out.glob(".*.part-*.parquet"):  # left by a run that was killed while it wrote
         torn.unlink()
 
 
@@ -112,7 +108,7 @@ def _extract_missing(
     if not missing:
         return
     failed: dict[int, str] = {}
-    lasting = False
+    permanent = False
     # Spawned, not forked: the caller may have threads, and forked ones would hold their locks.
     with ProcessPoolExecutor(
         min(workers, len(missing)),
@@ -133,38 +129,38 @@ def _extract_missing(
                     failed[i] = "a worker process died (killed, or out of memory)"
                 except _WatError as error:
                     failed[i] = error.message
-                    lasting |= error.lasting
+                    permanent |= error.permanent
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if failed:
         first = min(failed)
-        raise SegmentError(
+        kind = PermanentSegmentError if permanent else SegmentError
+        raise kind(
             f"{len(failed)} of the {len(parts)} WAT files of {crawl}|{segment} could not be "
-            f"extracted; the first is {wat_files[first]}: {failed[first]}",
-            lasting=lasting,
+            f"extracted; the first is {wat_files[first]}: {failed[first]}"
         )
 
 
 class _WatError(Exception):
-    """A message and whether it lasts, so that it survives pickling whatever was raised."""
+    """A worker's error as a message and its kind, which can be pickled whatever was raised."""
 
-    def __init__(self, message: str, lasting: bool) -> None:
-        super().__init__(message, lasting)
-        self.message, self.lasting = message, lasting
+    def __init__(self, message: str, permanent: bool) -> None:
+        super().__init__(message, permanent)
+        self.message, self.permanent = message, permanent
 
 
 def _fetch_and_extract(
     wat_file: str, fetch: Fetch, part: Path, rules: PairRules, crawl: str, segment: str
 ) -> str:
-    """In a worker process; returns a line for the log."""
+    """Make one part, in a worker process; return a line for the log."""
     local = part.with_suffix(".warc.wat.gz")
     try:
         fetch(wat_file, local)
         _, pairs = extract_wat(local, part, rules, crawl=crawl, segment=segment, wat_file=wat_file)
     except Exception as error:  # noqa: BLE001 - whatever it is, the other WAT files go on
-        lasting = isinstance(error, FileNotFoundError) or any(map(is_permanent, causes(error)))
-        raise _WatError(f"{type(error).__name__}: {error}", lasting) from None
+        permanent = isinstance(error, FileNotFoundError) or any(map(is_permanent, causes(error)))
+        raise _WatError(f"{type(error).__name__}: {error}", permanent) from None
     finally:
         local.unlink(missing_ok=True)
     return f"{pairs.kept:,} pairs of {wat_file.rpartition('/')[2]}"
@@ -181,7 +177,7 @@ def _write_final(parts: Sequence[Path], final: Sequence[Path], scratch: Path) ->
 
 
 def _first_rows(parts: Sequence[Path], rows: int, scratch: Path) -> NDArray[np.bool_]:
-    """Which rows, numbered through all parts, are the first with their uid."""
+    """(rows,) bool: which rows, numbered through all parts, are the first with their uid."""
     buckets = UidBuckets(scratch, rows)
     buckets.add_parts(parts)
     keep = np.ones(rows, dtype=np.bool_)
@@ -197,14 +193,6 @@ def _write_kept(part: Path, target: Path, keep: NDArray[np.bool_]) -> None:
     pairs.kept -= dropped
     pairs.n_in -= dropped
     pairs.reject("duplicate", n=dropped)
-    with (
-        pq.ParquetFile(part) as file,
-        atomic_path(target) as beside,
-        PairWriter(beside) as writer,
-    ):
-        at = 0
-        for number in range(file.num_row_groups):
-            rows = file.read_row_group(number)
-            writer.write(rows.filter(pa.array(keep[at : at + rows.num_rows])))
-            at += rows.num_rows
+    with atomic_path(target) as beside, PairWriter(beside) as writer:
+        writer.copy(part, keep)
         writer.note_counts([wat, pairs])

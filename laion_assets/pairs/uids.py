@@ -1,4 +1,4 @@
-"""The uids of more rows than memory should hold, sorted a bucket at a time."""
+"""Sort the uids of more rows than memory should hold, bucket by bucket on disk."""
 
 from __future__ import annotations
 
@@ -15,27 +15,30 @@ from numpy.typing import NDArray
 from laion_assets.schemas import UID_BYTES
 
 ROWS_PER_BUCKET: Final = 4_000_000
-"""About 24 bytes a row on disk, and three times that in memory while a bucket is sorted."""
+"""Rows of one bucket: about 24 bytes each on disk, three times that in memory during a sort."""
 
 _RECORD: Final = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<u8")])
 
 
 class Bucket(NamedTuple):
-    """Rows whose uids lie in one range of their first bits, sorted by (uid, row)."""
+    """Rows whose uids share a range of first bits, sorted by (uid, row); (n,) uint64 each."""
 
     high: NDArray[np.uint64]
     low: NDArray[np.uint64]
     row: NDArray[np.uint64]
 
     def repeated_rows(self) -> NDArray[np.uint64]:
-        """Rows whose uid an earlier row has too."""
+        """Rows whose uid an earlier row also has."""
         same = (self.high[1:] == self.high[:-1]) & (self.low[1:] == self.low[:-1])
         repeated: NDArray[np.uint64] = self.row[1:][same]
         return repeated
 
 
 def halves(uids: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """``uid`` columns as two uint64 arrays, whose order is the order of the uids' bytes."""
+    """A ``uid`` column as two (n,) uint64 arrays whose order is the order of the uids' bytes.
+
+    Raises ``ValueError`` for another type or for nulls.
+    """
     if isinstance(uids, pa.ChunkedArray):
         uids = uids.combine_chunks()
     if uids.null_count or uids.type != pa.binary(UID_BYTES):
@@ -46,10 +49,10 @@ def halves(uids: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.uint64], NDArra
 
 
 class UidBuckets:
-    """Spreads rows on disk by the first bits of their uids, then gives them sorted.
+    """Spreads rows on disk by the first bits of their uids, then yields them sorted.
 
-    ``folder`` is emptied first and removed by :meth:`remove`; ``rows`` is how many rows will be
-    added, which are numbered from 0 in the order they are added.
+    ``folder`` is emptied first and removed by :meth:`remove`. ``rows`` is the number of rows that
+    will be added; they are numbered from 0 in the order of addition.
     """
 
     def __init__(self, folder: Path, rows: int, rows_per_bucket: int = ROWS_PER_BUCKET) -> None:
@@ -60,13 +63,14 @@ class UidBuckets:
         self._next_row = 0
 
     def add_parts(self, parts: Sequence[Path]) -> None:
-        """The rows of parquet files, in their order."""
+        """Add the rows of parquet files, in their order."""
         for part in parts:
             with pq.ParquetFile(part) as file:
                 for batch in file.iter_batches(columns=["uid"]):
                     self.add(batch.column(0))
 
     def add(self, uids: pa.Array | pa.ChunkedArray) -> None:
+        """Add rows, given by their uids."""
         high, low = halves(uids)
         records = np.empty(len(high), dtype=_RECORD)
         records["high"], records["low"] = high, low
@@ -82,18 +86,19 @@ class UidBuckets:
                     stream.write(records[begin:stop].tobytes())
 
     def __iter__(self) -> Iterator[Bucket]:
-        """All buckets in the order of their uids."""
+        """Yield all buckets in the order of their uids."""
         for number in range(1 << self._bits):
             path = self._path(number)
             if not path.exists():
                 continue
             records = np.fromfile(path, dtype=_RECORD)
-            # Stable: of equal uids the row added first stays first.
+            # A stable sort: among equal uids, the row added first stays first.
             records = records[np.lexsort((records["low"], records["high"]))]
             high, low, row = (np.ascontiguousarray(records[name]) for name in _RECORD.names or ())
             yield Bucket(high, low, row)
 
     def remove(self) -> None:
+        """Delete the folder."""
         shutil.rmtree(self._folder)
 
     def _number(self, high: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -11,9 +11,9 @@ import ada_url
 _STRIPPED: Final = "".join(map(chr, range(0x21)))
 _IGNORED_BASES: Final = ("data:", "javascript:")
 
-# URLs whose serialisation is what they are: a lower-case host of letters that is no address and no
-# Punycode, no port, and only characters that the URL Standard neither encodes nor drops. A segment
-# that begins with a dot, encoded or not, may be "." or "..": such URLs are not plain.
+# Plain URLs are their own serialisation: a lower-case host of letters that is neither an address
+# nor Punycode, no port, and only characters that the URL Standard neither encodes nor drops. A
+# segment that begins with a dot, encoded or not, may be "." or "..": such URLs are not plain.
 _HOST: Final = r"(?!xn--)(?:[a-z0-9_][a-z0-9_-]*\.(?!xn--))+[a-z]+"
 _TAIL: Final = r"[A-Za-z0-9_.~!$&'()*+,;=:@/%-]*(?:\?[A-Za-z0-9_.~!$&()*+,;=:@/%?-]*)?"
 _PLAIN: Final = re.compile(
@@ -25,7 +25,7 @@ _PLAIN_BASE: Final = re.compile(rf"(https?://{_HOST}(?::[0-9]+)?)(/[^?#]*)(?:[?#
 
 
 class UrlRefusedError(ValueError):
-    """The URL cannot be an image's; ``reason`` is of the vocabulary of stage ``pairs``."""
+    """A URL cannot be an image's; ``reason`` is from the vocabulary of stage ``pairs``."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -33,10 +33,10 @@ class UrlRefusedError(ValueError):
 
 
 def base_url(page_url: str, base_href: str | None) -> str | None:
-    """What the page's URLs are relative to; None if the page's own URL is not a URL.
+    """The URL that the page's URLs are relative to; None if the page's own URL is not a URL.
 
-    ``base_href`` is itself resolved against the page; an invalid one, and one of a scheme that
-    the HTML Standard ignores (data:, javascript:), counts for nothing.
+    ``base_href`` is itself resolved against the page. An invalid one, or one of a scheme that the
+    HTML Standard ignores (data:, javascript:), is ignored.
     """
     if _plain_kind(page_url) == "whole":
         page = page_url
@@ -57,9 +57,10 @@ def base_url(page_url: str, base_href: str | None) -> str | None:
 def image_url(src: str | None, base: str | None, max_chars: int) -> str:
     """The absolute http(s) URL of an image, without its fragment, in ASCII (IDNA, %-encoded).
 
-    Raises :class:`UrlRefusedError`, the first that applies of: ``bad_url`` (``src`` missing or
-    blank, or not a valid URL against ``base``), ``url_scheme`` (not http or https), ``bad_url``
-    (a user name or password: browsers refuse those in an image's URL), ``url_too_long``.
+    Raises :class:`UrlRefusedError` with the first reason that applies: ``bad_url`` (``src`` is
+    missing, blank, or not a valid URL against ``base``), ``url_scheme`` (not http or https),
+    ``bad_url`` (a user name or password: browsers refuse those in an image's URL),
+    ``url_too_long``.
     """
     if src is None or not src.strip(_STRIPPED):
         raise UrlRefusedError("bad_url")
@@ -69,8 +70,8 @@ def image_url(src: str | None, base: str | None, max_chars: int) -> str:
         raise UrlRefusedError("bad_url") from error
     if not resolved.startswith(("http://", "https://")):
         raise UrlRefusedError("url_scheme")
-    # In a serialised URL of these schemes "#" begins the fragment and nothing else, and "@"
-    # before the path ends the credentials.
+    # In a serialised URL of these schemes, "#" only begins the fragment, and "@" before the path
+    # ends the credentials.
     url = resolved.partition("#")[0]
     if "@" in url.split("/", 3)[2]:
         raise UrlRefusedError("bad_url")
@@ -80,7 +81,7 @@ def image_url(src: str | None, base: str | None, max_chars: int) -> str:
 
 
 def _plain_kind(url: str) -> str | None:
-    """``whole``, ``rooted`` or ``name`` if the URL is plain, else None."""
+    """The kind of a plain URL (``whole``, ``rooted`` or ``name``), or None."""
     found = _PLAIN(url)
     if found is None or "/." in url or "/%2e" in url or "/%2E" in url:
         return None
@@ -90,8 +91,8 @@ def _plain_kind(url: str) -> str | None:
 class ImageUrls:
     """:func:`image_url` for many images of one page.
 
-    What a page's URLs are relative to is taken apart once, and a plain URL (absolute, from the
-    root, or below the page's folder) is joined as text: the same answer at a tenth of the cost.
+    The page's base is parsed once, and a plain URL (absolute, from the root, or below the page's
+    folder) is joined as text: the same result at a tenth of the cost.
     """
 
     def __init__(self, base: str | None, max_chars: int) -> None:
@@ -102,7 +103,7 @@ class ImageUrls:
         self._folder = plain[1] + plain[2].rpartition("/")[0] + "/" if plain else ""
 
     def resolve(self, src: str | None) -> str:
-        """As :func:`image_url`."""
+        """The URL that :func:`image_url` returns, or its error."""
         src = src or ""
         kind = _plain_kind(src)
         if kind == "whole":

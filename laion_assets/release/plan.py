@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from laion_assets.knn.subset import MODALITIES, SubsetPart, subset_parts
 from laion_assets.lake.base import Lake
 from laion_assets.progress import Progress
-from laion_assets.removals.active import REASONS, Lists, read_lists
+from laion_assets.removals.active import REASON_OF_LIST, Lists, read_lists
 from laion_assets.segments import SegmentKey
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
     partitions = versions(lake, keys)
     lists = read_lists(lake.root)
     pieces: list[Piece] = []
-    left_out = dict.fromkeys(REASONS.values(), 0)
+    left_out = dict.fromkeys(REASON_OF_LIST.values(), 0)
     models: dict[tuple[str, int], SegmentKey] = {}
     progress = Progress("what is released", "segments", len(keys), logger)
     for key in keys:
@@ -150,7 +150,9 @@ def listed_rows(path: Path, lists: Lists) -> tuple[Rows, dict[str, int]]:
             mask = np.zeros(batch.num_rows, dtype=np.bool_)
             for name, entries in lists.each():
                 named = entries.which_rows(batch) & ~mask
-                counted[REASONS[name]] = counted.get(REASONS[name], 0) + int(named.sum())
+                counted[REASON_OF_LIST[name]] = counted.get(REASON_OF_LIST[name], 0) + int(
+                    named.sum()
+                )
                 mask |= named
             found.append(np.flatnonzero(mask) + start)
             start += batch.num_rows

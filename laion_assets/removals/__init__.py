@@ -1,1 +1,4 @@
-"""Lists of what must not be in the dataset: removals asked for, and blocklists of known-bad."""
+"""Lists of what must not be in the dataset: requested removals, and blocklists of known-bad items.
+
+Finding the rows that entries name belongs to the packages that hold the rows.
+"""

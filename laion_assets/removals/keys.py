@@ -3,7 +3,8 @@
 A column holds the distinct keys of one kind and width, sorted by their bytes, in two files:
 ``<kind>.head`` (the first 8 bytes as little-endian uint64 of the big-endian number, so that
 numeric order is byte order) and ``<kind>.tail`` (the other bytes, as uint64 words likewise). Both
-are memory-mapped: what is looked up is what is read. What does not belong here: what a key means.
+are memory-mapped: a look-up reads only the pages that it needs. What does not belong here: what a
+key means.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ Words = NDArray[np.uint64]
 Keys = NDArray[np.uint8]
 
 _SPILL_BYTES: Final = 64_000_000
-"""Keys held in memory while a column is made; more go to buckets on disk."""
+"""Bytes of keys held in memory while a column is made; more go to buckets on disk."""
 _DIGEST_ROWS: Final = 1_000_000
 
 
 def keys_of(raw: bytes, width: int) -> Keys:
-    """(n, width) uint8 of ``n`` keys that follow one another."""
+    """(n, width) uint8 of ``n`` keys stored back to back."""
     keys: Keys = np.frombuffer(raw, dtype=np.uint8).reshape(-1, width)
     return keys
 
 
 def _words(keys: Keys) -> Words:
-    """(n, width / 8), numbers whose order is the order of the bytes."""
+    """(n, width / 8) uint64 whose order is the order of the keys' bytes."""
     words: Words = np.ascontiguousarray(keys).view(">u8").astype(np.uint64)
     return words
 
@@ -42,19 +43,21 @@ class Column:
     def __init__(
         self, width: int, head: Words, tail: Words, origin: tuple[Path, str] | None = None
     ) -> None:
-        """``head``: (n,) uint64. ``tail``: (n, width / 8 - 1) uint64. ``origin``: where it is
-        from, if its files are never written again."""
+        """``head``: (n,) uint64. ``tail``: (n, width / 8 - 1) uint64.
+
+        ``origin``: folder and kind of its files, if these are never written again.
+        """
         self.width, self.head, self.tail, self.origin = width, head, tail, origin
 
     @classmethod
     def of(cls, keys: Keys) -> Column:
-        """Of (n, width) uint8 in any order, in memory."""
+        """Sort (n, width) uint8 keys into a column in memory."""
         words = _sorted(_words(keys))
         return cls(keys.shape[1], np.ascontiguousarray(words[:, 0]), words[:, 1:])
 
     @classmethod
     def open(cls, folder: Path, kind: str, width: int) -> Column:
-        """Raises ``OSError`` if a file is not there, ``ValueError`` if it is not whole."""
+        """Map a column's files. Raises ``OSError`` if one is missing, ``ValueError`` if cut."""
         head = _map(folder / f"{kind}.head")
         tail = _map(folder / f"{kind}.tail")
         return cls(width, head, tail.reshape(len(head), width // 8 - 1), (folder, kind))
@@ -63,17 +66,17 @@ class Column:
         return len(self.head)
 
     def has(self, keys: Keys) -> NDArray[np.bool_]:
-        """Which of the (n, width) keys are in the column."""
+        """(n,) bool: which of the (n, width) uint8 keys are in the column."""
         found = np.zeros(len(keys), dtype=np.bool_)
         if not len(keys) or not len(self):
             return found
         words = _words(keys)
-        # In sorted order, neighbours are looked for in the same pages.
+        # In sorted order, neighbours are looked up in the same pages.
         order = np.argsort(words[:, 0])
         words = words[order]
         at = np.searchsorted(self.head, words[:, 0])
         left = np.flatnonzero(at < len(self))
-        # Keys with the same head are neighbours; of digests there is hardly ever more than one.
+        # Keys with the same head are neighbours; digests hardly ever share one.
         while len(left):
             left = left[self.head[at[left]] == words[left, 0]]
             same = (self.tail[at[left]] == words[left, 1:]).all(axis=1)
@@ -84,7 +87,7 @@ class Column:
         return found
 
     def has_one(self, key: bytes) -> bool:
-        """The same for one key, without the cost of arrays."""
+        """Whether one key is in the column, without the cost of arrays."""
         words = np.frombuffer(key, ">u8").astype(np.uint64)
         at = int(self.head.searchsorted(words[0]))
         while at < len(self) and self.head[at] == words[0]:
@@ -94,7 +97,7 @@ class Column:
         return False
 
     def blocks(self, rows: int = _DIGEST_ROWS) -> Iterator[Keys]:
-        """The keys in order, at most ``rows`` at a time."""
+        """Yield the keys in order, as (at most ``rows``, width) uint8."""
         for start in range(0, len(self), rows):
             words = np.column_stack([self.head[start : start + rows], self.tail[start:][:rows]])
             yield words.astype(">u8").view(np.uint8).reshape(len(words), self.width)
@@ -110,17 +113,17 @@ class Column:
 def _map(path: Path) -> Words:
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, np.uint64)
-    # As a plain array: the mapped kind pays for its name at every step.
+    # As a plain array: slicing `np.memmap` itself costs more at every step.
     mapped: Words = np.asarray(np.memmap(path, dtype="<u8", mode="r"))
     return mapped
 
 
 def _sorted(words: Words) -> Words:
-    """Rows in the order of their bytes, each once."""
+    """The distinct rows in the order of their bytes."""
     words = words[np.argsort(words[:, 0], kind="stable")]
     same = np.zeros(len(words) + 1, dtype=np.bool_)
     same[1:-1] = words[1:, 0] == words[:-1, 0]
-    # Only rows whose head is a neighbour's too can be out of order or double.
+    # Only rows that share their head with a neighbour can be out of order or repeated.
     tied = np.flatnonzero(same[1:] | same[:-1])
     if len(tied):
         group = words[tied]
@@ -131,10 +134,9 @@ def _sorted(words: Words) -> Words:
 
 
 class ColumnWriter:
-    """Makes a column of keys in any order, in bounded memory.
+    """Writes a column from keys in any order, in bounded memory.
 
-    Keys beyond what memory should hold are spread on disk by their first byte and sorted a
-    bucket at a time.
+    Keys beyond ``spill`` bytes are spread on disk by their first byte and sorted bucket by bucket.
     """
 
     def __init__(self, folder: Path, kind: str, width: int, spill: int = _SPILL_BYTES) -> None:
@@ -144,7 +146,7 @@ class ColumnWriter:
         self._spilled: set[int] = set()
 
     def add(self, raw: bytes) -> None:
-        """One key, or several that follow one another."""
+        """Add one key, or several stored back to back."""
         self._waiting.append(raw)
         self._bytes += len(raw)
         if self._bytes >= self._spill_at:
@@ -180,7 +182,7 @@ class ColumnWriter:
             path.unlink()
 
     def write(self) -> None:
-        """Write the column of all that was added."""
+        """Write the column of all added keys."""
         with (
             (self._folder / f"{self._kind}.head").open("wb") as head,
             (self._folder / f"{self._kind}.tail").open("wb") as tail,
@@ -192,7 +194,7 @@ class ColumnWriter:
 
 
 def digest_of(columns: Sequence[tuple[str, Column]]) -> str:
-    """Of the keys alone."""
+    """SHA-256, in hexadecimal, of the keys of all columns and of nothing else."""
     digest = hashlib.sha256()
     for kind, column in columns:
         digest.update(f"{kind} {len(column)} ".encode())
@@ -202,9 +204,9 @@ def digest_of(columns: Sequence[tuple[str, Column]]) -> str:
 
 
 def hex_keys(column: Any, width: int) -> tuple[Keys, NDArray[np.int64]]:
-    """The keys of an Arrow column of hexadecimal text (either case), and the rows they stand in.
+    """The keys of an Arrow column of hexadecimal text (either case), and the rows of each.
 
-    Rows that are null or no such text have no key.
+    Returns (n, width) uint8 and (n,) int64. Rows that are null or hold other text have no key.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -1,8 +1,7 @@
-"""What was taken out, told by the entries that did it: the tally of a partition, and the ledger.
+"""What the lists took out: a partition's counts by entry, and the removal ledger.
 
-The removal ledger answers "is it out, since when, by which list, from where" without keeping what
-was taken out: an entry stands in it as it is looked up (a digest, or a SAMPLE_ID), never the URL,
-the text or the image.
+The ledger answers "is it out, since when, by which list, from where" without keeping what was
+taken out: it names an entry by its key (a digest, or a SAMPLE_ID), never by URL, text or image.
 """
 
 from __future__ import annotations
@@ -17,41 +16,45 @@ from typing import Final
 
 from laion_assets.files import locked, write_text
 from laion_assets.removals.active import LEDGER, Lists
-from laion_assets.removals.lists import Key
+from laion_assets.removals.entry import Key
 from laion_assets.segments import SegmentKey
 
 TAKEN_OUT: Final = "taken_out"
 CAME_BACK: Final = "came_back"
 
-Taken = Counter[tuple[str, Key]]
-"""(list, entry) -> samples."""
+RemovalCounts = Counter[tuple[str, Key]]
+"""(list, entry) -> how many samples it took out."""
 
 
-def all_listed(taken: Taken, lists: Lists) -> bool:
+def all_listed(removed: RemovalCounts, lists: Lists) -> bool:
     """Whether every entry that took something out is still in force."""
     by_kind: dict[tuple[str, str], list[bytes]] = {}
-    for name, key in taken:
+    for name, key in removed:
         by_kind.setdefault((name, key.kind), []).append(key.value)
-    return all(lists[name].have(kind, keys).all() for (name, kind), keys in by_kind.items())
+    return all(lists[name].which_keys(kind, keys).all() for (name, kind), keys in by_kind.items())
 
 
-def to_json(taken: Taken) -> str:
-    return json.dumps([[name, *_told(key), n] for (name, key), n in sorted(taken.items())])
+def to_json(removed: RemovalCounts) -> str:
+    """The counts as JSON: sorted ``[list, kind, key in hexadecimal, samples]``."""
+    return json.dumps(
+        [[name, key.kind, key.value.hex(), n] for (name, key), n in sorted(removed.items())]
+    )
 
 
-def from_json(text: str | bytes) -> Taken:
-    return Taken(
+def from_json(text: str | bytes) -> RemovalCounts:
+    """The counts that :func:`to_json` wrote."""
+    return RemovalCounts(
         {(name, Key(kind, bytes.fromhex(key))): n for name, kind, key, n in json.loads(text)}
     )
 
 
-def _told(key: Key) -> tuple[str, str]:
-    return key.kind, key.value.hex()
-
-
 @dataclass(frozen=True)
 class Event:
-    """One line of the ledger. ``entry`` is a digest of the entry, or a SAMPLE_ID."""
+    """One line of the ledger.
+
+    ``at``: UTC, ISO 8601. ``event``: :data:`TAKEN_OUT` or :data:`CAME_BACK`. ``entry``: the
+    entry's key as text, a digest or a SAMPLE_ID.
+    """
 
     at: str
     event: str
@@ -65,7 +68,7 @@ class Event:
 
 
 def events_file(asset: str, key: SegmentKey) -> str:
-    """Of the events of one partition: its path in the lake."""
+    """Path, within the lake, of the file of one partition's events."""
     return f"{LEDGER}/{TAKEN_OUT}/{asset}/{key.hive}.jsonl"
 
 
@@ -80,12 +83,12 @@ def read_ledger(lake: Path) -> Iterator[Event]:
 
 
 def read_events(lake: Path, asset: str, key: SegmentKey) -> list[Event]:
-    """Of one partition, oldest first."""
+    """The events of one partition, oldest first."""
     return _read(_path(lake, asset, key))
 
 
 def key_of_entry(entry: str) -> Key:
-    """The key of what stands in an event."""
+    """The key that an event's ``entry`` names."""
     kind, _, value = entry.partition(":")
     if kind == "sample-id":
         return Key(kind, int(value).to_bytes(8, "big", signed=True))
@@ -98,19 +101,19 @@ def _read(path: Path) -> list[Event]:
     return [Event(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def note_taken(
-    lake: Path, asset: str, key: SegmentKey, taken: Taken, *, run_id: str, returns: bool
+def note_removals(
+    lake: Path, asset: str, key: SegmentKey, removed: RemovalCounts, *, run_id: str, returns: bool
 ) -> list[Event]:
-    """Note what a published partition lacks because of the lists; gives the new events.
+    """Note what a published partition lacks because of the lists; return the new events.
 
-    Only what differs from what the ledger says last is new, so that noting again, after a kill or
-    for a partition made again, changes nothing. With ``returns``, ``taken`` is all that the
-    partition lacks: what the ledger says is out and is not in it has come back.
+    Only what differs from the ledger's last word is new: noting again, after a kill or for a
+    rebuilt partition, changes nothing. With ``returns``, ``removed`` is all that the partition
+    lacks: what the ledger says is out and ``removed`` does not hold has come back.
     """
     path = _path(lake, asset, key)
-    if not taken and not path.exists():
+    if not removed and not path.exists():
         return []
-    now = {(name, str(entry)): n for (name, entry), n in taken.items()}
+    now = {(name, str(entry)): n for (name, entry), n in removed.items()}
     with locked(path.with_name(f".{path.name}.lock"), lambda: None):
         events = _read(path)
         last = {(event.list, event.entry): event for event in events}

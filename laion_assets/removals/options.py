@@ -1,4 +1,4 @@
-"""What happens by itself when a list has changed."""
+"""What happens automatically when a list has changed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from laion_assets.options import Options
 
 
 class RemovalOptions(Options):
+    """Whether a changed list rebuilds partitions, and how often that is tried."""
+
     automatic: bool = Field(
         False,
-        description="Make the partitions that a changed list concerns again without being asked",
+        description="Rebuild the partitions that a changed list concerns, without a command",
     )
-    attempts: int = Field(3, ge=1, description="Failed surveys after which a list is given up")
+    attempts: int = Field(
+        3, ge=1, description="Failed surveys after which a changed list is given up"
+    )

@@ -25,7 +25,7 @@ from laion_assets.knn.query import lake_beside, subset_beside
 from laion_assets.knn.runs import SubsetOf
 from laion_assets.knn.subset import Modality, SubsetError
 from laion_assets.removals.active import read_lists
-from laion_assets.removals.lists import ListError
+from laion_assets.removals.entry import ListError
 from laion_assets.search.api_models import (
     KnnRequest,
     MetadataRequest,

@@ -24,7 +24,8 @@ from laion_assets.funnel import REASONS
 from laion_assets.knn.files import find_sample
 from laion_assets.layout import PARTITIONS, SUBSET_PREFIX, Table
 from laion_assets.removals.active import read_lists
-from laion_assets.removals.lists import Entries, ListError, parse_entry
+from laion_assets.removals.entries import Entries
+from laion_assets.removals.entry import ListError, parse_entry
 from laion_assets.schemas import UID_BYTES, sample_id_of, uid_of
 from laion_assets.segments import SegmentKey
 

@@ -1,4 +1,4 @@
-"""Streaming HTML pages out of WAT files.
+"""HTML pages, streamed out of WAT files.
 
 What a page's links mean (which become pairs, how a URL is resolved) belongs to ``pairs``.
 """

@@ -1,8 +1,8 @@
-"""The gzip members of a file, one after the other, where damage to one costs that one.
+"""Read the gzip members of a file one by one, so that damage costs only the member that it hits.
 
-Common Crawl writes one gzip member per WARC record so that readers can find their feet again.
-Readers that treat the file as one stream (warcio, FastWARC) give up at the first damaged member;
-this one looks for the next member that inflates to the beginning of a WARC record.
+Common Crawl writes one gzip member per WARC record, so that readers can resume after damage.
+Readers that treat the file as one stream (warcio, FastWARC) give up at the first damaged member.
+This one looks for the next member that inflates to the beginning of a WARC record.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import BinaryIO, Final, Literal, NamedTuple
 from isal import isal_zlib
 
 MAX_MEMBER_BYTES: Final = 64 << 20
-"""Inflated bytes of one member. Common Crawl cuts pages at a few MiB; this bounds the memory."""
+"""Maximum inflated bytes of a member. Common Crawl cuts pages at a few MiB; this bounds memory."""
 
 _MAGIC: Final = b"\x1f\x8b\x08"
 _WARC: Final = b"WARC/"
-# Every member copies what is left of its last piece of input, so the pieces are small.
+# Every member copies the rest of its last piece of input, so the pieces are small.
 _PIECE: Final = 16 << 10
 _SCAN: Final = 1 << 20
 _GZIP: Final = 31
@@ -30,7 +30,7 @@ class Damage(NamedTuple):
 
     reason: Literal["bad_record", "truncated"]
     offset: int | None
-    """Where it begins in the file; None where it is inside a member that inflates well."""
+    """Its first byte in the file; None if it is inside a member that inflates without error."""
     detail: str
 
     def __str__(self) -> str:
@@ -48,9 +48,9 @@ class _TooLargeError(Exception):
 def read_members(stream: BinaryIO) -> Iterator[bytes | Damage]:
     """Yield each member inflated, its CRC checked, or the damage found in its place.
 
-    A stretch of bytes in which no further member begins is one :class:`Damage`; it is
+    A stretch of bytes in which no further member begins is one :class:`Damage`. Its reason is
     ``truncated`` if the file ends inside a member that was sound so far, else ``bad_record``.
-    ``stream`` must be seekable. Raises ``OSError`` only if reading itself fails.
+    ``stream`` must be seekable. Raises only ``OSError``, if reading itself fails.
     """
     start = 0
     piece = stream.read(_PIECE)
@@ -73,7 +73,7 @@ def read_members(stream: BinaryIO) -> Iterator[bytes | Damage]:
 
 
 def _inflate(stream: BinaryIO, piece: bytes, position: int) -> tuple[bytes, bytes, int]:
-    """``(inflated, what was read beyond the member, the stream's position)``."""
+    """``(inflated member, bytes read beyond it, position of the stream)``."""
     inflater = isal_zlib.decompressobj(wbits=_GZIP)
     parts: list[bytes] = []
     size = 0
@@ -90,14 +90,14 @@ def _inflate(stream: BinaryIO, piece: bytes, position: int) -> tuple[bytes, byte
         piece = stream.read(_PIECE)
         if not piece:
             if not _MAGIC.startswith(lead):
-                # Too few bytes for the inflater to have seen that this is no gzip header.
+                # Too few bytes for the inflater to notice that this is not a gzip header.
                 raise InflateError("not a gzip member")
             raise _EndedInsideError("the file ends inside a gzip member")
         position += len(piece)
 
 
 def _find_member(stream: BinaryIO, offset: int) -> int | None:
-    """Where the next member with a WARC record begins, at ``offset`` or later."""
+    """First byte of the next member with a WARC record, at ``offset`` or later; None if none."""
     overlap = len(_MAGIC) - 1
     window = b""
     while True:

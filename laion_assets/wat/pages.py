@@ -1,6 +1,6 @@
-"""HTML pages and the links that matter, out of a WAT file.
+"""Extract HTML pages and the links that matter from a WAT file.
 
-A WAT record's payload is JSON whose useful part is
+A WAT record's payload is JSON. Its useful part is
 ``Envelope.Payload-Metadata.HTTP-Response-Metadata.HTML-Metadata`` (``Head`` and ``Links``). It is
 decoded into typed structs, which skips the rest without building it.
 """
@@ -21,7 +21,7 @@ IMAGE_PATH: Final = "IMG@/src"
 
 
 class Link(msgspec.Struct, frozen=True, gc=False):
-    """One entry of ``Links`` or ``Head.Link``, as the page has it: nothing cleaned or resolved."""
+    """One entry of ``Links`` or ``Head.Link`` as in the page, neither cleaned nor resolved."""
 
     path: str | None = None
     url: str | None = None
@@ -36,7 +36,7 @@ class Page(NamedTuple):
     base: str | None
     """``<base href>`` as written, not yet resolved against ``url``."""
     links: Sequence[Link]
-    """The images, and every other link that has an alt text, in document order."""
+    """The images, and all other links with an alt text, in document order."""
     licences: Sequence[Link]
     """Links that name creativecommons.org (not in capitals throughout): ``<link>`` elements first,
     then document order."""
@@ -72,11 +72,11 @@ _decoder: Final = msgspec.json.Decoder(_Wat)
 
 
 def read_pages(path: Path, counts: StageCounts) -> Iterator[Page]:
-    """Stream the HTML pages of a WAT file, in memory bounded whatever the file's size.
+    """Stream the HTML pages of a WAT file, in bounded memory whatever the file's size.
 
     ``counts`` (stage ``wat``) counts every WARC record: kept if it is an HTML page, with or
-    without links that matter. A damaged record is counted and costs that record alone; whatever
-    bytes the file holds, nothing is raised but ``OSError`` when reading itself fails.
+    without links that matter. A damaged record is counted and costs that record alone. Whatever
+    bytes the file holds, only ``OSError`` is raised, if reading itself fails.
     """
     with path.open("rb", buffering=0) as stream:
         for record in read_records(stream):
@@ -89,7 +89,7 @@ def read_pages(path: Path, counts: StageCounts) -> Iterator[Page]:
 
 
 def page_of(record: Record, counts: StageCounts) -> Page | None:
-    """The record's page, if it has one; counted in ``counts`` either way."""
+    """The record's page, or None; ``counts`` counts it either way."""
     if record.kind != "metadata":
         counts.reject("not_html")
         return None
@@ -109,7 +109,7 @@ def page_of(record: Record, counts: StageCounts) -> Page | None:
 
 def _page(url: str, html: _Html) -> Page:
     links = [link for link in html.links if link.path == IMAGE_PATH or link.alt is not None]
-    # Asked of every link of the crawl, so the cheap question comes first: few URLs have "ommons".
+    # Checked for every link of the crawl, so the cheap check comes first: few URLs have "ommons".
     licences = [
         link
         for link in (*html.head.link, *html.links)

@@ -1,10 +1,10 @@
-"""WARC records of a WAT file: the little of the format that WAT files use, at inflation speed.
+"""Parse the WARC records of a WAT file, at inflation speed.
 
-The file is inflated as one stream and cut into records, which costs little more than inflating
-it. A record is handed out when the bytes after it have come, and so after the checksum of its gzip
-member was found right. At the first damage the file is read again from its beginning, member by
-member (:mod:`.members`), and what was handed out already is passed over: slower, and able to go on
-behind the damage.
+Only the part of the format that WAT files use is read. The file is inflated as one stream and cut
+into records, which costs little more than inflating it. A record is yielded once the bytes after it
+have been read, and so after the checksum of its gzip member was verified. At the first damage the
+file is read again from its beginning, member by member (:mod:`.members`), and the records already
+yielded are skipped. That is slower, but continues after the damage.
 """
 
 from __future__ import annotations
@@ -25,44 +25,46 @@ _HEADER_END: Final = re.compile(rb"\r?\n\r?\n")
 
 
 class Record(NamedTuple):
+    """One WARC record."""
+
     kind: str
     """``WARC-Type``; empty if the header names none."""
     uri: str
     """``WARC-Target-URI``; empty if the header names none."""
     block: bytes
+    """The bytes after the header."""
 
 
 class RecordError(ValueError):
-    """The bytes are not a WARC record; the message says what is wrong."""
+    """The bytes are not a WARC record; the message says why."""
 
 
 class _MoreNeededError(Exception):
-    """The record goes on beyond the bytes at hand."""
+    """The record continues beyond the available bytes."""
 
 
 def read_records(stream: BinaryIO) -> Iterator[Record | Damage]:
     """Yield the records of a gzipped WARC file, and the damage found between them.
 
-    Whatever the bytes are, nothing is raised but ``OSError`` when reading itself fails. Damage
-    costs the gzip member that has it, which in Common Crawl's files is one record; where a member
-    holds several, those before the damage may have been handed out. ``stream`` must be seekable.
-    Memory: a few MiB, or a few times the longest record (at most
-    :data:`.members.MAX_MEMBER_BYTES`).
+    Whatever the bytes are, only ``OSError`` is raised, if reading itself fails. Damage costs the
+    gzip member that it hits, which in Common Crawl's files is one record; of a member with several
+    records, those before the damage may have been yielded. ``stream`` must be seekable. Memory: a
+    few MiB, or a few times the longest record (at most :data:`.members.MAX_MEMBER_BYTES`).
     """
-    handed_out = 0
+    yielded = 0
     try:
         for record, end in _streamed(stream):
-            handed_out = end
+            yielded = end
             yield record
     except (members.InflateError, igzip.BadGzipFile, EOFError, RecordError):
         stream.seek(0)
-        yield from _by_members(stream, handed_out)
+        yield from _by_members(stream, yielded)
 
 
 def split_records(data: bytes) -> Iterator[Record]:
-    """The records of one gzip member; Common Crawl writes one, others may write several.
+    """Yield the records of one gzip member; Common Crawl writes one, others may write several.
 
-    Raises :class:`RecordError` where a record should begin and does not.
+    Raises :class:`RecordError` if no record begins where one should.
     """
     position = 0
     while position < len(data):
@@ -75,13 +77,13 @@ def split_records(data: bytes) -> Iterator[Record]:
 
 
 def _streamed(stream: BinaryIO) -> Iterator[tuple[Record, int]]:
-    """Each record, and how many inflated bytes end with it."""
+    """Yield each record, and the number of inflated bytes up to its end."""
     # isal's IGzipFile has no type hints.
     with igzip.IGzipFile(fileobj=stream, mode="rb") as inflated:  # type: ignore[no-untyped-call]
         data, position, passed = b"", 0, 0
         ended = False
         while not ended:
-            # A long record doubles what is read, so that it is not copied once for every piece.
+            # For a long record the piece doubles, so that the record is not copied for every piece.
             piece = inflated.read(max(_PIECE, len(data) - position))
             ended = not piece
             data, passed, position = data[position:] + piece, passed + position, 0
@@ -96,7 +98,7 @@ def _streamed(stream: BinaryIO) -> Iterator[tuple[Record, int]]:
                     break
                 after = _skip_line_ends(data, end)
                 if len(data) - after < len(_BEGIN) and not ended:
-                    break  # nothing behind it yet that vouches for its checksum
+                    break  # its checksum counts as verified only once the next bytes are read
                 if after < len(data) and (after == end or not data.startswith(_BEGIN, after)):
                     raise RecordError("no record begins where Content-Length says that this ends")
                 yield record, passed + after
@@ -104,7 +106,7 @@ def _streamed(stream: BinaryIO) -> Iterator[tuple[Record, int]]:
 
 
 def _by_members(stream: BinaryIO, skip: int) -> Iterator[Record | Damage]:
-    """The records behind the first ``skip`` inflated bytes of the sound members."""
+    """Yield the records after the first ``skip`` inflated bytes of the sound members."""
     inflated = 0
     for member in members.read_members(stream):
         if isinstance(member, Damage):
@@ -121,12 +123,12 @@ def _by_members(stream: BinaryIO, skip: int) -> Iterator[Record | Damage]:
 
 
 def _parse(data: bytes, start: int) -> tuple[Record, int]:
-    """The record that begins at ``start``, and where it ends."""
+    """The record that begins at ``start``, and the position of its end."""
     if not data.startswith(_BEGIN, start):
         if _BEGIN.startswith(data[start : start + len(_BEGIN)]):
             raise _MoreNeededError("the header has no end")
         raise RecordError(f"a record begins with {data[start : start + 20]!r}")
-    # The first is what a WARC has; looking for it is far cheaper than for the pattern.
+    # WARC files have CRLF, and searching for that is far cheaper than for the pattern.
     end = data.find(b"\r\n\r\n", start)
     body = end + 4
     if end == -1 or data.find(b"\n\n", start, end) != -1:
@@ -148,13 +150,13 @@ def _parse(data: bytes, start: int) -> tuple[Record, int]:
 
 
 def _field(data: bytes, name: bytes, start: int, end: int) -> bytes:
-    """A header field's value, the first of its name; empty if there is none."""
+    """The value of the first header field of that name; empty if there is none."""
     at = data.find(b"\n" + name + b":", start, end)
     if at != -1:
         begin = at + len(name) + 2
         stop = data.find(b"\n", begin, end)
         return data[begin : end if stop == -1 else stop].strip()
-    # Names are the same in any case, and may have space before the colon; hardly one is written so.
+    # Names are case-insensitive and may have space before the colon, but hardly any is so written.
     for line in data[start:end].split(b"\n")[1:]:
         written, colon, value = line.partition(b":")
         if colon and written.strip().lower() == name.lower():

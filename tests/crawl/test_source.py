@@ -92,7 +92,7 @@ def test_taking_a_part_of_a_segment(url: str) -> None:
     assert half.taken(segment) == half.taken(segment)
 
 
-def test_a_wat_file_is_fetched_whole_after_passing_errors(
+def test_a_wat_file_is_fetched_whole_after_transient_errors(
     server: FolderServer, url: str, tmp_path: Path
 ) -> None:
     source = pickle.loads(pickle.dumps(source_at(url)))
@@ -103,11 +103,11 @@ def test_a_wat_file_is_fetched_whole_after_passing_errors(
     assert server.failing[f"/{wat}"] == 0
 
 
-def test_a_lasting_error_names_the_url_and_leaves_no_file(
+def test_a_repeated_error_names_the_url_and_leaves_no_file(
     server: FolderServer, url: str, tmp_path: Path
 ) -> None:
     server.failing["/collinfo.json"] = 99
-    with pytest.raises(CrawlSourceError, match=r"collinfo\.json could not be read in 3 tries"):
+    with pytest.raises(CrawlSourceError, match=r"collinfo\.json could not be read in 3 attempts"):
         source_at(url).crawls()
     with pytest.raises(FileNotFoundError):
         source_at(url).fetch("crawl-data/absent.gz", tmp_path / "x.gz")
@@ -115,13 +115,15 @@ def test_a_lasting_error_names_the_url_and_leaves_no_file(
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", "not json", '[{"id": 3}]'])
-def test_a_list_that_is_none_is_an_error_and_not_empty(url: str, root: Path, content: str) -> None:
+def test_an_invalid_list_is_an_error_and_not_an_empty_list(
+    url: str, root: Path, content: str
+) -> None:
     (root / "collinfo.json").write_text(content)
     with pytest.raises(CrawlSourceError, match="is not a list of crawls"):
         source_at(url).crawls()
 
 
-def test_paths_that_are_damaged_are_an_error(url: str, root: Path) -> None:
+def test_damaged_paths_are_an_error(url: str, root: Path) -> None:
     paths = root / "crawl-data" / CRAWL / "wat.paths.gz"
     paths.write_bytes(paths.read_bytes()[:-9])
     with pytest.raises(CrawlSourceError, match="is not a list of WAT paths"):

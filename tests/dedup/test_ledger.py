@@ -23,7 +23,7 @@ from laion_assets.dedup import ledger as module
 from laion_assets.dedup import runs
 from laion_assets.dedup.ledger import LedgerError, claimed, claiming, release_segment
 from laion_assets.funnel import StageCounts
-from laion_assets.removals.lists import Entries, parse
+from laion_assets.removals.entries import Entries, parse
 from laion_assets.segments import SegmentKey
 
 CRAWL = "CC-MAIN-2021-04"
@@ -144,7 +144,7 @@ def test_again_keeps_its_own_samples(world: World) -> None:
 
 
 def test_a_seen_set_would_drop_a_segments_own_samples(world: World) -> None:
-    """What a Bloom filter or a set of all keys does on re-materialization."""
+    """A Bloom filter or a set of all keys would do this on re-materialization."""
     seen = {uid(number) for number in range(15)}
     assert [number for number in range(15) if uid(number) not in seen] == []
     world.claim("00")
@@ -158,7 +158,7 @@ def test_another_crawl_has_the_same_segment_numbers(world: World) -> None:
     assert counts.rejects == {"duplicate": 15}
 
 
-def test_made_anew_with_other_pairs_lets_go_of_the_rest(world: World) -> None:
+def test_a_segment_rebuilt_with_other_pairs_releases_the_rest(world: World) -> None:
     world.claim("00")
     world.pairs("00", [[0, 1, 2]])
     world.claim("00")
@@ -182,11 +182,11 @@ def test_lists(world: World) -> None:
     counts = world.claim("00", removals, blocklists)
     assert counts.rejects == {"removed": 4, "blocked": 3}
     assert world.kept("00") == [[0, 1, 7, 8, 9], [10, 11, 14]]
-    # What a list refuses is not claimed: it is for no segment to hold.
+    # Refused pairs are not claimed: no segment holds them.
     assert claimed(world.ledger) == {SegmentKey(CRAWL, "00"): 8}
     counts = world.claim("01", removals)
     assert counts.rejects == {"duplicate": 1, "removed": 2}
-    # Taken off the lists, they come back.
+    # Once off the lists, they come back.
     assert world.claim("00").kept == 15 - 1
     assert world.claim("00").rejects == {"duplicate": 1}
 
@@ -198,7 +198,7 @@ def test_order_of_reasons(world: World) -> None:
     assert world.claim("01", NONE, both).rejects == {"blocked": 1, "duplicate": 2}
 
 
-def test_a_deleted_partition_gives_its_claims_free(world: World) -> None:
+def test_a_deleted_partition_releases_its_claims(world: World) -> None:
     world.claim("00")
     shutil.rmtree(world.folder("00"))
     assert world.claim("01").kept == 8
@@ -214,7 +214,7 @@ def test_stopped_before_publishing_holds_what_is_published(world: World) -> None
     with pytest.raises(StoppedError):
         world.claim("00", stop="before")
     world.pairs("02", [[0, 1, 2]])
-    # The published partition of 00 still holds 2, so nobody else may.
+    # The published partition of 00 still holds 2, so no other segment may.
     assert world.claim("02").kept == 0
 
 
@@ -235,7 +235,7 @@ def test_stopped_after_publishing_holds_what_is_published(world: World) -> None:
 
 
 def claim_and_die(root: Path, segment: str, at: int) -> None:
-    """Claim in a process that kills itself at its ``at``-th file that is made whole."""
+    """Claim in a process that kills itself when it publishes its ``at``-th file."""
     replace, done = Path.replace, iter(range(at))
 
     def replace_or_die(path: Path, target: Path) -> Path:
@@ -268,7 +268,7 @@ def test_sigkill_at_any_step_neither_loses_a_pair_nor_claims_it_for_ever(
     assert kept == list(range(20))
 
 
-def test_a_lost_ledger_is_made_from_the_partitions(world: World) -> None:
+def test_a_lost_ledger_is_rebuilt_from_the_partitions(world: World) -> None:
     world.claim("00")
     world.claim("01")
     before = claimed(world.ledger)
@@ -311,7 +311,7 @@ def test_no_pairs_at_all(world: World) -> None:
 
 
 @pytest.mark.parametrize("segment", ["../../x", "7", ""])
-def test_a_segment_that_is_none(world: World, segment: str) -> None:
+def test_an_invalid_segment(world: World, segment: str) -> None:
     with pytest.raises(ValueError):
         world.release(segment)
 
@@ -359,7 +359,7 @@ steps = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(steps)
 def test_whatever_happens_every_pair_is_held_once(plan: list[tuple[str, str, list[int]]]) -> None:
-    """Against sets: who is published holds its pairs, and a new claim takes what is free."""
+    """Compare with sets: a published segment holds its pairs, a new claim takes the free ones."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "FAN", 2)
         world = World(Path(folder))

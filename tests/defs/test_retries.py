@@ -16,7 +16,7 @@ from laion_assets.lake.base import NotPublishedError, PartitionBusyError
 from laion_assets.lake.object_store import ObjectsError, UnavailableError
 from laion_assets.layout import INDEX_CODEC
 from laion_assets.pairs.rules import PairRules
-from laion_assets.pairs.segment import SegmentError, extract_segment
+from laion_assets.pairs.segment import PermanentSegmentError, SegmentError, extract_segment
 from laion_assets.settings import Retries, Retry, Settings
 
 QUICK = Settings(retries=Retries(local=Retry(times=2, delay_s=0.01)))
@@ -62,7 +62,7 @@ def test_any_other_error_fails_at_once_and_names_itself() -> None:
         (CrawlNotReadyError(), True),
         (NoSuchSegmentError(), False),
         (SegmentError("a worker process died"), True),
-        (SegmentError("FileNotFoundError: a.warc.wat.gz", lasting=True), False),
+        (PermanentSegmentError("FileNotFoundError: a.warc.wat.gz"), False),
         (NotPublishedError(), False),
         (OSError(errno.ESTALE, "stale file handle"), True),
         (OSError(errno.ENOSPC, "no space left"), False),
@@ -108,7 +108,7 @@ def full_disk(wat_file: str, to: Path) -> None:
 
 
 def test_a_full_disk_is_permanent_in_a_worker_process_too(tmp_path: Path) -> None:
-    with pytest.raises(SegmentError, match="could not be read") as caught:
+    with pytest.raises(PermanentSegmentError, match="could not be read") as caught:
         extract_segment(
             ["a.warc.wat.gz"],
             full_disk,

@@ -1,4 +1,4 @@
-"""A little web on loopback, where 127.0.0.2 stands for the public and the rest for the inside."""
+"""A small web on loopback: 127.0.0.2 is the public internet, all other addresses are internal."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from laion_assets import schemas
 from laion_assets.download.errors import FetchRefused
 from laion_assets.download.fetch import Fetched, Fetcher
 from laion_assets.download.options import DownloadOptions
-from laion_assets.download.segment import Downloaded, download_segment
+from laion_assets.download.segment import download_segment
+from laion_assets.download.summary import Downloaded
 from laion_assets.funnel import StageCounts
-from laion_assets.removals.lists import Entries
+from laion_assets.removals.entries import Entries
 
 PUBLIC = "127.0.0.2"
 INSIDE = "127.0.0.1"
@@ -37,7 +38,7 @@ Answer = Callable[[socket.socket], None]
 def answer(
     body: bytes = b"", status: str = "200 OK", length: int | None = None, **headers: str
 ) -> Answer:
-    """A whole answer; ``X_Robots_Tag="noai"`` gives the header X-Robots-Tag."""
+    """A whole answer; ``X_Robots_Tag="noai"`` sends the header X-Robots-Tag."""
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     head = "\r\n".join([*lines, "Connection: close", "", ""]).encode()
@@ -129,7 +130,7 @@ def web() -> Iterator[Listener]:
 
 
 def _free_port() -> int:
-    """Free on both addresses; other tests' servers take some of one."""
+    """A port that is free on both addresses; other tests' servers may use one of them."""
     for _ in range(50):
         with socket.create_server((INSIDE, 0)) as first:
             port = int(first.getsockname()[1])
@@ -143,7 +144,7 @@ def _free_port() -> int:
 
 @pytest.fixture
 def inside(web: Listener) -> Iterator[Listener]:
-    """What must never be reached, on the web's own port; a test with it fails if it was."""
+    """An internal server on the web's port; the test fails if anything connects to it."""
     with listening(INSIDE, web.port) as listener:
         yield listener
         assert listener.connections == 0
@@ -156,7 +157,7 @@ def get(
     resolve: Callable[[str], list[str]] = lambda _: [PUBLIC],
     times: int = 1,
 ) -> Fetched:
-    """Fetch with one fetcher, ``times`` in turn; the last answer."""
+    """Fetch ``times`` in turn with one fetcher; return the last answer."""
 
     async def run() -> Fetched:
         fetcher = Fetcher(
@@ -173,7 +174,7 @@ def get(
 
 
 def reasons(urls: list[str], options: DownloadOptions | None = None) -> dict[str, str]:
-    """URL -> its body, or why it was refused; all at the same time by one fetcher."""
+    """URL -> its body, or the reason of its refusal; fetched all at once by one fetcher."""
 
     async def one(fetcher: Fetcher, url: str) -> str:
         try:
@@ -194,7 +195,7 @@ def reasons(urls: list[str], options: DownloadOptions | None = None) -> dict[str
 
 
 def picture(seed: int, width: int = 320, height: int = 240) -> Image.Image:
-    """Soft noise: compresses like a photo, over 5,000 bytes in every format."""
+    """Soft noise, which compresses like a photo: over 5,000 bytes in every format."""
     noise = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1))
 
@@ -226,7 +227,7 @@ def write_pairs(path: Path, urls: list[str]) -> None:
 
 NONE = Entries()
 N = 23
-"""Pictures that the fixture `images` serves, all but three of them good."""
+"""Pictures that the fixture `images` serves; all but three are good."""
 SIZE = 5
 
 
@@ -237,7 +238,7 @@ def bodies() -> list[bytes]:
 
 @pytest.fixture
 def images(bodies: list[bytes]) -> Iterator[Listener]:
-    """Serves picture i at /i.jpg, each a little late and in an order of its own."""
+    """Serves picture i at /i.jpg, each a little late, so that the order of answers differs."""
     with listening(PUBLIC) as web:
 
         def late(i: int) -> None:
@@ -265,7 +266,7 @@ def urls(n: int = N) -> list[str]:
 
 
 def download(pairs: Path, out: Path, options: DownloadOptions, **given: Any) -> Downloaded:
-    """Without lists, unless they are given."""
+    """Download without lists, unless they are given."""
     given = {"removals": NONE, "blocklists": NONE} | given
     return download_segment(pairs, out, options, **given)
 

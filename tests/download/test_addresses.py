@@ -91,7 +91,7 @@ def test_an_endpoint_is_an_address_and_a_port() -> None:
 
 
 class Asked:
-    """A resolver that counts, answering from a table or with public addresses."""
+    """A resolver that records names, and answers from a table or with a public address."""
 
     def __init__(self, *answers: list[str]) -> None:
         self.names: list[str] = []
@@ -124,7 +124,7 @@ def test_addresses_keep_their_order_and_port() -> None:
 @pytest.mark.parametrize(
     "mixed", [["8.8.8.8", "10.0.0.1"], ["10.0.0.1", "8.8.8.8"], ["8.8.8.8", "::1"]]
 )
-def test_a_name_with_one_internal_address_is_refused_whole(mixed: list[str]) -> None:
+def test_a_name_with_one_internal_address_is_refused(mixed: list[str]) -> None:
     with pytest.raises(FetchRefused) as refused:
         endpoints(Asked(mixed), "a.test")
     assert refused.value.reason == "private_address"
@@ -169,7 +169,7 @@ def test_the_more_specific_entry_wins_and_nothing_is_looked_up() -> None:
     names.close()
 
 
-def test_many_who_ask_at_once_share_one_look_up_and_its_answer_is_kept() -> None:
+def test_simultaneous_look_ups_share_one_answer_which_is_kept() -> None:
     asked = Asked(["8.8.8.8"], ["10.0.0.1"])
     asked.go.clear()
     names = Names(asked, {}, is_public)
@@ -193,8 +193,8 @@ def test_the_system_knows_loopback() -> None:
     assert set(system_resolve("localhost")) <= {"127.0.0.1", "::1"}
 
 
-def test_a_slow_name_ends_by_itself_and_leaves_the_others_alone() -> None:
-    """That others were before it counts against no name, and what comes late is of use."""
+def test_a_slow_name_times_out_and_leaves_the_others_alone() -> None:
+    """Waiting behind others counts against no name, and a late answer is kept."""
     go = threading.Event()
 
     def resolve(host: str) -> list[str]:
@@ -213,12 +213,12 @@ def test_a_slow_name_ends_by_itself_and_leaves_the_others_alone() -> None:
         slow = await asyncio.gather(*(ask(names, f"slow{i}.test") for i in range(100)))
         good = asyncio.create_task(ask(names, "good.test"))
         await asyncio.sleep(0.5)
-        told = [*slow, await good]
+        answers = [*slow, await good]
         go.set()
         await asyncio.sleep(0.2)
         later = await ask(names, "slow3.test")
         names.close()
-        return told, later
+        return answers, later
 
     (*slow, good), later = asyncio.run(asyncio.wait_for(run(), 30))
     assert slow == [f"dns: slow{i}.test: no answer in 0.3 s" for i in range(100)]

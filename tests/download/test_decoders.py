@@ -1,4 +1,4 @@
-"""The pool: a stranger's bytes may hang or kill a decoder, and that costs one image."""
+"""A stranger's bytes may hang or kill a decoder, which costs one image."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from laion_assets.download.options import DownloadOptions
 from tests.download.conftest import encoded, picture
 
 SLOW = encoded(Image.new("RGBA", (9400, 9400), (255, 0, 0, 100)), "PNG", compress_level=1)
-"""Little to send to a process, long to decode."""
+"""An image that is quick to send to a process and slow to decode."""
 
 QUICK = encoded(picture(2))
 
 
 def in_pool(scratch: Path, after: float, kill: bool, **settings: object) -> tuple[str, int]:
-    """Decode SLOW, killing its process ``after`` seconds if so told; then QUICK.
+    """Decode SLOW, killing its process after ``after`` seconds if ``kill``; then decode QUICK.
 
-    Why SLOW was refused, and QUICK's width as stored.
+    Return why SLOW was refused, and QUICK's stored width.
     """
 
     async def run() -> tuple[str, int]:
@@ -44,8 +44,8 @@ def in_pool(scratch: Path, after: float, kill: bool, **settings: object) -> tupl
 
 
 def test_a_decoder_that_dies_costs_its_image(tmp_path: Path) -> None:
-    told, width = in_pool(tmp_path, after=0.5, kill=True)
-    assert told == "decoder_failed: its decoder died with exit code -9"
+    refusal, width = in_pool(tmp_path, after=0.5, kill=True)
+    assert refusal == "decoder_failed: its decoder died with exit code -9"
     assert width == 256
 
 
@@ -61,12 +61,12 @@ def test_processes_that_die_while_they_wait_are_replaced(tmp_path: Path) -> None
 
 
 def test_a_decoder_that_hangs_costs_its_image(tmp_path: Path) -> None:
-    told, width = in_pool(tmp_path, after=0, kill=False, decode_timeout_s=0.2)
-    assert told == "decoder_failed: not decoded in 0.2 s"
+    refusal, width = in_pool(tmp_path, after=0, kill=False, decode_timeout_s=0.2)
+    assert refusal == "decoder_failed: not decoded in 0.2 s"
     assert width == 256
 
 
-def test_an_error_of_ours_is_not_taken_for_the_images(tmp_path: Path) -> None:
+def test_our_own_error_is_not_blamed_on_the_image(tmp_path: Path) -> None:
     async def run() -> None:
         with Decoders(DownloadOptions(), tmp_path) as decoders:
             await decoders.run(os.stat, "/nonexistent")

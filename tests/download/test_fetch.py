@@ -1,4 +1,4 @@
-"""Hosts that mean harm, on real sockets. ``inside`` fails a test that reached what it must not."""
+"""Malicious hosts on real sockets; ``inside`` fails a test that connects to it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.download.conftest import (
 )
 
 QUICK = DownloadOptions(total_timeout_s=0.4)
-PATIENCE_S = 10  # far over any deadline here
+PATIENCE_S = 10  # far longer than any deadline here
 
 
 def refused(url: str, options: DownloadOptions | None = None, **settings: object) -> str:
@@ -39,7 +39,7 @@ def refused(url: str, options: DownloadOptions | None = None, **settings: object
     return caught.value.reason
 
 
-def test_an_image_comes_whole_with_an_honest_name(web: Listener) -> None:
+def test_an_image_is_fetched_under_our_own_name(web: Listener) -> None:
     web.routes["/a.jpg?x=1"] = answer(b"body", Content_Type="image/jpeg", Set_Cookie="a=b")
     options = DownloadOptions(contact="https://contact.example/bot")
     url = f"http://user:secret@img.test:{web.port}/a.jpg?x=1#part"
@@ -55,7 +55,7 @@ def test_an_image_comes_whole_with_an_honest_name(web: Listener) -> None:
         assert not {"cookie:", "authorization:", "referer:"} & set(head.lower().split())
 
 
-def test_the_environment_is_not_asked(
+def test_proxies_and_passwords_of_the_environment_are_ignored(
     web: Listener, inside: Listener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -95,13 +95,13 @@ HOSTS_INSIDE = [
 ]
 
 
-def test_addresses_of_the_inside_are_refused(web: Listener, inside: Listener) -> None:
+def test_internal_addresses_are_refused(web: Listener, inside: Listener) -> None:
     urls = [f"http://{host}:{inside.port}/secret.jpg" for host in HOSTS_INSIDE]
     assert reasons(urls) == dict.fromkeys(urls, "private_address")
     assert web.connections == 0
 
 
-def test_redirects_to_the_inside_are_refused(web: Listener, inside: Listener) -> None:
+def test_redirects_to_internal_addresses_are_refused(web: Listener, inside: Listener) -> None:
     urls = []
     for i, host in enumerate(HOSTS_INSIDE):
         # Percent-encoded, as what is not ASCII must be in a header.
@@ -113,7 +113,7 @@ def test_redirects_to_the_inside_are_refused(web: Listener, inside: Listener) ->
 
 
 @pytest.mark.parametrize("answers", [["127.0.0.1"], ["::1"], [PUBLIC, INSIDE], [INSIDE, PUBLIC]])
-def test_names_of_the_inside_are_refused(
+def test_names_of_internal_addresses_are_refused(
     web: Listener, inside: Listener, answers: list[str]
 ) -> None:
     web.routes["/"] = answer(b"x")
@@ -121,7 +121,7 @@ def test_names_of_the_inside_are_refused(
     assert web.connections == 0
 
 
-def test_localhost_is_the_inside(inside: Listener) -> None:
+def test_localhost_is_internal(inside: Listener) -> None:
     async def run() -> None:
         async with Fetcher(DownloadOptions()) as fetcher:  # the real resolver, the real rule
             await fetcher.fetch(f"http://localhost:{inside.port}/")
@@ -134,7 +134,7 @@ def test_localhost_is_the_inside(inside: Listener) -> None:
 def test_a_name_that_changes_after_it_was_checked_leads_nowhere_else(
     web: Listener, inside: Listener
 ) -> None:
-    """DNS rebinding: the first answer is public, every later one is the inside."""
+    """DNS rebinding: the first answer is public, every later one is internal."""
     asked: list[str] = []
 
     def rebinding(host: str) -> list[str]:
@@ -147,7 +147,7 @@ def test_a_name_that_changes_after_it_was_checked_leads_nowhere_else(
     assert asked == ["rebind.test"]
 
 
-def test_a_name_that_turns_to_the_inside_between_redirects_is_refused(
+def test_a_name_that_becomes_internal_between_redirects_is_refused(
     web: Listener, inside: Listener
 ) -> None:
     turns = itertools.chain([[PUBLIC]], itertools.repeat([INSIDE]))
@@ -183,7 +183,7 @@ def test_only_http_and_https(web: Listener) -> None:
     assert reasons(urls) == dict.fromkeys(urls, "url_scheme")
 
 
-def test_what_is_no_url_is_refused() -> None:
+def test_text_that_is_not_a_url_is_refused() -> None:
     urls = ["", "no url", "//a.test/", "http://", "http://a b/", "http://[::"]
     assert reasons(urls) == dict.fromkeys(urls, "url_scheme")
 
@@ -202,7 +202,7 @@ def test_redirects_are_followed(web: Listener, status: str) -> None:
     assert fetched.url == f"http://a.test:{web.port}/a/new.jpg"
 
 
-def test_redirects_come_to_an_end(web: Listener) -> None:
+def test_redirects_are_limited(web: Listener) -> None:
     web.routes["/loop"] = redirect("/loop")
     assert refused(f"http://a.test:{web.port}/loop") == "redirects"
     assert len(web.requests) == 6
@@ -240,7 +240,7 @@ def test_statuses(web: Listener) -> None:
         b"\x00\xff" * 5000,
     ],
 )
-def test_what_is_not_http(web: Listener, raw: bytes) -> None:
+def test_answers_that_are_not_http(web: Listener, raw: bytes) -> None:
     web.routes["/"] = lambda connection: connection.sendall(raw)
     assert refused(f"http://a.test:{web.port}/") in ("http_other", "connect")
 
@@ -265,7 +265,7 @@ def _drip(web: Listener, head: bytes, drop: bytes) -> None:
     ],
 )
 def test_a_drip_ends_at_the_total_deadline(web: Listener, head: bytes, drop: bytes) -> None:
-    """No single read is ever late, so a time-out on reads would wait for ever."""
+    """No single read is late, so a time-out on reads would never fire."""
     _drip(web, head, drop)
     assert refused(f"http://a.test:{web.port}/", QUICK) in ("timeout", "http_other")
 
@@ -322,7 +322,7 @@ def test_a_cut_body_is_a_broken_connection(web: Listener) -> None:
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
-def test_content_encodings_that_nobody_asked_for(web: Listener, pack: object) -> None:
+def test_unrequested_content_encodings(web: Listener, pack: object) -> None:
     assert callable(pack)
     name = "gzip" if pack is gzip.compress else "deflate"
     web.routes["/"] = answer(pack(b"picture" * 100), Content_Encoding=name)
@@ -346,7 +346,7 @@ def test_an_opt_out_is_honoured_before_the_body(web: Listener) -> None:
     def opting_out(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nX-Robots-Tag: noai\r\nContent-Length: 9000\r\n\r\n")
         web.closing.wait(0.2)
-        sent.append(connection.recv(1))  # what a client that hung up leaves to read: nothing
+        sent.append(connection.recv(1))  # empty after the client has hung up
 
     web.routes["/"] = opting_out
     assert refused(f"http://a.test:{web.port}/") == "opt_out"
@@ -363,7 +363,7 @@ def test_nobody_listens() -> None:
     assert refused(f"http://a.test:{port}/") == "connect"
 
 
-def test_a_retry_goes_on_after_a_passing_failure(web: Listener) -> None:
+def test_a_retry_follows_a_transient_failure(web: Listener) -> None:
     def at_the_third(connection: socket.socket) -> None:
         status = "200 OK" if len(web.requests) == 3 else "500 X"
         answer(b"back", status)(connection)
@@ -378,8 +378,8 @@ def test_a_retry_goes_on_after_a_passing_failure(web: Listener) -> None:
     assert len(web.requests) == 1
 
 
-def test_a_host_is_never_asked_more_at_once_and_others_do_not_wait(web: Listener) -> None:
-    """Ten for a slow host fill its two slots only, and the four of all slots stay useful."""
+def test_a_host_gets_no_more_requests_at_once_and_others_do_not_wait(web: Listener) -> None:
+    """Ten images of a slow host fill its two slots only; the other two serve other hosts."""
     now = 0
     most = 0
 
@@ -409,7 +409,7 @@ def test_a_host_is_never_asked_more_at_once_and_others_do_not_wait(web: Listener
                 group.create_task(one(fetcher, f"http://h{i}.test:{web.port}/quick"))
 
     asyncio.run(run())
-    # Ten at two a time take longer than the deadline: waiting for a turn is not counted.
+    # Ten at two a time take longer than the deadline: waiting for a slot does not count.
     assert sorted(done) == [b"quick"] * 10 + [b"slow"] * 10
     assert most <= 2
     assert done[0] == b"quick"
@@ -453,7 +453,7 @@ def test_an_expired_certificate_is_refused(authority: trustme.CA, ca_file: str) 
         assert refused(url, DownloadOptions(ca_file=ca_file)) == "tls"
 
 
-def test_tls_to_a_host_that_speaks_none(web: Listener) -> None:
+def test_tls_to_a_host_without_tls(web: Listener) -> None:
     def plain(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 

@@ -1,4 +1,4 @@
-"""A host is never flooded, waits are kept, and a dead one does not hold the others up."""
+"""A host is never flooded, its waits are kept, and a dead host does not delay the others."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_rate_is_kept_for_each_host(web: Listener) -> None:
 def test_a_busy_host_is_waited_for_as_long_as_it_says(
     web: Listener, status: str, form: str
 ) -> None:
-    """All its images wait, not only the one that was told."""
+    """All its images wait, not only the one whose request was answered so."""
     begin = time.monotonic()
     early: list[str] = []
 
@@ -58,13 +58,13 @@ def test_a_busy_host_is_waited_for_as_long_as_it_says(
     assert len(web.requests) == 5
 
 
-def test_those_that_wait_for_their_turn_heed_a_wish_that_comes_meanwhile(web: Listener) -> None:
+def test_waiting_requests_heed_a_retry_after_that_comes_meanwhile(web: Listener) -> None:
     at: list[float] = []
 
     def busy_at_first(connection: socket.socket) -> None:
         at.append(time.monotonic())
-        told = answer(b"", "429 X", Retry_After="1") if len(at) == 1 else answer(b"here")
-        told(connection)
+        respond = answer(b"", "429 X", Retry_After="1") if len(at) == 1 else answer(b"here")
+        respond(connection)
 
     web.routes |= {f"/{i}": busy_at_first for i in range(4)}
     urls = [f"http://a.test:{web.port}/{i}" for i in range(4)]
@@ -79,35 +79,35 @@ def test_a_host_that_asks_for_an_hour_is_left_alone(web: Listener) -> None:
     urls = [f"http://a.test:{web.port}/{i}" for i in range(5)]
     other = f"http://b.test:{web.port}/other"
     web.routes["/other"] = answer(b"here")
-    told = reasons([*urls, other], DownloadOptions(per_host_concurrency=1))
-    assert told == {urls[0]: "busy"} | dict.fromkeys(urls[1:], "busy") | {other: "here"}
+    outcomes = reasons([*urls, other], DownloadOptions(per_host_concurrency=1))
+    assert outcomes == {urls[0]: "busy"} | dict.fromkeys(urls[1:], "busy") | {other: "here"}
     assert len(web.requests) == 2
 
 
 def test_a_host_that_is_always_busy_is_given_up(web: Listener) -> None:
     web.routes |= {f"/{i}": answer(b"", "503 X") for i in range(30)}
     urls = [f"http://a.test:{web.port}/{i}" for i in range(30)]
-    told = reasons(urls, DownloadOptions(retry_wait_s=0.01, per_host_rate=0, host_failures=3))
-    assert set(told.values()) == {"busy", "host_down"}
+    outcomes = reasons(urls, DownloadOptions(retry_wait_s=0.01, per_host_rate=0, host_failures=3))
+    assert set(outcomes.values()) == {"busy", "host_down"}
     assert len(web.requests) <= 12
 
 
-def test_a_dead_host_is_left_alone_and_asked_again_later(web: Listener) -> None:
+def test_a_dead_host_is_left_alone_and_tried_again_later(web: Listener) -> None:
     with socket.create_server((PUBLIC, 0)) as taken:
         dead = taken.getsockname()[1]
     urls = [f"http://dead.test:{dead}/{i}" for i in range(20)]
     live = [f"http://live.test:{web.port}/{i}" for i in range(20)]
     web.routes |= {f"/{i}": answer(b"here") for i in range(20)}
     options = DownloadOptions(per_host_concurrency=2, per_host_rate=0, host_failures=3)
-    told = reasons([*urls, *live], options)
-    assert [told[url] for url in live] == ["here"] * 20
-    failed = [told[url] for url in urls]
+    outcomes = reasons([*urls, *live], options)
+    assert [outcomes[url] for url in live] == ["here"] * 20
+    failed = [outcomes[url] for url in urls]
     assert 3 <= failed.count("connect") <= 4  # a second one was under way
     assert failed.count("connect") + failed.count("host_down") == 20
     assert set(reasons(urls, options.model_copy(update={"host_failures": 0})).values()) == {
         "connect"
     }
-    # A pause of nothing: the next one tries.
+    # With a pause of zero, the next image tries.
     patient = options.model_copy(update={"host_pause_s": 0.0})
     assert set(reasons(urls, patient).values()) == {"connect"}
 
@@ -118,9 +118,9 @@ def test_errors_of_single_images_do_not_bring_a_host_down(web: Listener) -> None
     port = web.port
     urls = [f"http://a.test:{port}/gone?{i}" for i in range(20)]
     web.routes |= {f"/gone?{i}": answer(b"", "500 X") for i in range(20)}
-    told = reasons([*urls, f"http://a.test:{port}/here"], DownloadOptions(per_host_rate=0))
-    assert told.pop(f"http://a.test:{port}/here") == "here"
-    assert set(told.values()) == {"http_5xx"}
+    outcomes = reasons([*urls, f"http://a.test:{port}/here"], DownloadOptions(per_host_rate=0))
+    assert outcomes.pop(f"http://a.test:{port}/here") == "here"
+    assert set(outcomes.values()) == {"http_5xx"}
 
 
 def test_an_unreadable_retry_after_is_none(web: Listener) -> None:
@@ -136,7 +136,7 @@ def test_an_unreadable_retry_after_is_none(web: Listener) -> None:
 
 
 def test_the_host_with_most_images_is_not_left_for_the_end(web: Listener) -> None:
-    """Where nothing but its own rate would count."""
+    """At the end, its own rate alone would limit the download."""
     web.routes |= {f"/{i}": answer(b"here") for i in range(14)}
     hosts = [*(f"small{i}.test" for i in range(8)), *["large.test"] * 6]
     urls = [f"http://{host}:{web.port}/{i}" for i, host in enumerate(hosts)]

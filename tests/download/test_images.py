@@ -1,4 +1,4 @@
-"""What is refused before and while decoding, with real encoders and decoders."""
+"""Refusals before and during decoding, with real encoders and decoders."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from laion_assets.download.images import (
 )
 from laion_assets.download.img2dataset_parts import make_resizer
 from laion_assets.download.options import DownloadOptions
-from laion_assets.removals.lists import Entries, parse
+from laion_assets.removals.active import Lists
+from laion_assets.removals.entries import Entries, parse
 from tests.download.conftest import encoded, picture
 
 NONE = Entries()
@@ -42,7 +43,7 @@ def maker() -> ImageMaker:
 def make(
     maker: ImageMaker, body: bytes, removals: Entries = NONE, blocklists: Entries = NONE
 ) -> StoredImage:
-    refuse_listed(Checksums.of(body), removals, blocklists)
+    refuse_listed(Checksums.of(body), Lists(removals, blocklists))
     refuse_unseen(body, 5000)
     return maker.make(body)
 
@@ -66,7 +67,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def bomb_png(width: int, height: int) -> bytes:
-    """Declares a picture of that size and holds none."""
+    """A PNG that declares a picture of that size and holds none."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     rows = zlib.compress(bytes(1_000_000), 9)
     filler = png_chunk(b"tEXt", b"Comment\0" + b"x" * 6000)
@@ -179,7 +180,7 @@ def test_animations_are_refused(maker: ImageMaker, kind: str) -> None:
     assert reason(maker, body) == "animated"
 
 
-def test_a_photo_with_its_preview_is_no_animation(maker: ImageMaker) -> None:
+def test_a_photo_with_its_preview_is_not_an_animation(maker: ImageMaker) -> None:
     body = encoded(picture(1), "MPO", save_all=True, append_images=[picture(2, 64, 48)])
     assert make(maker, body).original_width == 320
 
@@ -236,7 +237,7 @@ def test_garbage_behind_a_good_start(maker: ImageMaker, body: bytes) -> None:
 
 
 def test_random_damage_never_escapes(maker: ImageMaker) -> None:
-    """Each is stored or refused by name; anything else raises here."""
+    """Each image is stored or refused with a reason; any other error fails the test."""
     chance = np.random.default_rng(0)
     for kind in ("JPEG", "PNG", "WEBP"):
         body = np.frombuffer(encoded(picture(3), kind), np.uint8)
@@ -250,7 +251,7 @@ def test_random_damage_never_escapes(maker: ImageMaker) -> None:
 def test_exif_is_kept_as_img2dataset_writes_it(maker: ImageMaker) -> None:
     exif = Image.Exif()
     exif[0x010F] = "A camera maker"
-    exif[0x0112] = 6  # turned: sizes are those of the stored pixels all the same
+    exif[0x0112] = 6  # rotated: the sizes are still those of the stored pixels
     stored = make(maker, encoded(picture(1), exif=exif))
     assert stored.exif is not None
     assert json.loads(stored.exif)["Image Make"] == "A camera maker"

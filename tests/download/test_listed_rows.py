@@ -1,4 +1,4 @@
-"""Lists and shards: what a changed list leaves as it is, and what is known of a listed image."""
+"""Lists and shards: what a changed list leaves alone, and what is known of a listed image."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from laion_assets.download.listed_rows import met_in
+from laion_assets.download.listed_rows import resolved_in
 from laion_assets.download.options import DownloadOptions
-from laion_assets.download.segment import Downloaded, download_segment
+from laion_assets.download.segment import download_segment
+from laion_assets.download.summary import Downloaded
 from laion_assets.removals.active import Lists
-from laion_assets.removals.lists import Entries, key_of, parse
+from laion_assets.removals.entries import Entries, parse
+from laion_assets.removals.entry import key_of
 from tests.download.conftest import (
     PUBLIC,
     answer,
@@ -26,7 +28,7 @@ from tests.download.conftest import (
 pytestmark = pytest.mark.filterwarnings("ignore:value is deprecated:DeprecationWarning")
 
 
-def test_only_what_the_lists_name_is_made_anew(tmp_path: Path) -> None:
+def test_only_shards_that_the_lists_concern_are_rebuilt(tmp_path: Path) -> None:
     bodies = [encoded(picture(seed, 300, 200)) for seed in range(4)]
     sha256 = [hashlib.sha256(body).hexdigest() for body in bodies]
     pairs, out = tmp_path / "pairs.parquet", tmp_path / "shards"
@@ -50,16 +52,19 @@ def test_only_what_the_lists_name_is_made_anew(tmp_path: Path) -> None:
         listed = parse([f"sha256:{sha256[1]}", "host:cdn.test"], "list")
         assert run(listed).counts.rejects == {"blocked": 2}
         assert run(listed).counts.examples == {}
-        told = [json.loads(path.read_text()) for path in out.glob("*_stats.json")]
-        assert [stats["failing_hosts"] for stats in told] == [{}, {}]
+        stats = [json.loads(path.read_text()) for path in out.glob("*_stats.json")]
+        assert [of_shard["failing_hosts"] for of_shard in stats] == [{}, {}]
         made = times()
 
-        # The redirect was never followed, and yet the row says what it was refused for.
-        met, taken = met_in(out, Lists(blocklists=listed))
+        # The redirect was never followed, and yet the row shows what it was refused for.
+        resolved, removed = resolved_in(out, Lists(blocklists=listed))
         digests = [hashlib.sha256(urls[i].encode()).digest() for i in (1, 3)]
         entries = [key_of("sha256", sha256[1]), key_of("host", "cdn.test")]
-        assert met == {"removals": set(), "blocklists": set(zip(entries, digests, strict=True))}
-        assert taken == {("blocklists", entry): 1 for entry in entries}
+        assert resolved == {
+            "removals": set(),
+            "blocklists": set(zip(entries, digests, strict=True)),
+        }
+        assert removed == {("blocklists", entry): 1 for entry in entries}
 
         more = listed.and_also(parse(["host:elsewhere.test", f"sha256:{'0' * 64}"], "list"))
         assert run(more).counts.rejects == {"blocked": 2}

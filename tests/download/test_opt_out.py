@@ -48,6 +48,6 @@ def test_allows(header: str) -> None:
     assert opted_out([header], "laion-assets") is None
 
 
-def test_every_header_counts_and_none_reaches_into_the_next() -> None:
+def test_every_header_counts_and_none_affects_the_next() -> None:
     assert opted_out(["otherbot: nofollow", "noai"], "laion-assets") == "noai"
     assert opted_out([], "laion-assets") is None

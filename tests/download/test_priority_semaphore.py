@@ -2,16 +2,16 @@ import asyncio
 
 import pytest
 
-from laion_assets.download.priority_semaphore import Slots
+from laion_assets.download.priority_semaphore import PrioritySemaphore
 
 
-async def _wait(slots: Slots, urgency: int, name: str, order: list[str]) -> None:
+async def _wait(slots: PrioritySemaphore, urgency: int, name: str, order: list[str]) -> None:
     await slots.acquire(urgency)
     order.append(name)
 
 
 async def _most_urgent_first() -> None:
-    slots = Slots(1)
+    slots = PrioritySemaphore(1)
     order: list[str] = []
     await slots.acquire(0)
     for name, urgency in (("first", 1), ("large", 9), ("second", 1)):
@@ -27,7 +27,7 @@ async def _most_urgent_first() -> None:
 
 
 async def _cancelled(released: bool) -> None:
-    slots = Slots(1)
+    slots = PrioritySemaphore(1)
     await slots.acquire(0)
     waiting = asyncio.create_task(slots.acquire(1))
     await asyncio.sleep(0)
@@ -41,7 +41,7 @@ async def _cancelled(released: bool) -> None:
     assert slots.free == 1
 
 
-def test_the_most_urgent_is_next_and_of_equals_the_first() -> None:
+def test_the_most_urgent_is_next_and_among_equals_the_first() -> None:
     asyncio.run(_most_urgent_first())
 
 

@@ -1,4 +1,4 @@
-"""Shards as img2dataset's users read them, the same bytes each time, whole whatever happens."""
+"""Shards are as img2dataset's users read them, reproducible, and whole whatever happens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from laion_assets import schemas
 from laion_assets.clip.shards import read_rows
 from laion_assets.download.preview import MAX_BYTES, contact_sheet
 from laion_assets.download.tars import ImageBytes
-from laion_assets.removals.lists import parse
+from laion_assets.removals.entries import parse
 from tests.conftest import heard
 from tests.download.conftest import (
     SIZE,
@@ -98,9 +98,7 @@ def test_shards_are_as_img2dataset_writes_them(
     assert stats["end_time"] - stats["start_time"] == pytest.approx(stats["duration"])
 
 
-def test_the_loaders_of_others_and_of_the_next_stage_read_them(
-    images: Listener, tmp_path: Path
-) -> None:
+def test_other_loaders_and_the_next_stage_read_them(images: Listener, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.parquet"
     write_pairs(pairs, urls(SIZE))
     out = tmp_path / "shards"
@@ -132,13 +130,13 @@ def test_equal_inputs_give_equal_bytes_whatever_the_order_of_answers(
     run(tmp_path / "one.parquet", tmp_path / "a", options_for(images, concurrency=1))
     other = options_for(images, concurrency=32, per_host_concurrency=32)
     thread = threading.Thread(target=run, args=(pairs, tmp_path / "b", other))
-    thread.start()  # nothing needs the main thread
+    thread.start()  # it does not need the main thread
     thread.join()
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert len(content(tmp_path / "a")) == 10
 
 
-def test_what_is_done_is_not_done_again_and_what_changed_is(
+def test_finished_shards_stay_and_changed_ones_are_made_again(
     images: Listener, tmp_path: Path
 ) -> None:
     pairs, out, options = tmp_path / "pairs.parquet", tmp_path / "shards", options_for(images)
@@ -179,7 +177,7 @@ def test_a_removed_image_leaves_the_shards(
         assert "000000002.jpg" not in tar.getnames()
 
 
-def test_a_listed_url_or_host_is_never_asked_for(
+def test_a_listed_url_or_host_is_never_fetched(
     images: Listener, bodies: list[bytes], tmp_path: Path
 ) -> None:
     pairs, out = tmp_path / "pairs.parquet", tmp_path / "shards"
@@ -199,7 +197,7 @@ def test_a_listed_url_or_host_is_never_asked_for(
     removals = parse(["url:http://h2.test/2.jpg", "host:gone.test"], "removals")
     blocklists = parse(["host:Bücher.test", "host:h0.test", "host:gone.test"], "blocklists")
     counts = run(pairs, out, options, removals=removals, blocklists=blocklists)
-    assert images.requests == []  # the redirects are known, and the others' images are there
+    assert images.requests == []  # the redirects and the others' images are known
     assert (counts.kept, counts.rejects) == (1, {"removed": 3, "blocked": 3})
     rows = pq.read_table(out / "00000.parquet").to_pylist()
     reasons = ["blocked", None, "removed", "removed", "blocked", "removed", "blocked"]
@@ -211,7 +209,7 @@ def test_a_listed_url_or_host_is_never_asked_for(
     assert images.requests == []
 
 
-def test_a_machine_without_network_is_told_of(images: Listener, tmp_path: Path) -> None:
+def test_a_machine_without_network_is_warned_about(images: Listener, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.parquet"
     write_pairs(pairs, [f"http://h{i}.invalid/{i}.jpg" for i in range(SIZE)] + urls(2))
     lines: list[str] = []
@@ -229,7 +227,7 @@ def raw(head: bytes, body: bytes = b"") -> Any:
     return lambda connection: connection.sendall(head + b"\r\n\r\n" + body)
 
 
-def test_headers_that_are_no_text_cost_their_image(
+def test_headers_that_are_not_text_cost_their_image(
     images: Listener, bodies: list[bytes], tmp_path: Path
 ) -> None:
     images.routes["/0.jpg"] = raw(b"HTTP/1.1 503 X\r\nRetry-After: sp\xe4ter\r\nContent-Length: 0")
@@ -250,7 +248,7 @@ def test_headers_that_are_no_text_cost_their_image(
     assert rows[3]["redirects"] == ["http://h2.test/hop.jpg"]
 
 
-def test_columns_of_any_type_are_carried_along_and_names_of_ours_refused(
+def test_columns_of_any_type_are_carried_along_and_our_own_names_refused(
     images: Listener, tmp_path: Path
 ) -> None:
     when = datetime(2024, 5, 6, tzinfo=UTC)
@@ -286,7 +284,7 @@ from pathlib import Path
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.segment import download_segment
 from laion_assets.download.tars import ImageBytes
-from laion_assets.removals.lists import Entries
+from laion_assets.removals.entries import Entries
 
 def watch(event, details):
     local = event == "socket.connect" and isinstance(details[1], str)  # the pool's own
@@ -302,10 +300,8 @@ download_segment(Path(sys.argv[1]), Path(sys.argv[2]), options, removals=Entries
 """
 
 
-def test_a_killed_run_leaves_nothing_torn_and_is_gone_on_with(
-    images: Listener, tmp_path: Path
-) -> None:
-    """Also: nothing but the images' host is spoken to, whatever img2dataset imports."""
+def test_a_killed_run_leaves_nothing_torn_and_is_resumed(images: Listener, tmp_path: Path) -> None:
+    """The process connects to the images' host only, too, whatever img2dataset imports."""
     pairs, out, options = tmp_path / "pairs.parquet", tmp_path / "shards", options_for(images)
     write_pairs(pairs, urls())
     answer_12 = images.routes["/12.jpg"]
@@ -322,8 +318,8 @@ def test_a_killed_run_leaves_nothing_torn_and_is_gone_on_with(
     (out / ".making-torn").mkdir()
     (out / ".making-torn" / "00002.tar").write_bytes(b"half")
     child.kill()
-    told, _ = child.communicate()
-    assert "DIALLED OUT" not in told
+    output, _ = child.communicate()
+    assert "DIALLED OUT" not in output
     done = {int(name[:5]) for name in content(out)}
     assert {0, 1} <= done <= {0, 1, 3, 4}
 

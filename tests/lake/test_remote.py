@@ -28,8 +28,9 @@ from laion_assets.lake.base import (
 )
 from laion_assets.lake.remote import RemoteLake, open_lake
 from laion_assets.pairs.extract import PairWriter
-from laion_assets.removals.active import FOLDERS, met_file, note_met, read_lists
-from laion_assets.removals.lists import Entries, Key
+from laion_assets.removals.active import FOLDERS, note_resolved, read_lists, resolved_file
+from laion_assets.removals.entries import Entries
+from laion_assets.removals.entry import Key
 from laion_assets.schemas import PAIRS
 from laion_assets.segments import SegmentKey
 
@@ -245,8 +246,10 @@ def test_lists_are_read_and_what_is_met_is_noted_by_all(machine: Machine) -> Non
     here.objects.write("blocklists/theirs.txt", f"sha256:{'0' * 64}\nsha256:{'1' * 64}\n".encode())
     for lake, digit in ((here, 0), (there, 1)):
         met = [(Key("sha256", bytes([digit * 17]) * 32), bytes([digit]) * 32)]
-        file = met_file("blocklists")
-        assert lake.update(file, lambda lake=lake, met=met: note_met(lake.root, "blocklists", met))
+        file = resolved_file("blocklists")
+        assert lake.update(
+            file, lambda lake=lake, met=met: note_resolved(lake.root, "blocklists", met)
+        )
     lists = read_lists(machine().current(*FOLDERS))
     assert len(lists.blocklists) == 4, "two hashes, and the URLs at which they were met"
     here.objects.delete(["removals/mine.txt"])

@@ -58,7 +58,7 @@ def test_a_row(tmp_path: Path) -> None:
     assert (wat_counts.n_in, wat_counts.kept, pair_counts) == (2, 1, counts)
 
 
-# One link for every reason; where a link has several faults, the one that is told.
+# One link for every reason; of a link's several faults, the first in order is the reason.
 REFUSED = [
     ({"path": "AREA@/href", "url": "a", "alt": TEXT}, "not_image"),
     ({"path": "INPUT@/src", "url": "a.jpg", "alt": ""}, "not_image"),
@@ -95,7 +95,7 @@ def test_refused(tmp_path: Path, link: dict[str, str], reason: str) -> None:
 
 
 def test_every_reason_is_tested() -> None:
-    """But what the lists take out, which is done behind the extraction."""
+    """All but those of the lists, which are applied after the extraction."""
     assert {reason for _, reason in REFUSED} == set(REASONS["pairs"]) - LISTED
 
 
@@ -105,7 +105,7 @@ def test_bounds_are_inclusive(tmp_path: Path, alt: str, kept: int) -> None:
     assert counts.kept == kept
 
 
-def test_original_took_alt_texts_of_links_that_are_no_images(tmp_path: Path) -> None:
+def test_original_took_alt_texts_of_links_that_are_not_images(tmp_path: Path) -> None:
     links = [{"path": "AREA@/href", "url": "next.html", "alt": TEXT}, image("a.jpg", TEXT)]
     assert len([link for link in links if "alt" in link]) == 2
     rows, _ = pairs_of(tmp_path, page(links))
@@ -169,7 +169,7 @@ def test_nothing_in_nothing_out(tmp_path: Path) -> None:
     assert pairs_of(tmp_path)[0] == []
 
 
-def test_a_file_that_is_not_there_leaves_nothing(tmp_path: Path) -> None:
+def test_a_missing_file_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         extract_wat(tmp_path / "no.gz", tmp_path / "out" / "a.parquet", PairRules(), **PLACE)
     assert list((tmp_path / "out").iterdir()) == []

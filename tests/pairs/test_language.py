@@ -1,4 +1,4 @@
-"""What the detector says of short captions."""
+"""The detector on short captions."""
 
 from __future__ import annotations
 

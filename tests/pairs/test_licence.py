@@ -48,7 +48,7 @@ def link(url: str, rel: str | None = None) -> Link:
     return Link(path="A@/href", url=url, rel=rel)
 
 
-def test_of_several_the_declared_one_wins_then_the_first() -> None:
+def test_the_declared_licence_wins_then_the_first() -> None:
     by, sa, nc = (CC + f"licenses/{kind}/4.0/" for kind in ("by", "by-sa", "by-nc"))
     assert page_licence([link(by), link(sa, "License nofollow"), link(nc, "license")], PAGE) == sa
     assert page_licence([link(CC), link(by), link(sa)], PAGE) == by

@@ -73,7 +73,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[StageCounts]]:
-    """The segment made in one go, and its counts."""
+    """The segment made without interruption, and its counts."""
     folder = tmp_path_factory.mktemp("whole")
     return folder / "out", extract(make_source(folder / "source"), folder / "out")
 
@@ -117,7 +117,7 @@ def test_a_failure_names_the_file_after_the_others_are_done(source: Path, tmp_pa
     assert sum(pq.read_metadata(path).num_rows for path in out.iterdir()) == 60
 
 
-def test_a_dead_worker_is_told(source: Path, tmp_path: Path) -> None:
+def test_a_dead_worker_is_reported(source: Path, tmp_path: Path) -> None:
     with pytest.raises(SegmentError, match="a worker process died"):
         extract(source, tmp_path / "out", fetch=die)
 

@@ -13,7 +13,8 @@ from laion_assets.funnel import StageCounts
 from laion_assets.pairs.extract import PairWriter, read_counts
 from laion_assets.pairs.take_out import start_from, take_out
 from laion_assets.removals.active import Lists
-from laion_assets.removals.lists import key_of, parse
+from laion_assets.removals.entries import parse
+from laion_assets.removals.entry import key_of
 
 URLS = [f"http://h{i}.test/{i}.jpg" for i in range(9)]
 
@@ -52,20 +53,20 @@ def urls_in(folder: Path) -> list[str]:
     return [url for file in files for url in file.read(["url"])["url"].to_pylist()]
 
 
-def test_listed_rows_leave_and_the_parts_say_by_what(parts: Path) -> None:
+def test_listed_rows_leave_and_the_parts_record_the_entries(parts: Path) -> None:
     sample = schemas.sample_id_of(schemas.uid_of(URLS[5], "text"))
     lists = Lists(
         parse([f"url:{URLS[1]}", f"sample-id:{sample}"], "removals"),
         parse(["host:h1.test", "host:h4.test"], "blocklists"),
     )
-    taken = take_out(parts, lists)
+    removed = take_out(parts, lists)
     assert urls_in(parts) == [URLS[i] for i in (0, 2, 3, 6, 7, 8)]
-    assert taken == {
+    assert removed == {
         ("removals", key_of("url", URLS[1])): 1,
         ("removals", key_of("sample-id", str(sample))): 1,
         ("blocklists", key_of("host", "h4.test")): 1,
     }
-    assert take_out(parts, lists) == taken
+    assert take_out(parts, lists) == removed
     assert [read_counts(part)[1].examples for part in sorted(parts.iterdir())] == [
         {"duplicate": [f"{URLS[0]} text"]}
     ] * 3
@@ -74,15 +75,15 @@ def test_listed_rows_leave_and_the_parts_say_by_what(parts: Path) -> None:
     assert (first.n_in, first.kept, first.rejects) == (6, 2, {"duplicate": 3, "removed": 1})
 
 
-def test_parts_are_gone_on_with_while_their_entries_are_listed(parts: Path, tmp_path: Path) -> None:
+def test_parts_are_reused_while_their_entries_are_listed(parts: Path, tmp_path: Path) -> None:
     one, other = parse([f"url:{URLS[1]}"], "removals"), parse([f"url:{URLS[7]}"], "removals")
     take_out(parts, Lists(one))
     again = tmp_path / "again"
     again.mkdir()
     start_from(parts, again, Lists(one.and_also(other)))
-    taken = take_out(again, Lists(one.and_also(other)))
+    removed = take_out(again, Lists(one.and_also(other)))
     assert len(urls_in(again)) == 7
-    assert sum(taken.values()) == 2
+    assert sum(removed.values()) == 2
     assert len(urls_in(parts)) == 8  # the published ones stay as they are
 
     start_from(parts, again, Lists(other))  # an entry is gone: only the WAT files know its pairs

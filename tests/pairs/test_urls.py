@@ -1,4 +1,4 @@
-"""Image URLs come out as a browser would ask for them."""
+"""Image URLs come out as a browser would request them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_assets.pairs.urls import ImageUrls, UrlRefusedError, base_url, image_url
-from laion_assets.removals.lists import parse_entry
+from laion_assets.removals.entry import parse_entry
 
 PAGE = "https://www.example.org/shop/items/page.html?q=1#top"
 
@@ -164,7 +164,7 @@ def test_missing_source() -> None:
     assert outcome(None, base_url(PAGE, None)) == "bad_url"
 
 
-def test_a_page_whose_url_is_none_still_has_absolute_images() -> None:
+def test_a_page_with_an_invalid_url_still_has_absolute_images() -> None:
     assert base_url("not a url", "/static/") is None
     assert outcome("https://Example.org/a.jpg", None) == "https://example.org/a.jpg"
     assert outcome("a.jpg", None) == "bad_url"
@@ -177,7 +177,7 @@ def test_length_is_that_of_the_resolved_url_without_its_fragment() -> None:
     assert outcome("https://example.org/" + "ä" * 14, None, 100) == "url_too_long"
 
 
-def test_scheme_is_told_before_length() -> None:
+def test_the_scheme_is_checked_before_the_length() -> None:
     assert outcome("data:image/png;base64," + "A" * 9000, None) == "url_scheme"
 
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from laion_assets.removals.active import new_since, note_met, read_lists, text_digests
-from laion_assets.removals.lists import key_of
+from laion_assets.removals.active import new_since, note_resolved, read_lists, text_digests
+from laion_assets.removals.entry import key_of
 
 IMAGE = key_of("sha256", "a" * 64)
 URL = "http://a.test/1.jpg"
-MET = (IMAGE, hashlib.sha256(URL.encode()).digest())
+RESOLVED = (IMAGE, hashlib.sha256(URL.encode()).digest())
 
 
 def test_a_url_that_led_to_a_listed_image_counts_while_the_image_is_listed(tmp_path: Path) -> None:
@@ -18,8 +18,8 @@ def test_a_url_that_led_to_a_listed_image_counts_while_the_image_is_listed(tmp_p
     before, texts = read_lists(tmp_path), text_digests(tmp_path)
     assert not before.blocklists.matches_url(URL)
 
-    assert note_met(tmp_path, "blocklists", {MET}) == 1
-    assert note_met(tmp_path, "blocklists", {MET}) == 0
+    assert note_resolved(tmp_path, "blocklists", {RESOLVED}) == 1
+    assert note_resolved(tmp_path, "blocklists", {RESOLVED}) == 0
     now = read_lists(tmp_path)
     assert now.blocklists.matches_url(URL)
     assert now.digests != before.digests

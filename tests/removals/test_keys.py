@@ -14,7 +14,7 @@ from laion_assets.removals.keys import Column, ColumnWriter, keys_of
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_column_is_a_set_of_bytes(width: int, data: st.DataObject) -> None:
-    """Also of keys that share their first bytes, as digests hardly ever do."""
+    """Includes keys that share their first bytes, which digests hardly ever do."""
     key = st.one_of(
         st.binary(min_size=width, max_size=width),
         st.integers(0, 300).map(lambda n: n.to_bytes(width, "big")),

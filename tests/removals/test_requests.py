@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from laion_assets.removals.lists import ListError, load
+from laion_assets.removals.compiled import load
+from laion_assets.removals.entry import ListError
 from laion_assets.removals.requests import REQUESTS, add
 
 
-def test_what_is_asked_for_stands_in_the_list_once(tmp_path: Path) -> None:
+def test_a_requested_entry_stands_in_the_list_once(tmp_path: Path) -> None:
     lists = tmp_path / "removals"
-    asked = ["url:HTTP://A.test/x#top", "host:b.test", "host:B.test"]
-    assert add(lists, asked, "request\n17") == ["url:http://a.test/x", "host:b.test"]
+    requested = ["url:HTTP://A.test/x#top", "host:b.test", "host:B.test"]
+    assert add(lists, requested, "request\n17") == ["url:http://a.test/x", "host:b.test"]
     assert add(lists, ["host:b.test", "sample-id:7"]) == ["sample-id:7"]
     assert add(lists, ["host:b.test"], "again") == []
     lines = (lists / REQUESTS).read_text().splitlines()

@@ -145,7 +145,7 @@ def test_a_new_crawl_is_added_and_requested(world: Callable[[Discovery], World])
     keys, message = here.later()
     assert keys == []
     assert f"{NEW}: " in message
-    assert "is not there (yet)" in message
+    assert "does not exist (yet)" in message
 
     publish_paths(here.root, NEW)
     assert here.later()[0] == [f"{NEW}|00#0", f"{NEW}|01#0"]

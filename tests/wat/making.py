@@ -1,4 +1,4 @@
-"""WAT files in Common Crawl's shape, small and by hand."""
+"""Small WAT files in Common Crawl's shape."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def anchor(href: str, text: str = "", **more: str) -> dict[str, str]:
 def payload(
     links: Sequence[dict[str, Any]], *, base: str | None = None, head: Sequence[Any] = ()
 ) -> bytes:
-    """The JSON of one page, with the fields that a real record has around the ones we read."""
+    """The JSON of one page, with the fields of a real record around those that we read."""
     head_json: dict[str, Any] = {
         "Metas": [{"content": "text/html;charset=utf-8", "http-equiv": "content-type"}],
         "Title": "Página | Страница",

@@ -1,4 +1,4 @@
-"""Reading WAT files: the same as the reference reader, and damage costs what it hits."""
+"""WAT files are read as by the reference reader, and damage costs only the record that it hits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read(path: Path) -> tuple[list[Page], StageCounts]:
 
 
 def reference(path: Path) -> list[tuple[str, str | None, list[tuple[str, str, str]]]]:
-    """The same pages by warcio and the standard library's JSON."""
+    """The same pages, read by warcio and the standard library's JSON."""
     pages = []
     with path.open("rb") as stream:
         for record in warcio.ArchiveIterator(stream):
@@ -157,7 +157,7 @@ def test_damage_costs_the_record_it_hits(tmp_path: Path, middle: bytes, reason: 
 
 
 def test_stream_readers_lose_the_rest_of_the_file(tmp_path: Path) -> None:
-    """What cc2dataset's reading does to one bad member, and why the members are found here."""
+    """One bad member ends cc2dataset's reading, which is why we look for the next member."""
     path = write(tmp_path / "a.gz", *GOOD[:3], damaged(BIG, len(BIG) // 2), *GOOD[3:])
     found = []
     with pytest.raises(ArchiveLoadFailed), path.open("rb") as stream:
@@ -196,7 +196,7 @@ def test_next_member_is_found_across_the_edges_of_what_is_scanned(
         assert [page.url for page in read(path)[0]] == HOSTS[:2]
 
 
-def test_a_member_that_inflates_without_end_is_refused(
+def test_a_member_that_inflates_endlessly_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(members, "MAX_MEMBER_BYTES", 1 << 20)
@@ -251,7 +251,7 @@ def test_no_bytes_make_it_raise(parts: list[bytes], at: int, value: int) -> None
 @settings(max_examples=100, deadline=None)
 @given(st.lists(pieces, max_size=6))
 def test_good_members_survive_any_neighbours(parts: list[bytes]) -> None:
-    """A member of our own after anything at all is always read."""
+    """A good member is always read, whatever comes before it."""
     last = page([image("z.jpg", "the last one")], "http://last.example/")
     with tempfile.TemporaryDirectory() as folder:
         pages, _ = read(write(Path(folder) / "a.gz", *parts, last))
@@ -278,7 +278,7 @@ def test_a_file_compressed_as_one_member_streams_and_keeps_what_comes_before_its
     assert [page.url for page in pages] == (HOSTS * 200)[: len(pages)]
 
 
-def test_a_record_is_not_handed_out_before_its_checksum_is_found_right(tmp_path: Path) -> None:
+def test_a_record_is_not_yielded_before_its_checksum_is_verified(tmp_path: Path) -> None:
     wrong = bytearray(GOOD[3])
     wrong[-8] ^= 1
     path = write(tmp_path / "a.gz", *GOOD[:3], bytes(wrong), *GOOD[4:])

@@ -11,11 +11,12 @@ from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import picture, schema_of
 from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import retrying_transient
-from laion_assets.download.listed_rows import met_in
+from laion_assets.download.listed_rows import resolved_in
 from laion_assets.download.preview import contact_sheet
-from laion_assets.download.segment import Downloaded, download_segment
+from laion_assets.download.segment import download_segment
+from laion_assets.download.summary import Downloaded
 from laion_assets.layout import IMAGE_SHARDS, LISTS, UNIQUE_PAIRS
-from laion_assets.removals.active import FOLDERS, met_file, note_met, read_lists
+from laion_assets.removals.active import FOLDERS, note_resolved, read_lists, resolved_file
 from laion_assets.settings import Settings
 from resources.downloader import DownloaderResource
 from resources.lake import LakeResource
@@ -62,9 +63,9 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
                 checks.shards_whole(made.rows),
                 checks.funnel_adds_up(downloaded.counts, successes, made.kept(UNIQUE_PAIRS)),
             )
-        met, taken = met_in(made.out, lists)
-        for name, of_list in met.items():
-            store.update(met_file(name), partial(note_met, store.root, name, of_list))
+        resolved, taken = resolved_in(made.out, lists)
+        for name, of_list in resolved.items():
+            store.update(resolved_file(name), partial(note_resolved, store.root, name, of_list))
         note_taken_out(made, lists, taken)
         return made.result(
             **_shown(downloaded),

@@ -19,7 +19,7 @@ from laion_assets.defs.removal.survey import survey
 from laion_assets.lake.base import Lake
 from laion_assets.layout import BLOCKLISTS, LISTS, REMOVALS
 from laion_assets.removals.active import FOLDERS, Lists, new_since, read_lists
-from laion_assets.removals.ledger import Taken, events_file, note_taken
+from laion_assets.removals.ledger import RemovalCounts, events_file, note_removals
 from laion_assets.segments import SegmentKey
 from resources.lake import LakeResource
 
@@ -49,17 +49,19 @@ def begin_observing(context: dg.AssetExecutionContext, lake: Lake) -> None:
             context.log_event(observation(name, versions[name]))
 
 
-def note_taken_out(made: Publication, lists: Lists, taken: Taken, *, returns: bool = False) -> None:
+def note_taken_out(
+    made: Publication, lists: Lists, taken: RemovalCounts, *, returns: bool = False
+) -> None:
     """Note in the ledger what ``lists`` took out of a partition that has just been published.
 
     If the lists have changed since they were read and the change concerns the segment, the
     observations say so: whoever looked before this was published did not see it. ``returns``: see
-    :func:`laion_assets.removals.ledger.note_taken`.
+    :func:`laion_assets.removals.ledger.note_removals`.
     """
     context, lake, key = made.context, made.store, made.key
     assert key is not None
     note = partial(
-        note_taken, lake.root, made.asset, key, taken, run_id=context.run.run_id, returns=returns
+        note_removals, lake.root, made.asset, key, taken, run_id=context.run.run_id, returns=returns
     )
     events = lake.update(events_file(made.asset, key), note)
     for name in LISTS:

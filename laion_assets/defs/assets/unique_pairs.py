@@ -55,7 +55,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
                 checks.keys_unique(made.rows, "uid"),
                 checks.funnel_adds_up(counts, checks.rows_in(made.rows), made.kept(PAIR_PARQUET)),
             )
-        note_taken_out(made, lists, claims.taken)
+        note_taken_out(made, lists, claims.removed)
         return made.result(preview=table_preview(made.rows, ["text", "url", "page_url"]))
 
     return unique_pairs

@@ -20,12 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.download.listed_rows import met_in, named_rows
+from laion_assets.download.listed_rows import named_rows, resolved_in
 from laion_assets.download.shards import MAKING, files_of, shards_in
 from laion_assets.funnel import LISTED
 from laion_assets.lake.base import Lake, NotPublishedError
 from laion_assets.layout import (
     IMAGE_SHARDS,
+    LISTS,
     PAIR_PARQUET,
     PARTITIONS,
     SEARCH_INDEX,
@@ -37,16 +38,22 @@ from laion_assets.layout import (
 from laion_assets.pairs.take_out import taken_out
 from laion_assets.pairs.uids import halves
 from laion_assets.progress import Progress
-from laion_assets.removals.active import FOLDERS, REASONS, Lists, met_file, note_met, read_lists
+from laion_assets.removals.active import (
+    FOLDERS,
+    Lists,
+    note_resolved,
+    read_lists,
+    resolved_file,
+)
+from laion_assets.removals.entries import Entries
 from laion_assets.removals.ledger import (
     TAKEN_OUT,
+    RemovalCounts,
     all_listed,
     events_file,
     key_of_entry,
     read_events,
 )
-from laion_assets.removals.ledger import Taken as Tally
-from laion_assets.removals.lists import Entries
 from laion_assets.segments import SegmentKey
 
 logger = logging.getLogger(__name__)
@@ -123,13 +130,13 @@ def survey(
 
     if any(entries.names_images or entries.names_urls for _, entries in sought.each()):
         for key in wanted(IMAGE_SHARDS):
-            resolved, _ = met_in(lake.folder(IMAGE_SHARDS, key, TABLES), sought)
-            for name in REASONS:
+            resolved, _ = resolved_in(lake.folder(IMAGE_SHARDS, key, TABLES), sought)
+            for name in LISTS:
                 found.resolved += lake.update(
-                    met_file(name), partial(note_met, lake.root, name, resolved[name])
+                    resolved_file(name), partial(note_resolved, lake.root, name, resolved[name])
                 )
         now = read_lists(lake.current(*FOLDERS))
-        sought = Lists(*(_with_resolved(sought[name], lists[name], now[name]) for name in REASONS))
+        sought = Lists(*(_with_resolved(sought[name], lists[name], now[name]) for name in LISTS))
 
     by_key: dict[SegmentKey, list[str]] = {}
     for asset in [*ROWS, *further_subsets(lake)]:
@@ -243,7 +250,7 @@ def _lacks(lake: Lake, key: SegmentKey, assets: Sequence[str], lists: Lists) -> 
     if UNIQUE_PAIRS in assets and _refused(lake, UNIQUE_PAIRS, key):
         root = lake.current(str(Path(events_file(UNIQUE_PAIRS, key)).parent))
         last = {(e.list, e.entry): e for e in read_events(root, UNIQUE_PAIRS, key)}
-        taken = Tally(
+        taken = RemovalCounts(
             {
                 (event.list, key_of_entry(event.entry)): event.samples
                 for event in last.values()

@@ -1,4 +1,4 @@
-"""A segment that was downloaded before: what is asked for again, what is kept, what is flagged."""
+"""A segment that was downloaded before: what is refetched, what is kept, what is flagged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from laion_assets.download.segment import NoNetworkError
 from laion_assets.download.tars import ImageBytes
-from laion_assets.removals.lists import parse
+from laion_assets.removals.entries import parse
 from tests.conftest import heard
 from tests.download.conftest import (
     PUBLIC,
@@ -55,7 +55,7 @@ def image(folder: Path, i: int) -> bytes:
 
 
 def asked(web: Listener) -> list[str]:
-    """Paths since the last call, sorted."""
+    """Paths requested since the last call, sorted."""
     paths = sorted(path for _, path in web.requests)
     web.requests.clear()
     return paths
@@ -65,7 +65,7 @@ def sha256(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def test_only_what_failed_for_a_passing_reason_is_asked_for_again(
+def test_only_transient_failures_are_refetched(
     images: Listener, bodies: list[bytes], pairs: Path, tmp_path: Path
 ) -> None:
     options = options_for(images)
@@ -97,13 +97,15 @@ def test_only_what_failed_for_a_passing_reason_is_asked_for_again(
     none = options.model_copy(update={"refetch": "none"})
     download(pairs, tmp_path / "b", none, again=True)
     assert asked(images) == []
-    download(pairs, tmp_path / "b", options)  # what is done stays, unless it is opened again
+    download(
+        pairs, tmp_path / "b", options
+    )  # finished shards stay, unless they are opened to refetching
     assert asked(images) == []
     download(pairs, tmp_path / "b", options, again=True)
     assert asked(images) == ["/6.jpg"]
 
 
-def test_an_undisturbed_run_and_one_with_a_past_give_the_same_shards(
+def test_an_undisturbed_run_and_a_refetch_give_the_same_shards(
     images: Listener, bodies: list[bytes], pairs: Path, tmp_path: Path
 ) -> None:
     images.routes["/0.jpg"] = answer(b"down", "500 Down")
@@ -153,7 +155,7 @@ def test_changed_bytes_are_refused_where_the_recorded_image_cannot_be_kept(
     assert row(tmp_path / "b", 2)["reason"] == "changed"
     asked(images)
     download(pairs, tmp_path / "b", smaller, again=True)
-    assert asked(images) == []  # it stays refused until a person takes it
+    assert asked(images) == []  # it stays refused until a person accepts it
     smaller = smaller.model_copy(update={"take_changed": True})
     taken = download(pairs, tmp_path / "b", smaller, again=True)
     assert asked(images) == ["/2.jpg"]
@@ -161,7 +163,7 @@ def test_changed_bytes_are_refused_where_the_recorded_image_cannot_be_kept(
     assert row(tmp_path / "b", 2)["sha256"] == sha256(OTHER)
 
 
-def test_a_failed_refetch_does_not_lose_the_image_but_a_wish_does(
+def test_a_failed_refetch_does_not_lose_the_image_but_an_opt_out_does(
     images: Listener, bodies: list[bytes], pairs: Path, tmp_path: Path
 ) -> None:
     options = options_for(images)
@@ -177,7 +179,7 @@ def test_a_failed_refetch_does_not_lose_the_image_but_a_wish_does(
     assert (noted["attempts"], noted["first_seen"]) == (2, noted["last_seen"])
 
 
-def test_a_url_of_several_rows_is_asked_for_once(
+def test_a_url_of_several_rows_is_fetched_once(
     images: Listener, bodies: list[bytes], tmp_path: Path
 ) -> None:
     pairs = tmp_path / "pairs.parquet"
@@ -189,7 +191,7 @@ def test_a_url_of_several_rows_is_asked_for_once(
     assert result.bytes == len(bodies[0])
 
 
-def test_a_damaged_earlier_shard_is_told_of_and_asked_for_again(
+def test_a_damaged_previous_shard_is_logged_and_refetched(
     images: Listener, pairs: Path, tmp_path: Path
 ) -> None:
     options = options_for(images)
@@ -199,18 +201,20 @@ def test_a_damaged_earlier_shard_is_told_of_and_asked_for_again(
         path.write_bytes(path.read_bytes()[:100])
     (tmp_path / "a" / "00003.tar").write_bytes(b"")
     asked(images)
-    told: list[str] = []
+    warnings: list[str] = []
     write_pairs(pairs, ["http://h9.test/0.jpg", *urls()])  # every shard's rows are others now
-    with heard(told.append, logging.WARNING):
+    with heard(warnings.append, logging.WARNING):
         result = download(pairs, tmp_path / "b", options, before=tmp_path / "a")
     assert asked(images) == sorted([f"/{i}.jpg" for i in range(5, 20)] + ["/0.jpg"])
     assert result.counts.kept == first.counts.kept + 1
-    assert len(told) == 2
-    assert "shard 00001 of " in told[0]
-    assert "shard 00002 of " in told[1]
+    assert len(warnings) == 2
+    assert "shard 00001 of " in warnings[0]
+    assert "shard 00002 of " in warnings[1]
 
 
-def test_parts_of_shards_that_are_no_more_go(images: Listener, pairs: Path, tmp_path: Path) -> None:
+def test_leftover_files_of_other_shards_are_deleted(
+    images: Listener, pairs: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "a"
     download(pairs, out, options_for(images))
     made = content(out)
@@ -219,7 +223,7 @@ def test_parts_of_shards_that_are_no_more_go(images: Listener, pairs: Path, tmp_
     assert content(out) == made
 
 
-def test_a_network_that_comes_back_is_waited_for(
+def test_the_download_waits_for_a_network_that_comes_back(
     images: Listener, pairs: Path, tmp_path: Path
 ) -> None:
     options = options_for(images, network_wait_s=0.4, host_failures=2, samples_per_shard=50)
@@ -232,19 +236,19 @@ def test_a_network_that_comes_back_is_waited_for(
 
     thread = threading.Thread(target=repair)
     thread.start()
-    told: list[str] = []
-    with heard(told.append, logging.WARNING):
+    warnings: list[str] = []
+    with heard(warnings.append, logging.WARNING):
         result = download(pairs, tmp_path / "a", options)
     thread.join()
     again[0].close()
     assert (result.counts.kept, result.without_network) == (N - 3, [])
-    assert len(told) == 1
-    assert "23 downloads failed, all for network reasons" in told[0]
+    assert len(warnings) == 1
+    assert "23 downloads failed, all for network reasons" in warnings[0]
     assert (result.asked_for, result.reused) == (N, 0)
-    assert "trying again in 0.4 s" in told[0]
+    assert "trying again in 0.4 s" in warnings[0]
 
 
-def test_a_machine_without_network_makes_nothing_and_is_no_reason_to_give_up(
+def test_a_machine_without_network_publishes_nothing_and_gives_up_no_image(
     pairs: Path, tmp_path: Path
 ) -> None:
     with listening(PUBLIC) as web:
@@ -257,7 +261,7 @@ def test_a_machine_without_network_makes_nothing_and_is_no_reason_to_give_up(
         web.routes |= {f"/{i}.jpg": answer(OTHER) for i in range(N)}
         assert download(pairs, tmp_path / "a", options).counts.kept == N
         made = content(tmp_path / "a")
-    # A whole partition is there, and an option has changed.
+    # A whole partition exists, and an option has changed.
     smaller = options.model_copy(update={"image_size": 128, "network_retries": 0})
     for _ in range(2):
         with pytest.raises(NoNetworkError):
@@ -265,7 +269,7 @@ def test_a_machine_without_network_makes_nothing_and_is_no_reason_to_give_up(
     assert content(tmp_path / "a") == made
 
 
-def test_two_dead_hosts_are_no_dead_network(tmp_path: Path) -> None:
+def test_two_dead_hosts_are_not_a_dead_network(tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.parquet"
     write_pairs(pairs, ["http://a.invalid/1.jpg", "http://b.invalid/2.jpg"])
     with listening(PUBLIC) as web:
@@ -273,7 +277,7 @@ def test_two_dead_hosts_are_no_dead_network(tmp_path: Path) -> None:
     assert (result.counts.rejects, result.without_network) == ({"dns": 2}, [])
 
 
-def test_only_requests_in_a_row_that_failed_count_for_giving_up(
+def test_only_consecutive_failures_count_towards_giving_up(
     images: Listener, bodies: list[bytes], tmp_path: Path
 ) -> None:
     pairs = tmp_path / "pairs.parquet"
@@ -290,21 +294,21 @@ def test_only_requests_in_a_row_that_failed_count_for_giving_up(
     assert download(pairs, tmp_path / "a", smaller, again=True).counts.kept == 2
 
 
-def test_a_host_that_was_not_asked_is_not_given_up(images: Listener, tmp_path: Path) -> None:
+def test_images_that_were_not_requested_are_not_given_up(images: Listener, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.parquet"
     write_pairs(pairs, [f"http://h0.test/{i}.jpg" for i in range(4)])
     good = {f"/{i}.jpg": images.routes[f"/{i}.jpg"] for i in range(4)}
     images.routes |= {path: answer(b"", "503 X", Retry_After="3600") for path in good}
     options = options_for(images, per_host_concurrency=1, give_up_after=3)
     for _ in range(3):
-        told = download(pairs, tmp_path / "a", options, again=True).counts
-        assert told.rejects == {"busy": 4}
+        counts = download(pairs, tmp_path / "a", options, again=True).counts
+        assert counts.rejects == {"busy": 4}
     images.routes |= good
     # One has been asked for three times, the others never.
     assert download(pairs, tmp_path / "a", options, again=True).counts.kept == 3
 
 
-def test_changed_bytes_that_are_listed_take_the_image_away(
+def test_changed_bytes_that_are_listed_remove_the_image(
     images: Listener, pairs: Path, tmp_path: Path
 ) -> None:
     options = options_for(images, refetch="all")
@@ -332,13 +336,13 @@ def test_a_url_of_two_rows_keeps_the_image_that_one_of_them_got(
     assert (again.counts.kept, again.counts.rejects) == (5, {})
 
 
-def test_what_was_taken_over_counts_as_such_in_the_next_run_too(
+def test_reused_rows_count_as_reused_in_the_next_run_too(
     images: Listener, pairs: Path, tmp_path: Path
 ) -> None:
     download(pairs, tmp_path / "a", options_for(images))
     for _ in range(2):
-        told = download(pairs, tmp_path / "b", options_for(images), before=tmp_path / "a")
-        assert (told.asked_for, told.reused, told.bytes) == (0, N, 0)
+        result = download(pairs, tmp_path / "b", options_for(images), before=tmp_path / "a")
+        assert (result.asked_for, result.reused, result.bytes) == (0, N, 0)
 
 
 def test_a_shard_with_a_cut_tar_is_not_done(images: Listener, pairs: Path, tmp_path: Path) -> None:
