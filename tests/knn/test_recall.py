@@ -92,5 +92,5 @@ def test_what_was_taken_out_leaves_the_deepest_neighbours_unknown(vectors: np.nd
         assert np.allclose(scores, right.kth(k)[0], atol=1e-6)
     assert not left.kth(DEPTH - 10)[1].any()
     nothing = np.full((20, 100), -1)
-    told = recall_at(left, np.full((20, 100), -np.inf, np.float32), nothing, 1500)
-    assert told["10"] == 0
+    recall = recall_at(left, np.full((20, 100), -np.inf, np.float32), nothing, 1500)
+    assert recall["10"] == 0

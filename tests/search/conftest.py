@@ -170,10 +170,7 @@ class SmallLake:
 
     def publish(self, *keys: SegmentKey) -> None:
         """`search_index` over these segments."""
-        parts = [
-            SegmentIndex(key.crawl, key.segment, self.lake.folder("knn_index", key), "1")
-            for key in keys
-        ]
+        parts = [SegmentIndex(key, self.lake.folder("knn_index", key), "1") for key in keys]
         inputs = {str(key): "1" for key in keys}
         with self.lake.publish("search_index", inputs=inputs, code_version="1") as staging:
             merge_indices(parts, staging.path, IndexOptions(), subset_beside(self.index))

@@ -16,10 +16,10 @@ from PIL import Image
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.download.options import DownloadOptions
+from laion_assets.knn.samples import SampleRef
 from laion_assets.search.api_models import split_text
 from laion_assets.search.options import ServeOptions
 from laion_assets.search.rate_limit import Rate, client_of
-from laion_assets.search.samples import SampleRef
 from laion_assets.settings import load_settings
 from tests.conftest import FolderServer
 from tests.search.conftest import FIRST, FREE, Serving, SmallLake, serving
