@@ -1,4 +1,4 @@
-"""The trained path: codes of one codec, added segment by segment, on 24,000 clustered vectors."""
+"""Indices with a codec, grown segment by segment, on 24,000 clustered vectors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OPTIONS = IndexOptions(
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads that wait for one another spin: on a busy machine that takes minutes."""
+    """Use one thread: threads that wait for one another spin, for minutes on a busy machine."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     yield
@@ -115,7 +115,7 @@ def vectors(subset: Path, name: str = "img_emb") -> np.ndarray:
 
 
 def finds_own(index: OpenIndex, segment: str, subset: Path) -> float:
-    """Share of every 20th vector of the segment whose best hit is itself, at its own place."""
+    """Share of every 20th vector of the segment that finds itself first, at its own place."""
     _, rows = index.nearest(vectors(subset)[::20], 1, "image")
     right = [
         (place.segment, place.part_row) == (segment, 20 * number)
@@ -154,7 +154,7 @@ def test_segments_merge_without_training_and_the_truth_with_them(world: World) -
     known = measure_recall(six, world.subset_of, OPTIONS, own_queries=False)
     brute = measure_recall(six, world.subset_of, OPTIONS, own_queries=True)
     for modality in ("image", "text"):
-        # One query of the 40 is 0.025, and the codec's are not those of the brute force.
+        # One of the 40 queries is 0.025, and the codec's queries are not those of brute force.
         assert known[modality] == pytest.approx(brute[modality], abs=0.03)
         assert min(known[modality].values()) >= OPTIONS.min_recall
         recorded = summary.recall[world.codec.id][modality]
@@ -231,7 +231,7 @@ def test_adding_a_segment_writes_that_segment(world: World, tmp_path: Path) -> N
     vectors_of = list((tmp_path / "six").rglob("image.lists"))
     assert len(vectors_of) == 2
     assert all(path.stat().st_nlink > 1 for path in vectors_of), "linked, not written"
-    # What is found is the same as in the index that grew another way.
+    # It finds the same as the index that grew in another way.
     queries = vectors(world.subsets["02"])[::50]
     scores = [
         OpenIndex(folder / "six", world.subset_of).nearest(queries, 10, "image")[0]
@@ -243,7 +243,7 @@ def test_adding_a_segment_writes_that_segment(world: World, tmp_path: Path) -> N
 def test_samples_that_moved_in_their_part_are_found_where_they_are(
     world: World, tmp_path: Path
 ) -> None:
-    """One is taken out and one added: as many rows, and all between are at other places."""
+    """One sample is removed and one added: all others stand at other rows of the part."""
     old = world.subsets["00"]
     order = np.array([*range(1, ROWS), 0])
     table = pq.read_table(old / "part-00000.parquet")
@@ -274,7 +274,7 @@ def test_samples_that_moved_in_their_part_are_found_where_they_are(
 
 
 def test_no_more_files_are_open_than_the_system_allows(world: World, tmp_path: Path) -> None:
-    """300 parts, in a process that may have 100 files open."""
+    """An index of 300 parts is built in a process that may have 100 files open."""
     parts, rows = 300, 4
     subset = tmp_path / "subset"
     for name in ("img_emb", "text_emb"):

@@ -158,7 +158,7 @@ def test_nothing_of_a_sample_that_is_gone_stays_in_the_files(
         (100, 100),
         (19, 19),
     ]
-    # A segment that is gone as a whole, too.
+    # The same holds for a segment that is gone as a whole.
     (lost,) = np.load(parts[4].folder / "ids.npy")[:1]
     del parts[4], segments.subsets[SegmentKey(OLD, "04")]
     merge_indices(parts, tmp_path / "d", OPTIONS, segments.subset_of, previous=tmp_path / "c")
