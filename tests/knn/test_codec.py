@@ -177,12 +177,12 @@ def test_runs_hold_the_codes_of_their_segments(world: World) -> None:
 def test_a_rebuilt_segment_replaces_its_own_vectors_only(
     world: World, max_dropped: float, tmp_path: Path
 ) -> None:
-    other = write_subset(tmp_path / "anew", "01", 77, samples=1)
+    other = write_subset(tmp_path / "rebuilt", "01", 77, samples=1)
     options = OPTIONS.model_copy(update={"max_dropped": max_dropped})
     before = world.subsets["01"]
     world.subsets["01"] = other
     try:
-        part = world.build("01", name=f"anew-{max_dropped}", version="2")
+        part = world.build("01", name=f"rebuilt-{max_dropped}", version="2")
         parts = [world.parts[0], part, *world.parts[2:5]]  # and segment 05 is gone
         summary = merge_indices(
             parts, tmp_path / "out", options, world.subset_of, previous=world.root / "six"

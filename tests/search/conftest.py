@@ -76,7 +76,7 @@ def rows() -> tuple[list[Row], list[Row]]:
     others = [row for row in named if row not in (apple, pizza)]
     first = [
         apple,
-        replace(apple, text="the same apple, saved anew", quality=60),
+        replace(apple, text="the same apple, saved again", quality=60),
         replace(others[0], nsfw="NSFW"),
         replace(others[1], nsfw="UNSURE"),
         replace(others[2], text=HOSTILE, page_url=UNKNOWN_URL, license=UNKNOWN_URL),
