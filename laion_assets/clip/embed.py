@@ -75,7 +75,7 @@ class Embedded:
         return self.samples / max(self.seconds, 1e-9)
 
     def metadata(self) -> dict[str, Any]:
-        """Metadata for people, beside the counts."""
+        """Metadata for people, in addition to the counts."""
         return {
             "device": self.device,
             "precision": self.precision,

@@ -38,7 +38,7 @@ class ClipLoadError(RuntimeError):
 
 @dataclass(frozen=True)
 class Source:
-    """What open_clip must load: architecture, weights, activation, preprocessing."""
+    """A model for open_clip to load: architecture, weights, activation, preprocessing."""
 
     model: str
     pretrained: str | None
@@ -293,8 +293,8 @@ class ClipModel:
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """Crop and resize an image for the model, (height, width, 3).
 
-        The arithmetic on it is left to :meth:`embed_images`, which does it on the model's device:
-        bytes move faster than floats, and a worker thread that called torch would bring threads of
+        The arithmetic on it is left to :meth:`embed_images`, which does it on the model's device.
+        Bytes move faster than floats, and a worker thread that called torch would bring threads of
         torch's own.
         """
         return np.asarray(self._shape_picture(_cropped(image) if self._crops else image))

@@ -40,5 +40,5 @@ def open_vectors(path: Path, rows: int) -> NDArray[Any]:
     """Memory-mapped array (rows, dim). Raises ``ValueError`` for another number of rows."""
     vectors: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     if vectors.ndim != 2 or len(vectors) != rows:
-        raise ValueError(f"{path}: shape {vectors.shape} beside {rows} rows of metadata")
+        raise ValueError(f"{path}: the shape {vectors.shape} does not fit {rows} rows of metadata")
     return vectors

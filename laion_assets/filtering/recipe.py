@@ -136,7 +136,7 @@ def recipe_fields(section: Mapping[str, Any], name: str | None = None) -> dict[s
     """Fields of a recipe, read from a section of a settings file.
 
     ``recipe = "laion5b-en"`` alone takes a shipped recipe or a file as it is. Any other section is
-    a recipe of its own. Its name is ``name``, that of the section, or else its `name` field; it
+    a recipe of its own. Its name is ``name``, that of the section, or else its `name` field. It
     must not be that of a shipped recipe, so that a name always means the same rules. Raises
     :class:`RecipeError`.
     """

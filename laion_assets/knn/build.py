@@ -101,9 +101,9 @@ def build_index(
     gives valid empty indices. The same subset and codec give the same bytes. Memory: one of the two
     indices at a time.
 
-    Raises :class:`~laion_assets.knn.subset.SubsetError` if vectors and rows differ in number, and
-    :class:`IndexMismatchError` if vectors differ in width from one another or from the codec, or if
-    the codec is of another model.
+    Raises :class:`~laion_assets.knn.subset.SubsetError` if vectors and rows differ in number.
+    Raises :class:`IndexMismatchError` if vectors differ in width from one another or from the
+    codec, or if the codec is of another model.
 
     Args:
         subset: the subset's folder.

@@ -344,7 +344,7 @@ class Codec:
 
 
 def unequal(sizes: npt.NDArray[np.integer[Any]]) -> float:
-    """How many times more vectors a probe meets in cells of these sizes than in equal cells.
+    """Ratio of the vectors that a probe meets in cells of these sizes to those in equal cells.
 
     The unevenness that a small sample has by chance is taken off.
     """
@@ -397,7 +397,7 @@ def sample_queries(
 ) -> Floats:
     """Sample queries like those of people, ``(n, d)`` of unit norm.
 
-    Half are vectors of the *other* modality (a text asks for images), a quarter are vectors of the
+    Half are vectors of the *other* modality (a text asks for images). A quarter are vectors of the
     index moved as far as a near-duplicate, and a quarter are vectors of the index themselves. There
     are fewer than ``n`` if fewer vectors are ``available``.
     """

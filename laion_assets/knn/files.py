@@ -117,7 +117,7 @@ class IndexRun(BaseModel, frozen=True):
 
 
 class SearchParameters(BaseModel, frozen=True):
-    """How a codec's lists are searched for up to ``k`` results.
+    """Parameters of a search of a codec's lists for up to ``k`` results.
 
     ``nprobe`` cells are searched, and ``rerank`` candidates are scored exactly; 0 returns the
     codes' own scores.

@@ -1,4 +1,4 @@
-"""What an index's rows stand for: samples, their places in the subsets, and their vectors there.
+"""The rows of an index: their samples, the samples' places in the subsets, and their vectors.
 
 Search does not belong here; see :mod:`laion_assets.knn.open_index`.
 """

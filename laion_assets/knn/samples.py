@@ -1,7 +1,7 @@
 """Samples of the subsets, read by their places: metadata and vectors.
 
-No whole segment is held in memory: a part of a subset (some 10,000 rows) is read once and kept
-while others are not asked for more, and its vectors stay memory-mapped. Arrow reads a parquet file
+No whole segment is held in memory. A part of a subset (some 10,000 rows) is read once and kept
+while it is among the most recently used; its vectors stay memory-mapped. Arrow reads a parquet file
 by whole row groups, so a part is the least that can be read.
 """
 

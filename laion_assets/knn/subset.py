@@ -1,4 +1,4 @@
-"""What an index reads of a `filtered_subset` folder: its parts and their vectors."""
+"""Parts of a `filtered_subset` folder and their vectors, as the indices read them."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ LICENSES: Final = {
 
 @dataclass(frozen=True)
 class About:
-    """What a release says about itself.
+    """Statements of a release about itself.
 
     ``license_id``, one of :data:`LICENSES`, is the licence of the metadata; the images belong to
     their owners. ``contact`` is where to request a removal.
@@ -99,8 +99,8 @@ def export(
     complete. The same lake gives the same files, except for the date.
 
     Raises :class:`ReleaseError` if there is nothing to release, if vectors or codec are of several
-    models, if the statistics are of other partitions, if ``out`` holds something else, or if a
-    partition or a list changed during the export.
+    models, or if the statistics are of other partitions. Raises it, too, if ``out`` holds something
+    else, or if a partition or a list changed during the export.
 
     Args:
         lake: the lake to release from.

@@ -1,4 +1,4 @@
-"""How the service refuses a request."""
+"""The exception by which the service refuses a request."""
 
 from __future__ import annotations
 

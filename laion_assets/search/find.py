@@ -1,4 +1,4 @@
-"""From a vector to results: nearest neighbours, filters, and near-duplicates folded into one."""
+"""Find results for a vector: nearest neighbours, filters, near-duplicates folded into one."""
 
 from __future__ import annotations
 

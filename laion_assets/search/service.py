@@ -335,7 +335,7 @@ class SearchService:
         }
 
     async def about(self) -> dict[str, Any]:
-        """What the page needs to know of the service."""
+        """Facts about the service that the page needs."""
         version = self.live.current
         return {
             "name": self.name,

@@ -1,4 +1,4 @@
-"""From a shard to a subset in plain folders, with one model throughout."""
+"""A shard becomes a subset in plain folders, with one model throughout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which neighbours become results: filters, folding, and how far the search looks."""
+"""Filters, folding, and how far a search looks for results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stranger may and may not do."""
+"""Limits for strangers: requests that are refused, rates, headers, and the removal queue."""
 
 from __future__ import annotations
 
