@@ -21,11 +21,11 @@ from laion_assets.knn.build import build_index
 from laion_assets.knn.codec import Codec, train_codec
 from laion_assets.knn.files import SearchParameters
 from laion_assets.knn.merge import SegmentIndex, merge_indices
+from laion_assets.knn.open_index import OpenIndex
 from laion_assets.knn.options import IndexOptions
-from laion_assets.knn.runs import OpenIndex
 from laion_assets.knn.subset import MODALITIES
+from laion_assets.segments import SegmentKey
 
-CRAWL: Final = "CC-MAIN-2024-22"
 MODEL: Final = "made"
 
 
@@ -82,8 +82,7 @@ def merge(folder: Path, previous: str, out: str, version: str, *segments: str) -
         summary = merge_indices(
             [
                 SegmentIndex(
-                    CRAWL,
-                    name.strip("*"),
+                    SegmentKey.parse(name.strip("*")),
                     folder / "segments" / name.strip("*"),
                     version if name.endswith("*") else "0",
                 )
@@ -91,7 +90,7 @@ def merge(folder: Path, previous: str, out: str, version: str, *segments: str) -
             ],
             _empty(folder / out),
             options(folder),
-            lambda _, segment: subset(folder, segment),
+            lambda key: subset(folder, str(key)),
             previous=None if previous == "-" else folder / previous,
         )
     kept = summary.headline()
@@ -103,7 +102,7 @@ def query(folder: Path, name: str, queries: str) -> dict[str, Any]:
     import faiss
 
     faiss.omp_set_num_threads(1)
-    index = OpenIndex(folder / name, lambda _, segment: subset(folder, segment))
+    index = OpenIndex(folder / name, lambda key: subset(folder, str(key)))
     vectors = np.load(queries)
     chosen = next(iter(index.summary.search.values()))["image"][0]
     settings = [
@@ -133,7 +132,7 @@ def _as_given(index: OpenIndex, rows: Any) -> Any:
     """Numbers in an index -> numbers in the embeddings' folder, whose files are the segments'."""
     starts: dict[str, int] = {}
     at = 0
-    sizes = {s.segment: s.rows for run in index.summary.runs for s in run.segments}
+    sizes = {str(s.key): s.rows for run in index.summary.runs for s in run.segments}
     for segment in sorted(sizes):
         starts[segment] = at
         at += sizes[segment]
@@ -141,7 +140,7 @@ def _as_given(index: OpenIndex, rows: Any) -> Any:
     first = 0
     for run in index.summary.runs:
         for rows_of in run.segments:
-            new[first : first + rows_of.rows] = starts[rows_of.segment] + np.arange(rows_of.rows)
+            new[first : first + rows_of.rows] = starts[str(rows_of.key)] + np.arange(rows_of.rows)
             first += rows_of.rows
     return np.where(rows >= 0, new[rows], -1)
 
@@ -153,7 +152,7 @@ def _cold(folder: Path, name: str, vectors: Any) -> float:
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    index = OpenIndex(folder / name, lambda _, segment: subset(folder, segment))
+    index = OpenIndex(folder / name, lambda key: subset(folder, str(key)))
     times = []
     for vector in vectors:
         started = time.perf_counter()
@@ -195,13 +194,13 @@ def grow(folder: Path, *segments: str) -> dict[str, Any]:
         own = _empty(folder / "grow" / "segments" / segment)
         build_index(subset(folder, segment), own, options(folder), model_key=MODEL, codec=codec)
         encoded, before = time.process_time(), _written()
-        parts.append(SegmentIndex(CRAWL, segment, own, "0"))
+        parts.append(SegmentIndex(SegmentKey.parse(segment), own, "0"))
         out = _empty(folder / "grow" / f"index-{number % 2}")
         summary = merge_indices(
             parts,
             out,
             options(folder),
-            lambda _, name: subset(folder, name),
+            lambda key: subset(folder, str(key)),
             previous=previous,
         )
         ended = time.process_time()

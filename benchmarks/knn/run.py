@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import measure, table
-from benchmarks.knn.ours import CRAWL
 from benchmarks.knn.vectors import World, blocks
 from benchmarks.peer import WORK, peer_python
+from laion_assets.segments import SegmentKey
 
 D: Final = 512
 QUERIES: Final = 500
@@ -31,15 +31,21 @@ _HERE: Final = Path(__file__).parent
 _KINDS: Final = ("img_emb", "text_emb")
 
 
+def _segment(number: int) -> str:
+    """Name of a segment, as a key's text; a crawl has 100 of them."""
+    crawl, segment = divmod(number, 100)
+    return str(SegmentKey(f"CC-MAIN-{2000 + crawl}-05", f"{segment:02d}"))
+
+
 class Bench:
     """The steps of one size, and what they found."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.folder = WORK / "knn" / f"{args.vectors}"
-        self.base = [f"s{number:02d}" for number in range(18)]
-        self.more = ["t00", "t01"]
-        self.grown = [f"g{number:04d}" for number in range(args.partitions)]
+        self.base = [_segment(number) for number in range(18)]
+        self.more = [_segment(number) for number in range(18, 20)]
+        self.grown = [_segment(100 + number) for number in range(args.partitions)]
 
     def step(self, name: str, work: Callable[[], Any]) -> None:
         kept = self.folder / "results" / f"{name}.json"
@@ -93,11 +99,12 @@ class Bench:
                 path = self.folder / "subsets" / segment / kind / f"{kind}_00000.npy"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 np.save(path, vectors)
+            key = SegmentKey.parse(segment)
             ids = pa.table(
                 {
                     "SAMPLE_ID": pa.array(np.arange(n) + (seed << 32)),
-                    "crawl": pa.array([CRAWL] * n),
-                    "segment": pa.array([segment] * n),
+                    "crawl": pa.array([key.crawl] * n),
+                    "segment": pa.array([key.segment] * n),
                 }
             )
             pq.write_table(ids, self.folder / "subsets" / segment / "part-00000.parquet")

@@ -1,4 +1,4 @@
-"""Shards in, row-aligned embeddings and metadata out, one set of files per shard."""
+"""Embed shards: row-aligned vectors and metadata, one set of files per shard."""
 
 from __future__ import annotations
 
@@ -51,31 +51,31 @@ Result = TypeVar("Result")
 
 
 class OtherEmbeddingsError(ValueError):
-    """A folder holds other embeddings than those asked for."""
+    """The output folder holds embeddings of something else; the message says of what."""
 
 
 @dataclass
 class Embedded:
-    """What one call did."""
+    """Result of one embedding call."""
 
     counts: StageCounts
-    """Of the stage ``embeddings``, over all shards, those of earlier calls included."""
+    """Counts of the stage ``embeddings`` over all shards, those of earlier calls included."""
     device: str
     precision: str
     samples: int = 0
-    """Samples looked at by this call."""
+    """Samples that this call read."""
     seconds: float = 0.0
-    """Wall clock of this call, without loading the model."""
+    """Wall-clock time of this call, without loading the model."""
     waited_seconds: float = 0.0
-    """Of these, waiting for images to be read and decoded."""
+    """Part of ``seconds`` spent waiting for images to be read and decoded."""
 
     @property
     def rate(self) -> float:
-        """Samples a second."""
+        """Samples per second."""
         return self.samples / max(self.seconds, 1e-9)
 
     def metadata(self) -> dict[str, Any]:
-        """What a person asks of an embedding beside its counts."""
+        """Metadata for people, in addition to the counts."""
         return {
             "device": self.device,
             "precision": self.precision,
@@ -112,15 +112,15 @@ def metadata_path(folder: Path, number: int) -> Path:
 
 
 def embed_shards(shards: Path, out: Path, model: ClipModel, options: ClipOptions) -> Embedded:
-    """Embed every shard of a folder that img2dataset wrote.
+    """Embed every shard of a folder of img2dataset shards.
 
     Writes ``img_emb/img_emb_NNNNN.npy`` and ``text_emb/text_emb_NNNNN.npy`` (float16, (n, dim),
     rows of unit length) and ``metadata/metadata_NNNNN.parquet`` (``schemas.EMBEDDED``), aligned
-    by row, in the order of the shard's parquet; a shard without samples gives vectors of no rows
+    by row, in the order of the shard's parquet. A shard without samples gives vectors of no rows
     and no metadata. A shard whose files are in ``out`` already is not embedded again.
 
-    Counts of the stage ``embeddings``: in = the shards' downloaded samples; ``undecodable`` are
-    those whose image is missing from the tar or does not decode.
+    Counts of the stage ``embeddings``: the input is the shards' downloaded samples; ``undecodable``
+    ones have an image that is missing from the tar or does not decode.
     """
     return _embed(find_shards(shards), out, model, options)
 
@@ -131,23 +131,25 @@ def embed_files(
     model: ClipModel,
     options: ClipOptions,
 ) -> Embedded:
-    """As :func:`embed_shards`, for the tars given; each has its parquet beside it.
+    """Embed the given tars, each with its parquet beside it, as :func:`embed_shards` does.
 
-    ``out`` is anyone's folder, so notes in ``out/.made_of`` say what each shard's files were made
-    of; it may grow by more shards. Raises :class:`ShardError` for two tars of the same number, and
-    :class:`OtherEmbeddingsError`, before anything is written, for a folder that holds the
-    embeddings of another model, of another shard of the same number, or without such notes.
+    ``out`` may be any folder, so notes in ``out/.made_of`` record what each shard's files were made
+    from; later calls may add shards. Raises :class:`ShardError` for two tars of the same number.
+    Raises :class:`OtherEmbeddingsError`, before anything is written, for a folder with embeddings
+    of another model, of another shard of the same number, or without such notes.
     """
     by_number: dict[int, Path] = {}
     for tar in tars:
         other = by_number.setdefault(shard_number(tar), tar)
         if other is not tar:
-            raise ShardError(f"{other} and {tar} have the same number, which names their files")
+            raise ShardError(
+                f"{other} and {tar} have the same number, by which their output files are named"
+            )
     notes = {number: _note(tar, model) for number, tar in by_number.items()}
     _refuse_other_embeddings(out, notes, model)
     for number, note in notes.items():
         if not metadata_path(out, number).exists():
-            # What had no samples then, under another note, may have some now.
+            # A shard that had no samples under another note may have some now.
             if _read_note(out, number) != note:
                 text_path(out, number).unlink(missing_ok=True)
             write_json(_note_path(out, number), note)
@@ -165,7 +167,7 @@ def _read_note(folder: Path, number: int) -> dict[str, Any]:
 
 
 def _note(tar: Path, model: ClipModel) -> dict[str, Any]:
-    """What a shard's embeddings are made of. Raises :class:`ShardError`."""
+    """Describe what a shard's embeddings are made from. Raises :class:`ShardError`."""
     try:
         shard = {
             "tar": tar.name,
@@ -190,8 +192,8 @@ def _refuse_other_embeddings(
         wanted = notes.get(number, _note_of_model(model))
         if not wanted.items() <= made_of.items():
             raise OtherEmbeddingsError(
-                f"{out} holds the embeddings of other shards or another model ({done.name}): "
-                "give another folder"
+                f"{out} holds embeddings of other shards or of another model ({done.name}): "
+                "choose another folder"
             )
 
 
@@ -208,13 +210,13 @@ def _embed(tars: Sequence[Path], out: Path, model: ClipModel, options: ClipOptio
         embedded.samples += len(shard.rows)
     embedded.seconds = time.perf_counter() - started
     for tar in tars:
-        # What an earlier call embedded is counted from its files.
+        # Shards of earlier calls are counted from their files.
         embedded.counts.add(counted.get(tar) or _count(read_rows(tar), _kept_keys(out, tar)))
     return embedded
 
 
 def _is_done(out: Path, number: int) -> bool:
-    """The metadata come last, and there are none beside vectors of no rows."""
+    """Whether a shard is done: the metadata are written last, and vectors of no rows have none."""
     if metadata_path(out, number).exists():
         return True
     texts = text_path(out, number)
@@ -241,7 +243,7 @@ def _count(rows: pa.Table, kept: Any) -> StageCounts:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A sample that decodes."""
+    """A sample whose image decodes, ready for the model."""
 
     row: int
     pixels: NDArray[np.uint8]
@@ -263,9 +265,9 @@ def _embed_shard(
     options: ClipOptions,
     progress: Progress,
 ) -> StageCounts:
-    """Images as they come; then the texts of those that decoded, which are small, by length.
+    """Embed a shard's images as they come, then the texts of those that decoded, by length.
 
-    Batches end with the shard, so that its bytes do not depend on what else this call embeds.
+    Batches end with the shard, so its bytes do not depend on what else this call embeds.
     """
     kept: list[int] = []
     tokens: list[NDArray[np.int64]] = []
@@ -286,8 +288,8 @@ def _embed_shard(
     save_vectors(text_path(out, number), texts.astype(np.float16))
     rows = shard.rows.take(pa.array(kept, pa.int64()))
     if len(rows):
-        # None for no rows: embedding-reader passes over empty vectors alone, and would take each
-        # later file's metadata for the one before's.
+        # No file for no rows: embedding-reader skips empty vectors only, and would then pair each
+        # later file's vectors with the metadata of the file before.
         with atomic_path(metadata_path(out, number)) as beside:
             pq.write_table(rows, beside, compression="zstd", row_group_size=100_000)
     if lost := len(shard.rows) - len(rows):
@@ -304,11 +306,12 @@ def save_vectors(path: Path, vectors: NDArray[np.float16]) -> None:
 def _shards(
     tars: Sequence[Path], model: ClipModel, options: ClipOptions, embedded: Embedded
 ) -> Iterator[tuple[_Shard, Iterator[_Prepared]]]:
-    """Each shard with its samples that decode, in order; use up one's before the next is taken.
+    """Yield each shard with its samples that decode, in order.
 
-    Threads prepare ahead, two batches at most and across shards, while the caller's model
-    computes: Pillow's codecs and resizing release the GIL, and nothing here calls torch but the
-    tokenizer, so no thread brings a team of torch's own. The next tar is indexed meanwhile.
+    Consume one shard's samples before taking the next shard. Threads prepare at most two batches
+    ahead, across shards, while the caller's model computes. Pillow's codecs and resizing release
+    the GIL, and only the tokenizer calls torch here, so no thread brings a thread pool of torch's
+    own. The next tar is indexed meanwhile.
     """
 
     def prepare(sample: _Sample) -> tuple[_Shard, _Prepared | None]:
@@ -338,7 +341,7 @@ _Sample = tuple[_Shard, int | None, bytes, str]
 
 
 def _samples(shard: _Shard) -> Iterator[_Sample]:
-    yield shard, None, b"", ""  # a shard without samples is a shard, too
+    yield shard, None, b"", ""  # so that a shard without samples is seen, too
     with shard.images as images:
         columns = (shard.rows[name].to_pylist() for name in ("key", "text"))
         for row, (key, text) in enumerate(zip(*columns, strict=True)):
@@ -346,7 +349,7 @@ def _samples(shard: _Shard) -> Iterator[_Sample]:
 
 
 def _timed(items: Iterator[Item], embedded: Embedded) -> Iterator[Item]:
-    """The items; the time until each is there is waiting."""
+    """Yield the items; count the time until each one arrives as waiting."""
     while True:
         started = time.perf_counter()
         try:
@@ -364,7 +367,7 @@ def _map_ahead(
     items: Iterable[Item],
     ahead: int,
 ) -> Iterator[Result]:
-    """As ``pool.map``, but takes at most ``ahead`` items more than it has given."""
+    """Map like ``pool.map``, but take at most ``ahead`` items more than were yielded."""
     waiting: deque[Future[Result]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))

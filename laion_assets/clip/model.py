@@ -1,4 +1,4 @@
-"""One door to every CLIP model: open_clip's, the hub's, a local file's, and those shipped here."""
+"""One door to every CLIP model: open_clip's, the hub's, local files, and those shipped here."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ CONFIGS: Final = HERE / "model_configs"
 WEIGHTS: Final = HERE / "weights"
 _BRING_THEIR_OWN_WEIGHTS: Final = ("hf-hub:", "local-dir:")
 _IN_FLIGHT: Final = 2
-"""Batches that an accelerator has before it while the next one is made ready."""
+"""Batches queued on an accelerator while the next one is prepared."""
 _LONGEST: Final = 16
-"""Times its shorter side, that a picture's longer one is scaled with."""
+"""Largest ratio of a picture's sides that is scaled; the rest of a longer picture is cut off."""
 
 
 class ClipLoadError(RuntimeError):
@@ -38,7 +38,7 @@ class ClipLoadError(RuntimeError):
 
 @dataclass(frozen=True)
 class Source:
-    """What open_clip is asked for."""
+    """A model for open_clip to load: architecture, weights, activation, preprocessing."""
 
     model: str
     pretrained: str | None
@@ -49,11 +49,11 @@ class Source:
 
 
 def resolve(options: ClipOptions) -> Source:
-    """Find where a model's weights are and what goes with them.
+    """Find a model's weights and the settings that belong to them.
 
-    A tag's activation function and preprocessing belong to the weights, not to the architecture:
-    OpenAI's were trained with QuickGELU, and `ViT-B-32` without it gives other embeddings with
-    only a warning from open_clip. Raises :class:`ClipLoadError` for a name that nobody knows.
+    A tag's activation function and preprocessing belong to the weights, not to the architecture.
+    OpenAI's were trained with QuickGELU; without it `ViT-B-32` gives other embeddings, and
+    open_clip only warns. Raises :class:`ClipLoadError` for an unknown name.
     """
     import open_clip
 
@@ -63,11 +63,11 @@ def resolve(options: ClipOptions) -> Source:
         return Source(options.model, None, fetched_from=options.model if remote else None)
     if options.model not in open_clip.list_models():
         raise ClipLoadError(
-            f"open_clip knows no model {options.model!r}; `python -c 'import open_clip;"
-            " print(open_clip.list_models())'` lists those it knows"
+            f"open_clip has no model {options.model!r}; `python -c 'import open_clip;"
+            " print(open_clip.list_models())'` lists those that it has"
         )
     if options.weights is not None and not Path(options.weights).is_file():
-        raise ClipLoadError(f"{options.key}: there is no weights file {options.weights}")
+        raise ClipLoadError(f"{options.key}: the weights file {options.weights} does not exist")
     shipped = WEIGHTS / f"{options.pretrained}.safetensors"
     if options.pretrained and shipped.is_file():
         return Source(options.model, options.weights or str(shipped))
@@ -78,7 +78,7 @@ def resolve(options: ClipOptions) -> Source:
             for name in ("size", "mean", "std", "interpolation", "resize_mode", "fill_color")
             if tag.get(name) is not None
         }
-        # The image size is the architecture's; open_clip takes it from the model that it built.
+        # The image size belongs to the architecture; open_clip takes it from the built model.
         preprocess.pop("size", None)
         return Source(
             options.model,
@@ -106,7 +106,7 @@ def _register_shipped_models() -> None:
 def load_clip(options: ClipOptions) -> ClipModel:
     """Load a model, ready to embed. Raises :class:`ClipLoadError`.
 
-    Weights are never left random: open_clip itself only warns when the hub cannot be reached.
+    Weights are never left random; open_clip itself only warns when the hub cannot be reached.
     """
     import open_clip
     import torch
@@ -117,7 +117,7 @@ def load_clip(options: ClipOptions) -> ClipModel:
     source = resolve(options)
     try:
         with warnings.catch_warnings():
-            # Of the mismatch that `resolve` has already put right.
+            # `resolve` has already fixed this mismatch.
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")
             model = open_clip.create_model(
                 source.model,
@@ -131,7 +131,7 @@ def load_clip(options: ClipOptions) -> ClipModel:
             PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
         )
         tokenizer = open_clip.get_tokenizer(source.model, cache_dir=options.cache_dir)
-        # Tensor cores take convolutions channels last; a CPU is faster without.
+        # Tensor cores want convolutions channels last; a CPU is faster without.
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         model.to(device, memory_format=layout)
     except (
@@ -143,15 +143,15 @@ def load_clip(options: ClipOptions) -> ClipModel:
         AssertionError,
         SafetensorError,
     ) as error:
-        # AssertionError is open_clip's word for weights of another architecture.
+        # open_clip raises AssertionError for weights of another architecture.
         raise ClipLoadError(_way_out(options, source, error)) from error
     return ClipModel(options, model.eval(), preprocess, tokenizer, device)
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that options name; ``auto`` is the accelerator that torch finds, else the CPU.
+    """Device that the options name; ``auto`` is the accelerator that torch finds, else the CPU.
 
-    Raises :class:`ClipLoadError` for one that is not there.
+    Raises :class:`ClipLoadError` for a device that does not exist.
     """
     import torch
 
@@ -161,41 +161,49 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ClipLoadError(f"torch knows no device {name!r}: give auto, cpu or cuda") from error
+        raise ClipLoadError(f"torch has no device {name!r}: use auto, cpu or cuda") from error
     if device.type == "cpu":
         return device
-    here = torch.accelerator.device_count() if accelerator else 0
-    if accelerator is None or device.type != accelerator.type or (device.index or 0) >= here:
-        found = f"{here} of type {accelerator.type}" if accelerator else "none"
+    devices = torch.accelerator.device_count() if accelerator else 0
+    if accelerator is None or device.type != accelerator.type or (device.index or 0) >= devices:
+        found = f"{devices} of type {accelerator.type}" if accelerator else "none"
         raise ClipLoadError(
-            f"there is no device {name!r} (accelerators found: {found}): give auto or cpu"
+            f"there is no device {name!r} (accelerators found: {found}): use auto or cpu"
         )
     return device
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """``auto`` is fp16 on CUDA, in which OpenAI's models were run, and fp32 elsewhere."""
+    """Precision that the options name; ``auto`` is fp16 on CUDA and fp32 elsewhere.
+
+    OpenAI's models were run in fp16.
+    """
     if name != "auto":
         return name
     return "fp16" if device.type == "cuda" else "fp32"
 
 
 def _way_out(options: ClipOptions, source: Source, error: Exception) -> str:
+    """Message that says why a model cannot be loaded and what to do."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     message = f"the CLIP model {options.key} cannot be loaded: {reason}."
     if source.fetched_from is None:
         return message
     shipped = sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
     return (
-        f"{message} Its weights are fetched from {source.fetched_from!r}. Without a way there:"
-        " (1) fetch them once on a machine that has one, copy its cache folder here and name it"
-        " in `cache_dir`, or"
+        f"{message} Its weights are fetched from {source.fetched_from!r}. Without access to it:"
+        " (1) fetch them once on a machine that has access, copy its cache folder here and set"
+        " `cache_dir` to it, or"
         + (
             " copy the model's whole folder here and set `model` to local-dir:FOLDER;"
             if source.fetched_from.startswith("hf-hub:")
-            else " copy the weights file (safetensors or a state dict) and name it in `weights`;"
+            else " copy the weights file (safetensors or a state dict) and set `weights` to it;"
         )
-        + (f" (2) or use a model shipped with the package: {', '.join(shipped)}" if shipped else "")
+        + (
+            f" (2) or use a model that is shipped with the package: {', '.join(shipped)}"
+            if shipped
+            else ""
+        )
     )
 
 
@@ -203,11 +211,11 @@ class ClipModel:
     """A loaded model. Embeddings are float32 ``(n, dim)``, each row of unit length.
 
     Args:
-        options: what was asked for.
+        options: those that the model was loaded by.
         model: open_clip's module, in eval mode, on ``device``.
-        preprocess: open_clip's: PIL image -> float32 tensor (3, height, width), as the model asks.
+        preprocess: open_clip's transform of a PIL image to a float32 tensor (3, height, width).
         tokenizer: list of whole texts -> int64 tensor (n, context); it truncates by tokens.
-        device: where the model is.
+        device: the device that the model is on.
     """
 
     def __init__(
@@ -240,22 +248,22 @@ class ClipModel:
 
     @cached_property
     def dim(self) -> int:
-        """The length of an embedding."""
+        """Width of an embedding."""
         (started,) = self._streamed([self._start_texts(self.tokenize([""]))])
         return int(started.shape[1])
 
     @cached_property
     def version(self) -> str:
-        """16 hex digits over everything that decides the numbers: weights, preprocessing, tokens.
+        """Digest, 16 hex digits, of all that decides the numbers: weights, preprocessing, tokens.
 
-        It does not depend on how the weights came here, so a renamed file is the same model and a
-        changed one is not.
+        It does not depend on where the weights came from: a renamed file is the same model, and a
+        changed file is another one.
         """
         import torch
 
         digest = hashlib.blake2b(digest_size=8)
         about = [repr(self.preprocess), type(self.tokenizer).__name__, self.precision]
-        # The activation function is in no weight.
+        # The weights do not tell the activation function.
         about += sorted({type(part).__name__ for part in self.module.modules()})
         digest.update(json.dumps(about).encode())
         for name, tensor in sorted(self.module.state_dict().items()):
@@ -265,44 +273,45 @@ class ClipModel:
         return digest.hexdigest()
 
     def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """Embed images, preprocessed as the model asks."""
+        """Embed images, with the model's own preprocessing."""
         size = self.options.batch_size
         starts = range(0, len(images), size)
         batches = ([self.pixels(one) for one in images[start : start + size]] for start in starts)
         return np.concatenate([np.zeros((0, self.dim), np.float32), *self.embed_images(batches)])
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed whole texts; what is beyond the context length in tokens (77) is not seen."""
+        """Embed whole texts; tokens beyond the context length (77) are cut off."""
         if not texts:
             return np.zeros((0, self.dim), np.float32)
         return self.embed_tokens(self.tokenize(texts))
 
     def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """The tokens of whole texts, (n, context)."""
+        """Tokens of whole texts, (n, context)."""
         tokens: NDArray[np.int64] = self.tokenizer(list(texts)).numpy()
         return tokens
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """The image as the model wants it, (height, width, 3), but for the arithmetic.
+        """Crop and resize an image for the model, (height, width, 3).
 
-        That is left to :meth:`embed_images`, which does it where the model is: a byte moves faster
-        than a float, and a worker's thread that called torch would bring threads of its own.
+        The arithmetic on it is left to :meth:`embed_images`, which does it on the model's device.
+        Bytes move faster than floats, and a worker thread that called torch would bring threads of
+        torch's own.
         """
         return np.asarray(self._shape_picture(_cropped(image) if self._crops else image))
 
     def embed_images(
         self, batches: Iterable[Sequence[NDArray[np.uint8]]]
     ) -> Iterator[NDArray[np.float32]]:
-        """The embeddings of each batch of :meth:`pixels`, in order.
+        """Embed batches of :meth:`pixels`, in order.
 
-        On CUDA the next batches are asked for while the device still works on the ones before.
+        On CUDA the next batches are prepared while the device still works on earlier ones.
         """
         return self._streamed(self._start_images(batch) for batch in batches)
 
     def embed_tokens(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Embed tokenised texts (n, context), texts of about the same length together."""
+        """Embed tokenised texts (n, context), with texts of similar length in one batch."""
         lengths = self._texts.lengths(tokens)
-        # As many tokens at once as a batch of the longest texts has.
+        # At most as many tokens at once as a batch of the longest texts has.
         batches = batches_by_length(lengths, self.options.batch_size * tokens.shape[1])
         started = (self._start_texts(tokens[rows, : lengths[rows].max()]) for rows in batches)
         vectors = np.empty((len(tokens), self.dim), np.float32)
@@ -319,13 +328,13 @@ class ClipModel:
         np.stack(batch, out=pixels.numpy())
         encode = self.module.encode_image
         if self._compiled_image is not None and len(batch) == self.options.batch_size:
-            encode = self._compiled_image  # which is compiled for this size
+            encode = self._compiled_image  # compiled for this batch size
         return self._start(lambda moved: encode(self.floats(moved)), pixels)
 
     def floats(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What the model takes, of a batch of :meth:`pixels` on the device.
+        """Turn a batch of :meth:`pixels` on the device into the model's input.
 
-        The same arithmetic as torchvision's ToTensor and Normalize.
+        The arithmetic is that of torchvision's ToTensor and Normalize.
         """
         import torch
 
@@ -352,7 +361,7 @@ class ClipModel:
             with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
                 features = encode(moved)
             vectors = functional.normalize(features.float(), dim=-1)
-            # On CUDA this is a copy to pinned memory, which is whole when the event has happened.
+            # On CUDA this copies to pinned memory, and is complete after the event below.
             on_cpu = vectors.to("cpu", non_blocking=self._cuda)
         if not self._cuda:
             return _Started(on_cpu, None)
@@ -372,11 +381,11 @@ class ClipModel:
 
 @dataclass(frozen=True)
 class _Started:
-    """A batch that the device works on, or has done."""
+    """A batch that the device works on or has finished."""
 
     on_cpu: Any
     copied: Any
-    """The CUDA event after which ``on_cpu`` is whole; None if it is."""
+    """CUDA event after which ``on_cpu`` is complete; None if it is complete already."""
 
     def vectors(self) -> NDArray[np.float32]:
         if self.copied is not None:
@@ -386,7 +395,7 @@ class _Started:
 
 
 def _fills_a_square(on_picture: Any) -> bool:
-    """Whether it scales the shorter side to the model's and cuts off what is too much."""
+    """Whether the transform scales the shorter side to the model's size and crops the rest."""
     from torchvision.transforms import Resize
 
     first = on_picture.transforms[0]
@@ -394,8 +403,10 @@ def _fills_a_square(on_picture: Any) -> bool:
 
 
 def _cropped(image: Image.Image) -> Image.Image:
-    """Without the ends of a very long picture, which would be cut off after scaling: a picture of
-    1 by 60,000 pixels is scaled to 3 thousand million first."""
+    """Cut off the ends of a very long picture, which would be cropped after scaling anyway.
+
+    Otherwise a picture of 1 by 60,000 pixels would be scaled to 3 billion pixels first.
+    """
     width, height = image.size
     most = _LONGEST * min(width, height)
     if max(width, height) <= most:
@@ -405,13 +416,13 @@ def _cropped(image: Image.Image) -> Image.Image:
 
 
 def _halves(preprocess: Any, device: torch.device) -> tuple[Any, Any, Any]:
-    """open_clip's transform: what it does to a picture, and mean and deviation on the device."""
+    """Split open_clip's transform: its picture steps, and mean and deviation on the device."""
     import torch
     from torchvision.transforms import Compose, Normalize
 
     *on_picture, to_tensor, normalize = preprocess.transforms
     if not (type(to_tensor).__name__.endswith("ToTensor") and isinstance(normalize, Normalize)):
-        raise ClipLoadError(f"open_clip preprocesses in a way that is not known here: {preprocess}")
+        raise ClipLoadError(f"open_clip's preprocessing is not supported: {preprocess}")
     mean, std = (
         torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         for values in (normalize.mean, normalize.std)

@@ -1,4 +1,4 @@
-"""Which CLIP model a deployment embeds with, and how it is run."""
+"""Options of the CLIP model: which one a deployment embeds with, and how it is run."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class ClipOptions(Options):
     )
     pretrained: str = Field(
         "openai",
-        description="The weights: an open_clip tag, a model shipped with the package, or a file."
-        " Not used with hf-hub: and local-dir:, which bring their own",
+        description="Weights: an open_clip tag, a model shipped with the package, or a file."
+        " Unused with hf-hub: and local-dir:, which bring their own",
     )
     weights: Annotated[str | None, OPERATIONAL] = Field(
         None,
-        description="A file with the weights that `pretrained` names, where they cannot be fetched",
+        description="File with the weights that `pretrained` names, if they cannot be fetched",
     )
     cache_dir: Annotated[str | None, OPERATIONAL] = Field(
-        None, description="Where fetched weights are kept; null takes the fetching library's place"
+        None, description="Folder for fetched weights; null takes the fetching library's default"
     )
     device: Annotated[str, OPERATIONAL] = Field(
-        "auto", description="cpu, cuda, cuda:1 …; auto takes an accelerator if there is one"
+        "auto", description="Device: cpu, cuda, cuda:1 …; auto takes an accelerator if there is one"
     )
     precision: str = Field(
         "auto",
@@ -41,29 +41,29 @@ class ClipOptions(Options):
         " fp32 elsewhere",
     )
     batch_size: Annotated[int, OPERATIONAL] = Field(
-        64, ge=1, description="Images in one forward pass"
+        64, ge=1, description="Number of images per forward pass"
     )
     decode_threads: Annotated[int | None, OPERATIONAL] = Field(
-        None, ge=1, description="Threads that decode images; null takes one a core"
+        None, ge=1, description="Number of threads that decode images; null takes one per core"
     )
     compile: Annotated[bool, OPERATIONAL] = Field(
         False,
-        description="Compile the image tower (torch.compile): faster on a GPU after a minute or so,"
+        description="Compile the image tower (torch.compile): faster on a GPU after about a minute,"
         " needs a C compiler",
     )
 
     @property
     def key(self) -> str:
-        """`MODEL/PRETRAINED`: the model's name in the table of thresholds and in metadata."""
+        """Name of the model, `MODEL/PRETRAINED`, in the table of thresholds and in metadata."""
         if self.model.startswith(("hf-hub:", "local-dir:")) or not self.pretrained:
             return self.model
         return f"{self.model}/{self.pretrained}"
 
 
 def public_key(key: str) -> str:
-    """A model's key as it may be published: of weights in a folder or a file their name alone.
+    """A model's key as it may be published: a folder or file of weights by its name alone.
 
-    Where on a machine they lie says whose it is; `model_version` says which weights they are.
+    Its path could tell whose machine it is on; `model_version` identifies the weights.
     """
     if key.startswith("hf-hub:"):
         return key
@@ -74,5 +74,5 @@ def public_key(key: str) -> str:
 
 
 def file_name(path: str) -> str:
-    """What stands behind the last slash of either kind."""
+    """The part of a path after its last slash or backslash."""
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]

@@ -1,4 +1,4 @@
-"""Reading img2dataset's shards: rows from the parquet, image bytes from the tar, joined by key."""
+"""Read img2dataset's shards: rows from the parquet, to be joined with the tar by key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from PIL import Image
 from laion_assets import schemas
 
 IMAGE_FORMATS: Final = ("JPEG", "PNG", "WEBP")
-"""Pillow's names. It reads many more, some by programs such as Ghostscript, whatever the suffix."""
+"""Pillow's names of the formats that are read.
+
+Pillow reads many more, some through programs such as Ghostscript, whatever the suffix.
+"""
 
 
 NOT_AN_IMAGE: Final = (
@@ -27,33 +30,33 @@ NOT_AN_IMAGE: Final = (
     struct.error,
     Image.DecompressionBombError,
 )
-"""What Pillow's readers raise on bytes that are not the image they claim to be."""
+"""Exceptions that Pillow's readers raise on bytes that are not the image they claim to be."""
 
 
 class ShardError(ValueError):
-    """A shard that cannot be read at all; the message says which and why."""
+    """A shard cannot be read at all; the message says which and why."""
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The tars of a folder of shards, in order. A shard is there once its parquet is."""
+    """Tars of a folder of shards, in order. A shard exists once its parquet does."""
     return [path.with_suffix(".tar") for path in sorted(folder.glob("[0-9]*.parquet"))]
 
 
 def shard_number(tar: Path) -> int:
-    """The number in the shard's name. Raises :class:`ShardError` if it is not one."""
+    """Number in the shard's name. Raises :class:`ShardError` if the name is not a number."""
     if not (tar.stem.isascii() and tar.stem.isdigit()):
-        raise ShardError(f"{tar}: a shard is named by its number, such as 00000.tar")
+        raise ShardError(f"{tar}: a shard's name must be a number, such as 00000.tar")
     return int(tar.stem)
 
 
 def count_rows(tar: Path) -> int:
-    """How many samples the shard has downloaded. Raises :class:`ShardError`."""
+    """Number of the shard's downloaded samples. Raises :class:`ShardError`."""
     status = _read(tar, ["status"])["status"]
     return int(pc.sum(pc.equal(status, "success")).as_py() or 0)
 
 
 def read_rows(tar: Path) -> pa.Table:
-    """The shard's downloaded samples, columns of ``schemas.EMBEDDED``, in the parquet's order.
+    """Downloaded samples of the shard, with the columns of ``schemas.EMBEDDED``, in its order.
 
     Columns that a plain img2dataset run does not have are null (the licence "?"). Width and
     height are the original image's. Raises :class:`ShardError`.

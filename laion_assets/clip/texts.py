@@ -1,7 +1,7 @@
-"""The text tower at the length that its texts have, not always at the 77 tokens of its context.
+"""The text tower, run at the length of its texts and not always at the full context of 77 tokens.
 
-Most captions have 8 to 20 tokens. In a causal transformer that takes the embedding at the end of
-the text, what stands behind the end changes nothing: it need not be computed.
+Most captions have 8 to 20 tokens. A causal transformer that takes the embedding at the end of the
+text does not depend on what follows the end, which therefore need not be computed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 
 class TextTower:
-    """A model's text encoder for tokens cut behind the end of the longest text.
+    """A model's text encoder for tokens that are cut after the end of the longest text.
 
-    The answers are the uncut ones but for rounding. Models that look behind the end (SigLIP, CoCa,
-    those with a tower of another library) are never cut. Safe to call from several threads: what
-    is shorter is another module, whose weights are the whole one's.
+    The results are those of the uncut tokens but for rounding. Models that look beyond the end
+    (SigLIP, CoCa, those with a tower of another library) are never cut. Several threads may call
+    it: a shortened encoder is another module that shares the whole one's weights.
     """
 
     def __init__(self, model: Any) -> None:
@@ -30,7 +30,7 @@ class TextTower:
         self._of_length = cache(self._shorten)
 
     def lengths(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many tokens of each row (n, context) have to be seen."""
+        """Number of tokens that matter in each row of (n, context)."""
         if self._tower is None:
             return np.full(len(tokens), tokens.shape[1], np.int64)
         marked = tokens if self._pool == "argmax" else tokens == self._end_token
@@ -38,7 +38,10 @@ class TextTower:
         return ends + 1
 
     def encoder(self, length: int) -> Callable[[Any], Any]:
-        """tokens (n, length) -> features; ``length`` is the context's or one of `lengths`."""
+        """Encoder of tokens (n, length) into features.
+
+        ``length`` is that of the context or one of :meth:`lengths`.
+        """
         encode: Callable[[Any], Any] = self._of_length(length)
         return encode
 
@@ -59,7 +62,7 @@ class TextTower:
 
 
 def _causal_tower(model: Any) -> tuple[Any, str, int | None]:
-    """The module that may be shortened, how it finds the end, and its end token; else None."""
+    """The module that may be shortened or None, how it finds the end, and its end token."""
     from open_clip.model import CLIP
     from open_clip.transformer import TextTransformer
 
@@ -75,14 +78,14 @@ def _causal_tower(model: Any) -> tuple[Any, str, int | None]:
 
 
 def batches_by_length(lengths: NDArray[np.int64], tokens_at_once: int) -> list[NDArray[np.int64]]:
-    """Row numbers in batches, shortest texts first.
+    """Split row numbers into batches, shortest texts first.
 
-    A batch times its longest text has at most ``tokens_at_once`` tokens, or it is one text.
+    Padded to its longest text, a batch has at most ``tokens_at_once`` tokens, or is a single text.
     """
     order = np.argsort(lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
-        # Rows are in order of length: count those that still fit with the last one's length.
+        # Rows are in order of length: count those that still fit at the last one's length.
         rows = np.arange(1, len(order) - start + 1)
         fits = rows * lengths[order[start:]] <= tokens_at_once
         size = max(1, int(np.argmin(fits)) if not fits.all() else len(fits))

@@ -1,4 +1,4 @@
-"""The table of similarity thresholds: a cosine means something only for the model it comes from."""
+"""Similarity thresholds by model: a cosine has a meaning only for the model that it comes from."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ TABLE: Final = Path(__file__).with_name("thresholds.json")
 
 
 class UnknownThresholdError(LookupError):
-    """No threshold is known for a model; the message says how to set one."""
+    """A model has no known threshold; the message says how to set one."""
 
 
 class Threshold(BaseModel, frozen=True, extra="forbid"):
-    """The lowest cosine of image and text at which a pair is kept, and who says so."""
+    """The lowest cosine of image and text at which a pair is kept, and the source of that rule."""
 
     threshold: float = Field(ge=-1, le=1)
     source: str = Field(min_length=1)
 
 
 class HasThreshold(Protocol):
-    """Anything that may bring a threshold of its own, such as a recipe."""
+    """Anything that may have a threshold of its own, such as a recipe."""
 
     @property
     def threshold(self) -> float | None: ...
@@ -32,20 +32,20 @@ class HasThreshold(Protocol):
 
 @cache
 def thresholds() -> dict[str, Threshold]:
-    """The shipped table, by `MODEL/PRETRAINED`."""
+    """The shipped thresholds by model (`MODEL/PRETRAINED`)."""
     return TypeAdapter(dict[str, Threshold]).validate_python(
         json.loads(TABLE.read_text(encoding="utf-8"))
     )
 
 
 def table_entry(key: str) -> str:
-    """What the table says of a model, as text; empty if it has no entry."""
+    """The model's threshold in the table, as text; empty if it has none."""
     entry = thresholds().get(key)
     return str(entry.threshold) if entry else ""
 
 
 def threshold_for(key: str, recipe: HasThreshold | None = None) -> float:
-    """The recipe's own threshold if it has one, else the model's of the table.
+    """The recipe's own threshold if it has one, else the table's for the model.
 
     Raises :class:`UnknownThresholdError` if there is neither.
     """

@@ -1,7 +1,7 @@
-"""Which weights a model name stands for, told without loading them.
+"""The weights that a model name stands for, identified without loading them.
 
-A tag of open_clip or a hub names its weights for good. A file, or a model shipped with the
-package, may change behind the same name: there the content is the identity.
+A tag of open_clip or of a hub names its weights for good. A file, or a model shipped with the
+package, may change under the same name; its content is the identity.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from laion_assets.files import sha256_file
 
 
 def weights_identity(options: ClipOptions) -> str:
-    """The digest of the weights' file where there is one, else the model's name."""
+    """Digest of the weights file if there is one, else the model's name."""
     named = [Path(options.weights)] if options.weights else []
     named += [WEIGHTS / f"{options.pretrained}.safetensors", Path(options.pretrained)]
     for path in named:

@@ -6,7 +6,7 @@ fails one never replaces what is published. Which asset has which checks, the as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from laion_assets.funnel import StageCounts
 from laion_assets.knn.options import IndexOptions
+from laion_assets.knn.subset import Subsets
 
 NORM_TOLERANCE: Final = 2e-3
 """A float16 vector of a few hundred dimensions cannot be normalised closer than this."""
@@ -242,7 +243,7 @@ def size_equal(index: Path, rows: int) -> Outcome:
 
 def recall(
     index: Path,
-    subset_of: Callable[[str, str], Path],
+    subsets: Subsets,
     options: IndexOptions,
     *,
     own_queries: bool,
@@ -253,7 +254,7 @@ def recall(
     measured = {
         f"{modality}@{k}": share
         for modality, found in measure_recall(
-            index, subset_of, options, own_queries=own_queries
+            index, subsets, options, own_queries=own_queries
         ).items()
         for k, share in found.items()
     }

@@ -1,4 +1,4 @@
-"""Figures and tables of what the filter does, for a person's eye."""
+"""Figures and tables that show people what the filter does."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from laion_assets.safety.tags import TAGS
 
 TOP_CATEGORIES: Final = 15
 PICTURES: Final = 12
-"""On each of the two sheets."""
+"""Number of pictures on each of the two sheets."""
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 def similarity_histogram(scored: Path, threshold: float | None = None) -> bytes:
-    """PNG: how similarities are distributed over all scored pairs, with the threshold drawn."""
+    """Draw the distribution of all scored pairs' similarities, and the threshold; return a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -65,11 +65,12 @@ def similarity_histogram(scored: Path, threshold: float | None = None) -> bytes:
 def threshold_sheets(
     scored: Path, shards: Path, recipe: Recipe, threshold: float
 ) -> tuple[bytes, bytes]:
-    """Two JPEGs of at most 150 KB: the least similar pairs kept, the most similar below.
+    """Draw the least similar pairs kept and the most similar ones below the threshold.
 
-    Each picture has its similarity and its caption. Pictures tagged NSFW or UNSURE are not shown,
-    nor are those that a rule of safety dropped. Of a large segment the first, the last and some
-    parts between are looked into. Sheets without pictures where the shards are gone.
+    Returns two JPEGs of at most 150 KB. Each picture is shown with its similarity and caption.
+    Pictures that are tagged NSFW or UNSURE, or that a safety rule dropped, are not shown. In a
+    large segment only the first, the last and some parts between are used. The sheets are empty
+    if the shards are gone.
     """
     numbers = part_numbers(scored)
     some = np.linspace(0, len(numbers) - 1, min(len(numbers), SHARDS_READ)).round().astype(int)
@@ -100,7 +101,7 @@ def _samples(
 ) -> list[Sample]:
     rows = sorted((row for table in tables for row in table.to_pylist()), key=order)[:PICTURES]
     tars = {row["shard"]: shards / f"{row['shard']:05d}.tar" for row in rows}
-    # Shards may have been made anew, or deleted, since they were embedded.
+    # Shards may have been rebuilt or deleted since they were embedded.
     urls = {shard: urls_of_shard(tar) for shard, tar in tars.items() if tar.exists()}
     return [
         Sample(tars[row["shard"]], row["key"], f"{row['similarity']:.3f} {row['text']}")
@@ -110,19 +111,19 @@ def _samples(
 
 
 def urls_of_shard(tar: Path) -> dict[str, str]:
-    """Key -> URL of a shard."""
+    """URL by key of a shard's rows."""
     table = pq.ParquetFile(tar.with_suffix(".parquet")).read(columns=["key", "url"])
     return dict(zip(table["key"].to_pylist(), table["url"].to_pylist(), strict=True))
 
 
 def kept_by_tag(scored: Path, subset: Path) -> Rows:
-    """By safety tag: how many pairs there are, and how many of them the subset has."""
+    """Number of pairs by safety tag, in all and in the subset."""
     all_of, kept = _counts(scored, "nsfw"), _counts(subset, "NSFW")
     return [{"tag": tag, "pairs": all_of.get(tag, 0), "kept": kept.get(tag, 0)} for tag in TAGS]
 
 
 def tags_and_categories(scored: Path) -> tuple[Rows, Rows]:
-    """The number of pairs by safety tag, and by the category nearest to the image."""
+    """Number of pairs by safety tag, and by the category nearest to the image."""
     tags, nearest = _counts(scored, "nsfw"), _counts(scored, "nsfw_category_1")
     ordered = sorted(nearest.items(), key=lambda item: (-item[1], item[0]))
     return (

@@ -1,4 +1,4 @@
-"""The numbered parts that scores and subsets are made of."""
+"""Numbered parts: the files that scores and subsets consist of."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def part_path(folder: Path, number: int) -> Path:
 
 
 def part_numbers(folder: Path, pattern: str = "part-*.parquet") -> list[int]:
-    """The numbers at the end of the files' names, in order."""
+    """Numbers at the end of the files' names, in order."""
     return sorted(
         int(path.stem.replace("_", "-").rpartition("-")[2]) for path in folder.glob(pattern)
     )
 
 
 def read_part(path: Path) -> pa.Table:
-    """A whole part. Hive folders above it are not taken for columns."""
+    """Read a whole part. Hive folders above it are not taken for columns."""
     return read_parquet(path)
 
 
@@ -37,8 +37,8 @@ def write_part(path: Path, table: pa.Table) -> None:
 
 
 def open_vectors(path: Path, rows: int) -> NDArray[Any]:
-    """The array (rows, dim), memory-mapped. Raises ``ValueError`` if it has other rows."""
+    """Memory-mapped array (rows, dim). Raises ``ValueError`` for another number of rows."""
     vectors: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     if vectors.ndim != 2 or len(vectors) != rows:
-        raise ValueError(f"{path}: shape {vectors.shape} beside {rows} rows of metadata")
+        raise ValueError(f"{path}: the shape {vectors.shape} does not fit {rows} rows of metadata")
     return vectors

@@ -1,4 +1,4 @@
-"""Recipes: named, versioned choices of which scored pairs make a subset.
+"""Recipes: named, versioned rules that choose which scored pairs make a subset.
 
 Two are shipped as data files in ``recipes/``; others are written in the settings file.
 """
@@ -23,50 +23,54 @@ from laion_assets.options import OPERATIONAL, Options
 
 HERE: Final = Path(__file__).with_name("recipes")
 DEFAULT: Final = "laion400m"
-"""The recipe of who asks for none; a :class:`Recipe`'s own defaults are its rules."""
+"""Recipe that is used if none is configured; its rules are the defaults of :class:`Recipe`."""
 
 
 _COLUMNS: Final = frozenset(name.lower() for name in schemas.SCORED.names)
 
 
 class RecipeError(ValueError):
-    """A recipe is absent or wrong; the message says which and why."""
+    """A recipe is missing or invalid; the message says which and why."""
 
 
 class PredicateError(RecipeError):
-    """A recipe's `where` that cannot be evaluated; the message says why."""
+    """A recipe's `where` cannot be evaluated; the message says why."""
 
 
 class Recipe(Options):
-    """Which scored pairs a subset takes; the default is LAION-400M's rules."""
+    """Rules for which scored pairs a subset takes; the defaults are those of LAION-400M."""
 
-    name: str = Field(DEFAULT, min_length=1, description="The recipe's name")
-    version: int = Field(1, ge=1, description="Raised when the recipe changes")
-    about: Annotated[str, OPERATIONAL] = Field("", description="What it takes and why, for people")
-    source: Annotated[str, OPERATIONAL] = Field("", description="Who made the rules")
+    name: str = Field(DEFAULT, min_length=1, description="Name of the recipe")
+    version: int = Field(
+        1, ge=1, description="Version of the recipe; raise it when the rules change"
+    )
+    about: Annotated[str, OPERATIONAL] = Field(
+        "", description="What the recipe takes and why, for people"
+    )
+    source: Annotated[str, OPERATIONAL] = Field("", description="Source of the rules")
     threshold: float | None = Field(
         None,
         ge=-1,
         le=1,
-        description="Lowest similarity kept, whatever the model; null takes `thresholds`",
+        description="Lowest similarity kept, for any model; null uses `thresholds`",
     )
     thresholds: Mapping[str, float] = Field(
         default_factory=dict,
-        description="Lowest similarity kept by model (MODEL/PRETRAINED); empty takes the shipped"
-        " table's for the model",
+        description="Lowest similarity kept, by model (MODEL/PRETRAINED); empty uses the shipped"
+        " table",
     )
     drop_minor_text: bool = Field(
         True, description="Drop NSFW and UNSURE samples whose text names minors"
     )
     drop_underage: bool = Field(
-        True, description="Drop NSFW and UNSURE samples that look like minors"
+        True, description="Drop NSFW and UNSURE samples whose image may show minors"
     )
     drop_animal: bool = Field(
-        True, description="Drop NSFW and UNSURE samples that look like animals"
+        True, description="Drop NSFW and UNSURE samples whose image may show animals"
     )
     where: str | None = Field(
         None,
-        description="A further condition on a row of the scored pairs, as a DuckDB expression:"
+        description="Further condition on a scored pair, as a DuckDB expression, such as"
         " width >= 256 and language = 'en'",
     )
 
@@ -78,26 +82,26 @@ class Recipe(Options):
         return where
 
     def threshold_of(self, model: str) -> float:
-        """The lowest similarity kept of pairs embedded by the model (`MODEL/PRETRAINED`).
+        """Lowest similarity kept of pairs embedded by the model (`MODEL/PRETRAINED`).
 
-        The recipe's `threshold`; else its `thresholds`; else the table's of
-        :mod:`laion_assets.clip.thresholds`. A recipe with thresholds says nothing of other
-        models, since a cosine of one means nothing for another: raises
-        :class:`UnknownThresholdError` then, and if the table has none.
+        It is the recipe's `threshold`, else that of its `thresholds`, else that of the table in
+        :mod:`laion_assets.clip.thresholds`. Raises :class:`UnknownThresholdError` if the table has
+        none, or if the recipe has thresholds for other models only: a cosine of one model means
+        nothing for another.
         """
         if self.threshold is None and self.thresholds:
             if model not in self.thresholds:
                 raise UnknownThresholdError(
                     f"the recipe {self.name!r} has no threshold for {model!r} (it has: "
-                    f"{', '.join(sorted(self.thresholds))}), and a similarity of one model says"
-                    " nothing of another's: write a recipe of your own with a `threshold`"
+                    f"{', '.join(sorted(self.thresholds))}), and a similarity of one model means"
+                    " nothing for another: write a recipe of your own with a `threshold`"
                 )
             return self.thresholds[model]
         return threshold_for(model, self)
 
     @property
     def title(self) -> str:
-        """`NAME vVERSION`, as metadata names it."""
+        """`NAME vVERSION`, as shown in metadata."""
         return f"{self.name} v{self.version}"
 
 
@@ -129,11 +133,12 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 
 def recipe_fields(section: Mapping[str, Any], name: str | None = None) -> dict[str, Any]:
-    """A recipe's fields, from how a settings file writes it.
+    """Fields of a recipe, read from a section of a settings file.
 
-    ``recipe = "laion5b-en"`` alone takes a shipped recipe or a file as it is. Anything else is a
-    recipe of its own: its name is ``name``, that of its section, or its `name`, and none of a
-    shipped one, so that a name always means the same rules. Raises :class:`RecipeError`.
+    ``recipe = "laion5b-en"`` alone takes a shipped recipe or a file as it is. Any other section is
+    a recipe of its own. Its name is ``name``, that of the section, or else its `name` field. It
+    must not be that of a shipped recipe, so that a name always means the same rules. Raises
+    :class:`RecipeError`.
     """
     fields = dict(section)
     taken = fields.pop("recipe", None)
@@ -148,23 +153,23 @@ def recipe_fields(section: Mapping[str, Any], name: str | None = None) -> dict[s
         return load_recipe(DEFAULT).model_dump()
     if name is not None:
         if "name" in fields:
-            raise RecipeError("the section's name is the recipe's: leave `name` out")
+            raise RecipeError("the section's name is the recipe's name: leave `name` out")
         fields["name"] = name
     own = fields.get("name", "")
     if not own or own in shipped_recipes():
         what = f"{own!r} is a shipped recipe" if own else "it has no `name`"
         raise RecipeError(
-            f"a recipe of its own needs a name of its own, and {what}; to take a shipped one, "
+            f"a recipe of your own needs a name of its own, but {what}; to use a shipped one, "
             'write: recipe = "NAME"'
         )
     return fields
 
 
 def rows_where(table: pa.Table, where: str) -> NDArray[np.bool_]:
-    """Whether each row meets the condition, bool (n,); an unknown (NULL) does not.
+    """Whether each row meets the condition, bool (n,); an unknown result (NULL) does not.
 
-    The condition sees one row at a time and no files, so a pair's fate depends neither on its
-    neighbours nor on the moment: aggregates, windows, sub-queries and volatile functions such as
+    The condition sees one row at a time and no files, so that a pair's fate depends neither on its
+    neighbours nor on the moment. Aggregates, windows, sub-queries and volatile functions such as
     ``random()`` are refused. Raises :class:`PredicateError`.
     """
     import duckdb
@@ -185,11 +190,11 @@ def rows_where(table: pa.Table, where: str) -> NDArray[np.bool_]:
 
 @cache
 def _engine() -> Any:
-    """One for the process: starting it takes longer than asking a part's rows."""
+    """DuckDB for this process: starting it takes longer than a query over a part's rows."""
     import duckdb
 
     engine = duckdb.connect(config={"enable_external_access": "false"})
-    # Open at the interpreter's end, its bindings complain of leaks.
+    # If it is still open when the interpreter ends, its bindings report leaks.
     atexit.register(engine.close)
     return engine
 
@@ -210,18 +215,18 @@ def _refuse_what_is_not_of_the_row(where: str) -> None:
     volatile = {name for (name,) in rows}
     for node in _nodes(json.loads(row[0])):
         if node.get("class") == "SUBQUERY":
-            raise PredicateError(f"the condition {where!r} holds a sub-query")
+            raise PredicateError(f"the condition {where!r} contains a sub-query")
         if node.get("class") == "COLUMN_REF":
-            # Words such as current_date stand for a moment, and look like columns.
+            # Words such as current_date mean a moment, and look like columns.
             name = node["column_names"][-1]
             if name.lower() not in _COLUMNS:
                 raise PredicateError(f"the condition {where!r}: scored pairs have no column {name}")
         if node.get("class") == "FUNCTION" and node.get("function_name") == "age":
-            raise PredicateError(f"the condition {where!r} calls age(), which may mean until today")
+            raise PredicateError(f"the condition {where!r} calls age(), which may depend on today")
         if node.get("class") == "FUNCTION" and node.get("function_name") in volatile:
             raise PredicateError(
-                f"the condition {where!r} calls {node['function_name']}(), which gives another"
-                " result each time"
+                f"the condition {where!r} calls {node['function_name']}(), whose result"
+                " differs each time"
             )
 
 

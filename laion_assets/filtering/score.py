@@ -1,4 +1,4 @@
-"""Scores of every embedded pair: similarity and safety tags. Nothing is dropped here."""
+"""Score every embedded pair: similarity and safety tags. Nothing is dropped here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from laion_assets.safety.tags import tag
 logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE: Final = 256
-"""What stays in the processor's caches is several times as fast."""
+"""Rows that fit into the processor's caches, where the work is several times as fast."""
 
 
 class ScoredWith(BaseModel, frozen=True):
@@ -55,16 +55,16 @@ def score_segment(embeddings: Path, out: Path, categories: Categories) -> int:
     """Score every part of a folder of embeddings into ``part-NNNNN.parquet`` (``schemas.SCORED``).
 
     Rows are those of the part's metadata, in the same order. A part that is in ``out`` already is
-    not scored again. Returns the number of rows of all parts.
+    not scored again. Returns the number of rows in all parts.
     """
     numbers = part_numbers(embeddings / "metadata", "metadata_*.parquet")
     done = [part_path(out, number).exists() for number in numbers]
     progress = Progress("scores", "parts", len(numbers), logger, resumed=sum(done))
     rows = 0
-    for number, there in zip(numbers, done, strict=True):
+    for number, exists in zip(numbers, done, strict=True):
         metadata = read_part(metadata_path(embeddings, number))
         rows += len(metadata)
-        if there:
+        if exists:
             continue
         images = open_vectors(image_path(embeddings, number), len(metadata))
         texts = open_vectors(text_path(embeddings, number), len(metadata))
@@ -91,11 +91,11 @@ def _scored(
 
 
 def cosines(images: NDArray[Any], texts: NDArray[Any]) -> NDArray[np.float64]:
-    """The cosine of each row's two vectors, float64 (n,), computed from the vectors as stored.
+    """Cosine of each row's two vectors, float64 (n,), computed from the vectors as stored.
 
-    Rounding to float16 leaves vectors a little off unit length, so their bare product is not a
-    cosine and may exceed 1; here both are brought to unit length in float64 first. A row of zeros
-    has the cosine 0.
+    Rounding to float16 leaves vectors slightly off unit length, so their plain product is not a
+    cosine and may exceed 1. Both are therefore normalised in float64 first. A row of zeros has the
+    cosine 0.
     """
     result = np.empty(len(images), dtype=np.float64)
     for start in range(0, len(images), _ROWS_AT_ONCE):

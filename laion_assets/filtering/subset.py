@@ -1,4 +1,4 @@
-"""Subsets: the rows that a recipe takes from the scored pairs, with their embeddings beside."""
+"""Subsets: the rows that a recipe takes from the scored pairs, with their embeddings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ STAGE: Final = "subset"
 
 
 class OtherModelError(ValueError):
-    """Embeddings of another model than the one that they are to be filtered with."""
+    """The embeddings are of another model than the one to filter with."""
 
 
 _COLUMNS: Final = {
@@ -51,7 +51,7 @@ _COLUMNS: Final = {
     "NSFW": "nsfw",
     "LANGUAGE": "language",
 }
-"""Column of ``schemas.SUBSET`` -> of ``schemas.SCORED``, where the names differ."""
+"""Column of ``schemas.SUBSET`` -> column of ``schemas.SCORED``, where the names differ."""
 
 
 class TakenWith(BaseModel, frozen=True):
@@ -72,13 +72,13 @@ def take_subset(
 ) -> StageCounts:
     """Write the recipe's subset of every part.
 
-    ``part-NNNNN.parquet`` has the columns of ``schemas.SUBSET``; ``img_emb/``, ``text_emb/`` and
-    ``metadata/`` (the same bytes as the part; none for no rows) hold the same rows, as
-    embedding-reader wants them. Rows keep their order. A part that is in ``out`` already is not
-    written again.
+    ``part-NNNNN.parquet`` has the columns of ``schemas.SUBSET``. ``img_emb/``, ``text_emb/`` and
+    ``metadata/`` (the same bytes as the part; no file for no rows) hold the same rows in the layout
+    of embedding-reader. Rows keep their order. A part that is in ``out`` already is not written
+    again.
 
     Args:
-        threshold: the lowest similarity kept; the caller has asked the table or the recipe.
+        threshold: the lowest similarity kept, from the recipe or from the table.
 
     Returns:
         counts of the stage ``subset``; a pair that fails several rules counts for the first one.
@@ -87,11 +87,11 @@ def take_subset(
     numbers = part_numbers(scored)
     done = [part_path(out, number).exists() for number in numbers]
     progress = Progress("subset", "parts", len(numbers), logger, resumed=sum(done))
-    for number, there in zip(numbers, done, strict=True):
+    for number, exists in zip(numbers, done, strict=True):
         table = read_part(part_path(scored, number))
         kept, part_counts = choose(table, recipe, threshold)
         counts.add(part_counts)
-        if not there:
+        if not exists:
             _write(number, table, kept, embeddings, out)
             progress.advance()
     return counts
@@ -100,7 +100,7 @@ def take_subset(
 def choose(
     table: pa.Table, recipe: Recipe, threshold: float
 ) -> tuple[NDArray[np.int64], StageCounts]:
-    """The rows of a scored table that the recipe takes (int64, rising), and the counts."""
+    """Rows of a scored table that the recipe takes, int64 ascending, and the counts."""
 
     def column(name: str) -> NDArray[np.bool_]:
         values: NDArray[np.bool_] = table[name].to_numpy()
@@ -141,11 +141,11 @@ def _write(
     rows = table.take(pa.array(kept))
     columns = [rows[_COLUMNS.get(name, name)] for name in schemas.SUBSET.names]
     table = pa.table(columns, schema=schemas.SUBSET)
-    # The part comes last: it says that the part is complete.
+    # The parquet comes last: it says that the part is complete.
     part = part_path(out, number)
     if not len(table):
-        # embedding-reader passes over files without vectors, and then takes each later file's
-        # metadata for the one before's.
+        # embedding-reader skips files without vectors, and would then pair each later file's
+        # vectors with the metadata of the file before.
         write_part(part, table)
         return
     write_part(metadata_path(out, number), table)
@@ -154,13 +154,13 @@ def _write(
 
 
 def _refuse_other_model(embeddings: Path, model: ClipModel) -> None:
-    # Of who made the folder in another way there are no notes, and only its width can tell.
+    # A folder that was made in another way has no notes; only its vectors' width can be compared.
     for path in sorted((embeddings / ".made_of").glob("*.json")):
         made_of = json.loads(path.read_text(encoding="utf-8"))
         if made_of["model_version"] != model.version:
             raise OtherModelError(
                 f"{embeddings} was embedded by {made_of['model']} ({made_of['model_version']}), "
-                f"not by {model.key} ({model.version}), whose categories mean nothing for it"
+                f"not by {model.key} ({model.version}), whose categories do not apply to it"
             )
 
 
@@ -173,9 +173,9 @@ def filter_embeddings(
 ) -> StageCounts:
     """Score a folder of embeddings into ``out/scored`` and take the subset into ``out``.
 
-    ``model`` must be the one that embedded the folder: raises :class:`OtherModelError` if the
-    folder's notes say otherwise. What an earlier call left in ``out`` is made again: another
-    recipe must not find the parts of the one before.
+    ``model`` must be the one that embedded the folder; raises :class:`OtherModelError` if the
+    folder's notes say otherwise. Parts of an earlier call in ``out`` are rebuilt, since they may be
+    of another recipe.
     """
     _refuse_other_model(embeddings, model)
     threshold = recipe.threshold_of(model.key)

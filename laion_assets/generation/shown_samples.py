@@ -6,7 +6,7 @@ from a report that was written before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ from laion_assets import schemas
 from laion_assets.files import atomic_path
 from laion_assets.generation.evaluation import Real
 from laion_assets.generation.pairs import Pairs
+from laion_assets.knn.subset import SubsetOf
 from laion_assets.removals.active import Lists
 from laion_assets.segments import SegmentKey
 
@@ -48,7 +49,7 @@ def shows_listed(folder: Path, lists: Lists) -> bool:
     return bool(lists) if shown is None else _listed(shown, lists)
 
 
-def may_be_shown(folder: Path, lists: Lists, subset_of: Callable[[SegmentKey], Path]) -> bool:
+def may_be_shown(folder: Path, lists: Lists, subset_of: SubsetOf) -> bool:
     """Whether none of what the demo in ``folder`` shows is listed, and the subset has it all.
 
     ``subset_of`` gives the folder of a segment's subset, which may not be there.

@@ -16,8 +16,8 @@ from laion_assets.knn.codec import Codec, train_codec, unequal
 from laion_assets.knn.files import (
     IDS_GROUP_ROWS,
     IndexMismatchError,
+    IndexRun,
     IndexSummary,
-    Run,
     SearchParameters,
     SegmentRows,
     link_codec,
@@ -29,9 +29,9 @@ from laion_assets.knn.files import (
     write_index,
 )
 from laion_assets.knn.lists import write_lists
+from laion_assets.knn.open_index import OpenIndex
 from laion_assets.knn.options import FLAT_KINDS, IndexOptions
 from laion_assets.knn.recall import Recall, tune
-from laion_assets.knn.runs import OpenIndex
 from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart, blocks, subset_parts
 from laion_assets.knn.truth import Truth
 from laion_assets.progress import Progress
@@ -42,16 +42,18 @@ logger = logging.getLogger(__name__)
 __all__ = ["IndexOptions", "build_index", "index_subset", "uses_codec"]
 
 
-def uses_codec(options: IndexOptions, there: bool) -> bool:
-    """Whether segments are encoded; ``there`` says whether a codec has been made.
+def uses_codec(options: IndexOptions, exists: bool) -> bool:
+    """Whether segments are encoded; ``exists`` says whether there is a codec.
 
-    Raises ``ValueError`` if the kind asked for needs one that has not.
+    Raises ``ValueError`` if the configured kind needs a codec and there is none.
     """
     if options.kind in FLAT_KINDS:
         return False
-    if options.kind != "auto" and not there:
-        raise ValueError(f"an index of kind {options.kind} needs a codec: make `index_codec` first")
-    return there
+    if options.kind != "auto" and not exists:
+        raise ValueError(
+            f"an index of kind {options.kind} needs a codec: materialize `index_codec` first"
+        )
+    return exists
 
 
 def index_subset(
@@ -62,14 +64,17 @@ def index_subset(
     model_key: str,
     codec: Path | None = None,
 ) -> IndexSummary:
-    """:func:`build_index` for one subset alone: where no codec's folder is given and the vectors
-    are too many to stay flat, one is trained on them."""
+    """Index one subset alone, as :func:`build_index` does.
+
+    ``codec`` is a codec's folder. Without one, a codec is trained on the subset if it has too many
+    vectors to stay flat.
+    """
     with ExitStack() as stack:
         if codec is None and options.kind not in FLAT_KINDS:
-            there = sum(part.rows() for part in subset_parts(subset))
-            if options.kind != "auto" or there > options.flat_below:
+            n = sum(part.rows() for part in subset_parts(subset))
+            if options.kind != "auto" or n > options.flat_below:
                 codec = Path(stack.enter_context(TemporaryDirectory(dir=out)))
-                alone = options.model_copy(update={"vectors": options.vectors or there})
+                alone = options.model_copy(update={"vectors": options.vectors or n})
                 train_codec([subset], codec, alone, model_key=model_key)
         return build_index(
             subset,
@@ -92,19 +97,33 @@ def build_index(
 ) -> IndexSummary:
     """Index a `filtered_subset` folder into ``out``; row numbers run through its parts in order.
 
-    With a codec its codes are kept, without one the vectors themselves (`flat`). Search parameters
-    are ``tuned`` if it is to be searched alone and not to be merged. An empty subset
+    With a codec the index holds codes, without one the vectors themselves (`flat`). An empty subset
     gives valid empty indices. The same subset and codec give the same bytes. Memory: one of the two
-    indices at a time. Raises :class:`~laion_assets.knn.subset.SubsetError` if vectors and rows
-    differ in number, :class:`IndexMismatchError` if the vectors differ in width from one another
-    or from the codec's, or the codec is of another model.
+    indices at a time.
+
+    Raises :class:`~laion_assets.knn.subset.SubsetError` if vectors and rows differ in number.
+    Raises :class:`IndexMismatchError` if vectors differ in width from one another or from the
+    codec, or if the codec is of another model.
+
+    Args:
+        subset: the subset's folder.
+        out: the index folder.
+        options: those of the indices.
+        model_key: the CLIP model that made the vectors.
+        codec: what the vectors are encoded by; None keeps them as they are.
+        tuned: choose search parameters for an index that is searched alone; False is for one that
+            will be merged.
     """
     parts = subset_parts(subset)
     d = _width(parts, options)
     if codec and codec.summary.model != model_key:
-        raise IndexMismatchError(f"the codec is of {codec.summary.model}, not of {model_key}")
+        raise IndexMismatchError(
+            f"the codec was trained for {codec.summary.model}, the vectors are of {model_key}"
+        )
     if codec and parts and codec.summary.d != d:
-        raise IndexMismatchError(f"the codec is for width {codec.summary.d}, not {d}")
+        raise IndexMismatchError(
+            f"the codec is for vectors of width {codec.summary.d}, the subset's have width {d}"
+        )
     crawl, segment = _whose(parts)
     n = len(write_ids(out, _ids(parts)))
     kind = codec.summary.kind if codec else options.kind
@@ -123,7 +142,7 @@ def build_index(
                     progress.advance(len(block))
             write_index(index, out / vectors_name(kind, modality))
     rows_of_parts = tuple((part.number, part.rows()) for part in parts)
-    run = Run(
+    run = IndexRun(
         folder=".",
         level=0,
         kind=kind,
@@ -139,7 +158,7 @@ def build_index(
     summary = IndexSummary(kind=kind, n=n, d=d, model=model_key, runs=(run,), versions=versions())
     summary.write(out)
     if codec:
-        summary = judge(OpenIndex(out, lambda *_: subset), summary, options, tuned=tuned)
+        summary = judge(OpenIndex(out, subset), summary, options, tuned=tuned)
     return summary
 
 
@@ -148,7 +167,7 @@ def judge(
 ) -> IndexSummary:
     """Choose search parameters, measure drift and imbalance, and write the summary with them.
 
-    Not ``tuned``: parameters that a piece of a larger index is well searched with.
+    Unless ``tuned``, the parameters are generous ones that suit a piece of a larger index.
     """
     search: dict[str, dict[str, tuple[SearchParameters, ...]]] = {}
     recall: dict[str, dict[str, Recall]] = {}
@@ -181,7 +200,7 @@ def judge(
 
 
 def _generous(cells: int, rows: int, options: IndexOptions) -> SearchParameters:
-    """Some 50,000 vectors looked at, which for one segment is quick."""
+    """Parameters that look at some 50,000 vectors, which is fast for one segment."""
     nprobe = min(cells, 1_024, max(64, cells * 50_000 // max(1, rows)))
     return SearchParameters(nprobe=nprobe, rerank=800 if options.rerank else 0, k=100)
 
@@ -189,7 +208,7 @@ def _generous(cells: int, rows: int, options: IndexOptions) -> SearchParameters:
 def _encode(
     parts: Sequence[SubsetPart], modality: Modality, codec: Codec, out: Path, progress: Progress
 ) -> float:
-    """Write lists and truth; returns one minus the mean cosine with the cells' centres."""
+    """Write lists and truth; return one minus the mean cosine with the cells' centres."""
     encoder = codec.encoder(modality)
     row, near = 0, 0.0
     for part in parts:
@@ -198,7 +217,7 @@ def _encode(
             row += len(block)
             progress.advance(len(block))
     write_lists(encoder.ivf.invlists, out / vectors_name(codec.summary.kind, modality))
-    # One after another: each that is mapped takes an open file.
+    # One after another: each mapped array takes an open file.
     arrays = (part.vectors(modality) for part in parts)
     Truth.of(codec.queries(modality), arrays).write(out / truth_name(modality))
     return round(1 - near / row, 6) if row else 0.0
@@ -216,7 +235,7 @@ def _width(parts: Sequence[SubsetPart], options: IndexOptions) -> int:
 
 
 def _whose(parts: Sequence[SubsetPart]) -> tuple[str, str]:
-    """The subset's crawl and segment; empty if it has no rows."""
+    """Crawl and segment of the subset; empty if it has no rows."""
     for part in parts:
         with pq.ParquetFile(part.parquet) as file:
             for batch in file.iter_batches(1, columns=["crawl", "segment"]):
@@ -226,6 +245,7 @@ def _whose(parts: Sequence[SubsetPart]) -> tuple[str, str]:
 
 
 def _ids(parts: Sequence[SubsetPart]) -> Iterator[pa.RecordBatch]:
+    """Batches of the schema :data:`~laion_assets.knn.files.IDS`."""
     row = 0
     for part in parts:
         part_row = 0

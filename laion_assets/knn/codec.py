@@ -1,8 +1,8 @@
 """The codec that all segments' indices share: coarse cells and vector codes, trained once.
 
-A codec is a folder: ``codec.json``, ``image.index`` and ``text.index`` (trained faiss indices that
-hold nothing) and ``image_queries.npy``, ``text_queries.npy`` (the queries that recall is measured
-with). Vectors that one codec has encoded can stand in one index, whoever encoded them and when.
+A codec is a folder: ``codec.json``, ``image.index`` and ``text.index`` (trained faiss indices
+without vectors) and ``image_queries.npy``, ``text_queries.npy`` (the queries that recall is
+measured with). Vectors encoded by one codec fit into one index, whoever encoded them and when.
 """
 
 from __future__ import annotations
@@ -34,29 +34,32 @@ from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart, subset_par
 logger = logging.getLogger(__name__)
 
 _PER_CELL: Final = 50
-"""Vectors a cell is trained on; faiss asks for 39 at least."""
+"""Training vectors per cell; faiss wants at least 39."""
 _ITERATIONS: Final = 10
 _ROW_BYTES: Final = 8
 """The row number beside each code."""
 _PQ_BYTES: Final = (64, 48, 32, 24, 16, 12, 8)
 _HNSW_FROM: Final = 1_000
-"""Cells above which their centres are found through a graph and not one by one."""
+"""Number of cells from which their centres are found through a graph, not one by one."""
 _HELD_OUT: Final = 20_000
 _MOST_PROBES_ENCODING: Final = 64
 _NEAR_DUPLICATE: Final = 0.4
 _AWAY: Final = 0.1
-"""How far queries are moved: a cosine of 0.93 and of 0.995 with what they were."""
+"""How far queries are moved: to a cosine of 0.93 and of 0.995 with the original."""
 
 Floats = npt.NDArray[np.float32]
 
 
 class TooFewVectorsError(ValueError):
-    """There is not enough to train a codec on; the message says how many are needed."""
+    """There are not enough vectors to train a codec; the message gives the numbers."""
 
 
 class CodecSummary(BaseModel, frozen=True):
-    """What `codec.json` says. ``residual`` and ``imbalance`` are of vectors held out of training:
-    one minus the mean cosine with the cell's centre, and how unequal the cells are (1 = equal)."""
+    """Content of `codec.json`.
+
+    ``residual`` and ``imbalance`` are measured on vectors held out of training: one minus the mean
+    cosine with the cell's centre, and how unequal the cells are (1 = equal).
+    """
 
     id: str = ""
     kind: str
@@ -74,7 +77,7 @@ class CodecSummary(BaseModel, frozen=True):
 
 @dataclass(frozen=True)
 class Choice:
-    """A faiss index for so many vectors of width ``d``."""
+    """A faiss index type with its number of cells and its factory string."""
 
     kind: str
     cells: int
@@ -82,12 +85,12 @@ class Choice:
 
 
 def choose(options: IndexOptions, *, vectors: int, sample: int, d: int) -> Choice:
-    """The inverted lists that ``vectors`` of width ``d`` need; ``sample`` are there to train on.
+    """Choose the inverted lists for ``vectors`` of width ``d``, trained on ``sample`` of them.
 
-    About four cells for each square root of a vector. The codes are what fits `memory_gb`: with
-    re-ranking one bit a dimension is enough (RaBitQ, arXiv 2405.12497) and quickest, without it a
-    byte is taken where there is room. Raises :class:`TooFewVectorsError`, and ``ValueError`` for a
-    kind that needs no training.
+    The number of cells is about four times the square root of the number of vectors. The codes are
+    what fits `memory_gb`. With re-ranking, one bit per dimension is enough (RaBitQ, arXiv
+    2405.12497) and fastest; without it, one byte is used where there is room. Raises
+    :class:`TooFewVectorsError`, and ``ValueError`` for a kind that needs no training.
     """
     if options.kind in FLAT_KINDS:
         raise ValueError(f"an index of kind {options.kind} needs no codec")
@@ -95,7 +98,7 @@ def choose(options: IndexOptions, *, vectors: int, sample: int, d: int) -> Choic
     while options.cells is None and cells * 39 > sample:
         cells //= 2
     if cells < 1 or sample < max(cells, 256):
-        raise TooFewVectorsError(f"{sample} vectors are too few to train {cells} cells on")
+        raise TooFewVectorsError(f"{sample} vectors are too few to train {cells} cells")
     room = options.memory_gb * 1e9 / vectors - _ROW_BYTES
     kind = options.kind
     if kind == "auto":
@@ -110,7 +113,7 @@ def choose(options: IndexOptions, *, vectors: int, sample: int, d: int) -> Choic
         return Choice(kind, cells, f"RR{d},{centres},RaBitQ")
     fitting = [m for m in _PQ_BYTES if m <= max(room, _PQ_BYTES[-1]) and m <= d]
     m = fitting[0] if fitting else 1
-    # np: not ordered for Hamming distances, which are not used and take longest to train.
+    # np: not ordered for Hamming distances, which are unused and take longest to train.
     return Choice(kind, cells, f"OPQ{m}_{d // m * m},{centres},PQ{m}x8np")
 
 
@@ -123,27 +126,27 @@ def train_codec(
 ) -> CodecSummary:
     """Train a codec for the vectors of `filtered_subset` folders into ``out``.
 
-    The sample is drawn evenly from all of them with a seed. Memory: the sample as float32, one
+    The sample is drawn evenly from all folders, with a seed. Memory: the sample as float32, one
     modality at a time. Raises :class:`TooFewVectorsError`, and :class:`IndexMismatchError` if the
     vectors differ in width.
     """
     parts = [part for subset in subsets for part in subset_parts(subset)]
-    there = sum(part.rows() for part in parts)
+    n = sum(part.rows() for part in parts)
     widths = {part.vectors(modality).shape[1] for part in parts for modality in MODALITIES}
     if len(widths) > 1:
         raise IndexMismatchError(f"vectors of different widths: {sorted(widths)}")
-    if not there:
+    if not n:
         raise TooFewVectorsError("there are no vectors to train a codec on")
     (d,) = widths
     random = np.random.default_rng(options.train_seed)
-    held_out = min(_HELD_OUT, there // 10)
-    usable = min(there - held_out, options.train_vectors)
-    vectors = options.vectors or 4 * there
+    held_out = min(_HELD_OUT, n // 10)
+    usable = min(n - held_out, options.train_vectors)
+    vectors = options.vectors or 4 * n
     choice = choose(options, vectors=vectors, sample=usable, d=d)
     take = min(usable, _PER_CELL * choice.cells)
-    picked = random.permutation(there)[: take + held_out]
+    picked = random.permutation(n)[: take + held_out]
     training, rest = np.sort(picked[:take]), np.sort(picked[take:])
-    logger.info(f"{choice.factory} for {vectors:,} vectors, trained on {take:,} of {there:,}")
+    logger.info(f"{choice.factory} for {vectors:,} vectors, trained on {take:,} of {n:,}")
     residual, imbalance, code_size = {}, {}, 0
     for modality in MODALITIES:
         index = _trained(choice, d, gather(parts, modality, training), options.train_seed)
@@ -154,9 +157,9 @@ def train_codec(
         residual[modality] = round(1 - float(near.mean()), 6)
         imbalance[modality] = round(unequal(np.bincount(cells, minlength=choice.cells)), 4)
         logger.info(
-            f"{modality} codec trained: {1 - residual[modality]:.3f} mean cosine with the centres"
+            f"{modality} codec trained: mean cosine with the centres {1 - residual[modality]:.3f}"
         )
-    _write_queries(parts, out, there, options)
+    _write_queries(parts, out, n, options)
     summary = CodecSummary(
         kind=choice.kind,
         factory=choice.factory,
@@ -180,7 +183,7 @@ def train_codec(
 
 
 def codec_files(folder: Path) -> list[Path]:
-    """Every file of a codec's folder but `codec.json`."""
+    """All files of a codec's folder except `codec.json`."""
     return [index_path(folder, modality) for modality in MODALITIES] + [
         folder / f"{modality}_queries.npy" for modality in MODALITIES
     ]
@@ -207,7 +210,7 @@ def _trained(choice: Choice, d: int, sample: Floats, seed: int) -> Any:
         max_points_per_centroid=_PER_CELL,
     )
     kmeans.train(sample)
-    # Threads that build the graph race: one gives the same graph each time.
+    # Threads that build the graph race: a single one gives the same graph each time.
     with _one_thread():
         ivf.quantizer.add(kmeans.centroids)
     ivf.train(sample)
@@ -237,7 +240,7 @@ def _transforms(index: Any) -> list[Any]:
 
 
 class Encoder:
-    """A trained index taken apart: rotation, cells, codes. Safe for several threads to search."""
+    """A trained index taken apart: rotation, cells, codes. Several threads may search it."""
 
     def __init__(self, index: Any) -> None:
         import faiss
@@ -254,7 +257,10 @@ class Encoder:
         return np.ascontiguousarray(vectors)
 
     def cells(self, rotated: Floats, nprobe: int) -> tuple[Floats, npt.NDArray[np.int64]]:
-        """The ``nprobe`` nearest cells of rotated vectors: cosines with their centres, numbers."""
+        """The ``nprobe`` nearest cells of rotated vectors ``(n, d)``.
+
+        Returns cosines with their centres and cell numbers, both ``(n, nprobe)``.
+        """
         import faiss
 
         parameters = None
@@ -264,12 +270,12 @@ class Encoder:
         return scores, numbers
 
     def assign(self, vectors: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
-        """Each vector's cell: ``(n,)`` cosines with the centre, and numbers."""
+        """Each vector's cell: cosines with its centre, and its number, both ``(n,)``."""
         scores, numbers = self.cells(self.rotated(vectors), 1)
         return scores[:, 0], numbers[:, 0]
 
     def add(self, vectors: Floats, first_row: int) -> Floats:
-        """Encode and add vectors, numbered from ``first_row``; returns cosines with the centres."""
+        """Encode and add vectors, numbered from ``first_row``; return cosines with the centres."""
         import faiss
 
         rotated = self.rotated(vectors)
@@ -281,7 +287,7 @@ class Encoder:
         return scores[:, 0]
 
     def over(self, lists: Any) -> Any:
-        """A faiss IVF index over other lists, which shares this one's cells and codes."""
+        """Return a faiss IVF index over other lists that shares this one's cells and codes."""
         import faiss
 
         ivf, metric = self.ivf, faiss.METRIC_INNER_PRODUCT
@@ -304,7 +310,7 @@ class Encoder:
 
 
 def ef_search(nprobe: int) -> int:
-    """Breadth of the search for cells in their graph."""
+    """Breadth of the search for ``nprobe`` cells in the graph of their centres."""
     return max(_MOST_PROBES_ENCODING, 2 * nprobe)
 
 
@@ -325,21 +331,23 @@ class Codec:
         return self.summary.id
 
     def encoder(self, modality: Modality) -> Encoder:
-        """An encoder with no vectors yet, of its own."""
+        """Return a new encoder without vectors."""
         import faiss
 
         return Encoder(faiss.read_index(str(index_path(self.folder, modality))))
 
     def queries(self, modality: Modality) -> Floats:
-        """``(q, d)``: what recall over this modality's index is measured with."""
+        """Queries that recall over this modality's index is measured with, ``(q, d)``."""
         path = self.folder / f"{modality}_queries.npy"
         queries: Floats = np.load(path, allow_pickle=False).astype(np.float32)
         return queries
 
 
 def unequal(sizes: npt.NDArray[np.integer[Any]]) -> float:
-    """How many times as many vectors a probe of unequal cells meets as one of equal cells would;
-    the chance unevenness of a small sample is taken off."""
+    """Ratio of the vectors that a probe meets in cells of these sizes to those in equal cells.
+
+    The unevenness that a small sample has by chance is taken off.
+    """
     total = float(sizes.sum())
     if not total:
         return 1.0
@@ -348,31 +356,33 @@ def unequal(sizes: npt.NDArray[np.integer[Any]]) -> float:
 
 
 def advice(summary: IndexSummary, options: IndexOptions) -> list[str]:
-    """Why a codec should be trained, or trained again; nothing if none need be."""
+    """Reasons to train a codec, or to train it again; empty if there are none."""
     flat = sum(run.n for run in summary.runs if not run.codec)
-    told = []
+    reasons = []
     if options.kind not in FLAT_KINDS and flat > options.flat_below:
-        told.append(f"{flat:,} vectors are searched one by one, over {options.flat_below:,}")
+        reasons.append(
+            f"{flat:,} vectors are searched one by one, more than {options.flat_below:,}"
+        )
     if flat and summary.codecs():
-        told.append(f"{flat:,} vectors have not been encoded")
+        reasons.append(f"{flat:,} vectors have not been encoded")
     if len(summary.codecs()) > 1:
-        told.append(f"segments are of {len(summary.codecs())} codecs")
+        reasons.append(f"segments are encoded by {len(summary.codecs())} codecs")
     for what, found, most in (
         ("drift", summary.drift, options.max_drift),
-        # The cells of one segment are unequal by its topics.
+        # The cells of a single segment are unequal because of its topics.
         ("imbalance", summary.imbalance if len(summary.runs) > 1 else {}, options.max_imbalance),
     ):
-        told += [
+        reasons += [
             f"{modality} {what} {value:.2f} of codec {codec} is over {most}"
             for codec, by_modality in found.items()
             for modality, value in by_modality.items()
             if value > most
         ]
-    return told
+    return reasons
 
 
 def gather(parts: Sequence[SubsetPart], modality: Modality, rows: npt.NDArray[np.int64]) -> Floats:
-    """The vectors of sorted row numbers through all parts, ``(n, d)`` float32."""
+    """Vectors of sorted row numbers, counted through all parts, ``(n, d)`` float32."""
     taken, start = [], 0
     for part in parts:
         vectors = part.vectors(modality)
@@ -383,14 +393,17 @@ def gather(parts: Sequence[SubsetPart], modality: Modality, rows: npt.NDArray[np
 
 
 def sample_queries(
-    parts: Sequence[SubsetPart], modality: Modality, n: int, there: int, seed: int
+    parts: Sequence[SubsetPart], modality: Modality, n: int, available: int, seed: int
 ) -> Floats:
-    """Queries as people put them, ``(n, d)`` of unit norm: half are vectors of the *other*
-    modality (a text asks for images), a quarter are vectors of the index moved by as much as a
-    near-duplicate, a quarter vectors of the index themselves."""
+    """Sample queries like those of people, ``(n, d)`` of unit norm.
+
+    Half are vectors of the *other* modality (a text asks for images). A quarter are vectors of the
+    index moved as far as a near-duplicate, and a quarter are vectors of the index themselves. There
+    are fewer than ``n`` if fewer vectors are ``available``.
+    """
     random = np.random.default_rng([seed, MODALITIES.index(modality)])
-    n = min(n, there)
-    rows = random.choice(there, size=n, replace=False)
+    n = min(n, available)
+    rows = random.choice(available, size=n, replace=False)
     other = next(kind for kind in MODALITIES if kind != modality)
     across, own = np.sort(rows[: n // 2]), np.sort(rows[n // 2 :])
     crossing, vectors = gather(parts, other, across), gather(parts, modality, own)
@@ -401,7 +414,7 @@ def sample_queries(
 
 
 def _moved(vectors: Floats, length: float, random: np.random.Generator) -> Floats:
-    """Unit vectors, each moved by ``length`` in a direction of its own."""
+    """Move each unit vector by ``length`` in a random direction; return unit vectors."""
     noise = random.standard_normal(vectors.shape, dtype=np.float32)
     moved = vectors + length * noise / np.linalg.norm(noise, axis=1, keepdims=True)
     normed: Floats = moved / np.linalg.norm(moved, axis=1, keepdims=True)
@@ -409,13 +422,13 @@ def _moved(vectors: Floats, length: float, random: np.random.Generator) -> Float
 
 
 def _write_queries(
-    parts: Sequence[SubsetPart], out: Path, there: int, options: IndexOptions
+    parts: Sequence[SubsetPart], out: Path, available: int, options: IndexOptions
 ) -> None:
     for modality in MODALITIES:
         queries = sample_queries(
-            parts, modality, options.recall_queries, there, options.recall_seed
+            parts, modality, options.recall_queries, available, options.recall_seed
         )
-        # No sample's own vector is kept here: it would outlive the sample when that is removed.
+        # No sample's own vector is kept here: it would outlive a removed sample.
         random = np.random.default_rng([options.recall_seed, len(MODALITIES)])
         queries = _moved(queries, _AWAY, random)
         with (

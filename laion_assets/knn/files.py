@@ -1,9 +1,10 @@
-"""An index folder: `index.json`, written last, and the runs and codecs that it names.
+"""An index folder: `index.json`, written last, and the index runs and codecs that it names.
 
-A run holds the vectors of some segments, numbered from 0: `image.index` and `text.index` (flat),
-or `image.lists` and `text.lists` (codes of a codec, which is in ``codec/<id>/``) with
-`image_truth.npz` and `text_truth.npz`; and `ids.npy`, the SAMPLE_ID of each row. A segment's own
-index is one run, in the folder itself; a merged index has its runs in ``runs/``.
+An index run holds the vectors of some segments, with rows numbered from 0. Its files are
+`image.index` and `text.index` (flat), or `image.lists` and `text.lists` (codes of a codec, which
+is in ``codec/<id>/``) with `image_truth.npz` and `text_truth.npz`; and `ids.npy`, the SAMPLE_ID of
+each row. A segment's own index is one run, in the folder itself; a merged index has its runs in
+``runs/``.
 """
 
 from __future__ import annotations
@@ -26,22 +27,28 @@ from laion_assets.knn.lists import Renumbering
 from laion_assets.knn.options import FLAT_KINDS
 from laion_assets.knn.subset import MODALITIES, Modality
 from laion_assets.schemas import INDEX_IDS
+from laion_assets.segments import SegmentKey
 
 METRIC: Final = "inner_product"
 IDS_GROUP_ROWS: Final = 65_536
 
 
 class IndexMismatchError(ValueError):
-    """Indices, ids and rows do not belong together; the message says which."""
+    """Indices, ids or rows do not belong together; the message says which."""
 
 
 class SegmentRows(BaseModel, frozen=True):
-    """One segment's rows in a run: ``parts`` are its subset's (number, rows), in order.
+    """One segment's rows in an index run.
 
-    ``version`` is the data version of the segment's own index. ``residual``: by modality, one minus
-    the mean cosine of its vectors with the centres of their cells; none in a flat run.
-
-    ``dropped``: the segment was replaced or removed; its rows are in the files, but not there.
+    Args:
+        crawl: the crawl's name; empty if the subset is of no known crawl.
+        segment: the segment's number; empty likewise.
+        version: data version of the segment's own index.
+        parts: ``(number, rows)`` of the subset's parts, in order.
+        residual: by modality, one minus the mean cosine of the vectors with their cells' centres;
+            empty in a flat run.
+        dropped: the segment was replaced or removed; its rows are still in the files and are
+            skipped.
     """
 
     crawl: str
@@ -55,9 +62,14 @@ class SegmentRows(BaseModel, frozen=True):
     def rows(self) -> int:
         return sum(rows for _, rows in self.parts)
 
+    @property
+    def key(self) -> SegmentKey:
+        """Key of the segment. Raises ``ValueError`` if it is of no known crawl."""
+        return SegmentKey(self.crawl, self.segment)
 
-class Run(BaseModel, frozen=True):
-    """Files with the vectors of some segments; ``codec`` is empty for flat ones."""
+
+class IndexRun(BaseModel, frozen=True):
+    """Files with the vectors of some segments; ``codec`` is empty for a flat run."""
 
     folder: str
     level: int
@@ -72,12 +84,14 @@ class Run(BaseModel, frozen=True):
 
     @property
     def n(self) -> int:
-        """Rows that are there."""
+        """Live rows: those in the files minus the dropped ones."""
         return sum(segment.rows for segment in self.segments if not segment.dropped)
 
     def renumbering(self, first: int, *, close: bool = False) -> Renumbering:
-        """Numbers of the run's rows in an index where it begins at ``first``; dropped rows have
-        none. ``close``: the others move together."""
+        """New numbers of the run's rows in an index where the run begins at row ``first``.
+
+        Dropped rows get none. With ``close`` the others close the gaps.
+        """
         starts = np.cumsum([0, *(segment.rows for segment in self.segments)])[:-1]
         firsts, at = [], first
         for segment, start in zip(self.segments, starts, strict=True):
@@ -89,7 +103,7 @@ class Run(BaseModel, frozen=True):
         return Renumbering(starts.astype(np.int64), np.array(firsts, dtype=np.int64))
 
     def live(self) -> npt.NDArray[np.bool_]:
-        """Of each row, whether it is there: ``(rows,)``."""
+        """Whether each row is live, ``(rows,)``."""
         flags = [not segment.dropped for segment in self.segments]
         return np.repeat(np.array(flags, bool), [segment.rows for segment in self.segments])
 
@@ -103,31 +117,34 @@ class Run(BaseModel, frozen=True):
 
 
 class SearchParameters(BaseModel, frozen=True):
-    """How a codec's lists are searched for up to ``k`` results: cells looked into, and candidates
-    scored exactly (0: the codes' own scores are given)."""
+    """Parameters of a search of a codec's lists for up to ``k`` results.
+
+    ``nprobe`` cells are searched, and ``rerank`` candidates are scored exactly; 0 returns the
+    codes' own scores.
+    """
 
     nprobe: int
     rerank: int
     k: int = 10
 
     def candidates(self, k: int) -> int:
-        """How many to take from the codes for ``k`` results."""
+        """Number of candidates to take from the codes for ``k`` results."""
         return max(self.rerank, 4 * k) if self.rerank else k
 
 
 class IndexSummary(BaseModel, frozen=True):
-    """What `index.json` says. ``n`` vectors of width ``d`` in each of the two indices.
+    """Content of `index.json`: ``n`` vectors of width ``d`` in each of the two indices.
 
-    By codec and modality: ``search``, for few results and for many; ``recall`` at 1, 10 and 100;
-    ``drift``, how far vectors lie from their cells' centres, and ``imbalance``, how unequal the
-    cells are, both against what the codec found when it was trained (1 = as then).
+    By codec and modality: ``search`` holds parameters for few results and for many, ``recall`` is
+    measured at 1, 10 and 100. ``drift`` is how far vectors lie from their cells' centres and
+    ``imbalance`` how unequal the cells are, both relative to the codec's training (1 = as then).
     """
 
     kind: str
     n: int
     d: int
     model: str
-    runs: tuple[Run, ...]
+    runs: tuple[IndexRun, ...]
     versions: Mapping[str, str]
     search: Mapping[str, Mapping[str, tuple[SearchParameters, ...]]] = {}
     recall: Mapping[str, Mapping[str, Mapping[str, float]]] = {}
@@ -139,17 +156,14 @@ class IndexSummary(BaseModel, frozen=True):
         return self.model_dump(mode="json")
 
     def headline(self) -> dict[str, Any]:
-        """For people: all but the list of segments."""
-        told = self.to_json()
-        del told["runs"]
-        empty = [name for name, value in told.items() if value == {}]
-        for name in empty:
-            del told[name]
+        """A summary for people, without the list of segments."""
+        shown = {name: value for name, value in self.to_json().items() if value != {}}
+        del shown["runs"]
         segments = sum(not s.dropped for run in self.runs for s in run.segments)
-        return told | {"runs": len(self.runs), "segments": segments, "codecs": self.codecs()}
+        return shown | {"runs": len(self.runs), "segments": segments, "codecs": self.codecs()}
 
     def parameters(self, codec: str, modality: Modality, k: int) -> SearchParameters:
-        """Those recorded for ``k`` results."""
+        """Parameters recorded for ``k`` results."""
         recorded = self.search[codec][modality]
         return next((one for one in recorded if k <= one.k), recorded[-1])
 
@@ -192,7 +206,7 @@ def versions() -> dict[str, str]:
 
 
 def new_index(kind: str, d: int) -> Any:
-    """An empty faiss ``IndexIDMap2`` over inner product; ids are row numbers."""
+    """Return an empty faiss ``IndexIDMap2`` over inner product, whose ids are row numbers."""
     import faiss
 
     if kind == "flat":
@@ -211,14 +225,14 @@ def write_index(index: Any, path: Path) -> None:
 
 
 def map_index(path: Path) -> Any:
-    """A faiss index with its vectors memory-mapped: for searching, not for adding."""
+    """Open a faiss index with its vectors memory-mapped, for searching and not for adding."""
     import faiss
 
     return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
 
 
 def write_ids(index_dir: Path, batches: Iterable[pa.RecordBatch]) -> npt.NDArray[np.int64]:
-    """Publish `ids.parquet` and `ids.npy`; returns the SAMPLE_IDs."""
+    """Publish `ids.parquet` and `ids.npy`; return the SAMPLE_IDs."""
     samples = [np.empty(0, dtype=np.int64)]
     with (
         atomic_path(index_dir / "ids.parquet") as beside,
@@ -233,13 +247,13 @@ def write_ids(index_dir: Path, batches: Iterable[pa.RecordBatch]) -> npt.NDArray
     return ids
 
 
-def find_sample(index_dir: Path, crawl: str, segment: str, sample_id: int) -> int | None:
-    """The row of a segment's sample in an index; None if it has it not."""
+def find_sample(index_dir: Path, key: SegmentKey, sample_id: int) -> int | None:
+    """The index's row of a segment's sample; None if the index does not have it."""
     first = 0
     for run in IndexSummary.read(index_dir).runs:
         start = 0
         for entry in run.segments:
-            if (entry.crawl, entry.segment) == (crawl, segment) and not entry.dropped:
+            if (entry.crawl, entry.segment) == (key.crawl, key.segment) and not entry.dropped:
                 path = index_dir / run.folder / "ids.npy"
                 ids = np.load(path, mmap_mode="r", allow_pickle=False)
                 found = np.flatnonzero(ids[start : start + entry.rows] == sample_id)
@@ -256,7 +270,7 @@ def write_sample_ids(folder: Path, ids: npt.NDArray[np.int64]) -> None:
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Have ``source``'s content at ``target`` without copying where the file system can.
+    """Put ``source``'s content at ``target``, by a hard link where the file system can.
 
     Published files are never written to, so two folders may share one.
     """
@@ -271,7 +285,7 @@ def link_file(source: Path, target: Path) -> None:
 
 
 def link_codec(source: Path, index_dir: Path, codec: str) -> None:
-    """Put a codec's folder into an index's."""
+    """Put a codec's files into an index folder."""
     for path in sorted(source.iterdir()):
         if not path.name.startswith((".", "_")):
             link_file(path, codec_dir(index_dir, codec) / path.name)

@@ -1,7 +1,7 @@
-"""Inverted lists in a file of faiss's own format: mapped for search, merged list by list.
+"""Inverted lists in faiss's own file format: mapped for search, merged list by list.
 
-A file holds which row has which code in which cell, and nothing of the codec that made the codes:
-so a segment's file is as large as the segment, however large the codec.
+A file says which row has which code in which cell, and holds nothing of the codec itself. A
+segment's file is thus as large as the segment, however large the codec.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ def write_lists(lists: Any, path: Path) -> None:
 
 
 def map_lists(path: Path) -> Any:
-    """The lists as faiss ``OnDiskInvertedLists`` over the file, which is memory-mapped."""
+    """Open a file's lists as memory-mapped faiss ``OnDiskInvertedLists``."""
     import faiss
 
     reader = faiss.FileIOReader(str(path))
     lists = faiss.downcast_InvertedLists(
         faiss.read_InvertedLists(reader, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
     )
-    # Its read-ahead starts 32 threads for every query; the system's does.
+    # Its read-ahead starts 32 threads for every query; the system's is enough.
     lists.prefetch_nthread = 0
     return lists
 
 
 @dataclass(frozen=True)
 class ListsFile:
-    """A file's lists as numpy sees them, memory-mapped."""
+    """A file's lists as memory-mapped numpy arrays; ``sizes`` and ``offsets`` are ``(cells,)``."""
 
     data: npt.NDArray[np.uint8]
     code_size: int
@@ -56,20 +56,20 @@ class ListsFile:
 
     @classmethod
     def open(cls, path: Path) -> ListsFile:
-        """Raises ``ValueError`` for a file that is not what :func:`write_lists` writes."""
+        """Open a file. Raises ``ValueError`` for one that :func:`write_lists` did not write."""
         with path.open("rb") as stream:
             if stream.read(4) != _MAGIC:
                 raise ValueError(f"{path} holds no inverted lists")
             cells, code_size = (int(value) for value in np.fromfile(stream, np.uint64, 2))
             layout = stream.read(4)
             count = int(np.fromfile(stream, np.uint64, 1)[0])
-            told = np.fromfile(stream, np.uint64, count).astype(np.int64)
+            stored = np.fromfile(stream, np.uint64, count).astype(np.int64)
             start = stream.tell()
         if layout == b"full":
-            sizes = told
-        elif layout == b"sprs":  # (cell, size) of those that are not empty
+            sizes = stored
+        elif layout == b"sprs":  # (cell, size) of the cells that are not empty
             sizes = np.zeros(cells, dtype=np.int64)
-            sizes[told[::2]] = told[1::2]
+            sizes[stored[::2]] = stored[1::2]
         else:
             raise ValueError(f"{path} has inverted lists of an unknown layout {layout!r}")
         ends = start + np.cumsum(sizes * (code_size + _ID_BYTES))
@@ -84,7 +84,7 @@ class ListsFile:
         return int(self.sizes.sum())
 
     def cell(self, number: int) -> tuple[npt.NDArray[np.uint8], Ints]:
-        """Codes ``(n, code_size)`` and rows ``(n,)`` of a cell."""
+        """Codes, ``(n, code_size)`` uint8, and rows, ``(n,)``, of a cell."""
         size, first = int(self.sizes[number]), int(self.offsets[number])
         middle = first + size * self.code_size
         codes = self.data[first:middle].reshape(size, self.code_size)
@@ -114,10 +114,10 @@ class Renumbering:
 
 
 def merge_lists(sources: Sequence[tuple[ListsFile, Renumbering]], path: Path) -> int:
-    """Publish the lists of all sources as one file; returns its number of vectors.
+    """Publish the lists of all sources as one file; return its number of vectors.
 
-    ``sources`` are files and the new numbers of their rows. Memory: a cell at a time.
-    Raises ``ValueError`` if the files have not the same cells or codes.
+    ``sources`` are files with the new numbers of their rows. Memory: one cell at a time. Raises
+    ``ValueError`` if the files differ in their number of cells or the size of their codes.
     """
     shapes = {(len(file.sizes), file.code_size) for file, _ in sources}
     if len(shapes) != 1:
@@ -151,7 +151,7 @@ def _write_cell(
         codes, old = file.cell(number)
         new = rows(old)
         keep = new >= 0
-        # A cell's place in the file is only byte-aligned: numpy copies where it must.
+        # A cell's data in the file is only byte-aligned: numpy copies where it must.
         out.write(np.ascontiguousarray(codes if keep.all() else codes[keep]).data)
         new_rows.append(new[keep])
     out.write(np.concatenate(new_rows).astype(np.int64).data)

@@ -1,12 +1,13 @@
-"""One index over many segments, which grows by the segment.
+"""One index over many segments, which grows segment by segment.
 
-The merged index is a handful of *runs*. A new segment's files become a run as they are, by hard
-links; when `merge_every` runs of a level are there, their lists are written one after another into
-one run of the next level. So a segment's vectors are written again once for each power of
-`merge_every` in the number of segments, and a query looks into few runs. A segment that was made
-anew with the same samples is passed over in the run that has it, until that run is written again.
-A run with a sample that its segment has no more is written without it at once: it may have been
-removed, and then nothing of it may stay.
+The merged index is a handful of *index runs*. A new segment's files become a run as they are, by
+hard links. Once there are `merge_every` runs of one level, their lists are written one after
+another into one run of the next level. A segment's vectors are thus rewritten once for each power
+of `merge_every` in the number of segments, and a query searches few runs.
+
+The old vectors of a segment that was rebuilt with the same samples stay in their run and are
+skipped, until that run is rewritten. A run with a sample that its segment no longer has is
+rewritten without it at once: the sample may have been removed, and then nothing of it may stay.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import numpy as np
 from laion_assets.knn.build import judge
 from laion_assets.knn.files import (
     IndexMismatchError,
+    IndexRun,
     IndexSummary,
-    Run,
     codec_dir,
     link_codec,
     link_file,
@@ -39,36 +40,36 @@ from laion_assets.knn.files import (
     write_sample_ids,
 )
 from laion_assets.knn.lists import ListsFile, Renumbering, merge_lists
+from laion_assets.knn.open_index import Ints, OpenIndex
 from laion_assets.knn.options import IndexOptions
-from laion_assets.knn.runs import Ints, OpenIndex, SubsetOf
-from laion_assets.knn.subset import MODALITIES, Modality
+from laion_assets.knn.subset import MODALITIES, Modality, Subsets
 from laion_assets.knn.truth import Truth
 from laion_assets.progress import Progress
+from laion_assets.segments import SegmentKey
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SegmentIndex:
-    """A segment's own index: what :func:`~laion_assets.knn.build.build_index` made.
+    """A segment's own index, written by :func:`~laion_assets.knn.build.build_index`.
 
     ``version`` changes when the segment's index does.
     """
 
-    crawl: str
-    segment: str
+    key: SegmentKey
     folder: Path
     version: str
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A run where it is now, and what it is to be."""
+    """An index run in the folder where it is now, with its segments marked as they will be."""
 
     folder: Path
-    run: Run
+    run: IndexRun
     holds_lost: bool = False
-    """Among the rows passed over are samples that their segment has no more."""
+    """Whether a dropped row is a sample that its segment no longer has."""
 
     @property
     def group(self) -> tuple[str, str, int]:
@@ -77,7 +78,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Planned:
-    """A run of the new index. One source that keeps all its rows is linked, others are written."""
+    """A run of the new index: linked if it is one source as it is, written otherwise."""
 
     level: int
     sources: tuple[_Source, ...]
@@ -92,21 +93,28 @@ def merge_indices(
     segments: Sequence[SegmentIndex],
     out: Path,
     options: IndexOptions,
-    subset_of: SubsetOf,
+    subsets: Subsets,
     *,
     previous: Path | None = None,
 ) -> IndexSummary:
     """Index all ``segments`` into ``out``, in whatever order they are given.
 
-    ``previous`` is an index that this function made: what it has of the same segments in the same
-    version is taken over, and is not read unless its run is to be written anew; so the cost is that
-    of the segments that are new. What is found does not depend on it; how the vectors are shared
-    out among runs does. Goes on in an ``out`` that holds runs of a killed call. Memory: a cell of
-    the lists; flat runs, one at a time. Raises ``ValueError`` for no segments,
-    :class:`IndexMismatchError` if model or width differ, or if files and their `index.json` do.
+    Goes on in an ``out`` that holds runs of a killed call. Memory: one cell of the lists, or one
+    flat run, at a time. Raises ``ValueError`` for no segments, and :class:`IndexMismatchError` if
+    models or widths differ, or if files do not match their `index.json`.
+
+    Args:
+        segments: the segments' own indices.
+        out: the folder of the merged index.
+        options: those of the merging and of the search parameters.
+        subsets: where the segments' subsets are.
+        previous: an index that this function wrote. Its runs are reused for segments of the same
+            version, and are read only where they must be rewritten, so that the cost is that of the
+            new segments. The search results do not depend on it; how the vectors are spread over
+            runs does.
     """
     if not segments:
-        raise ValueError("there is no index to merge")
+        raise ValueError("there is no index to merge: no segments were given")
     fresh, carried, model, d = _sort_out(segments, previous)
     planned = _plan([*carried, *fresh], options)
     runs = []
@@ -132,25 +140,25 @@ def merge_indices(
             shutil.rmtree(folder)
     summary.write(out)
     written = sum(plan.rewrite for plan in planned)
-    logger.info(f"{len(runs)} runs, {written} of them written, the others linked")
-    return judge(OpenIndex(out, subset_of), summary, options)
+    logger.info(f"{len(runs)} index runs: {written} written, {len(runs) - written} linked")
+    return judge(OpenIndex(out, subsets), summary, options)
 
 
 def _sort_out(
     segments: Sequence[SegmentIndex], previous: Path | None
 ) -> tuple[list[_Source], list[_Source], str, int]:
-    """New segments' runs; the previous index's runs, with what is gone marked; model and width."""
-    wanted = {(s.crawl, s.segment): s for s in sorted(segments, key=lambda s: (s.crawl, s.segment))}
+    """New segments' runs; the previous index's runs, with dropped segments marked; model; width."""
+    wanted = {s.key: s for s in sorted(segments, key=lambda s: s.key)}
     carried, have = [], set()
     before = IndexSummary.read(previous) if previous else None
     if before and previous:
         for run in before.runs:
             entries = []
             for entry in run.segments:
-                key = (entry.crawl, entry.segment)
-                keep = not entry.dropped and key in wanted and wanted[key].version == entry.version
+                now = wanted.get(entry.key)
+                keep = not entry.dropped and now is not None and now.version == entry.version
                 if keep:
-                    have.add(key)
+                    have.add(entry.key)
                 entries.append(entry if keep else entry.model_copy(update={"dropped": True}))
             marked = run.model_copy(update={"segments": tuple(entries)})
             if any(not entry.dropped for entry in entries):
@@ -163,9 +171,9 @@ def _sort_out(
         summary = IndexSummary.read(segment.folder)
         (run,) = summary.runs
         (rows,) = run.segments
-        # An empty subset knows neither its segment nor its vectors' width.
+        # An empty subset names neither its segment nor its vectors' width.
         rows = rows.model_copy(
-            update={"crawl": segment.crawl, "segment": segment.segment, "version": segment.version}
+            update={"crawl": key.crawl, "segment": key.segment, "version": segment.version}
         )
         models.append(summary.model)
         if summary.n or len(wanted) == 1:
@@ -179,8 +187,8 @@ def _sort_out(
     return fresh, carried, str(_the_one("model", models)), int(_the_one("width", widths))
 
 
-def _holds_lost(folder: Path, run: Run, wanted: Mapping[tuple[str, str], SegmentIndex]) -> bool:
-    """Whether rows passed over are of samples that are not in their segment's index now."""
+def _holds_lost(folder: Path, run: IndexRun, wanted: Mapping[SegmentKey, SegmentIndex]) -> bool:
+    """Whether a dropped row is a sample that is no longer in its segment's index."""
     if run.n == run.rows:
         return False
     ids = _sample_ids(folder, run)
@@ -190,11 +198,11 @@ def _holds_lost(folder: Path, run: Run, wanted: Mapping[tuple[str, str], Segment
         start += entry.rows
         if not entry.dropped or not entry.rows:
             continue
-        now = wanted.get((entry.crawl, entry.segment))
+        now = wanted.get(entry.key)
         if now is None:
             return True
-        there = np.load(now.folder / "ids.npy", mmap_mode="r", allow_pickle=False)
-        if not np.isin(held, there).all():
+        present = np.load(now.folder / "ids.npy", mmap_mode="r", allow_pickle=False)
+        if not np.isin(held, present).all():
             return True
     return False
 
@@ -202,12 +210,12 @@ def _holds_lost(folder: Path, run: Run, wanted: Mapping[tuple[str, str], Segment
 def _the_one(what: str, values: Sequence[Any]) -> Any:
     distinct = sorted({str(value) for value in values})
     if len(distinct) > 1:
-        raise IndexMismatchError(f"indices of different {what}: {', '.join(distinct)}")
+        raise IndexMismatchError(f"the indices differ in {what}: {', '.join(distinct)}")
     return values[0]
 
 
 def _plan(sources: Sequence[_Source], options: IndexOptions) -> list[_Planned]:
-    """Which runs the new index has: levels merged where they are full, worn-out runs alone."""
+    """Plan the runs of the new index: full levels are merged, worn-out runs rewritten alone."""
     planned = [
         _Planned(
             source.run.level,
@@ -233,12 +241,12 @@ def _plan(sources: Sequence[_Source], options: IndexOptions) -> list[_Planned]:
             planned.append(_Planned(group[2] + 1, ordered, rewrite=True))
 
 
-def _first(run: Run) -> tuple[str, str]:
-    return min((s.crawl, s.segment) for s in run.segments if not s.dropped)
+def _first(run: IndexRun) -> SegmentKey:
+    return min(segment.key for segment in run.segments if not segment.dropped)
 
 
-def _make(plan: _Planned, out: Path, d: int) -> Run:
-    """Write or link one run's files below ``out/runs``."""
+def _make(plan: _Planned, out: Path, d: int) -> IndexRun:
+    """Write or link one index run's files below ``out/runs``."""
     kind, codec, _ = plan.group
     if not plan.rewrite:
         (source,) = plan.sources
@@ -247,7 +255,7 @@ def _make(plan: _Planned, out: Path, d: int) -> Run:
             link_file(source.folder / name, out / run.folder / name)
         return run
     entries = [e for source in plan.sources for e in source.run.segments if not e.dropped]
-    run = Run(folder="", level=plan.level, kind=kind, codec=codec, segments=tuple(entries))
+    run = IndexRun(folder="", level=plan.level, kind=kind, codec=codec, segments=tuple(entries))
     run = run.model_copy(update={"folder": f"runs/{_name(run)}"})
     folder = out / run.folder
     if all((folder / name).exists() for name in run.file_names()):
@@ -263,8 +271,8 @@ def _make(plan: _Planned, out: Path, d: int) -> Run:
     return run
 
 
-def _name(run: Run) -> str:
-    """By what the files hold: its segments' versions, also of those passed over."""
+def _name(run: IndexRun) -> str:
+    """Name a run's folder by what its files hold: its segments' versions, dropped ones included."""
     held = [run.kind, run.codec, [[e.crawl, e.segment, e.version] for e in run.segments]]
     return hashlib.sha256(json.dumps(held).encode()).hexdigest()[:16]
 
@@ -281,10 +289,10 @@ def _kept_ids(source: _Source) -> Ints:
     return kept
 
 
-def _sample_ids(folder: Path, run: Run) -> Ints:
+def _sample_ids(folder: Path, run: IndexRun) -> Ints:
     ids: Ints = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
     if len(ids) != run.rows:
-        raise IndexMismatchError(f"{folder} has {len(ids)} ids, its index.json says {run.rows}")
+        raise IndexMismatchError(f"{folder} has {len(ids)} ids, but its index.json says {run.rows}")
     return ids
 
 
@@ -330,11 +338,12 @@ def _merge_flat(
 def _same_size(source: _Source, name: str, size: int) -> None:
     if size != source.run.rows:
         raise IndexMismatchError(
-            f"{source.folder / name} holds {size} vectors, its index.json says {source.run.rows}"
+            f"{source.folder / name} holds {size} vectors, "
+            f"but its index.json says {source.run.rows}"
         )
 
 
 def _codec_of(source: _Source) -> Path:
-    """The codec's folder: beside a segment's own files, or above a merged index's runs."""
+    """Folder of the codec: beside a segment's own files, or above a merged index's runs."""
     own = codec_dir(source.folder, source.run.codec)
     return own if own.exists() else codec_dir(source.folder.parent.parent, source.run.codec)

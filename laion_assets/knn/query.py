@@ -1,47 +1,48 @@
-"""Asking an index by text or by image file, with the model that made its vectors."""
+"""Search an index by a text or an image file, with the model that made its vectors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from laion_assets.clip.model import ClipModel
 from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
 from laion_assets.knn.files import IndexSummary
 from laion_assets.knn.search import Hit, Searcher
-from laion_assets.knn.subset import Modality
-from laion_assets.segments import SegmentKey
+from laion_assets.knn.subset import Modality, SubsetOf
 
 
 class QueryError(ValueError):
-    """The question cannot be asked of this index; the message says why."""
+    """An index cannot answer the query; the message says why."""
 
 
 def lake_beside(index_dir: Path) -> Path | None:
-    """The lake of an index: ``<lake>/search_index`` or ``<lake>/knn_index/crawl=.../segment=...``;
-    None for any other folder.
+    """Root of the lake that an index folder lies in; None if it lies in none.
+
+    That is an index at ``<lake>/search_index`` or ``<lake>/knn_index/crawl=.../segment=...``.
     """
     parents = index_dir.absolute().parents
     return next((lake for lake in parents if (lake / "filtered_subset").is_dir()), None)
 
 
-def subset_beside(index_dir: Path) -> Callable[[str, str], Path]:
-    """Where a lake keeps the subset of an index. Raises :class:`QueryError` outside a lake."""
+def subset_beside(index_dir: Path) -> SubsetOf:
+    """Find an index's subsets in its lake. Raises :class:`QueryError` outside a lake."""
     lake = lake_beside(index_dir)
     if lake is None:
-        raise QueryError(f"{index_dir} is not in a lake: name the subset that it was made of")
-    return lambda crawl, segment: lake / "filtered_subset" / SegmentKey(crawl, segment).hive
+        raise QueryError(f"{index_dir} is not in a lake: name the subset that it was built from")
+    return lambda key: lake / "filtered_subset" / key.hive
 
 
 def searcher(index_dir: Path, subset: Path | None = None) -> Searcher:
-    """``subset`` is needed for an index outside a lake."""
-    return Searcher(index_dir, (lambda *_: subset) if subset else subset_beside(index_dir))
+    """Open an index for search; ``subset`` is needed outside a lake."""
+    return Searcher(index_dir, subset or subset_beside(index_dir))
 
 
 def _same_model(index_dir: Path, model: ClipModel) -> None:
     made_with = IndexSummary.read(index_dir).model
     if made_with != model.key:
-        raise QueryError(f"{index_dir} was made with {made_with}, not with {model.key}")
+        raise QueryError(
+            f"{index_dir} was built with the CLIP model {made_with}, the query uses {model.key}"
+        )
 
 
 def search_text(
@@ -67,7 +68,7 @@ def search_image(
 ) -> list[Hit]:
     """The ``k`` samples whose image (or text) is nearest to the image file.
 
-    Raises :class:`QueryError` if the file is no JPEG, PNG or WebP.
+    Raises :class:`QueryError` if the file is not a readable JPEG, PNG or WebP.
     """
     from PIL import Image
 
@@ -76,6 +77,6 @@ def search_image(
         with Image.open(image, formats=IMAGE_FORMATS) as opened:
             decoded = opened.convert("RGB")
     except NOT_AN_IMAGE as error:
-        raise QueryError(f"{image} is not a JPEG, PNG or WebP that can be read: {error}") from error
+        raise QueryError(f"{image} is not a readable JPEG, PNG or WebP: {error}") from error
     vector = model.encode_images([decoded])[0]
     return searcher(index_dir, subset).search(vector, k, over)

@@ -1,8 +1,8 @@
-"""Does an index hold what it should, and find what brute force finds?"""
+"""Judge an index: does it hold what it should, and how much of the exact answer does it find?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,28 +11,30 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from laion_assets.knn.codec import sample_queries
-from laion_assets.knn.files import IndexSummary, Run, SearchParameters, map_index, vectors_name
+from laion_assets.knn.files import IndexRun, IndexSummary, SearchParameters, map_index, vectors_name
 from laion_assets.knn.lists import ListsFile
+from laion_assets.knn.open_index import OpenIndex
 from laion_assets.knn.options import IndexOptions
-from laion_assets.knn.runs import OpenIndex, SubsetOf
-from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart
+from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart, Subsets, subset_folder
 from laion_assets.knn.truth import Truth
 
 AT: Final = (1, 10, 100)
-"""Neighbours that recall is measured at."""
+"""Numbers of neighbours at which recall is measured."""
 TIE: Final = 1e-5
 """Similarities closer than this are equal: float32 sums differ by the order of summation."""
 
 _WANTED: Final[Mapping[int, Sequence[int]]] = {10: (1, 10), 100: (100,)}
-"""Results that are asked for, and the depths that are judged by them: searching deeper is tuned
-apart, or looking for ten would cost what looking for a hundred does."""
+"""Number of results of a search -> depths that it is judged at.
+
+Deep searches are tuned apart, or looking for ten would cost as much as looking for a hundred.
+"""
 _RERANKS: Final = (50, 100, 200, 400, 800)
 _WIDEST: Final = 512
-"""Tuning starts at one cell in so many."""
+"""Tuning starts at one cell in this many."""
 _TRIED: Final = 32
-"""Cells that are always tried."""
+"""Number of cells up to which tuning always goes on."""
 _ENOUGH: Final = 0.0005
-"""Twice as many cells must find this much more, or more are of no use."""
+"""Least gain in recall from twice as many cells that makes still more worth trying."""
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -40,42 +42,67 @@ Recall = Mapping[str, float]
 
 
 def recall_at(
-    truth: Truth, scores: Floats, rows: Ints, there: int, depths: Sequence[int] = AT
+    truth: Truth, scores: Floats, rows: Ints, n: int, depths: Sequence[int] = AT
 ) -> Recall:
-    """``{"1": …, "10": …, "100": …}``: the share of the true neighbours found, 0..1.
+    """Share of the true neighbours found at each depth: ``{"1": …, "10": …, "100": …}``, 0..1.
 
-    ``scores`` ``(q, the deepest)`` are the *true* similarities of the rows found, best first;
-    ``there`` is how many vectors there are. A neighbour is as good as another of the same
-    similarity, so that duplicates in the data do not count as misses. 1.0 without vectors.
+    A neighbour is as good as another of the same similarity, so that duplicates in the data do not
+    count as misses. A depth whose neighbours are no longer known is left out.
+
+    Args:
+        truth: the exact neighbours.
+        scores: *true* similarities of the rows found, best first, ``(q, deepest)``.
+        rows: their numbers; -1 where there is none.
+        n: number of vectors in the index; without any the recall is 1.0.
+        depths: numbers of neighbours.
+    """
+
+    def hits(certain: npt.NDArray[np.bool_], least: Floats, depth: int) -> int:
+        best, best_rows = scores[certain, :depth], rows[certain, :depth]
+        good = (best >= least) & (best_rows >= 0)
+        # A row counts once even if an index held it twice.
+        ordered = np.sort(np.where(good, best_rows, -1), axis=1)
+        repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+        return int(good.sum() - repeated.sum())
+
+    return _by_depth(truth, n, depths, hits)
+
+
+def _by_depth(
+    truth: Truth,
+    n: int,
+    depths: Sequence[int],
+    hits: Callable[[npt.NDArray[np.bool_], Floats, int], int],
+) -> Recall:
+    """Recall at each depth.
+
+    ``hits(certain, least, depth)`` counts what the ``certain`` queries, ``(q,)``, found among their
+    ``depth`` true neighbours: what has the similarity ``least``, ``(certain, 1)``, or more.
     """
     found = {}
     for k in depths:
-        depth = min(k, there)
+        depth = min(k, n)
         if not depth:
             found[str(k)] = 1.0
             continue
         threshold, certain = truth.kth(depth)
-        if not certain.any():  # so much was taken out that the neighbours are not known
-            continue
-        best, best_rows = scores[certain, :depth], rows[certain, :depth]
-        good = (best >= threshold[certain, None] - TIE) & (best_rows >= 0)
-        # A row counts once even if an index held it twice.
-        ordered = np.sort(np.where(good, best_rows, -1), axis=1)
-        repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
-        found[str(k)] = float((good.sum() - repeated.sum()) / good.size)
+        if certain.any():  # else so much was taken out that the neighbours are not known
+            least = threshold[certain, None] - TIE
+            found[str(k)] = hits(certain, least, depth) / (int(certain.sum()) * depth)
     return found
 
 
 def measure_recall(
-    index_dir: Path, subset_of: SubsetOf, options: IndexOptions, *, own_queries: bool
+    index_dir: Path, subsets: Subsets, options: IndexOptions, *, own_queries: bool
 ) -> dict[str, Recall]:
-    """Recall of each modality's index, as it is searched by default.
+    """Recall of each modality's index, searched with its recorded parameters.
 
-    ``own_queries``: queries sampled from the indexed subsets and their neighbours by brute force
-    over all of them; else the codec's queries, whose neighbours the runs know. Flat runs always
-    have their own. Where an index is of several codecs, the lowest recall counts.
+    With ``own_queries`` the queries are sampled from the indexed subsets, and their neighbours are
+    found by brute force over all of them. Otherwise they are the codec's queries, whose neighbours
+    the index runs know. Flat runs always get queries of their own. For an index of several codecs
+    the lowest recall counts.
     """
-    index = OpenIndex(index_dir, subset_of)
+    index = OpenIndex(index_dir, subsets)
     measured: dict[str, Recall] = {}
     for modality in MODALITIES:
         found: list[Recall] = []
@@ -84,12 +111,12 @@ def measure_recall(
             if codec and not own_queries:
                 queries, truth = index.codecs[codec].queries(modality), index.truth(codec, modality)
             else:
-                queries, truth = _brute_force(index, runs, subset_of, modality, options)
-            there = sum(run.n for run in runs)
+                queries, truth = _brute_force(index, runs, subsets, modality, options)
+            n = sum(run.n for run in runs)
             for most, depths in _WANTED.items():
                 _, rows = index.nearest(queries, most, modality, only=codec)
                 scores = index.exact(queries, rows, modality)
-                found.append(recall_at(truth, scores, rows, there, depths))
+                found.append(recall_at(truth, scores, rows, n, depths))
         measured[modality] = _lowest(found)
     return measured
 
@@ -104,28 +131,28 @@ def _lowest(found: Sequence[Recall]) -> Recall:
 
 def _brute_force(
     index: OpenIndex,
-    runs: Sequence[Run],
-    subset_of: SubsetOf,
+    runs: Sequence[IndexRun],
+    subsets: Subsets,
     modality: Modality,
     options: IndexOptions,
 ) -> tuple[Floats, Truth]:
-    """Queries sampled from the runs' segments, and their neighbours, numbered as in the index."""
+    """Queries sampled from the runs' segments, and their neighbours by the index's row numbers."""
     parts: list[SubsetPart] = []
     truths = []
     for run in runs:
         for segment in run.segments:
             if not segment.dropped:
-                folder = subset_of(segment.crawl, segment.segment)
+                folder = subset_folder(subsets, segment.crawl, segment.segment)
                 parts += [SubsetPart(folder, number) for number, _ in segment.parts]
-    there = sum(part.rows() for part in parts)
-    queries = sample_queries(parts, modality, options.recall_queries, there, options.recall_seed)
+    n = sum(part.rows() for part in parts)
+    queries = sample_queries(parts, modality, options.recall_queries, n, options.recall_seed)
     for first, run in zip(index.firsts, index.summary.runs, strict=False):
         if run not in runs:
             continue
         start = int(first)
         for segment in run.segments:
             if not segment.dropped:
-                folder = subset_of(segment.crawl, segment.segment)
+                folder = subset_folder(subsets, segment.crawl, segment.segment)
                 vectors = (
                     SubsetPart(folder, number).vectors(modality) for number, _ in segment.parts
                 )
@@ -139,10 +166,13 @@ def _brute_force(
 def tune(
     index: OpenIndex, codec: str, modality: Modality, options: IndexOptions
 ) -> tuple[tuple[SearchParameters, ...], Recall]:
-    """The cheapest search parameters that reach `tune_recall` for up to 10 and up to 100 results,
-    or those that come nearest, and the recall of the codec's queries that they have."""
+    """Choose the cheapest search parameters that reach `tune_recall`, or come nearest to it.
+
+    There is one set for up to 10 results and one for up to 100. Returns them with the recall that
+    they have on the codec's queries.
+    """
     queries, truth = index.codecs[codec].queries(modality), index.truth(codec, modality)
-    there = sum(run.n for run in index.summary.runs if run.codec == codec)
+    n = sum(run.n for run in index.summary.runs if run.codec == codec)
     cells = index.codecs[codec].summary.cells
     best: dict[int, tuple[float, SearchParameters, Recall]] = {}
     nearest: dict[int, tuple[float, SearchParameters, Recall]] = {}
@@ -153,9 +183,9 @@ def tune(
         for most, depths in _WANTED.items():
             for rerank in _RERANKS if options.rerank else (0,):
                 parameters = SearchParameters(nprobe=nprobe, rerank=rerank, k=most)
-                found = _found(truth, exact, parameters, depths, there)
+                found = _recall_of(truth, exact, parameters, depths, n)
                 lowest = min(found.values(), default=1.0)
-                cost = _cost(nprobe, there * nprobe / cells, parameters.candidates(most))
+                cost = _cost(nprobe, n * nprobe / cells, parameters.candidates(most))
                 if lowest >= options.tune_recall and (most not in best or cost < best[most][0]):
                     best[most] = (cost, parameters, found)
                 if most not in nearest or lowest > nearest[most][0]:
@@ -164,11 +194,11 @@ def tune(
         if nprobe > cells:
             break
         if len(best) == len(_WANTED):
-            # Looking into twice the cells costs more than any number of candidates.
-            least = _cost(nprobe, there * nprobe / cells, 0)
+            # Searching twice the cells costs more than any number of candidates.
+            least = _cost(nprobe, n * nprobe / cells, 0)
             if all(least > cost for cost, _, _ in best.values()):
                 break
-        # Those not yet reached: does it help them to look into more cells?
+        # Do more cells help those that are not reached yet?
         missing = [nearest[most][0] for most in _WANTED if most not in best]
         if nprobe > _TRIED and missing and min(missing) - before < _ENOUGH:
             break
@@ -178,36 +208,33 @@ def tune(
     return tuple(parameters for _, parameters, _ in chosen.values()), recall
 
 
-def _found(
-    truth: Truth, exact: Floats, parameters: SearchParameters, depths: Sequence[int], there: int
+def _recall_of(
+    truth: Truth, exact: Floats, parameters: SearchParameters, depths: Sequence[int], n: int
 ) -> Recall:
-    """Recall at some depths when the candidates are those with these exact scores, in the order
-    of their codes. What is scored exactly is found if it is among the true neighbours."""
-    found = {}
-    for k in depths:
-        depth = min(k, there)
-        if not depth:
-            found[str(k)] = 1.0
-            continue
-        threshold, certain = truth.kth(depth)
-        if certain.any():
-            scores = exact[certain, : parameters.candidates(depth)]
-            hits = (scores >= threshold[certain, None] - TIE).sum(axis=1)
-            found[str(k)] = float(np.minimum(hits, depth).sum() / (certain.sum() * depth))
-    return found
+    """Recall at some depths when the candidates are those with the ``exact`` scores, ``(q, r)``.
+
+    They stand in the order of their codes. What is scored exactly is found if it is among the true
+    neighbours.
+    """
+
+    def hits(certain: npt.NDArray[np.bool_], least: Floats, depth: int) -> int:
+        scores = exact[certain, : parameters.candidates(depth)]
+        return int(np.minimum((scores >= least).sum(axis=1), depth).sum())
+
+    return _by_depth(truth, n, depths, hits)
 
 
 def _cost(nprobe: int, scanned: float, rerank: int) -> float:
-    """Microseconds of a query, about: cells found in the graph, codes scanned, vectors scored."""
+    """Rough microseconds per query: cells found in the graph, codes scanned, vectors scored."""
     return 2.0 * nprobe + 0.015 * scanned + 1.3 * rerank
 
 
 def size_problem(index_dir: Path, rows: int) -> str | None:
-    """What is wrong if the indices and ids do not hold exactly ``rows`` rows, else None."""
+    """Say what is wrong if indices and ids do not hold exactly ``rows`` rows; None if they do."""
     summary = IndexSummary.read(index_dir)
     wrong = [] if summary.n == rows else [f"index.json holds {summary.n}"]
-    for name, size, said in _sizes(index_dir, summary):
-        if size != said:
+    for name, size, expected in _sizes(index_dir, summary):
+        if size != expected:
             wrong.append(f"{name} holds {size}")
     if (index_dir / "ids.parquet").exists():
         size = int(pq.read_metadata(index_dir / "ids.parquet").num_rows)
@@ -217,13 +244,14 @@ def size_problem(index_dir: Path, rows: int) -> str | None:
 
 
 def _sizes(index_dir: Path, summary: IndexSummary) -> list[tuple[str, int, int]]:
-    told = []
+    """Name, number of rows, and expected number of each file of vectors or ids."""
+    sizes = []
     for run in summary.runs:
         folder = index_dir / run.folder
         for modality in MODALITIES:
             path = folder / vectors_name(run.kind, modality)
             size = ListsFile.open(path).n if run.codec else int(map_index(path).ntotal)
-            told.append((str(path.relative_to(index_dir)), size, run.rows))
+            sizes.append((str(path.relative_to(index_dir)), size, run.rows))
         ids: npt.NDArray[Any] = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
-        told.append((str((folder / "ids.npy").relative_to(index_dir)), len(ids), run.rows))
-    return told
+        sizes.append((str((folder / "ids.npy").relative_to(index_dir)), len(ids), run.rows))
+    return sizes

@@ -2,69 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from laion_assets.knn.files import SearchParameters
-from laion_assets.knn.runs import Floats, Ints, OpenIndex, Place, StaleIndexError, SubsetOf
-from laion_assets.knn.subset import Modality, part_path
+from laion_assets.knn.open_index import Floats, Ints, OpenIndex, StaleIndexError
+from laion_assets.knn.samples import Sample, SamplePlace, Samples
+from laion_assets.knn.subset import Modality, Subsets
 
-__all__ = ["Hit", "Place", "SearchParameters", "Searcher", "StaleIndexError", "rows_at"]
-
-_COLUMNS: Final = (
-    "SAMPLE_ID",
-    "URL",
-    "TEXT",
-    "HEIGHT",
-    "WIDTH",
-    "LICENSE",
-    "NSFW",
-    "similarity",
-    "LANGUAGE",
-    "page_url",
-    "key",
-)
+__all__ = ["Hit", "SearchParameters", "Searcher", "StaleIndexError"]
 
 
-@dataclass(frozen=True)
-class Hit:
-    """One result. ``score`` is its cosine with the query, ``similarity`` that of its own pair."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit(Sample):
+    """One result: ``score`` is its cosine with the query, ``similarity`` that of its own pair."""
 
     rank: int
     score: float
-    sample_id: int
-    url: str
-    text: str
-    similarity: float
-    nsfw: str
-    license: str
-    language: str
-    width: int
-    height: int
-    page_url: str
-    crawl: str
-    segment: str
-    key: str
 
 
 class Searcher:
     """Search an index folder; vectors are memory-mapped, metadata is read for the hits alone.
 
-    ``subset_of(crawl, segment)`` gives the folder of a segment's `filtered_subset`. Several threads
-    may search at once. A searcher keeps the index that it opened, also when the folder is replaced.
+    Several threads may search at once. A searcher keeps the index that it opened, even when the
+    folder is replaced.
     """
 
-    def __init__(self, index_dir: Path, subset_of: SubsetOf) -> None:
-        self.index = OpenIndex(index_dir, subset_of)
+    def __init__(self, index_dir: Path, subsets: Subsets) -> None:
+        self.index = OpenIndex(index_dir, subsets)
         self.summary = self.index.summary
-        self._subset_of = subset_of
+        self._samples = Samples(subsets)
 
     def search(
         self,
@@ -75,9 +46,8 @@ class Searcher:
     ) -> list[Hit]:
         """The ``k`` nearest images or texts to a ``(d,)`` vector of any length but zero.
 
-        ``parameters`` instead of those recorded in the index. Raises ``ValueError`` for a vector of
-        another shape or without direction, and :class:`StaleIndexError` if a hit's row in the
-        subset holds another sample.
+        ``parameters`` replace those recorded in the index. Raises ``ValueError`` for a vector of
+        another shape or without direction, and as :meth:`hits` does.
         """
         query = np.asarray(vector, dtype=np.float32)
         if query.shape != (self.summary.d,):
@@ -86,8 +56,8 @@ class Searcher:
                 f"not {query.shape}"
             )
         scores, rows = self.nearest(query[None, :], k, modality, parameters)
-        there = rows[0] >= 0
-        return self.hits(rows[0][there], scores[0][there])
+        found = rows[0] >= 0
+        return self.hits(rows[0][found], scores[0][found])
 
     def nearest(
         self,
@@ -96,13 +66,15 @@ class Searcher:
         modality: Modality = "image",
         parameters: SearchParameters | None = None,
     ) -> tuple[npt.NDArray[np.float32], Ints]:
-        """Of many ``(q, d)`` vectors at once, without metadata: scores and rows ``(q, k)``, best
-        first, -inf and -1 where there are no more. Raises ``ValueError`` as :meth:`search` does."""
+        """Scores and rows, ``(q, k)``, of the nearest to many ``(q, d)`` vectors at once.
+
+        Best first, padded with -inf and -1. Raises ``ValueError`` as :meth:`search` does.
+        """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         queries = np.asarray(vectors, dtype=np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.summary.d:
-            raise ValueError(f"queries must be of the shape (q, {self.summary.d})")
+            raise ValueError(f"queries must have the shape (q, {self.summary.d})")
         norms = np.linalg.norm(queries, axis=1, keepdims=True)
         if not (np.isfinite(norms).all() and (norms > 0).all()):
             raise ValueError("the query vector has no direction (zero or not finite)")
@@ -110,86 +82,25 @@ class Searcher:
         return self.index.nearest(queries / norms, found, modality, parameters=parameters)
 
     def hits(self, rows: Sequence[int] | Ints, scores: Sequence[float] | Floats) -> list[Hit]:
-        """Rows and scores with their samples' metadata, ranked as given."""
+        """Samples of rows and scores, ranked as given.
+
+        A sample that moved, because its subset was rebuilt, is found at its new row. Raises
+        :class:`StaleIndexError` if the subset no longer has one, and
+        :class:`~laion_assets.knn.subset.SubsetError` if a subset's rows and vectors differ.
+        """
         places = self.places(rows)
-        samples = self._samples(places)
-        return [
-            _hit(rank, float(score), place, sample)
-            for rank, (score, place, sample) in enumerate(
-                zip(scores, places, samples, strict=True), start=1
-            )
-        ]
+        hits: list[Hit] = []
+        for place, located, score in zip(places, self._samples.locate(places), scores, strict=True):
+            if located is None:
+                raise StaleIndexError.of(place)
+            hits.append(Hit.of(located.values, rank=len(hits) + 1, score=float(score)))
+        return hits
 
     def reconstruct(self, row: int, modality: Modality = "image") -> npt.NDArray[np.float16]:
         """The ``(d,)`` vector of a row, as the subset has it."""
         vector: npt.NDArray[np.float16] = self.index.vectors(np.array([row]), modality)[0]
         return vector
 
-    def places(self, rows: Sequence[int] | Ints) -> list[Place]:
-        """Where each row's sample is, and its SAMPLE_ID. Raises ``IndexError`` beyond the rows."""
+    def places(self, rows: Sequence[int] | Ints) -> list[SamplePlace]:
+        """Place of each row's sample. Raises ``IndexError`` for a row beyond the last one."""
         return self.index.places(rows)
-
-    def _samples(self, places: Sequence[Place]) -> list[dict[str, Any]]:
-        """Each place's row of the subset."""
-        by_part: dict[tuple[str, str, int], list[Place]] = {}
-        for place in places:
-            by_part.setdefault((place.crawl, place.segment, place.part), []).append(place)
-        samples: dict[Place, dict[str, Any]] = {}
-        for (crawl, segment, number), wanted in by_part.items():
-            path = part_path(self._subset_of(crawl, segment), number)
-            try:
-                read = rows_at(path, [place.part_row for place in wanted], _COLUMNS)
-            except (FileNotFoundError, IndexError) as error:
-                raise StaleIndexError(f"{path} has not the rows that were indexed") from error
-            for place in wanted:
-                sample = samples[place] = read[place.part_row]
-                if sample["SAMPLE_ID"] != place.sample_id:
-                    raise StaleIndexError(
-                        f"{path} row {place.part_row} is sample {sample['SAMPLE_ID']}, the index "
-                        f"holds {place.sample_id}: make the index anew"
-                    )
-        return [samples[place] for place in places]
-
-
-def _hit(rank: int, score: float, place: Place, sample: Mapping[str, Any]) -> Hit:
-    return Hit(
-        rank=rank,
-        score=score,
-        sample_id=sample["SAMPLE_ID"],
-        url=sample["URL"],
-        text=sample["TEXT"],
-        similarity=sample["similarity"],
-        nsfw=sample["NSFW"],
-        license=sample["LICENSE"],
-        language=sample["LANGUAGE"],
-        width=sample["WIDTH"],
-        height=sample["HEIGHT"],
-        page_url=sample["page_url"],
-        crawl=place.crawl,
-        segment=place.segment,
-        key=sample["key"],
-    )
-
-
-def rows_at(
-    path: Path, rows: Sequence[int], columns: Sequence[str] | None = None
-) -> dict[int, dict[str, Any]]:
-    """Rows of a parquet file by number, reading only the row groups that hold them.
-
-    Raises ``IndexError`` for a row that the file has not.
-    """
-    wanted = sorted(set(rows))
-    found: dict[int, dict[str, Any]] = {}
-    with pq.ParquetFile(path) as file:
-        if wanted and not 0 <= wanted[0] <= wanted[-1] < file.metadata.num_rows:
-            raise IndexError(f"{path} has {file.metadata.num_rows} rows, not {wanted[-1] + 1}")
-        first = 0
-        for group in range(file.num_row_groups):
-            last = first + file.metadata.row_group(group).num_rows
-            here = [row for row in wanted if first <= row < last]
-            if here:
-                table = file.read_row_group(group, columns=list(columns) if columns else None)
-                taken = table.take(pa.array([row - first for row in here]))
-                found.update(zip(here, taken.to_pylist(), strict=True))
-            first = last
-    return found

@@ -1,21 +1,36 @@
-"""What an index reads of a `filtered_subset` folder: its parts and their vectors."""
+"""Parts of a `filtered_subset` folder and their vectors, as the indices read them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from laion_assets.files import Identity, identity
+from laion_assets.segments import SegmentKey
+
 Modality = Literal["image", "text"]
 MODALITIES: Final[Sequence[Modality]] = ("image", "text")
 _FOLDER: Final = {"image": "img_emb", "text": "text_emb"}
+_READING_ATTEMPTS: Final = 3
 
 Vectors = npt.NDArray[Any]
+T = TypeVar("T")
+
+SubsetOf = Callable[[SegmentKey], Path]
+"""A segment -> the folder of its `filtered_subset`."""
+
+Subsets = SubsetOf | Path
+"""Where an index finds its subsets.
+
+An index of one subset alone takes that folder instead: its samples may be of no known crawl, and
+then no :class:`SegmentKey` names them.
+"""
 
 
 class SubsetError(ValueError):
@@ -31,22 +46,22 @@ class SubsetPart:
 
     @property
     def parquet(self) -> Path:
-        return part_path(self.folder, self.number)
+        return self.folder / f"part-{self.number:05d}.parquet"
 
     def rows(self) -> int:
         return int(pq.read_metadata(self.parquet).num_rows)
 
     def sample_ids(self) -> npt.NDArray[np.int64]:
-        """``(rows,)``."""
+        """SAMPLE_IDs of the rows, ``(rows,)``."""
         ids: npt.NDArray[np.int64] = pq.read_table(
             self.parquet, columns=["SAMPLE_ID"], partitioning=None
         )["SAMPLE_ID"].to_numpy()
         return ids
 
     def vectors(self, modality: Modality) -> Vectors:
-        """``(rows, d)`` float16, memory-mapped.
+        """Memory-mapped vectors of the rows, ``(rows, d)`` float16.
 
-        Raises :class:`SubsetError` if there are not as many as the parquet has rows.
+        Raises :class:`SubsetError` if there are not as many vectors as rows.
         """
         name = _FOLDER[modality]
         path = self.folder / name / f"{name}_{self.number:05d}.npy"
@@ -61,12 +76,16 @@ class SubsetPart:
         return vectors
 
 
-def part_path(folder: Path, number: int) -> Path:
-    return folder / f"part-{number:05d}.parquet"
+def subset_folder(subsets: Subsets, crawl: str, segment: str) -> Path:
+    """Folder of a segment's subset.
+
+    Raises ``ValueError`` for a segment of no known crawl, unless ``subsets`` is one folder.
+    """
+    return subsets if isinstance(subsets, Path) else subsets(SegmentKey(crawl, segment))
 
 
 def subset_parts(folder: Path) -> list[SubsetPart]:
-    """The folder's parts by number. A folder that does not exist raises ``FileNotFoundError``."""
+    """The folder's parts by number. Raises ``FileNotFoundError`` if there is no such folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no subset at {folder}")
     return [
@@ -75,7 +94,30 @@ def subset_parts(folder: Path) -> list[SubsetPart]:
     ]
 
 
+def read_whole(part: SubsetPart, read: Callable[[Identity], T]) -> tuple[Identity, T] | None:
+    """Call ``read`` until the part is not replaced meanwhile; return its identity and the value.
+
+    Rows and vectors are separate files, so a part that is replaced between the two reads would mix
+    two versions. ``read`` takes the identity of the part's parquet. Returns None if the part does
+    not exist, or is replaced again and again. Raises :class:`SubsetError` if its rows and vectors
+    do not belong together.
+    """
+    for attempt in range(_READING_ATTEMPTS):
+        try:
+            before = identity(part.parquet)
+            value = read(before)
+            if identity(part.parquet) == before:
+                return before, value
+        except FileNotFoundError:
+            continue
+        except SubsetError:
+            # Replaced between rows and vectors, or wrong as it is.
+            if attempt == _READING_ATTEMPTS - 1:
+                raise
+    return None
+
+
 def blocks(vectors: Vectors, rows: int = 65_536) -> Iterator[npt.NDArray[np.float32]]:
-    """The vectors as contiguous float32, a bounded number of rows at a time."""
+    """Yield the vectors as contiguous float32, at most ``rows`` of them at a time."""
     for start in range(0, len(vectors), rows):
         yield np.ascontiguousarray(vectors[start : start + rows], dtype=np.float32)

@@ -1,8 +1,9 @@
-"""Exact neighbours of fixed queries, kept beside an index so that its recall is cheap to know.
+"""Exact neighbours of fixed queries, kept beside an index to make its recall cheap to measure.
 
-Brute force over the whole index would cost the whole index each time a segment is added. A
-segment's exact neighbours of the codec's queries cost the segment, and the nearest of several
-segments are the best of theirs: so a merged index knows its truth without reading a vector.
+Brute force over the whole index would read all of it each time a segment is added. Finding a
+segment's exact neighbours of the codec's queries reads that segment alone, and the neighbours in
+several segments are the best of each one's. A merged index thus knows its truth without reading a
+vector.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from laion_assets.knn.lists import Renumbering
 from laion_assets.knn.subset import Vectors, blocks
 
 DEPTH: Final = 200
-"""Neighbours kept of each query: twice the deepest recall, so that some may be removed."""
+"""Neighbours kept for each query: twice the deepest recall, so that some may be removed."""
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -28,9 +29,9 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Truth:
-    """The best rows of each query, best first, ``(q, depth)``; -inf and -1 where there is none.
+    """The best rows of each query, best first, ``(q, depth)``, padded with -inf and -1.
 
-    ``floor`` ``(q,)``: above this score no row is missing.
+    ``floor``, ``(q,)``, is the score above which no row is missing.
     """
 
     scores: Floats
@@ -39,7 +40,7 @@ class Truth:
 
     @classmethod
     def of(cls, queries: Floats, arrays: Iterable[Vectors], depth: int = DEPTH) -> Truth:
-        """By brute force over arrays one after another, read once, a block at a time."""
+        """Find them by brute force over arrays, each read once, a block at a time."""
         import faiss
 
         truth = cls.nothing(len(queries), depth)
@@ -56,6 +57,7 @@ class Truth:
 
     @classmethod
     def nothing(cls, queries: int, depth: int = DEPTH) -> Truth:
+        """Truth of an index without vectors."""
         return cls(
             np.full((queries, depth), -np.inf, np.float32),
             np.full((queries, depth), -1, np.int64),
@@ -64,11 +66,11 @@ class Truth:
 
     @classmethod
     def best(cls, truths: Sequence[Truth], depth: int = DEPTH) -> Truth:
-        """The best of all of them together."""
+        """Merge several truths of the same queries."""
         scores = np.concatenate([truth.scores for truth in truths], axis=1)
         rows = np.concatenate([truth.rows for truth in truths], axis=1)
         floor = np.max([truth.floor for truth in truths], axis=0)
-        # Of equal scores the lower row comes first, in whatever order they were given.
+        # The lower row wins a tie, in whatever order the truths were given.
         order = np.lexsort((rows, -scores), axis=1)
         scores = np.take_along_axis(scores, order, axis=1)
         rows = np.take_along_axis(rows, order, axis=1)
@@ -77,13 +79,13 @@ class Truth:
         return cls(scores[:, :depth], rows[:, :depth], floor.astype(np.float32))
 
     def renumbered(self, rows: Renumbering) -> Truth:
-        """With the new numbers of the rows, and without those that are gone."""
+        """The same truth with the rows' new numbers, without the rows that have none."""
         new = rows(self.rows)
         scores = np.where(new >= 0, self.scores, -np.inf).astype(np.float32)
         return Truth.best([Truth(scores, new, self.floor)], self.rows.shape[1])
 
     def kth(self, k: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """Score of each query's ``k``-th neighbour, and whether it is certain."""
+        """Score of each query's ``k``-th neighbour and whether it is certain, both ``(q,)``."""
         score = self.scores[:, k - 1]
         return score, (score >= self.floor) & np.isfinite(score)
 

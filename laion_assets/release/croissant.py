@@ -27,9 +27,9 @@ def croissant(
     published: str,
     files: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """``files`` as a release's manifest has them; the samples are those of `metadata/*.parquet`.
+    """Build the Croissant metadata of a release; its samples are those of `metadata/*.parquet`.
 
-    ``published`` is a date, ISO 8601.
+    ``files`` are those of the release's manifest, ``published`` is an ISO 8601 date.
     """
     return {
         "@context": json.loads(_CONTEXT.read_text(encoding="utf-8")),

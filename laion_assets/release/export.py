@@ -1,4 +1,4 @@
-"""Writing a release: resumable file by file, published as a whole, and then never written to."""
+"""Write a release: resumable file by file, published as a whole, never changed afterwards."""
 
 from __future__ import annotations
 
@@ -62,13 +62,16 @@ LICENSES: Final = {
     "cc0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
     "odc-by": "https://opendatacommons.org/licenses/by/1-0/",
 }
-"""By their names on the Hugging Face hub."""
+"""URL of each licence by its name on the Hugging Face hub."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What a release says of itself. ``license_id``, of :data:`LICENSES`, is that of the metadata:
-    the images are their owners'. ``contact``: whom to ask for removal."""
+    """Statements of a release about itself.
+
+    ``license_id``, one of :data:`LICENSES`, is the licence of the metadata; the images belong to
+    their owners. ``contact`` is where to request a removal.
+    """
 
     name: str = "LAION Assets release"
     url: str = "https://example.org/"
@@ -89,14 +92,22 @@ def export(
     about: About | None = None,
     index: IndexOptions | None = None,
 ) -> dict[str, Any]:
-    """Write the lake's subset as a release to the folder ``out``; returns its manifest.
+    """Write the lake's subset as a release to the folder ``out``; return its manifest.
 
-    Rows that a removal list or blocklist names are left out, whether their segment was made again
-    yet or not. Metadata and embeddings are in as many ``files``; ``index``: how the indices are
-    built, None for none. A killed export goes on where it was; ``out`` is there when it is whole.
-    The same lake gives the same files, but for the date. Raises :class:`ReleaseError` if there is
-    nothing to release, if vectors or codec are of several models, if the statistics are of other
-    partitions, if ``out`` holds something else, or if a partition or a list changed meanwhile.
+    Rows that a removal list or blocklist names are left out, even if their segment has not been
+    rebuilt yet. A killed export is resumed by the next call; ``out`` exists only once it is
+    complete. The same lake gives the same files, except for the date.
+
+    Raises :class:`ReleaseError` if there is nothing to release, if vectors or codec are of several
+    models, or if the statistics are of other partitions. Raises it, too, if ``out`` holds something
+    else, or if a partition or a list changed during the export.
+
+    Args:
+        lake: the lake to release from.
+        out: the folder of the release.
+        files: number of files of metadata, and of embeddings of each modality.
+        about: what the release says about itself.
+        index: options of the indices; None writes no indices.
     """
     about = about or About()
     catalog = lake.published("catalog") / "catalog.duckdb"
@@ -109,8 +120,8 @@ def export(
     planned = plan(lake, files, made_with)
     if codec and (codec.summary.model, codec.summary.d) != (planned.model, planned.dimension):
         raise ReleaseError(
-            f"the codec is of {codec.summary.model}, width {codec.summary.d}, the vectors are of "
-            f"{planned.model}, width {planned.dimension}: make index_codec again"
+            f"the codec is of {codec.summary.model}, width {codec.summary.d}, but the vectors are "
+            f"of {planned.model}, width {planned.dimension}: materialize index_codec again"
         )
     for reason, n in planned.left_out.items():
         if n:
@@ -118,10 +129,11 @@ def export(
     out = out.absolute()
     staging = out.with_name(f".{out.name}.export")
     with locked(
-        out.with_name(f".{out.name}.lock"), lambda: logger.info(f"{out} is being exported")
+        out.with_name(f".{out.name}.lock"),
+        lambda: logger.info(f"waiting: another process exports {out}"),
     ):
         if _is_there(out, planned):
-            logger.info(f"{out} is there already")
+            logger.info(f"{out} is already complete")
             return read_json(out / MANIFEST)
         _prepare(staging, planned)
         facts = ask(catalog, lambda connection: _facts(connection, lake))
@@ -152,16 +164,16 @@ def _is_there(out: Path, planned: Plan) -> bool:
     if not out.exists():
         return False
     if (out / MANIFEST).exists() and read_json(out / MANIFEST).get("digest") == planned.digest:
-        # A kill right after the folder was published left it there.
+        # A kill right after the folder was published left the state file there.
         (out / _STATE).unlink(missing_ok=True)
         return True
-    raise ReleaseError(f"{out} holds something else: give another folder, or delete it")
+    raise ReleaseError(f"{out} holds something else: choose another folder, or delete it")
 
 
 def _prepare(staging: Path, planned: Plan) -> None:
     state = staging / _STATE
     if state.exists() and read_json(state)["digest"] == planned.digest:
-        logger.info("going on where an earlier export stopped")
+        logger.info("resuming an earlier export")
         return
     if staging.exists():
         shutil.rmtree(staging)
@@ -170,7 +182,7 @@ def _prepare(staging: Path, planned: Plan) -> None:
 
 
 class _Made:
-    """The files that are whole, with what the manifest says of them."""
+    """The finished files, with their entries of the manifest."""
 
     def __init__(self, folder: Path, digest: str) -> None:
         self._folder, self._digest = folder, digest
@@ -178,7 +190,7 @@ class _Made:
 
     @contextmanager
     def file(self, name: str, rows: int | None = None) -> Iterator[bool]:
-        """Whether a file is still to be written, which the block then does."""
+        """Yield whether the file is missing; the block then writes it, and it is recorded."""
         path = self._folder / name
         if name in self.files and path.exists():
             yield False
@@ -212,24 +224,27 @@ def _write_data(planned: Plan, staging: Path, made: _Made) -> None:
 
 
 def _facts(connection: duckdb.DuckDBPyConnection, lake: Lake) -> Facts:
-    """Raises :class:`ReleaseError` unless the statistics are of the partitions that are there."""
-    told = {
+    """Gather the statistics.
+
+    Raises :class:`ReleaseError` unless they are those of the partitions in the lake.
+    """
+    counted = {
         SegmentKey(crawl, segment): (code, n_in, kept, json.loads(metadata))
         for crawl, segment, code, n_in, kept, metadata in connection.execute(
             "select crawl, segment, code_version, n_in, kept, metadata from runs where asset = ?",
             [SUBSET],
         ).fetchall()
     }
-    there = {}
+    present = {}
     for key in lake.segments(SUBSET):
         manifest = lake.manifest(SUBSET, key)
         counts = manifest.counts[-1]
-        there[key] = (manifest.code_version, counts.n_in, counts.kept, dict(manifest.metadata))
-    other = sorted(str(key) for key in {*told, *there} if told.get(key) != there.get(key))
+        present[key] = (manifest.code_version, counts.n_in, counts.kept, dict(manifest.metadata))
+    other = sorted(str(key) for key in {*counted, *present} if counted.get(key) != present.get(key))
     if other:
         raise ReleaseError(
             f"the statistics are not those of the subset's partitions ({', '.join(other[:3])}"
-            f"{' and more' if other[3:] else ''}): make segment_stats and catalog again"
+            f"{' and more' if other[3:] else ''}): materialize segment_stats and catalog again"
         )
     return gather(connection)
 
@@ -238,7 +253,7 @@ def _unchanged(lake: Lake, planned: Plan) -> None:
     now = versions(lake, lake.segments(SUBSET))
     if now != planned.partitions or read_lists(lake.root).digests != planned.lists:
         raise ReleaseError(
-            "a segment was made anew, or a list changed, while it was exported: export again"
+            "a segment was rebuilt or a list changed during the export: export again"
         )
 
 
@@ -250,9 +265,9 @@ def _write_words(
     languages: Sequence[str],
     made: _Made,
 ) -> dict[str, Any]:
-    """Everything that is told about the data files; ``languages``: those of their texts."""
+    """Write the files that describe the data files; ``languages`` are those of their texts."""
     published = datetime.now(UTC).date().isoformat()
-    told = croissant(
+    described = croissant(
         name=about.name,
         description=(
             f"{planned.samples:,} links to images with their alt texts, from "
@@ -268,10 +283,10 @@ def _write_words(
     indexed = planned.made_with["indices"] is not None
     words: Mapping[str, Callable[[Path], None]] = {
         README: lambda path: write_text(path, _readme(planned, facts, about, languages, indexed)),
-        CROISSANT: lambda path: write_json(path, told),
+        CROISSANT: lambda path: write_json(path, described),
     }
     for name, write in words.items():
-        # Cheap, and of an earlier date if an earlier export got as far as this.
+        # Always rewritten: they are cheap, and an earlier export may have written an earlier date.
         made.files.pop(name, None)
         with made.file(name):
             write(staging / name)

@@ -1,4 +1,4 @@
-"""A release's data files: metadata, embeddings and indices, each written whole or not at all."""
+"""Data files of a release: metadata, embeddings and indices, each written whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from laion_assets.lake.base import Lake
 from laion_assets.release.plan import Plan
 
 VECTORS: Final = {"image": "img_emb", "text": "text_emb"}
-"""Modality -> the folder that clip-retrieval, autofaiss and embedding-reader look into."""
+"""Modality -> the folder that clip-retrieval, autofaiss and embedding-reader read."""
 
 
 def metadata_name(number: int) -> str:
@@ -66,17 +66,17 @@ def write_vectors(plan: Plan, modality: Modality, first: int, stop: int, out: Pa
 
 
 def index_codec(lake: Lake, kind: str) -> Codec | None:
-    """The codec that the lake's indices share, if there is one."""
-    there = kind not in FLAT_KINDS and lake.has("index_codec")
-    return Codec.open(lake.published("index_codec")) if there else None
+    """The codec that the lake's indices share; None if there is none, or the kind needs none."""
+    exists = kind not in FLAT_KINDS and lake.has("index_codec")
+    return Codec.open(lake.published("index_codec")) if exists else None
 
 
 def write_faiss(
     folder: Path, files: int, modality: Modality, codec: Codec | None, kind: str, nprobe: int | None
 ) -> None:
-    """A faiss index whose ids are the release's rows, through its files in order.
+    """Write a faiss index whose ids are the release's rows, counted through its files in order.
 
-    With a codec it has the codec's cells and codes and looks into ``nprobe`` cells; without, the
+    With a codec it holds codes and searches ``nprobe`` cells by default; without one it holds the
     vectors themselves. Memory: the index.
     """
     index: Any = None
@@ -97,7 +97,7 @@ def _empty(codec: Codec, modality: Modality, nprobe: int) -> Any:
 
     index = faiss.read_index(str(index_path(codec.folder, modality)))
     ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
-    # Both are kept in the file: whoever loads it searches as well as we do.
+    # The file keeps both settings: whoever loads it searches as well as we do.
     ivf.nprobe = nprobe
     centres = faiss.downcast_index(ivf.quantizer)
     if isinstance(centres, faiss.IndexHNSW):
@@ -112,7 +112,7 @@ def _blocks(folder: Path, files: int, modality: Modality) -> Iterator[Any]:
 
 
 def cells_to_look_into(lake: Lake, codec: Codec | None) -> dict[str, int | None]:
-    """By modality, as the search index found it to be enough for 10 results."""
+    """Number of cells to search, by modality, that the search index chose for 10 results."""
     if codec is None or not lake.has("search_index"):
         return dict.fromkeys(MODALITIES)
     summary = IndexSummary.read(lake.published("search_index"))

@@ -1,4 +1,4 @@
-"""Names of a release's files about its files."""
+"""Names of the files that describe a release."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into a release: the subset's parts, in order, without the rows that lists name."""
+"""Plan a release: the subset's parts in order, without the rows that lists name."""
 
 from __future__ import annotations
 
@@ -25,33 +25,34 @@ logger = logging.getLogger(__name__)
 
 SUBSET: Final = "filtered_subset"
 _FORMAT: Final = 2
-"""Raised when the same plan gives other files."""
+"""Raise it when the same plan gives other files."""
 
 Rows = NDArray[np.int64]
 
 
 class ReleaseError(RuntimeError):
-    """There can be no such release, or one is not what it says; the message says why."""
+    """A release cannot be made, or is not what it says; the message says why."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """The rows of one part of the subset that are released: all but ``left_out``."""
+    """The released rows of one part of the subset: ``n`` of them, all but ``left_out``."""
 
     part: SubsetPart
     left_out: Rows
     n: int
 
     def rows(self) -> Rows:
-        """The numbers of the rows that are released."""
+        """Numbers of the rows that are released."""
         return np.setdiff1d(np.arange(self.n + len(self.left_out)), self.left_out)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``partitions``: key -> data version. ``left_out``: reason -> rows that a list names.
+    """Plan of a release.
 
-    ``model``: the key of the one model that all vectors, of width ``dimension``, are of.
+    ``partitions`` maps keys to data versions, ``left_out`` reasons to numbers of rows that a list
+    names. ``model`` is the key of the one model of all vectors, which have width ``dimension``.
     """
 
     pieces: Sequence[Piece]
@@ -69,17 +70,17 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """The same for releases with the same content."""
-        told = [_FORMAT, self.partitions, self.lists, self.files, self.made_with]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+        """Digest that is equal for releases with the same content."""
+        content = [_FORMAT, self.partitions, self.lists, self.files, self.made_with]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def bounds(self) -> list[tuple[int, int]]:
-        """Of each file: the first row, and the one after the last. Sizes differ by one at most."""
+        """First row of each file, and the row after its last. Sizes differ by one at most."""
         edges = [self.samples * number // self.files for number in range(self.files + 1)]
         return list(itertools.pairwise(edges))
 
     def slices(self, first: int, stop: int) -> Iterator[tuple[Piece, Rows]]:
-        """Which rows of which parts are the release's rows ``first`` to ``stop``."""
+        """Parts and their rows that become the release's rows ``first`` to ``stop``."""
         start = 0
         for piece in self.pieces:
             low, high = max(first - start, 0), min(stop - start, piece.n)
@@ -89,18 +90,18 @@ class Plan:
 
 
 def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
-    """Look through the subset's partitions for what the lists in force name.
+    """Find the rows of the subset's partitions that the active lists do not name.
 
     Raises :class:`ReleaseError` if there is nothing to release, or vectors of several models.
     """
     keys = lake.segments(SUBSET)
-    # Before anything is read: what is replaced meanwhile is noticed at the end.
+    # Noted before anything is read, so that replacements are noticed at the end.
     partitions = versions(lake, keys)
     lists = read_lists(lake.root)
     pieces: list[Piece] = []
     left_out = dict.fromkeys(REASON_OF_LIST.values(), 0)
     models: dict[tuple[str, int], SegmentKey] = {}
-    progress = Progress("what is released", "segments", len(keys), logger)
+    progress = Progress("release plan", "segments", len(keys), logger)
     for key in keys:
         for part in subset_parts(lake.published(SUBSET, key)):
             listed, counted = listed_rows(part.parquet, lists)
@@ -114,10 +115,10 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
                     models.setdefault((model, part.vectors(modality).shape[1]), key)
         progress.advance()
     if not pieces:
-        raise ReleaseError(f"no sample to release in {lake.root / SUBSET}")
+        raise ReleaseError(f"there are no samples to release in {lake.root / SUBSET}")
     if len(models) > 1:
-        told = (f"{model or 'unknown'}, width {d} ({key})" for (model, d), key in models.items())
-        raise ReleaseError(f"vectors of several models cannot be released: {'; '.join(told)}")
+        found = (f"{model or 'unknown'}, width {d} ({key})" for (model, d), key in models.items())
+        raise ReleaseError(f"vectors of several models cannot be released: {'; '.join(found)}")
     ((model, dimension),) = models
     return Plan(
         pieces,
@@ -136,9 +137,9 @@ def versions(lake: Lake, keys: Sequence[SegmentKey]) -> dict[str, str]:
 
 
 def listed_rows(path: Path, lists: Lists) -> tuple[Rows, dict[str, int]]:
-    """The rows of a parquet file of samples that a list names, and how many by reason.
+    """Rows of a parquet file of samples that a list names, and their number by reason.
 
-    A row that both lists name counts for the first.
+    A row that both lists name counts for the first list.
     """
     counted: dict[str, int] = {}
     if not lists:

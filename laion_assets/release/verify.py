@@ -1,4 +1,4 @@
-"""Looking a release through: is it whole, does it hold together, is it free of what is listed?"""
+"""Verify a release: it is complete and consistent, and holds nothing that a list names."""
 
 from __future__ import annotations
 
@@ -28,32 +28,38 @@ logger = logging.getLogger(__name__)
 _BLOCK: Final = 65_536
 _NORM_TOLERANCE: Final = 5e-3
 _COSINE_TOLERANCE: Final = 5e-3
-"""The vectors are rounded to float16, the similarity was computed before or after that."""
+"""Vectors are rounded to float16; the similarity was computed before or after that."""
 
 
 _QUERIES: Final = 64
 _SAME: Final = 0.99
-"""A cosine from which vectors are taken for the same: codes round, and images come twice."""
+"""Cosine from which two vectors count as the same: codes round, and images repeat."""
 
 Problems = Iterator[str]
 
 
 def verify(release: Path, lists: Lists | None = None) -> list[str]:
-    """What is wrong with a release; nothing if it is as its manifest says.
+    """List the problems of a release; empty if it is as its manifest says.
 
-    Every file's size and SHA-256, that there are a release's files and no others, what Croissant
-    says of them, columns, rows, that each SAMPLE_ID is that of its URL and text and none comes
-    twice, that vectors are finite, of unit length, and those of their rows (their cosine is the
-    row's similarity), that the indices' ids are the rows and lead to their vectors, and that
-    nothing in ``lists`` is in it. What cannot be read is a problem, too. Raises
-    ``FileNotFoundError`` if there is no manifest, ``ValueError`` if it is not one.
+    The checks, in this order:
+
+    - each file's size and SHA-256; there are a release's files and no others;
+    - what Croissant says of the files;
+    - columns and rows; each SAMPLE_ID is that of its URL and text, and none occurs twice;
+    - vectors are finite, of unit length, and those of their rows (their cosine is the row's
+      similarity);
+    - nothing in ``lists`` is in the release;
+    - the indices' ids are the rows and lead to their vectors.
+
+    A file that cannot be read is a problem, too. Raises ``FileNotFoundError`` if there is no
+    manifest, ``ValueError`` if it is not one.
     """
     manifest = read_json(release / MANIFEST)
     lacking = {"files", "samples", "dimension", "indices"} - set(manifest)
     if lacking:
-        raise ValueError(f"{MANIFEST} lacks {', '.join(sorted(lacking))}")
+        raise ValueError(f"{MANIFEST} is not a release's: it lacks {', '.join(sorted(lacking))}")
     problems = list(_files(release, manifest))
-    if problems:  # what is not the file that was published is not looked into
+    if problems:  # files other than the published ones are not opened
         return problems
     found = [
         *_readable(CROISSANT, _croissant(release, manifest)),
@@ -69,7 +75,7 @@ def _readable(name: str, problems: Problems) -> Problems:
     try:
         yield from problems
     except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
-        yield f"{name} cannot be looked into: {type(error).__name__}: {error}"
+        yield f"{name} cannot be read: {type(error).__name__}: {error}"
 
 
 def _files(release: Path, manifest: Mapping[str, Any]) -> Problems:
@@ -78,19 +84,19 @@ def _files(release: Path, manifest: Mapping[str, Any]) -> Problems:
     if set(re.findall(r"^([0-9a-f]{64})  (.+)$", sums, re.MULTILINE)) != {
         (item["sha256"], name) for name, item in listed.items()
     }:
-        yield f"{SUMS} is not what {MANIFEST} says"
+        yield f"{SUMS} differs from {MANIFEST}"
     belonging = _belonging(listed, indexed=manifest["indices"] is not None)
     for name in sorted(belonging - set(listed)):
         yield f"{MANIFEST} lists no {name}"
     for name in sorted(set(listed) - belonging):
         yield f"{name} does not belong in a release"
-    there = {str(path.relative_to(release)) for path in release.rglob("*") if path.is_file()}
-    for name in sorted(there - set(listed) - {MANIFEST, SUMS}):
+    present = {str(path.relative_to(release)) for path in release.rglob("*") if path.is_file()}
+    for name in sorted(present - set(listed) - {MANIFEST, SUMS}):
         yield f"{name} is not in {MANIFEST}"
     progress = Progress("files verified", "files", len(listed), logger)
     for name, item in listed.items():
         path = release / name
-        if name not in there:
+        if name not in present:
             yield f"{name} is missing"
         elif path.stat().st_size != item["bytes"] or sha256_file(path) != item["sha256"]:
             yield f"{name} is not the file that was published"
@@ -102,7 +108,7 @@ def _metadata_files(names: Iterable[str]) -> int:
 
 
 def _belonging(names: Iterable[str], *, indexed: bool) -> set[str]:
-    """The names that a release has with as many metadata files as there are among ``names``."""
+    """Names of all files of a release with as many metadata files as ``names`` has."""
     numbers = range(max(1, _metadata_files(names)))
     return {
         README,
@@ -114,16 +120,16 @@ def _belonging(names: Iterable[str], *, indexed: bool) -> set[str]:
 
 
 def _croissant(release: Path, manifest: Mapping[str, Any]) -> Problems:
-    told = {
+    described = {
         item["@id"]: item["sha256"]
         for item in read_json(release / CROISSANT)["distribution"]
         if "sha256" in item
     }
     listed = {item["name"]: item["sha256"] for item in manifest["files"]}
     for name in sorted(set(listed) - {README, CROISSANT}):
-        if told.get(name) != listed[name]:
+        if described.get(name) != listed[name]:
             yield f"{CROISSANT} does not have the SHA-256 of {name}"
-    for name in sorted(set(told) - set(listed)):
+    for name in sorted(set(described) - set(listed)):
         yield f"{CROISSANT} names {name}, which is not in {MANIFEST}"
 
 
@@ -142,15 +148,15 @@ def _rows(release: Path, manifest: Mapping[str, Any], lists: Lists) -> Problems:
         progress.advance()
     every = np.concatenate([np.empty(0, np.int64), *ids])
     if len(every) != manifest["samples"]:
-        yield f"{len(every):,} samples, not {manifest['samples']:,}"
+        yield f"the release has {len(every):,} samples, not {manifest['samples']:,}"
     if len(np.unique(every)) != len(every):
-        yield f"{len(every) - len(np.unique(every)):,} SAMPLE_IDs come twice"
+        yield f"{len(every) - len(np.unique(every)):,} SAMPLE_IDs occur twice"
 
 
 def _metadata(
     release: Path, name: str, rows: int, lists: Lists, ids: list[NDArray[np.int64]]
 ) -> Problems:
-    """Adds the file's SAMPLE_IDs to ``ids`` if it has a subset's columns."""
+    """Check a file of metadata; add its SAMPLE_IDs to ``ids`` if it has a subset's columns."""
     with pq.ParquetFile(release / name) as file:
         if not file.schema_arrow.remove_metadata().equals(schemas.SUBSET):
             yield f"{name} has other columns than a subset"
@@ -158,20 +164,20 @@ def _metadata(
         table = file.read(columns=["SAMPLE_ID", "URL", "TEXT"])
     if table.num_rows != rows:
         yield f"{name} has {table.num_rows:,} rows, not {rows:,}"
-    told = table["SAMPLE_ID"].to_numpy()
+    stated = table["SAMPLE_ID"].to_numpy()
     meant = [
         sample_id_of(uid_of(url, text))
         for batch in table.to_batches(max_chunksize=_BLOCK)
         for url, text in zip(batch["URL"].to_pylist(), batch["TEXT"].to_pylist(), strict=True)
     ]
-    other = int((told != np.array(meant, np.int64)).sum())
+    other = int((stated != np.array(meant, np.int64)).sum())
     if other:
         yield f"{name}: {other:,} SAMPLE_IDs are not those of their URL and text"
-    ids.append(told)
+    ids.append(stated)
     _, counted = listed_rows(release / name, lists)
     for reason, n in counted.items():
         if n:
-            yield f"{name} holds {n:,} samples that are {reason} by the lists in force"
+            yield f"{name} holds {n:,} samples that are {reason} by the active lists"
 
 
 def _vectors(release: Path, number: int, width: int) -> Problems:
@@ -189,7 +195,7 @@ def _vectors(release: Path, number: int, width: int) -> Problems:
         image, text = (arrays[m][start : start + _BLOCK].astype(np.float32) for m in MODALITIES)
         for modality, vectors in zip(MODALITIES, (image, text), strict=True):
             off = np.abs(np.linalg.norm(vectors, axis=1) - 1).max()
-            # NaN compares false with everything: ask for what is right.
+            # NaN compares false with everything: test for what is right.
             if not off <= _NORM_TOLERANCE:
                 yield f"{vectors_name(modality, number)}: vectors are off unit length by {off}"
         cosine = np.einsum("ij,ij->i", image, text)

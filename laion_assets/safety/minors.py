@@ -1,4 +1,4 @@
-"""Which texts name minors: whole words, whatever their case."""
+"""Find texts that name minors, by whole words in any case."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class WordList:
 
     @property
     def title(self) -> str:
-        """`NAME vVERSION`, as the file's header says."""
+        """`NAME vVERSION` of the file's header."""
         return f"{self.header.get('name', 'unnamed')} v{self.header.get('version', '?')}"
 
     @property
     def pattern(self) -> str:
-        """An RE2 expression that finds any of the words.
+        """RE2 expression that finds any of the words.
 
-        A word ends where letters end, in any script; digits, underscores and hyphens end it too
-        ("kids_2020.jpg"). RE2's own word boundary knows ASCII letters only.
+        A word ends where letters end, in any script; digits, underscores and hyphens end it, too
+        ("kids_2020.jpg"). RE2's own word boundary works for ASCII letters only.
         """
         words = "|".join(re.escape(word).replace(r"\ ", r"[\s_-]+") for word in self.words)
         return rf"(?i)(?:^|[^\pL\pM])(?:{words})(?:[^\pL\pM]|$)"
@@ -42,7 +42,10 @@ class WordList:
 
 @cache
 def load_words(name_or_path: str = "minors") -> WordList:
-    """Read a shipped word list by name, or a file: one word a line, `#` starts a header line."""
+    """Read a shipped word list by name, or a file: one word per line, `#` starts a header line.
+
+    Raises ``ValueError`` if there are no words.
+    """
     shipped = HERE / f"{name_or_path}.txt"
     path = shipped if shipped.is_file() else Path(name_or_path)
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -53,7 +56,7 @@ def load_words(name_or_path: str = "minors") -> WordList:
             header[name] = value
     words = tuple(line for line in lines if line and not line.startswith("#"))
     if not words:
-        raise ValueError(f"{path} holds no words")
+        raise ValueError(f"the word list {path} has no words")
     return WordList(words, header)
 
 
@@ -62,7 +65,7 @@ def names_minors(texts: Sequence[str] | Any, words: WordList | None = None) -> N
     words = words or load_words()
     if not isinstance(texts, pa.Array | pa.ChunkedArray):
         texts = pa.array(texts, pa.string())
-    # Full-width and other compatibility letters are the same words.
+    # Full-width and other compatibility letters spell the same words.
     plain = pc.utf8_normalize(texts, form="NFKC")
     found = pc.fill_null(pc.match_substring_regex(plain, words.pattern), fill_value=False)
     result: NDArray[np.bool_] = found.to_numpy(zero_copy_only=False).astype(np.bool_)

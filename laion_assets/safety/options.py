@@ -1,4 +1,4 @@
-"""Which prompts and word lists the safety tags use."""
+"""Options of the safety tags: the prompts and word lists that they use."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from laion_assets.options import Options
 
 
 class SafetyOptions(Options):
-    """The safety tags' rules; their data files are versioned."""
+    """Options of the safety tags; the data files that they name are versioned."""
 
     prompts: str = Field(
-        "laion400m", description="Shipped category prompts by name, or a JSON file of your own"
+        "laion400m",
+        description="Category prompts: the name of shipped ones, or a JSON file of your own",
     )

@@ -1,4 +1,4 @@
-"""Category prompts: versioned data files, and their embeddings under a model."""
+"""Category prompts: versioned data files, and their embeddings by a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HERE: Final = Path(__file__).with_name("prompts")
 
 
 class PromptsError(ValueError):
-    """A prompts file is absent or wrong; the message says which and why."""
+    """A prompts file is missing or invalid; the message says which and why."""
 
 
 class _Strict(BaseModel, frozen=True, extra="forbid"):
@@ -44,7 +44,7 @@ class AnimalCategory(_Strict):
 
 
 class Prompts(_Strict):
-    """Three sets of prompts. An image is of the categories whose embeddings are nearest to it."""
+    """Three sets of prompts. An image has the categories whose embeddings are nearest to it."""
 
     name: str
     version: int
@@ -54,17 +54,19 @@ class Prompts(_Strict):
     underage: tuple[AgeCategory, ...]
     animals: tuple[AnimalCategory, ...]
     words: str = "minors"
-    """The list of words that name minors: a shipped one by name, or a file."""
+    """Word list that names minors: the name of a shipped one, or a file."""
 
     @model_validator(mode="after")
     def _enough(self) -> Self:
         if min(len(self.categories), len(self.underage)) < 2 or not self.animals:
-            raise ValueError("at least two categories, two of ages and one of animals are needed")
+            raise ValueError(
+                "at least two categories, two age categories and one animal category are needed"
+            )
         return self
 
     @property
     def digest(self) -> str:
-        """16 hex digits over every prompt, flag and word: part of the scores' data version."""
+        """Digest, 16 hex digits, of all prompts, flags and words: part of the scores' version."""
         content = self.model_dump(mode="json", exclude={"about", "source", "words"})
         content["words"] = load_words(self.words).words
         text = json.dumps(content, sort_keys=True)
@@ -88,10 +90,10 @@ def load_prompts(name_or_path: str) -> Prompts:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One set of categories under a model.
+    """One set of categories, embedded by a model.
 
-    ``vectors`` float32 (k, dim), unit length; ``flags`` bool (k,): which of them are the flagged
-    kind; ``texts``: the k prompts.
+    ``texts`` are the k prompts, ``flags``, bool (k,), say which of them are of the flagged kind,
+    and ``vectors``, float32 (k, dim), have unit length.
     """
 
     texts: tuple[str, ...]
@@ -101,7 +103,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Categories:
-    """All that tagging needs beside the image embeddings and the texts."""
+    """Everything that tagging needs besides the image embeddings and the texts."""
 
     nsfw: Ranked
     underage: Ranked

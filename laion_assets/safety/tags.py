@@ -1,6 +1,6 @@
-"""The published rule: tags from the categories nearest to an image (LAION-400M blog).
+"""Safety tags by the published rule: from the categories nearest to an image (LAION-400M blog).
 
-Only embeddings go in, so a change of prompts re-tags without embedding an image again.
+The input is embeddings alone, so a change of prompts does not embed an image again.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from laion_assets.safety.prompts import Categories
 
 TAGS: Final = ("UNLIKELY", "UNSURE", "NSFW")
-"""By how many of the two best categories are NSFW."""
+"""Tags by the number of NSFW categories among the two best: 0, 1, 2."""
 
 _ROWS_AT_ONCE: Final = 4_096
-"""What stays in the processor's caches is several times as fast."""
+"""Rows that fit into the processor's caches, where the work is several times as fast."""
 
 
 @dataclass(frozen=True)
 class Tags:
-    """Columns of ``schemas.SCORED``, one value a row."""
+    """Columns of ``schemas.SCORED``, one value per row."""
 
     nsfw: pa.StringArray
     nsfw_category_1: pa.StringArray
@@ -35,15 +35,14 @@ class Tags:
 def tag(image_emb: NDArray[Any], categories: Categories) -> Tags:
     """Tag images by their embeddings, (n, dim) in any float type and of any length.
 
-    The two best of the categories both NSFW: NSFW; one: UNSURE; none: UNLIKELY.
-    ``underage_ranked``: an under-age category is first or second among the ages.
-    ``animal_ranked``: an animal category is first among the animals' categories.
-    Of equal categories the one listed first ranks first. Raises ``ValueError`` if the
-    embeddings are of another model's size.
+    If both of the two best categories are NSFW the tag is NSFW, if one is UNSURE, else UNLIKELY.
+    ``underage_ranked`` means that an under-age category is first or second among the ages,
+    ``animal_ranked`` that an animal category is first among the animals' categories. The category
+    listed first wins a tie. Raises ``ValueError`` if the embeddings have another model's width.
     """
     if image_emb.ndim != 2 or image_emb.shape[1] != categories.dim:
         raise ValueError(
-            f"embeddings of shape {image_emb.shape} against categories of {categories.dim}"
+            f"embeddings of shape {image_emb.shape} do not fit categories of {categories.dim}"
             " dimensions: both must come from the same model"
         )
     sets = (categories.nsfw, categories.underage, categories.animals)
@@ -68,7 +67,7 @@ def tag(image_emb: NDArray[Any], categories: Categories) -> Tags:
 
 
 def _rank(scores: NDArray[np.float32], best: NDArray[np.intp]) -> None:
-    """Write to ``best``, (n, places), each row's nearest categories, best first."""
+    """Write each row's nearest categories to ``best``, (n, places), best first."""
     for place in range(best.shape[1]):
         best[:, place] = scores.argmax(axis=1)
         scores[np.arange(len(scores)), best[:, place]] = -np.inf

@@ -1,4 +1,4 @@
-"""What may be asked of the service, in JSON."""
+"""The requests that the service accepts, in JSON."""
 
 from __future__ import annotations
 
@@ -24,34 +24,36 @@ Text = Annotated[str | None, NoneIfEmpty]
 
 
 class _Request(BaseModel):
-    # What other versions of a client send beside is passed over, as clip-retrieval does.
+    # Unknown parameters of other clients' versions are ignored, as clip-retrieval does.
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class KnnRequest(_Request):
-    """clip-retrieval's query: one of text, image, image_url and embedding_input."""
+    """A query as clip-retrieval's: one of text, image, image_url and embedding_input."""
 
     text: Text = None
     image: Text = Field(None, description="A JPEG, PNG or WebP file in base64")
     image_url: Text = None
     embedding_input: list[float] | None = Field(
-        None, max_length=65_536, description="A vector of the model"
+        None, max_length=65_536, description="A vector of the index's CLIP model"
     )
-    modality: Literal["image", "text"] = Field("image", description="What is searched")
-    num_images: int = Field(100, ge=0, description="Results with metadata")
+    modality: Literal["image", "text"] = Field(
+        "image", description="Search over images or captions"
+    )
+    num_images: int = Field(100, ge=0, description="Number of results with metadata")
     num_result_ids: int | None = Field(
-        None, ge=0, description="Results, those beyond num_images by id alone"
+        None, ge=0, description="Number of results; those beyond num_images have only their ids"
     )
     indice_name: Text = None
     deduplicate: bool = False
-    use_safety_model: bool = Field(False, description="Leave out what is tagged UNSURE or NSFW")
-    use_violence_detector: bool = Field(False, description="Accepted; there is no such detector")
-    use_mclip: bool = Field(False, description="Accepted; there is no multilingual model")
+    use_safety_model: bool = Field(False, description="Leave out samples tagged UNSURE or NSFW")
+    use_violence_detector: bool = Field(False, description="Ignored: there is no such detector")
+    use_mclip: bool = Field(False, description="Ignored: there is no multilingual model")
     aesthetic_score: Annotated[int | None, NoneIfEmpty] = Field(
-        None, description="Accepted; there are no aesthetic embeddings"
+        None, description="Ignored: there are no aesthetic embeddings"
     )
     aesthetic_weight: Annotated[float | None, NoneIfEmpty] = Field(
-        None, description="Accepted; there are no aesthetic embeddings"
+        None, description="Ignored: there are no aesthetic embeddings"
     )
 
     @model_validator(mode="after")
@@ -62,7 +64,7 @@ class KnnRequest(_Request):
 
     @property
     def ignored(self) -> list[str]:
-        """Parameters that ask for what this service has not."""
+        """Parameters that ask for something that this service does not have."""
         return [
             name
             for name in ("use_mclip", "use_violence_detector", "aesthetic_score")
@@ -71,28 +73,28 @@ class KnnRequest(_Request):
 
 
 class MetadataRequest(_Request):
-    """clip-retrieval's: metadata of ids that a query gave."""
+    """A request as clip-retrieval's for the metadata of ids from a query."""
 
     ids: list[int] = Field(max_length=3_000)
     indice_name: Text = None
 
 
 class SearchRequest(_Request):
-    """The page's query. What is given of text, image, image_url and like is combined."""
+    """The page's query, which combines text, image, image_url and like."""
 
-    text: Text = Field(None, description='Words; -word and -"two words" are steered away from')
+    text: Text = Field(None, description='Words; results steer away from -word and -"two words"')
     image: Text = Field(None, description="A JPEG, PNG or WebP file in base64")
     image_url: Text = None
-    like: Text = Field(None, description="The `sample` of a result: more like its image")
-    over: Literal["image", "text"] = Field("image", description="What is searched")
+    like: Text = Field(None, description="The `sample` of a result, to find more like its image")
+    over: Literal["image", "text"] = Field("image", description="What to search over")
     limit: int = Field(40, ge=1, le=200)
     offset: int = Field(0, ge=0)
     fold: bool = Field(True, description="Fold near-duplicates into one result")
-    safe: bool = Field(True, description="Leave out what is tagged UNSURE or NSFW")
-    min_score: float | None = Field(None, description="Least cosine with the query")
-    min_similarity: float | None = Field(None, description="Least cosine of image and caption")
-    min_width: int | None = Field(None, ge=0, description="Of the original image, in pixels")
-    min_height: int | None = Field(None, ge=0, description="Of the original image, in pixels")
+    safe: bool = Field(True, description="Leave out samples tagged UNSURE or NSFW")
+    min_score: float | None = Field(None, description="Lowest cosine with the query")
+    min_similarity: float | None = Field(None, description="Lowest cosine of image and caption")
+    min_width: int | None = Field(None, ge=0, description="Lowest original width, in pixels")
+    min_height: int | None = Field(None, ge=0, description="Lowest original height, in pixels")
     license: LicenseTerms = "any"
     nsfw: NsfwTag = "any"
     language: Text = Field(None, description="ISO 639-1 code")
@@ -120,7 +122,7 @@ class SearchRequest(_Request):
 
 
 class RemovalRequest(_Request):
-    """A person's request that a sample be taken out."""
+    """A person's request to remove a sample."""
 
     sample: str = Field(max_length=100, description="The `sample` of a result")
     reason: str = Field("", max_length=2_000)
@@ -128,9 +130,9 @@ class RemovalRequest(_Request):
 
 
 def split_text(text: str) -> tuple[str, list[str]]:
-    """``a cat -dog -"in snow"`` -> ``("a cat", ["dog", "in snow"])``.
+    """Split off exclusions: ``a cat -dog -"in snow"`` -> ``("a cat", ["dog", "in snow"])``.
 
-    A text of nothing but exclusions is taken as it is written: there is nothing to steer.
+    A text of exclusions alone is taken as written: there is nothing to steer away from them.
     """
     excluded = [quoted or word for quoted, word in _EXCLUDED.findall(text)]
     wanted = " ".join(_EXCLUDED.sub(" ", text).split())
@@ -138,15 +140,17 @@ def split_text(text: str) -> tuple[str, list[str]]:
 
 
 def decode_image(text: str, max_bytes: int) -> bytes:
-    """Of base64, a data: URL's too. Raises :class:`RequestRefusedError`."""
+    """Decode base64, also that of a data: URL. Raises :class:`RequestRefusedError`."""
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
         body = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RequestRefusedError(422, "not_base64", "the image is not in base64") from error
+        raise RequestRefusedError(422, "not_base64", "the image is not valid base64") from error
     if len(body) > max_bytes:
         raise RequestRefusedError(
-            413, "too_large", f"the image has {len(body):,} bytes; at most {max_bytes:,} are taken"
+            413,
+            "too_large",
+            f"the image has {len(body):,} bytes; at most {max_bytes:,} are allowed",
         )
     return body

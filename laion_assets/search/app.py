@@ -1,4 +1,4 @@
-"""The HTTP routes: clip-retrieval's API, the page and what it asks, health and metrics."""
+"""The HTTP routes: clip-retrieval's API, the page and its own API, health and metrics."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ R = TypeVar("R", bound=BaseModel)
 
 
 def make_app(service: SearchService) -> FastAPI:
-    """The ASGI application; its lifespan is :meth:`SearchService.running`."""
+    """Build the ASGI application; its lifespan is :meth:`SearchService.running`."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -56,7 +56,7 @@ def make_app(service: SearchService) -> FastAPI:
         version=__version__,
         description="Search images and captions by text, image, URL or embedding. `/knn-service`,"
         " `/metadata` and `/indices-list` speak clip-retrieval's API: its `ClipClient` works with"
-        " them unchanged. `/search` is what the page asks.",
+        " them unchanged. `/search` is the page's own query.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -84,8 +84,11 @@ def _add_middleware(app: FastAPI, service: SearchService) -> None:
 
 
 def _host_names(options: ServeOptions) -> list[str]:
-    """On loopback only loopback's names, or any page on the web could ask by a name of its own
-    that it has rebound to this machine."""
+    """Host names that the service answers to.
+
+    On loopback these are loopback's names only: otherwise any page on the web could query the
+    service by a name of its own, rebound to this machine.
+    """
     if options.hosts:
         return list(options.hosts)
     try:
@@ -108,11 +111,11 @@ def _add_refusals(app: FastAPI, service: SearchService) -> None:
 
 
 async def _read(request: Request, model: type[R], limit: int, options: ServeOptions) -> R:
-    """The JSON body, whatever Content-Type it has: ClipClient sends none.
+    """Read the JSON body, whatever its Content-Type: ClipClient sends none.
 
-    Raises :class:`RequestRefusedError` for one that is too large, too slow or not as it should be.
+    Raises :class:`RequestRefusedError` for a body that is too large, too slow or invalid.
     """
-    too_large = RequestRefusedError(413, "too_large", f"the request has over {limit:,} bytes")
+    too_large = RequestRefusedError(413, "too_large", f"the request is larger than {limit:,} bytes")
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared) > limit:
         raise too_large
@@ -124,9 +127,9 @@ async def _read(request: Request, model: type[R], limit: int, options: ServeOpti
                 if len(body) > limit:
                     raise too_large
     except TimeoutError as error:
-        raise RequestRefusedError(408, "slow", "the request did not come in time") from error
+        raise RequestRefusedError(408, "slow", "the request did not arrive in time") from error
     except ClientDisconnect as error:
-        raise RequestRefusedError(400, "gone", "the client has gone") from error
+        raise RequestRefusedError(400, "gone", "the client disconnected") from error
     try:
         return model.model_validate_json(bytes(body))
     except ValidationError as error:
@@ -146,7 +149,7 @@ def _json(value: Any, headers: dict[str, str] | None = None) -> Response:
 
 
 def _body(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
-    """For the OpenAPI document: the body is read by :func:`_read`."""
+    """Describe a body in the OpenAPI document; :func:`_read` reads it."""
     content = {"schema": model.model_json_schema(), "example": example}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
@@ -160,11 +163,11 @@ def _add_clip_retrieval(app: FastAPI, service: SearchService) -> None:
         openapi_extra=_body(KnnRequest, {"text": "a red apple", "num_images": 10}),
     )
     async def knn_service(request: Request) -> Response:
-        """Nearest samples to a text, an image, an image's URL or an embedding.
+        """Find the samples nearest to a text, an image, an image's URL or an embedding.
 
-        Best first; `similarity` is the cosine with the query, `id` is for `/metadata`, as long as
-        the index is not replaced by a newer one. Parameters that ask for what this service has not
-        are named in `X-Ignored-Parameters`.
+        Results come best first. `similarity` is the cosine with the query. `id` is for `/metadata`
+        and is valid until a newer index replaces this one. `X-Ignored-Parameters` names the
+        parameters that ask for something that this service does not have.
         """
         asked = await _read(request, KnnRequest, _image_body(options), options)
         results = await service.knn(asked)
@@ -177,13 +180,13 @@ def _add_clip_retrieval(app: FastAPI, service: SearchService) -> None:
         openapi_extra=_body(MetadataRequest, {"ids": [1]}),
     )
     async def metadata(request: Request) -> Response:
-        """Metadata of ids from `/knn-service`; ids of an index no longer served are left out."""
+        """Metadata of ids from `/knn-service`; ids of an index that was replaced are left out."""
         asked = await _read(request, MetadataRequest, _SMALL_BODY, options)
         return _json(await service.metadata(asked))
 
     @app.get("/indices-list", tags=["clip-retrieval"])
     async def indices_list() -> list[str]:
-        """Names for `indice_name`."""
+        """Valid values of `indice_name`."""
         return [service.name]
 
 
@@ -196,15 +199,15 @@ def _add_page(app: FastAPI, service: SearchService) -> None:
 
     @app.get("/about", tags=["page"])
     async def about() -> dict[str, Any]:
-        """The index, and what this service can do."""
+        """Name and size of the index, and what this service can do."""
         return await service.about()
 
     @app.get("/generated", tags=["page"], response_class=Response)
     async def generated() -> Response:
-        """What a model trained on the dataset has drawn, if the lake has such samples."""
+        """Samples generated by a model trained on the dataset, if the lake has any."""
         report = await service.generated()
         if report is None:
-            raise RequestRefusedError(404, "no_file", "there are no drawn samples to show")
+            raise RequestRefusedError(404, "no_file", "there are no generated samples to show")
         return FileResponse(report, headers={"Cache-Control": "no-cache"})
 
     @app.post(
@@ -213,13 +216,13 @@ def _add_page(app: FastAPI, service: SearchService) -> None:
         openapi_extra=_body(SearchRequest, {"text": "a cat -dog", "limit": 10}),
     )
     async def search(request: Request) -> Response:
-        """The page's query: combined, with filters, page by page."""
+        """Combined query with filters, page by page: the page's own search."""
         asked = await _read(request, SearchRequest, _image_body(options), options)
         return _json(await service.search(asked))
 
     @app.get("/thumbnails/{sample}", tags=["page"], response_class=Response)
     async def thumbnail(sample: str) -> Response:
-        """The stored image of a sample in the dataset."""
+        """Stored image of a sample in the dataset."""
         body, media_type = await service.thumbnail(sample)
         return Response(
             body, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"}
@@ -234,8 +237,8 @@ def _add_page(app: FastAPI, service: SearchService) -> None:
         ),
     )
     async def removal_requests(request: Request) -> Response:
-        """Ask that a sample be taken out. A person reviews the request."""
-        # Another site's page cannot send this type without asking first (CORS).
+        """Request the removal of a sample. A person reviews the request."""
+        # Another site's page cannot send this type without a CORS preflight.
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise RequestRefusedError(415, "media_type", "send application/json")
@@ -255,12 +258,12 @@ def _add_page(app: FastAPI, service: SearchService) -> None:
 def _add_operations(app: FastAPI, service: SearchService) -> None:
     @app.get("/healthz", tags=["operations"])
     async def healthz() -> dict[str, Any]:
-        """`ok`, or `degraded` while the CLIP model or a new index cannot be had."""
+        """`ok`, or `degraded` while the CLIP model or the newest index is not available."""
         return service.health()
 
     @app.get("/metrics", tags=["operations"], response_class=Response)
     async def metrics() -> Response:
-        """For Prometheus."""
+        """Metrics for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/docs", include_in_schema=False)
@@ -270,5 +273,5 @@ def _add_operations(app: FastAPI, service: SearchService) -> None:
     @app.get("/docs/{name}", include_in_schema=False)
     async def swagger(name: str) -> Response:
         if name not in _SWAGGER_FILES:
-            raise RequestRefusedError(404, "no_file", "there is no such file")
+            raise RequestRefusedError(404, "no_file", "no such file")
         return FileResponse(_SWAGGER / name, media_type=_SWAGGER_FILES[name])

@@ -1,7 +1,7 @@
-"""The CLIP model behind the queries: one thread, a bounded line before it.
+"""The CLIP model behind the queries: one thread with a bounded queue.
 
-The model is loaded while the service already answers what needs none. Texts that wait together
-are embedded together.
+The model is loaded while the service already answers requests that do not need it. Texts that wait
+together are embedded together.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
@@ -30,15 +30,16 @@ if TYPE_CHECKING:
 
 Vector = npt.NDArray[np.float32]
 Observe = Callable[[str, float], None]
-"""Told what was encoded (text, image) and the seconds it took."""
+"""Called with what was encoded (text, image) and the seconds that it took."""
 
 _REMEMBERED: Final = 4_096
 
 
 class Encoder:
-    """Query vectors, ``(d,)`` of unit length. Use on one event loop; :meth:`start` loads the model.
+    """Encode queries into vectors, ``(d,)`` float32 of unit length. Use it on one event loop.
 
-    ``load`` is called in the encoder's thread.
+    :meth:`start` loads the model; ``load`` is called in the encoder's thread. The most recent
+    vectors are remembered.
     """
 
     def __init__(
@@ -59,10 +60,10 @@ class Encoder:
         self._waiting = 0
         self._texts: list[tuple[str, asyncio.Future[Vector]]] = []
         self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[str, str], Vector] = OrderedDict()
+        self._known: LRUCache[tuple[str, str], Vector] = LRUCache(_REMEMBERED)
 
     def start(self) -> asyncio.Future[None]:
-        """Begin to load; the future is done when the model is ready or has failed."""
+        """Begin to load the model; the future is done when it is ready or has failed."""
         return asyncio.get_running_loop().run_in_executor(self._thread, self._begin)
 
     def close(self) -> None:
@@ -74,37 +75,39 @@ class Encoder:
         try:
             self._model = (self._load or load_clip)(self._clip)
             self._model.encode_texts(["a first text, which takes longest"])
-        except Exception as error:  # noqa: BLE001 - told at /healthz and to each who asks
+        except Exception as error:  # noqa: BLE001 - shown at /healthz and in each refusal
             self.state, self.problem = "failed", str(error) or type(error).__name__
         else:
             self.state = "ready"
 
     async def text(self, text: str) -> Vector:
-        """Raises :class:`RequestRefusedError`."""
-        known = self._recall("text", text)
+        """Encode a text. Raises :class:`RequestRefusedError`."""
+        known = self._known.get(("text", text))
         if known is not None:
             return known
-        with self._turn():
+        with self._queued():
             loop = asyncio.get_running_loop()
             future: asyncio.Future[Vector] = loop.create_future()
             with self._lock:
                 self._texts.append((text, future))
             await loop.run_in_executor(self._thread, self._encode_texts, loop)
-            return self._remember("text", text, await future)
+            vector = self._known["text", text] = await future
+            return vector
 
     async def image(self, body: bytes) -> Vector:
-        """Of an encoded image. Raises :class:`RequestRefusedError`."""
+        """Encode an image file. Raises :class:`RequestRefusedError`."""
         digest = hashlib.sha256(body).hexdigest()
-        known = self._recall("image", digest)
+        known = self._known.get(("image", digest))
         if known is not None:
             return known
-        with self._turn():
+        with self._queued():
             loop = asyncio.get_running_loop()
             vector = await loop.run_in_executor(self._thread, self._encode_image, body)
-            return self._remember("image", digest, vector)
+            self._known["image", digest] = vector
+            return vector
 
     def _encode_texts(self, loop: asyncio.AbstractEventLoop) -> None:
-        """All that wait; whoever comes here after them finds nothing left to do."""
+        """Encode all waiting texts; a call after that finds nothing left to do."""
         with self._lock:
             taken, self._texts = self._texts, []
         if not taken:
@@ -113,7 +116,7 @@ class Encoder:
         try:
             self._refuse_if_down()  # loading may have failed while they waited for it
             vectors = self._model.encode_texts([text for text, _ in taken])
-        except Exception as error:  # noqa: BLE001 - each that waits is told
+        except Exception as error:  # noqa: BLE001 - passed on to each that waits
             for _, future in taken:
                 loop.call_soon_threadsafe(_fail, future, error)
             return
@@ -133,13 +136,13 @@ class Encoder:
                         413,
                         "too_many_pixels",
                         f"the image has {opened.width} × {opened.height} pixels; at most "
-                        f"{self._options.max_pixels:,} are taken",
+                        f"{self._options.max_pixels:,} are allowed",
                     )
-                opened.draft("RGB", (1024, 1024))  # a JPEG needs not be decoded in full
+                opened.draft("RGB", (1024, 1024))  # a JPEG need not be decoded in full
                 image = opened.convert("RGB")
         except NOT_AN_IMAGE as error:
             raise RequestRefusedError(
-                422, "undecodable", "the image is no JPEG, PNG or WebP that can be read"
+                422, "undecodable", "the image is not a readable JPEG, PNG or WebP"
             ) from error
         vector: Vector = self._model.encode_images([image])[0]
         self._observe("image", time.perf_counter() - started)
@@ -151,25 +154,13 @@ class Encoder:
                 503, "encoder_down", f"the CLIP model is not available: {self.problem}"
             )
 
-    def _recall(self, kind: str, key: str) -> Vector | None:
-        vector = self._known.get((kind, key))
-        if vector is not None:
-            self._known.move_to_end((kind, key))
-        return vector
-
-    def _remember(self, kind: str, key: str, vector: Vector) -> Vector:
-        self._known[kind, key] = vector
-        if len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
-        return vector
-
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """A place in the line before the model."""
+    def _queued(self) -> Iterator[None]:
+        """Hold a place in the model's queue. Raises :class:`RequestRefusedError` if it is full."""
         self._refuse_if_down()
         if self._waiting >= self._options.encoder_waiting:
             raise RequestRefusedError(
-                503, "busy", "too many queries wait for the CLIP model", retry_after_s=1
+                503, "busy", "too many queries are waiting for the CLIP model", retry_after_s=1
             )
         self._waiting += 1
         try:

@@ -1,10 +1,14 @@
-"""What the service does not do for a request, and says so."""
+"""The exception by which the service refuses a request."""
 
 from __future__ import annotations
 
 
 class RequestRefusedError(Exception):
-    """``status`` is HTTP's; ``reason`` a short name that is counted; ``detail`` is for people."""
+    """A request is refused.
+
+    ``status`` is the HTTP status, ``reason`` a short name that the metrics count, and ``detail`` a
+    message for people.
+    """
 
     def __init__(
         self, status: int, reason: str, detail: str, *, retry_after_s: int | None = None

@@ -1,11 +1,11 @@
-"""What a person may ask of the results beside their likeness."""
+"""Filters: what results must fulfil besides being near the query."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from laion_assets.search.samples import PartRow
+from laion_assets.knn.samples import PartRow
 
 LicenseTerms = Literal[
     "any", "creative_commons", "public_domain", "commercial_use", "adaptation", "unknown"
@@ -16,7 +16,7 @@ SAFE_TAG: Final = "UNLIKELY"
 
 @dataclass(frozen=True)
 class Filters:
-    """All must hold. ``safe`` leaves out what is not tagged UNLIKELY."""
+    """Conditions on a sample, all of which must hold; ``safe`` takes only the tag UNLIKELY."""
 
     safe: bool = False
     min_score: float | None = None
@@ -30,10 +30,11 @@ class Filters:
 
     @property
     def selective(self) -> bool:
-        """Whether anything may be left out."""
+        """Whether the filters may leave anything out."""
         return self != Filters()
 
     def take(self, row: PartRow, score: float) -> bool:
+        """Whether a sample with this ``score`` passes."""
         value = row.value
         return (
             not (self.safe and value("NSFW") != SAFE_TAG)
@@ -55,7 +56,7 @@ def _at_least(value: Any, bound: float | None) -> bool:
 def allows(license_url: str | None, terms: LicenseTerms) -> bool:
     """Whether a licence as the pairs hold it (a Creative Commons URL, or "?") is of this kind.
 
-    By the parts of its name (creativecommons.org/share-your-work/cclicenses): `nc` forbids
+    The parts of its name decide (creativecommons.org/share-your-work/cclicenses): `nc` forbids
     commercial use, `nd` forbids adaptations; CC0 and the public domain mark forbid nothing.
     """
     if terms == "any":

@@ -1,4 +1,4 @@
-"""From a vector to results: nearest neighbours, filters, near-duplicates folded into one."""
+"""Find results for a vector: nearest neighbours, filters, near-duplicates folded into one."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from laion_assets.knn.samples import Located, PartRow, Samples
 from laion_assets.knn.subset import Modality
 from laion_assets.search.filters import Filters
 from laion_assets.search.live_index import IndexVersion
-from laion_assets.search.samples import Located, PartRow, Samples
 
 _GROWTH: Final = 4
 _SPARE: Final = 2
-"""Neighbours asked for, for each result wanted, where some may be left out."""
+"""Neighbours to ask for per wanted result, where some may be left out."""
 
 
 @dataclass
 class Result:
-    """``score``: cosine with the query. ``duplicates``: the worse ones that were folded into it."""
+    """A row with its cosine with the query; ``duplicates`` worse ones were folded into it."""
 
     row: int
     score: float
@@ -32,10 +32,11 @@ class Result:
 
 @dataclass
 class Found:
-    """``results`` best first; those beyond what was wanted are cut.
+    """Results, best first, cut to the wanted number.
 
-    ``looked_at`` neighbours gave them, of which ``gone`` are no longer in the subset. ``complete``:
-    no more can be found by looking further. ``languages`` and ``crawls`` count what was looked at.
+    They come from ``looked_at`` neighbours, of which ``gone`` are no longer in the subset.
+    ``complete`` means that looking further would find no more. ``languages`` and ``crawls`` count
+    the neighbours that are still in the subset.
     """
 
     results: list[Result]
@@ -57,11 +58,11 @@ def find(
     fold_above: float | None,
     max_candidates: int,
 ) -> Found:
-    """The ``wanted`` best samples that pass.
+    """Find the ``wanted`` best samples that pass the filters.
 
-    Looks at more and more neighbours until there are enough, or ``max_candidates``, or the whole
-    index. ``fold_above``: the cosine above which two results are one; None folds nothing.
-    Raises ``ValueError`` for a vector that the index cannot be asked for.
+    It looks at more and more neighbours until it has enough results, has seen ``max_candidates``,
+    or has seen the whole index. Results with a cosine above ``fold_above`` are folded into one;
+    None folds nothing. Raises ``ValueError`` for a vector that the index cannot be searched for.
     """
     most = min(max_candidates, version.summary.n)
     lossy = filters.selective or fold_above is not None
@@ -87,18 +88,18 @@ def _choose(
     fold_above: float | None,
 ) -> Found:
     found = Found([], len(near), 0, complete=False)
-    there = 0
+    present = 0
 
     def keep(number: int, row: PartRow) -> bool:
-        nonlocal there
-        there += 1
+        nonlocal present
+        present += 1
         found.crawls[row.value("crawl")] += 1
         found.languages[row.value("LANGUAGE") or ""] += 1
         return filters.take(row, near[number][0])
 
     places = version.places([row for _, row in near])
     located_all = samples.locate(places, () if fold_above is None else (over,), keep)
-    found.gone = len(near) - there  # never another sample's caption in its place
+    found.gone = len(near) - present  # never another sample's caption in its place
     found.results = [
         Result(row, score, located)
         for (score, row), located in zip(near, located_all, strict=True)
@@ -110,10 +111,10 @@ def _choose(
 
 
 def fold(results: Sequence[Result], over: Modality, above: float) -> list[Result]:
-    """Each result joins the best one before it whose vector (or image's bytes) it repeats.
+    """Fold each result into the best earlier one whose vector or image bytes it repeats.
 
-    clip-retrieval folds by connected components, which lets a chain of small steps swallow what
-    is not alike, and changes what is shown as more results are looked at; this does neither.
+    clip-retrieval folds by connected components: a chain of small steps then swallows what is not
+    alike, and the results change as more of them are looked at. This way does neither.
     """
     if not results:
         return []

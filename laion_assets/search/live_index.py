@@ -1,8 +1,8 @@
-"""The index that is being searched, and its replacement by a newer one under way.
+"""The index that is being searched, and its replacement by a newer one while the service runs.
 
 A version keeps its own files open, so it stays whole when the lake puts another folder in its
-place. A request holds the version that it began with; when the last such request is done, nothing
-refers to the old version any more, and its memory maps and files are closed with it.
+place. A request holds the version that it began with. When the last such request is done, nothing
+refers to the old version, and its memory maps and files are closed.
 """
 
 from __future__ import annotations
@@ -18,62 +18,65 @@ import numpy.typing as npt
 
 from laion_assets.files import Identity, identity
 from laion_assets.knn.files import IndexSummary
-from laion_assets.knn.runs import SubsetOf
-from laion_assets.knn.search import Place, Searcher
-from laion_assets.knn.subset import Modality
+from laion_assets.knn.samples import SamplePlace
+from laion_assets.knn.search import Searcher
+from laion_assets.knn.subset import Modality, Subsets
 from laion_assets.lake.base import MANIFEST, Manifest
 
 logger = logging.getLogger(__name__)
 
 _ROW_BITS: Final = 32
 _TAG_BITS: Final = 20
-"""An id is 52 bits: the browser's numbers are exact to 53."""
+"""An id has 52 bits: a browser's numbers are exact up to 53."""
 _OPENING_ATTEMPTS: Final = 5
 
 
 class IndexUnavailableError(RuntimeError):
-    """There is no index that can be searched; the message says why."""
+    """No index can be searched; the message says why."""
 
 
 class IndexVersion:
-    """One published index, open. Safe to search from several threads.
+    """One published index, open. Several threads may search it.
 
-    Raises ``OSError``, ``ValueError`` or faiss' ``RuntimeError`` for a folder that is no whole
+    Raises ``OSError``, ``ValueError`` or faiss's ``RuntimeError`` for a folder that is not a whole
     index.
     """
 
-    def __init__(self, index_dir: Path, name: str, subset_of: SubsetOf) -> None:
+    def __init__(self, index_dir: Path, name: str, subsets: Subsets) -> None:
         self.name = name
         self.tag = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % 2**_TAG_BITS
-        self._searcher = Searcher(index_dir, subset_of)
+        self._searcher = Searcher(index_dir, subsets)
 
     @property
     def summary(self) -> IndexSummary:
         return self._searcher.summary
 
     def nearest(self, vector: npt.ArrayLike, k: int, over: Modality) -> list[tuple[float, int]]:
-        """``(score, row)``, best first. Raises ``ValueError`` for a vector that cannot be asked."""
+        """``(score, row)`` of the nearest, best first.
+
+        Raises ``ValueError`` for a vector that the index cannot be searched for.
+        """
         query = np.asarray(vector, np.float32)
         scores, rows = self._searcher.nearest(query[None], k, over)
         return [(float(s), int(r)) for s, r in zip(scores[0], rows[0], strict=True) if r >= 0]
 
-    def places(self, rows: Sequence[int]) -> list[Place]:
-        """Of rows that :meth:`nearest` gave."""
+    def places(self, rows: Sequence[int]) -> list[SamplePlace]:
+        """Places of rows that :meth:`nearest` returned."""
         return self._searcher.places(rows)
 
-    def place(self, row: int) -> Place | None:
-        """None for a row that the index has not."""
+    def place(self, row: int) -> SamplePlace | None:
+        """Place of a row; None for a row that the index does not have."""
         try:
             return self._searcher.places([row])[0]
         except IndexError:
             return None
 
     def id_of(self, row: int) -> int:
-        """A number for a row of this version; that of another version is told apart by its tag."""
+        """Number of a row of this version; its tag tells it from those of other versions."""
         return self.tag << _ROW_BITS | row
 
     def row_of(self, number: int) -> int | None:
-        """The row of :meth:`id_of`; None for another version's."""
+        """Row of a number of :meth:`id_of`; None for a number of another version."""
         tag, row = number >> _ROW_BITS, number & (2**_ROW_BITS - 1)
         return row if tag == self.tag else None
 
@@ -81,19 +84,19 @@ class IndexVersion:
 class LiveIndex:
     """The newest version of an index folder.
 
-    ``accept`` raises ``ValueError`` for a version that must not be served, such as one made with
-    another model; the version before then stays. Raises :class:`IndexUnavailableError` if the
-    folder holds no index to begin with.
+    ``accept`` raises ``ValueError`` for a version that must not be served, such as one of another
+    model; the previous version then stays. Raises :class:`IndexUnavailableError` if the folder
+    holds no index to begin with.
     """
 
     def __init__(
         self,
         index_dir: Path,
-        subset_of: SubsetOf,
+        subsets: Subsets,
         accept: Callable[[IndexVersion], None] = lambda _: None,
     ) -> None:
         self._index_dir = index_dir
-        self._subset_of = subset_of
+        self._subsets = subsets
         self._accept = accept
         self.swaps = 0
         self.problem: str | None = None
@@ -108,9 +111,9 @@ class LiveIndex:
         return self._current
 
     def refresh(self) -> bool:
-        """Take what has been published since; True if it is another version than before.
+        """Load what has been published since; return whether the version changed.
 
-        Not to be called from two threads at once.
+        Do not call it from two threads at once.
         """
         try:
             if self._identity() == self._seen:
@@ -128,7 +131,7 @@ class LiveIndex:
             return False
         self._current = version
         self.swaps += 1
-        logger.info(f"now searching {version.name}: {version.summary.n:,} samples")
+        logger.info(f"now serving index {version.name}: {version.summary.n:,} samples")
         return True
 
     def _identity(self) -> Identity:
@@ -139,7 +142,7 @@ class LiveIndex:
         for attempt in range(_OPENING_ATTEMPTS):
             seen = self._identity()
             try:
-                version = IndexVersion(self._index_dir, self._name(seen), self._subset_of)
+                version = IndexVersion(self._index_dir, self._name(seen), self._subsets)
             except FileNotFoundError:
                 # The folder may have been replaced and deleted meanwhile.
                 if self._identity() == seen or attempt == _OPENING_ATTEMPTS - 1:
@@ -148,11 +151,14 @@ class LiveIndex:
             if self._identity() == seen:
                 self._accept(version)
                 return seen, version
-        raise ValueError("it was replaced again and again while it was being opened")
+        raise ValueError("it was replaced each time while it was opened")
 
     def _name(self, seen: Identity) -> str:
-        """By the published data version and what is in the index, since equal inputs may be indexed
-        in another order or with other options; of a plain folder, by the times of its files."""
+        """Name a version by the published data version and by the content of `index.json`.
+
+        Equal inputs may be indexed in another order or with other options. A folder that was not
+        published is named by its files' times.
+        """
         about = repr(seen).encode()
         if (self._index_dir / MANIFEST).exists():
             version = Manifest.read(self._index_dir).data_version

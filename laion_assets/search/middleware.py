@@ -1,4 +1,4 @@
-"""What stands before every route: rates, security headers, the time it took."""
+"""Middleware before every route: rate limits, security headers, timing."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ CSP: Final = (
 )
 TRUSTED_TYPES: Final = "; require-trusted-types-for 'script'; trusted-types 'none'"
 DOCS_CSP: Final = CSP.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
-"""Swagger UI writes styles into its elements, and HTML."""
+"""Swagger UI writes HTML, and styles into its elements."""
 GENERATED_CSP: Final = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; "
     "base-uri 'none'; frame-ancestors 'none'"
 )
-"""The report on generated samples is one file, and needs no script."""
+"""The report on generated samples is a single file without scripts."""
 
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -52,7 +52,7 @@ _NAMED: Final = QUERIES | {
 
 
 def route_of(path: str) -> str:
-    """A label of bounded number."""
+    """Metrics label of a path; there is a fixed number of them."""
     if path in _NAMED:
         return path
     for prefix in (_THUMBNAILS, "/static/"):
@@ -62,7 +62,7 @@ def route_of(path: str) -> str:
 
 
 class Guard:
-    """ASGI middleware."""
+    """ASGI middleware that limits rates, sets headers and measures requests."""
 
     def __init__(self, app: ASGIApp, options: ServeOptions, metrics: Metrics) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Where the search service listens, and what it grants a stranger."""
+"""Options of the search service: where it listens, and its limits for strangers."""
 
 from __future__ import annotations
 
@@ -8,60 +8,90 @@ from laion_assets.options import Options
 
 
 class ServeOptions(Options):
-    """Section ``[serve]``. The limits are those of one process."""
+    """Options of the search service, section ``[serve]``. Limits hold for one process."""
 
     host: str = Field(
-        "127.0.0.1", description="Address to listen on; the service has no log-in of its own"
+        "127.0.0.1",
+        description="Address to listen on; the service has no authentication of its own",
     )
-    port: int = Field(8800, ge=0, le=65_535, description="Port; 0 takes a free one")
+    port: int = Field(8800, ge=0, le=65_535, description="Port to listen on; 0 takes a free one")
     hosts: tuple[str, ...] = Field(
         (),
-        description="Names by which the service may be asked for (`Host`), `*.example.org` too."
-        " Empty: loopback's names where it listens on loopback, else any",
+        description="Values allowed in the Host header, such as `*.example.org`. Empty: loopback's"
+        " names if it listens on loopback, else any",
     )
     origins: tuple[str, ...] = Field(
-        (), description="Other sites whose pages may ask (CORS), such as clip-retrieval's front end"
+        (),
+        description="Origins whose pages may query it (CORS), such as clip-retrieval's front end",
     )
     proxies: tuple[str, ...] = Field(
-        (), description="Addresses of proxies whose X-Forwarded-For names the client"
+        (), description="Addresses of proxies whose X-Forwarded-For header is trusted"
     )
 
-    query_rate: float = Field(5.0, gt=0, description="Queries a second of one client, in the long")
-    query_burst: int = Field(40, ge=1, description="Queries of one client at once")
-    thumbnail_rate: float = Field(100.0, gt=0, description="Thumbnails a second of one client")
-    thumbnail_burst: int = Field(1_000, ge=1, description="Thumbnails of one client at once")
-    removal_rate: float = Field(1 / 60, gt=0, description="Removal requests a second of one client")
-    removal_burst: int = Field(10, ge=1, description="Removal requests of one client at once")
+    query_rate: float = Field(5.0, gt=0, description="Sustained queries per second and client")
+    query_burst: int = Field(40, ge=1, description="Queries that one client may send at once")
+    thumbnail_rate: float = Field(
+        100.0, gt=0, description="Sustained thumbnails per second and client"
+    )
+    thumbnail_burst: int = Field(
+        1_000, ge=1, description="Thumbnails that one client may get at once"
+    )
+    removal_rate: float = Field(
+        1 / 60, gt=0, description="Sustained removal requests per second and client"
+    )
+    removal_burst: int = Field(
+        10, ge=1, description="Removal requests that one client may send at once"
+    )
 
-    max_text: int = Field(1_000, ge=1, description="Characters of a query")
-    max_image_bytes: int = Field(10_000_000, ge=1, description="Bytes of a query image, encoded")
-    max_pixels: int = Field(50_000_000, ge=1, description="Pixels of a query image, by its header")
-    image_url_timeout_s: float = Field(8.0, gt=0, description="Seconds for fetching a query image")
-    body_timeout_s: float = Field(30.0, gt=0, description="Seconds for a request's body to come")
+    max_text: int = Field(1_000, ge=1, description="Largest number of characters of a query")
+    max_image_bytes: int = Field(10_000_000, ge=1, description="Largest query image file, in bytes")
+    max_pixels: int = Field(
+        50_000_000, ge=1, description="Largest query image, in pixels, according to its header"
+    )
+    image_url_timeout_s: float = Field(
+        8.0, gt=0, description="Time limit for fetching a query image, in seconds"
+    )
+    body_timeout_s: float = Field(
+        30.0, gt=0, description="Time limit for receiving a request body, in seconds"
+    )
 
     max_candidates: int = Field(
-        3_000, ge=1, description="Nearest neighbours looked at for one query, before its filters"
+        3_000, ge=1, description="Largest number of neighbours examined per query, before filters"
     )
     duplicate_threshold: float = Field(
-        0.94, gt=0, le=1, description="Cosine above which two results are one (clip-retrieval's)"
+        0.94,
+        gt=0,
+        le=1,
+        description="Cosine above which two results are duplicates (clip-retrieval's)",
     )
-    negative_weight: float = Field(0.5, ge=0, description="Weight of what a query excludes (-dog)")
+    negative_weight: float = Field(
+        0.5, ge=0, description="Weight of the words that a query excludes (-dog)"
+    )
 
-    search_threads: int = Field(2, ge=1, description="Queries searched at the same time")
-    encoder_waiting: int = Field(64, ge=1, description="Queries that may wait for the CLIP model")
+    search_threads: int = Field(2, ge=1, description="Number of queries searched at the same time")
+    encoder_waiting: int = Field(
+        64, ge=1, description="Largest number of queries waiting for the CLIP model"
+    )
     cache_mb: int = Field(
-        512, ge=16, description="Memory for ids and metadata read of parquet; the rest is re-read"
+        512, ge=16, description="Memory, in MiB, for cached ids and metadata of the subsets"
     )
-    open_shards: int = Field(64, ge=1, description="Shards whose members' places are remembered")
-    watch_s: float = Field(2.0, gt=0, description="Seconds between two looks for a new index")
+    open_shards: int = Field(64, ge=1, description="Number of image shards kept open")
+    watch_s: float = Field(2.0, gt=0, description="Seconds between two checks for a new index")
 
-    removal_requests: bool = Field(True, description="Take requests for removal into the queue")
+    removal_requests: bool = Field(
+        True, description="Accept removal requests into the review queue"
+    )
     removal_queue_bytes: int = Field(
-        10_000_000, ge=0, description="Size at which the queue takes no more until it is reviewed"
+        10_000_000,
+        ge=0,
+        description="Largest size of the review queue, in bytes; further requests are refused",
     )
 
     def listening_on(self, host: str | None, port: int | None) -> ServeOptions:
-        """The same, elsewhere; None keeps what is set. Raises ``ValidationError``."""
+        """The same options with another address; None keeps what is set.
+
+        Raises ``ValidationError``.
+        """
         asked = {"host": host, "port": port}
         given = {name: value for name, value in asked.items() if value is not None}
         return ServeOptions.model_validate(self.model_dump() | given)

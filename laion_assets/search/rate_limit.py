@@ -1,4 +1,4 @@
-"""How much one client may ask."""
+"""Rate limits per client."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Final
 
 _MOST_CLIENTS: Final = 20_000
-_HOME_NETWORK: Final = 64  # bits of an IPv6 address that a provider gives to one customer
+_HOME_NETWORK: Final = 64  # bits of the IPv6 prefix that a provider gives to one customer
 
 
 class Rate:
-    """A bucket for each client: ``burst`` at once, refilled at ``rate`` a second.
+    """A token bucket per client: ``burst`` requests at once, refilled at ``rate`` per second.
 
-    The clients longest unseen are forgotten first, when there are too many to remember.
+    When there are too many clients to remember, the least recently seen are forgotten.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Rate:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, client: str) -> int | None:
-        """None if the client may; else the seconds after which it may again."""
+        """Take a token; return None, or the seconds to wait if there is none."""
         now = self._clock()
         left, since = self._buckets.pop(client, (float(self._burst), now))
         left = min(float(self._burst), left + (now - since) * self._rate)
@@ -40,7 +40,7 @@ class Rate:
 
 
 def client_of(address: str) -> str:
-    """Who counts as one: an IPv4 address, or the network of an IPv6 one."""
+    """Name of the client at an address: the IPv4 address, or the network of an IPv6 address."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

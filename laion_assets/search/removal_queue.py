@@ -1,5 +1,7 @@
-"""Requests for removal, kept for a person to review. The queue is no removal list: nothing is taken
-out because it stands here."""
+"""Requests for removal, queued for a person to review.
+
+The queue is not a removal list: nothing is taken out because it stands here.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from laion_assets.knn.samples import Sample
 from laion_assets.search.errors import RequestRefusedError
-from laion_assets.search.samples import Sample
 
 QUEUE: Final = Path("removals/queue/requests.jsonl")
 
 
 class RemovalQueue:
-    """``<lake>/removals/queue/requests.jsonl``: a JSON object a line, appended and synced.
+    """The file ``<lake>/removals/queue/requests.jsonl``: one JSON object per line, synced.
 
     An object has `time` (UTC), `sample`, `SAMPLE_ID`, `url`, `page_url`, `text`, `sha256`, and what
-    the person wrote: `reason`, `contact`; `entries` are the lines that a removal list would take.
+    the person wrote: `reason` and `contact`. `entries` are the lines to put into a removal list.
     """
 
     def __init__(self, lake: Path, max_bytes: int) -> None:
@@ -29,7 +31,7 @@ class RemovalQueue:
         self._lock = threading.Lock()
 
     def append(self, sample: Sample, reason: str, contact: str) -> None:
-        """Raises :class:`RequestRefusedError` when the queue is full."""
+        """Append a request. Raises :class:`RequestRefusedError` when the queue is full."""
         line = json.dumps(
             {
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -52,7 +54,7 @@ class RemovalQueue:
                     raise RequestRefusedError(
                         503,
                         "queue_full",
-                        "too many requests wait for review; please write to the operator",
+                        "too many requests are waiting for review; please write to the operator",
                     )
                 stream.write(line.encode() + b"\n")
                 stream.flush()

@@ -1,4 +1,4 @@
-"""Running the service in this process."""
+"""Run the service in this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from laion_assets.search.service import SearchService
 
 
 class _Server(uvicorn.Server):
-    """Tells its address once it listens."""
+    """A uvicorn server that reports its address once it listens."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[str], None]) -> None:
         super().__init__(config)
@@ -34,9 +34,9 @@ class _Server(uvicorn.Server):
 def make_server(
     service: SearchService, ready: Callable[[str], None] = lambda _: None
 ) -> uvicorn.Server:
-    """``server.run()`` serves until it is interrupted, or ``server.should_exit`` is set.
+    """Build a server, which runs until it is interrupted or ``server.should_exit`` is set.
 
-    ``ready`` is told the address.
+    ``ready`` is called with the address.
     """
     options = service.options
     config = uvicorn.Config(
@@ -73,8 +73,8 @@ def serve_index(
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with (
         socket.create_server((options.host, options.port), family=family) as listening,
-        # The cores are for queries at the same time; a small matrix product gains nothing by
-        # threads that wait for one another.
+        # The cores serve concurrent queries; a small matrix product gains nothing from threads
+        # that wait for one another.
         threadpool_limits(1, user_api="blas"),
     ):
         server = make_server(service, lambda address: print(f"search page: {address}", flush=True))

@@ -1,4 +1,4 @@
-"""The service behind the HTTP routes: an index, the samples, the encoder, the guarded fetch."""
+"""The service behind the HTTP routes: index, samples, encoder, and guarded fetch of images."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from laion_assets.clip.options import ClipOptions
 from laion_assets.download.errors import FetchRefused
 from laion_assets.download.fetch import Fetcher
 from laion_assets.download.options import DownloadOptions
-from laion_assets.files import open_files
 from laion_assets.generation.shown_samples import may_be_shown
 from laion_assets.knn.query import lake_beside, subset_beside
-from laion_assets.knn.runs import SubsetOf
-from laion_assets.knn.subset import Modality, SubsetError
+from laion_assets.knn.samples import Located, Sample, SampleRef, Samples
+from laion_assets.knn.subset import Modality, SubsetError, Subsets
 from laion_assets.removals.active import read_lists
 from laion_assets.removals.entry import ListError
 from laion_assets.search.api_models import (
@@ -34,7 +33,6 @@ from laion_assets.search.api_models import (
     decode_image,
     split_text,
 )
-from laion_assets.search.cache import ByteCache
 from laion_assets.search.encoder import Encoder, Vector
 from laion_assets.search.errors import RequestRefusedError
 from laion_assets.search.filters import Filters
@@ -43,7 +41,6 @@ from laion_assets.search.live_index import IndexVersion, LiveIndex
 from laion_assets.search.metrics import Metrics
 from laion_assets.search.options import ServeOptions
 from laion_assets.search.removal_queue import RemovalQueue
-from laion_assets.search.samples import Located, Sample, SampleRef, Samples
 from laion_assets.search.thumbnails import Thumbnails
 
 P = ParamSpec("P")
@@ -52,16 +49,14 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _WEB: Final = ("http://", "https://")
-_OPEN_FILES: Final = 65_536
-"""As many as the system allows, up to this."""
 
 
 class SearchService:
-    """Everything that a request needs. ``async with service.running()`` around its use.
+    """Everything that a request needs. Use it within ``async with service.running()``.
 
     ``subset`` is needed for an index outside a lake, where there are no thumbnails and no removal
     queue. Raises :class:`~laion_assets.search.live_index.IndexUnavailableError`, and
-    :class:`~laion_assets.knn.query.QueryError` if it is not known where the subset is.
+    :class:`~laion_assets.knn.query.QueryError` if the subset cannot be found.
     """
 
     def __init__(
@@ -78,11 +73,9 @@ class SearchService:
         self.name = index_dir.absolute().name
         self.metrics = Metrics()
         self._clip_key = clip.key
-        subset_of: SubsetOf = (lambda *_: subset) if subset else subset_beside(index_dir)
-        self.live = LiveIndex(index_dir, subset_of, self._accept)
-        # Each part that is kept has two files mapped.
-        most_parts = open_files(_OPEN_FILES) // 8
-        self.samples = Samples(subset_of, ByteCache(options.cache_mb * 2**20, most_parts))
+        subsets: Subsets = subset or subset_beside(index_dir)
+        self.live = LiveIndex(index_dir, subsets, self._accept)
+        self.samples = Samples(subsets, options.cache_mb * 2**20)
         self.encoder = encoder or Encoder(clip, options, observe=self.metrics.encoded)
         lake = lake_beside(index_dir)
         self._lake = lake
@@ -106,15 +99,18 @@ class SearchService:
             options.search_threads, thread_name_prefix="search", initializer=_one_core_a_query
         )
         self._reading = ThreadPoolExecutor(4, thread_name_prefix="thumbnails")
-        self.metrics.watch(self)
+        self.metrics.watch(self.live, self.encoder)
 
     def _accept(self, version: IndexVersion) -> None:
         made_with = version.summary.model
         if made_with != self._clip_key:
-            raise ValueError(f"it was made with {made_with}, not with {self._clip_key}")
+            raise ValueError(
+                f"it was built with the CLIP model {made_with}, the service uses {self._clip_key}"
+            )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
+        """Load the model, follow the index, and end all of it with the block."""
         loading = self.encoder.start()
         watching = asyncio.create_task(self._watch())
         async with self._fetcher:
@@ -128,7 +124,7 @@ class SearchService:
                     pool.shutdown(wait=False, cancel_futures=True)
 
     async def _watch(self) -> None:
-        """Take each newly published index; no request waits for it."""
+        """Load each newly published index; no request waits for it."""
         while True:
             await asyncio.sleep(self.options.watch_s)
             await asyncio.to_thread(self.live.refresh)
@@ -136,7 +132,7 @@ class SearchService:
     # Queries
 
     async def knn(self, request: KnnRequest) -> list[dict[str, Any]]:
-        """clip-retrieval's results: `id`, `similarity` (with the query), `url`, `caption`, …"""
+        """Results as clip-retrieval gives them: `id`, `similarity` to the query, `url`, …"""
         self._check_name(request.indice_name)
         if request.embedding_input is not None and not (
             request.text or request.image or request.image_url
@@ -166,7 +162,7 @@ class SearchService:
         ]
 
     async def metadata(self, request: MetadataRequest) -> list[dict[str, Any]]:
-        """Of the ids that are the current index's; another version's would be other samples."""
+        """Metadata of the ids that are of the current index; others would be other samples."""
         self._check_name(request.indice_name)
         version = self.live.current
         rows = {number: version.row_of(number) for number in request.ids}
@@ -182,7 +178,7 @@ class SearchService:
         return self.samples.locate(places)
 
     async def search(self, request: SearchRequest) -> dict[str, Any]:
-        """The page's results; `next_offset` is null when there are no more."""
+        """Results for the page; `next_offset` is null when there are no more."""
         started = time.perf_counter()
         vector = await self._query_vector(request)
         version = self.live.current
@@ -204,7 +200,7 @@ class SearchService:
         }
 
     async def _query_vector(self, request: SearchRequest) -> Vector:
-        """The sum of what is asked for, less a part of what is excluded."""
+        """The sum of what is asked for, minus a share of what is excluded."""
         parts: list[npt.NDArray[np.float32]] = []
         if request.like:
             parts.append((await self.sample(request.like)).vectors["image"])
@@ -221,7 +217,7 @@ class SearchService:
     async def _text_vector(self, text: str) -> Vector:
         if len(text) > self.options.max_text:
             raise RequestRefusedError(
-                422, "text_too_long", f"at most {self.options.max_text:,} characters are taken"
+                422, "text_too_long", f"at most {self.options.max_text:,} characters are allowed"
             )
         return await self.encoder.text(text)
 
@@ -274,33 +270,38 @@ class SearchService:
     # One sample
 
     async def sample(self, text: str) -> Located:
-        """The sample of a reference. Raises :class:`RequestRefusedError` if it is not there."""
+        """Find the sample of a reference. Raises :class:`RequestRefusedError` if it is gone."""
         try:
             ref = SampleRef.parse(text)
         except ValueError as error:
             raise RequestRefusedError(404, "no_sample", str(error)) from error
         located = await self._in(self._reading, self.samples.find, ref)
         if located is None:
-            raise RequestRefusedError(404, "no_sample", "this sample is not in the dataset (now)")
+            raise RequestRefusedError(
+                404, "no_sample", "this sample is not, or no longer, in the dataset"
+            )
         return located
 
     async def thumbnail(self, text: str) -> tuple[bytes, str]:
-        """``(bytes, media type)`` of a sample in the dataset; what it left out is not shown."""
+        """Image of a sample as ``(bytes, media type)``; only the dataset's samples have one."""
         located = await self.sample(text)
         if self.thumbnails is not None:
             read = await self._in(self._reading, self.thumbnails.read, located.sample)
             if read is not None:
                 return read
-        raise RequestRefusedError(404, "no_thumbnail", "the image is not stored here")
+        raise RequestRefusedError(404, "no_thumbnail", "this image is not stored here")
 
     async def request_removal(self, request: RemovalRequest) -> None:
+        """Queue a removal request. Raises :class:`RequestRefusedError`."""
         if self.removals is None:
-            raise RequestRefusedError(404, "no_queue", "this service takes no removal requests")
+            raise RequestRefusedError(
+                404, "no_queue", "this service does not accept removal requests"
+            )
         sample = (await self.sample(request.sample)).sample
         await self._in(self._reading, self.removals.append, sample, request.reason, request.contact)
 
     async def generated(self) -> Path | None:
-        """The page of drawn samples, if there is one that may be shown now."""
+        """Path of the page of generated samples, if there is one that may be shown now."""
         return await self._in(self._reading, self._generated)
 
     def _generated(self) -> Path | None:
@@ -312,11 +313,12 @@ class SearchService:
             lists = read_lists(self._lake)
             shown = report.is_file() and may_be_shown(folder, lists, lambda key: subsets / key.hive)
         except (OSError, ListError, pa.ArrowInvalid):
-            # Who cannot tell whether a picture may be shown does not show it.
+            # If it is unknown whether a picture may be shown, it is not shown.
             return None
         return report if shown else None
 
     def health(self) -> dict[str, Any]:
+        """State of the index and the encoder."""
         version = self.live.current
         encoder = self.encoder
         good = encoder.state == "ready" and self.live.problem is None
@@ -333,7 +335,7 @@ class SearchService:
         }
 
     async def about(self) -> dict[str, Any]:
-        """What the page must know."""
+        """Facts about the service that the page needs."""
         version = self.live.current
         return {
             "name": self.name,
@@ -349,7 +351,7 @@ class SearchService:
     def _check_name(self, name: str | None) -> None:
         if name not in (None, self.name):
             raise RequestRefusedError(
-                404, "no_index", f"there is no index {name!r:.100}; known: {self.name}"
+                404, "no_index", f"there is no index {name!r:.100}; this service has {self.name}"
             )
 
     async def _in(
@@ -360,22 +362,22 @@ class SearchService:
                 pool, lambda: function(*args, **kwargs)
             )
         except SubsetError as error:
-            # No fault of who asks; the message has paths.
+            # Not the client's fault; the message has paths.
             logger.warning("%s", error)
             raise RequestRefusedError(
-                503, "subset", "the dataset is not whole now; try again", retry_after_s=30
+                503, "subset", "the dataset is being changed; try again", retry_after_s=30
             ) from error
 
 
 def _one_core_a_query() -> None:
-    """In each search thread: queries share the cores among them."""
+    """Set up a search thread: one core per query, since queries share the cores."""
     import faiss
 
     faiss.omp_set_num_threads(1)
 
 
 def _metadata(sample: Sample) -> dict[str, Any]:
-    """clip-retrieval's columns (url, caption, NSFW) and ours."""
+    """Metadata in clip-retrieval's columns (url, caption, NSFW) and in ours."""
     return {
         "url": sample.url,
         "caption": sample.text,

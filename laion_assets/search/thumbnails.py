@@ -1,19 +1,19 @@
-"""Stored images, read at random from the shards' tars, so that results do not need the web."""
+"""Stored images, read from the shards' tars, so that showing results does not need the web."""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from cachetools import LRUCache
 
 from laion_assets.download.tars import ImageBytes
 from laion_assets.files import Identity, identity
-from laion_assets.search.samples import Sample
+from laion_assets.knn.samples import Sample
 from laion_assets.segments import SegmentKey
 
 _KINDS: Final = (
@@ -24,7 +24,7 @@ _KINDS: Final = (
 
 
 class _OpenShard:
-    """A shard's tar, and which key each downloaded image's SHA-256 has in it."""
+    """A shard's tar, and the key in it of each downloaded image by SHA-256."""
 
     def __init__(self, tar: Path) -> None:
         kept = pq.read_table(
@@ -50,23 +50,23 @@ class _OpenShard:
 
 
 class Thumbnails:
-    """The images of a lake's shards; the places of the members of ``open_shards`` are kept.
+    """The images of a lake's shards. Several threads may share it.
 
-    Safe to share between threads.
+    The ``open_shards`` most recently used shards stay open, with the offsets of their members. A
+    shard's file closes with its last reference, since a reader may still hold it.
     """
 
     def __init__(self, lake: Path, open_shards: int) -> None:
         self._shards = lake / "image_shards"
-        self._open_shards = open_shards
-        self._open: OrderedDict[tuple[Path, Identity], _OpenShard] = OrderedDict()
+        self._open: LRUCache[tuple[Path, Identity], _OpenShard] = LRUCache(open_shards)
         self._lock = threading.Lock()
 
     def read(self, sample: Sample) -> tuple[bytes, str] | None:
-        """``(bytes, media type)``; None if the sample's shard has not the image.
+        """Read a sample's image: ``(bytes, media type)``; None if its shard does not have it.
 
-        It is looked for by its SHA-256: keys are places in the shard, and shards that were made
-        anew before the subset have others there. Whether the sample may be shown is for the caller
-        to know.
+        The image is found by its SHA-256. Keys are positions in the shard, and a shard that was
+        rebuilt after the subset may have another image there. The caller decides whether the
+        sample may be shown.
         """
         ref = sample.ref
         folder = self._shards / SegmentKey(ref.crawl, ref.segment).hive
@@ -90,13 +90,9 @@ class Thumbnails:
         with self._lock:
             shard = self._open.get(key)
             if shard is None:
-                # Under the lock: a page of results asks for one shard many times at once.
+                # Opened under the lock: a page of results asks for one shard many times at once.
                 shard = _OpenShard(tar)
                 if (tar, identity(tar)) != key:
                     raise FileNotFoundError(f"{tar} was replaced while it was opened")
                 self._open[key] = shard
-            self._open.move_to_end(key)
-            while len(self._open) > self._open_shards:
-                # A reader may still hold it: its file closes with the last reference.
-                self._open.popitem(last=False)
             return shard

@@ -379,7 +379,7 @@ class _Teller:
         ):
             if not (folder / "index.json").exists():
                 continue
-            row = find_sample(folder, key.crawl, key.segment, sample_id)
+            row = find_sample(folder, key, sample_id)
             if row is not None:
                 yield Step(asset, "indexed", f"as row {row}")
 

@@ -1,4 +1,4 @@
-"""A small CLIP of the tests' own (open_clip, seeded random weights) and shards of real tars."""
+"""A small CLIP for the tests (open_clip, seeded random weights), and shards in real tars."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MakeShard = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that `local-dir:` loads."""
+    """A model folder for `local-dir:`."""
     import open_clip
     import torch
     from safetensors.torch import save_file
@@ -42,7 +42,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(7)
     state = open_clip.CLIP(**MODEL).state_dict()
-    # Initial weights put all texts almost in one place.
+    # Initial weights map all texts to almost the same vector.
     state["token_embedding.weight"] *= 50
     state["positional_embedding"] *= 50
     save_file(state, folder / "open_clip_model.safetensors")
@@ -75,13 +75,13 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage
 
 @pytest.fixture
 def ghostscript_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
-    """Whether Pillow has started the `gs` of the path, which is a stand-in."""
+    """Function that says whether Pillow has started `gs`, of which PATH has a stand-in."""
     folder, sign = tmp_path / "bin", tmp_path / "started"
     folder.mkdir()
     (folder / "gs").write_text(f"#!/bin/sh\n: > '{sign}'\n")
     (folder / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    # Pillow looks for it once.
+    # Pillow looks for `gs` only once.
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
     with pytest.raises(OSError):
         Image.open(io.BytesIO(EPS)).load()
@@ -91,7 +91,7 @@ def ghostscript_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
 
 
 def row(number: int, **changes: Any) -> dict[str, Any]:
-    """A row of a shard's parquet, and under `image` the bytes of its picture in the tar."""
+    """A row of a shard's parquet; `image` holds the bytes of its picture in the tar."""
     key = f"{number:09d}"
     return {
         "url": f"https://a.test/{number}.jpg",

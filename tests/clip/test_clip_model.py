@@ -42,7 +42,7 @@ def open_clip_model(**text: object) -> Any:
     kind = open_clip.CustomTextCLIP if text.pop("custom", False) else open_clip.CLIP
     made = kind(**MODEL | {"text_cfg": MODEL["text_cfg"] | text}).eval()
     tower = getattr(made, "text", made)
-    # Initial weights put all texts almost in one place.
+    # Initial weights map all texts to almost the same vector.
     tower.token_embedding.weight.data *= 50
     tower.positional_embedding.data *= 50
     return made
@@ -183,9 +183,9 @@ def test_the_device_is_the_one_that_is_there() -> None:
     here = torch.accelerator.current_accelerator(check_available=True)
     assert found == (here or torch.device("cpu"))
     assert choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(ClipLoadError, match="no device 'gpu0': give auto, cpu or cuda"):
+    with pytest.raises(ClipLoadError, match="no device 'gpu0': use auto, cpu or cuda"):
         choose_device("gpu0")
-    with pytest.raises(ClipLoadError, match=r"no device 'cuda:99' .*: give auto or cpu"):
+    with pytest.raises(ClipLoadError, match=r"no device 'cuda:99' .*: use auto or cpu"):
         load_clip(ClipOptions(device="cuda:99"))
 
 
@@ -269,7 +269,7 @@ def test_unknown_names_say_what_is_known(tmp_path: Path) -> None:
         load_clip(ClipOptions(model="ViT-Z-99"))
     with pytest.raises(ClipLoadError, match=r"opnai.*its tags.*openai"):
         load_clip(ClipOptions(pretrained="opnai"))
-    with pytest.raises(ClipLoadError, match="no weights file"):
+    with pytest.raises(ClipLoadError, match=r"weights file .* does not exist"):
         load_clip(ClipOptions(weights=str(tmp_path / "nothing.pt")))
 
 
@@ -289,7 +289,7 @@ def test_a_folder_without_weights_is_never_a_random_model(
 
 
 class _Hub(http.server.SimpleHTTPRequestHandler):
-    """The hub's answers for `ORG/REPO/resolve/main/FILE`, of a folder `ORG/REPO/FILE`."""
+    """Answers `ORG/REPO/resolve/main/FILE` as the hub does, from a folder `ORG/REPO/FILE`."""
 
     def do_GET(self) -> None:
         path = Path(self.directory, self.path.lstrip("/").replace("/resolve/main/", "/"))
@@ -313,7 +313,7 @@ class _Hub(http.server.SimpleHTTPRequestHandler):
 
 @contextmanager
 def hub_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The hub's client sent to a server of a folder, as the variable HF_ENDPOINT does."""
+    """The hub's client is pointed to a local server, as the variable HF_ENDPOINT does."""
     from huggingface_hub import constants
 
     handler = partial(_Hub, directory=str(folder))
@@ -333,7 +333,7 @@ def hub_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def hub(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[None]:
-    """The hub's client told to stay off the network, and sent to a host that has nothing."""
+    """The hub's client is kept off the network, and pointed to a host that has nothing."""
     from huggingface_hub import constants
 
     if request.param == "offline":
@@ -353,7 +353,7 @@ def test_a_model_is_fetched_from_a_hub_once(
     options = ClipOptions(model="hf-hub:org/repo", device="cpu", cache_dir=str(tmp_path / "cache"))
     with hub_of(tmp_path / "hub", monkeypatch):
         assert load_clip(options).version == model.version
-    # The way out that the error of an unreachable hub names: the cache alone is enough.
+    # What the error for an unreachable hub recommends: the cache alone is enough.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert load_clip(options).version == model.version
 

@@ -232,30 +232,30 @@ def test_a_resumed_run_redoes_only_what_is_missing_and_counts_all(
     fresh = embed_shards(shards, out, model, options).counts
     before = digests(out)
 
-    # As a kill between the vectors and the metadata of the second shard leaves it.
+    # The state after a kill between the vectors and the metadata of the second shard.
     metadata_path(out, 1).unlink()
     image_path(out, 1).write_bytes(b"stale")
     untouched = metadata_path(out, 0).stat().st_mtime_ns
-    told: list[str] = []
-    with heard(told.append):
+    lines: list[str] = []
+    with heard(lines.append):
         resumed = embed_shards(shards, out, model, options).counts
     assert resumed == fresh
     assert resumed.rejects == {"undecodable": 2}
     assert digests(out) == before
     assert metadata_path(out, 0).stat().st_mtime_ns == untouched
-    assert "6/12 samples were done by an earlier run" in told[0]
+    assert "6/12 samples were done by an earlier run" in lines[0]
 
 
-def test_what_one_call_did_is_told(
+def test_a_call_reports_what_it_did(
     make_shard: MakeShard, model: ClipModel, options: ClipOptions, tmp_path: Path
 ) -> None:
     make_shard([row(n) for n in range(6)] + [row(6, image=b"broken")])
-    told: list[str] = []
+    lines: list[str] = []
     shards, out = tmp_path / "shards", tmp_path / "out"
-    with heard(told.append):
+    with heard(lines.append):
         first = embed_shards(shards, out, model, options)
-    assert re.fullmatch(r"embeddings: 7/7 samples in [\d.]+ s, [\d.]+/s; 00000\.tar", told[-1]), (
-        told
+    assert re.fullmatch(r"embeddings: 7/7 samples in [\d.]+ s, [\d.]+/s; 00000\.tar", lines[-1]), (
+        lines
     )
     assert (first.samples, first.device, first.precision) == (7, "cpu", "fp32")
     assert 0 < first.waited_seconds < first.seconds
@@ -308,7 +308,7 @@ def test_a_folder_is_gone_on_with_for_the_same_shards_and_model(
     out, whole = tmp_path / "out", tmp_path / "whole"
     embed_files(tars[:1], out, model, options)
     embed_files(tars[1:2], out, model, options)
-    metadata_path(out, 1).unlink()  # as a kill leaves it
+    metadata_path(out, 1).unlink()  # the state after a kill
     counts = embed_files(tars, out, model, options.model_copy(update={"decode_threads": 1})).counts
     assert counts.kept == 3
     embed_files(tars, whole, model, options)
@@ -331,7 +331,7 @@ def test_a_folder_of_other_embeddings_is_refused_untouched(
     before = digests(out)
 
     def refused(tars: list[Path], model: ClipModel) -> None:
-        with pytest.raises(OtherEmbeddingsError, match=r"out holds .*: give another folder"):
+        with pytest.raises(OtherEmbeddingsError, match=r"out holds .*: choose another folder"):
             embed_files(tars, out, model, options)
         assert digests(out) == before
 
@@ -365,5 +365,5 @@ def test_a_shard_without_its_parquet_or_number_is_named(
     tar.with_suffix(".parquet").unlink()
     with pytest.raises(ShardError, match=r"00000\.parquet"):
         embed_files([tar], tmp_path / "out", model, options)
-    with pytest.raises(ShardError, match="named by its number"):
+    with pytest.raises(ShardError, match="name must be a number"):
         embed_files([tar.with_name("mine.tar")], tmp_path / "out", model, options)

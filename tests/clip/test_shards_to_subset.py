@@ -1,4 +1,4 @@
-"""From a shard to a subset on plain folders, with one model all the way."""
+"""A shard becomes a subset in plain folders, with one model throughout."""
 
 from __future__ import annotations
 

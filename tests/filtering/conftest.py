@@ -1,4 +1,4 @@
-"""Embeddings folders as the embeddings stage publishes them, with chosen similarities and tags."""
+"""Folders as the embeddings stage publishes them, with chosen similarities and tags."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from laion_assets.safety.prompts import Categories, Ranked
 from laion_assets.schemas import EMBEDDED, sample_id_of, uid_of
 
 DIM = 8
-# A dimension for each category: two safe and two NSFW, a child and an adult, an animal, a thing.
+# One dimension per category: two safe, two NSFW, a child, an adult, an animal, a thing.
 SAFE, NSFW, CHILD, ADULT, ANIMAL, THING = (0, 1), (2, 3), 4, 5, 6, 7
 
 PLAIN = {SAFE[0]: 0.9, SAFE[1]: 0.8, ADULT: 0.5, THING: 0.5}
@@ -48,12 +48,12 @@ def categories() -> Categories:
 def sample(
     number: int, similarity: float = 0.5, near: dict[int, float] | None = None, **changes: Any
 ) -> dict[str, Any]:
-    """A row of metadata, with `image` and `text_vector` of about the similarity asked for."""
+    """A row of metadata, with `image` and `text_vector` of about the given similarity."""
     image = np.zeros(DIM)
     for dimension, weight in (near or PLAIN).items():
         image[dimension] = weight
     image /= np.linalg.norm(image)
-    # A fixed direction made orthogonal to the image carries what is not common to both.
+    # A fixed direction, orthogonal to the image, carries what the two do not share.
     other = np.cos(np.arange(DIM) + number)
     other -= (other @ image) * image
     other /= np.linalg.norm(other)
@@ -101,7 +101,7 @@ def make_embeddings(tmp_path: Path) -> MakeEmbeddings:
 def write_shard(
     folder: Path, rows: Sequence[dict[str, Any]], colours: Sequence[tuple[int, int, int]]
 ) -> None:
-    """`00000.tar` with a picture of one colour for each row, and its parquet."""
+    """Write `00000.tar` with a picture of one colour for each row, and its parquet."""
     folder.mkdir(exist_ok=True)
     with tarfile.open(folder / "00000.tar", "w") as tar:
         for row, colour in zip(rows, colours, strict=True):

@@ -46,12 +46,12 @@ def test_no_pairs_make_an_empty_histogram(tmp_path: Path) -> None:
     assert pixels(similarity_histogram(tmp_path, 0.3)).size
 
 
-# Far apart, so that JPEG leaves no doubt.
+# Far apart, so that they are recognised after JPEG compression.
 KEPT, DROPPED, FAR, UNSAFE = (0, 140, 0), (0, 0, 200), (160, 160, 0), (220, 0, 220)
 
 
 def tiles(sheet: bytes) -> list[tuple[int, ...]]:
-    """The colours of the first row's pictures, a picture of 40 pixels in a tile of 158."""
+    """Colours of the first row's pictures: each is 40 pixels wide, in a tile of 158."""
     image = Image.open(io.BytesIO(sheet))
     assert image.format == "JPEG"
     assert len(sheet) <= 150_000
@@ -77,10 +77,10 @@ def test_sheets_show_what_is_just_kept_and_just_dropped_and_nothing_unsafe(
     assert tiles(kept) == [KEPT, *[FAR] * 5]
     assert tiles(dropped) == [DROPPED, FAR]
 
-    # Shards that were made anew have other pictures under these keys; then they may be gone.
+    # Rebuilt shards have other pictures under these keys; later the shards may be gone.
     moved = [row | {"url": "https://a.test/other.jpg"} for row in rows]
-    write_shard(tmp_path / "anew", moved, colours)
-    for folder in (tmp_path / "anew", tmp_path / "gone"):
+    write_shard(tmp_path / "rebuilt", moved, colours)
+    for folder in (tmp_path / "rebuilt", tmp_path / "gone"):
         assert [tiles(sheet) for sheet in threshold_sheets(scored, folder, Recipe(), 0.3)] == [
             [],
             [],

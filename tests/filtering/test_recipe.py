@@ -72,7 +72,7 @@ def test_shipped_recipes_say_where_they_are_from() -> None:
 def test_a_threshold_of_one_model_is_none_of_anothers() -> None:
     with pytest.raises(UnknownThresholdError, match=r"laion5b-en.*ViT-L-14/openai.*`threshold`"):
         load_recipe("laion5b-en").threshold_of("ViT-L-14/openai")
-    # The table's, where the recipe names none; its own, whatever the model.
+    # The table's threshold if the recipe has none; else the recipe's own, for any model.
     assert Recipe(name="own").threshold_of(VIT) == 0.30
     with pytest.raises(UnknownThresholdError, match="ViT-L-14"):
         Recipe(name="own").threshold_of("ViT-L-14/openai")

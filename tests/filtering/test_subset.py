@@ -60,7 +60,7 @@ def mixed(make_embeddings: MakeEmbeddings, categories: Categories, tmp_path: Pat
         sample(5, 0.5, UNSURE),
         sample(6, 0.5, NAKED, text="an adult"),
         sample(7, 0.5, PLAIN | {ANIMAL: 0.85}, text="a kid with a dog"),
-        # Fails every rule and counts for the first alone.
+        # It fails every rule and counts for the first one only.
         sample(8, 0.1, NAKED | {CHILD: 0.85, ANIMAL: 0.85}, text="kid"),
     ]
     return Folders(make_embeddings(rows), categories, tmp_path)
@@ -248,7 +248,7 @@ def test_the_same_choice_gives_the_same_bytes_resumed_or_not(
     before = digests(tmp_path / "subset")
     assert len(before) == 7
 
-    # As a kill between the vectors and the part leaves it.
+    # The state after a kill between the vectors and the part.
     part_path(tmp_path / "subset", 0).unlink()
     image_path(tmp_path / "subset", 0).write_bytes(b"stale")
     untouched = part_path(tmp_path / "subset", 1).stat().st_mtime_ns

@@ -46,7 +46,7 @@ def sample(crawl: str, segment: str, part: int, row: int) -> dict[str, object]:
 
 @pytest.fixture
 def make_subset(tmp_path: Path) -> MakeSubset:
-    """``make_subset(crawl, segment, rows_per_part, seed=0, d=D) -> folder``."""
+    """Function that writes a subset: ``(crawl, segment, rows_per_part, seed=0, d=D) -> folder``."""
 
     def make(crawl: str, segment: str, rows: Sequence[int], seed: int = 0, d: int = D) -> Path:
         folder = tmp_path / f"subset-{crawl}-{segment}-{seed}"
@@ -55,7 +55,7 @@ def make_subset(tmp_path: Path) -> MakeSubset:
             (folder / name).mkdir(parents=True, exist_ok=True)
         for part, n in enumerate(rows):
             records = [sample(crawl, segment, part, row) for row in range(n)]
-            # Small row groups, so that reading by row number crosses them.
+            # Several row groups, as a large part has.
             pq.write_table(
                 pa.Table.from_pylist(records, schema=SUBSET),
                 folder / f"part-{part:05d}.parquet",

@@ -1,4 +1,4 @@
-"""The trained path: codes of one codec, added segment by segment, on 24,000 clustered vectors."""
+"""Indices with a codec, grown segment by segment, on 24,000 clustered vectors."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ from laion_assets.knn.codec import (
 from laion_assets.knn.files import IndexMismatchError, IndexSummary, SearchParameters
 from laion_assets.knn.lists import ListsFile
 from laion_assets.knn.merge import SegmentIndex, merge_indices
+from laion_assets.knn.open_index import OpenIndex, StaleIndexError
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.recall import measure_recall, size_problem
-from laion_assets.knn.runs import OpenIndex, StaleIndexError
+from laion_assets.knn.subset import SubsetOf
+from laion_assets.segments import SegmentKey
 
 CRAWL, D, ROWS = "CC-MAIN-2000-05", 64, 4_000
 OPTIONS = IndexOptions(
@@ -37,7 +39,7 @@ OPTIONS = IndexOptions(
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads that wait for one another spin: on a busy machine that takes minutes."""
+    """Use one thread: threads that wait for one another spin, for minutes on a busy machine."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     yield
@@ -53,7 +55,9 @@ def write_subset(
     samples: int | None = None,
 ) -> Path:
     """Vectors around 300 centres, with a mean that all share; ``away`` moves them elsewhere.
-    ``samples``: the seed whose SAMPLE_IDs they have, if not their own."""
+
+    ``samples``: the seed whose SAMPLE_IDs they have, if not their own.
+    """
     shared = np.random.default_rng(0)
     centres = shared.normal(size=(300, D))
     mean, elsewhere = shared.normal(size=(2, D))
@@ -88,13 +92,17 @@ class World:
         merge_indices(self.parts[:3], root / "three", OPTIONS, self.subset_of)
         merge_indices(self.parts, root / "six", OPTIONS, self.subset_of, previous=root / "three")
 
-    def subset_of(self, _: str, segment: str) -> Path:
-        return self.subsets[segment]
+    def subset_of(self, key: SegmentKey) -> Path:
+        return self.subsets[key.segment]
+
+    def but_first(self, folder: Path) -> SubsetOf:
+        """Subsets of which segment 00 is another folder."""
+        return lambda key: folder if key.segment == "00" else self.subset_of(key)
 
     def build(self, segment: str, name: str = "own", version: str = "1") -> SegmentIndex:
         out = self.root / name / segment
         build_index(self.subsets[segment], out, OPTIONS, model_key="m", codec=self.codec)
-        return SegmentIndex(CRAWL, segment, out, version)
+        return SegmentIndex(SegmentKey(CRAWL, segment), out, version)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +115,7 @@ def vectors(subset: Path, name: str = "img_emb") -> np.ndarray:
 
 
 def finds_own(index: OpenIndex, segment: str, subset: Path) -> float:
-    """Share of every 20th vector of the segment whose best hit is itself, at its own place."""
+    """Share of every 20th vector of the segment that finds itself first, at its own place."""
     _, rows = index.nearest(vectors(subset)[::20], 1, "image")
     right = [
         (place.segment, place.part_row) == (segment, 20 * number)
@@ -146,7 +154,7 @@ def test_segments_merge_without_training_and_the_truth_with_them(world: World) -
     known = measure_recall(six, world.subset_of, OPTIONS, own_queries=False)
     brute = measure_recall(six, world.subset_of, OPTIONS, own_queries=True)
     for modality in ("image", "text"):
-        # One query of the 40 is 0.025, and the codec's are not those of the brute force.
+        # One of the 40 queries is 0.025, and the codec's queries are not those of brute force.
         assert known[modality] == pytest.approx(brute[modality], abs=0.03)
         assert min(known[modality].values()) >= OPTIONS.min_recall
         recorded = summary.recall[world.codec.id][modality]
@@ -166,15 +174,15 @@ def test_runs_hold_the_codes_of_their_segments(world: World) -> None:
 
 
 @pytest.mark.parametrize("max_dropped", [0.5, 0.0])
-def test_a_segment_made_anew_replaces_its_own_vectors_only(
+def test_a_rebuilt_segment_replaces_its_own_vectors_only(
     world: World, max_dropped: float, tmp_path: Path
 ) -> None:
-    other = write_subset(tmp_path / "anew", "01", 77, samples=1)
+    other = write_subset(tmp_path / "rebuilt", "01", 77, samples=1)
     options = OPTIONS.model_copy(update={"max_dropped": max_dropped})
     before = world.subsets["01"]
     world.subsets["01"] = other
     try:
-        part = world.build("01", name=f"anew-{max_dropped}", version="2")
+        part = world.build("01", name=f"rebuilt-{max_dropped}", version="2")
         parts = [world.parts[0], part, *world.parts[2:5]]  # and segment 05 is gone
         summary = merge_indices(
             parts, tmp_path / "out", options, world.subset_of, previous=world.root / "six"
@@ -223,19 +231,19 @@ def test_adding_a_segment_writes_that_segment(world: World, tmp_path: Path) -> N
     vectors_of = list((tmp_path / "six").rglob("image.lists"))
     assert len(vectors_of) == 2
     assert all(path.stat().st_nlink > 1 for path in vectors_of), "linked, not written"
-    # What is found is the same as in the index that grew another way.
+    # It finds the same as the index that grew in another way.
     queries = vectors(world.subsets["02"])[::50]
-    told = [
+    scores = [
         OpenIndex(folder / "six", world.subset_of).nearest(queries, 10, "image")[0]
         for folder in (tmp_path, world.root)
     ]
-    assert np.allclose(*told, atol=1e-6)
+    assert np.allclose(*scores, atol=1e-6)
 
 
 def test_samples_that_moved_in_their_part_are_found_where_they_are(
     world: World, tmp_path: Path
 ) -> None:
-    """One is taken out and one added: as many rows, and all between are at other places."""
+    """One sample is removed and one added: all others stand at other rows of the part."""
     old = world.subsets["00"]
     order = np.array([*range(1, ROWS), 0])
     table = pq.read_table(old / "part-00000.parquet")
@@ -250,10 +258,7 @@ def test_samples_that_moved_in_their_part_are_found_where_they_are(
             tmp_path / "new" / name / f"{name}_00000.npy",
             np.load(old / name / f"{name}_00000.npy")[order],
         )
-    index = OpenIndex(
-        world.root / "six",
-        lambda _, s: tmp_path / "new" if s == "00" else world.subset_of(_, s),
-    )
+    index = OpenIndex(world.root / "six", world.but_first(tmp_path / "new"))
     before = OpenIndex(world.root / "six", world.subset_of)
     queries = vectors(old)[:200:10]
     expected, rows = before.nearest(queries, 10, "image")
@@ -264,12 +269,12 @@ def test_samples_that_moved_in_their_part_are_found_where_they_are(
     assert left not in found
     assert np.array_equal(found[1:], rows[1:])
     assert np.allclose(scores[1:], expected[1:])
-    with pytest.raises(StaleIndexError, match="no more"):
+    with pytest.raises(StaleIndexError, match="no longer has"):
         index.vectors(np.array([left]), "image")
 
 
 def test_no_more_files_are_open_than_the_system_allows(world: World, tmp_path: Path) -> None:
-    """300 parts, in a process that may have 100 files open."""
+    """An index of 300 parts is built in a process that may have 100 files open."""
     parts, rows = 300, 4
     subset = tmp_path / "subset"
     for name in ("img_emb", "text_emb"):
@@ -289,12 +294,13 @@ from laion_assets.knn.build import build_index
 from laion_assets.knn.codec import Codec
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.options import IndexOptions
+from laion_assets.segments import SegmentKey
 resource.setrlimit(resource.RLIMIT_NOFILE, (50, 100))
 root, options = Path({str(tmp_path)!r}), IndexOptions(**{OPTIONS.model_dump()!r})
 codec = Codec.open(Path({str(world.root / "codec")!r}))
 build_index(root / "subset", root / "own", options, model_key="m", codec=codec)
-own = SegmentIndex({CRAWL!r}, "00", root / "own", "1")
-made = merge_indices([own], root / "merged", options, lambda *_: root / "subset")
+own = SegmentIndex(SegmentKey({CRAWL!r}, "00"), root / "own", "1")
+made = merge_indices([own], root / "merged", options, root / "subset")
 assert made.n == {parts * rows}
 """
     done = subprocess.run(
@@ -303,13 +309,11 @@ assert made.n == {parts * rows}
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_a_subset_that_was_made_anew_is_passed_over_until_the_index_is(
+def test_a_rebuilt_subset_is_skipped_until_the_index_is_rebuilt(
     world: World, tmp_path: Path
 ) -> None:
     fewer = write_subset(tmp_path / "fewer", "00", 5, rows=10, samples=9)
-    index = OpenIndex(
-        world.root / "six", lambda _, s: fewer if s == "00" else world.subset_of(_, s)
-    )
+    index = OpenIndex(world.root / "six", world.but_first(fewer))
     _, rows = index.nearest(vectors(world.subsets["00"])[::100], 10, "image")
     segments = {place.segment for place in index.places(rows[rows >= 0])}
     assert segments == {"01", "02", "03", "04", "05"}
@@ -351,7 +355,7 @@ def test_the_other_codes(tmp_path: Path, kind: str) -> None:
         build_index(subset, tmp_path / name, options, model_key="m", codec=codec)
     lists = [(tmp_path / name / "image.lists").read_bytes() for name in ("a", "b")]
     assert lists[0] == lists[1]
-    measured = measure_recall(tmp_path / "a", lambda *_: subset, options, own_queries=True)
+    measured = measure_recall(tmp_path / "a", subset, options, own_queries=True)
     assert measured["image"]["10"] > 0.8
 
 
@@ -363,8 +367,8 @@ def test_another_codec_may_stand_beside_the_first(world: World, tmp_path: Path) 
     build_index(world.subsets["00"], tmp_path / "00", options, model_key="m", codec=other)
     build_index(world.subsets["01"], tmp_path / "01", IndexOptions(), model_key="m")
     parts = [
-        SegmentIndex(CRAWL, "00", tmp_path / "00", "other"),
-        SegmentIndex(CRAWL, "01", tmp_path / "01", "flat"),
+        SegmentIndex(SegmentKey(CRAWL, "00"), tmp_path / "00", "other"),
+        SegmentIndex(SegmentKey(CRAWL, "01"), tmp_path / "01", "flat"),
         world.parts[2],
     ]
     summary = merge_indices(parts, tmp_path / "out", OPTIONS, world.subset_of)
@@ -373,15 +377,15 @@ def test_another_codec_may_stand_beside_the_first(world: World, tmp_path: Path) 
         assert finds_own(index, segment, world.subsets[segment]) > 0.97
     assert advice(summary, OPTIONS) == [
         "4,000 vectors have not been encoded",
-        "segments are of 2 codecs",
+        "segments are encoded by 2 codecs",
     ]
 
 
 def test_drift_asks_for_another_codec(world: World, tmp_path: Path) -> None:
     far = write_subset(tmp_path / "far", "09", 9, rows=1_000, away=0.7)
     summary = build_index(far, tmp_path / "out", OPTIONS, model_key="m", codec=world.codec)
-    told = advice(summary, OPTIONS)
-    assert [line[:11] for line in told] == ["image drift", "text drift "]
+    reasons = advice(summary, OPTIONS)
+    assert [line[:11] for line in reasons] == ["image drift", "text drift "]
     assert advice(IndexSummary.read(world.root / "six"), OPTIONS) == []
 
 
@@ -392,7 +396,7 @@ def test_a_codec_is_asked_for_when_too_much_is_flat(world: World, tmp_path: Path
     assert advice(summary, IndexOptions(kind="flat", flat_below=1)) == []
     assert [uses_codec(IndexOptions(), there) for there in (True, False)] == [True, False]
     assert not uses_codec(IndexOptions(kind="flat"), True)
-    with pytest.raises(ValueError, match="make `index_codec` first"):
+    with pytest.raises(ValueError, match="materialize `index_codec` first"):
         uses_codec(OPTIONS, False)
 
 
@@ -436,5 +440,5 @@ def test_what_cannot_be_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs no codec"):
         choose(IndexOptions(kind="flat"), vectors=1000, sample=1000, d=8)
     assert choose(IndexOptions(), vectors=10**6, sample=4000, d=8).cells == 64
-    with pytest.raises(IndexMismatchError, match="of m, not of n"):
+    with pytest.raises(IndexMismatchError, match="trained for m, the vectors are of n"):
         build_index(world.subsets["00"], tmp_path, OPTIONS, model_key="n", codec=world.codec)

@@ -8,9 +8,10 @@ import pytest
 from laion_assets.knn.build import IndexOptions, build_index
 from laion_assets.knn.files import IndexMismatchError, IndexSummary
 from laion_assets.knn.merge import SegmentIndex, merge_indices
+from laion_assets.knn.open_index import OpenIndex
 from laion_assets.knn.recall import measure_recall, size_problem
-from laion_assets.knn.runs import OpenIndex
 from laion_assets.knn.subset import subset_parts
+from laion_assets.segments import SegmentKey
 from tests.knn.conftest import MakeSubset
 
 OLD, NEW = "CC-MAIN-2000-05", "CC-MAIN-2001-05"
@@ -23,20 +24,21 @@ class Segments:
 
     def __init__(self, make_subset: MakeSubset, root: Path) -> None:
         self._make_subset, self._root = make_subset, root
-        self.subsets: dict[tuple[str, str], Path] = {}
+        self.subsets: dict[SegmentKey, Path] = {}
 
     def add(
         self, crawl: str, segment: str, rows: list[int], kind: str = "flat", **options: object
     ) -> SegmentIndex:
-        self.subsets[crawl, segment] = self._make_subset(crawl, segment, rows, **options)
+        key = SegmentKey(crawl, segment)
+        self.subsets[key] = self._make_subset(crawl, segment, rows, **options)
         version = f"{kind}-{options}-{rows}"
         out = self._root / f"index-{crawl}-{segment}-{version}"
         built = IndexOptions(kind=kind, dimension=99)
-        build_index(self.subsets[crawl, segment], out, built, model_key="m")
-        return SegmentIndex(crawl, segment, out, version)
+        build_index(self.subsets[key], out, built, model_key="m")
+        return SegmentIndex(key, out, version)
 
-    def subset_of(self, crawl: str, segment: str) -> Path:
-        return self.subsets[crawl, segment]
+    def subset_of(self, key: SegmentKey) -> Path:
+        return self.subsets[key]
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def holds(index_dir: Path, segments: Segments) -> None:
                 _, rows = index.nearest(vectors.astype(np.float32), 1, modality)
                 places = index.places(rows[:, 0])
                 assert [(p.crawl, p.segment, p.part) for p in places] == [
-                    (*key, part.number)
+                    (key.crawl, key.segment, part.number)
                 ] * len(vectors)
                 assert [p.part_row for p in places] == list(range(len(vectors)))
     assert index.summary.n == total
@@ -114,7 +116,7 @@ def test_an_index_grows_by_links_and_now_and_then_a_merge(
     assert (out / folders[1] / "ids.npy").samefile(tmp_path / "merged-2" / folders[1] / "ids.npy")
 
 
-def test_a_segment_made_anew_is_passed_over_then_left_out(
+def test_a_rebuilt_segments_old_vectors_are_skipped_then_left_out(
     segments: Segments, tmp_path: Path
 ) -> None:
     parts = [segments.add(OLD, f"{number:02d}", [20]) for number in range(6)]
@@ -127,7 +129,7 @@ def test_a_segment_made_anew_is_passed_over_then_left_out(
     assert (tmp_path / "b" / large.folder / "image.index").samefile(
         tmp_path / "a" / large.folder / "image.index"
     )
-    # Over a quarter of the large run was made anew: it is written without that.
+    # Over a quarter of the large run is outdated: it is rewritten without that.
     parts[3] = segments.add(OLD, "03", [20], seed=7)
     merge_indices(parts, tmp_path / "c", OPTIONS, segments.subset_of, previous=tmp_path / "b")
     holds(tmp_path / "c", segments)
@@ -143,7 +145,7 @@ def test_nothing_of_a_sample_that_is_gone_stays_in_the_files(
 ) -> None:
     parts = [segments.add(OLD, f"{number:02d}", [20]) for number in range(6)]
     merge_indices(parts, tmp_path / "a", OPTIONS, segments.subset_of)
-    # First it is made anew with all its samples, then the last one is removed.
+    # First the segment is rebuilt with all its samples, then the last one is removed.
     parts[1] = segments.add(OLD, "01", [20], seed=7)
     merge_indices(parts, tmp_path / "b", OPTIONS, segments.subset_of, previous=tmp_path / "a")
     (removed,) = np.load(parts[1].folder / "ids.npy")[-1:]
@@ -156,16 +158,16 @@ def test_nothing_of_a_sample_that_is_gone_stays_in_the_files(
         (100, 100),
         (19, 19),
     ]
-    # A segment that is gone as a whole, too.
+    # The same holds for a segment that is gone as a whole.
     (lost,) = np.load(parts[4].folder / "ids.npy")[:1]
-    del parts[4], segments.subsets[OLD, "04"]
+    del parts[4], segments.subsets[SegmentKey(OLD, "04")]
     merge_indices(parts, tmp_path / "d", OPTIONS, segments.subset_of, previous=tmp_path / "c")
     assert holding(tmp_path / "d", lost) == []
     holds(tmp_path / "d", segments)
 
 
 def holding(index_dir: Path, sample_id: int) -> list[Path]:
-    """The runs whose files have the sample, found or passed over."""
+    """The index runs whose files have the sample, live or dropped."""
     return [path.parent for path in index_dir.glob("runs/*/ids.npy") if sample_id in np.load(path)]
 
 
@@ -191,7 +193,7 @@ def test_indices_that_do_not_belong_together_are_refused(
 ) -> None:
     wide = segments.add(OLD, "00", [5])
     narrow = segments.add(NEW, "00", [5], d=16)
-    with pytest.raises(IndexMismatchError, match="different width: 16, 32"):
+    with pytest.raises(IndexMismatchError, match="differ in width: 16, 32"):
         merge_indices([wide, narrow], tmp_path / "out", OPTIONS, segments.subset_of)
     with pytest.raises(ValueError, match="no index"):
         merge_indices([], tmp_path / "out", OPTIONS, segments.subset_of)

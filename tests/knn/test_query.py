@@ -35,11 +35,11 @@ def test_an_image_file_is_searched_if_it_is_jpeg_png_or_webp(
     for name in ("a.jpg", "a.png", "a.webp"):
         picture(3).save(tmp_path / name)
         best = search_image(index, tmp_path / name, model, 1, subset=subset)[0]
-        assert best.key == "000000007"
+        assert best.ref.key == "000000007"
 
     picture(3).save(tmp_path / "a.bmp")
     (tmp_path / "eps.jpg").write_bytes(EPS)
     for name in ("a.bmp", "eps.jpg"):
-        with pytest.raises(QueryError, match=f"{name} is not a JPEG, PNG or WebP"):
+        with pytest.raises(QueryError, match=f"{name} is not a readable JPEG, PNG or WebP"):
             search_image(index, tmp_path / name, model, 1, subset=subset)
     assert not ghostscript_started()

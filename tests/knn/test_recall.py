@@ -16,7 +16,7 @@ def vectors() -> np.ndarray:
 
 
 def found(vectors: np.ndarray, index: faiss.Index, queries: np.ndarray) -> dict[str, float]:
-    """Recall of what the index finds, by the true scores of it."""
+    """Recall of an index, by the true scores of what it finds."""
     _, rows = index.search(queries, 100)
     scores = np.einsum("qkd,qd->qk", vectors[rows].astype(np.float32), queries)
     scores[rows < 0] = -np.inf
@@ -56,7 +56,7 @@ def test_duplicates_may_stand_for_one_another_and_a_row_counts_once() -> None:
     queries = np.eye(8, dtype=np.float32)
     truth = Truth.of(queries, [vectors])
     ones = np.ones((8, 100), dtype=np.float32)
-    # The last of its copies instead of the first.
+    # The last copies instead of the first ones.
     own = np.stack([np.arange(i, 400, 8)[::-1] for i in range(8)])
     rows = np.concatenate([own, own], axis=1)
     assert recall_at(truth, ones, rows, 400)["10"] == 1.0
@@ -76,7 +76,7 @@ def test_the_truth_of_parts_together_is_that_of_the_whole(vectors: np.ndarray) -
     together = Truth.best(parts[::-1])
     assert (together.rows == whole.rows).all()
     assert np.allclose(together.scores, whole.scores, atol=1e-6)
-    # All that are kept are certain, however they came together.
+    # All kept neighbours are certain, in whatever order they were merged.
     for truth in (together, whole):
         assert truth.kth(DEPTH)[1].all()
 
@@ -92,5 +92,5 @@ def test_what_was_taken_out_leaves_the_deepest_neighbours_unknown(vectors: np.nd
         assert np.allclose(scores, right.kth(k)[0], atol=1e-6)
     assert not left.kth(DEPTH - 10)[1].any()
     nothing = np.full((20, 100), -1)
-    told = recall_at(left, np.full((20, 100), -np.inf, np.float32), nothing, 1500)
-    assert told["10"] == 0
+    recall = recall_at(left, np.full((20, 100), -np.inf, np.float32), nothing, 1500)
+    assert recall["10"] == 0

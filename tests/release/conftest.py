@@ -25,7 +25,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def write_vectors(folder: Path, seed: int) -> None:
-    """Beside each part: random images, and texts whose cosine is the rows' similarity."""
+    """Write random image vectors beside each part, and text vectors of the rows' similarity."""
     random = np.random.default_rng(seed)
     for part in sorted(folder.glob("part-*.parquet")):
         similarity = pq.ParquetFile(part).read()["similarity"].to_numpy()[:, None]
@@ -57,7 +57,7 @@ def make_lake(root: Path) -> Lake:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that holds ``lake`` and ``release``, five files of its 72 samples. Read only."""
+    """Folder of ``lake`` and ``release``, which has five files of 72 samples. Tests share it."""
     root = tmp_path_factory.mktemp("release")
     export(make_lake(root / "lake"), root / "release", files=5, about=ABOUT, index=IndexOptions())
     return root
@@ -65,5 +65,5 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def lake(made: Path, tmp_path: Path) -> Lake:
-    """A lake of the test's own."""
+    """A copy of the lake, for a test to change."""
     return Lake(LakeOptions(root=str(shutil.copytree(made / "lake", tmp_path / "lake"))))

@@ -95,10 +95,10 @@ def test_a_release_is_sound_and_made_once(made: Path, lake: Lake, tmp_path: Path
     assert verify(made / "release") == []
     first = export(lake, tmp_path / "out", files=5)
     before = contents(tmp_path / "out")
-    told: list[str] = []
-    with heard(told.append):
+    lines: list[str] = []
+    with heard(lines.append):
         assert export(lake, tmp_path / "out", files=5) == first
-    assert "is there already" in told[-1]
+    assert "is already complete" in lines[-1]
     assert contents(tmp_path / "out") == before
     with pytest.raises(ReleaseError, match="holds something else"):
         export(lake, tmp_path / "out", files=4)
@@ -149,7 +149,7 @@ def test_an_export_killed_when_it_was_published_is_mended(made: Path, lake: Lake
 
 
 def test_the_readmes_languages_are_those_of_the_released_rows(lake: Lake, tmp_path: Path) -> None:
-    """The pairs before the filter have German ones, too."""
+    """German pairs exist before the filter only."""
     (lake.root / "removals").mkdir()
     rows = [
         row
@@ -211,16 +211,16 @@ def test_what_is_listed_is_left_out_before_its_segment_is_made_again(
     assert f"| similarity | {' | '.join(f'{value:.3f}' for value in tenths)} |" in card
 
 
-def test_a_release_from_before_a_removal_is_told(made: Path, lake: Lake) -> None:
+def test_a_release_from_before_a_removal_is_noticed(made: Path, lake: Lake) -> None:
     row = rows_of(made / "release")[7]
     (lake.root / "removals").mkdir()
     (lake.root / "removals" / "list.txt").write_text(f"url:{row['URL']}\n")
     assert verify(made / "release", read_lists(lake.root)) == [
-        "metadata/metadata_00000.parquet holds 1 samples that are removed by the lists in force"
+        "metadata/metadata_00000.parquet holds 1 samples that are removed by the active lists"
     ]
 
 
-def test_a_partition_made_anew_meanwhile_stops_the_export(
+def test_a_partition_rebuilt_meanwhile_stops_the_export(
     lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = exporting.write_metadata
@@ -231,7 +231,7 @@ def test_a_partition_made_anew_meanwhile_stops_the_export(
         real(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(exporting, "write_metadata", while_written)
-    with pytest.raises(ReleaseError, match="made anew"):
+    with pytest.raises(ReleaseError, match="was rebuilt"):
         export(lake, tmp_path / "out", files=1)
     assert not (tmp_path / "out").exists()
 
@@ -241,20 +241,20 @@ def _cut(path: Path) -> None:
 
 
 def _forged(release: Path, name: str, change: Callable[[Path], None]) -> None:
-    """Change a file and make the checksums agree: what is left to notice is its content."""
+    """Change a file and its checksums, so that only its content is wrong."""
     change(release / name)
     _sign(release)
 
 
 def _sign(release: Path, *, of_data: bool = False) -> None:
-    """Checksums of what is there now; ``of_data``: in croissant.json, too."""
+    """Write checksums of the present files; with ``of_data`` into croissant.json, too."""
     manifest = json.loads((release / "manifest.json").read_text())
     if of_data:
-        told = json.loads((release / "croissant.json").read_text())
-        for item in told["distribution"]:
+        described = json.loads((release / "croissant.json").read_text())
+        for item in described["distribution"]:
             if "sha256" in item:
                 item["sha256"] = exporting.sha256_file(release / item["name"])
-        (release / "croissant.json").write_text(json.dumps(told))
+        (release / "croissant.json").write_text(json.dumps(described))
     sums = []
     for item in manifest["files"]:
         path = release / item["name"]
@@ -305,9 +305,9 @@ def _other_vectors(path: Path) -> None:
 
 
 def _other_checksum(path: Path) -> None:
-    told = json.loads(path.read_text())
-    told["distribution"][0]["sha256"] = "0" * 64
-    path.write_text(json.dumps(told))
+    described = json.loads(path.read_text())
+    described["distribution"][0]["sha256"] = "0" * 64
+    path.write_text(json.dumps(described))
 
 
 def _garbage(path: Path) -> None:
@@ -318,11 +318,11 @@ def _garbage(path: Path) -> None:
     ("name", "change", "says"),
     [
         ("metadata/metadata_00000.parquet", _other_texts, "14 SAMPLE_IDs are not those of their"),
-        ("metadata/metadata_00000.parquet", _garbage, "cannot be looked into"),
-        ("img_emb/img_emb_00001.npy", _garbage, "cannot be looked into"),
+        ("metadata/metadata_00000.parquet", _garbage, "cannot be read"),
+        ("img_emb/img_emb_00001.npy", _garbage, "cannot be read"),
         ("text_emb/text_emb_00002.npy", _swap_rows, "off their vectors' cosine"),
         ("img_emb/img_emb_00002.npy", _nan, "off unit length by nan"),
-        ("metadata/metadata_00001.parquet", _twice, "1 SAMPLE_IDs come twice"),
+        ("metadata/metadata_00001.parquet", _twice, "1 SAMPLE_IDs occur twice"),
         ("metadata/metadata_00001.parquet", _other_columns, "has other columns"),
     ],
 )
@@ -339,7 +339,7 @@ def test_what_does_not_belong_together_is_noticed(
     [
         (_other_ids, "its ids are not the rows"),
         (_other_vectors, "vectors by themselves"),
-        (_garbage, "cannot be looked into"),
+        (_garbage, "cannot be read"),
     ],
 )
 def test_an_index_of_other_vectors_is_noticed(
@@ -376,8 +376,8 @@ def test_a_release_has_its_files_and_no_others(made: Path, tmp_path: Path) -> No
     ]
 
 
-def _told(lake: Lake, asset: str, key: tuple[str, str], **metadata: object) -> None:
-    """Change what a partition's manifest tells, as making it otherwise does."""
+def _set_metadata(lake: Lake, asset: str, key: tuple[str, str], **metadata: object) -> None:
+    """Change the metadata of a partition's manifest, as another materialization would."""
     path = SegmentFiles(lake.root, *key).folder(asset) / "_manifest.json"
     manifest = json.loads(path.read_text())
     manifest["metadata"].update(metadata)
@@ -385,10 +385,10 @@ def _told(lake: Lake, asset: str, key: tuple[str, str], **metadata: object) -> N
 
 
 def test_vectors_of_several_models_are_not_released(lake: Lake, tmp_path: Path) -> None:
-    _told(lake, "filtered_subset", SEGMENTS[1], model="another/model")
+    _set_metadata(lake, "filtered_subset", SEGMENTS[1], model="another/model")
     with pytest.raises(ReleaseError, match=r"several models.*another/model, width 16"):
         export(lake, tmp_path / "out", files=1)
-    _told(lake, "filtered_subset", SEGMENTS[1], model="tiny/tiny")
+    _set_metadata(lake, "filtered_subset", SEGMENTS[1], model="tiny/tiny")
     for path in SegmentFiles(lake.root, *SEGMENTS[1]).folder("filtered_subset").glob("*_emb/*"):
         np.save(path, np.load(path)[:, :8])
     with pytest.raises(ReleaseError, match=r"several models.*tiny/tiny, width 8"):
@@ -413,8 +413,8 @@ def test_a_codec_of_another_model_or_width_is_refused(
 
 def test_statistics_of_other_partitions_are_not_released(lake: Lake, tmp_path: Path) -> None:
     for segment in SEGMENTS:
-        _told(lake, "filtered_subset", segment, recipe="mine v2", threshold=0.25)
-    with pytest.raises(ReleaseError, match="make segment_stats and catalog again"):
+        _set_metadata(lake, "filtered_subset", segment, recipe="mine v2", threshold=0.25)
+    with pytest.raises(ReleaseError, match="materialize segment_stats and catalog again"):
         export(lake, tmp_path / "out", files=1)
     for segment in SEGMENTS:
         SegmentFiles(lake.root, *segment).stats()
@@ -437,8 +437,12 @@ def test_where_the_models_weights_lie_is_not_published(
     lake: Lake, tmp_path: Path, options: dict[str, str], key: str, public: str
 ) -> None:
     for segment in SEGMENTS:
-        _told(lake, "embeddings", segment, model=key, options=options, model_version="abcd1234")
-        _told(lake, "filtered_subset", segment, model=key, options={"thresholds": {key: 0.3}})
+        _set_metadata(
+            lake, "embeddings", segment, model=key, options=options, model_version="abcd1234"
+        )
+        _set_metadata(
+            lake, "filtered_subset", segment, model=key, options={"thresholds": {key: 0.3}}
+        )
         SegmentFiles(lake.root, *segment).stats()
     manifest = export(lake, tmp_path / "out", files=1)
     assert manifest["model"].endswith(public)
@@ -507,9 +511,9 @@ def test_the_command_exports_verifies_and_fails_in_one_line(
     words = ["export", "--config", str(config), "-o", str(tmp_path / "out")]
     licence = ["--license", "cc0-1.0"]
     assert main([*words, *licence, "--files", "2", "--without-indices"]) == 0
-    told = capsys.readouterr()
-    assert "samples        72" in told.out
-    assert "no --url" in told.err
+    printed = capsys.readouterr()
+    assert "samples        72" in printed.out
+    assert "no --url" in printed.err
     assert "\nlicense: cc0-1.0\n" in (tmp_path / "out" / "README.md").read_text()
     assert "publicdomain/zero" in (tmp_path / "out" / "croissant.json").read_text()
     assert "Write to https://a.test/me" in (tmp_path / "out" / "README.md").read_text()
@@ -519,8 +523,8 @@ def test_the_command_exports_verifies_and_fails_in_one_line(
     (lake.root / "blocklists").mkdir()
     (lake.root / "blocklists" / "a.txt").write_text(f"url:{files.subset[4]['url']}\n")
     assert main([*words, "--verify"]) == 1
-    told = capsys.readouterr()
-    assert "1 samples that are blocked by the lists in force" in told.out
-    assert "is not a sound release" in told.err
+    printed = capsys.readouterr()
+    assert "1 samples that are blocked by the active lists" in printed.out
+    assert "is not a sound release" in printed.err
     assert main([*words, "--files", "2"]) == 1
     assert "holds something else" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Others' tools load a release: mlcroissant, and all that docs/loading.md shows."""
+"""Others' tools load a release: mlcroissant, and those that docs/loading.md shows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def test_the_examples_of_the_page_run(made: Path, tmp_path: Path) -> None:
-    """In one process, without a network, as somebody who copies them does."""
+    """The examples run one after another in one process, without a network."""
     assert len(EXAMPLES) == 7
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
@@ -33,7 +33,7 @@ def test_the_examples_of_the_page_run(made: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_mlcroissant_finds_nothing_to_say_and_reads_every_sample(made: Path) -> None:
+def test_mlcroissant_has_no_complaints_and_reads_every_sample(made: Path) -> None:
     dataset = mlcroissant.Dataset(jsonld=made / "release" / "croissant.json")
     issues = dataset.metadata.ctx.issues
     assert not issues.errors
@@ -46,9 +46,9 @@ def test_mlcroissant_finds_nothing_to_say_and_reads_every_sample(made: Path) -> 
 
 
 def test_croissant_names_every_file_with_its_checksum(made: Path) -> None:
-    told = json.loads((made / "release" / "croissant.json").read_text())
+    described = json.loads((made / "release" / "croissant.json").read_text())
     manifest = json.loads((made / "release" / "manifest.json").read_text())
-    files = {x["@id"]: x["sha256"] for x in told["distribution"] if "sha256" in x}
+    files = {x["@id"]: x["sha256"] for x in described["distribution"] if "sha256" in x}
     assert files == {
         item["name"]: item["sha256"]
         for item in manifest["files"]
@@ -58,8 +58,8 @@ def test_croissant_names_every_file_with_its_checksum(made: Path) -> None:
 
 def test_a_broken_croissant_is_noticed(made: Path, tmp_path: Path) -> None:
     """The check above can fail."""
-    told = json.loads((made / "release" / "croissant.json").read_text())
-    told["recordSet"][0]["field"][0]["source"]["fileSet"]["@id"] = "nowhere"
-    (tmp_path / "croissant.json").write_text(json.dumps(told))
+    described = json.loads((made / "release" / "croissant.json").read_text())
+    described["recordSet"][0]["field"][0]["source"]["fileSet"]["@id"] = "nowhere"
+    (tmp_path / "croissant.json").write_text(json.dumps(described))
     with pytest.raises(mlcroissant.ValidationError):
         mlcroissant.Dataset(jsonld=tmp_path / "croissant.json")

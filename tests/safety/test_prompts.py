@@ -21,7 +21,7 @@ def test_shipped_prompts_load_and_say_where_they_are_from(name: str) -> None:
 def test_the_default_is_the_original_with_its_numbers() -> None:
     prompts = load_prompts(SafetyOptions().prompts)
     flags = [row.nsfw for row in prompts.categories]
-    # The workers called the first 19 safe, the first 4 ages under age, the first 21 no animals.
+    # The original: the first 19 are safe, the first 4 ages are under age, the first 21 no animals.
     assert flags == [False] * 19 + [True] * 17
     assert [row.underage for row in prompts.underage] == [True] * 4 + [False] * 4
     assert [row.animal for row in prompts.animals] == [False] * 21 + [True] * 12

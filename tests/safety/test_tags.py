@@ -1,4 +1,4 @@
-"""The rule over made-up embeddings: dimension i is category i, so an image says which are near."""
+"""The rule over made-up embeddings: dimension i is category i."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CATEGORIES = categories()
 
 
 def image(*near: int, dim: int | None = None) -> np.ndarray:
-    """An embedding nearest to the categories ``near``, in that order."""
+    """Embedding nearest to the categories ``near``, in that order."""
     vector = np.zeros(dim or CATEGORIES.dim, dtype=np.float16)
     for place, category in enumerate(near):
         vector[category] = 0.9 - place / 10
@@ -86,7 +86,7 @@ def test_a_lost_comma_made_the_first_pornographic_prompt_safe() -> None:
     assert len(theirs) == len(ours) - 1
 
     def their_tag(embedding: np.ndarray) -> str:
-        """By the place in the list: all before the 19th were taken for safe."""
+        """The original rule, by position in the list: all before the 19th counted as safe."""
         best = np.argsort(-embedding[0], kind="stable")[:2]
         unsafe = sum(int(place) >= 19 for place in best)
         return ("UNLIKELY", "UNSURE", "NSFW")[unsafe]

@@ -46,13 +46,13 @@ SECOND = SegmentKey("CC-MAIN-2000-10", "00")
 HOSTILE = '<img src=x onerror="document.title=1">'
 UNKNOWN_URL = "javascript:alert(1)"
 FREE = ServeOptions(port=0, query_rate=1e6, query_burst=1_000_000, watch_s=0.05)
-"""No limit that a test would meet unawares."""
+"""Options without limits that a test could reach by accident."""
 ROOT = Path(__file__).parent.parent.parent
 
 
 @dataclass(frozen=True)
 class Row:
-    """One sample to be: a committed picture, and what the subset says of it."""
+    """A sample to write: a committed picture, and its columns in the subset."""
 
     file: str
     text: str
@@ -68,7 +68,7 @@ class Row:
 
 
 def rows() -> tuple[list[Row], list[Row]]:
-    """20 of the first segment and 10 of the second; the first of each have what tests look for."""
+    """20 rows of the first segment and 10 of the second; the first ones are what tests look for."""
     pairs = {pair.file: pair for pair in reversed(Plan().group("matched"))}
     named = [Row(pair.file, pair.text) for pair in reversed(pairs.values())]
     apple = next(row for row in named if "red-apple" in row.file)
@@ -76,7 +76,7 @@ def rows() -> tuple[list[Row], list[Row]]:
     others = [row for row in named if row not in (apple, pizza)]
     first = [
         apple,
-        replace(apple, text="the same apple, saved anew", quality=60),
+        replace(apple, text="the same apple, saved again", quality=60),
         replace(others[0], nsfw="NSFW"),
         replace(others[1], nsfw="UNSURE"),
         replace(others[2], text=HOSTILE, page_url=UNKNOWN_URL, license=UNKNOWN_URL),
@@ -89,7 +89,7 @@ def rows() -> tuple[list[Row], list[Row]]:
 
 
 class SmallLake:
-    """Shards, subsets and a published index, as the graph makes them."""
+    """Shards, subsets and a published index, as the graph writes them."""
 
     def __init__(self, root: Path, model: ClipModel) -> None:
         self.lake = Lake(LakeOptions(root=str(root)))
@@ -143,7 +143,7 @@ class SmallLake:
     def embed(
         self, chosen: Sequence[Row], pictures: Sequence[Image.Image]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of images and texts; a copy of the lake does not embed again what it has."""
+        """Vectors of images and texts; a copy of the lake does not embed again what it has."""
         new = [i for i, row in enumerate(chosen) if row not in self._embedded]
         images = self.model.encode_images([pictures[i] for i in new])
         texts = self.model.encode_texts([chosen[i].text for i in new])
@@ -158,7 +158,7 @@ class SmallLake:
         return copied
 
     def write_samples(self, page: str) -> dict[str, Any]:
-        """A page of drawn samples that shows one of the first segment's; returns its row."""
+        """Write a page of generated samples that shows one real sample; return its row."""
         folder = self.root / "dalle_samples"
         folder.mkdir()
         (folder / "report.html").write_text(page)
@@ -169,18 +169,15 @@ class SmallLake:
         return row
 
     def publish(self, *keys: SegmentKey) -> None:
-        """`search_index` over these segments."""
-        parts = [
-            SegmentIndex(key.crawl, key.segment, self.lake.folder("knn_index", key), "1")
-            for key in keys
-        ]
+        """Publish `search_index` over these segments."""
+        parts = [SegmentIndex(key, self.lake.folder("knn_index", key), "1") for key in keys]
         inputs = {str(key): "1" for key in keys}
         with self.lake.publish("search_index", inputs=inputs, code_version="1") as staging:
             merge_indices(parts, staging.path, IndexOptions(), subset_beside(self.index))
 
 
 def stored(body: bytes, quality: int) -> tuple[Image.Image, bytes]:
-    """The picture as a shard holds it: 256 × 256, white where nothing is."""
+    """The picture as a shard stores it: 256 × 256 with white borders."""
     with Image.open(io.BytesIO(body)) as opened:
         picture = opened.convert("RGBA")
     picture.thumbnail((256, 256))
@@ -219,7 +216,7 @@ def model() -> ClipModel:
 
 @pytest.fixture(scope="session")
 def small_lake(tmp_path_factory: pytest.TempPathFactory, model: ClipModel) -> SmallLake:
-    """30 samples of two crawls. Read only: tests share it; :func:`own_lake` is one's own."""
+    """30 samples of two crawls. Tests share it read-only; :func:`own_lake` is a copy."""
     made = SmallLake(tmp_path_factory.mktemp("search") / "lake", model)
     first, second = rows()
     made.write(FIRST, first)
@@ -230,7 +227,7 @@ def small_lake(tmp_path_factory: pytest.TempPathFactory, model: ClipModel) -> Sm
 
 @pytest.fixture
 def own_lake(tmp_path: Path, small_lake: SmallLake) -> SmallLake:
-    """A copy to change."""
+    """A copy of the small lake, for a test to change."""
     return small_lake.copy(tmp_path / "lake")
 
 
@@ -265,7 +262,7 @@ def serving(
     download: DownloadOptions | None = None,
     subset: Path | None = None,
 ) -> Iterator[Serving]:
-    """The service on a free port of loopback; ``model``: one that is loaded already."""
+    """The service on a free port of loopback; ``model`` is one that is loaded already."""
     encoder = Encoder(clip, options, load=lambda _: model) if model else None
     service = SearchService(
         index, options, clip, download or DownloadOptions(), subset=subset, encoder=encoder
@@ -298,10 +295,10 @@ def served(small_lake: SmallLake) -> Iterator[Serving]:
 
 @pytest.fixture(scope="session")
 def clip_client() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a script in which ``ClipClient`` and ``Modality`` are clip-retrieval 2.45.0's own.
+    """Run a script with ``ClipClient`` and ``Modality`` of clip-retrieval 2.45.0.
 
-    Its package imports Flask, faiss and all of its back end, pinned to old releases: only the file
-    of the client is loaded, as it was released.
+    Its package imports Flask, faiss and all of its back end, pinned to old releases. Only the
+    client's file is loaded, as it was released.
     """
     folder = ROOT / ".cache" / "clip-retrieval-2.45.0"
     if not (folder / "clip_retrieval" / "clip_client.py").exists():

@@ -69,7 +69,7 @@ def test_clip_client_works_unchanged(
         for way in ("image_url", "embedding"):
             others = answers["image"][way]
             assert [result["id"] for result in others] == [result["id"] for result in by_image]
-            # Sums of floats hang on how many threads there were to share them.
+            # Sums of floats depend on how many threads shared them.
             scores = [result["similarity"] for result in by_image]
             assert [result["similarity"] for result in others] == pytest.approx(scores, abs=1e-4)
 
@@ -80,12 +80,12 @@ def test_clip_client_works_unchanged(
         captions = [result["caption"] for result in answers["safe"]]
         assert sum("apple" in caption for caption in captions) == 1  # the other one is folded
 
-        # What the answers' ids are for.
+        # The answers' ids lead to metadata.
         ids = [result["id"] for result in answers["all"][:3]]
         asked = {"ids": [*ids, 7, ids[0] | 0xFFFFFFFF], "indice_name": "search_index"}
         metadata = served.http.post("/metadata", json=asked).json()
         assert [row["id"] for row in metadata] == ids, (
-            "another index's id names no sample, nor does a row too many"
+            "neither another index's id nor a row beyond the last names a sample"
         )
         assert metadata[0]["metadata"]["caption"] == answers["all"][0]["caption"]
         assert metadata[0]["metadata"]["crawl"] == FIRST.crawl

@@ -1,4 +1,4 @@
-"""Which neighbours become results: filters, folding, and how far is looked."""
+"""Filters, folding, and how far a search looks for results."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ def test_an_image_and_words_are_combined(served: Serving) -> None:
     assert served.captions(like=like, limit=1) == [results[0]["caption"]]
 
 
-def test_more_like_this_asks_by_the_stored_vector(served: Serving, small_lake: SmallLake) -> None:
+def test_more_like_this_searches_by_the_stored_vector(
+    served: Serving, small_lake: SmallLake
+) -> None:
     results = served.results(text="a slice of pizza", limit=1)
     again = served.results(like=results[0]["sample"], limit=1)
     np.testing.assert_allclose(again[0]["score"], 1, atol=1e-3)

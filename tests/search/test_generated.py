@@ -1,4 +1,4 @@
-"""The page of drawn samples shows real pictures: it is served only while all of them may be."""
+"""The page of generated samples shows real pictures; it is served only while all may be shown."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_page_goes_when_a_picture_on_it_is_listed(own_lake: SmallLake, colum
         assert status(running) == 404
 
 
-def test_the_page_goes_when_the_subset_has_a_picture_on_it_no_more(own_lake: SmallLake) -> None:
+def test_the_page_goes_when_the_subset_loses_a_picture_on_it(own_lake: SmallLake) -> None:
     row = own_lake.write_samples(PAGE)
     part = own_lake.lake.folder("filtered_subset", FIRST) / "part-00000.parquet"
     with serving(own_lake.index, own_lake.model) as running:
@@ -45,7 +45,7 @@ def test_the_page_goes_when_the_subset_has_a_picture_on_it_no_more(own_lake: Sma
         assert status(running) == 404
 
 
-def test_a_page_that_does_not_tell_whose_pictures_it_shows_is_not_served(
+def test_a_page_that_does_not_name_its_pictures_is_not_served(
     own_lake: SmallLake,
 ) -> None:
     own_lake.write_samples(PAGE)

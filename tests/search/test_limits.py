@@ -1,4 +1,4 @@
-"""What a stranger may and may not do."""
+"""Limits for strangers: requests that are refused, rates, headers, and the removal queue."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from PIL import Image
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.download.options import DownloadOptions
+from laion_assets.knn.samples import SampleRef
 from laion_assets.search.api_models import split_text
 from laion_assets.search.options import ServeOptions
 from laion_assets.search.rate_limit import Rate, client_of
-from laion_assets.search.samples import SampleRef
 from laion_assets.settings import load_settings
 from tests.conftest import FolderServer
 from tests.search.conftest import FIRST, FREE, Serving, SmallLake, serving
 
 
 def png_header(width: int, height: int) -> str:
-    """A PNG that declares a size and holds nothing, in base64."""
+    """Return a PNG in base64 that declares a size and holds no pixels."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     data = struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
@@ -136,14 +136,14 @@ def test_only_samples_of_the_dataset_have_a_thumbnail(served: Serving) -> None:
     answer = served.http.get(f"/thumbnails/{ref}")
     assert answer.headers["Content-Type"] == "image/jpeg"
     assert Image.open(io.BytesIO(answer.content)).size == (256, 256)
-    # Another image of the same shard, by a sample that is not the one that stands there.
+    # Another image of the same shard, by a sample that is not stored at that key.
     other = SampleRef(ref.crawl, ref.segment, "000000099", ref.sample_id + 1)
     assert served.http.get(f"/thumbnails/{other}").status_code == 404
     assert served.http.get("/thumbnails/..%2F..%2Fetc%2Fpasswd").status_code == 404
 
 
 def test_a_very_long_image_takes_no_more_memory_than_another(served: Serving) -> None:
-    """A resize that keeps its shape would make 2.6 thousand million pixels of it."""
+    """A resize that keeps its shape would make 2.6 billion pixels of it."""
     body = io.BytesIO()
     Image.new("RGB", (1, 52_000), "red").save(body, "PNG")
     asked = {"image": base64.b64encode(body.getvalue()).decode(), "limit": 1}
@@ -151,7 +151,7 @@ def test_a_very_long_image_takes_no_more_memory_than_another(served: Serving) ->
 
 
 def test_a_damaged_png_is_refused(served: Serving) -> None:
-    """Of a chunk in the wrong place Pillow says SyntaxError."""
+    """Pillow raises SyntaxError for a chunk in the wrong place."""
     body = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(body, "PNG")
@@ -165,7 +165,7 @@ def test_a_damaged_png_is_refused(served: Serving) -> None:
     assert (answer.status_code, answer.json()["reason"]) == (422, "undecodable")
 
 
-def test_headers_leave_a_page_little_to_do(served: Serving) -> None:
+def test_security_headers_restrict_the_page(served: Serving) -> None:
     for path in ("/", "/static/page.js", "/healthz", "/absent"):
         headers = served.http.get(path).headers
         policy = headers["Content-Security-Policy"]
@@ -179,13 +179,13 @@ def test_headers_leave_a_page_little_to_do(served: Serving) -> None:
     assert {"/knn-service", "/metadata", "/indices-list", "/search", "/healthz"} <= set(paths)
 
 
-def test_loopback_is_asked_by_its_own_names_only(served: Serving) -> None:
+def test_loopback_answers_to_its_own_names_only(served: Serving) -> None:
     assert served.http.get("/about", headers={"Host": "rebound.example"}).status_code == 400
     port = served.url.rstrip("/").rpartition(":")[2]
     assert served.http.get("/about", headers={"Host": f"localhost:{port}"}).status_code == 200
 
 
-def test_other_sites_may_ask_only_if_named(small_lake: SmallLake, served: Serving) -> None:
+def test_other_sites_may_query_only_if_named(small_lake: SmallLake, served: Serving) -> None:
     other = {"Origin": "https://front.example"}
     answer = served.http.post("/metadata", json={"ids": []}, headers=other)
     assert "Access-Control-Allow-Origin" not in answer.headers
@@ -201,7 +201,7 @@ def test_removal_requests_wait_in_a_bounded_queue(own_lake: SmallLake) -> None:
         results = served.results(text="a cat", limit=1)
         sample = results[0]["sample"]
         asked = {"sample": sample, "reason": "it is\nmine", "contact": "me@example.org"}
-        # A form on another site can send this type without asking first.
+        # A form on another site can send this type without a CORS preflight.
         plain = {"Content-Type": "text/plain"}
         body = json.dumps(asked)
         refused = served.http.post("/removal-requests", content=body, headers=plain)
@@ -220,7 +220,7 @@ def test_removal_requests_wait_in_a_bounded_queue(own_lake: SmallLake) -> None:
         assert served.captions(text="a cat", limit=1) == [results[0]["caption"]]
 
 
-def test_without_a_model_what_needs_none_goes_on(small_lake: SmallLake) -> None:
+def test_without_a_model_what_needs_none_still_works(small_lake: SmallLake) -> None:
     down = ClipOptions(model="laion-assets-tiny", pretrained="laion-assets-tiny", weights="/absent")
     vector = small_lake.model.encode_texts(["a cat"])[0].tolist()
     with serving(small_lake.index, None, clip=down) as served:
@@ -256,7 +256,7 @@ def test_exclusions(text: str, split: tuple[str, list[str]]) -> None:
     assert split_text(text) == split
 
 
-def test_samples_have_a_name_that_is_read_back() -> None:
+def test_a_samples_name_is_read_back() -> None:
     ref = SampleRef("CC-MAIN-2021-04", "07", "000010002", -(2**63))
     assert SampleRef.parse(str(ref)) == ref
     assert ref.part == 1

@@ -1,4 +1,4 @@
-"""A newer index takes the older one's place while requests are under way."""
+"""A newer index replaces the older one while requests are in progress."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tests.search.conftest import FIRST, SECOND, SmallLake, rows, serving
 def until(true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not true():
-        assert time.monotonic() < deadline, "it did not come to that"
+        assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
 
 
-def test_a_new_index_is_taken_without_dropping_a_request(own_lake: SmallLake) -> None:
+def test_a_new_index_is_loaded_without_dropping_a_request(own_lake: SmallLake) -> None:
     own_lake.publish(FIRST)
     vector = own_lake.model.encode_texts(["a slice of pizza"])[0].tolist()
     answers: list[tuple[int, int]] = []
@@ -64,12 +64,12 @@ def test_a_new_index_is_taken_without_dropping_a_request(own_lake: SmallLake) ->
         # Each answer is one version's, whole: 20, 30 or 10 samples.
         assert set(answers) == {(200, 20), (200, 30), (200, 10)}
         assert served.search(text="x", limit=60, safe=False, fold=False)["index"]["samples"] == 30
-        # Nobody asks the first version any more: its files and memory maps are gone.
+        # Nobody uses the first version any more: its files and memory maps are gone.
         gc.collect()
         until(lambda: old() is None)
 
 
-def test_an_index_of_another_model_is_not_taken(own_lake: SmallLake) -> None:
+def test_an_index_of_another_model_is_not_loaded(own_lake: SmallLake) -> None:
     own_lake.publish(FIRST)
     with serving(own_lake.index, own_lake.model) as served:
         about = own_lake.lake.folder("knn_index", SECOND) / "index.json"
@@ -85,7 +85,7 @@ def test_an_index_of_another_model_is_not_taken(own_lake: SmallLake) -> None:
 
 
 def test_what_the_subset_lost_is_never_shown(own_lake: SmallLake) -> None:
-    """The segment was made again, with samples taken out, and the index is still the old one."""
+    """The segment was rebuilt without some samples, and the index is still the old one."""
     with serving(own_lake.index, own_lake.model) as served:
         before = served.results(text="a red apple", limit=60, safe=False, fold=False)
         chosen = rows()[0]
@@ -101,7 +101,7 @@ def test_what_the_subset_lost_is_never_shown(own_lake: SmallLake) -> None:
 
 
 def test_shards_newer_than_the_subset_show_no_other_samples_picture(own_lake: SmallLake) -> None:
-    """Made again without its first image: each key is now another one's."""
+    """The shard was rebuilt without its first image, so each key now names another image."""
     shard = own_lake.lake.folder("image_shards", FIRST)
     with serving(own_lake.index, own_lake.model) as served:
         results = served.results(text="a red apple", limit=60, safe=False, fold=False)
@@ -134,7 +134,7 @@ def member_bytes(tar: tarfile.TarFile, name: str) -> bytes:
     return member.read()
 
 
-def test_a_subset_that_is_not_whole_is_no_fault_of_who_asks(own_lake: SmallLake) -> None:
+def test_a_subset_that_is_not_whole_is_not_the_clients_fault(own_lake: SmallLake) -> None:
     with serving(own_lake.index, own_lake.model) as served:
         vectors = own_lake.lake.folder("filtered_subset", FIRST) / "text_emb/text_emb_00000.npy"
         np.save(vectors, np.load(vectors)[:-1])
@@ -158,7 +158,7 @@ def test_the_same_segments_indexed_in_another_way_are_another_version(
     assert live.current.row_of(first.id_of(7)) is None
 
 
-def test_ids_of_another_version_are_told_apart(own_lake: SmallLake) -> None:
+def test_ids_of_another_version_are_recognised(own_lake: SmallLake) -> None:
     live = LiveIndex(own_lake.index, subset_beside(own_lake.index))
     first = live.current
     own_lake.publish(SECOND)

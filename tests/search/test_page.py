@@ -25,7 +25,7 @@ PAGE_BYTES = 300_000
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert chromium, "the page's tests need Chromium: `make test` installs it, or apt-get does"
+    assert chromium, "the page's tests need Chromium: install it by `make test` or apt-get"
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield opened
@@ -33,7 +33,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Window:
-    """A page, and all that it asked for and complained of."""
+    """A page, with the hosts that it requested and the errors that it logged."""
 
     def __init__(self, browser: Browser, size: tuple[int, int] = WIDE, dark: bool = False) -> None:
         self.context = browser.new_context(
@@ -63,7 +63,7 @@ class Window:
 
 @pytest.fixture
 def window(browser: Browser, served: Serving) -> Iterator[Window]:
-    """The page of the shared service; it may complain of nothing and ask nobody else."""
+    """The page of the shared service; it may log no error and request no other host."""
     opened = Window(browser)
     opened.page.goto(served.url)
     yield opened
@@ -177,7 +177,7 @@ def test_filters_safe_mode_and_nothing_found(window: Window) -> None:
     assert "safe=0" in page.url
     page.get_by_label("Safe mode").check()
     expect(page.locator(".card")).to_have_count(0)
-    expect(page.get_by_role("status").first).to_contain_text("Nothing passes the filters")
+    expect(page.get_by_role("status").first).to_contain_text("No results pass the filters")
     page.get_by_role("button", name="Reset filters").click()
     expect(page.locator(".card").first).to_be_visible()
     page.get_by_label("Licence").select_option("creative_commons")
@@ -188,8 +188,8 @@ def test_filters_safe_mode_and_nothing_found(window: Window) -> None:
     page.get_by_label("Language").select_option("de")
     expect(page.locator(".card")).to_have_count(1)
     expect(page.locator("#filter-count")).to_have_text("1")
-    page.get_by_label("Width, at least").fill("9999")
-    page.get_by_label("Width, at least").press("Enter")
+    page.get_by_label("Minimum width").fill("9999")
+    page.get_by_label("Minimum width").press("Enter")
     expect(page.locator(".card")).to_have_count(0)
 
 
@@ -215,7 +215,7 @@ def small_pages(request: Any) -> str:
     return json.dumps(json.loads(request.post_data) | {"limit": 10})
 
 
-def test_errors_are_said(browser: Browser, small_lake: SmallLake, window: Window) -> None:
+def test_errors_are_shown(browser: Browser, small_lake: SmallLake, window: Window) -> None:
     page = window.page
     page.get_by_role("searchbox").fill("http://127.0.0.1:1/picture.png")
     page.keyboard.press("Enter")
@@ -228,12 +228,12 @@ def test_errors_are_said(browser: Browser, small_lake: SmallLake, window: Window
         like = f"{broken.url}?like={window.page.locator('.card img').first.get_attribute('src')}"
         lost = Window(browser)
         lost.page.goto(f"{broken.url}?q=a+cat")
-        expect(lost.page.get_by_role("alert")).to_contain_text("is down for now")
+        expect(lost.page.get_by_role("alert")).to_contain_text("temporarily unavailable")
         lost.page.goto(like.replace("/thumbnails/", ""))
         expect(lost.page.locator(".card").first).to_be_visible()
     lost.page.get_by_role("searchbox").fill("a dog")
     lost.page.keyboard.press("Enter")
-    expect(lost.page.get_by_role("alert")).to_contain_text("does not answer")
+    expect(lost.page.get_by_role("alert")).to_contain_text("does not respond")
     lost.context.close()
 
 
@@ -244,9 +244,9 @@ def test_a_removal_request_is_sent(browser: Browser, own_lake: SmallLake) -> Non
         page.goto(f"{served.url}?q=a+red+apple")
         page.locator(".picture").first.click()
         dialog = page.get_by_role("dialog")
-        dialog.get_by_role("button", name="Ask for removal").click()
+        dialog.get_by_role("button", name="Request removal").click()
         dialog.get_by_label("Why it should be removed").fill("It is my picture.")
-        dialog.get_by_role("button", name="Send the request").click()
+        dialog.get_by_role("button", name="Send request").click()
         expect(dialog.get_by_role("status")).to_contain_text("in the queue")
         window.context.close()
     line = (own_lake.root / "removals/queue/requests.jsonl").read_text()
@@ -290,22 +290,24 @@ def test_the_keyboard_is_enough(window: Window) -> None:
 
 @pytest.mark.parametrize("size", [WIDE, PHONE])
 @pytest.mark.parametrize("dark", [False, True])
-def test_nothing_stands_in_anybodys_way(
+def test_the_page_is_accessible_at_any_size(
     browser: Browser, served: Serving, size: tuple[int, int], dark: bool
 ) -> None:
-    """axe finds nothing, and nothing is wider than the window: as it opens, with results and
-    filters, with an error, with details."""
+    """axe finds no fault and nothing is wider than the window.
+
+    That holds as the page opens, with results and filters, with an error, and with details.
+    """
     window = Window(browser, size, dark)
     page = window.page
 
     def sound() -> None:
         page.evaluate(Path(AXE_FILE_PATH).read_text())
         found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
-        told = [
+        faults = [
             (each["id"], each["impact"], [node["html"][:120] for node in each["nodes"][:3]])
             for each in found["violations"]
         ]
-        assert told == []
+        assert faults == []
         assert page.evaluate("document.documentElement.scrollWidth") == size[0]
 
     page.goto(served.url)
@@ -315,7 +317,7 @@ def test_nothing_stands_in_anybodys_way(
     page.get_by_role("button", name="Filters").click()
     sound()
     page.locator(".picture").first.click()
-    page.get_by_role("button", name="Ask for removal").click()
+    page.get_by_role("button", name="Request removal").click()
     sound()
     page.goto(f"{served.url}?image_url=http%3A%2F%2F127.0.0.1%2F&over=text")
     expect(page.get_by_role("alert")).to_be_visible()

@@ -1,4 +1,4 @@
-"""The command, as a person starts and ends it."""
+"""The command, started and stopped as a person does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from laion_assets.settings import CONFIG_VARIABLE, sample_config
 from tests.search.conftest import SmallLake
 
 
-def test_serve_tells_its_address_and_ends_when_asked(small_lake: SmallLake) -> None:
+def test_serve_prints_its_address_and_stops_when_asked(small_lake: SmallLake) -> None:
     command = [sys.executable, "-m", "laion_assets.cli", "serve", str(small_lake.index)]
     with subprocess.Popen(
         [*command, "--port", "0"],
@@ -35,7 +35,7 @@ def test_serve_tells_its_address_and_ends_when_asked(small_lake: SmallLake) -> N
         assert process.stderr.read() == ""
 
 
-def test_a_folder_that_is_no_index_is_told_in_one_line(
+def test_a_folder_that_is_no_index_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", str(tmp_path), "--subset", str(tmp_path)]) == 1

@@ -48,7 +48,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             made.staging.metadata = summary.headline()
             made.require(
                 checks.size_equal(made.out, made.kept(FILTERED_SUBSET)),
-                checks.recall(made.out, lambda *_: subset, options, own_queries=True),
+                checks.recall(made.out, subset, options, own_queries=True),
                 checks.codec_fits(made.out, options),
             )
         return made.result()

@@ -43,11 +43,7 @@ def _previous(store: Lake, context: dg.AssetExecutionContext) -> Path | None:
 
 def _linked(summary: IndexSummary) -> set[SegmentKey]:
     """The segments whose own files may be in the index as they are."""
-    return {
-        SegmentKey(run.segments[0].crawl, run.segments[0].segment)
-        for run in summary.runs
-        if run.level == 0
-    }
+    return {run.segments[0].key for run in summary.runs if run.level == 0}
 
 
 def build(settings: Settings) -> dg.AssetsDefinition:
@@ -63,8 +59,8 @@ def build(settings: Settings) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult:
         store, options = lake.open(), index.options()
 
-        def subset_of(crawl: str, segment: str) -> Path:
-            return store.published(FILTERED_SUBSET, SegmentKey(crawl, segment))
+        def subset_of(key: SegmentKey) -> Path:
+            return store.published(FILTERED_SUBSET, key)
 
         keys = store.segments(KNN_INDEX)
         manifests = {key: store.manifest(KNN_INDEX, key) for key in keys}
@@ -73,9 +69,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
             before = _previous(store, context)
             summary = merge_indices(
                 [
-                    SegmentIndex(
-                        key.crawl, key.segment, store.folder(KNN_INDEX, key), made_of[str(key)]
-                    )
+                    SegmentIndex(key, store.folder(KNN_INDEX, key), made_of[str(key)])
                     for key in keys
                 ],
                 made.out,

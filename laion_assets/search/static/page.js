@@ -1,4 +1,4 @@
-// The search page. Everything from the dataset is shown by textContent and checked URLs only.
+// The search page. It shows data from the dataset only through textContent and checked URLs.
 
 const $ = (id) => document.getElementById(id);
 const form = $("form"), text = $("text"), results = $("results"), details = $("details");
@@ -8,17 +8,17 @@ const EXAMPLES = ["a red apple", "a bicycle", "a slice of pizza", "a cat -dog", 
 const LARGE_FILE = 1_500_000, LARGEST_SIDE = 1024;
 
 let about = {};
-let query = emptyQuery();   // what the results are of
+let query = emptyQuery();   // the query that the results belong to
 let found = [];             // the results shown
 let nextOffset = null;
-let turn = 0;               // a newer query makes an older answer void
+let turn = 0;               // number of the newest query; older answers are dropped
 let shown = null;           // the result whose details are open
 
 function emptyQuery() {
   return { text: "", like: "", imageUrl: "", file: null, over: "image", safe: true, fold: true, filters: {} };
 }
 
-// The page's address holds all of a query but an uploaded image.
+// The page's address holds the whole query except an uploaded image.
 
 function queryOfAddress() {
   const at = new URLSearchParams(location.search);
@@ -101,11 +101,11 @@ function showChip(asked) {
     image.src = thumbnailOf(asked.like);
     $("chip-text").textContent = "More like this";
   } else if (asked.imageUrl) {
-    image.hidden = true;  // this page loads nothing from elsewhere
+    image.hidden = true;  // this page loads nothing from other sites
     $("chip-text").textContent = `Image at ${hostOf(asked.imageUrl)}`;
   }
   $("chip").hidden = !(asked.file || asked.like || asked.imageUrl);
-  text.placeholder = $("chip").hidden ? "Describe an image, or paste one" : "Add words, if you like";
+  text.placeholder = $("chip").hidden ? "Describe an image, or paste one" : "Add words (optional)";
 }
 
 function showFilterCount() {
@@ -117,7 +117,7 @@ function showFilterCount() {
   }
 }
 
-// Asking
+// Requests
 
 async function body(asked, offset) {
   const sent = { over: asked.over, safe: asked.safe, fold: asked.fold, offset };
@@ -140,7 +140,7 @@ async function post(path, value) {
       body: JSON.stringify(value),
     });
   } catch {
-    throw new Error("The search service does not answer. Is it running?");
+    throw new Error("The search service does not respond. Is it running?");
   }
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(messageOf(response.status, answer));
@@ -149,9 +149,9 @@ async function post(path, value) {
 
 function messageOf(status, answer) {
   if (answer.reason === "encoder_down") {
-    return "Text and image search is down for now. “More like this” still works.";
+    return "Text and image search is temporarily unavailable. “More like this” still works.";
   }
-  const detail = answer.detail ?? `The search service answered ${status}.`;
+  const detail = answer.detail ?? `The search service responded with status ${status}.`;
   return detail.charAt(0).toUpperCase() + detail.slice(1) + (/[.!?]$/.test(detail) ? "" : ".");
 }
 
@@ -178,14 +178,14 @@ async function run(asked, { push = true } = {}) {
     showResults(answer.results, asked);
     nextOffset = answer.next_offset;
     offerChoices(answer);
-    tell(answer);
+    showStatus(answer);
   } catch (error) {
     if (mine !== turn) return;
     showResults([], asked);
     $("status").textContent = "";
     showError(error);
     if (asked.imageUrl && !asked.text) {
-      // Back into the box, where it can be mended or replaced.
+      // Put the URL back into the box, where it can be corrected or replaced.
       query = { ...asked, imageUrl: "" };
       showChip(query);
       text.value = asked.imageUrl;
@@ -206,7 +206,7 @@ async function loadMore() {
     results.append(...answer.results.map(cardOf));
     nextOffset = answer.next_offset;
     offerChoices(answer);
-    tell(answer);
+    showStatus(answer);
     results.children[first]?.querySelector("button").focus();
   } catch (error) {
     if (mine === turn) showError(error);
@@ -215,7 +215,7 @@ async function loadMore() {
   }
 }
 
-function tell(answer) {
+function showStatus(answer) {
   const n = found.length;
   const filtered = query.safe || query.fold || Object.keys(query.filters).length > 0;
   const depth = answer.exhaustive ? "the whole index" : `the ${count(answer.looked_at)} nearest`;
@@ -224,7 +224,7 @@ function tell(answer) {
   const time = ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`;
   $("status").textContent = n
     ? `${count(n)} ${n === 1 ? "result" : "results"}${among}, in ${time}`
-    : `Nothing passes the filters${among}. ${query.safe ? "Safe mode is on. " : ""}Loosen them, or ask otherwise.`;
+    : `No results pass the filters${among}. ${query.safe ? "Safe mode is on. " : ""}Loosen the filters or try another query.`;
   $("more").hidden = nextOffset === null;
   $("download").hidden = n === 0;
 }
@@ -282,7 +282,7 @@ function cardOf(result) {
   facts.append(element("span", { className: "score", title: "Match with the query (cosine)", textContent: result.score.toFixed(2) }));
   if (result.NSFW !== "UNLIKELY") facts.append(element("span", { className: "tag", textContent: result.NSFW }));
   const license = licenseName(result.license);
-  if (license) facts.append(link(result.license, license, "Licence that the page names"));
+  if (license) facts.append(link(result.license, license, "Licence stated by the page"));
   if (result.page_url) facts.append(link(result.page_url, hostOf(result.page_url), "Source page"));
   const like = element("button", { type: "button", className: "like", textContent: "More like this" });
   like.setAttribute("aria-label", `More like this: ${result.caption}`);
@@ -313,7 +313,7 @@ function webUrl(value) {
   }
 }
 
-const hostOf = (value) => webUrl(value)?.hostname.replace(/^www\./, "") ?? "an unknown place";
+const hostOf = (value) => webUrl(value)?.hostname.replace(/^www\./, "") ?? "an unknown site";
 
 function link(target, label, title = "") {
   const url = webUrl(target);
@@ -348,7 +348,7 @@ function openDetails(result) {
     ["Match", result.score.toFixed(3)],
     ["Caption fits", result.image_text_similarity.toFixed(3)],
     ["Size", result.width ? `${result.width} × ${result.height}` : "unknown"],
-    ["Licence", licenseName(result.license) ? link(result.license, licenseName(result.license)) : "none known"],
+    ["Licence", licenseName(result.license) ? link(result.license, licenseName(result.license)) : "unknown"],
     ["Safety tag", result.NSFW],
     ["Language", result.language ? nameOf("language", result.language) : "unknown"],
     ["Crawl", `${result.crawl}, segment ${result.segment}`],
@@ -389,7 +389,7 @@ async function sendRemoval(event) {
 
 function searchByFile(file) {
   if (!["image/jpeg", "image/png", "image/webp"].includes(file.type)) {
-    showError(new Error("Give a JPEG, PNG or WebP image."));
+    showError(new Error("Use a JPEG, PNG or WebP image."));
     return;
   }
   run({ ...queryOfForm(), file, like: "", imageUrl: "" });
@@ -430,7 +430,7 @@ function takeDropped(transfer) {
   const file = imageIn(transfer);
   if (file) return searchByFile(file);
   if (url) return run({ ...queryOfForm(), imageUrl: url.href, like: "", file: null });
-  return showError(new Error("That is no image. Give a JPEG, PNG or WebP."));
+  return showError(new Error("That is not an image. Use a JPEG, PNG or WebP."));
 }
 
 let dragging = 0;

@@ -96,8 +96,8 @@ def test_segments_are_flat_until_a_codec_is_made_and_then_grow(tmp_path: Path) -
     for seed, key in enumerate(KEYS[:2]):
         graph.subset(key, seed)
         assert warnings(graph.make("knn_index", key)) == []
-    told = warnings(graph.make("search_index"))
-    assert told == ["4,000 vectors are searched one by one, over 3,000"]
+    advice = warnings(graph.make("search_index"))
+    assert advice == ["4,000 vectors are searched one by one, more than 3,000"]
 
     assert warnings(graph.make("index_codec")) == []
     codec = graph.lake.manifest("index_codec").metadata
@@ -125,7 +125,7 @@ def test_segments_are_flat_until_a_codec_is_made_and_then_grow(tmp_path: Path) -
     assert digests[name] == own_digests["image.lists"]
 
     # A segment with fewer rows replaces its own; the searcher that was open goes on meanwhile.
-    searcher = Searcher(folder, lambda _, s: graph.lake.folder("filtered_subset", KEYS[int(s)]))
+    searcher = Searcher(folder, lambda key: graph.lake.folder("filtered_subset", key))
     query = np.ones(64)
     scores, _ = searcher.nearest(query[None], 5)
     graph.subset(KEYS[0], 50, rows=500)
@@ -136,9 +136,9 @@ def test_segments_are_flat_until_a_codec_is_made_and_then_grow(tmp_path: Path) -
 
     # Vectors of another kind are indexed, with a warning that asks for another codec.
     graph.subset(KEYS[1], 60, away=0.7)
-    told = warnings(graph.make("knn_index", KEYS[1]))
-    assert "image drift" in told[0]
-    assert "is over 1.15" in told[0]
+    advice = warnings(graph.make("knn_index", KEYS[1]))
+    assert "image drift" in advice[0]
+    assert "is over 1.15" in advice[0]
 
 
 def test_an_index_below_the_recall_asked_for_is_not_published(tmp_path: Path) -> None:

@@ -1,28 +1,33 @@
-"""A sample's row by its place in the subset: metadata and vectors, never a whole segment in memory.
+"""Samples of the subsets, read by their places: metadata and vectors.
 
-A part of the subset (some 10,000 rows) is read once and kept while others are not asked for more;
-its vectors stay memory-mapped. Arrow reads a parquet file by whole row groups, so a part is as
-little as can be read.
+No whole segment is held in memory. A part of a subset (some 10,000 rows) is read once and kept
+while it is among the most recently used; its vectors stay memory-mapped. Arrow reads a parquet file
+by whole row groups, so a part is the least that can be read.
 """
 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
+from cachetools import LRUCache
 
-from laion_assets.files import Identity, identity
-from laion_assets.knn.runs import SubsetOf
-from laion_assets.knn.search import Place
-from laion_assets.knn.subset import MODALITIES, Modality, SubsetError, SubsetPart, part_path
-from laion_assets.search.cache import ByteCache
+from laion_assets.files import Identity, open_files
+from laion_assets.knn.subset import (
+    MODALITIES,
+    Modality,
+    SubsetPart,
+    Subsets,
+    read_whole,
+    subset_folder,
+)
 from laion_assets.segments import CRAWL_NAME
 
 COLUMNS: Final = (
@@ -43,15 +48,30 @@ COLUMNS: Final = (
 )
 _UNSIGNED: Final = 2**64 - 1
 _SHARD_DIGITS: Final = 5
-_READING_ATTEMPTS: Final = 3
 _REF: Final = re.compile(rf"({CRAWL_NAME.pattern})\.(\d{{2}})\.(\d{{9,12}})\.([0-9a-f]{{16}})")
+_OPEN_FILES: Final = 65_536
+"""Files that may be open, if the system allows that many."""
+_FILES_PER_PART: Final = 8
+"""Of these files, a share for each kept part: it has two mapped, and others need some as well."""
+_CACHE_BYTES: Final = 2**26
+
+
+@dataclass(frozen=True, slots=True)
+class SamplePlace:
+    """Place of a sample: row ``part_row`` of a part of its segment's subset."""
+
+    crawl: str
+    segment: str
+    part: int
+    part_row: int
+    sample_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRef:
-    """A sample's name in URLs: where its image is stored, and its SAMPLE_ID.
+    """Name of a sample in URLs: where its image is stored, and its SAMPLE_ID.
 
-    It stays right when the index is made anew: the id is compared, and looked for in the part.
+    It stays valid when the index is rebuilt: the id is compared, and looked up in the part.
     """
 
     crawl: str
@@ -64,7 +84,7 @@ class SampleRef:
 
     @classmethod
     def parse(cls, text: str) -> SampleRef:
-        """Raises ``ValueError`` for a text that is none."""
+        """Read a name back. Raises ``ValueError`` for any other text."""
         match = _REF.fullmatch(text)
         if match is None:
             raise ValueError(f"{text[:100]!r} names no sample")
@@ -74,13 +94,13 @@ class SampleRef:
 
     @property
     def part(self) -> int:
-        """The number of its shard, which its part of the subset has, too."""
+        """Number of the sample's shard and of its part of the subset."""
         return int(self.key[:_SHARD_DIGITS])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What a result shows. Width and height are the original image's."""
+    """One row of a subset. Width and height are those of the original image."""
 
     ref: SampleRef
     url: str
@@ -93,6 +113,28 @@ class Sample:
     language: str
     page_url: str
     sha256: str
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], **more: Any) -> Self:
+        """Build a sample from a row's columns; ``more`` are the fields that a subclass adds."""
+
+        def value(name: str) -> Any:
+            return values.get(name)
+
+        return cls(
+            ref=SampleRef(value("crawl"), value("segment"), value("key"), value("SAMPLE_ID")),
+            url=value("URL"),
+            text=value("TEXT"),
+            width=value("WIDTH"),
+            height=value("HEIGHT"),
+            license=value("LICENSE") or "?",
+            nsfw=value("NSFW"),
+            similarity=value("similarity"),
+            language=value("LANGUAGE") or "",
+            page_url=value("page_url") or "",
+            sha256=value("sha256") or "",
+            **more,
+        )
 
 
 class Part:
@@ -116,7 +158,7 @@ class Part:
         return {name: column[row].as_py() for name, column in self._columns.items()}
 
     def row_of(self, sample_id: int, guess: int) -> int | None:
-        """The row that holds the sample; None if the part has it no more."""
+        """The row that holds the sample; None if the part no longer has it."""
         ids = self.sample_ids
         if 0 <= guess < len(ids) and ids[guess] == sample_id:
             return guess
@@ -124,7 +166,7 @@ class Part:
         return int(found[0]) if len(found) else None
 
     def vectors(self, rows: Sequence[int], modality: Modality) -> npt.NDArray[np.float32]:
-        """``(len(rows), d)`` of unit length, as embedded."""
+        """Vectors of some rows as embedded, ``(len(rows), d)`` of unit length."""
         taken = np.asarray(self._vectors[modality][np.asarray(rows, np.int64)], np.float32)
         norms = np.linalg.norm(taken, axis=1, keepdims=True)
         return cast("npt.NDArray[np.float32]", taken / np.maximum(norms, 1e-12))
@@ -132,7 +174,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class PartRow:
-    """A row of a part, which it keeps in memory: to look at, and to let go."""
+    """A row of a part. It keeps the part in memory: look at it and let it go."""
 
     part: Part
     row: int
@@ -143,7 +185,7 @@ class PartRow:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """What a part has of a sample, without the part: a query may touch thousands of parts."""
+    """A sample's row without its part, since a query may touch thousands of parts."""
 
     values: Mapping[str, Any]
     vectors: Mapping[Modality, npt.NDArray[np.float32]]
@@ -154,65 +196,62 @@ class Located:
 
     @property
     def sample(self) -> Sample:
-        value = self.value
-        return Sample(
-            ref=SampleRef(value("crawl"), value("segment"), value("key"), value("SAMPLE_ID")),
-            url=value("URL"),
-            text=value("TEXT"),
-            width=value("WIDTH"),
-            height=value("HEIGHT"),
-            license=value("LICENSE") or "?",
-            nsfw=value("NSFW"),
-            similarity=value("similarity"),
-            language=value("LANGUAGE") or "",
-            page_url=value("page_url") or "",
-            sha256=value("sha256") or "",
-        )
+        return Sample.of(self.values)
 
 
 class Samples:
-    """The samples of all subsets that an index was made of.
+    """The samples of all subsets that an index was built from. Several threads may share it.
 
-    ``subset_of(crawl, segment)`` gives a segment's `filtered_subset` folder.
+    It keeps the most recently used parts, up to ``cache_bytes`` of metadata. Two threads that miss
+    the same part both read it: that takes a few milliseconds, and neither waits for a lock.
     """
 
-    def __init__(self, subset_of: SubsetOf, cache: ByteCache) -> None:
-        self._subset_of = subset_of
-        self._cache = cache
+    def __init__(self, subsets: Subsets, cache_bytes: int = _CACHE_BYTES) -> None:
+        self._subsets = subsets
+        most_parts = max(1, open_files(_OPEN_FILES) // _FILES_PER_PART)
+        # A part counts as at least this many bytes, so that no more than `most_parts` are kept;
+        # one that is larger than the cache is kept alone.
+        least = -(-cache_bytes // most_parts)
+        self._kept: LRUCache[tuple[Path, Identity], Part] = LRUCache(
+            cache_bytes, lambda part: min(cache_bytes, max(least, part.nbytes))
+        )
+        self._lock = threading.Lock()
 
     def part(self, crawl: str, segment: str, number: int) -> Part | None:
-        """As it is published now; None if there is none.
+        """A part as it is published now; None if there is none.
 
         Raises :class:`~laion_assets.knn.subset.SubsetError` if its rows and vectors differ.
         """
-        folder = self._subset_of(crawl, segment)
-        path = part_path(folder, number)
-        for attempt in range(_READING_ATTEMPTS):
-            try:
-                before = identity(path)
-                reading = partial(_read, folder, number, before)
-                return self._cache.get((path, before), reading)
-            except (FileNotFoundError, _ReplacedError):
-                continue
-            except SubsetError:
-                # Replaced between rows and vectors, or wrong as it is.
-                if attempt == _READING_ATTEMPTS - 1:
-                    raise
-        return None
+        part = SubsetPart(subset_folder(self._subsets, crawl, segment), number)
+        found = read_whole(part, lambda seen: self._known(part, seen) or Part(part))
+        if found is None:
+            return None
+        seen, whole = found
+        with self._lock:
+            self._kept[part.parquet, seen] = whole
+        return whole
+
+    def _known(self, part: SubsetPart, seen: Identity) -> Part | None:
+        with self._lock:
+            return self._kept.get((part.parquet, seen))
 
     def locate(
         self,
-        places: Sequence[Place | None],
+        places: Sequence[SamplePlace | None],
         modalities: Sequence[Modality] = (),
         keep: Callable[[int, PartRow], bool] | None = None,
     ) -> list[Located | None]:
-        """The sample of each place, wherever it is in its part now, with its vectors of some
-        modalities; None once it was taken out.
+        """Find the sample of each place, wherever it is in its part now; None once it is gone.
 
-        One part after another is looked at. ``keep`` is asked about each sample that is there, by
-        its number among the places; those that it refuses are None, too.
+        Parts are visited one after another.
+
+        Args:
+            places: None gives None.
+            modalities: those whose vectors are wanted.
+            keep: called with the number of a place and its sample's row; a sample that it refuses
+                gives None, too.
         """
-        by_part: dict[tuple[str, str, int], list[tuple[int, Place]]] = {}
+        by_part: dict[tuple[str, str, int], list[tuple[int, SamplePlace]]] = {}
         for number, place in enumerate(places):
             if place is not None:
                 key = (place.crawl, place.segment, place.part)
@@ -236,16 +275,6 @@ class Samples:
         return found
 
     def find(self, ref: SampleRef) -> Located | None:
-        place = Place(ref.crawl, ref.segment, ref.part, 0, ref.sample_id)
+        """Find a sample with its vectors; None if the subset does not have it."""
+        place = SamplePlace(ref.crawl, ref.segment, ref.part, 0, ref.sample_id)
         return self.locate([place], MODALITIES)[0]
-
-
-class _ReplacedError(Exception):
-    """The partition was replaced while it was read: rows and vectors may not match."""
-
-
-def _read(folder: Path, number: int, before: Identity) -> Part:
-    part = Part(SubsetPart(folder, number))
-    if identity(part_path(folder, number)) != before:
-        raise _ReplacedError
-    return part
