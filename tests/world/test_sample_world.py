@@ -204,7 +204,7 @@ def test_every_kind_of_end_is_told(world: World, manifest: Manifest) -> None:
             story
             for story in why(world.lake.root, case.url).stories
             if story.text == case.text
-            and any(step.stage == "found" and case.wat_file in step.told for step in story.steps)
+            and any(step.stage == "found" and case.wat_file in step.detail for step in story.steps)
         ]
         verdicts = [
             step.verdict
