@@ -31,7 +31,8 @@ from laion_assets.files import atomic_path, write_json, write_text
 from laion_assets.safety.minors import names_minors
 from laion_assets.safety.prompts import category_embeddings, load_prompts
 from laion_assets.safety.tags import tag
-from laion_assets.sample_crawl.cases import MAX_TEXT, padded, picture_url
+from laion_assets.sample_crawl.drafts import padded, picture_url
+from laion_assets.sample_crawl.link_cases import MAX_TEXT
 from laion_assets.sample_crawl.plan import DATA, KEPT
 
 from .captions import spoken_name

@@ -152,7 +152,7 @@ def as_floats(pixels: Pixels, device: torch.device) -> torch.Tensor:
 
 
 class _Reviver:
-    """Moves unused codes, those that no latent was nearest to for a while, to where latents are.
+    """Revival of unused codes: those that no latent was nearest to for a while move to latents.
 
     Codes start near zero. Without revival most would never be used, and a few would serve for
     everything. A code counts as unused after a window that holds several times as many latents as

@@ -139,7 +139,7 @@ def _publish(result: Path, out: Path) -> None:
 def _made_of(
     pairs: Pairs, options: GenerationOptions, clip: ClipModel, device: str, precision: str
 ) -> dict[str, Any]:
-    """What unfinished work must have been started with to be resumed."""
+    """Inputs that unfinished work must have been started with to be resumed."""
     weights = options.vq_weights
     return {
         "pairs": pairs.digest,

@@ -365,7 +365,7 @@ def shrunk(encoded: bytes, size: int) -> NDArray[np.uint8]:
 
 
 class BatchOrder:
-    """Gives the numbers in each batch by the batch's own number, epoch after epoch, without end."""
+    """The numbers in each batch by the batch's own number, epoch after epoch without end."""
 
     def __init__(self, length: int, size: int, epoch: Callable[[int], NDArray[np.int64]]) -> None:
         """``epoch`` returns the order of an epoch, (length,), by its number."""

@@ -28,7 +28,7 @@ def _tokenizer() -> Any:
 
 
 class Vocabulary:
-    """Maps captions to token numbers; the same training captions give the same numbers."""
+    """Mapping of captions to token numbers; the same training captions give the same numbers."""
 
     def __init__(self, words: Sequence[int]) -> None:
         """``words``: the known tokens of CLIP, in the order of their numbers here."""

@@ -69,7 +69,7 @@ class AssetRuns:
 
 @dataclass(frozen=True)
 class Made:
-    """How an asset's partitions were made; an option that differs between them is `None`."""
+    """The making of an asset's partitions; an option that differs between them is `None`."""
 
     asset: str
     code: Sequence[str]
@@ -222,7 +222,7 @@ def _around(rows: Callable[..., list[Row]]) -> list[NearPair]:
 
 
 def _made(metadata: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Made]:
-    """How each filtering asset was made, in the order of the stages."""
+    """The making of each filtering asset, in the order of the stages."""
     made = []
     for asset in (asset for asset in _FILTERING if any(asset == name for name, *_ in metadata)):
         of_asset = [(code, values) for name, code, values in metadata if name == asset]

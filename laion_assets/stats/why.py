@@ -140,7 +140,7 @@ class _Lists:
 
 
 class StoryReader:
-    """Reads the lake's files: all to find a pair, then only the partitions that have it."""
+    """Reader of the lake's files: of all to find a pair, then of the partitions that have it."""
 
     def __init__(self, lake: Path, connection: duckdb.DuckDBPyConnection) -> None:
         self._lake, self._connection = lake, connection
@@ -366,7 +366,7 @@ class StoryReader:
         return value
 
     def _by(self, asset: str, key: SegmentKey, rules: Sequence[str] = ()) -> str:
-        """What decided: the options named by ``rules``, the code's version, and the run."""
+        """Origin of a decision: the options named by ``rules``, the code's version, and the run."""
         manifest = self._manifest(asset, key)
         if not manifest:
             return ""
