@@ -1,1 +1,1 @@
-"""From a WAT file to pairs: cc2dataset's extraction, ours, and the floors below them."""
+"""From a WAT file to pairs: cc2dataset's extraction, ours, and the floors below both."""
