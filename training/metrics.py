@@ -1,4 +1,4 @@
-"""How well pictures and captions find each other, from their unit embeddings."""
+"""Measures of how well pictures and captions find each other, by their unit embeddings."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ _LONGEST_HEAD: Final = 16_384
 
 @dataclass
 class Report:
-    """What clients did since the last report."""
+    """Counts of what clients did since the last report."""
 
     requests: int = 0
     connections: int = 0

@@ -1,4 +1,4 @@
-"""Which samples' real pictures a finished demo shows, and whether it may still show them.
+"""The samples whose real pictures a finished demo shows, and whether it may still show them.
 
 A picture that is on a removal list, or no longer in the subset, must not be served from a report
 that was written earlier.

@@ -20,7 +20,7 @@ IMAGE_HOSTS: Final = (
 )  # fmt: skip
 
 Answer = Mapping[str, Any]
-"""What a host answers: an entry of ``routes.json``, as ``server`` reads it."""
+"""A host's answer: an entry of ``routes.json``, as ``server`` reads it."""
 Ends = tuple[str, str]
 """(stage, reason) of ``laion_assets.funnel``; ("subset", "kept") means kept by every stage."""
 
@@ -52,7 +52,7 @@ class Draft:
     damage: Damage | None = None
     entries: list[Entry] = field(default_factory=list)
     answers: dict[str, Answer] = field(default_factory=dict)
-    """What hosts answer under URLs that no link of the page names."""
+    """Hosts' answers under URLs that no link of the page names."""
 
     def link(self, path: str, url: str, **more: str) -> None:
         """Add a link that no stage counts."""

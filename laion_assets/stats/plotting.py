@@ -1,4 +1,4 @@
-"""How the report's figures are drawn: themes, rendering as PNG, axes, bars, marks, and numbers.
+"""Drawing of the report's figures: themes, rendering as PNG, axes, bars, marks, and numbers.
 
 What does not belong here: which figures there are, and what they show (``figures``).
 """

@@ -1,4 +1,4 @@
-"""What `laion-assets why` can be asked for, and how tables are searched for it."""
+"""Questions to `laion-assets why`, and the SQL conditions by which tables are searched for them."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class Facts:
     """Number of the subset's samples that are not in ``samples``, because a list names them."""
 
     def kept(self, stage: str) -> int:
-        """Number of what a stage kept; 0 if it has not run."""
+        """Number of subjects that a stage kept; 0 if there are no counts of it."""
         return next((counts.kept for counts in self.funnel if counts.stage == stage), 0)
 
 

@@ -37,7 +37,7 @@ _MAIN: Final = "filtered_subset"
 
 @dataclass(frozen=True)
 class Step:
-    """What one stage did with a pair.
+    """One stage's verdict on a pair.
 
     ``verdict`` is `kept`, a reject reason of the funnel, or another word for what happened;
     ``detail`` explains it, and ``by`` gives the rules and the version that decided.
