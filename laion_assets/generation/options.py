@@ -56,7 +56,7 @@ class GenerationOptions(Options):
     vq_channels: list[int] = Field(
         default=[32, 64, 64],
         min_length=1,
-        description="Channels of the autoencoder by resolution; each step halves the resolution",
+        description="Channels of the autoencoder at each resolution; each but the last halves it",
     )
     vq_blocks: int = Field(
         1, ge=1, description="Residual blocks of the autoencoder at each resolution"
