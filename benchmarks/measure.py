@@ -1,4 +1,4 @@
-"""One contestant's run, measured from outside: a process of its own, its children included."""
+"""Measurement of one contestant's run from outside: its own process with all its children."""
 
 from __future__ import annotations
 
@@ -27,19 +27,24 @@ try:
 except ChildProcessError:
     sys.exit(code if code >= 0 else 128 - code)
 """
-"""Runs a command and then waits for all that it left behind, whose CPU time would else count for
-nobody: a pool's processes are often no children of the one that uses them."""
+"""Program that runs a command and then waits for all processes that it left behind.
+
+Their CPU time would otherwise count for nobody: the processes of a pool are often not children of
+the process that uses them.
+"""
 
 
 @dataclass(frozen=True)
 class Measured:
+    """Time, memory and output of a run."""
+
     seconds: float
-    """Wall clock, the start of the interpreter and imports included."""
+    """Wall-clock time, including the interpreter's start and imports."""
     cpu_seconds: float
     """User and system time of the process and all its descendants."""
     peak_bytes: int
-    """Largest sum of the memory of the process and all its descendants, sampled; of a page that n
-    of them share, each counts an n-th."""
+    """Largest sampled sum of the memory of the process and all its descendants; a page that n of
+    them share counts as an n-th for each."""
     peak_own_bytes: int
     """The same without pages of files (memory-mapped data, libraries)."""
     stdout: str
@@ -55,7 +60,7 @@ def run(
     """Run ``command`` to its end. ``env`` is added to this process's environment.
 
     Raises ``RuntimeError`` with the end of its standard error if it fails, and
-    ``subprocess.TimeoutExpired`` after ``timeout_s``, when it has been killed.
+    ``subprocess.TimeoutExpired`` if it had to be killed after ``timeout_s``.
     """
     before = os.times()
     started = time.monotonic()
@@ -86,7 +91,7 @@ def run(
 
 
 class _Peak:
-    """Samples the resident memory of a process tree in a thread."""
+    """Peak of the resident memory of a process tree, sampled in a thread."""
 
     def __init__(self, pid: int) -> None:
         self.bytes = 0
@@ -109,7 +114,7 @@ class _Peak:
 
 
 def tree_bytes(*pids: int) -> tuple[int, int]:
-    """Bytes of the processes and all their descendants, and those that are no file's."""
+    """Memory of the processes and all their descendants in bytes: all, and without files' pages."""
     whole, own, waiting = 0, 0, list(pids)
     while waiting:
         pid = waiting.pop()

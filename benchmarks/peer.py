@@ -1,4 +1,4 @@
-"""Peers as they are released, each in a virtual environment of its own."""
+"""Peers as released, each in its own virtual environment."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final
 
 WORK: Final = Path(__file__).parent.parent / ".bench"
-"""What benchmarks make: environments, inputs, outputs. Not under version control."""
+"""Folder of the benchmarks' environments, inputs and outputs; not under version control."""
 
 
 def peer_python(name: str, requirements: Path) -> Path:
-    """The interpreter of an environment with the pinned ``requirements``; made if it is not there.
+    """Interpreter of an environment with the pinned ``requirements``, created on first use.
 
     Raises ``subprocess.CalledProcessError`` if pip cannot install them.
     """

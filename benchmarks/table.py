@@ -14,14 +14,14 @@ DOCUMENT: Final = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table; every column but the first is aligned to the right."""
+    """Write a Markdown table; every column but the first is aligned to the right."""
     lines = [list(columns), ["---", *("---:" for _ in columns[1:])]]
     lines += [[str(cell) for cell in row] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def machine() -> str:
-    """What it ran on and when, in one line."""
+    """Describe the machine and the date in one line."""
     model = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):

@@ -1,7 +1,7 @@
-"""What one crawl costs: bytes, hours and euros, from measured rates and stated prices.
+"""Cost of one crawl in bytes, hours and euros, from measured rates and stated prices.
 
-``python -m deploy.cost`` prints the table of docs/operations.md and writes it there. Everything is
-one multiplication after another; change an assumption by its option and read the new table.
+``python -m deploy.cost`` prints the table of docs/operations.md and writes it there. It only
+multiplies: change an assumption by its option, and read the new table.
 """
 
 from __future__ import annotations
@@ -25,48 +25,51 @@ _END: Final = "<!-- end cost -->"
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What is not measured here. Every default is an option of the command."""
+    """Values that are not measured here. Each is an option of the command."""
 
     wat_files: float = 90_000
-    """Of one crawl; Common Crawl's `wat.paths.gz` says how many."""
+    """WAT files of one crawl; Common Crawl's `wat.paths.gz` lists them."""
     wat_mb: float = 230
-    """Compressed size of one, MB."""
+    """Compressed size of a WAT file in MB."""
     pairs_per_mb: float = 850
-    """English pairs of a MB of WAT after the text rules: 340,298 of 400 MB in `make bench-wat`."""
+    """English pairs per MB of WAT after the text rules: 340,298 from 400 MB in `make bench-wat`."""
     unique: float = 0.3
-    """Share of the pairs that no other WAT of the crawl has. A guess: your funnel tells."""
+    """Share of the pairs that no other WAT of the crawl has. A guess: see your own funnel."""
     alive: float = 0.6
     """Share of the URLs that give an image (CC12M after some years: 62 %)."""
     image_kb: float = 25
-    """A stored image of 256 pixels, with its share of tar and parquet."""
+    """Size of a stored image of 256 pixels in KB, with its share of tar and parquet."""
     fetched_kb: float = 150
-    """An image as the web sends it: what comes in."""
+    """Size of an image in KB as the web sends it."""
     kept: float = 0.1
     """Share of the images that the recipe keeps (LAION-5B: 10 % of its candidates)."""
     dimensions: float = 512
+    """Dimensions of an embedding."""
     gpu_images_per_s: float = 1500
-    """ViT-B/32 on one GPU, as reported for an RTX 3080 by clip-retrieval; not measured here."""
+    """Images per second on one GPU with ViT-B/32; reported by clip-retrieval for an RTX 3080, not
+    measured here."""
     index_bytes: float = 70
-    """Of a vector in the served index."""
+    """Bytes of a vector in the served index."""
     indexed_per_core_s: float = 1150
-    """Vectors; autofaiss reports 200 million in 3 hours, taken here as 16 cores'."""
+    """Vectors indexed per core and second; autofaiss reports 200 million in 3 hours, assumed to be
+    on 16 cores."""
     pair_bytes: float = 100
-    """Of a row of pairs, scored pairs and, without its vectors, of the subset, as parquet."""
+    """Parquet bytes of a row of pairs, of scored pairs, or of the subset without its vectors."""
     claim_bytes: float = 20
-    """Of a pair in the dedup ledger (`make bench-dedup`)."""
+    """Bytes of a pair in the dedup ledger (`make bench-dedup`)."""
     core_hour: float = 0.04
-    """Euros."""
+    """Price of a core for an hour in euros."""
     gpu_hour: float = 0.60
-    """Euros, its host included."""
+    """Price of a GPU with its host for an hour in euros."""
     gb_month: float = 0.022
-    """Euros for an object store's GB."""
+    """Price of a GB in an object store for a month in euros."""
     months: float = 1.0
-    """How long the images and embeddings are kept."""
+    """Time for which the images and embeddings are kept, in months."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured, from docs/benchmarks.md."""
+    """Measured rates, from docs/benchmarks.md."""
 
     wat_mb_per_core_s: float
     claim_s_per_million: float
@@ -76,7 +79,7 @@ class Rates:
 
 
 def _cell(text: str, row: str, column: str) -> float:
-    """A number of the first table that has the row and the column."""
+    """Number in the first table that has the row and the column. Raises ``ValueError``."""
     for lines in re.split(r"\n\s*\n", text):
         table = [
             [cell.strip() for cell in line.strip().strip("|").split("|")]
@@ -92,7 +95,7 @@ def _cell(text: str, row: str, column: str) -> float:
 
 
 def measured(document: Path = DOCUMENT) -> Rates:
-    """Raises ``ValueError`` naming a figure that the document has not."""
+    """Read the measured rates. Raises ``ValueError`` naming a figure that the document lacks."""
     text = document.read_text(encoding="utf-8")
     return Rates(
         wat_mb_per_core_s=_cell(text, "ours, all rules, English, parquet", "MB/s"),
@@ -105,21 +108,25 @@ def measured(document: Path = DOCUMENT) -> Rates:
 
 @dataclass(frozen=True)
 class Line:
-    """One stage. ``unit_hours`` are of cores, or of GPUs where ``gpu``."""
+    """Amounts of one stage; ``unit_hours`` are core hours, or GPU hours if ``gpu``."""
 
     stage: str
     items: float
     unit_hours: float
     comes_in: float
+    """Bytes from the network."""
     stored: float
+    """Bytes in the object store."""
     gpu: bool = False
 
     def euros(self, of: Assumptions) -> float:
+        """Cost of computing and storing."""
         price = of.gpu_hour if self.gpu else of.core_hour
         return self.unit_hours * price + self.stored / 1e9 * of.gb_month * of.months
 
 
 def estimate(of: Assumptions, rates: Rates) -> list[Line]:
+    """Estimate each stage of one crawl."""
     wat_bytes = of.wat_files * of.wat_mb * 1e6
     pairs = of.wat_files * of.wat_mb * of.pairs_per_mb
     unique = pairs * of.unique
@@ -174,7 +181,7 @@ def estimate(of: Assumptions, rates: Rates) -> list[Line]:
 
 
 def table(of: Assumptions, rates: Rates, segments: int = 100) -> str:
-    """Of a whole crawl, and of one of its segments in the last column."""
+    """Write the table of a whole crawl, with one of its segments in the last column."""
     lines = estimate(of, rates)
     rows = [
         [
@@ -214,7 +221,9 @@ def main(argv: Sequence[str] | None = None, document: Path = OPERATIONS) -> None
         parser.add_argument(
             f"--{field.name.replace('_', '-')}", type=float, default=field.default, dest=field.name
         )
-    parser.add_argument("--print", action="store_true", help="leave the document as it is")
+    parser.add_argument(
+        "--print", action="store_true", help="print only, do not write the document"
+    )
     args = vars(parser.parse_args(argv))
     only_print = args.pop("print")
     text = table(Assumptions(**args), measured())

@@ -1,1 +1,1 @@
-"""The recipe of the small CLIP that ships with the package. Not imported by ``laion_assets``."""
+"""The recipe of the small CLIP that the package ships; ``laion_assets`` does not import it."""

@@ -1,4 +1,4 @@
-"""What is said of a drawing, and the further texts that teach the text tower words."""
+"""Captions of drawings, and further texts that teach words to the text tower."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEMPLATES = (
     "a {} on a plain background",
     "{} symbol",
 )
-# Words that alt texts put around a name and that say nothing of the picture.
+# Words that alt texts put around a name and that do not describe the picture.
 BEFORE = (
     "free", "new", "my", "the best", "this is the", "image:", "look at this", "beautiful", "simple",
     "funny", "modern", "high quality", "download", "small picture of the", "showing a", "buy",
@@ -36,7 +36,7 @@ AFTER = (
     "image", "template", "on a blue background", "in colour", "poster", "by our reader",
     "download", "- free download", "vector art", "for school", "print", "set", "logo",
 )  # fmt: skip
-# Unlike the ones above, and never trained on: as alt texts of other sites may read.
+# Never trained on, and unlike the templates above: alt texts as other sites may have them.
 TEST_TEMPLATES = (
     "Colourful {} graphic",
     "{} isolated on a white backdrop",
@@ -49,7 +49,8 @@ COLOURS = ("red", "blue", "green", "yellow", "black", "white", "brown", "pink", 
 
 @dataclass(frozen=True)
 class Texts:
-    """``captions[i]`` is said of ``concepts[i]`` with odds ``odds[i]``; ``general`` of nothing."""
+    """Training texts: ``captions[i]`` describes ``concepts[i]``, with odds ``odds[i]``; ``general``
+    texts describe no drawing."""
 
     captions: list[str]
     concepts: list[str]
@@ -58,7 +59,7 @@ class Texts:
 
 
 def spoken_name(name: str) -> str:
-    """A CLDR short name as people write it: "flag: Bulgaria" becomes "flag of Bulgaria"."""
+    """Write a CLDR short name as people do: "flag: Bulgaria" becomes "flag of Bulgaria"."""
     name = re.sub(r"[“”‘’\"]", "", name)
     name = re.sub(r"^flag: ", "flag of ", name)
     name = re.sub(r"^keycap: ", "keycap ", name)
@@ -66,13 +67,13 @@ def spoken_name(name: str) -> str:
 
 
 def test_caption(glyph: Glyph, rng: np.random.Generator) -> str:
-    """An alt text in words whose frame training never saw."""
+    """Write an alt text in a frame that training never saw."""
     frame = TEST_TEMPLATES[int(rng.integers(len(TEST_TEMPLATES)))]
     return frame.format(spoken_name(glyph.name))
 
 
 def texts(glyphs: list[Glyph], words: list[str], rng: np.random.Generator) -> Texts:
-    """Captions of every concept of ``glyphs``, and texts from general ``words``."""
+    """Make captions of every concept of ``glyphs``, and texts from general ``words``."""
     by_concept = {glyph.concept: glyph for glyph in glyphs}
     made = Texts([], [], [], [])
 

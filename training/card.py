@@ -1,4 +1,4 @@
-"""The model card and the line in the threshold table, from a training report."""
+"""The model card and the model's entry in the threshold table, from a training report."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ _ROWS = {
 
 
 def write_card(path: Path, report: dict[str, Any]) -> None:
-    """The model card, in Markdown."""
+    """Write the model card, in Markdown."""
     pretrained = json.loads((HERE / "sources.json").read_text("utf-8"))["pretrained"]
 
     def credit(role: str) -> str:
@@ -125,7 +125,7 @@ def write_card(path: Path, report: dict[str, Any]) -> None:
 
 
 def write_threshold(path: Path, report: dict[str, Any]) -> None:
-    """This model's line in the table of thresholds; the other lines stay."""
+    """Write this model's entry into the table of thresholds; other entries stay."""
     table = json.loads(path.read_text("utf-8"))
     table[f"{NAME}/{NAME}"] = {
         "threshold": report["threshold"],

@@ -1,4 +1,4 @@
-"""Web-like pictures from drawings: a drawing on a background, and what a shard makes of it.
+"""Web-like pictures of drawings: a drawing on a background, published, and stored in a shard.
 
 What does not belong here: where drawings come from (``corpus``), what is learned (``train``).
 """
@@ -22,23 +22,23 @@ Rgb = tuple[int, int, int]
 
 
 def web_size(rng: np.random.Generator) -> tuple[int, int]:
-    """Width and height of a picture as web pages carry them: 240 to 640 pixels wide."""
+    """Draw a width and a height that web pages have: 240 to 640 pixels wide."""
     across, down = ASPECTS[int(rng.integers(len(ASPECTS)))]
     width = int(rng.integers(240, 641))
     return width, max(1, round(width * down / across))
 
 
 def compose(rgba: Image.Image, rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """The drawing, moderately scaled, turned and moved, on a random background.
+    """Put a drawing, moderately scaled, turned and moved, on a random background.
 
     Args:
         rgba: the drawing with its alpha channel; 384 pixels or more look crisp at every size.
-        rng: all randomness comes from here, so the same seed gives the same picture.
-        width: of the result, in pixels.
-        height: of the result, in pixels.
+        rng: source of all randomness; the same seed gives the same picture.
+        width: width of the result, in pixels.
+        height: height of the result, in pixels.
 
     Returns:
-        an RGB picture of ``width`` by ``height``; the drawing is whole within it.
+        An RGB picture of ``width`` by ``height`` that holds the whole drawing.
     """
     canvas = _background(rng, width, height)
     drawing = rgba.crop(rgba.getbbox() or (0, 0, *rgba.size))
@@ -59,7 +59,7 @@ def compose(rgba: Image.Image, rng: np.random.Generator, width: int, height: int
 
 
 def encode(picture: Image.Image, kind: Literal["JPEG", "PNG", "WEBP"], quality: int = 85) -> bytes:
-    """The picture's bytes as a web server would send them."""
+    """Encode a picture as a web server would send it."""
     out = io.BytesIO()
     if kind == "PNG":
         picture.save(out, kind)
@@ -69,7 +69,7 @@ def encode(picture: Image.Image, kind: Literal["JPEG", "PNG", "WEBP"], quality: 
 
 
 def stored(picture: Image.Image, size: int = STORED_SIZE, quality: int = 95) -> Image.Image:
-    """The picture after img2dataset's "border" mode: fitted, padded with white, JPEG-encoded."""
+    """Apply img2dataset's "border" mode: fit into a square, pad with white, encode as JPEG."""
     scale = size / max(picture.size)
     fitted = picture.convert("RGB").resize(
         (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))),
@@ -81,10 +81,10 @@ def stored(picture: Image.Image, size: int = STORED_SIZE, quality: int = 95) -> 
 
 
 def crawled(rgba: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A drawing's whole way: composed, published by a site, downloaded, stored at 256 by 256."""
+    """Compose a drawing, publish it as a site does, download it, and store it at 256 by 256."""
     picture = compose(rgba, rng, *web_size(rng))
     kind: Literal["JPEG", "WEBP"] | None
-    kind = ("JPEG", "WEBP", None)[int(rng.integers(3))]  # None: as PNG, which loses nothing
+    kind = ("JPEG", "WEBP", None)[int(rng.integers(3))]  # None: as PNG, which is lossless
     if kind:
         published = encode(picture, kind, int(rng.integers(60, 96)))
         picture = Image.open(io.BytesIO(published))
@@ -92,7 +92,7 @@ def crawled(rgba: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def jitter(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Small shifts of brightness, contrast and saturation, for training only."""
+    """Shift brightness, contrast and saturation a little, for training only."""
     from PIL import ImageEnhance
 
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
@@ -101,7 +101,7 @@ def jitter(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _off_centre(rng: np.random.Generator, free: int) -> int:
-    """A left or top margin: most often near the middle, at times at an edge."""
+    """Draw a left or top margin: most often near the middle, sometimes at an edge."""
     return round(free * float(rng.beta(3, 3)))
 
 

@@ -2,10 +2,10 @@
 
 What does not belong here: backgrounds and web-like pictures (``compose``), training (``train``).
 
-The art comes from npm packages pinned by version and SHA-512 in ``sources.json``; names and
-keywords come from the Unicode CLDR annotations. A *concept* is an emoji's code points, so the
-same concept drawn in several styles can be matched. Whole art families are held out of training
-(``Source.held_out``), so a model is judged on drawings by hands that it never saw.
+The art comes from npm packages, pinned by version and SHA-512 in ``sources.json``; names and
+keywords come from the Unicode CLDR annotations. A *concept* is an emoji's code points, so
+drawings of one concept in several styles can be matched. Whole art families are held out of
+training (``Source.held_out``), so a model is judged on styles that it never saw.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _GENDER_SIGNS = {"2640", "2642"}
 
 @dataclass(frozen=True)
 class Source:
-    """One art package, with the terms its drawings come under."""
+    """One art package, with the terms of its drawings."""
 
     style: str
     package: str
@@ -66,7 +66,7 @@ class Glyph:
 
 
 def sources() -> list[Source]:
-    """The art packages, in the order of ``sources.json``."""
+    """List the art packages, in the order of ``sources.json``."""
     return [Source(**entry) for entry in _pins()["art"]]
 
 
@@ -76,10 +76,10 @@ def held_out_styles() -> frozenset[str]:
 
 
 def load_corpus(cache: Path = DEFAULT_CACHE) -> list[Glyph]:
-    """Every drawing of every style, sorted by (concept, style); fetches packages into ``cache``.
+    """List every drawing of every style by (concept, style); fetch packages into ``cache``.
 
     Skin tones, and the man/woman variants of an emoji that exists without gender, are left out:
-    they are nearly the same picture again.
+    they are nearly the same picture.
 
     Raises:
         RuntimeError: if npm fails, or a package's bytes are not the pinned ones.
@@ -96,7 +96,7 @@ def load_corpus(cache: Path = DEFAULT_CACHE) -> list[Glyph]:
 
 
 def rasterise(glyph: Glyph, cache: Path = DEFAULT_CACHE, size: int = 256) -> Image.Image:
-    """The drawing as RGBA, ``size`` pixels on its longer side (resvg)."""
+    """Render a drawing as RGBA with resvg, ``size`` pixels on its longer side."""
     import resvg_py
 
     source = next(source for source in sources() if source.style == glyph.style)
@@ -108,13 +108,13 @@ def rasterise(glyph: Glyph, cache: Path = DEFAULT_CACHE, size: int = 256) -> Ima
 
 
 def svg(glyph: Glyph, cache: Path = DEFAULT_CACHE) -> str:
-    """The drawing's own SVG text."""
+    """Return the drawing's SVG text."""
     source = next(source for source in sources() if source.style == glyph.style)
     return _svg(cache, source, glyph.concept)
 
 
 def names(concept: str, language: str, cache: Path = DEFAULT_CACHE) -> str | None:
-    """The concept's CLDR short name in ``language`` (one of ``LANGUAGES``), None if it has none."""
+    """CLDR short name of a concept in ``language``, one of ``LANGUAGES``; None if it has none."""
     entry = _annotations(cache, language).get(concept)
     return entry[0] if entry else None
 
@@ -126,7 +126,10 @@ def _pins() -> dict[str, Any]:
 
 
 def _package(cache: Path, name: str, version: str, sha512: str) -> Path:
-    """The package's unpacked folder; fetched with ``npm pack`` on first use."""
+    """Folder of an unpacked package, fetched by ``npm pack`` on first use.
+
+    Raises ``RuntimeError`` if npm fails or the SHA-512 is not the pinned one.
+    """
     slug = name.removeprefix("@").replace("/", "-")
     archive = cache / "npm" / f"{slug}-{version}.tgz"
     if not archive.exists():
@@ -162,14 +165,14 @@ def _without_variation(code_points: str) -> str:
 
 
 def _slug(name: str) -> str:
-    """A name's letters and digits alone, since every package hyphenates names its own way."""
+    """Reduce a name to letters and digits, since each package hyphenates names in its own way."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]", "", plain.replace("&", "and"))
 
 
 @functools.cache
 def _annotations(cache: Path, language: str) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """concept -> (short name, keywords) in ``language``."""
+    """Short name and keywords of each concept in ``language``."""
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
     for pin in _pins()["names"]:
         folder = _package(cache, pin["package"], pin["version"], pin["sha512"]) / pin["folder"]
@@ -183,7 +186,7 @@ def _annotations(cache: Path, language: str) -> dict[str, tuple[str, tuple[str, 
 
 @functools.cache
 def _concept_by_slug(cache: Path) -> dict[str, str]:
-    """Every English name known for a concept: CLDR's, the packages' own, and emojibase's."""
+    """Concepts by all their English names: CLDR's, the packages' own, and emojibase's."""
     english = _annotations(cache, "en")
     known = {_slug(name): concept for concept, (name, _) in reversed(english.items())}
     for source in sources():
@@ -201,6 +204,7 @@ def _concept_by_slug(cache: Path) -> dict[str, str]:
 
 
 def _near_duplicate(concept: str, english: dict[str, tuple[str, tuple[str, ...]]]) -> bool:
+    """Return whether a concept is a skin tone, a gender or a family of another one."""
     parts = concept.split("-")
     if _SKIN_TONES & set(parts):
         return True
@@ -216,7 +220,7 @@ def _near_duplicate(concept: str, english: dict[str, tuple[str, tuple[str, ...]]
 
 @functools.cache
 def _drawings(cache: Path, source: Source) -> dict[str, str]:
-    """concept -> icon name in the package; the packages without code points go by name."""
+    """Icon names of a package by concept; packages without code points are matched by name."""
     english = _annotations(cache, "en")
     known = _concept_by_slug(cache)
     icons = _source_json(cache, source, "icons.json")

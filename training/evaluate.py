@@ -1,4 +1,4 @@
-"""The shipped file judged as users load it: through open_clip, on pictures of held-out styles."""
+"""Evaluation of the shipped file as users load it: by open_clip, on pictures of held-out styles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Vectors = NDArray[np.float32]
 
 
 class Shipped:
-    """The model as ``open_clip.create_model_and_transforms`` gives it for a weights file."""
+    """The model as ``open_clip.create_model_and_transforms`` loads it from a weights file."""
 
     def __init__(self, weights: Path) -> None:
         self.model, _, self.preprocess = open_clip.create_model_and_transforms(
@@ -36,7 +36,7 @@ class Shipped:
 
     @torch.inference_mode()
     def pictures(self, glyphs: list[Glyph], cache: Path) -> Vectors:
-        """(n, d) unit embeddings of each glyph's evaluation picture."""
+        """Unit embeddings of the glyphs' evaluation pictures, (n, d)."""
         rows = []
         for glyph in glyphs:
             pixels = self.preprocess(picture(glyph, cache, "eval"))
@@ -45,17 +45,17 @@ class Shipped:
 
     @torch.inference_mode()
     def texts(self, lines: list[str]) -> Vectors:
-        """(n, d) unit embeddings of whole texts."""
+        """Unit embeddings of whole texts, (n, d)."""
         tokens = self.tokenizer(lines).split(64)
         rows = [self.model.encode_text(part, normalize=True).numpy() for part in tokens]
         return np.concatenate(rows)
 
 
 def evaluate(shipped: Shipped, cut: Split, cache: Path) -> dict[str, Any]:
-    """Figures on the test concepts, and a threshold from the calibration concepts.
+    """Measure figures on the test concepts, and set a threshold by the calibration concepts.
 
     The threshold is the cosine that ``MISMATCHED_KEPT`` of the calibration set's mismatched pairs
-    reach, rounded to two digits; what it keeps is measured on the test set.
+    reach, rounded to two decimal places; the share that it keeps is measured on the test set.
     """
     rng = np.random.default_rng(SEED)
     framed = [test_caption(glyph, rng) for glyph in cut.test]
@@ -120,7 +120,7 @@ def _in_language(
 
 
 def write_samples(folder: Path, glyphs: list[Glyph], cache: Path) -> None:
-    """Held-out pictures with captions, for a quick check of the weights without the corpus."""
+    """Write held-out pictures with captions, to check the weights quickly without the corpus."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(SEED)
     listed = []

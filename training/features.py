@@ -1,7 +1,7 @@
 """Cached activations of the pretrained image tower over web-like pictures of the corpus.
 
-Computing them is most of the recipe's time and the tower's first stages are never changed, so
-they are kept: what enters the last stage (for fine-tuning it) in float16.
+Computing them takes most of the recipe's time, and the tower's first stages never change. So the
+input of the last stage, which is fine-tuned, is cached as float16.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ STD = (0.229, 0.224, 0.225)
 
 
 def picture(glyph: Glyph, cache: Path, view: str) -> Image.Image:
-    """The glyph's web-like picture as stored in a shard, 256 by 256.
+    """Make a glyph's web-like picture as stored in a shard, 256 by 256.
 
-    ``view`` names the random choices ("train-0", "eval"); training views are jittered as well.
+    ``view`` seeds the random choices ("train-0", "eval"); training views are jittered, too.
     """
     drawing = cache / "drawings" / glyph.style / f"{glyph.concept}.png"
     if not drawing.exists():
@@ -44,7 +44,7 @@ def picture(glyph: Glyph, cache: Path, view: str) -> Image.Image:
 def trunk_features(
     glyphs: list[Glyph], cache: Path, view: str, threads: int = 1
 ) -> NDArray[np.float16]:
-    """(n, 160, 14, 14) float16: one view of every glyph after the tower's third stage, cached."""
+    """One view of every glyph after the tower's third stage, float16 (n, 160, 14, 14), cached."""
     file = cache / "features" / f"{view}-{_fingerprint(glyphs)}.npy"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def trunk_features(
 
 
 def pooled_features(glyphs: list[Glyph], cache: Path, view: str) -> NDArray[np.float32]:
-    """(n, 320) float32: the pretrained tower's own output for one view of every glyph, cached."""
+    """The pretrained tower's output for one view of every glyph, float32 (n, 320), cached."""
     file = cache / "features" / f"{view}-pooled-{_fingerprint(glyphs)}.npy"
     if not file.exists():
         trunk = trunk_features(glyphs, cache, view)
@@ -78,7 +78,7 @@ def pooled_features(glyphs: list[Glyph], cache: Path, view: str) -> NDArray[np.f
 
 
 def _inputs(glyphs: list[Glyph], cache: Path, view: str) -> Iterator[NDArray[np.float32]]:
-    """Normalised (3, 224, 224) pixels of each glyph, made by another process meanwhile."""
+    """Yield normalised pixels (3, 224, 224) of each glyph, prepared ahead by another process."""
     mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
     with get_context("spawn").Pool(1) as pool:
         tasks = ((glyph, cache, view) for glyph in glyphs)

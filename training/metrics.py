@@ -1,4 +1,4 @@
-"""How well pictures and captions find each other, from their unit embeddings."""
+"""Measures of how well pictures and captions find each other, by their unit embeddings."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ Vectors = NDArray[np.floating[Any]]
 
 
 def recall(similarity: Vectors, top: int) -> float:
-    """Share of rows whose own column (the same number) is among the ``top`` most similar."""
+    """Share of rows whose own column, of the same number, is among the ``top`` most similar."""
     own = np.diagonal(similarity)[:, None]
     return float(((similarity > own).sum(1) < top).mean())
 
 
 def auc(matched: Vectors, mismatched: Vectors) -> float:
-    """Chance that a matched pair is more similar than a mismatched one (ties count half)."""
+    """Probability that a matched pair is more similar than a mismatched one; ties count half."""
     lower = np.searchsorted(np.sort(mismatched), matched, side="left")
     upper = np.searchsorted(np.sort(mismatched), matched, side="right")
     return float((lower + upper).mean() / 2 / len(mismatched))
 
 
 def pair_cosines(images: Vectors, captions: Vectors) -> tuple[Vectors, Vectors]:
-    """Cosines of row with same row, and of every row with every other row."""
+    """Cosines of each row with the same row, and of every row with every other row."""
     similarity = images @ captions.T
     return np.diagonal(similarity), similarity[~np.eye(len(images), dtype=bool)]
 
 
 def judge(images: Vectors, captions: Vectors) -> dict[str, float]:
-    """All figures of one set of pictures (n, d) and their captions (n, d), rounded to four."""
+    """All figures of pictures (n, d) and their captions (n, d), rounded to four decimal places."""
     similarity = images @ captions.T
     matched, mismatched = pair_cosines(images, captions)
     figures = {

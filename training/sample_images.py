@@ -1,9 +1,9 @@
-"""Composes the sample crawl's committed inputs: `python -m training.sample_images`.
+"""Compose the sample crawl's committed inputs: `python -m training.sample_images`.
 
 Writes ``laion_assets/sample_crawl/data``: ``images.zip`` (pictures as the web would serve them),
-``plan.json`` (what is said of them, and what becomes of each pair), ``ATTRIBUTION.md``. The art
-is of two families that the shipped CLIP's training holds out. Every pair is scored with that CLIP
-on the pipeline's own way, and where a score decides too narrowly, the pair is left out.
+``plan.json`` (their texts, and what becomes of each pair), and ``ATTRIBUTION.md``. The art comes
+from two families that the shipped CLIP's training holds out. That CLIP scores every pair by the
+pipeline's own code, and pairs whose score decides too narrowly are left out.
 
 What does not belong here: which cases are planted (``laion_assets.sample_crawl.cases``).
 """
@@ -13,16 +13,13 @@ from __future__ import annotations
 import io
 import itertools
 import re
-import struct
 import zipfile
 import zlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pycld2
 from numpy.typing import NDArray
 from PIL import Image, features
 
@@ -31,71 +28,39 @@ from laion_assets.files import atomic_path, write_json, write_text
 from laion_assets.safety.minors import names_minors
 from laion_assets.safety.prompts import category_embeddings, load_prompts
 from laion_assets.safety.tags import tag
-from laion_assets.sample_crawl.cases import MAX_TEXT, padded, picture_url
+from laion_assets.sample_crawl.drafts import padded, picture_url
+from laion_assets.sample_crawl.link_cases import MAX_TEXT
 from laion_assets.sample_crawl.plan import DATA, KEPT
 
-from .captions import spoken_name
-from .compose import compose, web_size
+from .compose import compose
 from .corpus import DEFAULT_CACHE, Glyph, load_corpus, names, rasterise, sources
+from .sample_pictures import SEED, Studio, special_files
+from .sample_texts import (
+    ACCENTED,
+    ALTS_EACH,
+    FLAGGED_ALTS,
+    FOREIGN,
+    MARKED,
+    MINORS_ALTS,
+    OTHER_TEXTS,
+    UNKNOWN_LANGUAGE,
+    english_alts,
+    is_language,
+    say,
+)
 
-SEED = 20000105
 STYLES = ("fluent-emoji", "noto")
-MIN_BYTES = 5_000
 MATCHED, MISSES, MISMATCHED = 1_610, 45, 70
 MARGIN = 0.03
 RANK_MARGIN = 0.015
-ALTS_EACH = 5
 SCORING_BATCH = 256
-
 NOT_PICTURED = re.compile(
     r"button|arrow|keycap|flag: |square|ideograph|Japanese “|component|hair$|bubble|mark$|input|"
     r"^(medium|large|small)|parenthes|numbers|symbol|zodiac|thirty|o’clock|sign$|letter|"
     r"^(Aries|Taurus|Gemini|Cancer|Leo|Virgo|Libra|Scorpio|Sagittarius|Capricorn|Aquarius|Pisces)$"
 )
 FLAGS = re.compile(r"flag: (Japan|Canada|Brazil|France|Germany|Italy|India|Greece|Kenya|Jamaica)$")
-
-ALTS = (
-    "Cartoon picture of {a}",
-    "{Name} – free clip art",
-    "Illustration of {a}",
-    "Cute {name} sticker for your messages",
-    "Colourful {name} graphic for school projects",
-    "Drawing of {a} by our reader",
-    "Download this free {name} picture",
-    "{Name} icon in high quality",
-    "This is {a}",
-    "{Name}, drawn with soft shadows",
-    "A small picture of {a}",
-    "Funny {name} cartoon",
-    "{Name} clipart for worksheets",
-    "Image showing {a}",
-    "A simple drawing of {a}",
-    "Our new {name} design",
-    "Glossy {name} emoji",
-    "{Name} illustration ({keyword})",
-    "{Name} picture, {keyword}",
-    "{Name}: free stock image",
-    "Beautiful {name} artwork",
-    "The {name} emoji in another style",
-    "Nice {name} image for your website",
-    "Print this {name} picture at home",
-)
-MARKED = (
-    "{Name} & friends: a free picture",
-    "The “{name}” drawing in our collection",
-    "{Name} – a “new” picture & more",
-    "Picture of {a} <b>in bold</b>",
-    "Our reader's {name} drawing",
-    '{Name} picture "for free" <img>',
-    "Drawing of {a}: rock & roll’s best",
-    "Picture of {a} & nothing else – really",
-)
-ACCENTED = (
-    "A drawing of {a} from the café",
-    "Déjà vu: the picture of {a}",
-    "A naïve picture of {a}, with a résumé",
-)
-# Stand-ins of laion_assets/safety/prompts/sample.json.
+# The stand-ins of laion_assets/safety/prompts/sample.json.
 FLAGGED = {
     "guitar": "1f3b8",
     "banjo": "1fa95",
@@ -104,8 +69,6 @@ FLAGGED = {
     "telescope": "1f52d",
     "trophy": "1f3c6",
 }
-FLAGGED_ALTS = ("Picture of {a}", "This is {a}", "{Name} illustration", "Drawing of {a}")
-MINORS_ALTS = ("Picture of {a} for KIDS", "Drawing of {a} by a child", "The baby’s {name}")
 SAFETY = {
     ("NSFW", KEPT): "safety_nsfw_kept",
     ("UNSURE", KEPT): "safety_unsure_kept",
@@ -117,22 +80,11 @@ SAFETY = {
     ("UNSURE", "unsafe_animal"): "safety_animal",
 }
 INNOCENT = "safety_innocent_minor_text"
-OTHER_TEXTS = ("Here is the same {name} picture again", "Another look at the {name} drawing")
-FOREIGN = {
-    "de": ("Bild: {} als Zeichnung kostenlos herunterladen", "Hier sehen Sie ein Bild: {}"),
-    "fr": ("Image à télécharger gratuitement : {}", "Voici un joli dessin : {}"),
-    "es": ("Descarga gratis este dibujo para niños: {}", "Aquí puedes ver una imagen: {}"),
-    "ru": ("Рисунок: {}, скачать картинку бесплатно", "На этой картинке вы видите: {}"),
-    "ja": ("{}のかわいいイラストを無料でダウンロード", "これは{}の絵です"),
-    "zh": ("{}的卡通图片免费下载", "这是一张{}的图画"),
-    "ar": ("صورة {} للتحميل مجانا على الموقع", "هنا يمكنك مشاهدة رسم {}"),
-}
-UNKNOWN_LANGUAGE = ("XK-2000 B7 ZZ-9", "DSC_0047.JPG 4711", "Zebra", "zzxq qqrt 0815 pblf")
 
 
 @dataclass
 class Candidate:
-    """A picture and what is said of it, before it is known what becomes of the pair."""
+    """A picture and a text; scoring decides what becomes of the pair."""
 
     group: str
     file: str
@@ -142,115 +94,18 @@ class Candidate:
     similarity: float | None = None
     nsfw: str | None = None
     close: bool = False
-    """A decision on it hangs on rounding; it may not go into the crawl."""
-
-
-@dataclass
-class Studio:
-    """The pictures made so far, by file name."""
-
-    cache: Path
-    content: dict[str, bytes] = field(default_factory=dict)
-
-    def make(self, glyph: Glyph, purpose: str = "") -> str:
-        """Compose, encode and keep one picture of ``glyph``; returns its file name."""
-        rng = np.random.default_rng([SEED, zlib.crc32(f"{glyph.concept}{purpose}".encode()),
-                                     zlib.crc32(glyph.style.encode())])  # fmt: skip
-        kept = self.cache / f"{glyph.style}-{glyph.concept}{purpose}"
-        if not kept.is_file():
-            data, suffix = published(rasterise(glyph, DEFAULT_CACHE, 512), rng)
-            with atomic_path(kept) as beside:
-                beside.write_bytes(suffix.encode().ljust(8) + data)
-        stored = kept.read_bytes()
-        suffix, data = stored[:8].decode().strip(), stored[8:]
-        slug = re.sub(r"[^a-z0-9]+", "-", glyph.name.lower()).strip("-")
-        file = f"{glyph.style}/{slug}{purpose}{suffix}"
-        if self.content.setdefault(file, data) != data:
-            raise ValueError(f"two pictures are called {file}")
-        return file
-
-
-def published(drawing: Image.Image, rng: np.random.Generator) -> tuple[bytes, str]:
-    """A picture as a site would publish it: bytes (5,000 or more) and the file name's suffix."""
-    width, height = web_size(rng)
-    kind = ("jpg", "webp", "png", "alpha", "palette")[
-        int(rng.choice(5, p=[0.5, 0.38, 0.04, 0.05, 0.03]))
-    ]
-    if kind in ("alpha", "palette"):
-        side = int(rng.integers(160, 260))
-        picture = drawing.copy()
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-        if kind == "palette":
-            picture = picture.quantize(128)
-        data = _png(picture)
-        if MIN_BYTES + 200 <= len(data) <= 40_000:
-            return data, ".png"
-        kind = "jpg"
-    scene = compose(drawing, rng, width, height)
-    if kind == "png":
-        data = _png(scene)
-        if MIN_BYTES + 200 <= len(data) <= 40_000:
-            return data, ".png"
-        kind = "webp"
-    for quality in (int(rng.integers(62, 80)), 88, 95, 98):
-        data = _lossy(scene, kind, quality)
-        if len(data) >= MIN_BYTES + 200:
-            return data, f".{kind}"
-    larger = scene.resize((scene.width * 2, scene.height * 2), Image.Resampling.LANCZOS)
-    for quality in (85, 95, 98):
-        data = _lossy(larger, "jpg", quality)
-        if len(data) >= MIN_BYTES + 200:
-            return data, ".jpg"
-    return _png(scene), ".png"
-
-
-def _png(picture: Image.Image) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, "PNG", optimize=True)
-    return out.getvalue()
-
-
-def _lossy(picture: Image.Image, kind: str, quality: int) -> bytes:
-    out = io.BytesIO()
-    if kind == "webp":
-        picture.save(out, "WEBP", quality=quality, method=4)
-    else:
-        picture.save(out, "JPEG", quality=quality, progressive=quality % 3 == 0)
-    return out.getvalue()
+    """Whether rounding could change a decision on it; such a pair must not go into the crawl."""
 
 
 def pictured(glyph: Glyph) -> bool:
-    """Whether a drawing is something that people would put into an alt text."""
+    """Return whether a drawing shows something that people would name in an alt text."""
     if glyph.style not in STYLES or glyph.concept in FLAGGED.values():
         return False
     return bool(FLAGS.search(glyph.name)) or not NOT_PICTURED.search(glyph.name)
 
 
-def say(frame: str, glyph: Glyph, rng: np.random.Generator) -> str:
-    name = spoken_name(glyph.name)
-    others = [word for word in glyph.keywords if word.lower() not in name.lower() and len(word) > 3]
-    keyword = others[int(rng.integers(len(others)))] if others else "clip art"
-    plural = re.search(r"[^s]s$|^(people|person|woman|man)s? with", name.split(" with ")[0])
-    article = "" if plural else "an " if name[0].lower() in "aeiou" else "a "
-    return frame.format(
-        name=name, Name=name[0].upper() + name[1:], a=article + name, keyword=keyword
-    )
-
-
-def is_language(text: str, language: str) -> bool:
-    """Whether pycld2 is sure of the language, and would say the same if it were less careful."""
-    reliable, _, guesses = pycld2.detect(text, isPlainText=True)
-    careless = pycld2.detect(text, isPlainText=True, bestEffort=True)[2]
-    return bool(reliable) and guesses[0][1] == language == careless[0][1]
-
-
-def english_alts(glyph: Glyph, rng: np.random.Generator) -> list[str]:
-    """Up to ``ALTS_EACH`` texts that are surely English, of frames in a random order."""
-    texts = (say(ALTS[at], glyph, rng) for at in rng.permutation(len(ALTS)))
-    return list(itertools.islice((text for text in texts if is_language(text, "en")), ALTS_EACH))
-
-
 def matched_candidates(glyphs: list[Glyph], studio: Studio) -> list[Candidate]:
+    """Pictures of all glyphs with several English texts each."""
     made = []
     for number, glyph in enumerate(glyphs):
         rng = np.random.default_rng([SEED, number])
@@ -264,7 +119,7 @@ def matched_candidates(glyphs: list[Glyph], studio: Studio) -> list[Candidate]:
 def derived_candidates(
     matched: list[Candidate], glyphs: dict[str, Glyph], rng: np.random.Generator
 ) -> list[Candidate]:
-    """Other texts of pictures that matched pairs have: mismatched, marked, accented, again."""
+    """Other texts for pictures of matched pairs: mismatched, marked, accented, second, long."""
     firsts = list({one.file: one for one in reversed(matched)}.values())
     picked = [firsts[at] for at in rng.permutation(len(firsts))]
     made: list[Candidate] = []
@@ -287,7 +142,7 @@ def derived_candidates(
 
 
 def flagged_candidates(corpus: list[Glyph], studio: Studio) -> list[Candidate]:
-    """Pictures that the safety rule may flag; their group is known once they are scored."""
+    """Pictures that the safety rule may flag; scoring decides their group."""
     made = []
     for glyph in corpus:
         if glyph.style not in STYLES or glyph.concept not in FLAGGED.values():
@@ -302,6 +157,7 @@ def flagged_candidates(corpus: list[Glyph], studio: Studio) -> list[Candidate]:
 
 
 def foreign_texts(matched: list[Candidate], rng: np.random.Generator) -> list[dict[str, str]]:
+    """Texts in other languages, and in none, for pictures of matched pairs."""
     rows = []
     for language, frames in FOREIGN.items():
         found = 0
@@ -322,9 +178,9 @@ def foreign_texts(matched: list[Candidate], rng: np.random.Generator) -> list[di
 
 
 class Judge:
-    """Scores pairs on the pipeline's own way: as a shard stores them, then by the shipped CLIP.
+    """Scoring of pairs by the pipeline's own code: stored as in a shard, then embedded by the CLIP.
 
-    Embeddings are kept in ``cache`` by model and picture, so that a change of texts is quick.
+    Embeddings are cached by model and picture, so that a change of texts is quick.
     """
 
     def __init__(self, content: dict[str, bytes], cache: Path) -> None:
@@ -333,13 +189,12 @@ class Judge:
         from laion_assets.clip.thresholds import threshold_for
         from laion_assets.download.images import ImageMaker
         from laion_assets.download.options import DownloadOptions
-        from laion_assets.removals.entries import Entries
 
         options = ClipOptions(model="laion-assets-tiny", pretrained="laion-assets-tiny")
         self.model = load_clip(options)
         self.threshold = threshold_for(self.model.key)
         self.categories = category_embeddings(load_prompts("sample"), self.model)
-        self.maker = ImageMaker(DownloadOptions(), Entries(), Entries())
+        self.maker = ImageMaker(DownloadOptions())
         self.content = content
         self.cache = cache / f"vectors-{self.model.version}.npz"
         self.images: dict[str, NDArray[np.float32]] = {}
@@ -347,13 +202,12 @@ class Judge:
             self.images = dict(np.load(self.cache))
 
     def image_vectors(self, files: list[str]) -> NDArray[np.float32]:
-        """(n, dim), of the pictures as the pipeline stores them."""
-        sums = {file: Checksums.of(self.content[file]) for file in set(files)}
-        keys = {file: sums[file].sha256 for file in sums}
+        """Embed the pictures as the pipeline stores them: (n, dim)."""
+        keys = {file: Checksums.of(self.content[file]).sha256 for file in set(files)}
         missing = sorted(file for file, key in keys.items() if key not in self.images)
         for start in range(0, len(missing), SCORING_BATCH):
             batch = missing[start : start + SCORING_BATCH]
-            made = [self.maker.make(self.content[file], sums[file]) for file in batch]
+            made = [self.maker.make(self.content[file]) for file in batch]
             stored = [Image.open(io.BytesIO(image.encoded)) for image in made]
             vectors = self.model.encode_images(stored)
             self.images |= dict(zip((keys[file] for file in batch), vectors, strict=True))
@@ -363,7 +217,7 @@ class Judge:
         return np.stack([self.images[keys[file]] for file in files])
 
     def score(self, candidates: list[Candidate]) -> None:
-        """Sets similarity, tag and reason of each, and whether any of them is close."""
+        """Set each candidate's similarity, tag and reason, and whether a decision is close."""
         images = self.image_vectors([one.file for one in candidates])
         texts = self.model.encode_texts([one.text for one in candidates])
         similarities = (images * texts).sum(axis=1)
@@ -393,7 +247,7 @@ class Judge:
                 one.group = INNOCENT
 
     def _close_ranks(self, images: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Whether rounding could change which categories are first or second: bool (n,)."""
+        """Return whether rounding could change which categories are first or second: bool (n,)."""
         close = np.zeros(len(images), dtype=np.bool_)
         for ranked, pairs in (
             (self.categories.nsfw, ((0, 1), (1, 0))),
@@ -416,81 +270,8 @@ class Judge:
         return np.asarray(tag(images, self.categories).nsfw != "UNLIKELY")
 
 
-def special_files(picture: Image.Image) -> dict[str, bytes]:
-    """Bodies that are not what a picture should be; what each is, its name says."""
-    made: dict[str, bytes] = {}
-    made["icon.png"] = _png(picture.resize((32, 32)))
-    base = _lossy(picture.resize((200, 200)), "jpg", 60)
-    made["4999.jpg"] = _jpeg_of_length(base, 4_999)
-    made["5000.jpg"] = _jpeg_of_length(base, 5_000)
-    whole = _lossy(picture.resize((480, 480)), "jpg", 85)
-    made["truncated.jpg"] = whole[: len(whole) * 6 // 10]
-    png = bytearray(_png(picture.resize((240, 240))))
-    middle = len(png) // 2
-    png[middle : middle + 200] = bytes(200)
-    made["corrupt.png"] = bytes(png)
-    story = "".join(
-        f"<p>Paragraph {number} of a page that is not a picture.</p>\n" for number in range(120)
-    )
-    made["page.html"] = f"<!doctype html>\n<title>Sign in</title>\n{story}".encode()
-    dots = "".join(f'<circle cx="{x}" cy="{x * 7 % 200}" r="4"/>' for x in range(0, 400, 2))
-    made["drawing.svg"] = f'<svg xmlns="http://www.w3.org/2000/svg">{dots}</svg>'.encode()
-    small = picture.resize((160, 160))
-    turned = [small.rotate(angle) for angle in (0, 30, 60)]
-    made["plain.gif"] = _frames(turned[:1], "GIF")
-    made["bitmap.bmp"] = _frames(turned[:1], "BMP")
-    made["animated.gif"] = _frames(turned, "GIF")
-    made["animated.webp"] = _frames(turned, "WEBP", quality=80)
-    made["animated.png"] = _frames(turned, "PNG")
-    made["bomb.png"] = _bomb_png(12_000, 12_000)
-    made["bomb.jpg"] = _with_jpeg_size(whole, 65_000, 65_000)
-    for name, data in made.items():
-        if len(data) < MIN_BYTES and name not in ("icon.png", "4999.jpg"):
-            raise ValueError(f"{name} has {len(data)} bytes, and would be refused as too small")
-    return {f"special/{name}": data for name, data in made.items()}
-
-
-def _frames(pictures: list[Image.Image], kind: str, **options: Any) -> bytes:
-    out = io.BytesIO()
-    if len(pictures) > 1:
-        options |= {"save_all": True, "append_images": pictures[1:], "duration": 200, "loop": 0}
-    pictures[0].save(out, kind, **options)
-    return out.getvalue()
-
-
-def _jpeg_of_length(data: bytes, length: int) -> bytes:
-    """The same picture with a comment that fills it up to exactly ``length`` bytes."""
-    missing = length - len(data) - 4
-    if missing < 0:
-        raise ValueError(f"the picture has {len(data)} bytes already")
-    comment = b"\xff\xfe" + struct.pack(">H", missing + 2) + b" " * missing
-    return data[:2] + comment + data[2:]
-
-
-def _with_jpeg_size(data: bytes, width: int, height: int) -> bytes:
-    """The same bytes whose frame header declares another size."""
-    at = 2
-    while data[at + 1] not in (0xC0, 0xC1, 0xC2):
-        at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
-    return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
-
-
-def _bomb_png(width: int, height: int) -> bytes:
-    """A valid black PNG of one bit a pixel: some kilobytes that unpack to megabytes."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        check = zlib.crc32(kind + body)
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check)
-
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    rows = zlib.compress(bytes((width // 8 + 1) * height), 9)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-    )
-
-
 def chosen(candidates: list[Candidate]) -> list[Candidate]:
-    """The pairs that go into the crawl, as many of each kind as planned."""
+    """Choose the pairs that go into the crawl, as many of each kind as planned."""
     taken: list[Candidate] = []
     n: Counter[tuple[str, str]] = Counter()
     seen: set[tuple[str, str]] = set()
@@ -531,6 +312,7 @@ def chosen(candidates: list[Candidate]) -> list[Candidate]:
 def publish(
     taken: list[Candidate], foreign: list[dict[str, str]], studio: Studio, judge: Judge
 ) -> None:
+    """Write ``images.zip``, ``plan.json`` and ``ATTRIBUTION.md``."""
     used = {one.file for one in taken} | {row["file"] for row in foreign}
     used |= {file for file in studio.content if file.startswith("special/")}
     content = {file: studio.content[file] for file in sorted(used)}
@@ -571,7 +353,7 @@ def publish(
 
 
 def attribution() -> str:
-    """Whose art the pictures are made of, and under which terms."""
+    """Text of ``ATTRIBUTION.md``: whose art the pictures are made of, and under which terms."""
     art = "\n".join(
         f"- `{source.style}/`: {source.attribution}. Licence: {source.licence}."
         f" From `{source.package}` {source.version}."
@@ -615,7 +397,7 @@ MIT = """> Copyright (c) Microsoft Corporation.
 
 def main() -> None:
     if not features.check("webp"):
-        raise SystemExit("Pillow without WebP cannot compose the pictures")
+        raise SystemExit("Pillow was built without WebP, which the pictures need")
 
     corpus = load_corpus()
     glyphs = [glyph for glyph in corpus if pictured(glyph)]

@@ -1,4 +1,4 @@
-"""Which drawings train the model, which calibrate its threshold, and which judge it."""
+"""The split of drawings into those that train the model, calibrate its threshold, and judge it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ CAPTIONS = 500
 
 @dataclass(frozen=True)
 class Split:
-    """``train``: every drawing of the training styles. ``test`` and ``calibration``: 500
-    concepts each, disjoint, one drawing of a held-out style for each."""
+    """``train`` has every drawing of the training styles; ``test`` and ``calibration`` have 500
+    disjoint concepts each, with one drawing of a held-out style per concept."""
 
     train: list[Glyph]
     test: list[Glyph]
@@ -23,7 +23,7 @@ class Split:
 
 
 def split(corpus: list[Glyph], seed: int = SEED) -> Split:
-    """Cut the corpus by style; the concepts of the test are known to training in other styles."""
+    """Split the corpus by style; training sees the test's concepts in other styles."""
     held_out = held_out_styles()
     train = [glyph for glyph in corpus if glyph.style not in held_out]
     drawn: dict[str, list[Glyph]] = {}

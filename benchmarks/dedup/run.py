@@ -1,4 +1,4 @@
-"""``python -m benchmarks.dedup.run``: the cost of a claim against the size of the ledger."""
+"""``python -m benchmarks.dedup.run``: the cost of a claim by the size of the ledger."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ from laion_assets.files import write_json
 from laion_assets.segments import SegmentKey
 
 _KNOWN_SHARE: Final = 0.1
-"""Of the new segment's pairs, those that the ledger holds already."""
+"""Share of the new segment's pairs that the ledger already holds."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--segments", default="10,100,1000", help="sizes of the ledger")
-    parser.add_argument("--pairs", type=int, default=1_000_000, help="pairs of a segment")
+    parser.add_argument(
+        "--segments", default="10,100,1000", help="sizes of the ledger, in segments"
+    )
+    parser.add_argument("--pairs", type=int, default=1_000_000, help="pairs per segment")
     args = parser.parse_args()
 
     rows = []
@@ -57,7 +59,7 @@ def main() -> None:
         answers = [json.loads(run.stdout.splitlines()[-1]) for run in (first, again)]
         expected = args.pairs - (int(args.pairs * _KNOWN_SHARE) if segments else 0)
         if [answer["kept"] for answer in answers] != [expected, expected]:
-            raise SystemExit(f"{expected} pairs are new, kept {answers}")
+            raise SystemExit(f"{expected} pairs are new, but the claims kept {answers}")
         print(segments, answers, file=sys.stderr, flush=True)
         rows.append(
             [
@@ -73,9 +75,9 @@ def main() -> None:
     merged = _merge_seconds(WORK / "dedup", args.pairs, chance)
     shutil.rmtree(WORK / "dedup")
     columns = [
-        "segments there",
+        "segments held",
         "GB",
-        "bytes a pair",
+        "bytes per pair",
         "one more: s",
         "again: s",
         "CPU s",
@@ -93,7 +95,7 @@ def main() -> None:
 def _make_ledger(
     ledger: Path, partitions: Path, segments: int, pairs: int, chance: np.random.Generator
 ) -> None:
-    """A ledger as ``segments`` claims leave it: runs of 1, 8, 64 … segments, uids at random."""
+    """Make a ledger as ``segments`` claims leave it: runs of 1, 8, 64 … segments, random uids."""
     ledger.mkdir(parents=True)
     state = ledgers._State()
     for number in range(segments):
@@ -134,7 +136,7 @@ def _make_run(
 
 
 def _make_pairs(folder: Path, ledger: Path, rows: int, chance: np.random.Generator) -> None:
-    """A segment's pair parquet; :data:`_KNOWN_SHARE` of its uids are of the largest run."""
+    """Make a segment's pair parquet; the largest run has :data:`_KNOWN_SHARE` of its uids."""
     folder.mkdir(parents=True)
     uids = chance.integers(0, (1 << 64) - 1, (rows, 2), dtype=np.uint64, endpoint=True)
     largest = max(ledger.glob("*.high"), key=lambda path: path.stat().st_size, default=None)
@@ -163,7 +165,7 @@ def _make_pairs(folder: Path, ledger: Path, rows: int, chance: np.random.Generat
 
 
 def _forget(ledger: Path) -> None:
-    """Have the ledger read from the disk, not from the system's cache."""
+    """Drop the ledger from the system's cache, so that it is read from the disk."""
     for path in ledger.iterdir():
         with path.open("rb") as stream:
             os.fsync(stream.fileno())

@@ -1,9 +1,9 @@
-"""The image host, a process of its own: ``python -m benchmarks.download.host PICTURES``.
+"""The image host, a separate process: ``python -m benchmarks.download.host PICTURES``.
 
 It prints ``{"port": N}`` when it listens, and ends when its standard input does. All good hosts
-and most bad ones are one socket, told apart by the Host header; ``web`` says how each behaves.
-``GET /`` of the name ``report`` gives what happened since the last report. It is plain asyncio
-protocols, so that it takes little from the cores that the contestants share with it.
+and most bad ones share one socket and are distinguished by the Host header; ``web`` says how each
+behaves. ``GET /`` of the host ``report`` returns what happened since the last report. Plain asyncio
+protocols keep its share of the cores small, which the contestants need, too.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _LONGEST_HEAD: Final = 16_384
 
 @dataclass
 class Report:
-    """What clients did since the last one."""
+    """Counts of what clients did since the last report."""
 
     requests: int = 0
     connections: int = 0
     most_at_once: int = 0
-    """Largest number of requests that one host was answering at a moment."""
+    """Largest number of requests that one host was answering at the same time."""
     most_in_a_second: int = 0
-    """Largest number of requests that one host got in one second of the clock."""
+    """Largest number of requests that one host received within one second of the clock."""
     cpu_seconds: float = 0.0
 
 
 @dataclass
 class _Site:
     pictures: list[bytes]
-    """Whole answers, with their heads."""
+    """Complete answers, including their heads."""
     report: Report = field(default_factory=Report)
     at_once: Counter[str] = field(default_factory=Counter)
     in_second: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -80,7 +80,7 @@ class _Site:
 
 
 class _Connection(asyncio.Protocol):
-    """HTTP/1.1 GET, one request after the other, kept alive unless the client says otherwise."""
+    """HTTP/1.1 GET, one request at a time, kept alive unless the client says otherwise."""
 
     def __init__(self, site: _Site) -> None:
         self._site = site
@@ -137,7 +137,7 @@ class _Connection(asyncio.Protocol):
             head_only = _head("200 OK", "image/jpeg", _DRIP_PROMISED)
             self._transport.write(head_only)
             self._drip(_DRIP_S)
-        # What is left is silent: the request stays open until the client gives up.
+        # Any other kind is silent: the request stays open until the client gives up.
 
     def _after(self, seconds: float, answer: bytes) -> None:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._write, answer)
@@ -175,10 +175,10 @@ def _answer(status: str, kind: str, content: bytes) -> bytes:
 
 
 def black_hole(port: int) -> list[socket.socket]:
-    """Sockets that keep an address's queue of connections full while they are open.
+    """Open sockets that fill an address's queue of connections as long as they are open.
 
-    Linux then drops what asks for one more, as a firewall does. Raises ``RuntimeError`` if a
-    connection is still taken.
+    Linux then drops further requests for a connection, as a firewall does. Raises ``RuntimeError``
+    if a connection is still accepted.
     """
     listening = socket.socket()
     listening.bind((BLACK_HOLE_ADDRESS, port))
@@ -192,7 +192,7 @@ def black_hole(port: int) -> list[socket.socket]:
             waiting.connect((BLACK_HOLE_ADDRESS, port))
         except TimeoutError:
             return held
-    raise RuntimeError("the queue of connections does not fill")
+    raise RuntimeError("the queue of connections does not fill up")
 
 
 async def _serve(site: _Site) -> None:

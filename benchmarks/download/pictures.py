@@ -1,9 +1,9 @@
 """Seeded photo-like pictures for the image host.
 
-Fractal noise in colour, with shapes that have edges, and grain: they cost a decoder and an encoder
-about what photos of their size and weight cost. Sides of 300 to 1,600 pixels and a median of some
-100 KB are what image pairs of the web have; 85 of 100 are JPEG (a third of these progressive), 10
-PNG (a third of these with transparency), 5 WebP.
+They are fractal noise in colour, with grain and sharp-edged shapes, and cost a decoder and an
+encoder about as much as photos of their size and weight. Sides of 300 to 1,600 pixels and a median
+of some 100 KB are what image pairs of the web have. 85 in 100 are JPEG (a third of them
+progressive), 10 PNG (a third of them with transparency), and 5 WebP.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ N_PICTURES: Final = 100
 _SIDES: Final = (300, 1600)
 _MEDIAN_SIDE: Final = 800
 _RATIOS: Final = (3 / 4, 1, 4 / 3, 3 / 2, 16 / 9)
-_MIN_BYTES: Final = 5_500  # ours refuses what is below 5,000
+_MIN_BYTES: Final = 5_500  # ours refuses images below 5,000
 
 
 def make_pictures(folder: Path, n: int = N_PICTURES, seed: int = 0) -> None:
     """Write ``n`` pictures named ``000.jpg``, ``001.png`` and so on.
 
-    Raises ``ValueError`` if one is too small to be taken.
+    Raises ``ValueError`` if one is so small that it would be refused.
     """
     for number in range(n):
         rng = np.random.default_rng((seed, number))
         suffix = _suffix(number)
         encoded = _encode(_picture(rng), suffix, number, rng)
         if len(encoded) < _MIN_BYTES:
-            raise ValueError(f"picture {number} has {len(encoded)} bytes only")
+            raise ValueError(f"picture {number} has only {len(encoded)} bytes")
         (folder / f"{number:03d}.{suffix}").write_bytes(encoded)
 
 
@@ -50,7 +50,7 @@ def _encode(image: Image.Image, suffix: str, number: int, rng: np.random.Generat
     elif suffix == "webp":
         image.save(buffer, "WEBP", quality=quality)
     else:
-        # Lossless, what has grain is heavy: such pictures are smaller ones, and drawn.
+        # Lossless, grain is heavy: PNGs are smaller pictures, smoothed until they look drawn.
         image.thumbnail((600, 600))
         image = image.filter(ImageFilter.MedianFilter(5))
         if number % 3 == 0:

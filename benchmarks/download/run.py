@@ -1,4 +1,4 @@
-"""``python -m benchmarks.download.run``: images a second, img2dataset's and ours."""
+"""``python -m benchmarks.download.run``: images per second, img2dataset's and ours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from benchmarks.peer import WORK, peer_python
 
 _HERE: Final = Path(__file__).parent
 _FOLDER: Final = WORK / "download"
-_PICTURES: Final = "pictures-1"  # a new number when they are made otherwise
+_PICTURES: Final = "pictures-1"  # change the number when pictures are made differently
 _SHARD: Final = 1000
 _AT_ONCE: Final = 128
 _TIMEOUT_S: Final = 10
@@ -36,9 +36,9 @@ _LISTS: Final = {"clean": "clean", "mixed": "a fifth dead or slow"}
 class _Run:
     images: int
     seconds: float
-    """Wall clock, start-up included."""
+    """Wall-clock time, including start-up."""
     working_seconds: float
-    """From the start of the first shard to the end of the last."""
+    """Time from the start of the first shard to the end of the last."""
     cpu_seconds: float
     peak_bytes: int
     report: Report
@@ -46,9 +46,9 @@ class _Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--urls", type=int, default=4000, help="of each list")
-    parser.add_argument("--repeat", type=int, default=3, help="rounds; the median is told")
-    parser.add_argument("--only", choices=_LISTS, help="one list, and nothing is written")
+    parser.add_argument("--urls", type=int, default=4000, help="URLs per list")
+    parser.add_argument("--repeat", type=int, default=3, help="rounds; the median counts")
+    parser.add_argument("--only", choices=_LISTS, help="run one list, and write nothing")
     args = parser.parse_args()
 
     peer = peer_python("img2dataset", _HERE / "img2dataset.txt")
@@ -61,7 +61,7 @@ def main() -> None:
         for of in lists:
             pairs = _FOLDER / f"{of}.parquet"
             expected[of] = write_pairs(pairs, args.urls, port=port, bad=of == "mixed", seed=0)
-        # Rounds, so that a busy moment of the machine does not fall on one contestant alone.
+        # In rounds, so that a busy moment of the machine does not hit one contestant alone.
         for turn in range(args.repeat):
             for of in lists:
                 for who in list(_CONTESTANTS)[:: 1 if turn % 2 == 0 else -1]:
@@ -72,7 +72,7 @@ def main() -> None:
                     runs[of, who].append(run)
 
     text = table.markdown(_COLUMNS, [_row(of, who, runs) for of, who in runs])
-    text += "\n\n" + _told(args.urls, args.repeat, expected, runs)
+    text += "\n\n" + _remarks(args.urls, args.repeat, expected, runs)
     if args.only:
         print(text)
     else:
@@ -89,8 +89,8 @@ _COLUMNS: Final = (
     "times img2dataset",
     "CPU s a 1,000",
     "peak MB",
-    "at once on a host",
-    "in a second",
+    "most at once per host",
+    "most a second per host",
 )
 
 
@@ -121,7 +121,7 @@ def _working_rate(runs: list[_Run]) -> float:
     return statistics.median(run.images / run.working_seconds for run in runs)
 
 
-def _told(
+def _remarks(
     urls: int, repeat: int, expected: dict[str, int], runs: dict[tuple[str, str], list[_Run]]
 ) -> str:
     of_host = statistics.median(
@@ -140,7 +140,7 @@ def _told(
 
 @contextmanager
 def _host() -> Iterator[int]:
-    """The image host's port while the block runs; its pictures are made if they are not there."""
+    """Run the image host and yield its port; make its pictures on first use."""
     pictures = _FOLDER / _PICTURES
     if not pictures.exists():
         making = pictures.with_name(f"{_PICTURES}.making")
@@ -158,7 +158,7 @@ def _host() -> Iterator[int]:
         if not line:
             raise RuntimeError("the image host did not start")
         yield int(json.loads(line)["port"])
-        # Leaving the block closes its standard input, which ends it.
+        # Leaving the block closes the host's standard input, which ends it.
 
 
 def _take_report(port: int) -> Report:
@@ -198,7 +198,7 @@ def _run(who: str, peer: Path, pairs: Path, port: int) -> _Run:
 
 
 def _their_command(peer: Path, pairs: Path, out: Path) -> list[str | Path]:
-    """As its documentation runs it: a process a core, each with its share of the requests.
+    """img2dataset's command as its documentation has it: a process per core, which share requests.
 
     Image size, mode, quality and hash are its defaults, which are ours, too.
     """
@@ -229,14 +229,14 @@ def _their_environment() -> dict[str, str]:
     return {
         "PYTHONPATH": str(_HERE / "theirs_names"),
         "BENCH_NAMES": json.dumps(ADDRESSES),
-        # Neither may ask the network for anything while it is measured.
+        # Neither may use the network while it is measured.
         "NO_ALBUMENTATIONS_UPDATE": "1",
         "WANDB_MODE": "disabled",
     }
 
 
 def _our_settings(port: int) -> str:
-    """A settings file with the peer's numbers; all else, the guards too, is the default."""
+    """Settings with the peer's numbers; everything else has its default, also the guards."""
     lines = [
         "[download]",
         f"concurrency = {_AT_ONCE}",

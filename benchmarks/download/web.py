@@ -1,15 +1,16 @@
-"""The benchmark's small web: its hosts, how they behave, and how URLs spread over them.
+"""The benchmark's small web: its hosts, how they behave, and how URLs are spread over them.
 
 A host's behaviour follows from its name alone, so the host process, the resolver and the list of
-URLs need no file between them.
+URLs need not share a file.
 
-- Hosts: 500, every fifth of them bad, as are the URLs of the mixed list.
-- Shares: of a kind's hosts, that of rank r has a share of URLs proportional to r^-0.8. The largest
-  good host has 8 % of the good URLs, as Pinterest has 8.5 % in the sample of LAION-Aesthetics that
-  Baio and Willison looked at (waxy.org, August 2022).
-- Time to the first byte: a host's own, log-normal with a median of 100 ms, one in a hundred over
-  500 ms; an assumption. Bandwidth and round trips are not modelled: this is loopback, without TLS.
-- The bad kinds have equal parts, because what is known of dead links is not known by kind.
+- Hosts: 500, one in five of them bad, like the URLs of the mixed list.
+- Shares: among the hosts of a kind, the one of rank r has a share of URLs proportional to r^-0.8.
+  The largest good host has 8 % of the good URLs; Pinterest has 8.5 % in the sample of
+  LAION-Aesthetics that Baio and Willison looked at (waxy.org, August 2022).
+- Time to the first byte: each host has its own, log-normal with a median of 100 ms, one in a
+  hundred over 500 ms; this is an assumption. Bandwidth and round trips are not modelled: this is
+  loopback, without TLS.
+- The bad kinds have equal shares, because figures on dead links do not distinguish kinds.
 """
 
 from __future__ import annotations
@@ -37,46 +38,47 @@ _WORDS: Final = [
 
 
 class Kind(StrEnum):
-    """How a host behaves; part of its name."""
+    """Behaviour of a host, which is part of its name."""
 
     GOOD = "good"
     REFUSED = "refused"
-    """Its port is closed."""
+    """The host's port is closed."""
     BLACK_HOLE = "black-hole"
-    """Nothing comes back from it, not even a refusal."""
+    """Nothing comes back from the host, not even a refusal."""
     SILENT = "silent"
-    """Takes the request and never answers."""
+    """The host takes the request and never answers."""
     DRIP = "drip"
-    """Promises an image and sends a byte a second, half a minute long."""
+    """The host promises an image and sends one byte per second for half a minute."""
     BUSY = "busy"
-    """Answers 503."""
+    """The host answers 503."""
     NO_NAME = "no-name"
-    """Is not in the DNS."""
+    """The host is not in the DNS."""
 
 
 BAD: Final = tuple(kind for kind in Kind if kind is not Kind.GOOD)
 
-# One port, because it is part of the URL; what the kinds need is told apart by address.
+# There is one port, because it is part of the URL; kinds that need another socket have another
+# address.
 ADDRESSES: Final = {
     "*.bench.test": "127.0.1.1",
     "*.black-hole.bench.test": "127.0.1.2",
     "*.refused.bench.test": "127.0.1.3",
     "*.bench.invalid": None,
 }
-"""Pattern of a host's name -> its address, None where there is no such name; the longest wins."""
+"""Addresses by pattern of host name, None if the name does not exist; the longest pattern wins."""
 WEB_ADDRESS: Final = "127.0.1.1"
 BLACK_HOLE_ADDRESS: Final = "127.0.1.2"
 
 
 def host_name(kind: Kind, rank: int) -> str:
-    # `.invalid` is refused by ours without a look-up (RFC 6761), by the peer's resolver here at
-    # once: neither waits for a name server.
+    # Ours refuses `.invalid` without a look-up (RFC 6761), and the peer's resolver here at once:
+    # neither waits for a name server.
     domain = "bench.invalid" if kind is Kind.NO_NAME else "bench.test"
     return f"h{rank:04d}.{kind}.{domain}"
 
 
 def kind_of(host: str) -> Kind:
-    """Raises ``ValueError`` for a name that is not of this web."""
+    """Kind of a host by its name. Raises ``ValueError`` for a name outside this web."""
     _, _, rest = host.partition(".")
     return Kind(rest.partition(".")[0])
 
@@ -87,9 +89,9 @@ def latency_s(host: str) -> float:
 
 
 def write_pairs(path: Path, n: int, *, port: int, bad: bool, seed: int) -> int:
-    """``n`` rows of ``url`` and ``text``, a fifth on bad hosts if ``bad``.
+    """Write ``n`` rows of ``url`` and ``text``, a fifth of them on bad hosts if ``bad``.
 
-    Returns how many of them are on good hosts.
+    Returns the number of rows on good hosts.
     """
     rng = random.Random(f"{seed} {n} {bad}")
     n_bad = round(n * BAD_SHARE) if bad else 0
@@ -103,7 +105,7 @@ def write_pairs(path: Path, n: int, *, port: int, bad: bool, seed: int) -> int:
 
 
 def _hosts(kind: Kind, rng: random.Random) -> Iterator[str]:
-    """Names of this kind without end, the first ranks more often."""
+    """Yield host names of a kind without end, the first ranks more often."""
     n = GOOD_HOSTS if kind is Kind.GOOD else round(BAD_HOSTS / len(BAD))
     names = [host_name(kind, rank) for rank in range(1, n + 1)]
     shares = [rank**-_EXPONENT for rank in range(1, n + 1)]

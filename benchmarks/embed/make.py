@@ -1,4 +1,4 @@
-"""Shards as the download stage writes them, of seeded pictures and captions."""
+"""Shards of seeded pictures and captions, as the download stage writes them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from laion_assets.download.options import DownloadOptions
 PICTURES: Final = 100
 _WORDS: Final = Path(__file__).parent.parent / "language" / "labelled.tsv"
 _LENGTHS: Final = (5, 25, 29, 33, 39, 45, 50, 56, 64, 73, 150)
-"""Deciles of LAION-400M's captions in characters (its release's statistics), and outer bounds."""
+"""Deciles of the lengths of LAION-400M's captions in characters (statistics of its release), and
+outer bounds."""
 
 
 def make_shards(folder: Path, n: int, samples_per_shard: int, seed: int = 0) -> None:
-    """Write ``n`` samples into shards of ``folder``, which must exist.
+    """Write ``n`` samples into shards in ``folder``, which must exist.
 
-    The pictures are :mod:`benchmarks.download.pictures`', resized, bordered and encoded once by
-    img2dataset's resizer with our defaults (256 pixels, JPEG 95), then taken in turn: the work of
-    decoding does not depend on having seen one before.
+    The pictures are those of :mod:`benchmarks.download.pictures`, resized, bordered and encoded
+    once by img2dataset's resizer with our defaults (256 pixels, JPEG 95), and then used in turn:
+    decoding costs the same for a repeated picture.
     """
     options = DownloadOptions(samples_per_shard=samples_per_shard)
     stored = _pictures(folder, options)

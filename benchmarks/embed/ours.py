@@ -1,8 +1,8 @@
-"""One way a process: ``python -m benchmarks.embed.ours WAY SHARDS WEIGHTS OUT BATCH``.
+"""Ours, one way per process: ``python -m benchmarks.embed.ours WAY SHARDS WEIGHTS OUT BATCH``.
 
-``embed`` is ours. The others are the bare model: images and tokens ready in memory, nothing but
-open_clip's two encoders. ``model`` gives it all texts at the 77 tokens of their context, as
-open_clip and the peer do; ``model_short`` at their own length, the work that ours has to do.
+``embed`` is ours. The others are the bare model: images and tokens are ready in memory, and only
+open_clip's two encoders run. ``model`` encodes all texts at the 77 tokens of their context, as
+open_clip and the peer do; ``model_short`` at their own length, which is the work that ours has.
 Prints a JSON line.
 """
 
@@ -38,7 +38,7 @@ def embed(model: ClipModel, shards: Path, out: Path) -> dict[str, float]:
 def bare(model: ClipModel, shards: Path, *, short: bool) -> dict[str, float]:
     images, tokens = _ready(model, shards)
     size = model.options.batch_size
-    # What a first call sets up is not the model's speed; the peer warms up, too.
+    # A first call's set-up is not part of the model's speed; the peer warms up, too.
     model.module.encode_image(images[:size])
     cuda = model.device.type == "cuda"
     started, before = time.perf_counter(), time.process_time()

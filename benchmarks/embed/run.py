@@ -1,4 +1,4 @@
-"""``python -m benchmarks.embed.run``: samples a second, clip-retrieval's and ours."""
+"""``python -m benchmarks.embed.run``: samples per second, clip-retrieval's and ours."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _ROWS: Final = {
 @dataclass(frozen=True)
 class _Run:
     rate: float
-    """Samples a second."""
+    """Samples per second."""
     cost: float
-    """CPU seconds for 1,000 samples, which a busy machine disturbs less than the rate."""
+    """CPU seconds per 1,000 samples, which a busy machine disturbs less than the rate."""
     peak_bytes: int
     answer: dict[str, Any]
 
@@ -44,15 +44,15 @@ class _Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=64, help="samples in a forward pass, of all")
+    parser.add_argument("--batch", type=int, default=64, help="samples per forward pass, for all")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--repeat", type=int, default=3, help="rounds; the median is told")
+    parser.add_argument("--repeat", type=int, default=3, help="rounds; the median counts")
     args = parser.parse_args()
 
     peer = peer_python("clip_retrieval", _HERE / "clip_retrieval.txt")
     shards, weights = _shards(args.samples), _weights()
     runs: dict[str, list[_Run]] = {name: [] for name in _ROWS}
-    # Rounds, so that a busy moment of the machine does not fall on one contestant alone.
+    # In rounds, so that a busy moment of the machine does not hit one contestant alone.
     for turn in range(args.repeat):
         for name in list(_ROWS)[:: 1 if turn % 2 == 0 else -1]:
             run = _run(name, peer, shards, weights, args.batch, args.cores)
@@ -62,7 +62,7 @@ def main() -> None:
             runs[name].append(run)
     cosine = _lowest_cosine(_FOLDER / "out" / "theirs", _FOLDER / "out" / "embed")
     if cosine < 0.999:
-        raise SystemExit(f"not the same embeddings: a cosine of theirs and ours is {cosine}")
+        raise SystemExit(f"the embeddings differ: the lowest cosine of theirs and ours is {cosine}")
 
     columns = [
         "",
@@ -71,7 +71,7 @@ def main() -> None:
         "of the 77-token floor",
         "of the own-length floor",
         "CPU s a 1,000",
-        "floor's CPU s of it",
+        "floor's share of CPU s",
         "peak MB",
     ]
     rows = [_row(name, runs) for name in _ROWS]
@@ -116,11 +116,11 @@ def _run(name: str, peer: Path, shards: Path, weights: Path, batch: int, cores: 
     out.mkdir(parents=True)
     places: list[str | Path] = [shards, weights, out, str(batch)]
     if name == "theirs":
-        # A reader a core; its default is 4 whatever the cores.
+        # A reader per core; its default is 4, whatever the number of cores.
         command: list[str | Path] = [peer, _HERE / "theirs.py", *places, str(cores)]
     else:
         command = [sys.executable, "-m", "benchmarks.embed.ours", name, *places]
-    # Both libraries take as many threads as they may run on cores.
+    # Both libraries use as many threads as they have cores.
     measured = measure.run(["taskset", "--cpu-list", f"0-{cores - 1}", *command])
     answer = json.loads(measured.stdout.splitlines()[-1])
     return _Run(
@@ -151,7 +151,7 @@ def _weights() -> Path:
 
 
 def _lowest_cosine(theirs: Path, ours: Path) -> float:
-    """Over all pictures and texts, joined by the samples' keys."""
+    """Lowest cosine over all pictures and texts, joined by the samples' keys."""
     lowest = 1.0
     for kind in ("img_emb", "text_emb"):
         rows = []

@@ -1,8 +1,8 @@
 """clip-retrieval's inference, run by its own interpreter.
 
-``theirs.py SHARDS WEIGHTS OUT BATCH WORKERS`` prints a JSON line. The time is its own statistics':
-reading, computing and keeping all batches, without loading and warming up the model; CPU seconds
-are those of the process and its readers over the same work.
+``theirs.py SHARDS WEIGHTS OUT BATCH WORKERS`` prints a JSON line. The time is that of its own
+statistics: reading, computing and storing all batches, without loading and warming up the model.
+CPU seconds are those of the process and its readers for the same work.
 """
 
 import json
@@ -19,7 +19,7 @@ if __name__ == "__main__":
     shards, weights, out, batch, workers = sys.argv[1:]
     tars = sorted(Path(shards).glob("[0-9]*.tar"))
     model = f"open_clip:{MODEL}/{weights}"
-    # It keeps what it has loaded: the call below finds the model loaded and warm.
+    # It caches what it loads: the call below finds the model loaded and warm.
     load_clip(clip_model=model, use_jit=False, warmup_batch_size=int(batch), clip_cache_path=None)
     before = os.times()
     clip_inference(
@@ -35,4 +35,4 @@ if __name__ == "__main__":
     spent = sum(os.times()[:4]) - sum(before[:4])
     (stats,) = [json.loads(path.read_text()) for path in Path(out, "stats").glob("*.json")]
     answer = {"n": stats["sample_count"], "seconds": stats["total_duration"], "cpu_seconds": spent}
-    print("\n" + json.dumps(answer))  # its progress has no end of line
+    print("\n" + json.dumps(answer))  # its progress output lacks an end of line

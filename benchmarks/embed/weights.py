@@ -9,7 +9,7 @@ MODEL: Final = "ViT-B-32"
 
 
 def save_weights(path: Path, seed: int = 0) -> None:
-    """Write open_clip's seeded initial weights. Speed does not depend on what they are."""
+    """Write open_clip's seeded initial weights; speed does not depend on their values."""
     import open_clip
     import torch
     from safetensors.torch import save_file

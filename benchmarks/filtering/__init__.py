@@ -1,1 +1,1 @@
-"""What scoring, tagging and filtering cost for each million embedded pairs."""
+"""Cost of scoring, tagging and filtering per million embedded pairs."""

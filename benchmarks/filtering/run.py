@@ -1,4 +1,4 @@
-"""``python -m benchmarks.filtering.run``: scoring, tagging and filtering, rows a second."""
+"""``python -m benchmarks.filtering.run``: scoring, tagging and filtering, in rows per second."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ STEPS: Final = {
     "take": "a subset with its embeddings, read and written: `filtered_subset`",
 }
 _WORDS: Final = 4_000
-"""Different words in the captions; of the word list, one caption in fifty has one."""
+"""Number of different words in the captions; one caption in fifty has one of the word list, too."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--part", type=int, default=10_000, help="rows of a part: one shard's")
-    parser.add_argument("--dim", type=int, default=512, help="of an embedding: 512 for ViT-B/32")
+    parser.add_argument("--part", type=int, default=10_000, help="rows per part: one shard's")
+    parser.add_argument(
+        "--dim", type=int, default=512, help="dimensions of an embedding: ViT-B/32 has 512"
+    )
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
 
@@ -54,13 +56,13 @@ def main() -> None:
             folder,
         ]
         runs = [measure.run(command) for _ in range(args.repeat)]
-        told = [json.loads(run.stdout) for run in runs]
+        results = [json.loads(run.stdout) for run in runs]
         seconds, cpu = (
-            sorted(one[name] for one in told)[args.repeat // 2]
+            sorted(result[name] for result in results)[args.repeat // 2]
             for name in ("seconds", "cpu_seconds")
         )
         peak = max(run.peak_own_bytes for run in runs)
-        print(step, told, file=sys.stderr, flush=True)
+        print(step, results, file=sys.stderr, flush=True)
         rows.append(
             [title, f"{seconds:.1f}", f"{n / seconds:,.0f}", f"{cpu:.1f}", f"{peak / 1e6:.0f}"]
         )
@@ -71,7 +73,7 @@ def main() -> None:
 
 
 def _make_part(folder: Path, number: int, rows: int, dim: int) -> None:
-    """Embeddings whose similarities spread about the threshold, with captions of 3 to 15 words."""
+    """Make embeddings with similarities around the threshold, and captions of 3 to 15 words."""
     chance = np.random.default_rng(number)
     images = chance.normal(size=(rows, dim)).astype(np.float32)
     noise = chance.normal(size=(rows, dim)).astype(np.float32)

@@ -1,7 +1,7 @@
 """One step over a folder of embeddings: ``python -m benchmarks.filtering.work STEP FOLDER``.
 
-Prints JSON: wall clock and CPU time of the step itself, imports and start-up not counted, and how
-many rows it gave.
+Prints JSON: wall-clock and CPU time of the step itself, without imports and start-up, and its
+number of rows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MODEL: Final = "ViT-B-32/openai"
 
 
 def categories(dim: int, prompts: Prompts) -> Categories:
-    """As many categories as the prompts have, in random directions: speed needs no model."""
+    """Make as many categories as the prompts have, in random directions: speed needs no model."""
     chance = np.random.default_rng(1)
 
     def ranked(texts: list[str], flags: list[bool]) -> Ranked:
@@ -46,7 +46,7 @@ def categories(dim: int, prompts: Prompts) -> Categories:
 
 
 def prepare(step: str, folder: Path) -> Callable[[], int]:
-    """The step, with what it works on in memory unless it reads that itself."""
+    """Prepare a step; its input is in memory, unless reading it is part of the step."""
     embeddings, scored, out = folder / "embeddings", folder / "scored", folder / "subset"
     numbers = part_numbers(embeddings / "metadata", "metadata_*.parquet")
     vectors = [np.load(image_path(embeddings, number), mmap_mode="r") for number in numbers]
@@ -71,7 +71,7 @@ def prepare(step: str, folder: Path) -> Callable[[], int]:
     if step == "take":
         shutil.rmtree(out, ignore_errors=True)
         return lambda: take_subset(scored, embeddings, out, recipe, threshold=threshold).kept
-    raise ValueError(f"no step {step!r}")
+    raise ValueError(f"unknown step {step!r}")
 
 
 def main(step: str, folder: Path) -> None:

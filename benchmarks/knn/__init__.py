@@ -1,1 +1,1 @@
-"""Nearest neighbours: autofaiss and ours at the same memory, and what it costs to grow."""
+"""Nearest neighbours: autofaiss and ours with the same memory, and the cost of growing."""

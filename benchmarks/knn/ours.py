@@ -1,6 +1,6 @@
-"""Ours, a step at a time: ``python -m benchmarks.knn.ours STEP FOLDER …``; one JSON line each.
+"""Ours, step by step: ``python -m benchmarks.knn.ours STEP FOLDER …``; each prints a JSON line.
 
-Seconds are of the processors, all threads together.
+Seconds are CPU time of all threads together.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def train(folder: Path, *segments: str) -> dict[str, Any]:
 
 
 def encode(folder: Path, *segments: str) -> dict[str, Any]:
-    """The segments' own indices."""
+    """Build the segments' own indices."""
     codec = Codec.open(folder / "codec")
     seconds: dict[str, float] = {}
     with timed(seconds, "encode"):
@@ -75,8 +75,10 @@ def encode(folder: Path, *segments: str) -> dict[str, Any]:
 
 
 def merge(folder: Path, previous: str, out: str, version: str, *segments: str) -> dict[str, Any]:
-    """The merged index ``out``, going on from ``previous`` (or from nothing: ``-``). ``version`` is
-    for the segments named with a star; the others are of version 0."""
+    """Merge the segments into the index ``out``, starting from ``previous`` (``-``: from nothing).
+
+    Segments named with a star have the version ``version``, the others version 0.
+    """
     seconds: dict[str, float] = {}
     with timed(seconds, "merge"):
         summary = merge_indices(
@@ -98,7 +100,7 @@ def merge(folder: Path, previous: str, out: str, version: str, *segments: str) -
 
 
 def query(folder: Path, name: str, queries: str) -> dict[str, Any]:
-    """Each query alone, on one thread."""
+    """Run each query alone, on one thread."""
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -110,7 +112,7 @@ def query(folder: Path, name: str, queries: str) -> dict[str, Any]:
         for nprobe in (8, 16, 32, 64, 128, 256)
         for rerank in (0, 50, 100, 200, 400)
     ]
-    found, told = [], []
+    found, rates = [], []
     for parameters in [chosen, *settings]:
         for vector in vectors[:50]:
             index.nearest(vector[None], 10, "image", parameters=parameters)
@@ -120,16 +122,16 @@ def query(folder: Path, name: str, queries: str) -> dict[str, Any]:
         ]
         seconds = time.process_time() - started
         found.append(np.concatenate(rows))
-        told.append([parameters.model_dump(), len(vectors) / seconds])
-    # The rows as the parts are numbered one after another, by segment.
+        rates.append([parameters.model_dump(), len(vectors) / seconds])
+    # The rows are numbered as if the segments' parts followed one another.
     np.save(folder / f"{name}.found.npy", _as_given(index, np.stack(found)))
     files = [path for path in (folder / name).rglob("*") if "image" in path.name]
     size = sum(path.stat().st_size for path in files if path.suffix in (".lists", ".index"))
-    return {"told": told, "bytes": size, "cold_ms": _cold(folder, name, vectors[:200])}
+    return {"rates": rates, "bytes": size, "cold_ms": _cold(folder, name, vectors[:200])}
 
 
 def _as_given(index: OpenIndex, rows: Any) -> Any:
-    """Numbers in an index -> numbers in the embeddings' folder, whose files are the segments'."""
+    """Convert an index' row numbers to those of the embeddings' folder, with a file per segment."""
     starts: dict[str, int] = {}
     at = 0
     sizes = {str(s.key): s.rows for run in index.summary.runs for s in run.segments}
@@ -146,7 +148,7 @@ def _as_given(index: OpenIndex, rows: Any) -> Any:
 
 
 def _cold(folder: Path, name: str, vectors: Any) -> float:
-    """Milliseconds a query when nothing of index and vectors is in memory, median."""
+    """Median milliseconds per query when nothing of index and vectors is in memory."""
     for path in [*(folder / name).rglob("*"), *(folder / "subsets").rglob("*.npy")]:
         if path.is_file():
             with path.open("rb") as stream:
@@ -162,7 +164,7 @@ def _cold(folder: Path, name: str, vectors: Any) -> float:
 
 
 def remove(folder: Path, share: str, *segments: str) -> dict[str, Any]:
-    """Take a share of each segment's rows out of its subset, as a new removal list does."""
+    """Remove a share of each segment's rows from its subset, as a new removal list does."""
     import pyarrow.parquet as pq
 
     random = np.random.default_rng(1)
@@ -184,11 +186,11 @@ def remove(folder: Path, share: str, *segments: str) -> dict[str, Any]:
 
 
 def grow(folder: Path, *segments: str) -> dict[str, Any]:
-    """What each of the segments costs the index when it lands."""
+    """Add the segments one by one, and measure what each costs the index."""
     codec = Codec.open(folder / "codec")
     parts: list[SegmentIndex] = []
     previous: Path | None = None
-    told = []
+    costs = []
     for number, segment in enumerate(segments):
         started = time.process_time()
         own = _empty(folder / "grow" / "segments" / segment)
@@ -204,13 +206,13 @@ def grow(folder: Path, *segments: str) -> dict[str, Any]:
             previous=previous,
         )
         ended = time.process_time()
-        told.append([encoded - started, ended - encoded, _written() - before, len(summary.runs)])
+        costs.append([encoded - started, ended - encoded, _written() - before, len(summary.runs)])
         previous = out
-    return {"told": told}
+    return {"costs": costs}
 
 
 def _written() -> int:
-    """Bytes that this process has written."""
+    """Number of bytes that this process has written."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["wchar"])
 

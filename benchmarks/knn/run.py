@@ -1,7 +1,7 @@
-"""``python -m benchmarks.knn.run``: autofaiss and ours at the same memory, and growing.
+"""``python -m benchmarks.knn.run``: autofaiss and ours with the same memory, and growing.
 
-Each step keeps its result in .bench/knn; ``--steps`` runs some of them, so that none need take
-long, and the table is written when all are there. ``--again STEP`` forgets one.
+Each step saves its result in .bench/knn. ``--steps`` runs only some steps, so that a call need not
+take long; the table is written when all results are present. ``--again STEP`` discards one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from laion_assets.segments import SegmentKey
 
 D: Final = 512
 QUERIES: Final = 500
-# Threads that wait for one another sleep: else their spinning would count as work.
+# Threads that wait for one another sleep; otherwise their spinning would count as work.
 _ENV: Final = {"OMP_WAIT_POLICY": "passive"}
 _HERE: Final = Path(__file__).parent
 _KINDS: Final = ("img_emb", "text_emb")
@@ -38,7 +38,7 @@ def _segment(number: int) -> str:
 
 
 class Bench:
-    """The steps of one size, and what they found."""
+    """The steps of one size, and their results."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -61,7 +61,7 @@ class Bench:
         return json.loads((self.folder / "results" / f"{name}.json").read_text())
 
     def run(self) -> bool:
-        """Whether all steps are done."""
+        """Run the steps; return whether all of them are done."""
         steps: dict[str, Callable[[], Any]] = {
             "data": self.make_data,
             "truth": self.truth,
@@ -86,7 +86,7 @@ class Bench:
         return all((self.folder / "results" / f"{name}.json").exists() for name in steps)
 
     def make_data(self) -> dict[str, Any]:
-        """Subsets as ours reads them; the same files, linked, as autofaiss does."""
+        """Make subsets for ours, and link the same files for autofaiss."""
         shutil.rmtree(self.folder, ignore_errors=True)
         world = World.make(D)
         rows = self.args.vectors // len(self.base)
@@ -160,31 +160,31 @@ class Bench:
             ],
             env=_ENV,
         )
-        told = json.loads(measured.stdout.splitlines()[-1])
+        result = json.loads(measured.stdout.splitlines()[-1])
         return {
-            "seconds": told["seconds"],
+            "seconds": result["seconds"],
             "peak": measured.peak_own_bytes,
             "bytes": index.stat().st_size,
-            "infos": told["infos"],
+            "infos": result["infos"],
         }
 
     def theirs_query(self) -> Any:
         python = peer_python("autofaiss", _HERE / "autofaiss.txt")
         index, queries = self.folder / "autofaiss-base.index", self.folder / "queries.npy"
         measured = measure.run([python, _HERE / "theirs.py", "query", index, queries], env=_ENV)
-        told = json.loads(measured.stdout.splitlines()[-1])
-        return self.judged(told, Path(f"{index}.found.npy"))
+        rates = json.loads(measured.stdout.splitlines()[-1])
+        return self.judged(rates, Path(f"{index}.found.npy"))
 
     def ours(self, step: str, *args: object) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.knn.ours", step, str(self.folder)]
         measured = measure.run(command + [str(arg) for arg in args], env=_ENV)
-        told: dict[str, Any] = json.loads(measured.stdout.splitlines()[-1])
+        result: dict[str, Any] = json.loads(measured.stdout.splitlines()[-1])
         if step == "query":
-            told["told"] = self.judged(told["told"], self.folder / "base.found.npy")
-        return told | {"peak": measured.peak_own_bytes}
+            result["rates"] = self.judged(result["rates"], self.folder / "base.found.npy")
+        return result | {"peak": measured.peak_own_bytes}
 
-    def judged(self, told: Sequence[Any], found: Path) -> list[Any]:
-        """Setting, queries a second, recall@10 of texts' and of images' queries."""
+    def judged(self, rates: Sequence[Any], found: Path) -> list[Any]:
+        """Setting, queries per second, and recall@10 of queries by text and by image."""
         queries, truth = np.load(self.folder / "queries.npy"), np.load(self.folder / "truth.npy")
         rows = np.load(found)
         scores = np.full(rows.shape, -np.inf, dtype=np.float32)
@@ -198,7 +198,7 @@ class Bench:
         good = (scores >= truth[None, :, -1:] - 1e-5).mean(axis=2)
         return [
             [*setting, float(line[:QUERIES].mean()), float(line[QUERIES:].mean())]
-            for setting, line in zip(told, good, strict=True)
+            for setting, line in zip(rates, good, strict=True)
         ]
 
 
@@ -208,7 +208,7 @@ def report(bench: Bench) -> str:
         ["autofaiss", name, f"{rate:,.0f}", f"{text:.3f}", f"{image:.3f}"]
         for name, rate, text, image in bench.result("autofaiss-query")
     ]
-    chosen, *others = queries["told"]
+    chosen, *others = queries["rates"]
     lines.append(["ours, as it chose", *_line(chosen)])
     lines += [["ours", *_line(line)] for line in _frontier(others)]
     curve = table.markdown(
@@ -249,7 +249,7 @@ def _line(line: Any) -> list[str]:
 
 
 def _frontier(lines: Sequence[Any]) -> list[Any]:
-    """The settings that no other beats in both speed and recall of texts."""
+    """Settings that no other one beats in both speed and recall of texts."""
     return sorted(
         (
             line
@@ -265,13 +265,13 @@ def _ratio(theirs: float, ours: float) -> list[str]:
 
 
 def _growth(bench: Bench) -> str:
-    told = bench.result("grow")["told"]
+    costs = bench.result("grow")["costs"]
     rows, first, last = [], 0, 5
-    while first < len(told):
-        some = np.array(told[first:last], dtype=np.float64)
+    while first < len(costs):
+        some = np.array(costs[first:last], dtype=np.float64)
         rows.append(
             [
-                f"{first + 1}-{min(last, len(told))}",
+                f"{first + 1}-{min(last, len(costs))}",
                 f"{some[:, 0].mean():.2f}",
                 f"{some[:, 1].mean():.2f}",
                 f"{some[:, 1].max():.2f}",
@@ -280,7 +280,7 @@ def _growth(bench: Bench) -> str:
             ]
         )
         first, last = last, last * 2
-    columns = ["segment", "encode: CPU s", "merge: CPU s", "most", "MB written", "runs at most"]
+    columns = ["segment", "encode: CPU s", "merge: CPU s", "at most", "MB written", "most runs"]
     text = table.markdown(columns, rows)
     return (
         f"Growing, a segment of {bench.args.rows:,} samples (image and text) at a time:\n\n{text}"
@@ -291,10 +291,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vectors", type=int, default=900_000)
     parser.add_argument("--memory-mb", type=int, default=100)
-    parser.add_argument("--partitions", type=int, default=100, help="of the growing index")
-    parser.add_argument("--rows", type=int, default=5_000, help="of a partition of it")
-    parser.add_argument("--steps", help="comma-separated; default: all")
-    parser.add_argument("--again", help="comma-separated steps to forget")
+    parser.add_argument(
+        "--partitions", type=int, default=100, help="segments that the growing index takes"
+    )
+    parser.add_argument("--rows", type=int, default=5_000, help="samples in each of them")
+    parser.add_argument("--steps", help="steps to run, comma-separated (default: all)")
+    parser.add_argument("--again", help="steps whose results to discard, comma-separated")
     args = parser.parse_args()
     bench = Bench(args)
     for name in (args.again or "").split(","):

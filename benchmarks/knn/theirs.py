@@ -1,5 +1,7 @@
-"""autofaiss, run by its own interpreter: ``build EMBEDDINGS INDEX MB`` or ``query INDEX QUERIES``;
-one JSON line. Seconds are of the processors, all threads together."""
+"""autofaiss, run by its own interpreter: ``build EMBEDDINGS INDEX MB`` or ``query INDEX QUERIES``.
+
+Prints a JSON line. Seconds are CPU time of all threads together.
+"""
 
 import json
 import sys
@@ -28,22 +30,22 @@ def build(embeddings: str, index: str, megabytes: str) -> None:
 
 
 def query(path: str, queries: str) -> None:
-    """Each query alone, on one thread, as a service gets them."""
+    """Run each query alone, on one thread, as a service gets them."""
     faiss.omp_set_num_threads(1)
     index = faiss.read_index(path)
     vectors = np.load(queries)
     space = faiss.ParameterSpace()
-    found, told = [], []
+    found, rates = [], []
     for nprobe in (8, 16, 32, 64, 128, 256, 512):
-        # Its own setting of the search for cells: twice the cells looked into.
+        # autofaiss' own setting of the search for cells: twice the number of probed cells.
         space.set_index_parameters(index, f"nprobe={nprobe},quantizer_efSearch={2 * nprobe}")
         for vector in vectors[:50]:
             index.search(vector[None], 10)
         started = time.process_time()
         found.append(np.concatenate([index.search(vector[None], 10)[1] for vector in vectors]))
-        told.append([f"nprobe {nprobe}", len(vectors) / (time.process_time() - started)])
+        rates.append([f"nprobe {nprobe}", len(vectors) / (time.process_time() - started)])
     np.save(path + ".found.npy", np.stack(found))
-    print(json.dumps(told))
+    print(json.dumps(rates))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""Image and text vectors with the structure of CLIP's, of any number, from a seed.
+"""Image and text vectors with the structure of CLIP's, in any number, from a seed.
 
-No model is run: what matters to an index is the geometry, and that is made after what is known of
-CLIP ViT-B/32 on web pairs:
+No model is run: what matters to an index is the geometry, which follows what is known of CLIP
+ViT-B/32 on web pairs:
 - a *cone*: all images share a mean direction, all texts another one (the modality gap), so that
-  two images taken at random have a cosine of about 0.5, two texts as well;
-- a *mixture*: what a pair shows is one of 20,000 topics of heavy-tailed size (Zipf, exponent 0.9;
-  the largest holds some 3 %), themselves grouped under 300 themes;
+  two random images have a cosine of about 0.5, and so have two random texts;
+- a *mixture*: a pair belongs to one of 20,000 topics of heavy-tailed size (Zipf, exponent 0.9;
+  the largest holds some 3 %), which are grouped under 300 themes;
 - a *low intrinsic dimension*: within a topic, samples differ along 24 directions of falling
-  variance, which the topics of a theme share; beside them there is noise in all directions, with a
+  variance, which the topics of a theme share; in addition there is noise in all directions, with a
   spectrum that falls as a power of the rank;
-- *pairs*: image and text share topic and part of what sets the sample apart, so that a pair's
-  cosine is about 0.3 and that of an image with another's text about 0.1;
-- *near-duplicates*: one image in ten is another's copy, slightly changed, as on the web.
+- *pairs*: image and text share the topic and part of what distinguishes the sample, so that a
+  pair's cosine is about 0.3, and that of an image with another's text about 0.1;
+- *near-duplicates*: one image in ten is a slightly changed copy of another, as on the web.
 
-Written as embedding-reader and clip-retrieval lay it out: float16, unit norm, in `img_emb/` and
+The layout is that of embedding-reader and clip-retrieval: float16, unit norm, in `img_emb/` and
 `text_emb/`.
 """
 
@@ -37,7 +37,7 @@ BLOCK: Final = 50_000
 
 @dataclass(frozen=True)
 class World:
-    """What all blocks share: topics, themes, directions."""
+    """Topics, themes and directions that all blocks share."""
 
     topics: Floats
     theme_of: npt.NDArray[np.int64]
@@ -81,7 +81,7 @@ class World:
 def blocks(
     world: World, n: int, seed: int
 ) -> Iterator[tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]]:
-    """``n`` pairs as ``(image, text)``, each ``(up to 50,000, d)`` float16 of unit norm."""
+    """Yield ``n`` pairs in blocks ``(image, text)``, each float16 (up to 50,000, d), unit norm."""
     d = world.topics.shape[1]
     for number, start in enumerate(range(0, n, BLOCK)):
         random = np.random.default_rng([seed, number])
@@ -98,9 +98,9 @@ def blocks(
         image, text = world.topics[topic], 0.9 * world.topics[topic]
         bounds = np.searchsorted(theme[order], np.arange(THEMES + 1))
         for theme_, (first, last) in enumerate(pairwise(bounds)):
-            here = order[first:last]
-            image[here] += 0.6 * image_own[here] @ world.local[theme_]
-            text[here] += 0.6 * text_own[here] @ world.local[theme_]
+            rows_of = order[first:last]
+            image[rows_of] += 0.6 * image_own[rows_of] @ world.local[theme_]
+            text[rows_of] += 0.6 * text_own[rows_of] @ world.local[theme_]
         noise = random.standard_normal((rows, d), dtype=np.float32) * world.spectrum
         noise[copies] = noise[original] + 0.1 * noise[copies]
         image += 0.45 * noise @ world.gap

@@ -1,1 +1,1 @@
-"""Which language is a caption of 5 to 60 characters in? Detectors against labelled texts."""
+"""Language detectors on labelled captions of 5 to 60 characters."""

@@ -1,9 +1,9 @@
-"""Makes ``labelled.tsv``: ``python -m benchmarks.language.make_labelled PACKAGE``.
+"""Make ``labelled.tsv``: ``python -m benchmarks.language.make_labelled PACKAGE``.
 
-``PACKAGE`` is the unpacked npm package ``cldr-annotations-full`` 48.2.0 (``npm pack`` it): the
-names of emoji in many languages, written by people for Unicode's CLDR (Unicode License V3). They
-are what captions are: noun phrases without a sentence around them. Half of the lines are one name,
-half are two with a comma between, so that lengths spread over 5 to 60 characters.
+``PACKAGE`` is the unpacked npm package ``cldr-annotations-full`` 48.2.0 (``npm pack`` it). It has
+the names of emoji in many languages, written by people for Unicode's CLDR (Unicode License V3).
+Like captions, they are noun phrases without a sentence around them. Half of the lines are one
+name, half are two names with a comma, so that lengths spread over 5 to 60 characters.
 """
 
 from __future__ import annotations

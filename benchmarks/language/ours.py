@@ -1,4 +1,4 @@
-"""CLD2's answers: ``python -m benchmarks.language.ours NAME LABELLED``; a JSON line."""
+"""CLD2's answers: ``python -m benchmarks.language.ours NAME LABELLED``; prints a JSON line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from laion_assets.pairs.language import detect
 
 
 def best_effort(text: str) -> str:
-    """CLD2 made to guess, as the LAION workers of 2021 took its first guess."""
+    """Make CLD2 guess, and take its first guess, as the LAION workers of 2021 did."""
     code: str = pycld2.detect(text, isPlainText=True, bestEffort=True)[2][0][1]
     return "unknown" if code == "un" else code
 

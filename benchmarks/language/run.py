@@ -44,14 +44,14 @@ def main() -> None:
                 f"{measured.peak_bytes / 1e6:.0f}",
             ]
         )
-    columns = ["", "English found", "taken for English wrongly", "all right", "µs a text", "MB"]
+    columns = ["", "English found", "wrongly taken for English", "all correct", "µs a text", "MB"]
     text = table.markdown(columns, rows)
     text += "\n\nCLD2 as we use it, by true language:\n\n"
     table.publish("language", text + _confusion(true, ours))
 
 
 def _english(true: Sequence[str], codes: Sequence[str]) -> tuple[str, str]:
-    """Recall of English, and the share of what is called English that is not."""
+    """Recall of English, and the share of other languages among texts called English."""
     found = sum(t == c == "en" for t, c in zip(true, codes, strict=True))
     called = sum(code == "en" for code in codes)
     return _percent(found, true.count("en")), _percent(called - found, called)
@@ -67,7 +67,7 @@ def _confusion(true: Sequence[str], codes: Sequence[str]) -> str:
         rows.append(
             [language, len(of), right, english, len(of) - right - english - unknown, unknown]
         )
-    return table.markdown(["", "texts", "right", "as en", "as another", "unknown"], rows)
+    return table.markdown(["", "texts", "correct", "as en", "as another", "unknown"], rows)
 
 
 def _percent(part: int, whole: int) -> str:

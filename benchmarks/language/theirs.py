@@ -1,4 +1,4 @@
-"""Peers' answers: ``theirs.py NAME LABELLED``; a JSON line of seconds and codes."""
+"""Peers' answers: ``theirs.py NAME LABELLED``; prints a JSON line of seconds and codes."""
 
 import json
 import sys

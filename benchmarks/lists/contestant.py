@@ -1,4 +1,4 @@
-"""One way of holding a list, in a process of its own: ``ours`` or ``set``; prints JSON."""
+"""One way to hold a list, in its own process: ``ours`` or ``set``; prints JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from laion_assets.removals.entries import Entries
 _SINGLE = 100_000
 
 Batch = Callable[[], int]
-"""Looks all rows up; gives how many are named."""
+"""Looks up all rows; returns the number of listed ones."""
 Single = Callable[[], list[bool]]
 
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.lists.run``: lists of millions of entries, ours and a set of Python's."""
+"""``python -m benchmarks.lists.run``: lists of millions of entries, ours and Python's set."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _MB: Final = 1e6
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--entries", type=int, default=10_000_000)
-    parser.add_argument("--asked", type=int, default=1_000_000, help="rows that are looked up")
+    parser.add_argument("--asked", type=int, default=1_000_000, help="rows to look up")
     args = parser.parse_args()
 
     folder = WORK / "lists"
     shutil.rmtree(folder, ignore_errors=True)
     asked = _make(folder, args.entries, args.asked)
     rows = []
-    for kind, told in _KINDS.items():
+    for kind, label in _KINDS.items():
         command = [sys.executable, "-m", "benchmarks.lists.contestant"]
         where: list[str | Path] = [kind, folder / kind, folder / f"{kind}.cache", asked]
         answers = {}
@@ -45,7 +45,7 @@ def main() -> None:
             answers[name] = answer = json.loads(run.stdout.splitlines()[-1])
             rows.append(
                 [
-                    f"{told}: {name}",
+                    f"{label}: {name}",
                     f"{answer['load']:.2f}",
                     f"{run.peak_own_bytes / _MB:,.0f}",
                     f"{run.peak_bytes / _MB:,.0f}",
@@ -55,7 +55,7 @@ def main() -> None:
                 ]
             )
         if len({answer["named"] for answer in answers.values()}) > 1:
-            raise SystemExit(f"they do not name equally many: {answers}")
+            raise SystemExit(f"the numbers of listed rows differ: {answers}")
     columns = ["", "load s", "MB", "MB with mapped files", "first M/s", "M/s", "one by one M/s"]
     table.publish(
         "lists",
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _make(folder: Path, entries: int, asked: int) -> Path:
-    """A text list of each kind, and the rows to look up; gives the file of these."""
+    """Write a text list of each kind, and the rows to look up; return the rows' file."""
     chance = np.random.default_rng(0)
     columns: dict[str, list[str]] = {kind: [] for kind in _KINDS}
     for kind in _KINDS:

@@ -1,4 +1,4 @@
-"""An instance in which every partition of every asset has been materialized, and none was run."""
+"""An instance in which every partition of every asset counts as materialized without any run."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _AT_ONCE: Final = 500
 
 
 def crawl_names(count: int) -> list[str]:
-    """As Common Crawl names them, oldest first."""
+    """Names of crawls as Common Crawl has them, oldest first."""
     return [f"CC-MAIN-{2013 + number // 20}-{10 + number % 20}" for number in range(count)]
 
 
 def write_crawls(root: Path, count: int) -> None:
-    """What the sensor reads of so many crawls, in Common Crawl's layout."""
+    """Write what the sensor reads of so many crawls, in Common Crawl's layout."""
     names = crawl_names(count)
     listed = [{"id": name, "name": name} for name in reversed(names)]
     root.mkdir(parents=True)
@@ -48,7 +48,7 @@ def write_crawls(root: Path, count: int) -> None:
 
 
 def fill(instance: dg.DagsterInstance, definitions: dg.Definitions, count: int) -> int:
-    """Report a materialization for each asset and partition; gives how many."""
+    """Report a materialization for each asset and partition; return their number."""
     graph = definitions.resolve_asset_graph()
     names = crawl_names(count)
     instance.add_dynamic_partitions(crawls.name or "", names)
@@ -101,7 +101,7 @@ def _events(
 
 
 def _store(instance: dg.DagsterInstance, events: list[EventLogEntry]) -> None:
-    """As ``report_runless_asset_event`` would, many in one transaction."""
+    """Store events as ``report_runless_asset_event`` would, but many in one transaction."""
     storage: Any = instance.event_log_storage
     if not isinstance(storage, SqliteEventLogStorage):
         storage.store_event_batch(events)

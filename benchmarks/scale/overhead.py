@@ -1,10 +1,10 @@
-"""A segment's nine assets without any work in them: what is left is Dagster's."""
+"""A segment's nine assets without any work: what remains is Dagster's overhead."""
 
 from __future__ import annotations
 
 import dagster as dg
 
-import laion_assets.definitions  # noqa: F401 - what a real run imports, it imports too
+import laion_assets.definitions  # noqa: F401 - to import what a real run imports
 from laion_assets.defs.partitions import segment_partitions
 from laion_assets.layout import SEGMENT_ASSETS
 
@@ -26,5 +26,5 @@ defs = dg.Definitions(
         _idle(name, before)
         for name, before in zip(SEGMENT_ASSETS, (None, *SEGMENT_ASSETS), strict=False)
     ],
-    executor=dg.in_process_executor,  # as the project's own
+    executor=dg.in_process_executor,  # as in the project's own definitions
 )

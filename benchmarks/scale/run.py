@@ -1,5 +1,5 @@
-"""``python -m benchmarks.scale.run``: what Dagster takes for ten thousand partitions of each asset,
-on SQLite and on Postgres."""
+"""``python -m benchmarks.scale.run``: Dagster with ten thousand partitions of each asset, on SQLite
+and on Postgres."""
 
 from __future__ import annotations
 
@@ -52,9 +52,13 @@ mutation Backfill($params: LaunchBackfillParams!) {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--crawls", default="100", help="numbers of them; each has 100 segments")
-    parser.add_argument("--storages", default="sqlite,postgres")
-    parser.add_argument("--keep", action="store_true", help="do not measure again what has been")
+    parser.add_argument(
+        "--crawls", default="100", help="numbers of crawls, comma-separated; each has 100 segments"
+    )
+    parser.add_argument("--storages", default="sqlite,postgres", help="storages to measure")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep earlier results, if there are any"
+    )
     args = parser.parse_args()
     results = []
     sizes = [int(size) for size in args.crawls.split(",")]
@@ -123,11 +127,11 @@ prompts = "sample"
 
 
 def _home(home: Path, url: str | None) -> None:
-    """The deployment's own dagster.yaml; no run is started, that would be measured too."""
+    """Write the deployment's dagster.yaml, but start no runs: they would be measured, too."""
     home.mkdir(parents=True)
     config = yaml.safe_load((ROOT / "dagster.yaml").read_text())
     config["concurrency"]["runs"]["max_concurrent_runs"] = 0
-    config["nux"] = {"enabled": False}  # the dialog that greets new people
+    config["nux"] = {"enabled": False}  # the dialog that greets new users
     if url:
         config["storage"] = {"postgres": {"postgres_url": url}}
     (home / "dagster.yaml").write_text(yaml.safe_dump(config))
@@ -172,7 +176,7 @@ def _webserver(
 
 
 def _ticks(instance: dg.DagsterInstance) -> dict[str, str]:
-    """The daemon's own ticks, with the call of the code server; the first one apart."""
+    """Times of the daemon's own ticks, including calls of the code server; the first separately."""
     figures = {}
     wanted = {
         "tick of the crawl sensor": "new_crawl_sensor",
@@ -197,7 +201,8 @@ def _ticks(instance: dg.DagsterInstance) -> dict[str, str]:
                 figures[what] = f"{statistics.median(seconds[1:]):.2f} s"
                 del wanted[what]
     if wanted:
-        raise SystemExit(f"no ticks of {', '.join(wanted.values())} in {_PATIENCE_S:.0f} s")
+        names = ", ".join(wanted.values())
+        raise SystemExit(f"{names} did not tick {TICKS} times within {_PATIENCE_S:.0f} s")
     return figures
 
 
@@ -232,7 +237,7 @@ def _pages(address: str, crawls: int, shot: Path | None) -> dict[str, str]:
 
 
 def _backfill(instance: dg.DagsterInstance, address: str, crawls: int) -> dict[str, str]:
-    """Ask for it as the UI does, and wait until the daemon has queued its runs."""
+    """Request a backfill as the UI does, and wait until the daemon has queued its runs."""
     partitions = [
         f"{crawl}|{number:02d}" for crawl in crawl_names(crawls)[-10:] for number in range(100)
     ][:BACKFILL]
@@ -248,7 +253,7 @@ def _backfill(instance: dg.DagsterInstance, address: str, crawls: int) -> dict[s
     with urllib.request.urlopen(request, timeout=120) as answer:
         content = json.load(answer)
     if content["data"]["launchPartitionBackfill"]["__typename"] != "LaunchBackfillSuccess":
-        raise SystemExit(f"the backfill was not taken: {content}")
+        raise SystemExit(f"the backfill was not accepted: {content}")
     asked = time.monotonic() - started
     queued = 0
     while queued < BACKFILL and time.monotonic() - started < _PATIENCE_S:
@@ -258,13 +263,13 @@ def _backfill(instance: dg.DagsterInstance, address: str, crawls: int) -> dict[s
         )
     seconds = time.monotonic() - started
     return {
-        f"asking for a backfill of {BACKFILL:,} partitions × 9 assets": f"{asked:.1f} s",
+        f"requesting a backfill of {BACKFILL:,} partitions × 9 assets": f"{asked:.1f} s",
         "its runs queued by the daemon": f"{queued / seconds:.1f} a second ({queued:,})",
     }
 
 
 def _overhead(environment: dict[str, str], crawls: int) -> str:
-    """A whole run in a process of its own, of a segment's nine assets that do nothing."""
+    """Median time per asset of a whole run, in its own process, of nine assets that do nothing."""
     seconds = []
     for number in range(3):
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""How long pages of Dagster's UI take, seen by a browser."""
+"""Loading times of pages of Dagster's UI in a browser."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _PATIENCE_S: Final = 120.0
 
 @contextmanager
 def browser_page() -> Iterator[Page]:
-    """A page of the distribution's Chromium."""
+    """Open a page in the distribution's Chromium."""
     from playwright.sync_api import sync_playwright
 
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if not path:
-        raise SystemExit("there is no chromium here: make chromium")
+        raise SystemExit("Chromium is not installed: run make chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser.new_page(viewport={"width": 1500, "height": 950})
@@ -31,7 +31,7 @@ def browser_page() -> Iterator[Page]:
 
 
 class Watch:
-    """The answers that a page waits for."""
+    """Counter of the GraphQL answers that a page waits for."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -51,7 +51,7 @@ class Watch:
             self._last = time.monotonic()
 
     def open(self, url: str, text: str) -> float:
-        """Seconds until ``text`` is there and all that the page asked for has been answered."""
+        """Open a page; return the seconds until ``text`` is shown and all requests are answered."""
         started = time.monotonic()
         self._last = started
         self.page.goto(url)

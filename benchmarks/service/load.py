@@ -1,8 +1,10 @@
-"""So many clients on loopback: each asks again when it has its answer, or all together so often
-a second, at random moments (Poisson's) and however long answers take; a query's time then counts
-from when it was due.
+"""Clients of the service on loopback.
 
-Bare sockets and requests made beforehand, so that the load takes little of the cores it shares.
+Each client sends the next query when it has its answer. Or all clients together send a number of
+queries per second at random moments (a Poisson process), however long answers take; a query's time
+then counts from when it was due.
+
+Bare sockets and prepared requests keep the load's share of the cores small.
 """
 
 from __future__ import annotations
@@ -44,13 +46,13 @@ def main(port: int, vectors: Path, clients: int, rate: float, seconds: float, ki
 async def _load(
     port: int, requests: list[bytes], clients: int, rate: float, seconds: float
 ) -> dict[str, float]:
-    """``rate`` 0: as often as answers come."""
+    """Send requests for some seconds, ``rate`` per second; 0: as fast as answers come."""
     times: list[float] = []
     results: list[int] = []
     end = time.perf_counter() + seconds
     started = time.perf_counter()
     turn = iter(range(10**9))
-    # So many at independent moments, as a Poisson process has them.
+    # Independent moments, as in a Poisson process.
     moments = np.sort(np.random.default_rng(3).uniform(0, seconds, round(rate * seconds)))
 
     async def client() -> None:

@@ -1,11 +1,11 @@
 """The input: a lake with an index, and the same vectors as clip-retrieval's folder.
 
-Vectors of 512 numbers with the structure of CLIP's: one direction that all share (CLIP's images
+The vectors of 512 numbers have the structure of CLIP's: one direction that all share (CLIP's images
 lie in a narrow cone), 20,000 centres of very different weight (Zipf's) around it, and noise around
-the centres, so that a vector's cosine with its centre is about 0.8 and with others about 0.3. Not
-white noise, where no index finds anything. The index is faiss' IVF1024 with 8-bit codes, of which
-16 lists are searched; ours and the file that clip-retrieval opens are of the same cells and codes,
-and ours does not score again.
+the centres. A vector's cosine with its centre is about 0.8, and with other vectors about 0.3. White
+noise would not do: no index finds anything in it. The index is faiss' IVF1024 with 8-bit codes, of
+which 16 lists are searched. Ours and the file that clip-retrieval opens have the same cells and
+codes, and ours does not score candidates again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Vectors = npt.NDArray[np.float32]
 
 
 class Mixture:
-    """Draws vectors; the same seed gives the same."""
+    """Source of vectors; the same seed gives the same ones."""
 
     def __init__(self, seed: int) -> None:
         random = np.random.default_rng(seed)
@@ -67,7 +67,7 @@ def _unit(vectors: Vectors) -> Vectors:
 
 
 def make(folder: Path, n: int) -> None:
-    """``folder/lake`` for ours, ``folder/theirs`` for clip-retrieval; nothing if they are there."""
+    """Make ``folder/lake`` for ours and ``folder/theirs`` for clip-retrieval, unless they exist."""
     done = folder / "done.json"
     if done.exists() and json.loads(done.read_text()) == {"n": n, "made": 3}:
         return
@@ -102,11 +102,11 @@ def make(folder: Path, n: int) -> None:
     index = faiss.read_index(str(index_path(codec, "image")))
     encoder, first = Encoder(index), 0
     for path in sorted((subset / "img_emb").iterdir()):
-        # Not `index.add`, which looks less far for the nearest cell.
+        # Not by `index.add`, which searches less far for the nearest cell.
         first += len(encoder.add(np.load(path).astype(np.float32), first))
     ivf = faiss.extract_index_ivf(index)
     ivf.nprobe = _PROBES
-    # As widely as ours looks for the cells.
+    # Search as far for cells as ours does.
     faiss.downcast_index(ivf.quantizer).hnsw.efSearch = ef_search(_PROBES)
     faiss.write_index(index, str(theirs / "image.index"))
     done.write_text(json.dumps({"n": n, "made": 3}))
@@ -136,5 +136,5 @@ def _metadata(start: int, rows: int, part: int, random: np.random.Generator) -> 
 
 
 def queries(n: int) -> Vectors:
-    """``(n, D)``: of the same mixture, none of them in the index."""
+    """Draw queries ``(n, D)`` from the same mixture; none of them is in the index."""
     return Mixture(0).draw(n, np.random.default_rng(2))

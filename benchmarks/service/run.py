@@ -1,4 +1,4 @@
-"""``python -m benchmarks.service.run``: the search service under load, and clip-retrieval's."""
+"""``python -m benchmarks.service.run``: our search service and clip-retrieval's under load."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from benchmarks.service.make import make, queries
 _HERE: Final = Path(__file__).parent
 _CLIP_RETRIEVAL: Final = "clip-retrieval==2.45.0"
 _LOADS: Final = {"1 client": (1, 0), "8 clients": (8, 0), "30 a second": (64, 30)}
-"""Connections, and queries a second; 0: each client asks again when it has its answer."""
+"""Connections, and queries per second; 0: each client sends the next when it has its answer."""
 _WARM_S: Final = 20.0
 _CONTESTANTS: Final = {
     "parquet": "clip-retrieval 2.45.0, metadata in RAM (its default)",
@@ -33,7 +33,7 @@ _CONTESTANTS: Final = {
     "ours": "ours",
 }
 _COLUMNS: Final = (
-    "", "asked by", "p50 ms", "p99 ms", "queries/s", "folded: p50 ms", "p99 ms", "queries/s",
+    "", "load", "p50 ms", "p99 ms", "queries/s", "folded: p50 ms", "p99 ms", "queries/s",
     "ready after s", "own MB",
 )  # fmt: skip
 
@@ -41,8 +41,8 @@ _COLUMNS: Final = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vectors", type=int, default=1_000_000)
-    parser.add_argument("--seconds", type=float, default=12, help="of each load")
-    parser.add_argument("--only", choices=_CONTESTANTS, help="one, and nothing is written")
+    parser.add_argument("--seconds", type=float, default=12, help="seconds per load")
+    parser.add_argument("--only", choices=_CONTESTANTS, help="run one, and write nothing")
     args = parser.parse_args()
 
     folder = WORK / "service" / str(args.vectors)
@@ -52,7 +52,7 @@ def main() -> None:
     rows = []
     for who in [args.only] if args.only else list(_CONTESTANTS):
         with _serving(who, folder) as (port, process, ready_s):
-            _load(port, asked, (4, 0), _WARM_S, "folded")  # caches and pages as in the long run
+            _load(port, asked, (4, 0), _WARM_S, "folded")  # fill caches as in the long run
             for name, load in _LOADS.items():
                 plain = _load(port, asked, load, args.seconds, "plain")
                 folded = _load(port, asked, load, args.seconds, "folded")
@@ -82,8 +82,8 @@ def _row(
     own_bytes: int,
 ) -> list[str]:
     cells = [_CONTESTANTS[who], load]
-    for told in (plain, folded):
-        cells += [f"{told['p50_ms']:.1f}", f"{told['p99_ms']:.1f}", f"{told['qps']:.0f}"]
+    for result in (plain, folded):
+        cells += [f"{result['p50_ms']:.1f}", f"{result['p99_ms']:.1f}", f"{result['qps']:.0f}"]
     return [*cells, f"{ready_s:.1f}", f"{own_bytes / 1e6:.0f}"]
 
 
@@ -97,13 +97,13 @@ def _load(
         raise SystemExit(f"the load failed: {done.stderr[-2000:]}")
     result: dict[str, float] = json.loads(done.stdout)
     if kind == "plain" and result["results"] != RESULTS:
-        raise SystemExit(f"{result['results']} results a query instead of {RESULTS}")
+        raise SystemExit(f"a query has {result['results']} results instead of {RESULTS}")
     return result
 
 
 @contextmanager
 def _serving(who: str, folder: Path) -> Iterator[tuple[int, subprocess.Popen[bytes], float]]:
-    """A service's port, its process, and the seconds until it answered."""
+    """Run a service; yield its port, its process, and the seconds until it listened."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
     environment = dict(os.environ)
@@ -142,14 +142,16 @@ def _await(port: int, process: subprocess.Popen[Any], log: Path, patience_s: flo
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise SystemExit(f"it ended with {process.returncode}: {log.read_text()[-2000:]}")
+            raise SystemExit(
+                f"the service ended with {process.returncode}: {log.read_text()[-2000:]}"
+            )
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
             time.sleep(0.05)
         else:
             return
-    raise SystemExit(f"it does not listen after {patience_s:.0f} s; see {log}")
+    raise SystemExit(f"the service does not listen after {patience_s:.0f} s: see {log}")
 
 
 if __name__ == "__main__":

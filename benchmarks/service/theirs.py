@@ -1,8 +1,8 @@
 """clip-retrieval 2.45.0's back end over a folder, without its CLIP model.
 
-Its own `clip_back.py` as released: its routes, its kNN service and its metadata provider, on the
-Flask server that its `clip_back()` starts. Only what loads the model, and the packages for it, is
-left out: every query comes with its embedding.
+It is `clip_back.py` as released: its routes, its kNN service and its metadata provider, on the
+Flask server that its `clip_back()` starts. Only the code that loads the model, and its packages,
+are left out: every query comes with its embedding.
 """
 
 import importlib.util
@@ -11,10 +11,10 @@ import types
 
 
 def main(package: str, folder: str, port: int, metadata: str) -> None:
-    stub = types.ModuleType("clip_retrieval")  # its __init__ imports inference, torch and all
+    stub = types.ModuleType("clip_retrieval")  # its __init__ imports inference, torch included
     stub.__path__ = [package]
     sys.modules["clip_retrieval"] = stub
-    sys.modules["torch"] = types.ModuleType("torch")  # imported, not used, for an embedding
+    sys.modules["torch"] = types.ModuleType("torch")  # imported, but not used for an embedding
     back = importlib.import_module("clip_retrieval.clip_back")
     from flask import Flask
     from flask_cors import CORS

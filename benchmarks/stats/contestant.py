@@ -1,4 +1,4 @@
-"""One question, asked one way, in a process of its own: prints its seconds and its answer."""
+"""One question, asked in one way, in its own process: prints its seconds and its answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OURS: Final = {
     "dup_images": "select count(*), sum(samples)::bigint from dup_images()",
     "sample": "select count(*) from sample(100)",
 }
-"""Question -> the macro, and what of its answer all ways must agree on."""
+"""Queries by question: the macro, and the part of its answer that all ways must agree on."""
 
 
 def _ours(question: str, lake: Path) -> list[Any]:
@@ -146,13 +146,13 @@ _LOADED: Final = {
     "pandas": "pandas",
     "pyarrow": "pyarrow.dataset",
 }
-"""What is imported before the clock is started."""
+"""Module that each way imports before the clock starts."""
 
 WAYS: Final = {"ours": _ours, "pandas": _pandas, "pyarrow": _pyarrow}
 
 
 def main(way: str, question: str, lake: str, memory_gb: str) -> None:
-    if way != "ours":  # DuckDB bounds itself, and spills
+    if way != "ours":  # DuckDB limits its memory itself, and spills
         most = int(float(memory_gb) * 1e9)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     importlib.import_module(_LOADED[way])

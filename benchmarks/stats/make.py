@@ -17,11 +17,11 @@ _CRAWL: Final = "CC-MAIN-2099-01"
 _SEGMENTS: Final = 100
 _ROWS_A_FILE: Final = 1_000_000
 _BYTES_A_ROW: Final = 100
-"""What a row takes on disk, generously."""
+"""Generous estimate of a row's size on disk."""
 _STAMP: Final = ".made.json"
 
-# Hosts are as unequal as the web's, captions have LAION-400M's lengths, one image in twenty is that
-# of the sample before. Everything follows from the row's number.
+# Hosts are as unequal as the web's, captions have LAION-400M's lengths, and one image in twenty is
+# that of the sample before. Everything follows from the row's number.
 _ROWS: Final = """
 with ids as (
     select i, hash(i) as h, (hash(i) % 1000003) / 1000003.0 as u,
@@ -54,9 +54,9 @@ from ids, words
 
 
 def make(lake: Path, rows: int) -> int:
-    """Make the lake, unless it is there with so many rows; returns its bytes.
+    """Make the lake, unless it exists with so many rows; return its size in bytes.
 
-    Raises ``SystemExit`` if the disk has not the room.
+    Raises ``SystemExit`` if the disk lacks space.
     """
     stamp = lake / _STAMP
     if not stamp.exists() or json.loads(stamp.read_text())["rows"] != rows:
@@ -64,7 +64,8 @@ def make(lake: Path, rows: int) -> int:
         lake.mkdir(parents=True)
         free = shutil.disk_usage(lake).free
         if free < 2 * rows * _BYTES_A_ROW:
-            raise SystemExit(f"{rows:,} rows need {2 * rows * _BYTES_A_ROW / 1e9:.0f} GB of disk")
+            need = 2 * rows * _BYTES_A_ROW / 1e9
+            raise SystemExit(f"{rows:,} rows need {need:.0f} GB of free disk space")
         _write(lake, rows)
         build_catalog(lake, lake / "catalog" / "catalog.duckdb")
         stamp.write_text(json.dumps({"rows": rows}))

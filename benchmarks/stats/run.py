@@ -18,7 +18,7 @@ from benchmarks.stats.contestant import OURS, WAYS
 from benchmarks.stats.make import make
 
 _GB: Final = 1e9
-# The last is what pyarrow says when no str can be made of a value.
+# The last is pyarrow's message when it cannot make a str of a value.
 _ENDED_BY_MEMORY: Final = (
     "MemoryError", "ArrowMemoryError", "malloc of size", "bad_alloc", "Unknown error: Wrapping",
 )  # fmt: skip
@@ -27,10 +27,10 @@ _ENDED_BY_MEMORY: Final = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000_000)
-    parser.add_argument("--memory-gb", type=float, default=16.0, help="what a question may take")
+    parser.add_argument("--memory-gb", type=float, default=16.0, help="memory for a question")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for a question")
-    parser.add_argument("--ways", default=",".join(WAYS), help=f"of {', '.join(WAYS)}")
-    parser.add_argument("--only-make", action="store_true", help="make the rows, ask nothing")
+    parser.add_argument("--ways", default=",".join(WAYS), help=f"some of {', '.join(WAYS)}")
+    parser.add_argument("--only-make", action="store_true", help="make the rows, do not ask")
     args = parser.parse_args()
 
     lake = WORK / "stats" / "lake"
@@ -62,13 +62,13 @@ def _row(question: str, ways: list[str], lake: Path, args: argparse.Namespace) -
             cells += ["too long", ""]
             continue
         except RuntimeError as error:
-            if not any(told in str(error) for told in _ENDED_BY_MEMORY):
+            if not any(message in str(error) for message in _ENDED_BY_MEMORY):
                 raise
             cells += ["does not fit", ""]
             continue
-        told = json.loads(run.stdout.splitlines()[-1])
-        answers[way] = told["answer"]
-        cells += [f"{told['seconds']:.1f}", f"{run.peak_own_bytes / _GB:.1f}"]
+        result = json.loads(run.stdout.splitlines()[-1])
+        answers[way] = result["answer"]
+        cells += [f"{result['seconds']:.1f}", f"{run.peak_own_bytes / _GB:.1f}"]
     if any(answers[one] != answers[other] for one, other in pairwise(answers)):
         raise SystemExit(f"{question}: the answers differ: {answers}")
     return cells

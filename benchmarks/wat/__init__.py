@@ -1,1 +1,1 @@
-"""From a WAT file to pairs: cc2dataset's extraction, ours, and the floors below them."""
+"""Extraction of pairs from a WAT file: cc2dataset's, ours, and the floors below both."""

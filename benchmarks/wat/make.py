@@ -1,19 +1,18 @@
-"""A WAT file in Common Crawl's shape, of any size, the same for the same seed.
+"""Maker of WAT files in Common Crawl's shape, of any size, the same for the same seed.
 
-What the proportions rest on:
+The proportions and their sources:
 
 - A page is three records: the metadata of its request, its response and its metadata record, as
   in every WAT since 2013; one gzip member each.
 - Nine responses of ten are HTML (Common Crawl's statistics by MIME type say 90 to 95 %).
 - A page's three records take 6 to 7 KB compressed: a crawl of 2024 has some 20 TB of WAT for
   some 3 billion pages.
-- A page has a log-normal number of links, median 74, mean about 120; three of twenty are images,
-  seven in ten of those with an alt text, which makes about 1.7 pairs a KB.
-- Of ten image addresses five are absolute, three are from the root, one and a half are relative
-  to the page, half a one is without a scheme. One page in fifty has a base, one in a hundred names
-  a licence.
-- Of the alt texts half are English, as of Common Crawl's pages; one in eight is shorter than five
-  characters, a few hold entities or white space to fold.
+- A page has a log-normal number of links, median 74, mean about 120. Three in twenty are images,
+  of which seven in ten have an alt text: about 1.7 pairs per KB.
+- Of image addresses, 50 % are absolute, 30 % relative to the root, 15 % relative to the page, and
+  5 % without a scheme. One page in fifty has a base, one in a hundred names a licence.
+- Half of the alt texts are English, like Common Crawl's pages. One in eight is shorter than five
+  characters, and a few have entities or white space to fold.
 """
 
 from __future__ import annotations

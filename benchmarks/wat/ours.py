@@ -1,4 +1,7 @@
-"""Ours, one way a process: ``python -m benchmarks.wat.ours WAY WAT``; prints a JSON line."""
+"""Our contestants, one per process: ``python -m benchmarks.wat.ours WAY WAT``.
+
+Prints a JSON line.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from laion_assets.wat.records import read_records
 
 
 def inflate(wat: Path) -> int:
-    """Nothing but igzip; returns the inflated bytes."""
+    """Inflate with igzip, and nothing else; return the number of bytes."""
     size = 0
     with igzip.open(wat, "rb") as stream:  # type: ignore[no-untyped-call]
         while piece := stream.read(1 << 20):
@@ -30,13 +33,13 @@ def inflate(wat: Path) -> int:
 
 
 def read(wat: Path) -> int:
-    """The records, whole; returns how many."""
+    """Read whole records; return their number."""
     with wat.open("rb", buffering=0) as stream:
         return sum(1 for _ in read_records(stream))
 
 
 def same_work(wat: Path) -> int:
-    """What cc2dataset does: links with a non-empty alt text, absolute, with a key; as tuples."""
+    """Do what cc2dataset does: make absolute links with a non-empty alt text and a key."""
     return sum(1 for _ in _same_work(wat))
 
 
@@ -55,12 +58,12 @@ def _same_work(wat: Path) -> Iterator[tuple[bytes, str, str, str, str]]:
 
 
 def everything(wat: Path) -> int:
-    """All our rules, any language, into parquet: the most rows there can be."""
+    """Apply all our rules, in any language, and write parquet: the largest output."""
     return _extract(wat, PairRules(languages=[]))
 
 
 def english(wat: Path) -> int:
-    """All our rules as they are by default: English, into parquet."""
+    """Apply all our rules with their defaults, thus English, and write parquet."""
     return _extract(wat, PairRules())
 
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.wat.run``: MB of compressed WAT a second, theirs and ours."""
+"""``python -m benchmarks.wat.run``: MB of compressed WAT per second, theirs and ours."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ROWS: Final = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mb", type=int, default=400, help="compressed size of the WAT")
-    parser.add_argument("--repeat", type=int, default=3, help="rounds; the median is told")
+    parser.add_argument("--repeat", type=int, default=3, help="rounds; the median counts")
     args = parser.parse_args()
 
     peer = peer_python("cc2dataset", _HERE / "cc2dataset.txt")
@@ -45,7 +45,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in _ROWS}
     peak = dict.fromkeys(_ROWS, 0)
     found = dict.fromkeys(_ROWS, 0)
-    # Rounds, so that a busy moment of the machine does not fall on one contestant alone.
+    # In rounds, so that a busy moment of the machine does not hit one contestant alone.
     for _ in range(args.repeat):
         for name in _ROWS:
             measured = measure.run(commands[name])
@@ -55,7 +55,7 @@ def main() -> None:
             peak[name] = max(peak[name], measured.peak_bytes)
             print(f"{name:12} {answer}", file=sys.stderr, flush=True)
     if abs(found["same_work"] - found["cc2dataset"]) > 0.001 * found["cc2dataset"]:
-        raise SystemExit(f"not the same work: {found}")
+        raise SystemExit(f"the numbers of pairs differ, so it is not the same work: {found}")
 
     rate = {name: size / statistics.median(times) for name, times in seconds.items()}
     rows = [
@@ -71,7 +71,14 @@ def main() -> None:
         ]
         for name, label in _ROWS.items()
     ]
-    columns = ["", "MB/s", "times cc2dataset", "read-only floor is times", "peak MB", "pairs"]
+    columns = [
+        "",
+        "MB/s",
+        "times cc2dataset",
+        "times the read-only floor's time",
+        "peak MB",
+        "pairs",
+    ]
     text = table.markdown(columns, rows)
     text += f"\n\nOne process each on a WAT of {size:.0f} MB, median of {args.repeat}. "
     table.publish("wat", text + _segment(args.mb))
@@ -87,7 +94,7 @@ def _input(megabytes: int, seed: int) -> Path:
 
 
 def _segment(megabytes: int) -> str:
-    """A segment of four files in two worker processes: are both cores busy?"""
+    """Measure a segment of four files in two worker processes: both cores should be busy."""
     wats = [_input(megabytes // 4, seed) for seed in range(1, 5)]
     with tempfile.TemporaryDirectory(dir=WORK) as out:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A segment as the asset makes it: ``python -m benchmarks.wat.segment OUT WAT…``, two workers."""
+"""A segment with two workers, as in the asset: ``python -m benchmarks.wat.segment OUT WAT…``."""
 
 from __future__ import annotations
 

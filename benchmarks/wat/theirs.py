@@ -1,4 +1,4 @@
-"""The peer, one way a process, run by its own interpreter: ``theirs.py WAY WAT``."""
+"""The peers, one per process, run by their own interpreter: ``theirs.py WAY WAT``."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def read(wat):
-    """FastWARC, every record whole."""
+    """Read every record whole with FastWARC."""
     from fastwarc.warc import ArchiveIterator
 
     with Path(wat).open("rb") as stream:
@@ -17,7 +17,7 @@ def read(wat):
 
 
 def cc2dataset(wat):
-    """cc2dataset's own extraction of one WAT, as its Spark tasks call it."""
+    """Extract one WAT with cc2dataset, as its Spark tasks do."""
     return sum(1 for _ in process_wat(wat, "image"))
 
 

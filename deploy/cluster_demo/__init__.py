@@ -1,1 +1,1 @@
-"""Many machines on one: see docs/operations.md."""
+"""A demo of many machines on one host: see docs/operations.md."""

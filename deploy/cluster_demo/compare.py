@@ -1,4 +1,4 @@
-"""Whether two lakes hold the same dataset, although another segment may hold a shared pair."""
+"""Comparison of two lakes' datasets; a pair that segments share may be in either of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from laion_assets.files import read_parquet
 from laion_assets.lake.base import Lake
 
 _ROWS: Final[Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]]] = {
-    # asset: files, what tells a row from others, what else is the same wherever it is
+    # asset: files, columns that identify a row, other columns that must be the same
     "pair_parquet": ("part-*.parquet", ("crawl", "segment", "uid"), ("url", "text", "language")),
     "unique_pairs": ("part-*.parquet", ("uid",), ("url", "text", "language")),
     "image_shards": (
@@ -31,21 +31,23 @@ _ROWS: Final[Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]]] = {
 }
 _SIMILARITY: Final = {"scored_pairs", "filtered_subset"}
 _CLOSE: Final = 1e-3
-"""Of two similarities of one sample: a batch's size changes a float's last bits."""
+"""Tolerance of a sample's similarity: the size of a batch changes the last bits of a float."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a lake holds of one asset."""
+    """A lake's content of one asset."""
 
     partitions: int
     rows: int
     doubled: int
+    """Number of rows that occur more than once."""
     digest: str
     similarities: Mapping[Any, float]
 
 
 def content(lake: Lake, asset: str) -> Content:
+    """Read an asset's rows from all its partitions."""
     files, keys, values = _ROWS[asset]
     rows: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     similarities: dict[Any, float] = {}
@@ -72,7 +74,10 @@ def _tables(lake: Lake, asset: str, files: str) -> Iterator[pa.Table]:
 
 
 def compare(left: Lake, right: Lake) -> tuple[list[list[str]], list[str]]:
-    """A table's rows (asset, partitions, rows, doubled, digests), and what differs."""
+    """Compare two lakes.
+
+    Returns the rows of a table (asset, partitions, rows, doubled, digests) and the differences.
+    """
     table, faults = [], []
     for asset in _ROWS:
         one, other = content(left, asset), content(right, asset)
@@ -82,7 +87,7 @@ def compare(left: Lake, right: Lake) -> tuple[list[list[str]], list[str]]:
         if one.partitions != other.partitions:
             faults.append(f"{asset}: {one.partitions} partitions, not {other.partitions}")
         if one.doubled:
-            faults.append(f"{asset}: {one.doubled} rows are there twice")
+            faults.append(f"{asset}: {one.doubled} rows are doubled")
         apart = [
             key
             for key, similarity in one.similarities.items()

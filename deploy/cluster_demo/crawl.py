@@ -10,7 +10,7 @@ from laion_assets.sample_crawl.build import build_sample_crawl
 
 
 def build_in_segments(out: Path) -> dict[str, int]:
-    """Write it below ``out``; gives crawl -> number of segments."""
+    """Write the crawls below ``out``; return each crawl's number of segments."""
     shutil.rmtree(out, ignore_errors=True)
     build_sample_crawl(out)
     counts = {}

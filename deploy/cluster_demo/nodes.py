@@ -21,18 +21,18 @@ from typing import Final
 from deploy.cluster_demo.postgres import free_port
 
 MARK: Final = "LAION_ASSETS_CLUSTER_DEMO"
-"""Environment variable of everything that the demo starts: the machine that it stands for."""
+"""Environment variable of each process that the demo starts: the machine it belongs to."""
 
 _RUN: Final = re.compile(r'run_id": "([0-9a-f-]{36})"')
 _PATIENCE_S: Final = 180.0
 
 
 class ClusterError(RuntimeError):
-    """The cluster does not start or does not get on; the message says where to look."""
+    """The cluster does not start or makes no progress; the message says where to look."""
 
 
 def processes(mark: str) -> Iterator[int]:
-    """The processes of one machine, whatever group or session they are in."""
+    """Yield the processes of one machine, whatever group or session they are in."""
     wanted = f"{MARK}={mark}".encode()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -43,7 +43,7 @@ def processes(mark: str) -> Iterator[int]:
 
 
 def kill(mark: str) -> int:
-    """SIGKILL everything that belongs to a machine; gives how many processes that were."""
+    """Send SIGKILL to all processes of a machine; return their number."""
     killed: set[int] = set()
     while new := set(processes(mark)) - killed:
         for process in new:
@@ -58,15 +58,15 @@ def kill(mark: str) -> int:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running Ray."""
+    """A running Ray cluster."""
 
     head: str
     jobs_address: str
     nodes: tuple[str, ...]
-    """The marks of the nodes, which are their names."""
+    """Marks of the nodes, which are also their names."""
 
     def runs(self) -> dict[str, str]:
-        """Dagster's run -> the node that works on it."""
+        """Nodes by the id of the Dagster run that each works on."""
         found = {}
         for node in self.nodes:
             for process in processes(node):
@@ -95,9 +95,9 @@ def _ray(*arguments: str, mark: str, env: Mapping[str, str], log: Path) -> subpr
 def running(
     name: str, count: int, settings: Mapping[str, Mapping[str, str]], work: Path
 ) -> Iterator[Cluster]:
-    """Start a head without work and ``count`` nodes that take one run each.
+    """Start a head that takes no runs and ``count`` nodes that take one run each.
 
-    ``settings`` is each machine's environment, by its mark: ``{name}#head``, ``{name}#1``, …
+    ``settings`` has each machine's environment by its mark: ``{name}#head``, ``{name}#1``, …
     Raises :class:`ClusterError`.
     """
     port, dashboard = free_port(), free_port()
@@ -106,7 +106,7 @@ def running(
     common = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
-        # A host that is gone is noticed in some ten seconds, not in thirty.
+        # A lost host is noticed within some ten seconds instead of thirty.
         "RAY_health_check_period_ms": "2000",
         "RAY_health_check_timeout_ms": "4000",
         "RAY_health_check_failure_threshold": "3",
@@ -136,7 +136,7 @@ def running(
                 env={**common, **settings[node]},
                 log=work / "ray.log",
             )
-            # One by one: nodes of one host that start at once have been seen to miss each other.
+            # One by one: nodes that start at once on one host have been seen to miss each other.
             _await(partial(_has, jobs, number + 2), work)
         yield Cluster(head, jobs, nodes)
     finally:
@@ -145,7 +145,7 @@ def running(
 
 
 def _alive(address: str) -> int:
-    """The nodes that the head knows, itself among them; 0 while it does not answer."""
+    """Number of live nodes, including the head; 0 while the head does not answer."""
     try:
         with urllib.request.urlopen(f"{address}/nodes?view=summary", timeout=5) as answer:
             nodes = json.load(answer)["data"]["summary"]
@@ -162,5 +162,5 @@ def _await(true: Callable[[], bool], work: Path) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     while not true():
         if time.monotonic() > deadline:
-            raise ClusterError(f"Ray did not start in {_PATIENCE_S:.0f} s: see {work}/ray.log")
+            raise ClusterError(f"Ray did not start within {_PATIENCE_S:.0f} s: see {work}/ray.log")
         time.sleep(0.5)

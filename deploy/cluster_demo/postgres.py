@@ -1,4 +1,4 @@
-"""A Postgres of one's own: a cluster in a folder, on a free port, for as long as a block runs."""
+"""A private Postgres: a cluster in a temporary folder, on a free port, while a block runs."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ _PATIENCE_S: Final = 60.0
 
 
 class PostgresError(RuntimeError):
-    """There is no Postgres here, or it does not start; the message says what to do."""
+    """Postgres is not installed, or does not start; the message says what to do."""
 
 
 def binaries() -> Path:
-    """The folder of Debian's newest Postgres, or of the one on the path."""
+    """Find the folder of Debian's newest Postgres, or of the one on the path."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda of: of.parts[-3])
     if found:
         return found[-1].parent
     on_path = shutil.which("initdb")
     if not on_path:
-        raise PostgresError("there is no Postgres here: apt-get install postgresql")
+        raise PostgresError("Postgres is not installed: run apt-get install postgresql")
     return Path(on_path).resolve().parent
 
 
 def free_port() -> int:
+    """Find a free TCP port on loopback."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port: int = taken.getsockname()[1]
     return port
@@ -42,9 +43,9 @@ def free_port() -> int:
 
 @contextmanager
 def running(max_connections: int = 100) -> Iterator[str]:
-    """A new, empty cluster; yields the URL of its database. Nothing of it is left afterwards.
+    """Run a new, empty cluster and yield the URL of its database; delete it afterwards.
 
-    Postgres refuses to run as root: it runs as the package's user then. Raises
+    Postgres refuses to run as root; for root it runs as the package's user. Raises
     :class:`PostgresError`.
     """
     binary, port = binaries(), free_port()
@@ -83,7 +84,7 @@ def running(max_connections: int = 100) -> Iterator[str]:
             _await(server, port, binary, log)
             yield url
         finally:
-            server.send_signal(signal.SIGINT)  # ends its sessions, then itself
+            server.send_signal(signal.SIGINT)  # ends all sessions, then the server
             server.wait(_PATIENCE_S)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""`make cluster-demo`: eight segments on three machines, one of which is lost, over an object store
-that fails; then everything is compared with an undisturbed run. Exit code 0 if it is the same.
+"""`make cluster-demo`: eight segments on three machines, with a failing object store.
 
-The machines are Ray nodes on this host, each with its own processes, loopback address and cache;
-Dagster's storage is Postgres, the lake an S3-compatible store. What runs where is what
-`deploy/ray/dagster.yaml` says.
+One machine is lost on the way. Then the dataset is compared with that of an undisturbed run; the
+exit code is 0 if they are the same. The machines are Ray nodes on this host, each with its own
+processes, loopback address and cache. Dagster's storage is Postgres, and the lake is an
+S3-compatible store. `deploy/ray/dagster.yaml` is the instance's configuration.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from laion_assets.settings import CONFIG_VARIABLE, Settings, load_settings
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parent.parent
 LOSE_AT: Final = "image_shards"
-"""The machine is lost while it makes this asset."""
+"""Asset during which the machine is lost."""
 _BUCKET: Final = "lake"
 _PATIENCE_S: Final = 1800.0
 
 
 @dataclass
 class Story:
-    """What happened, for the table at the end."""
+    """Events of the demo, for the tables at the end."""
 
     node_of: dict[str, str] = field(default_factory=dict)
     lost_run: str = ""
@@ -64,19 +64,24 @@ def _mark(work: Path, machine: object) -> str:
 
 
 def say(text: str) -> None:
+    """Print a line with the time."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--machines", type=int, default=3)
-    parser.add_argument("--failing", type=float, default=0.05, help="share of the store's requests")
+    parser.add_argument("--machines", type=int, default=3, help="number of Ray nodes (default: 3)")
     parser.add_argument(
-        "--again", action="store_true", help="compare with the last undisturbed run, if it is there"
+        "--failing", type=float, default=0.05, help="share of the store's requests that fail"
     )
-    parser.add_argument("--work", type=Path, default=ROOT / ".demo" / "cluster")
+    parser.add_argument(
+        "--again", action="store_true", help="reuse the last undisturbed run, if there is one"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / ".demo" / "cluster", help="folder of the demo"
+    )
     args = parser.parse_args()
-    # What an interrupted demo of the same folder left running; never another's.
+    # Processes that an interrupted demo in the same folder left running; never those of another.
     for machine in ("head", "control", *range(1, args.machines + 1)):
         nodes.kill(_mark(args.work.absolute(), machine))
     args.work.mkdir(parents=True, exist_ok=True)
@@ -96,6 +101,7 @@ def main() -> int:
 
 
 def demo(work: Path, machines: int, failing: float) -> list[str]:
+    """Run the demo in the folder ``work``; return what is wrong with the result."""
     with ExitStack() as stack:
         counts = build_in_segments(work / "crawl")
         crawl = stack.enter_context(SampleServer(work / "crawl"))
@@ -147,14 +153,14 @@ def demo(work: Path, machines: int, failing: float) -> list[str]:
         started = time.monotonic()
         with _instance(work / "home", machines) as instance, _daemon(control, work):
             story = _watch(instance, cluster, settings, expected, machines)
-            say(f"all is made, {time.monotonic() - started:.0f} s after the daemon was started")
+            say(f"everything is made {time.monotonic() - started:.0f} s after the daemon's start")
             remote = open_lake(settings.lake)
             assert isinstance(remote, RemoteLake)
             left = Lake(load_settings(undisturbed).lake)
             rows, faults = compare(remote, left)
             faults += _unnamed(remote)
             faults += _restored(instance, database, work)
-            _tell(instance, story, rows, endpoint, expected)
+            _print_summary(instance, story, rows, endpoint, expected)
             return faults
 
 
@@ -191,8 +197,8 @@ def _instance(home: Path, machines: int) -> Iterator[dg.DagsterInstance]:
     home.mkdir()
     shutil.copyfile(HERE.parent / "ray" / "dagster.yaml", home / "dagster.yaml")
     with dg.DagsterInstance.from_config(str(home)) as instance:
-        # All pools, before any run: two runs that are the first to use one have been seen to fail
-        # on Postgres, each adding its row.
+        # All pools, before any run: two runs that first used a pool at once have been seen to fail
+        # on Postgres, since each added its row.
         for pool in _pools():
             limit = 1 if pool == pools.LEDGER else machines
             instance.event_log_storage.set_concurrency_slots(pool, limit)
@@ -227,8 +233,8 @@ def _watch(
     expected: int,
     machines: int,
 ) -> Story:
-    """Wait until everything is made; lose a machine on the way."""
-    story, told = Story(), set[str]()
+    """Wait until everything is made, and lose a machine on the way."""
+    story, reported = Story(), set[str]()
     definitions = build_defs(settings)
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
@@ -239,9 +245,9 @@ def _watch(
         for run in runs:
             if run.run_id == story.lost_run and run.is_finished and not story.noticed_at:
                 story.noticed_at = time.monotonic()
-                say(f"noticed after {story.noticed_at - story.lost_at:.0f} s")
-            if run.is_finished and run.run_id not in told:
-                told.add(run.run_id)
+                say(f"the loss was noticed after {story.noticed_at - story.lost_at:.0f} s")
+            if run.is_finished and run.run_id not in reported:
+                reported.add(run.run_id)
                 what = run.tags.get(PARTITION_TAG, run.job_name)
                 node = story.node_of.get(run.run_id, "?").rpartition("#")[2]
                 say(f"{what} on machine {node}: {run.status.value.lower()}")
@@ -250,14 +256,14 @@ def _watch(
             lacks = needs(settings, instance, definitions)
             if not lacks:
                 if not story.lost_run:
-                    raise ClusterError(f"no machine could be lost while it made {LOSE_AT}")
+                    raise ClusterError(f"no machine was found making {LOSE_AT}, so none was lost")
                 return story
         time.sleep(1.0)
-    raise ClusterError(f"not everything was made in {_PATIENCE_S:.0f} s: see the logs in .demo")
+    raise ClusterError(f"not everything was made within {_PATIENCE_S:.0f} s: see the logs in .demo")
 
 
 def _lose(instance: dg.DagsterInstance, cluster: Cluster, story: Story, machines: int) -> None:
-    """SIGKILL a machine that makes images while others work, once."""
+    """Kill a machine that makes images while all others work, once."""
     busy = cluster.runs()
     if len(set(busy.values())) < machines:
         return
@@ -275,7 +281,7 @@ def _lose(instance: dg.DagsterInstance, cluster: Cluster, story: Story, machines
 
 
 def _restored(instance: dg.DagsterInstance, database: str, work: Path) -> list[str]:
-    """Back Dagster's database up, restore it elsewhere, and see whether it knows the same."""
+    """Back up Dagster's database, restore it elsewhere, and compare what it records."""
     dump, binary = work / "dagster.dump", postgres.binaries()
     subprocess.run([binary / "pg_dump", "-Fc", "-f", dump, database], check=True)
     with postgres.running() as elsewhere:
@@ -287,13 +293,13 @@ def _restored(instance: dg.DagsterInstance, database: str, work: Path) -> list[s
         )
         with dg.DagsterInstance.from_config(str(home)) as restored:
             faults = [
-                f"the restored database does not know the same of {asset}"
+                f"the restored database differs in the partitions of {asset}"
                 for asset in SEGMENT_ASSETS
                 if restored.get_materialized_partitions(dg.AssetKey(asset))
                 != instance.get_materialized_partitions(dg.AssetKey(asset))
             ]
             if restored.get_runs_count() != instance.get_runs_count():
-                faults.append("the restored database does not know the same runs")
+                faults.append("the restored database differs in its number of runs")
     say(f"a backup of Dagster's database ({dump.stat().st_size / 1e6:.1f} MB) was restored")
     return faults
 
@@ -311,24 +317,25 @@ def _unnamed(lake: RemoteLake) -> list[str]:
     return faults
 
 
-def _tell(
+def _print_summary(
     instance: dg.DagsterInstance,
     story: Story,
     rows: list[list[str]],
     endpoint: str,
     expected: int,
 ) -> None:
+    """Print the runs, the comparison, and how often the store failed."""
     by_partition: dict[str, list[str]] = {}
     for run in reversed(instance.get_runs(limit=500)):
         node = story.node_of.get(run.run_id, "?").rpartition("#")[2]
         lost = ", lost" if run.run_id == story.lost_run else ""
         selected = ", ".join(sorted(key.path[-1] for key in run.asset_selection or ()))
-        # A bar would end the table's cell.
+        # A bar would end the cell of the table.
         what = run.tags.get(PARTITION_TAG, selected).replace("|", " ")
         by_partition.setdefault(what, []).append(f"{run.status.value.lower()} ({node}{lost})")
     print()
-    told = [[what, "; ".join(runs)] for what, runs in sorted(by_partition.items())]
-    print(markdown(["partition or assets", "its runs (machine)"], told))
+    table = [[what, "; ".join(runs)] for what, runs in sorted(by_partition.items())]
+    print(markdown(["partition or assets", "its runs (machine)"], table))
     print()
     columns = ["asset", "partitions", "rows", "doubled", "digest", "undisturbed"]
     print(markdown(columns, rows))
@@ -337,7 +344,7 @@ def _tell(
         counts = json.load(answer)
     asked = sum(counts.values())
     failed = asked - counts.get("answered", 0)
-    print(f"{expected} segments; of {asked} requests the store failed {failed}: {counts}")
+    print(f"{expected} segments; the store failed {failed} of {asked} requests: {counts}")
     print(f"the lost machine was noticed after {story.noticed_at - story.lost_at:.0f} s")
 
 

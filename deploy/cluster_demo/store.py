@@ -1,8 +1,8 @@
-"""An S3-compatible object store on loopback that fails as often as it is told to.
+"""An S3-compatible object store on loopback that fails as often as requested.
 
-moto answers; before it stands a proxy that, for a share of the requests, answers 503 without
-asking it, or lets it do what was asked and then answers 500 or breaks the connection: the store
-did it, and nobody was told.
+moto is the store. A proxy before it makes a share of the requests fail: it answers 503 without
+forwarding the request, or forwards it and then answers 500 or breaks the connection. In the latter
+cases the store did the work, but the client does not know.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _HOP: Final = {"connection", "transfer-encoding", "content-length", "keep-alive"
 
 
 class UnreliableProxy:
-    """Forwards to ``target``; ``share`` of the requests fail, by a seeded choice."""
+    """Proxy for ``target`` that makes ``share`` of the requests fail, by a seeded choice."""
 
     def __init__(self, target: str, share: float, seed: int = 1) -> None:
         self.counts: Counter[str] = Counter()
         self._target, self._share = target, share
         self._random = random.Random(seed)
-        # S3 decides on a conditional write at one moment; moto looks first and writes later.
+        # S3 decides on a conditional write atomically; moto checks first and writes later.
         self._conditional = asyncio.Lock()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -97,7 +97,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--bucket", default="lake")
-    parser.add_argument("--failing", type=float, default=0.05, help="share of the requests")
+    parser.add_argument("--failing", type=float, default=0.05, help="share of requests that fail")
     args = parser.parse_args()
     import logging
 

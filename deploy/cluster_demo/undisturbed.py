@@ -1,4 +1,4 @@
-"""The same segments in one process, one after another, into a folder: what must come out."""
+"""The same segments in one process, one after another, into a folder: the expected result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The discrete autoencoder: images to a grid of codes and back (diffusers' VQModel)."""
+"""The discrete autoencoder (diffusers' VQModel): turns an image into a grid of codes and back."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ Pixels = NDArray[np.uint8]
 Codes = NDArray[np.uint16]
 
 _REVIVE_EVERY: Final = 20
+"""Forward passes between two revivals."""
 _REVIVE_WINDOW: Final = 4
-"""Latents for each code of the codebook. The demo sees as many in a single pass."""
+"""Latents per code of the codebook; a single pass of the demo has that many."""
 _REVIVE_UNTIL: Final = 0.6
+"""Share of the training after which no code is revived."""
 
 
 class WrongWeightsError(ValueError):
-    """Weights of an autoencoder that does not make what the options say."""
+    """Stored weights do not fit the options, or each other; the message gives both numbers."""
 
 
 def build(options: GenerationOptions) -> Any:
-    """An untrained VQModel, its weights drawn from the seed."""
+    """Build an untrained VQModel whose weights are drawn from the seed."""
     import torch
     from diffusers import VQModel
 
@@ -54,9 +56,10 @@ def build(options: GenerationOptions) -> Any:
 
 
 def load(folder: Path, options: GenerationOptions) -> Any:
-    """A trained VQModel that :func:`save`, or diffusers, has written.
+    """Load a trained VQModel, as ``save_model`` or diffusers writes it, in eval mode.
 
-    Raises :class:`WrongWeightsError` if its grid or its codebook is not that of the options.
+    Raises :class:`WrongWeightsError` if the folder holds no VQModel, or if its grid or codebook
+    differs from the options.
     """
     from diffusers import VQModel
 
@@ -65,24 +68,20 @@ def load(folder: Path, options: GenerationOptions) -> Any:
     except (OSError, ValueError) as error:
         raise WrongWeightsError(f"{folder} holds no VQModel: {error}") from error
     config = model.config
-    has = (config.num_vq_embeddings, 2 ** (len(config.block_out_channels) - 1))
-    if has != (options.codebook, options.shrink):
+    codes, shrink = config.num_vq_embeddings, 2 ** (len(config.block_out_channels) - 1)
+    if (codes, shrink) != (options.codebook, options.shrink):
         raise WrongWeightsError(
-            f"{folder} has {has[0]} codes, each for {has[1]} pixels a side; the options say"
-            f" {options.codebook} and {options.shrink}: set codebook and vq_channels by it"
+            f"{folder} has {codes} codes, each for {shrink} pixels a side, but the options say"
+            f" {options.codebook} and {options.shrink}: set codebook and vq_channels to match it"
         )
     return model.eval()
 
 
 def weights_digest(folder: Path) -> str:
-    """Of the files of a VQModel, wherever they lie."""
+    """Digest of a VQModel's files; it does not depend on the folder's path."""
     files = [*folder.glob("*.json"), *folder.glob("*.safetensors")]
     digests = [[path.name, sha256_file(path)] for path in sorted(files)]
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:32]
-
-
-def save(model: Any, folder: Path) -> None:
-    model.save_pretrained(folder, safe_serialization=True)
 
 
 def train(
@@ -94,20 +93,14 @@ def train(
     *,
     held_out: Callable[[], float] | None = None,
 ) -> list[Point]:
-    """Train in place; the curve's loss is :func:`reconstruction_loss` and the codes' commitment.
+    """Train in place and return the loss curve.
+
+    The curve's loss is :func:`reconstruction_loss` plus the codes' commitment loss.
 
     Args:
-        batch_of: the images of forward pass number n, uint8 (n, side, side, 3).
+        batch_of: returns the images of a forward pass by its number, uint8 (n, side, side, 3).
     """
-
     device = next(model.parameters()).device
-    schedule = Schedule.of(
-        options,
-        precision,
-        steps=options.vq_steps,
-        rate=options.vq_rate,
-        accumulate=options.vq_accumulate,
-    )
     reviver = _Reviver(model.quantize, options)
 
     def loss_of(number: int) -> torch.Tensor:
@@ -122,7 +115,7 @@ def train(
         "autoencoder",
         model,
         loss_of,
-        schedule,
+        Schedule.of_autoencoder(options, precision),
         checkpoint,
         held_out=held_out,
         carried=reviver.carried,
@@ -131,7 +124,7 @@ def train(
 
 
 def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """Mean absolute and mean squared difference, of values from -1 to 1."""
+    """Mean absolute difference plus mean squared difference of pixel values from -1 to 1."""
     difference = decoded.float() - pixels
     return difference.abs().mean() + difference.square().mean()
 
@@ -151,7 +144,7 @@ def held_out_loss(model: Any, batches: Iterable[Pixels]) -> float:
 
 
 def as_floats(pixels: Pixels, device: torch.device) -> torch.Tensor:
-    """uint8 (n, side, side, 3) -> float32 (n, 3, side, side) from -1 to 1."""
+    """Convert uint8 (n, side, side, 3) to float32 (n, 3, side, side), from -1 to 1."""
     import torch
 
     moved = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
@@ -159,11 +152,11 @@ def as_floats(pixels: Pixels, device: torch.device) -> torch.Tensor:
 
 
 class _Reviver:
-    """Puts codes that no latent was nearest to, for a while, to where latents are.
+    """Revival of unused codes: those that no latent was nearest to for a while move to latents.
 
-    Codes start near zero, all but a few would never be used, and the rest would have to do all.
-    A code counts as unused if it was so over a window of several times as many latents as there
-    are codes: among fewer than that, good codes would go unmet by chance, and be lost.
+    Codes start near zero. Without revival most would never be used, and a few would serve for
+    everything. A code counts as unused after a window that holds several times as many latents as
+    there are codes: in a shorter one, good codes would be unused by chance, and lost.
     """
 
     def __init__(self, quantize: Any, options: GenerationOptions) -> None:
@@ -172,23 +165,26 @@ class _Reviver:
         self._quantize = quantize
         latents = options.vq_batch * options.image_tokens
         self.window = math.ceil(_REVIVE_WINDOW * options.codebook / latents)
-        """In forward passes, the one that revives included."""
+        """Length of the window in forward passes, including the one that revives."""
         self._every = max(_REVIVE_EVERY, self.window)
         self._until = options.vq_steps * options.vq_accumulate * _REVIVE_UNTIL
         used = torch.zeros(options.codebook, dtype=torch.int64)
         self.carried = {"codes_used": used.to(quantize.embedding.weight.device)}
-        """What a checkpoint has to keep: how often each code was used in the window so far."""
+        """State for the checkpoint: how often each code was used in the window so far."""
         self._optimizer: torch.optim.Optimizer | None = None
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
-        """The moments are this one's."""
+        """Take the optimiser whose moments of moved codes must be reset."""
         self._optimizer = optimizer
 
     def see(self, number: int, latents: torch.Tensor) -> None:
-        """Forward pass ``number`` has these latents (n, channels, side, side)."""
+        """Count the latents of forward pass ``number``, (n, channels, side, side).
+
+        At the end of a window, move the unused codes.
+        """
         import torch
 
-        # The window ends with a pass whose number is a multiple of `_every`.
+        # A window ends with a pass whose number is a multiple of `_every`.
         left = -number % self._every
         if left >= self.window or number + left > self._until:
             return
@@ -202,7 +198,7 @@ class _Reviver:
         used.zero_()
         picked = torch.randint(len(points), (int(unused.sum()),)).to(codes.device)
         codes[unused] = points[picked]
-        # The moments are of where the codes were.
+        # The moments belong to the codes' former places.
         state = self._optimizer.state.get(weight, {}) if self._optimizer else {}
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment in state:
@@ -210,7 +206,7 @@ class _Reviver:
 
 
 def encode(model: Any, pixels: Pixels) -> Codes:
-    """Images uint8 (n, side, side, 3) -> codes uint16 (n, codes), row by row."""
+    """Encode images, uint8 (n, side, side, 3), as codes, uint16 (n, codes), row by row."""
     import torch
 
     device = next(model.parameters()).device
@@ -222,7 +218,7 @@ def encode(model: Any, pixels: Pixels) -> Codes:
 
 
 def decode(model: Any, codes: Codes, batch: int) -> Pixels:
-    """Codes (n, codes) -> images uint8 (n, side, side, 3)."""
+    """Decode codes (n, codes) into images, uint8 (n, side, side, 3), ``batch`` at a time."""
     import torch
 
     device = next(model.parameters()).device

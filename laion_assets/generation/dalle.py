@@ -1,8 +1,8 @@
-"""The whole demo: train, draw, rank, evaluate; each phase goes on where a killed one stopped.
+"""The whole demo: train, draw, rank, evaluate. Each phase resumes where a killed one stopped.
 
-What a run needs is in ``.work`` in the output folder; the results, too, until all are there, for
-the models of two runs do not fit together. ``options.json`` is published last: where it is, the
-rest is there and belongs to it.
+A run works in ``.work`` in the output folder. Its results stay there, too, until all are complete,
+since the models of two runs do not fit together. ``options.json`` is published last: if it is
+present, the other results are present and belong to it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from laion_assets.generation.pairs import (
     with_other_captions,
 )
 from laion_assets.generation.tokens import Tokens, vocabulary_of, write_tokens
-from laion_assets.generation.trainer import Point
+from laion_assets.generation.trainer import Point, save_model
 from laion_assets.options import versioned
 
 logger = logging.getLogger(__name__)
@@ -54,12 +54,14 @@ def make_samples(
     options: GenerationOptions,
     clip: ClipModel,
 ) -> Evaluation:
-    """Train on the shards' pairs and write to ``out``: ``autoencoder/`` and ``transformer/`` as
-    diffusers and transformers save them, ``vocabulary.json``, ``evaluation.json``, pictures of
-    the samples, the loss curves, ``report.html``, and ``shown.parquet``, which says whose real
-    pictures these show. What another call with other pairs, options
-    or another CLIP has left unfinished there is not gone on with; what one has finished stays
-    until this one has, too.
+    """Train on the shards' pairs, draw samples, and write the results to ``out``.
+
+    These are ``autoencoder/`` and ``transformer/``, as diffusers and transformers save them,
+    ``vocabulary.json``, ``evaluation.json``, pictures of the samples, the loss curves,
+    ``report.html``, and ``shown.parquet``, which lists the samples whose real pictures are shown.
+
+    Unfinished work in ``out`` is resumed only if the pairs, the options and CLIP are the same;
+    otherwise it is discarded. Finished results of an earlier call stay until this one finishes.
 
     Raises :class:`~laion_assets.generation.pairs.NoPairsError` if too few pairs were kept,
     :class:`~laion_assets.files.LockedError` if another process works in ``out``.
@@ -75,7 +77,7 @@ def make_samples(
     logger.info(
         f"{len(pairs.training):,} training pairs, {len(pairs.held_out):,} held out; {device}"
     )
-    # What is too few for the controls is told before anything is trained.
+    # These raise if there are too few captions for the controls: before anything is trained.
     plans, held = _plans(pairs, options), _held_out(pairs, options)
     with (
         locked(out / ".lock", lambda: None, timeout_s=0),
@@ -86,7 +88,7 @@ def make_samples(
         if result.exists():
             shutil.rmtree(result)
         model, vq_curve = _autoencoder(pairs, images, options, device, precision, work)
-        autoencoder.save(model, result / AUTOENCODER)
+        save_model(model, result / AUTOENCODER)
         vocabulary = vocabulary_of(pairs)
         write_json(result / VOCABULARY, {"clip_tokens": vocabulary.words})
         tokens = write_tokens(work / "tokens", pairs, images, model, vocabulary, options)
@@ -96,7 +98,7 @@ def make_samples(
             runs.append(_trained(plan, held, gpt, tokens, options, precision, work))
             if plan.name in (ALL, SHUFFLED):
                 trained[plan.name] = gpt
-        transformer.save(trained[ALL], result / TRANSFORMER)
+        save_model(trained[ALL], result / TRANSFORMER)
         captions = _captions(pairs, options)
         scored = {
             name: draw_and_score(
@@ -119,8 +121,11 @@ def make_samples(
 
 
 def _publish(result: Path, out: Path) -> None:
-    """Put the results in the place of an earlier run's. Killed midway, ``out`` has no
-    ``options.json``, and so no models to draw with, until the same call has gone on."""
+    """Replace an earlier run's results by these.
+
+    Killed midway, ``out`` has no ``options.json``, and thus no models to draw with, until the same
+    call is repeated.
+    """
     (out / OPTIONS).unlink(missing_ok=True)
     for new in sorted(result.iterdir()):
         if new.is_dir():
@@ -134,22 +139,22 @@ def _publish(result: Path, out: Path) -> None:
 def _made_of(
     pairs: Pairs, options: GenerationOptions, clip: ClipModel, device: str, precision: str
 ) -> dict[str, Any]:
-    """What unfinished work must have been begun with to be gone on with."""
+    """Inputs that unfinished work must have been started with to be resumed."""
     weights = options.vq_weights
     return {
         "pairs": pairs.digest,
         "clip": clip.version,
         "options": versioned(options),
-        # Not the path: other weights may have come to lie there.
+        # Not the path: the weights under it may have changed.
         "vq_weights": weights and autoencoder.weights_digest(Path(weights)),
-        # What `auto` came to: half of a training in another precision is another training.
+        # What `auto` chose: half a training in another precision is another training.
         "device": device,
         "precision": precision,
     }
 
 
 def _settle(work: Path, made_of: Mapping[str, Any]) -> None:
-    """Empty the work folder if it was begun with something else, or does not say with what."""
+    """Empty the work folder unless it records that it was started with ``made_of``."""
     marker = work / "made_of.json"
     if work.exists() and not (marker.exists() and json.loads(marker.read_bytes()) == made_of):
         shutil.rmtree(work)
@@ -164,6 +169,7 @@ def _autoencoder(
     precision: str,
     work: Path,
 ) -> tuple[Any, list[Point]]:
+    """Train the autoencoder, or load the given weights; return the model and its curve."""
     if options.vq_weights is not None:
         model = autoencoder.load(Path(options.vq_weights), options)
         return model.to(device), []
@@ -188,16 +194,17 @@ def _autoencoder(
 
 @dataclass(frozen=True)
 class _Plan:
-    """Pairs that one transformer is trained on, or measured with."""
+    """Pairs that one transformer is trained on, or evaluated with."""
 
     name: str
     images: NDArray[np.int64]
+    """Numbers of the pairs whose images are used, (n,)."""
     captions: NDArray[np.int64]
-    """The pairs whose captions are said of the images."""
+    """Numbers of the pairs whose captions go with these images, (n,)."""
 
 
 def _plans(pairs: Pairs, options: GenerationOptions) -> list[_Plan]:
-    """The subsets, each of which holds the smaller ones; all pairs; and the control."""
+    """Plan the trainings: nested subsets of the pairs, all pairs, and the control."""
     rng = np.random.default_rng([options.seed, 1])
     order = rng.permutation(pairs.training)
     plans = []
@@ -211,7 +218,7 @@ def _plans(pairs: Pairs, options: GenerationOptions) -> list[_Plan]:
 
 
 def _held_out(pairs: Pairs, options: GenerationOptions) -> _Plan:
-    """The held-out pairs that losses are measured on, and whose captions the control has."""
+    """Pick the held-out pairs that losses are measured on, and other captions for their control."""
     order = np.random.default_rng([options.seed, 3]).permutation(pairs.held_out)
     others = with_other_captions(pairs, order, options.seed)
     return _Plan("held out", order[: options.evaluate_pairs], others[: options.evaluate_pairs])
@@ -226,7 +233,7 @@ def _trained(
     precision: str,
     work: Path,
 ) -> Run:
-    """Train in place, and what came of it for the pairs ``held`` out and their control."""
+    """Train ``gpt`` in place; return its losses on the pairs ``held`` out and on their control."""
     order = BatchOrder(
         len(plan.images),
         options.batch,
@@ -254,12 +261,14 @@ def _trained(
     last = curve[-1].held_out
     assert last is not None
     run = Run(plan.name, len(plan.images), curve, last, loss(held.captions))
-    logger.info(f"{run.name}: {run.held_out:.3f} nats a code, {run.gain:+.3f} by the right caption")
+    logger.info(
+        f"{run.name}: {run.held_out:.3f} nats per code, {run.gain:+.3f} by the right caption"
+    )
     return run
 
 
 def _captions(pairs: Pairs, options: GenerationOptions) -> list[str]:
-    """The given captions, then distinct held-out ones in a random order."""
+    """List the given captions, followed by distinct held-out ones in a random order."""
     rng = np.random.default_rng([options.seed, 4])
     picked = rng.permutation(pairs.held_out)
     texts = dict.fromkeys(options.captions)

@@ -1,4 +1,4 @@
-"""Drawing with what a finished demo has left: ``laion-assets draw``."""
+"""Drawing with the models of a finished demo: ``laion-assets draw``."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 
 
 def draw_caption(folder: Path, caption: str, clip: ClipModel, seed: int, device: str) -> Drawn:
-    """Draw a caption's samples with the models in ``folder``, and have CLIP score them.
+    """Draw a caption's samples with the models in ``folder`` and let CLIP score them.
 
-    Raises ``FileNotFoundError`` if it holds no finished demo, :class:`WrongWeightsError` if its
-    parts are of different ones.
+    Raises ``FileNotFoundError`` if the folder holds no finished demo, :class:`WrongWeightsError`
+    if its parts come from different ones.
     """
     from laion_assets.clip.model import choose_device
 
     for name in (OPTIONS, VOCABULARY, TRANSFORMER, AUTOENCODER):
         if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder} holds no finished demo: it has no {name}")
+            raise FileNotFoundError(f"{folder} holds no finished demo: {name} is missing")
     options = GenerationOptions.model_validate_json((folder / OPTIONS).read_bytes())
     vocabulary = Vocabulary(json.loads((folder / VOCABULARY).read_bytes())["clip_tokens"])
     where = choose_device(device)
     gpt = transformer.load(folder / TRANSFORMER).to(where)
     if gpt.config.vocab_size != options.codebook + len(vocabulary):
         raise WrongWeightsError(
-            f"{folder / TRANSFORMER} has {gpt.config.vocab_size:,} tokens, {OPTIONS} and"
-            f" {VOCABULARY} {options.codebook:,} and {len(vocabulary):,}: they do not"
-            " belong together"
+            f"{folder / TRANSFORMER} has {gpt.config.vocab_size:,} tokens, but {OPTIONS} has"
+            f" {options.codebook:,} and {VOCABULARY} {len(vocabulary):,}: they do not belong"
+            " together"
         )
     vq = autoencoder.load(folder / AUTOENCODER, options).to(where)
     codes = draw(gpt, vocabulary, caption, options, seed)

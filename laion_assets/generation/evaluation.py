@@ -1,4 +1,4 @@
-"""What the models are worth: likelihoods, and CLIP's word on samples, real images and controls."""
+"""Evaluation of the models: likelihoods, and CLIP's scores of samples, real images and controls."""
 
 from __future__ import annotations
 
@@ -26,88 +26,94 @@ if TYPE_CHECKING:
     from laion_assets.clip.model import ClipModel
 
 OVERVIEW_BEST = 6
-"""Best samples of a caption in the overview."""
+"""Number of a caption's best samples in the overview."""
 REAL_EACH = 4
-"""Most real images of a caption that are looked at."""
+"""Largest number of real images that are scored per caption."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A transformer's training: ``pairs`` were trained on; the losses are in nats a code."""
+    """A transformer's training on ``pairs`` pairs; losses are in nats per code."""
 
     name: str
     pairs: int
     curve: list[Point]
     held_out: float
     held_out_other_captions: float
-    """The loss of the same images, each with another held-out pair's caption."""
+    """Loss of the same images, each with another held-out pair's caption."""
 
     @property
     def gain(self) -> float:
-        """Nats a code that the right caption saves."""
+        """Nats per code that the right caption saves."""
         return self.held_out_other_captions - self.held_out
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The samples of a caption: CLIP's cosines with it, in the order they were drawn, and the
-    pictures of those that are looked at."""
+    """The samples of a caption, and the pictures of those that are shown."""
 
     caption: str
     cosines: NDArray[np.float32]
+    """CLIP's cosines of the samples with the caption, in the order they were drawn, (samples,)."""
     rows: NDArray[np.int64]
-    """The numbers of the samples whose pictures are kept, ascending."""
+    """Numbers of the samples whose pictures are kept, ascending."""
     pixels: NDArray[np.uint8]
-    """These, (rows, size, size, 3)."""
+    """The kept pictures, (rows, size, size, 3)."""
 
     @classmethod
     def of(
         cls, caption: str, pixels: NDArray[np.uint8], cosines: NDArray[np.float32], n: int
     ) -> Drawn:
-        """Of all samples, keeping the pictures of the ``n`` best and the ``n`` worst."""
+        """Take all samples' pictures, and keep those of the ``n`` best and the ``n`` worst."""
         order = ranked(cosines)
         rows = np.unique(np.concatenate([order[:n], order[::-1][:n]]))
         return cls(caption, cosines, rows, pixels[rows])
 
     def picture(self, row: int) -> NDArray[np.uint8]:
-        """Of a sample that is kept."""
+        """Picture of a sample by its number, uint8 (size, size, 3).
+
+        Raises ``ValueError`` if it was not kept.
+        """
         found: NDArray[np.uint8] = self.pixels[self.rows.tolist().index(row)]
         return found
 
     def best(self, n: int) -> NDArray[np.int64]:
+        """Numbers of the ``n`` best samples, the best first."""
         return ranked(self.cosines)[:n]
 
     def worst(self, n: int) -> NDArray[np.int64]:
+        """Numbers of the ``n`` worst samples, the worst first."""
         return ranked(self.cosines)[::-1][:n]
 
 
 @dataclass(frozen=True)
 class Real:
-    """Held-out images of a caption, and of another one, and CLIP's cosines with the caption."""
+    """Held-out images of a caption, and mean cosines of these and other images with it."""
 
     caption: str
     numbers: NDArray[np.int64]
-    """The pairs whose images they are, (n,)."""
+    """Numbers of the pairs whose images these are, (n,)."""
     pixels: NDArray[np.uint8]
-    """At the modelled size, (n, size, size, 3)."""
+    """The images at the modelled size, (n, size, size, 3)."""
     stored: float
     """Mean cosine of the images as they are stored."""
     at_size: float
-    """Of the images at the modelled size."""
+    """Mean cosine of the images at the modelled size."""
     through_codes: float
-    """Of what the autoencoder makes of them: what a perfect transformer would draw."""
+    """Mean cosine of the autoencoder's reconstructions: what a perfect transformer would draw."""
     other_caption: float
-    """Of as many images of other captions, at the modelled size: what chance gives."""
+    """Mean cosine of as many images of other captions, at the modelled size: chance level."""
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Over captions: the mean, and its standard error."""
+    """A mean over captions, and its standard error."""
 
     mean: float
     error: float | None
-    """None of a single caption."""
+    """None for a single caption."""
     captions: int
+    """Number of captions."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean:
@@ -121,28 +127,28 @@ class Mean:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that is known of a finished demo."""
+    """All results of a finished demo."""
 
     options: GenerationOptions
     training_pairs: int
     runs: list[Run]
     autoencoder: list[Point]
     drawn: Mapping[str, list[Drawn]]
-    """By the name of the run that drew."""
+    """Drawn samples by the name of the run whose model drew them."""
     real: list[Real]
     trained_on: frozenset[str] = frozenset()
-    """Those of the captions drawn that the training pairs have, too: a person's, never one taken
-    from the held-out pairs."""
+    """The drawn captions that are also training captions. Only a caption given by a person can be
+    one, never one taken from the held-out pairs."""
 
     @property
     def captions(self) -> list[str]:
-        """Those that were drawn, in order."""
+        """The drawn captions, in order."""
         return [one.caption for one in next(iter(self.drawn.values()))]
 
     def rows(self) -> list[tuple[str, Mean]]:
-        """Mean similarities with the captions, the ceiling first.
+        """Mean similarities of pictures with their captions; real images, the ceiling, come first.
 
-        Each is over the captions that held-out images have, so that the rows may be compared.
+        Each row is over the captions that held-out images have, so that rows can be compared.
         """
         common = {one.caption for one in self.real}
         real = [
@@ -161,7 +167,7 @@ class Evaluation:
         return [(what, Mean.of(values)) for what, values in real + made + chance if values]
 
     def headline(self) -> dict[str, Any]:
-        """The numbers worth a line of metadata."""
+        """The most important numbers, each for one line of metadata."""
         lines: dict[str, Any] = {"training_pairs": self.training_pairs}
         for run in self.runs:
             lines[f"held_out_nats/{run.name}"] = round(run.held_out, 4)
@@ -171,6 +177,7 @@ class Evaluation:
         return lines
 
     def similarity_table(self) -> list[dict[str, Any]]:
+        """The rows of :meth:`rows` as records."""
         return [
             {
                 "pictures": what,
@@ -182,6 +189,7 @@ class Evaluation:
         ]
 
     def runs_table(self) -> list[dict[str, Any]]:
+        """The runs' losses as records."""
         return [
             {
                 "trained on": run.name,
@@ -194,6 +202,7 @@ class Evaluation:
         ]
 
     def to_json(self) -> dict[str, Any]:
+        """Content of ``evaluation.json``, a published format."""
         return {
             "training_pairs": self.training_pairs,
             "autoencoder": [asdict(point) for point in self.autoencoder],
@@ -219,7 +228,7 @@ class Evaluation:
 def draw(
     gpt: Any, vocabulary: Vocabulary, caption: str, options: GenerationOptions, number: int = 0
 ) -> autoencoder.Codes:
-    """The codes of ``options.samples`` pictures of a caption; ``number`` varies the seed."""
+    """Draw the codes of ``options.samples`` pictures of a caption; ``number`` varies the seed."""
     text = np.repeat(vocabulary.encode([caption], options.text_tokens), options.samples, axis=0)
     return transformer.sample(gpt, text, options, seed=options.seed * 10_007 + number)
 
@@ -236,7 +245,7 @@ def draw_and_score(
 ) -> list[Drawn]:
     """Draw and rank ``options.samples`` pictures of each caption.
 
-    Codes and cosines are kept in ``kept``, by caption; those that are there are not drawn again.
+    Codes and cosines are saved in the folder ``kept``, by caption; saved ones are not drawn again.
     """
     done = []
     progress = Progress(f"{name}: samples", "captions", len(captions), logger)
@@ -252,7 +261,7 @@ def draw_and_score(
             cosines = similarities(clip, pixels, caption)
             with atomic_path(path) as beside:
                 np.savez(beside, codes=codes, cosines=cosines)
-        # At the paper's size all pictures of all captions would be gigabytes.
+        # At the paper's size, all pictures of all captions would take gigabytes.
         done.append(Drawn.of(caption, pixels, cosines, max(options.best, OVERVIEW_BEST)))
         progress.advance()
     return done
@@ -266,7 +275,7 @@ def real_images(
     captions: Sequence[str],
     options: GenerationOptions,
 ) -> list[Real]:
-    """What held-out images say of those captions that have any."""
+    """Score held-out images of each caption that has any, as a ceiling and a chance level."""
     texts = pairs.texts[pairs.held_out]
     rng = np.random.default_rng([options.seed, 5])
     found = []
@@ -274,11 +283,11 @@ def real_images(
         same = texts == pairs.text(caption)
         if not same.any() or same.all():
             continue
-        here = pairs.held_out[same][:REAL_EACH]
+        own = pairs.held_out[same][:REAL_EACH]
         others = rng.permutation(pairs.held_out[~same])[:REAL_EACH]
-        pixels = images.pixels(here)
+        pixels = images.pixels(own)
         seen: dict[str, Iterable[NDArray[np.uint8]]] = {
-            "stored": [images.stored(int(number)) for number in here],
+            "stored": [images.stored(int(number)) for number in own],
             "at_size": pixels,
             "through_codes": autoencoder.decode(
                 vq, autoencoder.encode(vq, pixels), options.vq_batch
@@ -288,5 +297,5 @@ def real_images(
         means = {
             what: float(similarities(clip, some, caption).mean()) for what, some in seen.items()
         }
-        found.append(Real(caption, here, pixels, **means))
+        found.append(Real(caption, own, pixels, **means))
     return found

@@ -1,4 +1,4 @@
-"""The pairs that a subset kept, streamed from the webdataset shards they are stored in."""
+"""The pairs that a subset kept, streamed from the webdataset shards that store them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import io
 import itertools
 import json
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from cachetools import LRUCache
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -26,13 +27,14 @@ from laion_assets.download.tars import ImageBytes
 from laion_assets.filtering.parts import part_numbers, part_path
 
 SHARDS_OPEN: Final = 16
-"""So many shards are shuffled together: more would be read at random all over the disk."""
+"""Number of shards that are shuffled together; more would mean random reads all over the disk."""
 _BATCHES_AHEAD: Final = 2
 _TRIED: Final = 64
+"""Random partners tried before a pair's caption is replaced by any other caption."""
 
 
 class NoPairsError(ValueError):
-    """There is too little to train on; the message says what there is."""
+    """There are too few pairs to train on; the message says how many there are."""
 
 
 class LostImageError(ValueError):
@@ -40,30 +42,35 @@ class LostImageError(ValueError):
 
 
 class OtherImageError(ValueError):
-    """A shard has another image under a kept pair's key: keys are places, and shards that were made
-    again after the subset have others' images there."""
+    """A shard has another image under a kept pair's key.
+
+    Keys are places in a shard: shards that were rebuilt after the subset may hold other images
+    there.
+    """
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of a subset and the tar that has its images."""
+    """A part of a subset and the tar that holds its images."""
 
     part: Path
     tar: Path
     version: str = ""
-    """Of the images, if it is known; else the tar's size and time stand for it."""
+    """Version of the images; if it is unknown (empty), the tar's size and time stand for it."""
 
     def keys(self) -> list[str]:
+        """Keys of the kept pairs, in the part's order."""
         return self._column("key")
 
     def state(self) -> str:
-        """Other images have another one."""
+        """Identity of the images: it changes whenever they do. Empty for a missing tar."""
         if self.version or not self.tar.exists():
             return self.version
         stat = self.tar.stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
     def captions(self) -> list[str]:
+        """Captions of the kept pairs, in the part's order."""
         return self._column("TEXT")
 
     def _column(self, name: str) -> list[str]:
@@ -73,8 +80,10 @@ class Shard:
 
 
 def find_shards(subset: Path, images: Path, version: str = "") -> list[Shard]:
-    """The shards of one segment's subset that kept anything, in order; ``version``: of the images,
-    if it is known."""
+    """Shards of one segment's subset that kept anything, in order.
+
+    ``version`` is that of the images, if it is known.
+    """
     return [
         Shard(part_path(subset, number), images / f"{number:05d}.tar", version)
         for number in part_numbers(subset)
@@ -85,12 +94,12 @@ def find_shards(subset: Path, images: Path, version: str = "") -> list[Shard]:
 class Pairs:
     """All pairs by number, 0 to n - 1, in the order of the shards and their rows.
 
-    A caption belongs to the training or to the held-out pairs as a whole, by a hash of its text
-    and the seed: no training sees a held-out caption, whichever shards there are.
+    A hash of its text and the seed decides whether a caption, with all its pairs, is trained on or
+    held out. No training sees a held-out caption, whichever shards are given.
     """
 
     def __init__(self, shards: Sequence[Shard], held_out_share: float, seed: int) -> None:
-        """Raises :class:`NoPairsError` if the training or the held-out pairs are none."""
+        """Raises :class:`NoPairsError` if no pairs are left to train on or to hold out."""
         self.shards = list(shards)
         self._seed = seed
         texts, sizes, digest = [np.empty(0, np.uint64)], [], hashlib.blake2b(digest_size=16)
@@ -101,9 +110,9 @@ class Pairs:
             texts.append(np.array([_text(caption, seed) for caption in captions], np.uint64))
         self._ends = np.cumsum(sizes, dtype=np.int64)
         self.digest = digest.hexdigest()
-        """Of the pairs in their order: keys, captions, and which images these are of."""
+        """Digest of the pairs in their order: of their keys, captions and images' identity."""
         self.texts: NDArray[np.uint64] = np.concatenate(texts)
-        """A digest of each pair's caption: equal ones have the same caption."""
+        """Digest of each pair's caption, (n,); equal digests mean equal captions."""
         flags = self.texts / 2**64 < held_out_share
         self.training: NDArray[np.int64] = np.flatnonzero(~flags).astype(np.int64)
         self.held_out: NDArray[np.int64] = np.flatnonzero(flags).astype(np.int64)
@@ -111,37 +120,41 @@ class Pairs:
             raise NoPairsError(_too_few(self.texts, len(self.held_out), held_out_share))
 
     def text(self, caption: str) -> np.uint64:
-        """The digest that ``texts`` has for a caption."""
+        """Digest of a caption, as in ``texts``."""
         return np.uint64(_text(caption, self._seed))
 
     def trains_on(self, caption: str) -> bool:
-        """Whether a training pair has this caption."""
+        """Return whether a training pair has this caption."""
         return bool((self.texts[self.training] == self.text(caption)).any())
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def places(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The shards of pairs and their rows there, int64 (n,) each."""
+        """Shards of pairs and their rows in them, int64 (n,) each."""
         shards = np.searchsorted(self._ends, numbers, side="right").astype(np.int64)
         starts = np.concatenate([np.zeros(1, np.int64), self._ends])
         return shards, numbers - starts[shards]
 
     def place(self, number: int) -> tuple[int, int]:
-        """The shard of a pair and its row there."""
+        """Shard of a pair and its row in it."""
         shard = int(np.searchsorted(self._ends, number, side="right"))
         return shard, number - self.first(shard)
 
     def first(self, shard: int) -> int:
-        """The number of a shard's first pair."""
+        """Number of a shard's first pair."""
         return int(self._ends[shard - 1]) if shard else 0
 
     def in_order(self, shard: int) -> NDArray[np.int64]:
+        """Numbers of a shard's pairs, in the order of its rows."""
         return np.arange(self.first(shard), self._ends[shard], dtype=np.int64)
 
     def epoch(self, number: int, seed: int) -> NDArray[np.int64]:
-        """The training pairs in the order of an epoch: shards in a random order, a few of them
-        shuffled together at a time."""
+        """Numbers of the training pairs in the order of an epoch.
+
+        The shards come in a random order; the pairs of ``SHARDS_OPEN`` shards at a time are
+        shuffled together.
+        """
         rng = np.random.default_rng([seed, number])
         shards = rng.permutation(len(self.shards))
         bounds = np.searchsorted(self.training, [self.first(at) for at in range(len(shards) + 1)])
@@ -159,9 +172,9 @@ def _too_few(texts: NDArray[np.uint64], held_out: int, share: float) -> str:
     if not len(texts):
         return "the subset kept no pairs: there is nothing to train on"
     return (
-        f"{len(texts):,} pairs with {len(np.unique(texts)):,} captions were kept, and of these"
-        f" {held_out:,} pairs are held out (held_out_share {share:g}, by caption): training needs"
-        " some, and so does what is held out; take a larger subset or another share"
+        f"the subset kept {len(texts):,} pairs with {len(np.unique(texts)):,} captions, of which"
+        f" {held_out:,} pairs are held out (held_out_share {share:g}, by caption): there must be"
+        " pairs both to train on and to hold out; use a larger subset or another share"
     )
 
 
@@ -171,11 +184,11 @@ def _text(caption: str, seed: int) -> int:
 
 
 def with_other_captions(pairs: Pairs, numbers: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """For each pair another one whose caption is another text: controls are none if some captions
-    happen to be right.
+    """For each pair, the number of another pair whose caption is a different text.
 
-    Each neighbour's, where that will do; then pairs change places at random. So all captions are
-    said as often as before, unless one is said so often that it cannot be. Raises
+    A control is worthless if some of its captions happen to be right. Each pair gets its
+    neighbour's caption where that differs; the others swap partners at random. Every caption is
+    thus used as often as before, unless it is too frequent for that. Raises
     :class:`NoPairsError` if all captions are the same.
     """
     texts = pairs.texts[numbers]
@@ -183,47 +196,65 @@ def with_other_captions(pairs: Pairs, numbers: NDArray[np.int64], seed: int) -> 
     first, last = (np.searchsorted(texts, texts, side, order) for side in ("left", "right"))
     if not len(texts) or last[0] - first[0] == len(texts):
         raise NoPairsError(
-            f"a control needs pairs of two captions at least, and these {len(texts):,} have one"
+            f"a control needs pairs with at least two captions, and these {len(texts):,} have one"
         )
     rng = np.random.default_rng(seed)
     rows = np.roll(np.arange(len(texts)), 1)
     for row in np.flatnonzero(texts[rows] == texts):
         if texts[rows[row]] != texts[row]:
-            continue  # it was changed with an earlier one
+            continue  # an earlier swap changed it already
         tried = rng.integers(len(texts), size=_TRIED)
         fits = (texts[rows[tried]] != texts[row]) & (texts[tried] != texts[rows[row]])
         if fits.any():
             other = tried[fits.argmax()]
             rows[[row, other]] = rows[[other, row]]
         else:
-            # Any that has another caption: those are all but a run of the sorted ones.
+            # Any pair with another caption: all but one run of the sorted pairs.
             place = rng.integers(len(texts) - (last[row] - first[row]))
             rows[row] = order[place if place < first[row] else place + last[row] - first[row]]
     return numbers[rows]
 
 
+class _OpenShards(LRUCache[int, tuple[ImageBytes, list[str]]]):
+    """The shards read last, by number: the open tar, and the keys of its kept pairs.
+
+    A tar that leaves is closed.
+    """
+
+    def popitem(self) -> tuple[int, tuple[ImageBytes, list[str]]]:
+        shard, (tar, keys) = super().popitem()
+        tar.close()
+        return shard, (tar, keys)
+
+
 class Images(AbstractContextManager["Images"]):
-    """The pairs' images at the size that is modelled; keeps a few shards open."""
+    """The pairs' images, decoded at the modelled size; a few shards stay open."""
 
     def __init__(self, pairs: Pairs, size: int, threads: int) -> None:
         self._pairs, self._size = pairs, size
-        self._open: OrderedDict[int, tuple[ImageBytes, list[str]]] = OrderedDict()
+        self._open = _OpenShards(maxsize=SHARDS_OPEN)
         self._pool = ThreadPoolExecutor(threads)
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-        for tar, _keys in self._open.values():
-            tar.close()
+        while self._open:
+            self._open.popitem()
 
     def encoded(self, number: int) -> bytes:
-        """The bytes in the shard. Raises :class:`LostImageError`, :class:`OtherImageError`."""
+        """Return an image's bytes as its shard has them.
+
+        Raises :class:`LostImageError`, :class:`OtherImageError`.
+        """
         try:
             return self._read(number)
         except (OSError, pa.ArrowException) as error:
             raise self._lost(number, error) from error
 
     def stored(self, number: int) -> NDArray[np.uint8]:
-        """The image as it is stored, uint8 (height, width, 3). Raises :class:`LostImageError`."""
+        """Return an image at its stored size, uint8 (height, width, 3).
+
+        Raises :class:`LostImageError`, :class:`OtherImageError`.
+        """
         encoded = self.encoded(number)
         try:
             with Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS) as image:
@@ -234,19 +265,19 @@ class Images(AbstractContextManager["Images"]):
     def _read(self, number: int) -> bytes:
         shard, row = self._pairs.place(number)
         if shard not in self._open:
-            if len(self._open) > SHARDS_OPEN:
-                self._open.popitem(last=False)[1][0].close()
             self._open[shard] = _opened(self._pairs.shards[shard])
-        self._open.move_to_end(shard)
         tar, keys = self._open[shard]
         return tar.read(keys[row])
 
     def pixels(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """uint8 (n, size, size, 3). Raises :class:`LostImageError`."""
+        """Return images at the modelled size, uint8 (n, size, size, 3).
+
+        Raises :class:`LostImageError`, :class:`OtherImageError`.
+        """
         return self._wait(numbers, self._start(numbers))
 
     def batches(self, batches: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.uint8]]:
-        """The pixels of each batch, decoded ahead of whoever takes them."""
+        """Yield the pixels of each batch; the next batches are decoded ahead."""
         waiting: deque[tuple[NDArray[np.int64], list[Future[NDArray[np.uint8]]]]] = deque()
         for numbers in batches:
             waiting.append((numbers, self._start(numbers)))
@@ -258,7 +289,10 @@ class Images(AbstractContextManager["Images"]):
     def in_turn(
         self, order: Callable[[int], NDArray[np.int64]]
     ) -> Callable[[int], NDArray[np.uint8]]:
-        """The pixels of batches by their number, decoded ahead if they are asked for in turn."""
+        """Return a function that gives a batch's pixels by its number.
+
+        Batches are decoded ahead while they are asked for in ascending order.
+        """
         stream: Iterator[NDArray[np.uint8]] = iter(())
         expected = -1
 
@@ -292,34 +326,36 @@ class Images(AbstractContextManager["Images"]):
         of = self._pairs.shards[shard]
         return LostImageError(
             f"{of.tar} has no readable image {of.keys()[row]} ({error}), which {of.part} says was"
-            " kept: make filtered_subset of this segment again, and what lies between image_shards"
-            " and it; if the tar is damaged, image_shards first"
+            " kept: rebuild this segment's assets from embeddings to filtered_subset, and"
+            " image_shards before them if the tar is damaged"
         )
 
 
 def _opened(shard: Shard) -> tuple[ImageBytes, list[str]]:
-    """The tar and the keys of the kept pairs. Raises :class:`OtherImageError`."""
+    """Open a shard: its tar, and the keys of its kept pairs. Raises :class:`OtherImageError`."""
     with pq.ParquetFile(shard.part) as file:
         kept = file.read(["key", "sha256"])
     rows = shard.tar.with_suffix(".parquet")
     with pq.ParquetFile(rows) as file:
-        there = file.read(["key", "sha256"])
-    sha256_of = dict(zip(there["key"].to_pylist(), there["sha256"].to_pylist(), strict=True))
+        stored = file.read(["key", "sha256"])
+    sha256_of = dict(zip(stored["key"].to_pylist(), stored["sha256"].to_pylist(), strict=True))
     keys: list[str] = kept["key"].to_pylist()
     for key, sha256 in zip(keys, kept["sha256"].to_pylist(), strict=True):
         if sha256_of.get(key) != sha256:
             raise OtherImageError(
-                f"{rows} has another image {key} than {shard.part} speaks of: image_shards were"
-                " made again since; make filtered_subset of this segment again, and what lies"
-                " between them"
+                f"{rows} has another image {key} than {shard.part}: image_shards was rebuilt after"
+                " the subset; rebuild this segment's assets from embeddings to filtered_subset"
             )
     return ImageBytes(shard.tar), keys
 
 
 def shrunk(encoded: bytes, size: int) -> NDArray[np.uint8]:
-    """An image at ``size`` by ``size``: the largest square in the middle, shrunk."""
+    """Decode an image as ``size`` by ``size`` pixels: the largest square in the middle, shrunk.
+
+    Returns uint8 (size, size, 3).
+    """
     with Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS) as image:
-        # A JPEG is decoded at an eighth, a quarter or half of its size where that is enough.
+        # A JPEG is decoded at an eighth, a quarter or half of its size if that is enough.
         image.draft("RGB", (size, size))
         whole = image.convert("RGB")
     side = min(whole.size)
@@ -329,10 +365,10 @@ def shrunk(encoded: bytes, size: int) -> NDArray[np.uint8]:
 
 
 class BatchOrder:
-    """The numbers in each batch, epoch after epoch without end, by the batch's own number."""
+    """The numbers in each batch by the batch's own number, epoch after epoch without end."""
 
     def __init__(self, length: int, size: int, epoch: Callable[[int], NDArray[np.int64]]) -> None:
-        """``epoch``: the order of an epoch, (length,), by its number."""
+        """``epoch`` returns the order of an epoch, (length,), by its number."""
         self._length, self._size = length, size
         self._epoch = lru_cache(maxsize=2)(epoch)
 
@@ -345,7 +381,7 @@ class BatchOrder:
 
 
 def captions_of(pairs: Pairs, numbers: NDArray[np.int64]) -> list[str]:
-    """The captions of pairs, in the order asked for; one shard's are in memory at a time."""
+    """Captions of pairs, in the order asked for; those of one shard are in memory at a time."""
     shards, rows = pairs.places(numbers)
     found = [""] * len(numbers)
     for shard in np.unique(shards):

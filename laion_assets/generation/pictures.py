@@ -1,4 +1,4 @@
-"""What a person looks at: a grid of samples for each caption, one of all, and the curves."""
+"""Pictures of a finished demo: a grid of samples per caption, an overview, and the loss curves."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LINE: Final = 16
 _FONT: Final = 12
 
 TRAINED_ON: Final = "[trained on] "
-"""Before a caption; behind it, it would be cut off."""
+"""Mark before a caption; after a long one it would be cut off."""
 
 Tile = tuple[NDArray[np.uint8] | None, str]
-"""A picture, uint8 (height, width, 3), or an empty place, and what stands below it."""
+"""A picture, uint8 (height, width, 3), or None for an empty place, and the text below it."""
 
 
 def caption_grid(drawn: Drawn, real: Real | None, n: int) -> bytes:
-    """PNG: the ``n`` samples that CLIP ranks highest, the ``n`` lowest, and real images."""
+    """PNG of the ``n`` samples that CLIP ranks highest, the ``n`` lowest, and real images."""
     rows = [
         (f"best {n} of {len(drawn.cosines)}", _tiles(drawn, drawn.best(n))),
         (f"worst {n}", _tiles(drawn, drawn.worst(n))),
@@ -39,8 +39,10 @@ def caption_grid(drawn: Drawn, real: Real | None, n: int) -> bytes:
 def overview(
     drawn: Sequence[Drawn], real: Sequence[Real], trained_on: Collection[str] = ()
 ) -> bytes:
-    """PNG: a row for each caption: a real image, the best samples, the worst one; it says which
-    captions were trained on."""
+    """PNG with a row per caption: a real image, the best samples and the worst one.
+
+    Captions that were trained on are marked.
+    """
     by_caption = {one.caption: one for one in real}
     rows = []
     for one in drawn:
@@ -72,7 +74,7 @@ def _page(title: str, rows: Sequence[tuple[str, Sequence[Tile]]], columns: int) 
         for column, (pixels, below) in enumerate(tiles[:columns]):
             left = _GAP + column * (_TILE + _GAP)
             if pixels is not None:
-                # Every pixel is shown as it is: nothing is smoothed.
+                # Enlarge without smoothing, to show every pixel as it is.
                 tile = Image.fromarray(pixels).resize((_TILE, _TILE), Image.Resampling.NEAREST)
                 page.paste(tile, (left, top + _LINE))
             pen.text((left, top + _LINE + _TILE), below, "#444444", font)
@@ -87,7 +89,7 @@ def _short(text: str, columns: int) -> str:
 
 
 def curves(runs: Sequence[Run]) -> bytes:
-    """PNG: held-out and training losses against steps; the final loss against the pairs."""
+    """PNG of held-out and training losses by steps, and of the final loss by training pairs."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), dpi=130, layout="constrained")

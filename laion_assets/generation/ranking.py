@@ -1,4 +1,4 @@
-"""CLIP says which pictures fit their caption best, and how well."""
+"""Ranking of pictures by how well CLIP finds that they fit their caption."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 def similarities(
     clip: ClipModel, pixels: Iterable[NDArray[np.uint8]], caption: str
 ) -> NDArray[np.float32]:
-    """The cosine of each picture, uint8 (height, width, 3), and the caption; (n,)."""
+    """Cosines of pictures, uint8 (height, width, 3) each, with the caption: (n,)."""
     vectors = clip.encode_images([Image.fromarray(one) for one in pixels])
     cosines: NDArray[np.float32] = vectors @ clip.encode_texts([caption])[0]
     return cosines
 
 
 def ranked(cosines: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Row numbers, the highest cosine first; equal ones in their order."""
+    """Row numbers by descending cosine; equal ones keep their order."""
     return np.argsort(-cosines, kind="stable").astype(np.int64)

@@ -1,4 +1,4 @@
-"""`report.html` of a finished demo: one file that asks for nothing outside."""
+"""`report.html` of a finished demo: one self-contained file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CURVES: Final = "curves.png"
 
 
 def caption_picture(number: int) -> str:
-    """Where the grid of a caption is, below the demo's folder."""
+    """Path of a caption's grid, relative to the demo's folder."""
     return f"captions/{number:04d}.png"
 
 
 def write_report(out: Path, evaluation: Evaluation) -> None:
-    """Write ``overview.png``, ``curves.png``, ``captions/NNNN.png`` and ``report.html``."""
+    """Write the pictures (``overview.png``, ``curves.png``, ``captions/NNNN.png``) and the page."""
     options = evaluation.options
     first, *_ = evaluation.drawn.values()
     by_caption = {one.caption: one for one in evaluation.real}
@@ -38,7 +38,7 @@ def write_report(out: Path, evaluation: Evaluation) -> None:
             beside.write_bytes(data)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("laion_assets.generation"),
-        # Captions come from strangers' pages.
+        # Captions are untrusted: they come from strangers' pages.
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

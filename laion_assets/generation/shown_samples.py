@@ -1,7 +1,7 @@
-"""Whose real pictures and captions a finished demo shows, and whether it may still show them.
+"""The samples whose real pictures a finished demo shows, and whether it may still show them.
 
-The pictures are people's: one that is listed, or that the subset has no more, must not be served
-from a report that was written before.
+A picture that is on a removal list, or no longer in the subset, must not be served from a report
+that was written earlier.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from laion_assets.segments import SegmentKey
 
 SHOWN: Final = "shown.parquet"
 PARTS: Final = "part-*.parquet"
-"""The files of a subset that are looked into."""
+"""Files of a subset, below its partition's folder."""
 
 
 def write_shown(out: Path, pairs: Pairs, real: Sequence[Real]) -> None:
-    """Write ``shown.parquet``: the samples whose pictures are in the demo's pages.
+    """Write ``shown.parquet``: the samples whose real pictures are in the demo's pages.
 
-    A caption taken from the held-out pairs has one of its pairs, at least, among them.
+    It holds at least one pair of each caption that was taken from the held-out pairs.
     """
     numbers = np.unique(np.concatenate([np.empty(0, np.int64), *(one.numbers for one in real)]))
     shards, rows = pairs.places(numbers)
@@ -44,15 +44,19 @@ def write_shown(out: Path, pairs: Pairs, real: Sequence[Real]) -> None:
 
 
 def shows_listed(folder: Path, lists: Lists) -> bool:
-    """Whether the demo in ``folder`` shows what is listed; or may, where it does not tell."""
+    """Return whether the demo in ``folder`` shows a listed sample.
+
+    A demo without ``shown.parquet`` counts as showing one as soon as any list has an entry.
+    """
     shown = _read(folder)
     return bool(lists) if shown is None else _listed(shown, lists)
 
 
 def may_be_shown(folder: Path, lists: Lists, subset_of: SubsetOf) -> bool:
-    """Whether none of what the demo in ``folder`` shows is listed, and the subset has it all.
+    """Return whether the demo in ``folder`` may be shown.
 
-    ``subset_of`` gives the folder of a segment's subset, which may not be there.
+    None of its samples may be listed, and the subset must still have all of them. ``subset_of``
+    returns the folder of a segment's subset, which need not exist.
     """
     shown = _read(folder)
     if shown is None or _listed(shown, lists):

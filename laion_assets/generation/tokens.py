@@ -1,4 +1,4 @@
-"""Every pair as tokens, on disk: images and texts are encoded once, not each epoch."""
+"""Every pair as tokens on disk: images and texts are encoded once, not once per epoch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def vocabulary_of(pairs: Pairs) -> Vocabulary:
-    """What the training captions say."""
+    """Vocabulary of the training captions."""
     trained = np.zeros(len(pairs), np.bool_)
     trained[pairs.training] = True
     return Vocabulary.of(
@@ -43,22 +43,23 @@ class Tokens:
         self._codes = [np.load(_codes(folder, number), mmap_mode="r") for number in numbers]
 
     def text(self, numbers: NDArray[np.int64]) -> NDArray[np.uint16]:
-        """Captions' tokens (n, text_tokens)."""
+        """Tokens of captions, uint16 (n, text_tokens)."""
         return self._of(self._text, numbers)
 
     def codes(self, numbers: NDArray[np.int64]) -> NDArray[np.uint16]:
-        """Images' codes (n, image_tokens)."""
+        """Codes of images, uint16 (n, image_tokens)."""
         return self._of(self._codes, numbers)
 
     def batch(self, captions: NDArray[np.int64], images: NDArray[np.int64]) -> Batch:
+        """Tokens of the captions of some pairs, and codes of the images of others."""
         return self.text(captions), self.codes(images)
 
     def _of(self, parts: Sequence[Any], numbers: NDArray[np.int64]) -> NDArray[np.uint16]:
         found = np.empty((len(numbers), parts[0].shape[1]), np.uint16)
         shards, rows = self._pairs.places(numbers)
         for shard in np.unique(shards):
-            here = shards == shard
-            found[here] = parts[shard][rows[here]]
+            of_shard = shards == shard
+            found[of_shard] = parts[shard][rows[of_shard]]
         return found
 
 
@@ -70,11 +71,11 @@ def write_tokens(
     vocabulary: Vocabulary,
     options: GenerationOptions,
 ) -> Tokens:
-    """Encode every pair, shard by shard; shards of an earlier call are not encoded again."""
-    there = [_codes(folder, number).exists() for number in range(len(pairs.shards))]
-    progress = Progress("tokens", "shards", len(there), logger, resumed=sum(there))
-    for number, done in enumerate(there):
-        if done:
+    """Encode every pair, shard by shard; shards that an earlier call encoded are skipped."""
+    done = [_codes(folder, number).exists() for number in range(len(pairs.shards))]
+    progress = Progress("tokens", "shards", len(done), logger, resumed=sum(done))
+    for number, encoded in enumerate(done):
+        if encoded:
             continue
         captions = pairs.shards[number].captions()
         _save(_text(folder, number), vocabulary.encode(captions, options.text_tokens))

@@ -1,8 +1,8 @@
 """One resumable training loop: gradient accumulation, mixed precision, checkpoints, curves.
 
-Nothing random outlives a step: before each forward pass the generators are seeded from the seed,
-the step and the pass, and a batch is a function of its number. So a killed training goes on with
-the curve that it would have had, and a checkpoint is weights, moments and the curve.
+No random state outlives a forward pass: before each one the generators are seeded from the seed
+and the pass's number, and a batch is a function of that number. A killed training therefore
+resumes with the curve it would have had, and a checkpoint is weights, moments and the curve.
 """
 
 from __future__ import annotations
@@ -25,21 +25,23 @@ if TYPE_CHECKING:
     import torch
 
 CURVE_EVERY: Final = 10
+"""Optimiser steps between two points of a curve."""
 _CLIP_NORM: Final = 1.0
 _DECAY: Final = 0.01
 _WARM_UP: Final = 0.05
+"""Share of the steps in which the rate rises."""
 
 
 class DivergedError(RuntimeError):
-    """The loss is no number any more."""
+    """The loss is no longer a finite number; the message names the step."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long, how fast, and how it is saved.
+    """Length, learning rate and intervals of a training.
 
     ``accumulate`` forward passes of a batch make one of ``steps`` optimiser steps. The rate rises
-    to ``rate`` over the first twentieth and falls as a cosine to a tenth of it.
+    to ``rate`` over the first twentieth and then falls as a cosine to a tenth of it.
     """
 
     steps: int
@@ -51,20 +53,19 @@ class Schedule:
     evaluate_every: int = 100
 
     @classmethod
-    def of(
-        cls,
-        options: GenerationOptions,
-        precision: str,
-        *,
-        steps: int,
-        rate: float,
-        accumulate: int,
-    ) -> Schedule:
-        """With the seed and the intervals of the options."""
+    def of_autoencoder(cls, options: GenerationOptions, precision: str) -> Schedule:
         intervals = options.checkpoint_every, options.evaluate_every
+        steps, rate, accumulate = options.vq_steps, options.vq_rate, options.vq_accumulate
+        return cls(steps, rate, options.seed, precision, accumulate, *intervals)
+
+    @classmethod
+    def of_transformer(cls, options: GenerationOptions, precision: str) -> Schedule:
+        intervals = options.checkpoint_every, options.evaluate_every
+        steps, rate, accumulate = options.steps, options.rate, options.accumulate
         return cls(steps, rate, options.seed, precision, accumulate, *intervals)
 
     def rate_at(self, step: int) -> float:
+        """Learning rate of an optimiser step."""
         warm = max(1, round(self.steps * _WARM_UP))
         if step < warm:
             return self.rate * (step + 1) / warm
@@ -74,8 +75,11 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Point:
-    """Of a loss curve: the mean training loss of the steps since the point before, and a held-out
-    loss where it was measured, after ``step`` steps."""
+    """One point of a loss curve, after ``step`` steps.
+
+    ``loss`` is the mean training loss of the steps since the point before; ``held_out`` is the
+    held-out loss, if it was measured.
+    """
 
     step: int
     loss: float
@@ -96,17 +100,17 @@ def fit(
     """Train ``model`` in place and return its curve, a point every ten steps.
 
     Args:
-        loss_of: the loss of forward pass number n (0, 1, …); ``accumulate`` of them make a step.
-        checkpoint: a safetensors file; one that is there is gone on from, and a finished one
-            trains no more.
-        held_out: a loss that is measured every ``evaluate_every`` steps and at the end.
-
+        loss_of: returns the loss of a forward pass by its number (0, 1, …); ``accumulate`` passes
+            make a step.
+        checkpoint: a safetensors file. An existing one is resumed from; one of a finished training
+            is only loaded.
+        held_out: returns a loss to measure every ``evaluate_every`` steps and at the end.
         carried: tensors that ``loss_of`` changes in place from one pass to the next; they are
             saved and restored with the weights.
-        watch: is given the optimiser before the first step.
+        watch: receives the optimiser before the first step.
 
     Raises:
-        DivergedError: the loss was not finite; the checkpoint before it stays.
+        DivergedError: if the loss is not finite; the last checkpoint stays.
     """
     import torch
 
@@ -134,7 +138,7 @@ def fit(
                 scaler.scale(loss / schedule.accumulate).backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach()) / schedule.accumulate
             if not math.isfinite(total):
-                raise DivergedError(f"{what}: the loss is {total} at step {step}: lower the rate")
+                raise DivergedError(f"{what}: the loss is {total} at step {step}; lower the rate")
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP_NORM)
             scaler.step(optimizer)
@@ -157,7 +161,13 @@ def fit(
     return curve
 
 
+def save_model(model: Any, folder: Path) -> None:
+    """Save a model of diffusers or transformers as safetensors and a JSON configuration."""
+    model.save_pretrained(folder, safe_serialization=True)
+
+
 def mixed(device: torch.device, precision: str) -> torch.autocast:
+    """Autocast to bf16 or fp16; a context without effect for other precisions."""
     import torch
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
@@ -214,7 +224,7 @@ def _restore(
             parameter.copy_(file.get_tensor(f"model/{name}"))
             moments = ("step", "exp_avg", "exp_avg_sq")
             if f"exp_avg/{name}" not in names:
-                continue  # it has had no gradient yet
+                continue  # it has not had a gradient yet
             kept = {moment: file.get_tensor(f"{moment}/{name}") for moment in moments}
             optimizer.state[parameter] = {
                 # AdamW counts its steps on the CPU.

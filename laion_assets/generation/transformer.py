@@ -1,7 +1,7 @@
 """The autoregressive transformer over a caption's tokens and an image's codes (GPT-2's decoder).
 
-A sequence is ``text_tokens`` of the caption and then the image's codes, row by row. In the one
-table of tokens the codes come first, the vocabulary's numbers behind them.
+A sequence is ``text_tokens`` tokens of the caption, followed by the image's codes, row by row. Both
+share one table of tokens, in which the codes come first and the vocabulary's numbers follow.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Batch = tuple[Tokens, Codes]
 
 
 def build(options: GenerationOptions, vocabulary: int) -> Any:
-    """An untrained GPT-2 of the options' size, its weights drawn from the seed."""
+    """Build an untrained GPT-2 of the options' size whose weights are drawn from the seed."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -49,16 +49,12 @@ def build(options: GenerationOptions, vocabulary: int) -> Any:
 
 
 def load(folder: Path) -> Any:
-    """What :func:`save` has written, in eval mode."""
+    """Load a model, as ``save_model`` writes it, in eval mode."""
     from transformers import GPT2LMHeadModel
 
     return GPT2LMHeadModel.from_pretrained(
         folder, local_files_only=True, use_safetensors=True
     ).eval()
-
-
-def save(model: Any, folder: Path) -> None:
-    model.save_pretrained(folder, safe_serialization=True)
 
 
 def train(
@@ -71,31 +67,30 @@ def train(
     *,
     held_out: Callable[[], float] | None = None,
 ) -> list[Point]:
-    """Train in place.
+    """Train in place and return the loss curve.
 
-    The curve's loss has the text's in it, with ``text_weight``; ``held_out`` is the caller's.
+    The curve's training loss includes the text's loss, weighted by ``text_weight``; its held-out
+    loss is whatever ``held_out`` returns.
+
+    Args:
+        batch_of: returns the pairs of a forward pass by its number.
     """
-    schedule = Schedule.of(
-        options,
-        precision,
-        steps=options.steps,
-        rate=options.rate,
-        accumulate=options.accumulate,
-    )
 
     def loss_of(number: int) -> torch.Tensor:
         image, text = losses(model, *batch_of(number), options.codebook)
         return (image.mean() + options.text_weight * text) / (1 + options.text_weight)
 
+    schedule = Schedule.of_transformer(options, precision)
     return fit(what, model, loss_of, schedule, checkpoint, held_out=held_out)
 
 
 def losses(
     model: Any, text: Tokens, codes: Codes, codebook: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(nats a code, (n,)) of each image given its caption, and nats a token of the captions.
+    """Losses of each image given its caption, in nats per code, (n,), and of the captions, a scalar
+    in nats per token.
 
-    A code is chosen among codes only and a word among words only, as in sampling.
+    Codes compete with codes only and words with words only, as in sampling.
     """
     from torch.nn import functional
 
@@ -116,7 +111,7 @@ def losses(
 
 
 def joined(text: Tokens, codes: Codes, codebook: int, device: torch.device) -> torch.Tensor:
-    """The sequences, int64 (n, text_tokens + image_tokens)."""
+    """Join captions and images to sequences, int64 (n, text_tokens + image_tokens)."""
     import torch
 
     words = text.astype(np.int64) + codebook
@@ -126,7 +121,7 @@ def joined(text: Tokens, codes: Codes, codebook: int, device: torch.device) -> t
 def held_out_loss(
     model: Any, text: Tokens, codes: Codes, codebook: int, precision: str, batch: int
 ) -> float:
-    """Mean nats a code over pairs."""
+    """Mean loss of the pairs' images given their captions, in nats per code."""
     import torch
 
     device = next(model.parameters()).device
@@ -141,9 +136,10 @@ def held_out_loss(
 def sample(
     model: Any, text: Tokens, options: GenerationOptions, *, seed: int, use_cache: bool = True
 ) -> Codes:
-    """Draw the codes of an image for each row of ``text``; (n, image_tokens).
+    """Draw the codes of an image for each row of ``text``: (n, image_tokens).
 
-    The same seed and rows give the same codes; with ``use_cache`` False, much slower, too.
+    The same seed and rows give the same codes, also with ``use_cache`` False, which is much
+    slower.
     """
     import torch
     from transformers import GenerationConfig
@@ -169,7 +165,7 @@ def sample(
         made = []
         for start in range(0, len(prompt), options.sample_batch):
             some = prompt[start : start + options.sample_batch]
-            # Padding is a token like others here: it is attended to as in training.
+            # Padding is a token like any other here: it is attended to, as in training.
             mask = torch.ones_like(some)
             made.append(model.generate(some, attention_mask=mask, generation_config=config))
     codes: Codes = torch.cat(made)[:, prompt.shape[1] :].cpu().numpy().astype(np.uint16)

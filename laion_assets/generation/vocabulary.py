@@ -1,7 +1,7 @@
-"""Captions as tokens: CLIP's byte-pair encoding, of which only what the training pairs say is kept.
+"""Captions as tokens: CLIP's byte-pair encoding, reduced to the tokens of the training captions.
 
-CLIP knows 49,408 tokens. A table of them all would be most of a small transformer, and rows that
-no caption trains are noise.
+CLIP has 49,408 tokens. A table of all of them would make up most of a small transformer, and rows
+that no caption trains stay noise.
 """
 
 from __future__ import annotations
@@ -28,22 +28,26 @@ def _tokenizer() -> Any:
 
 
 class Vocabulary:
-    """Token numbers of captions; equal training captions give equal numbers."""
+    """Mapping of captions to token numbers; the same training captions give the same numbers."""
 
     def __init__(self, words: Sequence[int]) -> None:
-        """``words``: CLIP's tokens that are known, in the order of their numbers here."""
+        """``words``: the known tokens of CLIP, in the order of their numbers here."""
         self.words = list(words)
         self._numbers = {word: number for number, word in enumerate(self.words, _WORDS_FROM)}
 
     @classmethod
     def of(cls, captions: Iterable[str]) -> Vocabulary:
+        """Vocabulary of all tokens in the captions."""
         return cls(sorted({word for caption in captions for word in _tokenizer().encode(caption)}))
 
     def __len__(self) -> int:
         return len(self.words) + _WORDS_FROM
 
     def encode(self, captions: Sequence[str], length: int) -> NDArray[np.uint16]:
-        """Tokens (n, length): start, the caption (cut where it is longer), end, padding."""
+        """Encode captions as uint16 (n, length): start, the caption, end, padding.
+
+        A caption that does not fit is cut.
+        """
         rows = np.full((len(captions), length), PAD, np.uint16)
         for row, caption in zip(rows, captions, strict=True):
             words = _tokenizer().encode(caption)[: length - 2]

@@ -1,1 +1,1 @@
-"""A small crawl in Common Crawl's own layout, with every case the rules speak of."""
+"""A small crawl in Common Crawl's own layout, with every case that the rules mention."""

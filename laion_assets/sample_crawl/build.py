@@ -1,7 +1,7 @@
-"""Writes the sample crawl: WAT files, the lists of them, the web's answers, and the manifest.
+"""The sample crawl's builder: WAT files, their lists, the hosts' answers, and the manifest.
 
-The manifest's funnel is counted from what was planted, never by running the pipeline, so that the
-pipeline can be held to it. The same inputs give the same bytes.
+The manifest's funnel is counted from what was planted, never by running the pipeline, so that it
+can test the pipeline. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,8 @@ from urllib.parse import urlsplit
 
 from laion_assets.files import atomic_path, write_json
 from laion_assets.funnel import STAGES, StageCounts
-from laion_assets.sample_crawl.cases import (
-    NO_LICENCE,
-    Answer,
-    Draft,
-    Ends,
-    Entry,
-    picture_url,
-    planted,
-)
+from laion_assets.sample_crawl.cases import planted
+from laion_assets.sample_crawl.drafts import NO_LICENCE, Answer, Draft, Ends, Entry, picture_url
 from laion_assets.sample_crawl.plan import KEPT, Plan, PlannedPair, Supply
 from laion_assets.sample_crawl.records import Link, Page, WatFile
 from laion_assets.sample_crawl.server import IMAGE_HOSTS, ROUTES
@@ -70,10 +63,10 @@ _WAT_FILES: Final = 2
 class Case:
     """One link that a stage counts, or one planted record, and where it ends.
 
-    ``stage`` and ``reason`` are of ``laion_assets.funnel``; a pair that is kept all the way has
-    ("subset", "kept"). ``url`` and ``text`` are as resolved and cleaned where the pair rules
-    accept them, else as the page has them. ``file`` names the committed picture, ``width`` and
-    ``height`` are its own, in pixels; they and ``nsfw`` are there for what reaches the subset
+    ``stage`` and ``reason`` are those of ``laion_assets.funnel``; a pair that every stage keeps has
+    ("subset", "kept"). ``url`` and ``text`` are resolved and cleaned if the pair rules accept them,
+    else as the page has them. ``file`` names the committed picture, and ``width`` and ``height``
+    are its size in pixels; these and ``nsfw`` are None for links that do not reach the subset
     stage.
     """
 
@@ -100,14 +93,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the sample crawl holds, and what the pipeline must make of it."""
+    """The sample crawl's content, and what the pipeline must make of it."""
 
     cases: list[Case]
     funnel: list[tuple[str, str, int]]
-    """(stage, reason, n) as ``StageCounts.rows()``, summed over all segments, in stage order."""
+    """(stage, reason, n), as ``StageCounts.rows()`` gives it, summed over all segments."""
 
     def named(self, name: str) -> list[Case]:
-        """The cases of one name. Raises ``KeyError`` if there is none."""
+        """Cases of one name. Raises ``KeyError`` if there are none."""
         found = [case for case in self.cases if case.name == name]
         if not found:
             raise KeyError(name)
@@ -118,16 +111,16 @@ class Manifest:
 
     @classmethod
     def read(cls, out: Path) -> Manifest:
-        """The manifest of a built crawl. Raises ``FileNotFoundError`` if it is not built."""
+        """Read the manifest of a built crawl. Raises ``FileNotFoundError`` if it is not built."""
         content = json.loads((out / MANIFEST).read_text("utf-8"))
         rows = [(stage, reason, n) for stage, reason, n in content["funnel"]]
         return cls([Case(**case) for case in content["cases"]], rows)
 
 
 def build_sample_crawl(out: Path) -> Manifest:
-    """Write the crawl below ``out`` in Common Crawl's layout; the manifest comes last.
+    """Write the crawl below ``out`` in Common Crawl's layout, the manifest last.
 
-    Files of an earlier version that are no longer part of it are removed.
+    WAT files and lists of an earlier version that are no longer part of the crawl are deleted.
     """
     plan = Plan()
     drafts = _laid_out(plan)
@@ -161,7 +154,7 @@ def build_sample_crawl(out: Path) -> Manifest:
 
 
 def expected_funnel(cases: list[Case], records: list[Ends]) -> list[tuple[str, str, int]]:
-    """Counts per stage and reason, from where each record and each link ends."""
+    """Count per stage and reason, from where each record and each link ends."""
     counts = {stage: StageCounts(stage) for stage in STAGES}
     links = [(case.stage, case.reason) for case in cases if case.stage != "wat"]
     for stages, ends in ((STAGES[:1], records), (STAGES[1:], links)):
@@ -176,7 +169,7 @@ def expected_funnel(cases: list[Case], records: list[Ends]) -> list[tuple[str, s
 
 
 def _laid_out(plan: Plan) -> list[list[Draft]]:
-    """All pages by WAT file: the planted ones among ordinary ones, the truncated one last."""
+    """Lay out all pages by WAT file: planted among ordinary ones, the truncated one last."""
     rng = random.Random(SEED)
     supply = Supply([pair for pair in plan.group("matched") if pair.reason == KEPT])
     slots = planted(plan, supply)
@@ -195,7 +188,8 @@ def _laid_out(plan: Plan) -> list[list[Draft]]:
 
 
 def _order_in_file(page: Draft) -> int:
-    """Damage before what shows that reading went on; first seen before seen again."""
+    """Sort key of a page: damage precedes pages that show that reading went on, and the first
+    occurrence of a pair its repetitions."""
     if page.damage == "truncated":
         return 3
     if page.url.endswith("/once-more.html"):
@@ -204,6 +198,7 @@ def _order_in_file(page: Draft) -> int:
 
 
 def _ordinary_pages(pairs: list[PlannedPair], rng: random.Random) -> Iterator[Draft]:
+    """Yield gallery pages of 6 to 14 pairs each; empties ``pairs``."""
     number = 0
     while pairs:
         taken = [pairs.pop() for _ in range(min(len(pairs), rng.randint(6, 14)))]
@@ -229,7 +224,7 @@ def _ordinary_pages(pairs: list[PlannedPair], rng: random.Random) -> Iterator[Dr
 
 
 def _written(crawl: _Crawl, number: int, pages: list[Draft]) -> tuple[WatFile, list[Ends]]:
-    """The WAT file of ``pages``, and where each of its records ends."""
+    """Write the WAT file of ``pages``; return it, and where each of its records ends."""
     wat = WatFile(crawl.name, f"CC-MAIN-{crawl.start}-{crawl.end}-{number:05d}.warc.gz", crawl.date)
     wat.write_warcinfo()
     for page in pages:
@@ -242,11 +237,12 @@ def _written(crawl: _Crawl, number: int, pages: list[Draft]) -> tuple[WatFile, l
 
 
 def _record_ends(page: Draft) -> Ends:
-    """Where the record of the page's response ends."""
+    """Stage and reason at which the record of the page's response ends."""
     return "wat", page.damage or (KEPT if page.is_html else "not_html")
 
 
 def _cases(plan: Plan, page: Draft, where: tuple[str, str, str, str]) -> Iterator[Case]:
+    """Yield the cases of a page; ``where``: its crawl, segment, segment id and WAT file."""
     if page.case:
         yield Case(page.case, *where, page.url, page.url, "", *_record_ends(page))
     for entry in page.entries:
@@ -263,6 +259,10 @@ def _cases(plan: Plan, page: Draft, where: tuple[str, str, str, str]) -> Iterato
 
 
 def _add_routes(routes: dict[str, dict[str, Answer]], page: Draft) -> None:
+    """Add what image hosts answer to a page's links.
+
+    Raises ``ValueError`` if two pages plan different answers for one URL.
+    """
     answers = dict(page.answers)
     answers |= {entry.url: entry.answer for entry in page.entries if entry.answer is not None}
     for url, answer in answers.items():
@@ -272,11 +272,11 @@ def _add_routes(routes: dict[str, dict[str, Answer]], page: Draft) -> None:
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             before = routes.setdefault(host, {}).setdefault(path, answer)
             if before != answer:
-                raise ValueError(f"{url} is planned with two answers: {before}, {answer}")
+                raise ValueError(f"two answers are planned for {url}: {before} and {answer}")
 
 
 def _crawl_list() -> list[dict[str, str]]:
-    """As Common Crawl's collinfo.json, the newest first."""
+    """Content of Common Crawl's ``collinfo.json``, the newest crawl first."""
     return [
         {
             "id": crawl.name,
@@ -293,7 +293,7 @@ def _crawl_list() -> list[dict[str, str]]:
 def _publish(path: Path, content: bytes, written: set[Path]) -> None:
     written.add(path)
     if path.is_file() and path.read_bytes() == content:
-        return  # keep its time of change: clients ask conditionally
+        return  # keep the modification time: clients send conditional requests
     with atomic_path(path) as beside:
         beside.write_bytes(content)
 

@@ -1,8 +1,8 @@
-"""Simple drawings and what is said of them: a colour, a thing, a background.
+"""Simple drawings and their captions: a colour, a thing, a background.
 
-They are drawn by these lines alone, from a seed, so there can be as many as one likes, and a
-model that draws has few enough things to learn for an hour's CPU. What does not belong here: how
-they become a crawl (``drawn_crawl``).
+This module draws them from a seed, so there can be any number of them, and a model that draws has
+few enough things to learn in an hour on a CPU. What does not belong here: how they become a crawl
+(``drawn_crawl``).
 """
 
 from __future__ import annotations
@@ -49,19 +49,20 @@ _OVERSAMPLED: Final = 2
 
 @dataclass(frozen=True)
 class Drawing:
-    """What a drawing shows."""
+    """The subject of a drawing."""
 
     colour: str
     thing: str
     background: str
 
     def caption(self, rng: random.Random) -> str:
+        """Describe the drawing in one of four ways."""
         text = rng.choice(FRAMES).format(self.colour, self.thing, self.background)
         return text.replace(" a orange", " an orange").replace("A orange", "An orange")
 
 
 def every_drawing() -> list[Drawing]:
-    """All combinations, in a fixed order."""
+    """List all combinations in which the colours differ, in a fixed order."""
     return [
         Drawing(colour, thing, background)
         for colour in COLOURS
@@ -72,9 +73,9 @@ def every_drawing() -> list[Drawing]:
 
 
 def render(drawing: Drawing, seed: int) -> bytes:
-    """The drawing as a JPEG of 288 by 288; equal seeds give equal bytes.
+    """Draw as a JPEG of 288 by 288 pixels; equal seeds give equal bytes.
 
-    Size, place, tilt, shade and the paper's grain differ from seed to seed.
+    Size, place, tilt, shade and the paper's grain depend on the seed.
     """
     rng = np.random.default_rng([seed, 7])
     side = _SIDE * _OVERSAMPLED
@@ -86,14 +87,14 @@ def render(drawing: Drawing, seed: int) -> bytes:
     middle = side / 2 + rng.uniform(-0.05, 0.05, 2) * side
 
     def place(x: float, y: float) -> Point:
-        """From the thing's own square, -1 to 1, to pixels."""
+        """Convert coordinates in the thing's own square, -1 to 1, to pixels."""
         turned = (x * math.cos(tilt) - y * math.sin(tilt), x * math.sin(tilt) + y * math.cos(tilt))
         return float(middle[0] + turned[0] * half), float(middle[1] + turned[1] * half)
 
     THINGS[drawing.thing](_Pen(ImageDraw.Draw(mask), place, half))
     mask = mask.reduce(_OVERSAMPLED)
     canvas = Image.new("RGB", (_SIDE, _SIDE), ground)
-    # A soft edge of a darker ink, as emoji have.
+    # A soft edge of darker ink, as emoji have it.
     canvas.paste(_darker(ink), (0, _SIDE // 60), mask)
     canvas.paste(ink, (0, 0), mask)
     pixels = np.asarray(canvas).astype(np.int16)

@@ -1,8 +1,8 @@
-"""A larger sample crawl of drawings, for what needs more pairs than there are committed pictures.
+"""A larger sample crawl of drawings, for uses that need more pairs than the committed pictures.
 
-Its pages, lists and image hosts are those of any crawl, and the pipeline takes it as one. Nothing
-is planted in it, and nobody says what becomes of a pair: what the model does not recognise, the
-subset leaves out. The same number of drawings gives the same bytes.
+It has pages, lists and image hosts like any crawl, and the pipeline treats it as one. No cases are
+planted and no outcome is prescribed: the subset leaves out what the model does not recognise. The
+same number of drawings gives the same bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from laion_assets.files import atomic_path, sha256_file, write_json, write_text
 from laion_assets.progress import Progress
 from laion_assets.sample_crawl import drawings
-from laion_assets.sample_crawl.cases import picture_url
+from laion_assets.sample_crawl.drafts import picture_url
 from laion_assets.sample_crawl.records import Link, Page, WatFile
 from laion_assets.sample_crawl.server import PICTURES, ROUTES
 
@@ -39,7 +39,7 @@ _MARKER: Final = "drawn.txt"
 
 
 def build_drawn_crawl(out: Path, n: int = DRAWINGS) -> None:
-    """Write the crawl of ``n`` drawings below ``out``, if it is not there already."""
+    """Write the crawl of ``n`` drawings below ``out``, unless it is up to date."""
     marker, version = out / _MARKER, f"{_version()} {n}\n"
     if marker.exists() and marker.read_text("utf-8") == version:
         return
@@ -59,7 +59,7 @@ def build_drawn_crawl(out: Path, n: int = DRAWINGS) -> None:
                 pages.append([])
             drawing = rng.choice(kinds)
             file = f"drawn/{number:06d}.jpg"
-            # Without a date of its own an entry has the time of the build.
+            # By name alone, an entry would get the time of the build.
             archive.writestr(zipfile.ZipInfo(file), drawings.render(drawing, _SEED + number))
             parts = urlsplit(picture_url(file))
             routes.setdefault(parts.hostname or "", {})[parts.path] = {"file": file}
@@ -71,12 +71,13 @@ def build_drawn_crawl(out: Path, n: int = DRAWINGS) -> None:
 
 
 def _version() -> str:
-    """Of the code that decides the bytes."""
+    """Digest of the code that decides the bytes."""
     files = (Path(drawings.__file__), Path(__file__))
     return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()[:16]
 
 
 def _write_lists(out: Path, pages: list[list[tuple[str, str]]]) -> None:
+    """Write the WAT files of the pages, and the lists of files and crawls."""
     paths = []
     files = [(segment, number) for segment in SEGMENT_IDS for number in range(_WAT_FILES)]
     for place, (segment, _) in enumerate(files):
@@ -107,6 +108,7 @@ def _write_lists(out: Path, pages: list[list[tuple[str, str]]]) -> None:
 
 
 def _pages(pages: list[list[tuple[str, str]]], place: int, files: int) -> Iterator[Page]:
+    """Yield the pages of one of ``files`` WAT files, by its place."""
     for number in range(place, len(pages), files):
         links = [Link("IMG@/src", url, alt=caption) for url, caption in pages[number]]
         url = f"https://www.drawings.sample.test/album/{number}.html"

@@ -1,7 +1,7 @@
 """The committed inputs: pictures as the web serves them, captions, and what becomes of each pair.
 
-``data/plan.json`` and ``data/images.zip`` are written by ``training/sample_images.py``, which
-scores every pair on the pipeline's own path. Nothing here knows the model.
+``training/sample_images.py`` writes ``data/plan.json`` and ``data/images.zip``; it scores every
+pair by the pipeline's own code. What does not belong here: anything about the model.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ KEPT: Final = "kept"
 
 @dataclass(frozen=True)
 class PlannedPair:
-    """A picture and an English text said of it.
+    """A picture and an English text that goes with it.
 
-    ``reason`` is what the subset stage makes of it: ``kept`` or one of that stage's reasons.
-    ``group`` says what it is for: matched, mismatched, marked (the text has characters that HTML
-    writes as entities), accented, other_text (said of a picture that a matched pair has too),
+    ``reason`` is the subset stage's verdict: ``kept`` or one of that stage's reject reasons.
+    ``group`` is the pair's purpose: matched, mismatched, marked (the text has characters that HTML
+    writes as entities), accented, other_text (for a picture that a matched pair has, too),
     boundary (in bytes), long (in text), and ``safety_…``, the branches of the safety rule.
-    ``similarity`` and the tag ``nsfw`` are as the shipped CLIP gave them.
+    ``similarity`` and the tag ``nsfw`` are those of the shipped CLIP.
     """
 
     group: str
@@ -41,7 +41,7 @@ class PlannedPair:
 
 @dataclass(frozen=True)
 class ForeignText:
-    """A text in another language, of a picture; ``language`` as ISO 639-1, ``un`` for none."""
+    """A picture's text in another language; ``language`` is ISO 639-1, or ``un`` for none."""
 
     file: str
     text: str
@@ -49,7 +49,7 @@ class ForeignText:
 
 
 class Pictures:
-    """The committed pictures by name; safe to use from several threads."""
+    """The committed pictures by name; several threads may read at once."""
 
     def __init__(self, path: Path = DATA / "images.zip") -> None:
         self._archive = zipfile.ZipFile(path)
@@ -59,20 +59,20 @@ class Pictures:
         return self._archive.namelist()
 
     def read(self, name: str) -> bytes:
-        """The encoded bytes. Raises ``KeyError`` for a name that is not there."""
+        """Return a picture's encoded bytes. Raises ``KeyError`` for an unknown name."""
         with self._lock:
             return self._archive.read(name)
 
 
 class Plan:
-    """What ``plan.json`` holds, typed."""
+    """The typed content of ``plan.json``."""
 
     def __init__(self, path: Path = DATA / "plan.json") -> None:
         self._content: dict[str, Any] = json.loads(path.read_text("utf-8"))
 
     @property
     def threshold(self) -> float:
-        """The model's, under which ``reason`` was decided."""
+        """The model's similarity threshold, by which ``reason`` was decided."""
         return float(self._content["threshold"])
 
     @cached_property
@@ -84,10 +84,11 @@ class Plan:
         return [ForeignText(**row) for row in self._content["foreign"]]
 
     def group(self, name: str) -> list[PlannedPair]:
+        """Pairs of one group, in order."""
         return [pair for pair in self.pairs if pair.group == name]
 
     def size(self, file: str) -> tuple[int, int] | None:
-        """Width and height of a picture in pixels; None for a file that is no picture."""
+        """Width and height of a picture in pixels; None if the file is not a picture."""
         entry = self._content["pictures"].get(file)
         return (entry["width"], entry["height"]) if entry else None
 
@@ -99,7 +100,9 @@ class Supply:
         self._left: Iterator[PlannedPair] = iter(pairs)
 
     def take(self) -> PlannedPair:
+        """Hand out the next pair. Raises ``StopIteration`` after the last one."""
         return next(self._left)
 
     def rest(self) -> list[PlannedPair]:
+        """Hand out all pairs that are left."""
         return list(self._left)

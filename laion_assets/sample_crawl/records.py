@@ -1,4 +1,4 @@
-"""WAT records as Common Crawl's extractor writes them, byte for byte the same on every build.
+"""WAT records as Common Crawl's extractor writes them, with the same bytes on every build.
 
 Field names, nesting and value types (numbers are strings) are those of real WAT files; see
 ``tests/sample_crawl/test_build.py``. What does not belong here: which pages there are
@@ -40,6 +40,7 @@ class Link:
     rel: str | None = None
 
     def to_json(self) -> dict[str, str]:
+        """The entry as the extractor writes it."""
         if self.path == "STYLE/#text":  # the extractor's own name for a style sheet's address
             return {"path": self.path, "href": self.url}
         values = {"path": self.path, "url": self.url, "alt": self.alt, "title": self.title}
@@ -49,7 +50,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Page:
-    """One capture. ``html`` False: something else than HTML was served under the URL."""
+    """One capture; ``html`` is False if something other than HTML was served under the URL."""
 
     url: str
     title: str
@@ -62,7 +63,7 @@ class Page:
 
 @dataclass
 class WatFile:
-    """A WAT file in the making: one gzip member a record, as in Common Crawl."""
+    """A WAT file in the making, with one gzip member per record, as in Common Crawl."""
 
     crawl: str
     warc_name: str
@@ -78,7 +79,7 @@ class WatFile:
         return self.warc_name.replace(".warc.gz", ".warc.wat.gz")
 
     def write_warcinfo(self) -> None:
-        """The file's own warcinfo record, then the metadata of the WARC's one."""
+        """Write the file's own warcinfo record, then the metadata of the WARC's warcinfo record."""
         lines = (
             "Software-Info: ia-web-commons, as written by the sample crawl's builder",
             f"Extracted-Date: {self.date}",
@@ -104,7 +105,7 @@ class WatFile:
         self._describe(self.warc_name, "warcinfo", "application/warc-fields", info, [])
 
     def write_page(self, page: Page) -> None:
-        """The metadata of a capture's request, response and metadata records."""
+        """Write the metadata of a capture's request, response and metadata records."""
         self._describe(page.url, "request", "application/http; msgtype=request", _request(page), [])
         concurrent = [("WARC-Concurrent-To", _record_id(self.warc_name, page.url, "request"))]
         response = "application/http; msgtype=response"
@@ -120,10 +121,11 @@ class WatFile:
             self._describe(page.url, "metadata", fields, metadata, concurrent)
 
     def to_bytes(self) -> bytes:
+        """Return the whole file."""
         return self._out.getvalue()
 
     def take(self) -> bytes:
-        """What was written since the last call, for files that memory should not hold."""
+        """Return what was written since the last call, for files too large for memory."""
         data = self._out.getvalue()
         self._out.seek(0)
         self._out.truncate()
@@ -138,31 +140,11 @@ class WatFile:
         concurrent: list[tuple[str, str]],
         damage: Damage | None = None,
     ) -> None:
-        """The WAT record (always of type metadata) about the WARC's record of type ``kind``."""
+        """Write the WAT record, of type metadata, about the WARC's record of type ``kind``."""
         length = _number(uri, kind, 60_000)
         about = _record_id(self.warc_name, uri, kind)
-        refers = _record_id(self.warc_name, "warcinfo")
+        header = self._warc_header(uri, kind, content_type, payload, concurrent)
         actual_type = {"metadata": "application/metadata-fields"}.get(kind, content_type)
-        header = {
-            "WARC-Type": kind,
-            "WARC-Date": self.date,
-            "WARC-Record-ID": about,
-            "Content-Length": str(length),
-            "Content-Type": content_type,
-        }
-        if kind == "warcinfo":
-            header["WARC-Filename"] = self.warc_name
-        else:
-            header["WARC-Warcinfo-ID"] = refers
-            header |= dict(concurrent)
-            if kind != "metadata":
-                header["WARC-IP-Address"] = self.hosts_address
-            header["WARC-Target-URI"] = uri
-        if kind == "response":
-            digest = payload["HTTP-Response-Metadata"]["Entity-Digest"]
-            header["WARC-Payload-Digest"] = digest
-            header["WARC-Block-Digest"] = _sha1(f"{uri} block".encode())
-            header["WARC-Identified-Payload-Type"] = payload.pop("identified")
         document = {
             "Container": {
                 "Filename": self.warc_name,
@@ -212,7 +194,39 @@ class WatFile:
             self._out.truncate(self._last_member + (end - self._last_member) * 6 // 10)
             self._out.seek(0, io.SEEK_END)
 
+    def _warc_header(
+        self,
+        uri: str,
+        kind: str,
+        content_type: str,
+        payload: dict[str, Any],
+        concurrent: list[tuple[str, str]],
+    ) -> dict[str, str]:
+        """Header of the WARC's record of type ``kind``; takes ``identified`` out of ``payload``."""
+        header = {
+            "WARC-Type": kind,
+            "WARC-Date": self.date,
+            "WARC-Record-ID": _record_id(self.warc_name, uri, kind),
+            "Content-Length": str(_number(uri, kind, 60_000)),
+            "Content-Type": content_type,
+        }
+        if kind == "warcinfo":
+            header["WARC-Filename"] = self.warc_name
+        else:
+            header["WARC-Warcinfo-ID"] = _record_id(self.warc_name, "warcinfo")
+            header |= dict(concurrent)
+            if kind != "metadata":
+                header["WARC-IP-Address"] = self.hosts_address
+            header["WARC-Target-URI"] = uri
+        if kind == "response":
+            digest = payload["HTTP-Response-Metadata"]["Entity-Digest"]
+            header["WARC-Payload-Digest"] = digest
+            header["WARC-Block-Digest"] = _sha1(f"{uri} block".encode())
+            header["WARC-Identified-Payload-Type"] = payload.pop("identified")
+        return header
+
     def _write(self, headers: list[tuple[str, str]], body: bytes) -> None:
+        """Append a record as a gzip member of its own."""
         self._last_member = self._out.tell()
         writer = WARCWriter(self._out, gzip=True)
         record = writer.create_warc_record(
@@ -228,6 +242,7 @@ class WatFile:
 
 
 def _request(page: Page) -> dict[str, Any]:
+    """Payload metadata of a capture's request."""
     address = urlsplit(page.url)
     path = address.path + (f"?{address.query}" if address.query else "")
     return {
@@ -250,6 +265,7 @@ def _request(page: Page) -> dict[str, Any]:
 
 
 def _response(page: Page) -> dict[str, Any]:
+    """Payload metadata of a capture's response, and its type as ``identified``."""
     length = str(_number(page.url, "response", 60_000))
     metadata: dict[str, Any] = {
         "Response-Message": {"Status": "200", "Version": "HTTP/1.1", "Reason": "OK"},
@@ -299,10 +315,10 @@ def _sha1(data: bytes) -> str:
 
 
 def _number(text: str, what: str, below: int) -> int:
-    """A plausible number that depends on the text alone."""
+    """Plausible number from 100 on, below 100 + ``below``, that depends on the texts alone."""
     return 100 + zlib.crc32(f"{what} {text}".encode()) % below
 
 
 def _signed32(value: int) -> int:
-    """Java's int, as real WAT files print a CRC."""
+    """Convert to Java's int, as which real WAT files print a CRC."""
     return value - (1 << 32) if value >= 1 << 31 else value

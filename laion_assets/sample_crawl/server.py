@@ -1,9 +1,9 @@
-"""The sample crawl's web, on loopback: the crawl's data host, and image hosts good and bad.
+"""The sample crawl's web on loopback: the crawl's data host, and good and bad image hosts.
 
-Requests are routed by their Host header. ``*.sample.test`` are image hosts and answer what
-``routes.json`` of the built crawl says, everything unlisted with 404; any other name is the data
+Requests are routed by their Host header. ``*.sample.test`` are image hosts, which answer as
+``routes.json`` of the built crawl says, and 404 for any other path. Every other name is the data
 host, which serves the crawl's own files. What does not belong here: which answers are planted
-(``cases``).
+(``answer_cases``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IMAGE_HOSTS: Final = ".sample.test"
 REFUSING_HOST: Final = "dead.sample.test"
 ROUTES: Final = "routes.json"
 PICTURES: Final = "images.zip"
-"""The pictures of a crawl that brings its own; the committed ones without."""
+"""Pictures of a crawl that has its own; without this file, the committed ones are served."""
 
 _TYPES: Final = {
     ".jpg": "image/jpeg",
@@ -42,7 +42,8 @@ _TYPES: Final = {
     ".json": "application/json",
     ".gz": "application/octet-stream",
 }
-_CHANGED: Final = 946684800.0  # of pictures, which come from an archive: 2000-01-01
+_CHANGED: Final = 946684800.0
+"""Modification time of all pictures, which come from an archive: 2000-01-01."""
 _TLS_HANDSHAKE: Final = 0x16
 _TLS_FATAL_ALERT: Final = b"\x15\x03\x01\x00\x02\x02\x28"
 _BLOCK: Final = bytes(64 * 1024)
@@ -51,11 +52,11 @@ _BLOCK: Final = bytes(64 * 1024)
 class SampleServer:
     """Serves a built sample crawl on 127.0.0.1 while its ``with`` block runs.
 
-    ``requests`` counts what was asked for, by ``host/path?query`` without the port.
+    ``requests`` counts requests by ``host/path?query``, without the port.
     """
 
     def __init__(self, root: Path, port: int = 0) -> None:
-        """``root``: what :func:`build_sample_crawl` wrote; ``port`` 0 takes a free one."""
+        """``root``: the folder of a built crawl; ``port`` 0 takes a free port."""
         self.requests: Counter[str] = Counter()
         routes = json.loads((root / ROUTES).read_text("utf-8"))
         self._server = _Server(("127.0.0.1", port), root.resolve(), routes, self.requests)
@@ -67,12 +68,12 @@ class SampleServer:
 
     @property
     def url(self) -> str:
-        """The data host's root, with a slash at its end."""
+        """Root URL of the data host, with a slash at its end."""
         return f"http://127.0.0.1:{self.port}/"
 
     @property
     def connect_to(self) -> dict[str, str]:
-        """Pattern of host -> the address to connect to instead; the more specific one wins."""
+        """Addresses to connect to by pattern of host name; the more specific pattern wins."""
         return {f"*{IMAGE_HOSTS}": f"127.0.0.1:{self.port}", REFUSING_HOST: "127.0.0.1:1"}
 
     def __enter__(self) -> SampleServer:
@@ -92,9 +93,9 @@ class SampleServer:
 
 
 def serve(root: Path, port: int) -> None:
-    """Serve until SIGINT or SIGTERM; only from a process's main thread."""
-    # Blocked and waited for, not handled: a handler that sets an event may interrupt the very
-    # wait for it while the event's lock is held, and hang.
+    """Serve until SIGINT or SIGTERM. Call it in a process's main thread only."""
+    # The signals are blocked and waited for, not handled: a handler that sets an event may
+    # interrupt the very wait for that event while its lock is held, and hang.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         with SampleServer(root, port):
@@ -137,19 +138,19 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 60
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: tests and the demo have their own output."""
+        """Log nothing: tests and the demo have their own output."""
 
     def handle_one_request(self) -> None:
         try:
             first = self.rfile.peek(1)[:1]  # type: ignore[attr-defined]
             if first and first[0] == _TLS_HANDSHAKE:
-                # An https address: this host speaks no TLS, and says so as TLS does.
+                # The URL is https: this host speaks no TLS, and refuses with a TLS alert.
                 self.wfile.write(_TLS_FATAL_ALERT)
                 self.close_connection = True
                 return
             super().handle_one_request()
         except (ConnectionError, TimeoutError):
-            self.close_connection = True  # the client went away, as a guarded downloader does
+            self.close_connection = True  # the client hung up, as a guarded downloader does
 
     def do_GET(self) -> None:
         host = self.headers.get("Host", "").rsplit(":", 1)[0].lower()
@@ -193,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_content(
         self, content: bytes, kind: str, changed: float, headers: dict[str, str] | None = None
     ) -> None:
-        """200, 206 for one range, 304 for the same ETag, or 416."""
+        """Answer 200, 206 for one range, 304 for the same ETag, or 416."""
         about = {
             "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
             "Last-Modified": formatdate(changed, usegmt=True),
@@ -242,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _drip(self, content: bytes) -> None:
-        """Sixteen bytes a fifth of a second: no read ever times out, the whole never ends."""
+        """Send 16 bytes every fifth of a second: no read times out, but the body never ends."""
         self._headers(len(content))
         for at in range(0, len(content), 16):
             self.wfile.write(content[at : at + 16])
@@ -250,17 +251,17 @@ class _Handler(BaseHTTPRequestHandler):
                 return
 
     def _silent(self, _: bytes) -> None:
-        """Take the request and never answer; give up when the client has hung up long since."""
+        """Never answer; give up long after any client has hung up."""
         self.server.stopping.wait(30)
 
     def _endless(self, content: bytes) -> None:
-        """A picture's start, then zeros as fast as they are taken."""
+        """Send a picture, then zeros as fast as they are taken."""
         self._headers(None)
         for block in self._until_stopped(itertools.chain([content], itertools.repeat(_BLOCK))):
             self.wfile.write(block)
 
     def _huge(self, content: bytes) -> None:
-        """Declares 64 MB, and would send them."""
+        """Declare 64 MB, and send them as long as the client takes them."""
         size = 64 * 1024 * 1024
         self._headers(size)
         blocks = itertools.chain([content], itertools.repeat(_BLOCK, size // len(_BLOCK)))
@@ -268,11 +269,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(block)
 
     def _cut(self, content: bytes) -> None:
-        """The connection ends in the middle of the promised body."""
+        """Close the connection in the middle of the promised body."""
         self._headers(len(content))
         self.wfile.write(content[: len(content) // 2])
 
     def _garbage(self, _: bytes) -> None:
+        """Answer with something other than HTTP."""
         self.wfile.write(b"this is not HTTP\r\n\r\n")
 
     def _until_stopped(self, blocks: Iterator[bytes]) -> Iterator[bytes]:

@@ -1,1 +1,1 @@
-"""Statistics, the catalog and the report, by DuckDB."""
+"""Statistics, the catalog, the report and the story of a pair, all by DuckDB."""

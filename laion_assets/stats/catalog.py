@@ -1,9 +1,8 @@
-"""`catalog.duckdb`: views over the lake's parquet, macros over the views, and reading them without
-further access.
+"""`catalog.duckdb`: views over the lake's parquet, macros over the views, and restricted queries.
 
 The views name the lake by the absolute path it had when the catalog was built, so that any DuckDB
 can open the file from anywhere. A lake that was moved is read after `SET VARIABLE lake = '…'`;
-:func:`query` does that by itself for a catalog that lies in the lake.
+:func:`query` does so itself for a catalog that lies in the lake.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ _STAGES: Final[Mapping[str, _View]] = {
 
 _TRIES: Final = 5
 _READABLE_BY: Final = "v1.5.0"
-"""The oldest DuckDB that can open the catalog: the newest command-line one lags behind Python's."""
+"""The oldest DuckDB that can open the catalog: the command-line release lags behind Python's."""
 
 _MACROS: Final = Path(__file__).with_name("macros.sql")
 
@@ -78,7 +77,7 @@ _LAION400M: Final = (
     ("either_256", "Width or height ≥ 256", 268_000_000),
     ("both_256", "Width and height ≥ 256", 211_000_000),
 )
-"""Samples with either side, or both, of at least so many pixels: arXiv 2111.02114, table 1."""
+"""Samples with one side or both sides of at least so many pixels: arXiv 2111.02114, table 1."""
 
 _DERIVED: Final[Mapping[str, str]] = {
     "funnel": (
@@ -89,11 +88,11 @@ _DERIVED: Final[Mapping[str, str]] = {
 
 
 def build_catalog(lake_root: Path, out: Path, subsets: Sequence[str] = ()) -> dict[str, Any]:
-    """Publish the catalog of a lake as the file ``out``; returns each view's number of rows.
+    """Publish the catalog of a lake as the file ``out``; return each view's number of rows.
 
-    ``subsets`` names the assets of further subsets, each of which has a view of its name.
-    New partitions appear in the views by themselves, also those of a stage that had none. Raises
-    ``ValueError`` if the lake's path holds characters that DuckDB would take for a pattern or key.
+    ``subsets`` names the assets of further subsets; each gets a view of its name. New partitions
+    appear in the views without a rebuild, also those of a stage that had none. Raises
+    ``ValueError`` if the lake's path has characters that DuckDB would take for a pattern or key.
     """
     stages = dict(_STAGES)
     for name in subsets:
@@ -115,7 +114,10 @@ def build_catalog(lake_root: Path, out: Path, subsets: Sequence[str] = ()) -> di
 
 def _refuse_pattern(root: Path) -> None:
     if any(character in str(root) for character in "*?[="):
-        raise ValueError(f"the lake's path {root} holds one of * ? [ = and cannot be in a view")
+        raise ValueError(
+            f"the lake's path {root} has one of the characters * ? [ =, which cannot be in a view's"
+            " path: rename the folder"
+        )
 
 
 def _define(connection: duckdb.DuckDBPyConnection, root: Path, stages: Mapping[str, _View]) -> None:
@@ -129,8 +131,10 @@ def _define(connection: duckdb.DuckDBPyConnection, root: Path, stages: Mapping[s
 
 @contextmanager
 def open_samples(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A catalog in memory, whose view `subset` is the parquet files of a folder, and without
-    any other stage."""
+    """Open a catalog in memory whose view `subset` is a folder's parquet files.
+
+    The views of all other stages are empty.
+    """
     import pyarrow.dataset  # which loads pandas
 
     with (
@@ -139,14 +143,14 @@ def open_samples(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     ):
         _define(connection, Path(nothing), _STAGES)
         connection.execute("drop view subset")
-        # Arrow's reader takes no path for a pattern.
+        # Arrow's reader never takes a path for a pattern.
         files = sorted(map(str, folder.glob("*.parquet")))
         connection.register("subset", pyarrow.dataset.dataset(files, schemas.SUBSET))
         yield connection
 
 
 def _add_words(connection: duckdb.DuckDBPyConnection) -> None:
-    """Tables that the macros tell numbers with: reasons in the funnel's order, the paper's rows."""
+    """Create the tables that macros join: reasons in the funnel's order, and the paper's rows."""
     reasons = [
         (place, stage, reason, meaning)
         for place, (stage, of_stage) in enumerate(REASONS.items())
@@ -165,8 +169,8 @@ def _add_words(connection: duckdb.DuckDBPyConnection) -> None:
 
 def _select(connection: duckdb.DuckDBPyConnection, root: Path, view: _View) -> str:
     pattern = f"{view.asset}/crawl=*/segment=*/{view.files}"
-    # crawl and segment are in the path and, for some stages, in the file too: the path's win, and
-    # stay text, since "00" as a number would be 0.
+    # crawl and segment are in the path and, for some stages, in the file, too. The path's values
+    # win, and stay text, since "00" as a number would be 0.
     files = (
         f"read_parquet(coalesce(getvariable('lake'), {_quoted(str(root))}) || "
         f"{_quoted('/' + pattern)}, hive_partitioning = true, "
@@ -179,27 +183,27 @@ def _select(connection: duckdb.DuckDBPyConnection, root: Path, view: _View) -> s
             f'cast(null as {kind}) as "{name}"'
             for name, kind in zip(view.columns.names, types, strict=True)
         )
-        # Without files, read_parquet has one column of its own, which is not ours.
+        # Without files, read_parquet returns one column of its own, which must not show.
         return (
             f"select {names} from (select {none} where false union all by name "
             f"from {files}, allow_empty = true, union_by_name = true))"
         )
     if view.open_ended:
-        # Not all of img2dataset's columns are always there: which ones, its options decide.
+        # img2dataset's options decide which of its columns a shard has.
         return f"from {files}, union_by_name = true)"
-    # By name only where it is needed: it has every file's footer read before the first is left out.
+    # By name only if needed: DuckDB then reads the footers even of files that a filter excludes.
     mixed = ", union_by_name = true" if _mixed(root, pattern, view.columns) else ""
     return f"select {names} from {files}{mixed})"
 
 
 def _mixed(root: Path, pattern: str, columns: pa.Schema) -> bool:
-    """Whether a partition was made by code that had other columns; one file of each tells."""
+    """Return whether any partition lacks some of the columns; one file of each is looked at."""
     seen: set[Path] = set()
     for path in root.glob(pattern):
         if path.parent not in seen:
             seen.add(path.parent)
-            there = set(pq.read_schema(path).names) | {"crawl", "segment"}
-            if not there >= set(columns.names):
+            present = set(pq.read_schema(path).names) | {"crawl", "segment"}
+            if not present >= set(columns.names):
                 return True
     return False
 
@@ -216,10 +220,10 @@ def _count(connection: duckdb.DuckDBPyConnection, view: str) -> int:
 
 @contextmanager
 def open_catalog(catalog: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A read-only connection that sees the catalog and the lake's files, and nothing else.
+    """Open a read-only connection that can access the catalog and the lake's files, nothing else.
 
-    Raises ``FileNotFoundError`` if there is no catalog, ``ValueError`` if the lake was moved to
-    where DuckDB would take its path for a pattern or for keys.
+    Raises ``FileNotFoundError`` if there is no catalog, ``ValueError`` if the lake was moved to a
+    path that DuckDB would take for a pattern or for keys.
     """
     if not catalog.is_file():
         raise FileNotFoundError(f"no catalog at {catalog}: materialize the asset `catalog` first")
@@ -241,7 +245,7 @@ def open_catalog(catalog: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def lake_of(catalog: Path, connection: duckdb.DuckDBPyConnection) -> Path:
-    """The folder above `catalog/catalog.duckdb`, wherever it is now; else where the lake was."""
+    """Path of the lake: the folder above `catalog/catalog.duckdb`, else the path at its build."""
     path = catalog.absolute()
     if path.parent.name == "catalog":
         return path.parent.parent
@@ -250,17 +254,16 @@ def lake_of(catalog: Path, connection: duckdb.DuckDBPyConnection) -> Path:
 
 
 def query(catalog: Path, sql: str) -> pa.Table:
-    """The result of one SELECT (or DESCRIBE, SHOW, SUMMARIZE) over the catalog's views and macros.
+    """Run one SELECT (or DESCRIBE, SHOW, SUMMARIZE) over the catalog's views and macros.
 
     Nothing outside the lake is read and nothing is written: other statements are refused, since
-    a COPY could write where reading is allowed. Partitions may be published meanwhile: if one was
-    replaced, which could have taken its files away or mixed old with new ones, the question is
-    asked again, a few times at most. Raises :class:`QueryError`.
+    a COPY could write where reading is allowed. The query is repeated if a partition was replaced
+    meanwhile (see :func:`ask`). Raises :class:`QueryError`.
     """
     try:
         statements = duckdb.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            raise QueryError("only one SELECT, DESCRIBE, SHOW or SUMMARIZE can be asked at a time")
+            raise QueryError("only one SELECT, DESCRIBE, SHOW or SUMMARIZE can be run at a time")
         table = ask(catalog, lambda connection: connection.sql(sql).to_arrow_table())
     except duckdb.Error as error:
         raise QueryError(str(error)) from error
@@ -268,10 +271,10 @@ def query(catalog: Path, sql: str) -> pa.Table:
 
 
 def ask(catalog: Path, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
-    """What ``question`` finds in the catalog while no partition that it reads is replaced.
+    """Return what ``question`` finds in the catalog while no partition that it reads is replaced.
 
-    It is asked again if one was, which could have taken its files away or mixed old with new ones.
-    Raises :class:`QueryError` if that does not end.
+    If one was replaced, its files may have vanished, or old and new ones may be mixed: then the
+    question is repeated, a few times at most. Raises :class:`QueryError` after the last of them.
     """
     for _ in range(_TRIES):
         with open_catalog(catalog) as connection:
@@ -286,12 +289,12 @@ def ask(catalog: Path, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
         if not _replaced(before, _partitions(lake, assets)):
             return answer
     raise QueryError(
-        "partitions keep being replaced while they are read: ask again when fewer are being made"
+        "partitions keep being replaced while they are read: retry when fewer runs are in progress"
     )
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """``a``, ``a_1`` … for columns of one name, which as keys would be one."""
+    """Give columns of one name distinct ones (``a``, ``a_1`` …); as keys they would collide."""
     distinct: list[str] = []
     for name in names:
         ways = (name, *(f"{name}_{number}" for number in range(1, len(names) + 1)))
@@ -302,21 +305,21 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def _assets(connection: duckdb.DuckDBPyConnection) -> set[str]:
-    """Those that the catalog has views of; a further subset's view has its asset's name."""
+    """Assets that the catalog has views of; a further subset's view has its asset's name."""
     views = connection.execute("select view_name from duckdb_views() where not internal").fetchall()
     further = {name for (name,) in views} - set(_STAGES) - set(_DERIVED)
     return {view.asset for view in _STAGES.values()} | further
 
 
 def _partitions(lake: Path, assets: Iterable[str]) -> dict[Path, tuple[int, int]]:
-    """Folder of each published partition -> what is another one once it has been replaced.
+    """Identity of each published partition's folder, which changes when it is replaced.
 
-    The time beside the inode, since a file system gives the number of a deleted folder again.
+    The time is part of it, since a file system may reuse the inode of a deleted folder.
     """
     found = {}
     for asset in assets:
         for folder in lake.glob(f"{asset}/crawl=*/segment=*"):
-            with suppress(FileNotFoundError):  # it has just been taken away
+            with suppress(FileNotFoundError):  # it has just been removed
                 stat = folder.stat()
                 found[folder] = (stat.st_ino, stat.st_mtime_ns)
     return found
@@ -325,5 +328,5 @@ def _partitions(lake: Path, assets: Iterable[str]) -> dict[Path, tuple[int, int]
 def _replaced(
     before: Mapping[Path, tuple[int, int]], after: Mapping[Path, tuple[int, int]]
 ) -> bool:
-    """Whether a partition was replaced, or taken away. New ones are seen whole or not at all."""
+    """Return whether a partition was replaced or removed; new ones are seen whole or not at all."""
     return any(after.get(folder) != which for folder, which in before.items())

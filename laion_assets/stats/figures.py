@@ -1,23 +1,34 @@
-"""The report's figures as PNG, for a light and a dark page. Imported only to draw: matplotlib."""
+"""The report's figures: what each of them shows. Imported only to draw: it needs matplotlib.
+
+What does not belong here: how bars, axes and pages look (``plotting``).
+"""
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 from laion_assets.funnel import StageCounts
+from laion_assets.stats.plotting import (
+    WIDTH_INCHES,
+    Figure,
+    Theme,
+    bare,
+    compact,
+    count_axis,
+    histogram,
+    label_rows,
+    mark,
+    note_bar,
+    percent,
+    render,
+    rough,
+)
 from laion_assets.stats.report_data import Bin, Facts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-WIDTH_INCHES: Final = 4.6
-"""Narrow, so that the text is legible on a phone's 360 px too."""
-DPI: Final = 200
 
 STAGE_NAMES: Final[Mapping[str, str]] = {
     "wat": "WAT records",
@@ -27,57 +38,17 @@ STAGE_NAMES: Final[Mapping[str, str]] = {
     "embeddings": "Images",
     "subset": "Embedded pairs",
 }
-"""What goes into each stage."""
+"""Names of what goes into each stage."""
 
 _LABEL_CHARS: Final = 28
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of a page: accent for what is kept, pale or faded for what is not, warm for marks."""
-
-    paper: str
-    ink: str
-    muted: str
-    accent: str
-    pale: str
-    faded: str
-    warm: str
-    flow: str
-
-
-LIGHT: Final = Theme(
-    "#ffffff", "#1f2730", "#66717d", "#2f6690", "#d4dbe2", "#b9c2cb", "#b4541f", "#cfdfec"
-)
-DARK: Final = Theme(
-    "#161a1f", "#e7eaed", "#98a3ae", "#6fa8d6", "#39424c", "#505b67", "#e2925c", "#274059"
-)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """``light`` and ``dark`` are PNG bytes; ``alt`` says in words what they show, ``columns`` and
-    ``rows`` in numbers."""
-
-    name: str
-    title: str
-    alt: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    light: bytes
-    dark: bytes
-
-    @property
-    def csv(self) -> str:
-        """The numbers as a CSV file."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([self.columns, *self.rows])
-        return text.getvalue()
+"""Longest label of a bar; longer ones lose their middle."""
 
 
 def draw(facts: Facts) -> list[Figure]:
-    """All figures that the facts have data for, in the order of the page. Deterministic bytes."""
+    """Draw all figures that the facts have data for, in the order of the page.
+
+    The same facts give the same bytes.
+    """
     made = [
         _funnel(facts),
         _resolution(facts),
@@ -102,14 +73,16 @@ def draw(facts: Facts) -> list[Figure]:
             "Samples by the Creative Commons licence that their pages name",
             [(licence_name(value), n) for value, n in facts.licenses[:8]],
         ),
-        _bars("hosts", "Top hosts", "The hosts most samples are from", facts.hosts, facts.samples),
+        _bars(
+            "hosts", "Top hosts", "The hosts that most samples are from", facts.hosts, facts.samples
+        ),
         _throughput(facts),
     ]
     return [figure for figure in made if figure is not None]
 
 
 def licence_name(url: str) -> str:
-    """`https://creativecommons.org/licenses/by-sa/3.0/de/` -> `CC BY-SA 3.0 de`."""
+    """Short name of a licence by its URL, such as `CC BY-SA 3.0 de`; `none named` for `?`."""
     found = re.search(r"creativecommons\.org/(?:licenses|publicdomain)/([a-z+-]+)/(.*?)/?$", url)
     if found is None:
         return "none named" if url == "?" else url
@@ -117,89 +90,14 @@ def licence_name(url: str) -> str:
     return f"{name} {found[2].replace('/', ' ')}"
 
 
-def _render(
-    name: str,
-    title: str,
-    alt: str,
-    data: tuple[Sequence[str], Sequence[Sequence[object]]],
-    height: float,
-    paint: Callable[[Axes, Theme], None],
-) -> Figure:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure as Canvas
-
-    images = []
-    for theme in (LIGHT, DARK):
-        style: dict[Any, Any] = {
-            "font.family": "DejaVu Sans",
-            "font.size": 9,
-            "text.parse_math": False,
-            "text.color": theme.ink,
-            "axes.edgecolor": theme.muted,
-            "axes.labelcolor": theme.muted,
-            "xtick.color": theme.muted,
-            "ytick.color": theme.muted,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-        }
-        with mpl.rc_context(style):
-            canvas = Canvas(figsize=(WIDTH_INCHES, height), dpi=DPI, layout="constrained")
-            canvas.set_facecolor(theme.paper)
-            axes = canvas.add_subplot()
-            axes.set_facecolor(theme.paper)
-            paint(axes, theme)
-            buffer = io.BytesIO()
-            # No software name and version in the file: equal facts give equal bytes.
-            canvas.savefig(buffer, format="png", metadata={"Software": None})
-            images.append(buffer.getvalue())
-    return Figure(name, title, alt, *data, *images)
-
-
-def _compact(n: float) -> str:
-    """1234 -> 1,234; 1234567 -> 1.23 M."""
-    for size, letter in ((1e9, "G"), (1e6, "M")):
-        if n >= size:
-            return f"{n / size:.3g} {letter}"
-    return f"{n:,.0f}"
-
-
-def _rough(n: float) -> str:
-    return _compact(n) if n >= 10 else f"{n:.1f}"
-
-
-def percent(share: float) -> str:
-    """A share as a person would write it: 56 %, 0.4 %, under 0.1 %."""
-    if share == 0:
-        return "0 %"
-    if share < 0.001:
-        return "< 0.1 %"
-    return f"{100 * share:.{1 if share < 0.1 else 0}f} %"
-
-
-def _bare(axes: Axes) -> None:
-    for side in ("left", "bottom"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set_xticks([])
-
-
-def _count_axis(axes: Axes, theme: Theme) -> None:
-    """Three or four counts on the left, with hairlines instead of an axis."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _compact(value)))
-    axes.grid(axis="y", color=theme.pale, linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
 _TRUNK: Final = 2.15
+"""Width of the funnel at its first stage, in inches."""
 _FALL: Final = 0.86
+"""Inches from one stage of the funnel to the next."""
 _TOP: Final = 0.03
+"""Inches above the funnel's first stage."""
 _REASONS_SHOWN: Final = 3
-"""Of the funnel: inches that the first stage's number takes, and from one stage to the next."""
+"""Number of reject reasons that the funnel names per stage."""
 
 
 def _funnel(facts: Facts) -> Figure | None:
@@ -230,7 +128,7 @@ def _funnel(facts: Facts) -> Figure | None:
             axes.fill([0, width, width, 0], [top] * 2 + [top + 0.05] * 2, color=theme.accent)
             share = f" · {percent(n / first)}" if row else ""
             axes.text(0.05, top + 0.12, f"{name}", weight="bold", va="top")
-            axes.text(0.05, top + 0.3, f"{_compact(n)}{share}", va="top")
+            axes.text(0.05, top + 0.3, f"{compact(n)}{share}", va="top")
 
     alt = "From links to samples: " + "; ".join(
         f"{STAGE_NAMES[c.stage]}: {c.kept:,} of {c.n_in:,} kept" for c in stages
@@ -242,15 +140,15 @@ def _funnel(facts: Facts) -> Figure | None:
         for _, reason, n in counts.rows()
     ]
     data = (("stage", "reason", "n", "share"), rows)
-    return _render("funnel", "The funnel", alt, data, height, paint)
+    return render("funnel", "The funnel", alt, data, height, paint)
 
 
 def _turn_off(axes: Axes, theme: Theme, left: float, right: float, top: float) -> None:
-    """The band of what is refused, from the trunk to the words beside it."""
+    """Draw the band of what is refused, from the trunk to the words beside it."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
-    # Thinner than a hair is drawn as one; wider than its row is squeezed into it.
+    # A band is never thinner than a hairline, and never wider than its row.
     thick = min(max(right - left, 0.012), 0.42)
     end, middle = _TRUNK + 0.16, (top + 0.12, top + 0.12 + thick)
     bend = left + max((end - left) * 0.5, 0.05)
@@ -270,42 +168,35 @@ def _turn_off(axes: Axes, theme: Theme, left: float, right: float, top: float) -
 
 
 def _refused(axes: Axes, theme: Theme, counts: StageCounts, top: float) -> None:
+    """Write how many a stage refused, and its most frequent reasons."""
     refused = counts.n_in - counts.kept
     most = sorted(counts.rejects.items(), key=lambda item: (-item[1], item[0]))
-    lines = [f"{reason}  {_compact(n)}" for reason, n in most[:_REASONS_SHOWN]]
+    lines = [f"{reason}  {compact(n)}" for reason, n in most[:_REASONS_SHOWN]]
     if len(most) > _REASONS_SHOWN:
         lines[-1] += f"  + {len(most) - _REASONS_SHOWN} more"
     left = _TRUNK + 0.22
-    told = f"{_compact(refused)} refused, {percent(refused / counts.n_in)}"
-    axes.text(left, top + 0.1, told, va="top")
+    total = f"{compact(refused)} refused, {percent(refused / counts.n_in)}"
+    axes.text(left, top + 0.1, total, va="top")
     axes.text(left, top + 0.27, "\n".join(lines), va="top", fontsize=8, color=theme.muted)
 
 
 def _resolution(facts: Facts) -> Figure | None:
+    """Shares of samples by size of the original image, beside LAION-400M's."""
     if not facts.samples:
         return None
     table = facts.statistics[1:]
 
     def paint(axes: Axes, theme: Theme) -> None:
-        _bare(axes)
+        bare(axes)
         for row, item in enumerate(table):
             for offset, share, color in (
                 (-0.17, item.share, theme.accent),
                 (0.17, item.paper_share, theme.faded),
             ):
                 axes.barh(row + offset, share, height=0.3, color=color)
-                axes.annotate(
-                    percent(share),
-                    (share, row + offset),
-                    xytext=(4, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=8,
-                    color=theme.muted,
-                )
-        axes.set_yticks(range(len(table)), labels=[item.what for item in table])
-        for label in axes.get_yticklabels():
-            label.set_color(theme.ink)
+                end = (share, row + offset)
+                note_bar(axes, theme, percent(share), end, xytext=(4, 0), fontsize=8)
+        label_rows(axes, theme, [item.what for item in table])
         axes.set_xlim(0, 1.18 * max(max(item.share, item.paper_share) for item in table))
         axes.set_ylim(len(table) - 0.5, -1.05)
         for x, name, color in (
@@ -322,87 +213,69 @@ def _resolution(facts: Facts) -> Figure | None:
     )
     rows = [(x.what, x.n, x.share, x.paper, x.paper_share) for x in facts.statistics]
     data = (("what", "samples", "share", "laion400m", "laion400m_share"), rows)
-    return _render("resolution", "Beside LAION-400M", alt, data, 2.9, paint)
+    return render("resolution", "Beside LAION-400M", alt, data, 2.9, paint)
 
 
 def _throughput(facts: Facts) -> Figure | None:
-    """Rows a second of each asset that counts what goes in, on a logarithmic scale."""
+    """Rows per second of each asset that counts what goes in, on a logarithmic scale."""
     runs = [run for run in facts.runs if run.per_second]
     if not runs:
         return None
     rates = [run.per_second or 0.0 for run in runs]
 
     def paint(axes: Axes, theme: Theme) -> None:
-        _bare(axes)
+        bare(axes)
         axes.set_xscale("log")
         low = min(rates) / 4
         axes.barh(range(len(runs)), rates, height=0.6, left=low, color=theme.accent)
-        axes.set_yticks(range(len(runs)), labels=[run.asset for run in runs])
-        for label in axes.get_yticklabels():
-            label.set_color(theme.ink)
+        label_rows(axes, theme, [run.asset for run in runs])
         axes.set_xticks([])
         axes.minorticks_off()
         for row, (run, rate) in enumerate(zip(runs, rates, strict=True)):
-            axes.annotate(
-                f"{_rough(rate)} /s, {_rough(run.seconds)} s",
-                (rate + low, row),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                color=theme.muted,
-            )
+            text = f"{rough(rate)} /s, {rough(run.seconds)} s"
+            note_bar(axes, theme, text, (rate + low, row))
         axes.set_xlim(low, max(rates) * (max(rates) / low) ** 0.75)
         axes.set_ylim(len(runs) - 0.5, -0.5)
 
-    alt = "What goes into each asset in a second, all partitions together: " + "; ".join(
+    alt = "What each asset takes in per second, over all partitions: " + "; ".join(
         f"{run.asset}: {rate:,.1f}" for run, rate in zip(runs, rates, strict=True)
     )
     rows = [(r.asset, r.partitions, r.n_in, r.kept, r.seconds, r.per_second, r.bytes) for r in runs]
     columns = ("asset", "partitions", "n_in", "kept", "seconds", "per_second", "bytes")
-    return _render("throughput", "Throughput", alt, (columns, rows), 0.35 + 0.3 * len(runs), paint)
+    return render("throughput", "Throughput", alt, (columns, rows), 0.35 + 0.3 * len(runs), paint)
 
 
 def _bins(bins: Sequence[Bin]) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
+    """Columns and rows of a histogram's CSV."""
     return ("low", "high", "n"), [(item.low, item.high, item.n) for item in bins]
 
 
 def _similarity(facts: Facts) -> Figure | None:
+    """Histogram of all scored pairs' similarities, with the threshold."""
     bins, threshold = facts.similarity, facts.threshold
     if not bins:
         return None
 
     def paint(axes: Axes, theme: Theme) -> None:
-        _count_axis(axes, theme)
-        for item in bins:
+        count_axis(axes, theme)
+
+        def colour(item: Bin) -> str:
             kept = threshold is None or item.low >= threshold - 1e-9
-            axes.bar(
-                item.low,
-                item.n,
-                width=(item.high - item.low) * 0.92,
-                align="edge",
-                color=theme.accent if kept else theme.faded,
-            )
+            return theme.accent if kept else theme.faded
+
+        histogram(axes, bins, colour)
         axes.set_xlabel("cosine of image and text embedding")
         if threshold is not None:
-            axes.axvline(threshold, color=theme.warm, linewidth=1.2)
-            axes.annotate(
-                f"threshold {threshold:g}",
-                (threshold, 1.0),
-                xycoords=("data", "axes fraction"),
-                xytext=(-4, 4),
-                textcoords="offset points",
-                ha="right",
-                color=theme.warm,
-            )
+            mark(axes, theme, threshold, f"threshold {threshold:g}", -4, "right")
 
     alt = f"Histogram of {sum(item.n for item in bins):,} similarities" + (
         f", with the threshold at {threshold:g}" if threshold is not None else ""
     )
-    return _render("similarity", "Similarity of image and text", alt, _bins(bins), 2.5, paint)
+    return render("similarity", "Similarity of image and text", alt, _bins(bins), 2.5, paint)
 
 
 def _clipped(bins: Sequence[Bin], share: float) -> tuple[list[Bin], int]:
-    """The first bins that hold ``share`` of all values, and how many values are beyond."""
+    """The first bins that hold ``share`` of all values, and the number of values beyond them."""
     total = sum(item.n for item in bins)
     kept: list[Bin] = []
     seen = 0
@@ -415,36 +288,22 @@ def _clipped(bins: Sequence[Bin], share: float) -> tuple[list[Bin], int]:
 
 
 def _text_length(facts: Facts) -> Figure | None:
+    """Histogram of the samples' text lengths, without the longest hundredth."""
     if not facts.text_length:
         return None
     bins, beyond = _clipped(facts.text_length, 0.99)
     median = facts.text_deciles[4] if facts.text_deciles else None
 
     def paint(axes: Axes, theme: Theme) -> None:
-        _count_axis(axes, theme)
-        for item in bins:
-            axes.bar(
-                item.low,
-                item.n,
-                width=(item.high - item.low) * 0.92,
-                align="edge",
-                color=theme.accent,
-            )
+        count_axis(axes, theme)
+        histogram(axes, bins, lambda _: theme.accent)
         axes.set_xlabel("characters")
         axes.set_xlim(left=0)
         if median is not None:
-            axes.axvline(median, color=theme.warm, linewidth=1.2)
-            axes.annotate(
-                f"median {median:.0f}",
-                (median, 1.0),
-                xycoords=("data", "axes fraction"),
-                xytext=(4, 4),
-                textcoords="offset points",
-                color=theme.warm,
-            )
+            mark(axes, theme, median, f"median {median:.0f}", 4, "left")
         if beyond:
             axes.annotate(
-                f"{_compact(beyond)} longer",
+                f"{compact(beyond)} longer",
                 (1.0, 0.9),
                 xycoords="axes fraction",
                 ha="right",
@@ -454,10 +313,11 @@ def _text_length(facts: Facts) -> Figure | None:
     alt = "Histogram of text lengths" + (
         f"; the median is {median:.0f} characters" if median is not None else ""
     )
-    return _render("text_length", "Length of the texts", alt, _bins(facts.text_length), 2.5, paint)
+    return render("text_length", "Length of the texts", alt, _bins(facts.text_length), 2.5, paint)
 
 
 def _image_sizes(facts: Facts) -> Figure | None:
+    """Histogram of the original images' shorter sides, with the shares of larger ones."""
     bins = facts.shorter_side
     if not bins:
         return None
@@ -470,16 +330,9 @@ def _image_sizes(facts: Facts) -> Figure | None:
     def paint(axes: Axes, theme: Theme) -> None:
         from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-        _count_axis(axes, theme)
+        count_axis(axes, theme)
         axes.set_xscale("log", base=2)
-        for item in bins:
-            axes.bar(
-                item.low,
-                item.n,
-                width=(item.high - item.low) * 0.94,
-                align="edge",
-                color=theme.accent,
-            )
+        histogram(axes, bins, lambda _: theme.accent, share=0.94)
         # All three marks stay in sight, whatever the data.
         low, high = min(bins[0].low, 128), max(bins[-1].high, 2048)
         axes.set_xlim(low, high)
@@ -488,27 +341,19 @@ def _image_sizes(facts: Facts) -> Figure | None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.set_xlabel("shorter side in pixels\n(lines: share of this size or larger)")
+        line = {"linewidth": 0.8, "linestyle": (0, (3, 3))}
         for pixels, share in marks:
-            axes.axvline(pixels, color=theme.warm, linewidth=0.8, linestyle=(0, (3, 3)))
-            axes.annotate(
-                percent(share),
-                (pixels, 1.0),
-                xycoords=("data", "axes fraction"),
-                xytext=(0, 4),
-                textcoords="offset points",
-                ha="center",
-                color=theme.warm,
-            )
+            mark(axes, theme, pixels, percent(share), 0, "center", **line)
 
     alt = "Histogram of image sizes: " + ", ".join(
         f"{percent(share)} have a shorter side of at least {pixels:,} pixels"
         for pixels, share in marks
     )
-    return _render("image_sizes", "Size of the images", alt, _bins(bins), 2.5, paint)
+    return render("image_sizes", "Size of the images", alt, _bins(bins), 2.5, paint)
 
 
 def _shortened(label: str) -> str:
-    """Without its middle if it would leave no room for the bars."""
+    """Cut a label's middle if it would leave no room for the bars."""
     half = _LABEL_CHARS // 2
     return label if len(label) <= _LABEL_CHARS else f"{label[:half]}…{label[1 - half :]}"
 
@@ -518,7 +363,7 @@ def _bars(
 ) -> Figure | None:
     """Horizontal bars with their numbers; None for fewer than two, which a sentence says better.
 
-    ``total`` is what shares are of, if not the sum.
+    Shares are of ``total``, by default of the sum.
     """
     if len(values) < 2:
         return None
@@ -526,21 +371,12 @@ def _bars(
     labels = [value or "unknown" for value, _ in values]
 
     def paint(axes: Axes, theme: Theme) -> None:
-        _bare(axes)
+        bare(axes)
         axes.barh(range(len(values)), [n for _, n in values], height=0.6, color=theme.accent)
-        axes.set_yticks(range(len(values)), labels=[_shortened(label) for label in labels])
-        for label in axes.get_yticklabels():
-            label.set_color(theme.ink)
+        label_rows(axes, theme, [_shortened(label) for label in labels])
         for row, (_, n) in enumerate(values):
-            axes.annotate(
-                f"{_compact(n)}, {percent(n / total)}",
-                (n, row),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                color=theme.muted,
-            )
-        # Room for the numbers beside the longest bar.
+            note_bar(axes, theme, f"{compact(n)}, {percent(n / total)}", (n, row))
+        # Leave room for the numbers beside the longest bar.
         axes.set_xlim(0, max(n for _, n in values) * 1.4)
         axes.set_ylim(len(values) - 0.5, -0.5)
 
@@ -549,4 +385,4 @@ def _bars(
         (name, "n", "share"),
         [(label, n, n / total) for label, (_, n) in zip(labels, values, strict=True)],
     )
-    return _render(name, title, f"{what}: {numbers}", data, 0.35 + 0.3 * len(values), paint)
+    return render(name, title, f"{what}: {numbers}", data, 0.35 + 0.3 * len(values), paint)

@@ -9,23 +9,25 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Grid:
-    """Bins of equal width, or of equal ratio: fixed for ever, so that segments' counts add up."""
+    """Bins of equal width, or of equal ratio. They never change, so segments' counts add up."""
 
     per_unit: float
+    """Number of bins per unit, or per octave."""
     octaves: bool = False
+    """Whether bins have equal ratios."""
 
     def low(self, column: str) -> str:
-        """SQL for the lower edge of the value's bin, as a number of bins from zero."""
+        """SQL for the number of a value's bin, counted from zero."""
         value = f"log2({column})" if self.octaves else column
-        # The edge itself belongs to its bin although 0.29 * 100 is less than 29.
+        # An edge belongs to its own bin, although 0.29 * 100 is less than 29 in floating point.
         return f"cast(floor({value} * {self.per_unit!r} + 1e-9) as bigint)"
 
     def edge(self, number: int) -> float:
-        """The lower edge of the bin of this number."""
+        """Lower edge of a bin by its number."""
         if not self.octaves:
             return number / self.per_unit
         exponent, part = divmod(number, int(self.per_unit))
-        # Whole octaves are exact powers of two: 256 and not 255.99999999999997.
+        # Whole octaves are exact powers of two: 256, not 255.99999999999997.
         return math.ldexp(2 ** (part / self.per_unit), exponent)
 
 

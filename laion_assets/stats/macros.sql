@@ -1,9 +1,10 @@
--- The catalog's table macros: questions that people ask again and again.
+-- The catalog's table macros: questions that people ask often.
 --
--- `view` names what is asked: 'subset', 'scored', or a further subset's view. `crawls` is a pattern
--- of crawls ('CC-MAIN-2021-*'): partitions of other crawls are not read. Each answer has its order.
+-- `view` names the view to ask: 'subset', 'scored', or that of a further subset. `crawls` is a
+-- pattern of crawls ('CC-MAIN-2021-*'); partitions of other crawls are not read. Each answer is
+-- ordered.
 
--- What went into each stage, what it kept and what it refused, with the reason's meaning.
+-- What went into each stage, what it kept and what it refused, with the meaning of each reason.
 create macro funnel(crawls := '*') as table
 with counted as (
     select stage, reason, cast(sum(n) as bigint) as n
@@ -16,7 +17,7 @@ order by place, reason = 'in' desc, reason = 'kept' desc, n desc, reason;
 -- The hosts that most samples are from.
 create macro top_hosts(n := 20, view := 'subset', crawls := '*') as table
 with authorities as (
-    -- Grouped before the host is cut out, which so is done once an authority.
+    -- Group first, so that the host is cut out only once per authority.
     select split_part(url, '/', 3) as authority, count(*) as found
     from query_table(view) where crawl glob crawls group by all
 ), hosts as (
@@ -40,7 +41,7 @@ select lowest + bin * step as low, lowest + (bin + 1) * step as high, samples,
     samples / sum(samples) over () as share
 from counted, ends order by bin;
 
--- Table 1 of the paper, beside the figures of LAION-400M that it gives.
+-- Table 1 of the paper, beside its figures of LAION-400M.
 create macro resolution_table(view := 'subset', crawls := '*') as table
 with counted as (
     select count(*) as "all",
@@ -67,21 +68,21 @@ select bin * width as low, (bin + 1) * width as high, samples,
     sum(samples) over (order by bin) / sum(samples) over () as up_to
 from counted order by bin;
 
--- Samples by language; of the pairs with `view := 'pairs'`.
+-- Samples by language; with `view := 'pairs'`, pairs by language.
 create macro languages(view := 'subset', crawls := '*') as table
 select language, count(*) as samples, count(*) / sum(count(*)) over () as share
 from query_table(view) where crawl glob crawls group by language order by samples desc, language;
 
--- Samples by the Creative Commons licence that their pages name; '?' where they name none.
+-- Samples by the Creative Commons licence that their pages name; '?' if a page names none.
 create macro licences(view := 'subset', crawls := '*') as table
 select license, count(*) as samples, count(*) / sum(count(*)) over () as share
 from query_table(view) where crawl glob crawls group by license order by samples desc, license;
 
--- Images, by the hash of their bytes, that several samples have: how many, at how many URLs, with
--- how many texts, and one of each.
+-- Images (by the hash of their bytes) that several samples share: the number of samples, of URLs
+-- and of texts, and one URL and text.
 create macro dup_images(at_least := 2, view := 'subset', crawls := '*') as table
 with often as (
-    -- By eight bytes of the hash first, which takes a fifth of the memory; exact below.
+    -- By the hash's first eight bytes, which takes a fifth of the memory; the query below is exact.
     select cast('0x' || left(sha256, 16) as ubigint) as head
     from query_table(view) where crawl glob crawls and length(sha256) = 64
     group by all having count(*) >= at_least
@@ -93,12 +94,12 @@ where crawl glob crawls and length(sha256) = 64
     and cast('0x' || left(sha256, 16) as ubigint) in (from often)
 group by sha256 having count(*) >= at_least order by samples desc, sha256;
 
--- `n` samples drawn at random; the same ones for the same `seed`, however the partitions lie.
+-- `n` random samples; the same `seed` draws the same ones, whatever the order of partitions.
 create macro sample(n := 10, view := 'subset', seed := 0, crawls := '*') as table
 from query_table(view) where crawl glob crawls order by hash(sample_id, seed) limit n;
 
--- The `n` pairs nearest to the recipe's threshold on either side of it, above it those that were
--- kept. Untagged ones alone.
+-- The `n` pairs nearest to the recipe's threshold on either side of it; those above it were kept.
+-- Pairs with a safety tag, or a text that names minors, are left out.
 create macro around_threshold(n := 12, crawls := '*') as table
 with recipe as (
     select max(cast(metadata ->> 'threshold' as double)) as threshold
@@ -113,7 +114,7 @@ from (
     (from harmless where similarity < threshold order by similarity desc, sample_id limit n)
 ) order by similarity desc, sample_id;
 
--- What each asset took, over all its partitions.
+-- Rows, time and size of each asset, over all its partitions.
 create macro throughput(crawls := '*') as table
 select asset, count(*) as partitions, cast(sum(n_in) as bigint) as n_in,
     cast(sum(kept) as bigint) as kept, sum(seconds) as seconds,

@@ -20,7 +20,8 @@ from laion_assets.generation.report import OVERVIEW
 from laion_assets.schemas import meaning
 from laion_assets.segments import SegmentKey
 from laion_assets.stats.catalog import ask, lake_of
-from laion_assets.stats.figures import STAGE_NAMES, draw, percent
+from laion_assets.stats.figures import STAGE_NAMES, draw
+from laion_assets.stats.plotting import percent
 from laion_assets.stats.report_data import DECILES, Facts, NearPair, gather
 
 logger = logging.getLogger(__name__)
@@ -31,10 +32,10 @@ def build_report(
 ) -> dict[str, Any]:
     """Write `report.html`, `dataset_card.md`, and `figures/` (each as PNG and as CSV) to ``out``.
 
-    ``samples`` is the folder of `dalle_samples`, where there is one, and shown too.
-    The page is one file that asks for nothing outside. The same catalog and shards give the same
-    bytes. Returns the numbers worth a line of metadata. Raises ``FileNotFoundError`` without a
-    catalog, :class:`QueryError` if partitions keep being replaced.
+    ``samples`` is the folder of `dalle_samples`, if the page shall show them. The page is one
+    self-contained file. The same catalog and shards give the same bytes. Returns the most
+    important numbers, for metadata. Raises ``FileNotFoundError`` without a catalog,
+    :class:`~laion_assets.stats.catalog.QueryError` if partitions keep being replaced.
     """
     facts, lake = ask(
         catalog, lambda connection: (gather(connection), lake_of(catalog, connection))
@@ -56,7 +57,7 @@ def build_report(
     }
     write_text(out / "report.html", _templates().get_template("report.html").render(values))
     write_text(out / "dataset_card.md", dataset_card(facts, contact))
-    logger.info(f"a report on {facts.samples:,} samples with {len(figures)} figures")
+    logger.info(f"wrote a report on {facts.samples:,} samples with {len(figures)} figures")
     return {
         "samples": facts.samples,
         "crawls": len(facts.crawls),
@@ -77,7 +78,7 @@ def build_report(
 
 
 def dataset_card(facts: Facts, contact: str = "") -> str:
-    """The datasheet, in Markdown. ``contact``: where removals may be asked for."""
+    """Render the datasheet as Markdown. ``contact``: where to ask for removals."""
     values = {
         "facts": facts,
         "contact": contact,
@@ -91,9 +92,10 @@ def dataset_card(facts: Facts, contact: str = "") -> str:
 def _around(
     pairs: Sequence[NearPair], lake: Path, out: Path
 ) -> dict[str, list[tuple[NearPair, bytes]]]:
-    """Pairs just above and just below the threshold with a picture of each; both sheets written.
+    """Collect the pairs just above and just below the threshold, each with its picture.
 
-    Shards may have been made anew, or deleted, since they were embedded: such pairs are left out.
+    Also writes both contact sheets and a CSV to ``out``. Pairs whose shard was rebuilt or deleted
+    since they were embedded are left out.
     """
     pairs = [pair for pair in pairs if _urls(_tar(pair, lake)).get(pair.key) == pair.url]
     shown = {}
@@ -108,7 +110,7 @@ def _around(
             with atomic_path(out / f"{name}.jpg") as beside:
                 beside.write_bytes(sheet(samples))
     if pairs:
-        # Whose they are is not told here a second time: a SAMPLE_ID finds it, while it is there.
+        # No URL or text: a SAMPLE_ID finds the sample as long as it is in the lake, and no longer.
         rows = [f"{pair.sample_id},{pair.similarity},{pair.above}\n" for pair in pairs]
         write_text(out / "around_threshold.csv", "SAMPLE_ID,similarity,above\n" + "".join(rows))
     return shown
@@ -126,7 +128,7 @@ def _urls(tar: Path) -> dict[str, str]:
 def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("laion_assets.stats"),
-        # Hosts, licences and languages come from strangers' pages.
+        # Hosts, licences and languages are untrusted: they come from strangers' pages.
         autoescape=jinja2.select_autoescape(["html"]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -136,7 +138,7 @@ def _templates() -> jinja2.Environment:
     environment.filters["count"] = "{:,}".format
     environment.filters["percent"] = percent
     environment.filters["size"] = _size
-    environment.filters["told"] = _told
+    environment.filters["option"] = _option
     environment.filters["cell"] = lambda text: text.replace("|", "\\|").replace("\n", " ")
     environment.filters["millions"] = lambda n: f"{n / 1e6:,.3g} M"
     environment.filters["url"] = lambda text: quote(text, safe="")
@@ -144,8 +146,8 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
-def _told(value: Any) -> str:
-    """An option's value for a Markdown table; None: it differs."""
+def _option(value: Any) -> str:
+    """Write an option's value for a Markdown table; None means that it differs."""
     if value is None:
         return "*differs*"
     if isinstance(value, bool):
@@ -155,7 +157,7 @@ def _told(value: Any) -> str:
 
 
 def _size(n: float) -> str:
-    """1536 -> 1.5 KB"""
+    """Write a number of bytes with its unit: 1536 as 1.5 KB."""
     for unit in ("B", "KB", "MB", "GB"):
         if n < 1000:
             return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Everything that the report tells, asked of the catalog by SQL."""
+"""The report's data, queried from the catalog by SQL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from laion_assets.funnel import REASONS, StageCounts
 DECILES: Final = tuple(number / 10 for number in range(1, 10))
 TOP_ROWS: Final = 12
 AROUND: Final = 12
-"""Pairs shown on either side of the threshold."""
+"""Number of pairs shown on either side of the threshold."""
 
 _FILTERING: Final = (
     "wat_manifest",
@@ -28,8 +28,8 @@ _FILTERING: Final = (
     "filtered_subset",
 )
 
-_TELLING: Final = ("options", "model", "model_version", "prompts", "words", "recipe", "threshold")
-"""What a manifest says of how its rows were chosen; the rest says how the run went."""
+_CHOICES: Final = ("options", "model", "model_version", "prompts", "words", "recipe", "threshold")
+"""A manifest's metadata on how its rows were chosen; the rest is about the run."""
 
 Row = tuple[Any, ...]
 
@@ -56,7 +56,7 @@ class Statistic:
 
 @dataclass(frozen=True)
 class AssetRuns:
-    """What all partitions of one asset took; without counts if it refuses nothing."""
+    """Totals over all partitions of one asset; counts are None if it refuses nothing."""
 
     asset: str
     partitions: int
@@ -69,7 +69,7 @@ class AssetRuns:
 
 @dataclass(frozen=True)
 class Made:
-    """How an asset's partitions were made; what is not the same for all of them is `None`."""
+    """The making of an asset's partitions; an option that differs between them is `None`."""
 
     asset: str
     code: Sequence[str]
@@ -78,7 +78,7 @@ class Made:
 
 @dataclass(frozen=True)
 class NearPair:
-    """A pair near the threshold, and where its picture is."""
+    """A pair near the threshold, and the place of its picture."""
 
     above: bool
     similarity: float
@@ -93,7 +93,7 @@ class NearPair:
 
 @dataclass(frozen=True)
 class Facts:
-    """A dataset in numbers. Sequences are empty where nothing has been made yet."""
+    """A dataset in numbers. Sequences are empty as long as nothing has been made."""
 
     samples: int
     crawls: Sequence[str]
@@ -117,15 +117,15 @@ class Facts:
     made: Sequence[Made]
     around: Sequence[NearPair]
     left_out: int = 0
-    """Samples of the subset that are not among ``samples``, since a list names them."""
+    """Number of the subset's samples that are not in ``samples``, because a list names them."""
 
     def kept(self, stage: str) -> int:
-        """What a stage kept, 0 if it has not been made."""
+        """Number of subjects that a stage kept; 0 if there are no counts of it."""
         return next((counts.kept for counts in self.funnel if counts.stage == stage), 0)
 
 
 def gather(connection: duckdb.DuckDBPyConnection) -> Facts:
-    """Ask a catalog (see :func:`laion_assets.stats.catalog.open_catalog`) for all facts."""
+    """Query a catalog (see :func:`laion_assets.stats.catalog.open_catalog`) for all facts."""
 
     def rows(sql: str, *values: object) -> list[Row]:
         return connection.execute(sql, list(values)).fetchall()
@@ -190,10 +190,10 @@ def gather(connection: duckdb.DuckDBPyConnection) -> Facts:
 
 
 def of_samples(facts: Facts, connection: duckdb.DuckDBPyConnection, left_out: int) -> Facts:
-    """The same lake's facts, but its samples are those of ``connection``
-    (see :func:`laion_assets.stats.catalog.open_samples`); ``left_out``: how many those are fewer.
+    """Facts of the same lake, but about the samples of ``connection`` alone.
 
-    Only what a card tells: statistics, deciles and licences.
+    ``connection`` is that of :func:`laion_assets.stats.catalog.open_samples`; ``left_out`` is the
+    number of samples it lacks. Replaces only what a card shows: statistics, deciles and licences.
     """
     statistics = [
         Statistic(*row) for row in connection.execute("from resolution_table()").fetchall()
@@ -222,33 +222,35 @@ def _around(rows: Callable[..., list[Row]]) -> list[NearPair]:
 
 
 def _made(metadata: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Made]:
-    """In the order of the data's way."""
+    """The making of each filtering asset, in the order of the stages."""
     made = []
     for asset in (asset for asset in _FILTERING if any(asset == name for name, *_ in metadata)):
         of_asset = [(code, values) for name, code, values in metadata if name == asset]
-        told = [_telling(values) for _, values in of_asset]
+        choices = [_choices(values) for _, values in of_asset]
+        names = dict.fromkeys(name for values in choices for name in values)
         made.append(
             Made(
                 asset,
                 sorted({code for code, _ in of_asset}),
-                {name: _common(told, name) for name in dict.fromkeys(n for t in told for n in t)},
+                {name: _common(choices, name) for name in names},
             )
         )
     return made
 
 
-def _telling(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    told = {name: metadata[name] for name in _TELLING if name in metadata}
-    options = told.pop("options", {})
+def _choices(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, models and recipes in a manifest's metadata, as they may be published."""
+    choices = {name: metadata[name] for name in _CHOICES if name in metadata}
+    options = choices.pop("options", {})
     return {
         name: _public(name, value)
-        for name, value in {**options, **told}.items()
+        for name, value in {**options, **choices}.items()
         if value not in (None, {})
     }
 
 
 def _public(name: str, value: Any) -> Any:
-    """Without the path of a folder or file of the machine that made it."""
+    """Value of an option without paths of the machine that made the partition."""
     if name == "model":
         return public_key(value)
     if name == "thresholds":
@@ -257,7 +259,7 @@ def _public(name: str, value: Any) -> Any:
 
 
 def _common(made_with: Sequence[Mapping[str, Any]], name: str) -> Any:
-    """The one value that all partitions were made with; None if unknown or not the same."""
+    """Value that all partitions were made with; None if it is unknown or differs."""
     values = {json.dumps(metadata.get(name)) for metadata in made_with}
     return json.loads(values.pop()) if len(values) == 1 else None
 
@@ -276,9 +278,9 @@ def _funnel(rows: Sequence[Row]) -> list[StageCounts]:
 
 
 def _deciles(connection: duckdb.DuckDBPyConnection) -> tuple[list[float], list[float]]:
-    """Of the subset's similarities, to 1e-4, and of its texts' numbers of characters.
+    """Deciles of the subset's similarities, to 1e-4, and of its texts' lengths in characters.
 
-    Read off the counts of each value: an exact quantile keeps all values in memory at once.
+    They are read off the counts of each value: DuckDB's exact quantile keeps all values in memory.
     """
 
     def of(value: str) -> list[float]:

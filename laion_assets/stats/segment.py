@@ -1,6 +1,6 @@
 """The statistics of one segment: its funnel checked against its files, histograms, top values.
 
-Nothing is counted from the manifests alone: what a stage says it kept must be the rows it wrote.
+No count is taken from the manifests alone: a stage must have written as many rows as it counts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Row = tuple[Any, ...]
 
 
 class FunnelMismatch(RuntimeError):  # noqa: N818 - the check's name, as people know it
-    """A stage's counts do not agree with its files or with the stage before it."""
+    """A stage's counts disagree with its files or with the stage before it."""
 
 
 _ROWS: Final[Mapping[str, str]] = {
@@ -45,10 +45,10 @@ _WHERE: Final[Mapping[str, str]] = {"images": "status = 'success'"}
 """Stage -> which of the rows it kept, where the files have others, too."""
 
 _AS_MANY_AS: Final = {"scored": "embeddings", "knn_index": "subset"}
-"""Artifacts that must have exactly the rows of a stage: nothing is refused in making them."""
+"""Artifacts that must have exactly as many rows as a stage kept: making them refuses nothing."""
 
 _STARTS_ANEW: Final = ("wat", "pairs")
-"""Stages that count other subjects than the one before: records, links."""
+"""Stages that count other subjects than the stage before: records, links."""
 
 _HISTOGRAMS: Final[Sequence[tuple[str, str, str, Grid]]] = (
     ("pairs", "text_length", "length(text)", TEXT_LENGTH),
@@ -81,8 +81,9 @@ _TOP: Final[Sequence[tuple[str, str, str]]] = (
 def segment_stats(partitions: Mapping[str, Path], out: Path) -> dict[str, Any]:
     """Write `funnel.parquet`, `histograms.parquet`, `top.parquet` and `runs.parquet` to ``out``.
 
-    ``partitions`` maps an asset's name to its published folder; stages that are not given are
-    left out. Raises :class:`FunnelMismatch` with all that does not agree.
+    ``partitions`` maps an asset's name to its published folder; missing stages are left out.
+    Returns a summary for metadata. Raises :class:`FunnelMismatch`, which lists everything that
+    disagrees.
     """
     manifests = {asset: _manifest(folder) for asset, folder in sorted(partitions.items())}
     counts = _counts(manifests)
@@ -127,7 +128,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _counts(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, StageCounts]:
-    """Stage -> counts, in the order of the way."""
+    """Counts by stage, in the order of the stages."""
     found: dict[str, StageCounts] = {}
     for asset, manifest in manifests.items():
         for value in manifest["counts"]:
@@ -162,7 +163,7 @@ class _Table:
         self.folder = folder
 
     def _rows(self, sql: str, where: str = "true") -> list[Row]:
-        """Run ``sql`` over ``{rows}``: the files' rows that count, and that fulfil ``where``."""
+        """Run ``sql``, in which ``{rows}`` stands for the files' rows that meet ``where``."""
         if not self._files:
             return []
         rows = f"(from read_parquet($files, union_by_name = true) where {where})"

@@ -1,16 +1,15 @@
-"""The whole story of one pair, told from what the lake keeps.
+"""The whole story of one pair, from what the lake keeps of it.
 
-Where it was found, what each stage decided, by which rule and which version, and where it is now:
-for every partition that has it. Rejected pairs are told of as far as rows of them are kept: links
-that became no pair leave only counts and a few examples, which are in the manifests.
+For every partition that has the pair: where it was found, what each stage decided, by which rule
+and version, and where it is now. A rejected pair has a story as far as the lake keeps its row;
+links that became no pair leave only counts and a few examples in the manifests.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,32 +21,30 @@ from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import choose
 from laion_assets.funnel import REASONS
 from laion_assets.knn.files import find_sample
-from laion_assets.layout import PARTITIONS, SUBSET_PREFIX, Table
-from laion_assets.removals.active import read_lists
+from laion_assets.layout import PARTITIONS, SUBSET_PREFIX
+from laion_assets.removals.active import REASON_OF_LIST, read_lists
 from laion_assets.removals.entries import Entries
-from laion_assets.removals.entry import ListError, parse_entry
-from laion_assets.schemas import UID_BYTES, sample_id_of, uid_of
+from laion_assets.schemas import sample_id_of, uid_of
 from laion_assets.segments import SegmentKey
+from laion_assets.stats.question import NotAskableError as NotAskableError
+from laion_assets.stats.question import Question, ask, columns_of
 
 Row = Mapping[str, Any]
 
 _MAIN: Final = "filtered_subset"
 
 
-class NotAskableError(ValueError):
-    """What was asked for is neither a URL, nor a SAMPLE_ID, nor an image's hash."""
-
-
 @dataclass(frozen=True)
 class Step:
-    """What one stage did with a pair.
+    """One stage's verdict on a pair.
 
-    ``verdict`` is `kept`, a reason of the funnel, or what else is to be said.
+    ``verdict`` is `kept`, a reject reason of the funnel, or another word for what happened;
+    ``detail`` explains it, and ``by`` gives the rules and the version that decided.
     """
 
     stage: str
     verdict: str
-    told: str = ""
+    detail: str = ""
     by: str = ""
 
 
@@ -68,15 +65,15 @@ class Story:
         yield f"{self.url}"
         yield f"  {self.text!r}, SAMPLE_ID {self.sample_id}, in {self.key}"
         for step in self.steps:
-            told = f": {step.told}" if step.told else ""
-            yield f"  {step.stage:14} {step.verdict}{told}"
+            detail = f": {step.detail}" if step.detail else ""
+            yield f"  {step.stage:14} {step.verdict}{detail}"
             if step.by:
                 yield f"  {'':14} by {step.by}"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """All that is known; ``remarks`` are of no one segment."""
+    """Everything known; ``remarks`` belong to no single segment. False if nothing is known."""
 
     stories: Sequence[Story]
     remarks: Sequence[str]
@@ -90,91 +87,31 @@ class Answer:
         yield from self.remarks
 
 
-@dataclass(frozen=True)
-class _Question:
-    """What rows are looked for, by the columns that an asset may have."""
-
-    said: str
-    urls: tuple[str, ...] = ()
-    sample_id: int | None = None
-    hashes: Mapping[str, str] = field(default_factory=dict)
-
-    def where(self, columns: Mapping[str, str]) -> tuple[str, list[Any]] | None:
-        """SQL and its values for a stage's columns; None if they cannot tell."""
-        if self.urls:
-            return f"{columns['url']} in ({', '.join('?' * len(self.urls))})", list(self.urls)
-        if self.sample_id is not None:
-            if "uid" not in columns:
-                return f"{columns['SAMPLE_ID']} = ?", [self.sample_id]
-            # SAMPLE_ID is the first half of the uid.
-            first = self.sample_id.to_bytes(UID_BYTES // 2, "big", signed=True)
-            rest = UID_BYTES - len(first)
-            uids = [first + b"\0" * rest, first + b"\xff" * rest]
-            return "uid between ? and ?", [
-                uid.hex() if columns["uid"] == _HEX else uid for uid in uids
-            ]
-        name, value = next(iter(self.hashes.items()))
-        return (f"{name} = ?", [value]) if name in columns else None
-
-
-def ask(said: str) -> _Question:
-    """A URL as people write it, a SAMPLE_ID, or an image's SHA-256 or MD5.
-
-    Raises :class:`NotAskableError`.
-    """
-    text = said.strip()
-    if re.fullmatch(r"-?\d{1,19}", text) and -(1 << 63) <= int(text) < 1 << 63:
-        return _Question(text, sample_id=int(text))
-    try:
-        kind, value = parse_entry(text)
-    except ListError as error:
-        raise NotAskableError(
-            f"{said!r} is neither a URL, nor a SAMPLE_ID, nor an image's SHA-256 or MD5"
-        ) from error
-    if kind == "url":
-        return _Question(text, urls=tuple(dict.fromkeys([text.removeprefix("url:"), value])))
-    if kind in ("sha256", "md5"):
-        return _Question(text, hashes={kind: value})
-    raise NotAskableError(f"{said!r} is a {kind}: ask for one URL")
-
-
-_HEX: Final = "uid in hex digits"
-
-
-def _columns(table: Table) -> dict[str, str]:
-    """What a table calls the columns that are asked for, as SQL."""
-    names = {"url": table.url, "text": table.text, "SAMPLE_ID": table.sample_id}
-    columns = {name: f'"{column}"' for name, column in names.items() if column}
-    if table.uid:
-        columns["uid"] = _HEX if table.schema.field(table.uid).type == pa.string() else table.uid
-    return columns | ({"sha256": "sha256", "md5": "md5"} if table.hashes else {})
-
-
 _FILES: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
-    asset: (partition.rows.files, _columns(partition.rows))
+    asset: (partition.rows.files, columns_of(partition.rows))
     for asset, partition in PARTITIONS.items()
     if partition.rows.url and partition.rows.text
 }
 """Asset -> its files, and what it calls the columns that are asked for."""
 
 
-def why(lake: Path, said: str) -> Answer:
-    """All that a lake knows of a URL, a SAMPLE_ID or an image's hash.
+def why(lake: Path, text: str) -> Answer:
+    """Collect everything that a lake knows of a URL, a SAMPLE_ID or an image's hash.
 
     Raises :class:`NotAskableError`, and ``ListError`` if a removal list cannot be read.
     """
-    question = ask(said)
+    question = ask(text)
     with duckdb.connect() as connection:
-        teller = _Teller(lake.absolute(), connection)
-        stories = [teller.story(*found) for found in teller.find(question)]
-    remarks = [_listed_remark(name, text) for name, text in teller.lists.naming(question)]
+        reader = StoryReader(lake.absolute(), connection)
+        stories = [reader.story(*found) for found in reader.find(question)]
+    remarks = [_listed_remark(name, text) for name, text in reader.lists.naming(question)]
     if not stories:
         remarks += _examples(lake, question)
     return Answer(stories, remarks)
 
 
 def _listed_remark(name: str, text: str) -> str:
-    return f"{text} is on the list `{name}` now: what holds it loses it when it is made again"
+    return f"{text} is on the list `{name}` now: a partition that holds it loses it when rebuilt"
 
 
 class _Lists:
@@ -184,23 +121,25 @@ class _Lists:
         self._lists: dict[str, Entries] = dict(read_lists(lake).each())
 
     def of_pair(self, url: str, sample_id: int) -> str | None:
+        """Name of the first list that names a pair."""
         for name, entries in self._lists.items():
             if entries.matches_url(url) or entries.key_for_sample(sample_id) is not None:
                 return name
         return None
 
-    def naming(self, question: _Question) -> Iterator[tuple[str, str]]:
+    def naming(self, question: Question) -> Iterator[tuple[str, str]]:
+        """``(list, URL or hash)`` for each list that names what is asked for."""
         hashes = question.hashes
         for name, entries in self._lists.items():
             for url in question.urls[-1:]:
                 if entries.matches_url(url):
                     yield name, url
             if entries.matches_image(hashes.get("sha256", ""), hashes.get("md5", "")):
-                yield name, question.said
+                yield name, question.text
 
 
-class _Teller:
-    """Reads the lake's files: wide for where a pair is, then only the partitions that have it."""
+class StoryReader:
+    """Reader of the lake's files: of all to find a pair, then of the partitions that have it."""
 
     def __init__(self, lake: Path, connection: duckdb.DuckDBPyConnection) -> None:
         self._lake, self._connection = lake, connection
@@ -212,8 +151,8 @@ class _Teller:
 
     # Finding
 
-    def find(self, question: _Question) -> list[tuple[SegmentKey, str, str]]:
-        """(segment, url, text) of every partition of every asset that has a row of it."""
+    def find(self, question: Question) -> list[tuple[SegmentKey, str, str]]:
+        """``(segment, url, text)`` of each matching pair in any partition of any asset."""
         found: set[tuple[SegmentKey, str, str]] = set()
         for asset in [*_FILES, *self._subsets[1:]]:
             pattern, columns = _FILES.get(asset, _FILES[_MAIN])
@@ -266,12 +205,12 @@ class _Teller:
         return Step("found", f"on {row['page_url']}", f"in {row['wat_file']}{real}")
 
     def _pairs(self, key: SegmentKey, row: Row | None) -> Step:
-        told = ("min_text_chars", "max_text_chars", "languages")
+        rules = ("min_text_chars", "max_text_chars", "languages")
         if row is None:
-            return self._absent("pairs", "pair_parquet", key, told)
+            return self._absent("pairs", "pair_parquet", key, rules)
         score = f"{row['language_score']:.2f}" if row["language_score"] is not None else "unknown"
-        said = f"language {row['language']} ({score}), licence {row['license']}"
-        return Step("pairs", "kept", said, self._by("pair_parquet", key, told))
+        detail = f"language {row['language']} ({score}), licence {row['license']}"
+        return Step("pairs", "kept", detail, self._by("pair_parquet", key, rules))
 
     def _unique(self, key: SegmentKey, url: str, uid: bytes, row: Row | None) -> Step:
         stage, by = "unique_pairs", self._by("unique_pairs", key)
@@ -281,15 +220,16 @@ class _Teller:
             return self._absent(stage, stage, key)
         listed = self.lists.of_pair(url, sample_id_of(uid))
         if listed:
-            reason = {"removals": "removed", "blocklists": "blocked"}[listed]
+            reason = REASON_OF_LIST[listed]
             return Step(stage, reason, REASONS[stage][reason], by)
         holders = [other for other in self._holders(uid) if other != key]
         if holders:
-            told = f"{REASONS[stage]['duplicate']}: {', '.join(map(str, holders))}"
-            return Step(stage, "duplicate", told, by)
-        return Step(stage, "not kept", "and neither a list nor another segment says why now", by)
+            detail = f"{REASONS[stage]['duplicate']}: {', '.join(map(str, holders))}"
+            return Step(stage, "duplicate", detail, by)
+        return Step(stage, "not kept", "no list or other segment explains it any more", by)
 
     def _holders(self, uid: bytes) -> list[SegmentKey]:
+        """Segments whose unique pairs have the uid."""
         pattern = str(self._lake / "unique_pairs/crawl=*/segment=*/part-*.parquet")
         rows = self._connection.execute(
             "select distinct filename from read_parquet("
@@ -299,26 +239,26 @@ class _Teller:
         return sorted(SegmentKey.of_folder(Path(filename).parent) for (filename,) in rows)
 
     def _images(self, key: SegmentKey, row: Row | None) -> Step:
-        told = ("min_bytes", "max_bytes", "max_pixels", "total_timeout_s", "image_size")
+        rules = ("min_bytes", "max_bytes", "max_pixels", "total_timeout_s", "image_size")
         if row is None:
-            return self._absent("images", "image_shards", key, told)
-        by = self._by("image_shards", key, told)
+            return self._absent("images", "image_shards", key, rules)
+        by = self._by("image_shards", key, rules)
         tried = self._row("image_shards", key, "key = ?", row["key"], "_ledger/*.parquet")
         attempts = ""
         if tried:
             last = f"{tried['last_tried']:%Y-%m-%d %H:%M}"
-            attempts = f"; asked for in {tried['attempts']} runs, last at {last}"
+            attempts = f"; fetched by {tried['attempts']} runs, last at {last}"
         if row["status"] != "success":
             reason = row["reason"]
             meaning = REASONS["images"].get(reason, "")
             error = (row["error_message"] or "").removeprefix(f"{reason}: ")
             return Step("images", reason, f"{meaning} ({error}){attempts}", by)
         shard = Path(row["filename"]).with_suffix(".tar")
-        said = (
+        detail = (
             f"{row['original_width']} x {row['original_height']}, SHA-256 {row['sha256']}; "
             f"now {row['key']} in {shard.relative_to(self._lake)}{attempts}"
         )
-        return Step("images", "kept", said, by)
+        return Step("images", "kept", detail, by)
 
     def _embeddings(self, key: SegmentKey, row: Row | None) -> Step:
         manifest = self._manifest("embeddings", key)
@@ -328,9 +268,9 @@ class _Teller:
         if row is None:
             return self._absent("embeddings", "embeddings", key)
         model = manifest.get("metadata", {})
-        said = f"row {row['file_row_number']} of {Path(row['filename']).name}"
+        detail = f"row {row['file_row_number']} of {Path(row['filename']).name}"
         by = f"model {model.get('model')} {model.get('model_version', '')}; "
-        return Step("embeddings", "kept", said, by + self._by("embeddings", key))
+        return Step("embeddings", "kept", detail, by + self._by("embeddings", key))
 
     def _scores(self, key: SegmentKey, row: Row | None) -> Step:
         if row is None:
@@ -338,7 +278,7 @@ class _Teller:
         flags = [
             name for name in ("text_names_minors", "underage_ranked", "animal_ranked") if row[name]
         ]
-        said = (
+        detail = (
             f"similarity {row['similarity']:.4f}, {row['nsfw']} (nearest: "
             f"{row['nsfw_category_1']!r}, {row['nsfw_category_2']!r})"
             + "".join(f", {flag}" for flag in flags)
@@ -348,7 +288,7 @@ class _Teller:
             f"prompts {made.get('prompts')} {made.get('prompts_digest', '')}, "
             f"words {made.get('words')}; "
         )
-        return Step("scores", "scored", said, by + self._by("scored_pairs", key))
+        return Step("scores", "scored", detail, by + self._by("scored_pairs", key))
 
     def _subset(
         self, asset: str, key: SegmentKey, uid: bytes, scored: Row | None
@@ -383,14 +323,15 @@ class _Teller:
             if row is not None:
                 yield Step(asset, "indexed", f"as row {row}")
 
-    def _absent(self, stage: str, asset: str, key: SegmentKey, told: Sequence[str] = ()) -> Step:
+    def _absent(self, stage: str, asset: str, key: SegmentKey, rules: Sequence[str] = ()) -> Step:
+        """The step of a stage whose partition does not exist, or does not have the pair."""
         if not self._manifest(asset, key):
             return Step(stage, "not made", f"{asset} of {key} is not in the lake")
         return Step(
             stage,
-            "not there",
-            f"{asset} of {key} does not hold it: one of the two was made anew since",
-            self._by(asset, key, told),
+            "missing",
+            f"{asset} of {key} does not hold it: it, or what it was made from, was rebuilt since",
+            self._by(asset, key, rules),
         )
 
     # Reading
@@ -404,34 +345,35 @@ class _Teller:
         return self._first(sorted((self._lake / asset / key.hive).glob(pattern)), where, value)
 
     def _first(self, files: Sequence[Path], where: str, *values: Any) -> Row | None:
-        there = [str(path) for path in files if path.exists()]
-        if not there:
+        present = [str(path) for path in files if path.exists()]
+        if not present:
             return None
         cursor = self._connection.execute(
             "select *, file_row_number from read_parquet(?, filename = true, "
             "file_row_number = true, hive_partitioning = false, union_by_name = true) "
             f"where {where} limit 1",
-            [there, *values],
+            [present, *values],
         )
         row = cursor.fetchone()
         names = [column[0] for column in cursor.description or ()]
         return dict(zip(names, row, strict=True)) if row else None
 
     def _manifest(self, asset: str, key: SegmentKey) -> dict[str, Any]:
-        """Empty if the partition is not there."""
+        """Manifest of a partition; empty if there is none."""
         path = self._lake / asset / key.hive / "_manifest.json"
         value: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
         return value
 
-    def _by(self, asset: str, key: SegmentKey, told: Sequence[str] = ()) -> str:
+    def _by(self, asset: str, key: SegmentKey, rules: Sequence[str] = ()) -> str:
+        """Origin of a decision: the options named by ``rules``, the code's version, and the run."""
         manifest = self._manifest(asset, key)
         if not manifest:
             return ""
         options = manifest["metadata"].get("options", {})
-        rules = ", ".join(f"{name} {_plain(options[name])}" for name in told if name in options)
+        values = ", ".join(f"{name} {_plain(options[name])}" for name in rules if name in options)
         made = f"code {manifest['code_version']}, made {manifest['started'][:19]}"
         run = f", run {manifest['run_id'][:8]}" if manifest["run_id"] else ""
-        return f"{rules + '; ' if rules else ''}{made}{run}"
+        return f"{values + '; ' if values else ''}{made}{run}"
 
 
 def _plain(value: object) -> str:
@@ -439,20 +381,20 @@ def _plain(value: object) -> str:
 
 
 def _refusal(scored: Row, made: Mapping[str, Any]) -> tuple[str, str]:
-    """(reason, its meaning): the recipe that the subset was made with, asked again of this row."""
+    """``(reason, its meaning)``, by applying the recipe the subset was made with to this row."""
     if "options" not in made:
-        return "not kept", "and its manifest does not tell the recipe"
+        return "not kept", "its manifest does not record the recipe"
     table = pa.Table.from_pylist([dict(scored)], schema=schemas.SCORED)
     recipe = Recipe.model_validate(made["options"])
     _, counts = choose(table, recipe, made["threshold"])
     for reason in counts.rejects:
-        told = REASONS["subset"][reason]
-        return reason, f"{told}: {recipe.where}" if reason == "predicate" else told
-    return "not there", "though its recipe would take it: the scores were made anew since"
+        meaning = REASONS["subset"][reason]
+        return reason, f"{meaning}: {recipe.where}" if reason == "predicate" else meaning
+    return "missing", "its recipe would keep it: the scores were rebuilt since"
 
 
-def _examples(lake: Path, question: _Question) -> list[str]:
-    """Remarks on links that became no pair and are among the examples that a manifest keeps."""
+def _examples(lake: Path, question: Question) -> list[str]:
+    """Remarks on links that became no pair, if they are among a manifest's examples."""
     remarks = []
     for path in sorted(lake.glob("*/crawl=*/segment=*/_manifest.json")):
         for counts in json.loads(path.read_text("utf-8"))["counts"]:

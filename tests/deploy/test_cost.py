@@ -26,7 +26,9 @@ def test_each_stage_is_items_over_rate() -> None:
     assert pairs.unit_hours == pytest.approx(100_000 / 10 / 3600)
     assert lines["unique pairs"].unit_hours == pytest.approx(3.6 / 3600)
     assert (download.items, download.comes_in, download.stored) == (250_000, 5e10, 2.5e10)
-    assert download.unit_hours == pytest.approx(500 * 10 / 3600), "who does not answer costs, too"
+    assert download.unit_hours == pytest.approx(500 * 10 / 3600), (
+        "hosts that do not answer cost, too"
+    )
     assert download.euros(ONE) == pytest.approx(500 * 10 / 3600 * 0.04 + 25 * 0.022)
     embed = lines["embed"]
     assert embed.stored == 250_000 * 2 * 512 * 2

@@ -1,4 +1,4 @@
-"""What `deploy/` says is what Kubernetes, Dagster's launchers and our settings understand."""
+"""The files of `deploy/` are valid for Kubernetes, Dagster's launchers and our settings."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_manifests_are_kubernetes() -> None:
         )
 
 
-def test_what_they_name_is_there() -> None:
+def test_everything_that_they_refer_to_exists() -> None:
     secrets, accounts = of_kind("Secret"), of_kind("ServiceAccount")
     maps = {of["name"] for of in kustomization()["configMapGenerator"]}
     labels = [template["metadata"]["labels"] for _, template in pods()]
@@ -81,7 +81,7 @@ def test_what_they_name_is_there() -> None:
         assert name in kustomization()["configMapGenerator"][0]["files"]
 
 
-def test_nobody_reaches_the_webserver_but_by_the_login() -> None:
+def test_the_webserver_is_reached_through_the_login_alone() -> None:
     spec = dict(pods())["laion-assets-webserver"]["spec"]
     webserver, login = spec["containers"]
     assert webserver["command"][webserver["command"].index("--host") + 1] == "127.0.0.1"
@@ -93,7 +93,7 @@ def test_nobody_reaches_the_webserver_but_by_the_login() -> None:
 
 
 @pytest.mark.parametrize("path", [DEPLOY / "ray", KUBERNETES], ids=["ray", "kubernetes"])
-def test_dagster_takes_its_configuration(path: Path) -> None:
+def test_dagster_accepts_its_configuration(path: Path) -> None:
     whole = configured(path / "dagster.yaml")
     schema = {
         name: field
@@ -107,7 +107,7 @@ def test_dagster_takes_its_configuration(path: Path) -> None:
     assert whole["run_monitoring"]["max_resume_run_attempts"] == 0, "resuming fails at this version"
 
 
-def test_the_launchers_take_theirs() -> None:
+def test_the_launchers_accept_their_configuration() -> None:
     for path, launcher in ((DEPLOY / "ray", RayRunLauncher), (KUBERNETES, K8sRunLauncher)):
         whole = configured(path / "dagster.yaml")["run_launcher"]
         assert whole["class"] == launcher.__name__
@@ -115,7 +115,7 @@ def test_the_launchers_take_theirs() -> None:
         assert result.success, result.errors
 
 
-def test_runs_find_what_they_are_given() -> None:
+def test_runs_find_their_secrets_account_and_disk() -> None:
     config = configured(KUBERNETES / "dagster.yaml")["run_launcher"]["config"]
     assert config["job_namespace"] in of_kind("Namespace")
     assert config["service_account_name"] in of_kind("ServiceAccount")

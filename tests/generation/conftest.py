@@ -1,5 +1,5 @@
-"""Real shards at the smallest size: drawings in tars with their rows beside them, and the parts
-that say which were kept."""
+"""Real shards at the smallest size: drawings in tars, their rows beside them, and the subset's
+parts, which say which were kept."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MakeShards = Callable[[Path, int, int], list[Shard]]
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Models of this size are slower with several, and much slower on a busy machine."""
+    """Models of this size are slower with several threads, and much slower on a busy machine."""
     torch.set_num_threads(1)
 
 
@@ -60,7 +60,7 @@ def tiny() -> GenerationOptions:
 
 @pytest.fixture(scope="session")
 def make_shards() -> MakeShards:
-    """``n`` shards of ``size`` images below a folder, of which the subset keeps two thirds."""
+    """Write ``n`` shards of ``size`` images below a folder; the subset keeps two thirds of them."""
 
     def make(root: Path, n: int, size: int) -> list[Shard]:
         rng = random.Random(1)

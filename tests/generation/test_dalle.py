@@ -1,4 +1,4 @@
-"""The whole demo at the smallest size: as the asset, killed and gone on with, and drawn from."""
+"""The whole demo at the smallest size: as the asset, killed and resumed, and drawn from."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from laion_assets.generation.evaluation import REAL_EACH, Drawn
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.pairs import Images, NoPairsError, Pairs, Shard, captions_of
 from laion_assets.generation.shown_samples import SHOWN
+from laion_assets.generation.trainer import save_model
 from laion_assets.lake.base import Lake
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import load_settings
@@ -62,20 +63,20 @@ def finished(
 
 
 def test_what_a_finished_demo_leaves(finished: Path, tiny: GenerationOptions) -> None:
-    told = json.loads((finished / "evaluation.json").read_text())
-    runs = {run["name"]: run for run in told["runs"]}
+    evaluation = json.loads((finished / "evaluation.json").read_text())
+    runs = {run["name"]: run for run in evaluation["runs"]}
     assert list(runs) == ["20% of the pairs", "50% of the pairs", ALL, SHUFFLED]
-    assert [run["pairs"] for run in runs.values()][2:] == [told["training_pairs"]] * 2
-    assert runs["20% of the pairs"]["pairs"] == round(0.2 * told["training_pairs"])
+    assert [run["pairs"] for run in runs.values()][2:] == [evaluation["training_pairs"]] * 2
+    assert runs["20% of the pairs"]["pairs"] == round(0.2 * evaluation["training_pairs"])
     for run in runs.values():
-        # Hardly trained: about as good as guessing one of 16 codes.
+        # Barely trained: about as good as guessing one of 16 codes.
         assert run["held_out"] == pytest.approx(np.log(16), abs=0.3)
         assert [p["step"] for p in run["curve"] if p["held_out"] is not None] == [4, 8]
-    means = told["similarity"]
+    means = evaluation["similarity"]
     best, every = (means[f"{ALL}: {what}"]["mean"] for what in ("best 2 of 4", "all samples"))
     assert best >= every
     assert means["real images, as stored"]["mean"] > means["real images of other captions"]["mean"]
-    assert told["captions"][0]["caption"] == RED_HEART
+    assert evaluation["captions"][0]["caption"] == RED_HEART
     report = (finished / "report.html").read_text()
     assert RED_HEART in report
     assert "No training saw these captions" in report
@@ -83,7 +84,7 @@ def test_what_a_finished_demo_leaves(finished: Path, tiny: GenerationOptions) ->
         with Image.open(finished / name) as image:
             assert image.width > 200
     assert not (finished / ".work").exists()
-    # Each real picture in the pages can be told from the lists' entries.
+    # The samples whose real pictures are in the pages are recorded.
     assert pq.read_metadata(finished / SHOWN).num_rows > 0
 
 
@@ -104,8 +105,8 @@ def test_a_caption_that_was_trained_on_is_marked_and_in_no_mean(
     assert len(evaluation.captions) == 4
     assert evaluation.trained_on == {trained}
     assert {mean.captions for _, mean in evaluation.rows()} == {2}
-    told = json.loads((tmp_path / "evaluation.json").read_text())["captions"]
-    assert [one["trained_on"] for one in told] == [True, False, False, False]
+    captions = json.loads((tmp_path / "evaluation.json").read_text())["captions"]
+    assert [one["trained_on"] for one in captions] == [True, False, False, False]
     report = (tmp_path / "report.html").read_text()
     assert report.count("This caption was trained on") == 1
     assert "No training saw these captions" not in report
@@ -118,11 +119,11 @@ def test_an_interrupted_demo_comes_to_the_same_end(
     tiny: GenerationOptions,
     clip: ClipModel,
 ) -> None:
-    told: list[str] = []
+    lines: list[str] = []
 
     def interrupt_at(part: str, out: Path, options: GenerationOptions = tiny) -> None:
         def log(line: str) -> None:
-            told.append(line)
+            lines.append(line)
             if part in line:
                 raise KeyboardInterrupt
 
@@ -130,16 +131,16 @@ def test_an_interrupted_demo_comes_to_the_same_end(
             make_samples(shards, out, options, clip)
 
     out = tmp_path / "out"
-    # What was begun with another seed is no part of it.
+    # Work with another seed is discarded.
     interrupt_at("tokens: 2/2", out, tiny.model_copy(update={"seed": 1}))
-    told.clear()
+    lines.clear()
     interrupt_at("tokens: 2/2", out)
     interrupt_at("20% of the pairs: 8/8", out)
     interrupt_at(f"{ALL}: samples: 2/2", out)
-    with heard(told.append):
+    with heard(lines.append):
         make_samples(shards, out, tiny, clip)
-    assert "tokens: 2/2 shards were done by an earlier run" in told
-    assert "autoencoder: 6/6 steps were done by an earlier run" in told
+    assert "tokens: 2/2 shards were done by an earlier run" in lines
+    assert "autoencoder: 6/6 steps were done by an earlier run" in lines
     for name in ("evaluation.json", "overview.png", "transformer/model.safetensors"):
         assert (out / name).read_bytes() == (finished / name).read_bytes(), name
 
@@ -153,7 +154,7 @@ def test_a_finished_demo_draws(finished: Path, clip: ClipModel) -> None:
     assert not np.array_equal(drawn.pixels, other.pixels)
 
 
-def test_work_is_gone_on_with_only_if_it_was_begun_with_the_same(
+def test_work_is_resumed_only_if_it_was_started_with_the_same_inputs(
     tmp_path: Path, finished: Path, shards: list[Shard], tiny: GenerationOptions, clip: ClipModel
 ) -> None:
     weights = tmp_path / "weights"
@@ -164,26 +165,26 @@ def test_work_is_gone_on_with_only_if_it_was_begun_with_the_same(
     out = tmp_path / "out"
 
     def left(options: GenerationOptions = options) -> bool:
-        """Whether a call that is killed after its tokens finds those of the call before."""
-        told = list[str]()
+        """Return whether a call, killed after its tokens, finds those of the call before."""
+        lines = list[str]()
 
         def log(line: str) -> None:
-            told.append(line)
+            lines.append(line)
             if f"{ALL}: " in line:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt), heard(log):
             make_samples(shards, out, options, clip)
-        return "tokens: 2/2 shards were done by an earlier run" in told
+        return "tokens: 2/2 shards were done by an earlier run" in lines
 
     assert not left()
     assert left()
-    # Files of whom nobody knows.
+    # Files of unknown origin.
     (out / ".work" / "made_of.json").unlink()
     assert not left()
     # Other weights under the same path.
     model = autoencoder.build(tiny.model_copy(update={"seed": 7}))
-    autoencoder.save(model, weights)
+    save_model(model, weights)
     assert not left()
     assert not left(options.model_copy(update={"precision": "bf16"}))
     assert not left()
@@ -191,7 +192,7 @@ def test_work_is_gone_on_with_only_if_it_was_begun_with_the_same(
     assert json.loads((out / ".work" / "made_of.json").read_text())["precision"] == "fp32"
 
 
-def test_finished_models_stay_until_the_next_are_all_there(
+def test_finished_models_stay_until_the_next_are_complete(
     tmp_path: Path,
     finished: Path,
     shards: list[Shard],
@@ -206,7 +207,7 @@ def test_finished_models_stay_until_the_next_are_all_there(
 
     def interrupt(line: str) -> None:
         if "samples: 2/2" in line:
-            # Another in the same folder would work on the same files.
+            # Another call in the same folder would work on the same files.
             with pytest.raises(LockedError):
                 make_samples(shards, out, other, clip)
             raise KeyboardInterrupt
@@ -215,12 +216,12 @@ def test_finished_models_stay_until_the_next_are_all_there(
         make_samples(shards, out, other, clip)
     assert {path: path.read_bytes() for path in before} == before
 
-    # Killed while the results are put in their place: nothing that could be drawn with.
+    # Killed while the results are published: there are no models to draw with.
     with monkeypatch.context() as patch:
         patch.setattr("laion_assets.generation.dalle.replace_folder", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make_samples(shards, out, other, clip)
-    with pytest.raises(FileNotFoundError, match=r"no finished demo: it has no options\.json"):
+    with pytest.raises(FileNotFoundError, match=r"no finished demo: options\.json is missing"):
         draw_caption(out, RED_HEART, clip, 0, "cpu")
     make_samples(shards, out, other, clip)
     assert GenerationOptions.model_validate_json((out / "options.json").read_bytes()) == other
@@ -242,7 +243,7 @@ def test_models_that_do_not_belong_together_do_not_draw(
     with pytest.raises(WrongWeightsError, match="do not belong together"):
         draw_caption(out, RED_HEART, clip, 0, "cpu")
     shutil.rmtree(out / "transformer")
-    with pytest.raises(FileNotFoundError, match="no transformer"):
+    with pytest.raises(FileNotFoundError, match="transformer is missing"):
         draw_caption(out, RED_HEART, clip, 0, "cpu")
 
 
@@ -303,7 +304,7 @@ def test_the_asset(tmp_path: Path, shards: list[Shard], tiny: GenerationOptions)
     assert len(made.metadata["similarity"].value.records) == 6
     folder = lake.published("dalle_samples")
     assert Image.open(io.BytesIO((folder / "curves.png").read_bytes())).width > 500
-    # Publishing deletes hidden files, but the folder would tell that they were left.
+    # Publishing deletes hidden files; a folder that had some would show it.
     assert not list(folder.glob(".*"))
 
 
@@ -325,7 +326,7 @@ except MissingExtraError as error:
     require_extra()
 
 
-def test_too_few_captions_for_a_control_are_told_before_anything_is_trained(
+def test_too_few_captions_for_a_control_are_refused_before_anything_is_trained(
     tmp_path: Path, tiny: GenerationOptions, clip: ClipModel
 ) -> None:
     captions = [f"caption {number}" for number in range(20)]
@@ -338,6 +339,6 @@ def test_too_few_captions_for_a_control_are_told_before_anything_is_trained(
     for few in (one_held, one_trained):
         rows = [{"key": f"{row:09d}", "TEXT": caption} for row, caption in enumerate(few)]
         pq.write_table(pa.Table.from_pylist(rows), part_path(tmp_path, 0))
-        with pytest.raises(NoPairsError, match="a control needs pairs of two captions"):
+        with pytest.raises(NoPairsError, match="a control needs pairs with at least two captions"):
             make_samples([shard], out, tiny, clip)
         assert not out.exists()

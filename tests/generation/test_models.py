@@ -11,6 +11,7 @@ import torch
 from laion_assets.generation import autoencoder, transformer
 from laion_assets.generation.autoencoder import WrongWeightsError
 from laion_assets.generation.options import GenerationOptions
+from laion_assets.generation.trainer import save_model
 from laion_assets.generation.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 
 
@@ -35,7 +36,7 @@ def test_the_autoencoder_learns_and_its_codes_come_back(
     direct = direct.add(1).mul(127.5).round().clamp(0, 255).permute(0, 2, 3, 1).numpy()
     assert np.abs(decoded - direct).max() <= 1
 
-    autoencoder.save(model, tmp_path / "vq")
+    save_model(model, tmp_path / "vq")
     loaded = autoencoder.load(tmp_path / "vq", options)
     assert np.array_equal(autoencoder.encode(loaded, pixels), codes)
     with pytest.raises(WrongWeightsError, match="16 codes, each for 4 pixels"):
@@ -45,7 +46,7 @@ def test_the_autoencoder_learns_and_its_codes_come_back(
 
 
 class Quantize:
-    """Codes on a line, and an optimiser that has moments for each."""
+    """Codes on a line, and an optimiser that has moments for each of them."""
 
     def __init__(self, codes: int) -> None:
         self.embedding = torch.nn.Embedding(codes, 1)
@@ -66,7 +67,7 @@ def latents(*places: float) -> torch.Tensor:
 def test_a_code_is_moved_only_if_a_window_of_passes_did_not_use_it(
     tiny: GenerationOptions,
 ) -> None:
-    # 8 codes, and a pass has 4 latents: 8 passes see four latents for each code.
+    # With 8 codes and 4 latents a pass, 8 passes see four latents per code.
     options = tiny.model_copy(
         update={"codebook": 8, "vq_batch": 1, "image_size": 8, "vq_steps": 1000}
     )
@@ -75,13 +76,13 @@ def test_a_code_is_moved_only_if_a_window_of_passes_did_not_use_it(
     reviver.watch(quantize.optimizer)
     assert reviver.window == 8
     for number in range(1, 20):
-        # Passes 1 to 12 are before the window: what they use counts for nothing.
+        # Passes 1 to 12 come before the window: what they use does not count.
         used = (7, 7, 7, 7) if number < 13 else (0, 1, 2, 3) if number % 2 else (4, 5, 0, 1)
         reviver.see(number, latents(*used))
         assert quantize.places == list(range(8))
     assert reviver.carried["codes_used"].tolist() == [7, 7, 4, 4, 3, 3, 0, 0]
     reviver.see(20, latents(10, 10, 10, 10))
-    # The one that was nearest in the last pass alone, 7, is in use; 6 never was.
+    # Code 7 was nearest in the last pass alone, and counts as used; 6 never was.
     assert quantize.places == [0, 1, 2, 3, 4, 5, 10, 7]
     moments = quantize.optimizer.state[quantize.embedding.weight]
     for name in ("exp_avg", "exp_avg_sq"):
@@ -90,7 +91,7 @@ def test_a_code_is_moved_only_if_a_window_of_passes_did_not_use_it(
 
 
 def test_the_demo_counts_a_single_pass() -> None:
-    """So its published numbers hold; the paper's batches see half of its codes."""
+    """This keeps the demo's published numbers; the paper's batches see half of its codes."""
     windows = {}
     for preset in ("demo", "paper"):
         options = GenerationOptions(preset=preset)
@@ -98,7 +99,7 @@ def test_the_demo_counts_a_single_pass() -> None:
     assert windows == {"demo": 1, "paper": 8}
 
 
-def test_a_killed_autoencoder_goes_on_within_its_window(
+def test_a_killed_autoencoder_resumes_within_its_window(
     tmp_path: Path, tiny: GenerationOptions
 ) -> None:
     options = tiny.model_copy(
@@ -122,7 +123,7 @@ def test_a_killed_autoencoder_goes_on_within_its_window(
     assert np.array_equal(trained("killed", 45), trained("undisturbed", 45))
 
 
-def test_captions_are_tokens_of_what_the_training_said() -> None:
+def test_captions_become_tokens_of_the_training_captions() -> None:
     vocabulary = Vocabulary.of(["A red heart", "a blue star"])
     red, other = vocabulary.encode(["a RED heart", "a green heart, twice and more"], 6).tolist()
     assert red[0] == START
@@ -140,7 +141,7 @@ def test_the_cache_changes_no_sample(tiny: GenerationOptions) -> None:
     text = np.array([[1, 4, 5, 2, 0, 0, 0, 0, 0, 0], [1, 7, 2, 0, 0, 0, 0, 0, 0, 0]], np.uint16)
     text = np.repeat(text, 3, axis=0)
     with torch.no_grad():
-        model.transformer.wte.weight.mul_(20)  # untrained, all codes are about equally likely
+        model.transformer.wte.weight.mul_(20)  # else all codes are about equally likely
     for options in (
         tiny,
         tiny.model_copy(update={"top_k": 3, "temperature": 0.7}),
@@ -157,7 +158,7 @@ def test_the_cache_changes_no_sample(tiny: GenerationOptions) -> None:
     likeliest = tiny.model_copy(update={"top_k": 1, "sample_batch": 4})
     only = transformer.sample(model, text, likeliest, seed=5)
     assert len(np.unique(only[:3], axis=0)) == 1
-    # Step by step without generate(): what the loss sees is what is drawn from.
+    # Step by step without generate(): the loss sees the distribution that is sampled from.
     ids = transformer.joined(text, only, tiny.codebook, torch.device("cpu"))
     with torch.inference_mode():
         logits = model(ids[:, :-1]).logits[:, tiny.text_tokens - 1 :, : tiny.codebook]
@@ -185,7 +186,7 @@ def test_the_loss_is_the_likelihood_among_codes(tiny: GenerationOptions) -> None
 
 
 def test_captions_help_unless_they_were_shuffled(tmp_path: Path, tiny: GenerationOptions) -> None:
-    """Four captions, each with codes of its own: what they save is known, and nothing without."""
+    """Four captions, each with its own codes: what the right caption saves is known."""
     options = tiny.model_copy(update={"steps": 80, "batch": 16, "rate": 1e-2, "dropout": 0.0})
     rng = np.random.default_rng(0)
     text = np.zeros((64, 10), np.uint16)
@@ -205,6 +206,6 @@ def test_captions_help_unless_they_were_shuffled(tmp_path: Path, tiny: Generatio
             for said_now in (text, np.roll(text, 1, axis=0))
         ]
         gains[name] = loss[1] - loss[0]
-    # The first code tells the caption: it alone can be saved, ln 4 of 16 codes, and more at first.
+    # The first code gives the caption away: a caption saves ln 4 in 16 codes, and more at first.
     assert gains["true"] > np.log(4) / 16
     assert abs(gains["shuffled"]) < gains["true"] / 4

@@ -10,7 +10,7 @@ from laion_assets.settings import SettingsError, load_settings
 from resources.rules import GenerationResource
 
 
-def test_a_preset_is_what_is_not_said() -> None:
+def test_omitted_fields_take_the_presets_values() -> None:
     paper = GenerationOptions(preset="paper", steps=7)
     assert (paper.image_size, paper.side, paper.image_tokens) == (256, 32, 1024)
     assert paper.steps == 7
@@ -24,22 +24,22 @@ def test_a_preset_is_what_is_not_said() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"preset": "huge"}, "no preset 'huge'; there are demo, paper"),
-        ({"image_size": 30}, "no multiple of 4"),
-        ({"vq_channels": [2, 8]}, "4 at least"),
-        ({"vq_channels": [0]}, "4 at least"),
-        ({"vq_channels": [32, 36]}, "normalised in 8 groups"),
-        ({"heads": 3}, "no multiple of heads"),
-        ({"samples": 4}, "the best 8 of 4"),
+        ({"preset": "huge"}, "unknown preset 'huge': the presets are demo, paper"),
+        ({"image_size": 30}, "not a multiple of 4"),
+        ({"vq_channels": [2, 8]}, "at least 4"),
+        ({"vq_channels": [0]}, "at least 4"),
+        ({"vq_channels": [32, 36]}, "multiples of 8, the number of groups"),
+        ({"heads": 3}, "not a multiple of heads"),
+        ({"samples": 4}, "best 8 is more than samples 4"),
         ({"subset_shares": [1.0]}, "above 0 and below 1"),
     ],
 )
-def test_what_does_not_fit_is_refused(wrong: dict[str, object], message: str) -> None:
+def test_options_that_do_not_fit_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         GenerationOptions.model_validate(wrong)
 
 
-def test_the_settings_file_has_a_section(tmp_path: Path) -> None:
+def test_the_settings_file_has_a_section_for_it(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text('[generation]\npreset = "paper"\nsamples = 64\n')
     options = load_settings(path).generation

@@ -30,11 +30,11 @@ from laion_assets.generation.pairs import (
 from .conftest import MakeShards
 
 HELD_OUT = [f"caption {number}" for number in range(20)]
-"""Of which some are held out, and some are not."""
+"""Captions of which some are held out and some are not."""
 
 
 def shard_of(folder: Path, captions: list[str]) -> Shard:
-    """Of pairs without images."""
+    """Write a shard of pairs without images."""
     rows = [{"key": f"{row:09d}", "TEXT": caption} for row, caption in enumerate(captions)]
     part = part_path(folder, 0)
     pq.write_table(pa.Table.from_pylist(rows), part)
@@ -92,7 +92,7 @@ def test_a_batch_may_be_larger_than_an_epoch() -> None:
     assert list(order(0)) == [0, 1, 2, 2, 0, 1, 1, 2]
 
 
-def test_batches_come_in_turn_from_wherever_they_are_asked_for(shards: list[Shard]) -> None:
+def test_batches_come_in_order_from_wherever_one_starts(shards: list[Shard]) -> None:
     pairs = Pairs(shards, 0.3, 0)
     order = BatchOrder(len(pairs.training), 4, lambda epoch: pairs.epoch(epoch, 0))
     with Images(pairs, 16, 2) as images:
@@ -101,7 +101,27 @@ def test_batches_come_in_turn_from_wherever_they_are_asked_for(shards: list[Shar
             assert np.array_equal(batch_of(number), images.pixels(order(number)))
 
 
-def test_a_lost_image_is_told_with_its_shard(tmp_path: Path, make_shards: MakeShards) -> None:
+def test_tars_are_closed_as_soon_as_others_take_their_place(
+    shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("laion_assets.generation.pairs.SHARDS_OPEN", 2)
+    pairs = Pairs(shards, 0.3, 0)
+
+    def open_tars() -> set[str]:
+        links = Path("/proc/self/fd").iterdir()
+        names = {link.readlink().name for link in links if link.is_symlink()}
+        return names & {shard.tar.name for shard in shards}
+
+    with Images(pairs, 16, 1) as images:
+        for shard in (0, 1, 0, 2):
+            images.encoded(pairs.first(shard))
+        assert open_tars() == {"00000.tar", "00002.tar"}
+        assert images.encoded(pairs.first(1))
+        assert open_tars() == {"00001.tar", "00002.tar"}
+    assert not open_tars()
+
+
+def test_a_lost_image_is_reported_with_its_shard(tmp_path: Path, make_shards: MakeShards) -> None:
     (shard,) = make_shards(tmp_path, 1, 12)
     pairs = Pairs([shard], 0.3, 0)
     shard.tar.write_bytes(shard.tar.read_bytes()[:30_000])
@@ -109,10 +129,10 @@ def test_a_lost_image_is_told_with_its_shard(tmp_path: Path, make_shards: MakeSh
         images.pixels(pairs.in_order(0))
 
 
-def test_shards_that_were_made_again_after_the_subset_are_told_from_its_own(
+def test_shards_that_were_rebuilt_after_the_subset_are_refused(
     tmp_path: Path, make_shards: MakeShards
 ) -> None:
-    """One pair was taken out, and its followers moved up: each key has its neighbour's image."""
+    """One pair was removed and the following ones moved up: each key has its neighbour's image."""
     (shard,) = make_shards(tmp_path, 1, 12)
     rows = pq.ParquetFile(shard.tar.with_suffix(".parquet")).read()
     moved = rows.set_column(1, "sha256", pa.array([*rows["sha256"].to_pylist()[1:], None]))
@@ -145,7 +165,7 @@ def test_a_control_has_no_right_caption(tmp_path: Path, captions: str) -> None:
 def test_one_caption_is_no_control(tmp_path: Path) -> None:
     pairs = Pairs([shard_of(tmp_path, ["a", "a", *HELD_OUT])], 0.3, 0)
     for numbers in ([0, 1], [0], []):
-        with pytest.raises(NoPairsError, match=f"two captions at least, and these {len(numbers)}"):
+        with pytest.raises(NoPairsError, match=f"at least two captions, and these {len(numbers)}"):
             with_other_captions(pairs, np.array(numbers, np.int64), 0)
 
 
@@ -161,7 +181,7 @@ def test_other_keys_captions_or_images_are_other_pairs(
     assert digest() == seen[0]
     os.utime(shard.tar, ns=(1, 1))
     seen.append(digest())
-    # Where the version is known, a copy with another time is the same.
+    # If the version is known, a copy with another time counts as the same.
     assert digest("1") == seen[1]
     table = pq.ParquetFile(shard.part).read()
     for column in ("key", "TEXT"):
@@ -172,7 +192,7 @@ def test_other_keys_captions_or_images_are_other_pairs(
     assert len(set(seen)) == len(seen)
 
 
-def test_a_missing_tar_is_told_with_the_image_that_was_wanted(
+def test_a_missing_tar_is_reported_with_the_image_that_was_wanted(
     tmp_path: Path, make_shards: MakeShards
 ) -> None:
     (shard,) = make_shards(tmp_path, 1, 12)
@@ -187,7 +207,7 @@ def test_a_missing_tar_is_told_with_the_image_that_was_wanted(
         kept.rename(missing)
 
 
-def test_a_damaged_jpeg_is_told_with_its_key(tmp_path: Path, make_shards: MakeShards) -> None:
+def test_a_damaged_jpeg_is_reported_with_its_key(tmp_path: Path, make_shards: MakeShards) -> None:
     (shard,) = make_shards(tmp_path, 1, 12)
     pairs = Pairs([shard], 0.3, 0)
     with tarfile.open(shard.tar) as archive:
@@ -201,7 +221,7 @@ def test_a_damaged_jpeg_is_told_with_its_key(tmp_path: Path, make_shards: MakeSh
                 read()
 
 
-def test_an_image_of_too_many_pixels_is_told_with_its_key(
+def test_an_image_of_too_many_pixels_is_reported_with_its_key(
     tmp_path: Path, make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (shard,) = make_shards(tmp_path, 1, 12)
@@ -217,7 +237,7 @@ def test_an_image_of_too_many_pixels_is_told_with_its_key(
 def test_little_of_many_shards_is_in_memory(
     shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Keys while their shard is open, captions of one shard: there may be a thousand shards."""
+    """Only open shards' keys and one shard's captions: there may be a thousand shards."""
     pairs, read = Pairs(shards, 0.3, 0), list[str]()
     captions = Shard.captions
 

@@ -1,4 +1,4 @@
-"""A removed person's picture leaves what the drawn samples show."""
+"""A removed person's picture leaves the pages of the drawn samples."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def listing(entry: str) -> Lists:
 
 
 def write(out: Path, pairs: Pairs) -> dict[str, object]:
-    """Show two held-out pairs of different shards; the first one's row."""
+    """Show two held-out pairs of different shards, and return the first one's row."""
     numbers = pairs.held_out[[0, -1]]
     pixels = np.zeros((2, 16, 16, 3), np.uint8)
     caption = captions_of(pairs, numbers[:1])[0]
@@ -65,7 +65,7 @@ def test_samples_may_be_shown_while_the_subset_has_all_and_no_list_names_one(
     pairs.shards[0].part.unlink()
     assert not may_be_shown(tmp_path, Lists(), lambda _: subset)
     assert not shows_listed(tmp_path, Lists())
-    # Of what does not tell, the worst is believed.
+    # Without a record, the worst is assumed.
     (tmp_path / SHOWN).unlink()
     assert shows_listed(tmp_path, listing("host:example.org"))
     assert not shows_listed(tmp_path, Lists())
@@ -74,7 +74,7 @@ def test_samples_may_be_shown_while_the_subset_has_all_and_no_list_names_one(
 def test_a_removal_deletes_samples_that_show_the_picture_and_the_report_does_without(
     tmp_path: Path, make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lake, told = Lake(LakeOptions(root=str(tmp_path / "lake"))), list[str]()
+    lake, lines = Lake(LakeOptions(root=str(tmp_path / "lake"))), list[str]()
     shards = make_shards(tmp_path / "shards", 2, 12)
     with lake.publish("filtered_subset", KEY, inputs={}, code_version="1") as staging:
         for shard in shards:
@@ -86,10 +86,10 @@ def test_a_removal_deletes_samples_that_show_the_picture_and_the_report_does_wit
     removals.parent.mkdir()
     removals.write_text("host:example.org\n")
     assert fit_to_show(lake)
-    with heard(told.append):
+    with heard(lines.append):
         withdraw_samples(lake)
     assert lake.has("dalle_samples")
-    assert not told
+    assert not lines
 
     removals.write_text(f"{row['URL']}\n")
     assert read_lists(lake.root)
@@ -99,12 +99,12 @@ def test_a_removal_deletes_samples_that_show_the_picture_and_the_report_does_wit
     made = list[str]()
     monkeypatch.setattr("laion_assets.defs.removal.remake._run", lambda *args: made.extend(args[3]))
     settings = load_settings()
-    with dg.DagsterInstance.ephemeral() as instance, heard(told.append):
+    with dg.DagsterInstance.ephemeral() as instance, heard(lines.append):
         apply(lake, instance, build_defs(settings), Survey())
     assert not lake.has("dalle_samples")
     assert not list(lake.root.rglob(SHOWN))
-    assert "materialize dalle_samples" in told[0]
+    assert "materialize dalle_samples" in lines[0]
     assert made == ["dataset_report"]
-    with heard(told.append):
+    with heard(lines.append):
         withdraw_samples(lake)
-    assert len(told) == 1
+    assert len(lines) == 1

@@ -45,7 +45,7 @@ def start(script: Path, folder: Path, slow: float) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_killed_training_goes_on_with_the_curve_that_it_would_have_had(tmp_path: Path) -> None:
+def test_a_killed_training_resumes_with_the_curve_that_it_would_have_had(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(TRAIN)
     killed = tmp_path / "killed"
@@ -57,13 +57,13 @@ def test_a_killed_training_goes_on_with_the_curve_that_it_would_have_had(tmp_pat
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    # What was torn stays beside the checkpoint under a name that nobody reads.
+    # A torn file stays beside the checkpoint under a name that nobody reads.
     (killed / ".torn.checkpoint.safetensors").write_bytes(os.urandom(100))
     undisturbed = train(tmp_path / "undisturbed", 0)
     assert len(undisturbed["curve"]) == 6
     resumed = json.loads(start(script, killed, 0).communicate()[0])
     assert resumed == undisturbed
-    # A finished one trains no more.
+    # A finished one is not trained again.
     assert train(killed, 60) == undisturbed
 
 
@@ -83,7 +83,7 @@ def test_accumulated_passes_are_one_larger_batch(tmp_path: Path) -> None:
     assert trained(4) == pytest.approx(trained(1), abs=1e-6)
 
 
-def test_mixed_precision_trains_in_it_and_keeps_whole_weights(tmp_path: Path) -> None:
+def test_mixed_precision_trains_in_bf16_and_keeps_fp32_weights(tmp_path: Path) -> None:
     model, seen = torch.nn.Linear(4, 1), set()
 
     def loss_of(_: int) -> torch.Tensor:
@@ -97,7 +97,7 @@ def test_mixed_precision_trains_in_it_and_keeps_whole_weights(tmp_path: Path) ->
     assert curve[-1].loss < curve[0].loss
 
 
-def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
     model = torch.nn.Linear(1, 1)
 
     def loss_of(number: int) -> torch.Tensor:

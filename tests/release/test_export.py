@@ -202,7 +202,7 @@ def test_what_is_listed_is_left_out_before_its_segment_is_made_again(
     assert verify(tmp_path / "out", read_lists(lake.root)) == []
     card = (tmp_path / "out" / "README.md").read_text()
     assert "67 image-text samples" in card
-    assert "| Samples that no list names | 72 | 67 | 93 % |" in card
+    assert "| Samples (removal lists applied) | 72 | 67 | 93 % |" in card
     assert "| Unique samples | 67 | 100 % |" in card
     released = rows_of(tmp_path / "out")
     licences = Counter(str(row["LICENSE"]) for row in released)

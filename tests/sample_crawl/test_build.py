@@ -107,7 +107,7 @@ def shape(value: Any, like: Any) -> Any:
 
 
 def records(wat: Path) -> Iterator[tuple[str, list[str], bytes]]:
-    """(type, header names, payload) of each record that warcio can read whole."""
+    """Yield (type, header names, payload) of each record that warcio can read whole."""
     with wat.open("rb") as stream:
         for record in ArchiveIterator(stream, check_digests="raise"):
             headers = record.rec_headers
@@ -133,7 +133,7 @@ def test_same_bytes_every_time(built: Path, tmp_path: Path) -> None:
     assert digests(tmp_path) == digests(built)
 
 
-def test_building_again_removes_what_is_no_longer_part_of_it(tmp_path: Path) -> None:
+def test_a_rebuild_removes_files_that_are_no_longer_part_of_it(tmp_path: Path) -> None:
     stray = tmp_path / "crawl-data" / "CC-MAIN-2000-05" / "segments" / "1" / "wat" / "old.wat.gz"
     stray.parent.mkdir(parents=True)
     stray.write_bytes(b"old")
@@ -254,7 +254,7 @@ def test_funnel_counts_the_cases(manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("stage", ["pairs", "images", "subset"])
 def test_every_reason_is_planted(manifest: Manifest, stage: str) -> None:
-    """But those that need a list, an option, damage or a past that the sample world has not."""
+    """Except reasons that need a list, an option, damage or a past: the sample world has none."""
     elsewhere = {
         "removed",
         "blocked",
@@ -278,7 +278,7 @@ def test_only_planted_duplicates_are_duplicates(manifest: Manifest) -> None:
         seen.add(uid)
 
 
-def test_pictures_that_are_kept_tell_their_size(manifest: Manifest) -> None:
+def test_kept_pictures_have_their_size(manifest: Manifest) -> None:
     kept = [case for case in manifest.cases if case.stage == "subset"]
     assert all(case.width and case.height and case.file for case in kept)
     wide = [case for case in kept if case.width != case.height]

@@ -15,7 +15,7 @@ from laion_assets.sample_crawl.drawn_crawl import CRAWL, SEGMENT_IDS, build_draw
 from laion_assets.sample_crawl.server import SampleServer
 
 
-def test_the_pipeline_takes_it_as_a_crawl(tmp_path: Path) -> None:
+def test_the_pipeline_treats_it_as_a_crawl(tmp_path: Path) -> None:
     root, out = tmp_path / "crawl", tmp_path / "pairs.parquet"
     build_drawn_crawl(root, 90)
     wats = sorted(root.glob("crawl-data/**/*.wat.gz"))
@@ -37,7 +37,9 @@ def test_the_pipeline_takes_it_as_a_crawl(tmp_path: Path) -> None:
             assert Image.open(io.BytesIO(answer.read())).size == (288, 288)
 
 
-def test_the_same_drawings_are_the_same_bytes_and_are_not_drawn_again(tmp_path: Path) -> None:
+def test_the_same_number_of_drawings_gives_the_same_bytes_and_is_not_drawn_twice(
+    tmp_path: Path,
+) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     build_drawn_crawl(one, 12)
     build_drawn_crawl(other, 12)

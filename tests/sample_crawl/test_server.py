@@ -30,7 +30,7 @@ def ask(
 
 
 def opened(server: SampleServer, host: str, path: str) -> socket.socket:
-    """A socket on which the request has been sent."""
+    """Open a socket and send the request."""
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
     connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
     return connection
@@ -98,7 +98,7 @@ def test_head_has_the_headers_alone(server: SampleServer) -> None:
         "/%00",
     ],
 )
-def test_serves_nothing_else_of_the_disk(tmp_path: Path, built: Path, path: str) -> None:
+def test_serves_no_other_files_of_the_disk(tmp_path: Path, built: Path, path: str) -> None:
     root = tmp_path / "root"
     root.mkdir()
     (root / "routes.json").write_bytes((built / "routes.json").read_bytes())
@@ -199,7 +199,7 @@ def test_answer_that_is_not_http(server: SampleServer) -> None:
         ask(server, "failing.sample.test", "/garbage.jpg")
 
 
-def test_speaks_no_tls_and_says_so(server: SampleServer) -> None:
+def test_refuses_tls_with_an_alert(server: SampleServer) -> None:
     context = ssl.create_default_context()
     with (
         socket.create_connection(("127.0.0.1", server.port), timeout=10) as plain,
@@ -226,7 +226,7 @@ def test_stops_while_clients_hang(built: Path) -> None:
     drip.close()
 
 
-def test_serve_runs_until_it_is_told_to_stop(built: Path) -> None:
+def test_serve_runs_until_a_signal_stops_it(built: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from laion_assets.sample_crawl.server import serve;"
         "serve(Path(sys.argv[1]), int(sys.argv[2]))"

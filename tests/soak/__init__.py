@@ -1,1 +1,1 @@
-"""What takes too long for the suite: run by hand, or by its make target."""
+"""Programs that take too long for the suite: run them by hand, or by their make target."""

@@ -1,4 +1,4 @@
-"""A copy of the checkout: what git tracks or would track, nothing that lies beside it."""
+"""A copy of the checkout: the files that git tracks or would track, and no others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 
 def checkout_files() -> list[Path]:
-    """Files that git does not ignore, relative to the checkout's root."""
+    """List the files that git does not ignore, relative to the checkout's root."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"],
         cwd=ROOT,
@@ -24,7 +24,7 @@ def checkout_files() -> list[Path]:
 
 
 def copy_checkout(to: Path) -> list[Path]:
-    """Copy the checkout's files below ``to``; returns their relative paths."""
+    """Copy the checkout's files below ``to``; return their relative paths."""
     files = checkout_files()
     for file in files:
         (to / file).parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Kill the demo at random moments, run it again, and hold its result to an undisturbed run's.
+"""Kill the demo at random moments, run it again, and compare its result with an undisturbed run's.
 
-Works in a temporary copy of the checkout, on ports of its own. Each kill starts from nothing:
-SIGKILL to ``laion-assets demo`` alone, as the kernel's out-of-memory killer would, then the same
-command again to its end. Ends with 1 if any file of the subset differs; the copy is kept then.
+It works in a temporary copy of the checkout, on its own ports. For each kill the demo starts from
+nothing, gets SIGKILL (``laion-assets demo`` alone, as from the kernel's out-of-memory killer), and
+is then run again to its end. Exits with 1, and keeps the copy, if any file of the subset differs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Digests = dict[str, str]
 
 
 class SoakError(RuntimeError):
-    """A demo did not come to a good end; the message has its last lines."""
+    """A demo failed or did not end; the message has its last lines."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Demo:
     patience_s: float
 
     def start(self) -> subprocess.Popen[bytes]:
-        # The environment's editable install leads to the original checkout: the copy goes first.
+        # The environment's editable install leads to the original checkout: put the copy first.
         env = os.environ | {CONFIG_VARIABLE: str(self.config), "PYTHONPATH": str(self.root)}
         with self.log.open("wb") as log:
             return subprocess.Popen(
@@ -59,13 +59,15 @@ class Demo:
             )
 
     def run(self) -> float:
-        """One demo to its end; returns its seconds. Raises :class:`SoakError`."""
+        """Run one demo to its end; return its seconds. Raises :class:`SoakError`."""
         started = time.monotonic()
         with self.start() as process:
             try:
                 code = process.wait(self.patience_s)
             except subprocess.TimeoutExpired as error:
-                raise SoakError(f"no end in {self.patience_s:.0f} s\n{self.tail(20)}") from error
+                raise SoakError(
+                    f"the demo did not end within {self.patience_s:.0f} s\n{self.tail(20)}"
+                ) from error
             finally:
                 process.kill()
         if code:
@@ -73,7 +75,7 @@ class Demo:
         return time.monotonic() - started
 
     def run_and_kill(self, after_s: float) -> bool:
-        """SIGKILL a demo that ``after_s`` ago began; False if it had ended before."""
+        """Send SIGKILL to a demo after ``after_s``; return False if it had ended by itself."""
         with self.start() as process:
             try:
                 process.wait(after_s)
@@ -101,9 +103,9 @@ class Demo:
 
 
 def difference(expected: Digests, found: Digests) -> list[str]:
-    """The files that are not the same in both, with how they differ."""
+    """List the files that differ between both, and how."""
     lines = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
-    lines += [f"{name} is too many" for name in sorted(found.keys() - expected.keys())]
+    lines += [f"{name} is unexpected" for name in sorted(found.keys() - expected.keys())]
     both = sorted(expected.keys() & found.keys())
     return lines + [f"{name} differs" for name in both if expected[name] != found[name]]
 
@@ -117,9 +119,9 @@ def free_ports(n: int) -> list[int]:
 
 
 def soak(demo: Demo, moments: Sequence[float], seed: int) -> int:
-    """The number of kills after which the demo did not end with the undisturbed one's files.
+    """Count the kills after which the demo did not end with the undisturbed one's files.
 
-    ``moments``: where in the range that kills may fall into each does, from 0 to 1.
+    ``moments`` are the kills' places, from 0 to 1, in the range of times in which kills fall.
     """
     seconds = demo.run()
     expected = demo.digests()
@@ -133,12 +135,12 @@ def soak(demo: Demo, moments: Sequence[float], seed: int) -> int:
         try:
             again = demo.run()
             lines = difference(expected, demo.digests())
-            told = f"the same {len(expected)} files, {again:.0f} s more"
+            result = f"the same {len(expected)} files, {again:.0f} s more"
         except SoakError as error:
-            lines, told = [str(error)], ""
+            lines, result = [str(error)], ""
         bad += bool(lines)
-        told = "DIFFERENT: " + "\n  ".join(lines) if lines else told
-        print(f"kill {number} at {after_s:.1f} s [{last}]: {told}", flush=True)
+        result = "DIFFERENT: " + "\n  ".join(lines) if lines else result
+        print(f"kill {number} at {after_s:.1f} s [{last}]: {result}", flush=True)
     return bad
 
 
@@ -147,10 +149,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=(__doc__ or "").partition("\n")[0],
         epilog="example: .venv/bin/python -m tests.soak.kill_demo --kills 5",
     )
-    parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--kills", type=int, default=5, help="number of kills (default: 5)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
     parser.add_argument(
-        "--patience", type=float, default=1800.0, metavar="S", help="longest that a demo may take"
+        "--patience", type=float, default=1800.0, metavar="S", help="time limit of a demo, seconds"
     )
     args = parser.parse_args(argv)
     rng = random.Random(args.seed)
@@ -168,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"undisturbed: {error}", flush=True)
         bad = 1
     if bad:
-        print(f"what was made last is kept in {folder}")
+        print(f"the last demo is kept in {folder}")
         return 1
     shutil.rmtree(folder)
     return 0

@@ -1,10 +1,10 @@
-"""Kill downloads at random moments, go on with them, and hold the result to an undisturbed run's.
+"""Kill downloads at random moments, resume them, and compare the result with an undisturbed run's.
 
 A loopback web serves some pictures late, some broken, some not at all. Each kill is SIGKILL to the
 fetching process alone. After it, every shard that counts as done must be whole and no process may
-be left; at most the shards in flight may be asked for again. A download that is finished before
-enough kills were made is made anew with another image size, in the same folder. Ends with 1 if
-anything differs; the folder is kept then.
+be left; at most the shards in flight may be fetched again. A download that finishes before enough
+kills were made is repeated with another image size, in the same folder. Exits with 1, and keeps
+the folder, if anything differs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ IMAGES: Final = 600
 SHARD: Final = 20
 SIDES: Final = (256, 128)
 OPEN_SHARDS: Final = 3
-"""That the downloader works on at a time: what a kill may cost."""
+"""Number of shards that the downloader works on at a time, and thus that a kill may cost."""
 MARK: Final = "LAION_ASSETS_SOAK"
 EARLIEST_S: Final = 0.2
 LATEST_S: Final = 8.0
@@ -73,7 +73,7 @@ def config(folder: Path, side: int) -> Path:
 
 
 def digests(out: Path) -> dict[str, str]:
-    """Of tars and parquets; statistics and the ledger tell times."""
+    """Digests of tars and parquets; statistics and the ledger hold times, and differ."""
     files = [*out.glob("[0-9]*.tar"), *out.glob("[0-9]*.parquet")]
     return {file.name: sha256_file(file) for file in sorted(files)}
 
@@ -88,7 +88,7 @@ def start(pairs: Path, settings: Path, out: Path) -> subprocess.Popen[bytes]:
 
 
 def left_processes(out: Path) -> list[str]:
-    """The processes of the download into ``out`` that are still there: its environment names it."""
+    """List processes left by the download into ``out``, which their environment names."""
     mark = f"{MARK}={out}".encode()
     left = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -99,8 +99,8 @@ def left_processes(out: Path) -> list[str]:
 
 
 def problems(out: Path) -> list[str]:
-    """What is wrong with the shards that count as done."""
-    told = []
+    """List what is wrong with the shards that count as done."""
+    found = []
     with tempfile.TemporaryDirectory() as folder:
         for stats in out.glob("[0-9]*_stats.json"):
             name = stats.name.removesuffix("_stats.json")
@@ -111,9 +111,9 @@ def problems(out: Path) -> list[str]:
                 pq.read_metadata(ledger).num_rows
                 != pq.read_metadata(out / f"{name}.parquet").num_rows
             ):
-                told.append(f"{ledger} has other rows than its shard")
+                found.append(f"{ledger} has a different number of rows than its shard")
         checked = shards_whole(Path(folder))
-    return told + ([] if checked.passed else [str(checked.description)])
+    return found + ([] if checked.passed else [str(checked.description)])
 
 
 def soak(folder: Path, kills: int, rng: random.Random) -> list[str]:
@@ -134,34 +134,34 @@ def soak(folder: Path, kills: int, rng: random.Random) -> list[str]:
             seconds = time.monotonic() - began
             print(f"undisturbed: {len(expected[side])} files in {seconds:.1f} s", flush=True)
         wrong, killed, out = [], 0, folder / "out"
-        # Each turn makes the same folder anew with the other size: the shards of the turn before
-        # are put aside, and what is known of their images is looked up.
+        # Each turn rebuilds the same folder with the other size: the previous shards are put
+        # aside, and what is known of their images is looked up.
         for side in itertools.cycle(SIDES):
             web.requests.clear()
-            here = 0
+            kills_now = 0
             while True:
                 process = start(pairs, config(folder, side), out)
                 try:
-                    _, told = process.communicate(timeout=rng.uniform(EARLIEST_S, LATEST_S))
+                    _, errors = process.communicate(timeout=rng.uniform(EARLIEST_S, LATEST_S))
                     if process.returncode:
-                        wrong.append(f"ended with {process.returncode}: {told.decode()[-500:]}")
+                        wrong.append(f"ended with {process.returncode}: {errors.decode()[-500:]}")
                     break
                 except subprocess.TimeoutExpired:
                     process.send_signal(signal.SIGKILL)
                     process.communicate()
-                killed, here = killed + 1, here + 1
+                killed, kills_now = killed + 1, kills_now + 1
                 time.sleep(0.2)
                 found = problems(out) if out.exists() else []
                 found += [f"still alive: {line}" for line in left_processes(out)]
                 done = len(list(out.glob("*_stats.json")))
-                print(f"kill {killed}: {done} shards there, {found or 'whole'}", flush=True)
+                print(f"kill {killed}: {done} shards done, {found or 'whole'}", flush=True)
                 wrong += found
             again = len(web.requests) - IMAGES
             if digests(out) != expected[side]:
-                wrong.append(f"{out} differs from the undisturbed one of {side} pixels")
-            if again > here * OPEN_SHARDS * SHARD:
-                wrong.append(f"{again} images asked for again after {here} kills")
-            print(f"finished after {here} kills; {again} images asked for again", flush=True)
+                wrong.append(f"{out} differs from the undisturbed download of {side} pixels")
+            if again > kills_now * OPEN_SHARDS * SHARD:
+                wrong.append(f"{again} images were fetched again after {kills_now} kills")
+            print(f"finished after {kills_now} kills; {again} images fetched again", flush=True)
             if wrong or killed >= kills:
                 return wrong
     raise AssertionError("turns have no end")
@@ -169,13 +169,13 @@ def soak(folder: Path, kills: int, rng: random.Random) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--kills", type=int, default=50, help="number of kills (default: 50)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
     args = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="laion-assets-soak-"))
     wrong = soak(folder, args.kills, random.Random(args.seed))
     if wrong:
-        print("\n".join(wrong) + f"\nwhat was made is kept in {folder}")
+        print("\n".join(wrong) + f"\nthe download is kept in {folder}")
         return 1
     shutil.rmtree(folder)
     return 0

@@ -38,7 +38,7 @@ def counts(stage: str, kept: int, rejects: dict[str, int]) -> StageCounts:
 
 
 def hash_of(row: int) -> str:
-    """Every tenth pair has the image of the one before."""
+    """Hash of a pair's image; every tenth pair has the image of the one before."""
     return hashlib.sha256(str(row - (row % 10 == 9)).encode()).hexdigest()
 
 
@@ -180,7 +180,7 @@ class SegmentFiles:
         )
 
     def tar(self) -> None:
-        """The shard's pictures, as a webdataset."""
+        """Write the shard's pictures as a webdataset."""
         with tarfile.open(self.folder("image_shards") / "00000.tar", "w") as tar:
             for row, pair in enumerate(self.images):
                 picture = io.BytesIO()
@@ -221,7 +221,7 @@ def segment(tmp_path: Path) -> SegmentFiles:
 
 @pytest.fixture(scope="session")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three segments of two crawls, with statistics. Read only: tests share it."""
+    """Three segments of two crawls, with statistics. Tests share it: do not write to it."""
     root = tmp_path_factory.mktemp("stats") / "lake"
     for crawl, name in SEGMENTS:
         files = SegmentFiles(root, crawl, name)

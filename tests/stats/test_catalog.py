@@ -128,11 +128,11 @@ def test_a_stages_first_partition_appears_without_a_new_catalog(lake: Path, tmp_
     full = tmp_path / "full.duckdb"
     build_catalog(lake, full)
     for view in VIEWS:
-        here = query(catalog, f"from {view}").schema
-        assert set(here.names) == set(query(full, f"from {view} limit 0").schema.names), view
+        found = query(catalog, f"from {view}").schema
+        assert set(found.names) == set(query(full, f"from {view} limit 0").schema.names), view
 
 
-def test_partitions_made_before_a_column_came_are_read_with_those_after(tmp_path: Path) -> None:
+def test_partitions_from_before_a_new_column_are_read_with_later_ones(tmp_path: Path) -> None:
     lake = tmp_path / "lake"
     for segment in ("00", "01"):
         SegmentFiles(lake, "CC-MAIN-2000-05", segment).write()
@@ -159,8 +159,8 @@ def test_partitions_that_are_not_asked_for_are_not_opened(tmp_path: Path) -> Non
     assert _rows(catalog, sql)[0][1] == 24
 
 
-def test_a_query_sees_a_partition_that_is_replaced_again_and_again_whole(tmp_path: Path) -> None:
-    """A publisher in a process of its own replaces a partition as often as it can."""
+def test_a_query_sees_a_partition_whole_while_it_is_replaced_repeatedly(tmp_path: Path) -> None:
+    """A publisher in another process replaces a partition as often as it can."""
     lake = tmp_path / "lake"
     first = SegmentFiles(lake, "CC-MAIN-2000-05", "00")
     first.write()
@@ -255,7 +255,7 @@ def test_macros_count_as_numpy_does(lake: Path, catalog: Path) -> None:
     assert sorted({n for _, n in found}) == [3, 6], "one image of each row, in three segments"
 
 
-def test_macros_ask_the_view_and_the_crawls_that_they_are_told(catalog: Path) -> None:
+def test_macros_ask_the_given_view_and_crawls(catalog: Path) -> None:
     assert _rows(catalog, "from resolution_table(view := 'scored') limit 1")[0][1] == 120
     assert _rows(catalog, "from languages('pairs')") == [
         ("en", 162, pytest.approx(0.9)),
@@ -267,7 +267,7 @@ def test_macros_ask_the_view_and_the_crawls_that_they_are_told(catalog: Path) ->
     assert _rows(catalog, f"select distinct partitions from throughput({one})") == [(1,)]
 
 
-def test_the_funnel_comes_in_the_order_of_the_way_with_meanings(catalog: Path) -> None:
+def test_the_funnel_comes_in_the_order_of_the_stages_with_meanings(catalog: Path) -> None:
     rows = _rows(catalog, "from funnel()")
     assert list(dict.fromkeys(stage for stage, *_ in rows)) == list(STAGES)
     assert all(meaning for *_, meaning in rows)
@@ -286,7 +286,7 @@ def test_a_sample_is_the_same_for_the_same_seed(catalog: Path) -> None:
 
 def test_pairs_around_the_threshold_are_the_nearest_on_either_side(catalog: Path) -> None:
     found = [row[0] for row in _rows(catalog, "select similarity from around_threshold(3)")]
-    assert found == pytest.approx([0.3] * 3 + [0.285] * 3), "that of 0.29 is tagged NSFW"
+    assert found == pytest.approx([0.3] * 3 + [0.285] * 3), "the pair at 0.29 is tagged NSFW"
     assert _rows(catalog, "select distinct nsfw from around_threshold(30)") == [("UNLIKELY",)]
 
 
@@ -299,10 +299,10 @@ def test_what_the_recipes_own_conditions_refused_is_not_just_kept(tmp_path: Path
     build_catalog(files.lake, tmp_path / "catalog.duckdb")
     sql = "select similarity from around_threshold(3) where similarity >= 0.3"
     found = [row[0] for row in _rows(tmp_path / "catalog.duckdb", sql)]
-    assert found == pytest.approx([0.365, 0.355, 0.35]), "that of 0.36 is UNSURE"
+    assert found == pytest.approx([0.365, 0.355, 0.35]), "the pair at 0.36 is UNSURE"
 
 
-def test_columns_of_one_name_are_told_apart(catalog: Path) -> None:
+def test_columns_of_one_name_get_distinct_names(catalog: Path) -> None:
     table = query(catalog, "select 1 as a, 2 as a, 3 as a_1, 4 as a")
     assert table.to_pylist() == [{"a": 1, "a_2": 2, "a_1": 3, "a_3": 4}]
 
@@ -325,15 +325,15 @@ def test_every_value_has_its_json_csv_and_cell(
     assert (row["l"], row["m"]) == ([1.0, None], {"x": None, "y": "ä"})
     assert (row["b"], row["t"], row["day"], row["n"]) == ("6162", True, "2020-01-02", None)
     assert main([*words, "--csv"]) == 0
-    (told,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
-    assert json.loads(told["l"]) == [1.0, None]
-    assert (told["a"], told["a_1"], told["s"], told["b"]) == ("1", "2", str(total), "6162")
+    (cells,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert json.loads(cells["l"]) == [1.0, None]
+    assert (cells["a"], cells["a_1"], cells["s"], cells["b"]) == ("1", "2", str(total), "6162")
     assert main(words) == 0
     assert capsys.readouterr().out.split()[:3] == ["a", "a_1", "s"]
 
 
-def test_duckdb_from_before_python_has_it_can_open_the_catalog(catalog: Path) -> None:
-    """Its files carry a version; 1.5's command line reads up to 68."""
+def test_an_older_duckdb_than_pythons_can_open_the_catalog(catalog: Path) -> None:
+    """Files carry a storage version; the command line of DuckDB 1.5 reads up to 68."""
     header = catalog.read_bytes()[:20]
     assert header[8:12] == b"DUCK"
     assert int.from_bytes(header[12:20], "little") <= 68
@@ -413,7 +413,7 @@ def test_a_catalog_is_replaced_while_it_is_read(lake: Path, tmp_path: Path) -> N
     assert [file.name for file in tmp_path.iterdir()] == ["catalog.duckdb"]
 
 
-def test_what_cannot_be_is_said_plainly(tmp_path: Path) -> None:
+def test_a_missing_catalog_and_a_bad_path_are_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="materialize the asset"):
         query(tmp_path / "catalog.duckdb", "select 1")
     with pytest.raises(ValueError, match="cannot be in a view"):

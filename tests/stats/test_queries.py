@@ -23,7 +23,7 @@ def catalog(lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_there_are_some_twenty() -> None:
+def test_the_page_has_some_twenty_queries() -> None:
     assert len(QUERIES) >= 20
     assert len(set(QUERIES)) == len(QUERIES)
 
@@ -50,20 +50,20 @@ def test_every_macro_is_on_the_page(catalog: Path) -> None:
 def test_the_command_line_prints_a_table_csv_or_json(
     catalog: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    def told(*words: str) -> str:
+    def output(*words: str) -> str:
         assert main(["sql", "--catalog", str(catalog), *words]) == 0
         return capfdbinary.readouterr().out.decode()
 
     sql = (
         "select what, samples, share, null as nothing, 'nan'::float as nan from resolution_table()"
     )
-    header, _, first, *_ = told(sql).splitlines()
+    header, _, first, *_ = output(sql).splitlines()
     assert header.split() == ["what", "samples", "share", "nothing", "nan"]
     assert first.split() == ["Unique", "samples", "72", "1.0000", "nan"]
-    rows = list(csv.DictReader(told("--csv", sql).splitlines()))
+    rows = list(csv.DictReader(output("--csv", sql).splitlines()))
     assert rows[0]["samples"] == "72"
-    found = json.loads(told("--json", sql))
-    assert found == json.loads(told("--format", "json", sql))
+    found = json.loads(output("--json", sql))
+    assert found == json.loads(output("--format", "json", sql))
     assert found[0] == {
         "what": "Unique samples",
         "samples": 72,
@@ -72,5 +72,5 @@ def test_the_command_line_prints_a_table_csv_or_json(
         "nan": None,
     }
     assert len(found) == len(rows) == 7
-    assert json.loads(told("--json", "select uid from pairs limit 1"))[0]["uid"].isalnum()
-    assert json.loads(told("--json", "from pairs where false")) == []
+    assert json.loads(output("--json", "select uid from pairs limit 1"))[0]["uid"].isalnum()
+    assert json.loads(output("--json", "from pairs where false")) == []

@@ -19,14 +19,15 @@ from PIL import Image
 
 from laion_assets import schemas
 from laion_assets.stats.catalog import build_catalog, open_catalog
-from laion_assets.stats.figures import draw, licence_name, percent
+from laion_assets.stats.figures import draw, licence_name
+from laion_assets.stats.plotting import percent
 from laion_assets.stats.report import build_report, dataset_card
 from laion_assets.stats.report_data import Facts, gather
 from tests.stats.conftest import SEGMENTS, THRESHOLD, SegmentFiles, counts
 
 
 class Page(HTMLParser):
-    """Tags, links to anything, and the text that a reader sees."""
+    """Tags, links of all kinds, and the text that a reader sees."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -87,7 +88,7 @@ def test_the_papers_table_is_counted_from_the_subset(lake: Path, facts: Facts) -
             for word, side in (("or", larger), ("and", smaller))
         ),
     ]
-    assert 0 < facts.statistics[2].n < facts.statistics[1].n < 72, "the sample tells sides apart"
+    assert 0 < facts.statistics[2].n < facts.statistics[1].n < 72, "the rows of the table differ"
     assert facts.statistics[1].paper_share == pytest.approx(26 / 413)
 
 
@@ -100,7 +101,7 @@ def test_deciles_are_those_of_numpy(lake: Path, facts: Facts) -> None:
     assert facts.text_deciles == pytest.approx(np.quantile(lengths, tenths))
 
 
-def test_what_the_subset_was_made_with_comes_from_its_manifests(facts: Facts) -> None:
+def test_the_subsets_model_and_recipe_come_from_its_manifests(facts: Facts) -> None:
     assert (facts.model, facts.recipe) == ("tiny/tiny", "laion400m v1")
     assert facts.threshold == THRESHOLD
     assert (facts.segments, len(facts.crawls)) == (3, 2)
@@ -116,7 +117,7 @@ def test_what_the_subset_was_made_with_comes_from_its_manifests(facts: Facts) ->
     assert sum(item.n for item in facts.similarity) == 120
 
 
-def test_the_page_tells_the_numbers_and_asks_for_nothing_outside(report: Path) -> None:
+def test_the_page_has_the_numbers_and_is_self_contained(report: Path) -> None:
     html = (report / "report.html").read_text(encoding="utf-8")
     page = Page(html)
     assert "72 image-text samples" in page.text
@@ -148,29 +149,29 @@ def test_each_figure_has_its_numbers_as_csv_in_a_file_and_on_the_page(report: Pa
 
 
 def test_pairs_around_the_threshold_are_shown_with_their_pictures(tmp_path: Path) -> None:
-    """Those whose picture is still there under their URL; no URL in the CSV."""
+    """Pairs whose shard has another picture by now are left out; the CSV has no URL."""
     files = SegmentFiles(tmp_path / "lake", *SEGMENTS[0])
     files.write()
     files.stats()
     files.tar()
     shard = files.folder("image_shards") / "00000.parquet"
     rows = pq.ParquetFile(shard).read().to_pylist()
-    rows[0]["url"] = "http://another.test/made-anew.jpg"
+    rows[0]["url"] = "http://another.test/rebuilt.jpg"
     pq.write_table(pa.Table.from_pylist(rows), shard)
     catalog = files.lake / "catalog" / "catalog.duckdb"
     build_catalog(files.lake, catalog)
     build_report(catalog, tmp_path / "out")
     page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     shown = [source for source in page.sources if source.startswith("data:image/jpeg")]
-    assert len(shown) == 11 + 9, "12 above but one, and all that are harmless below"
+    assert len(shown) == 11 + 9, "12 above, less one, and all harmless ones below"
     assert "0.305 " + files.pairs[1]["text"] in page.text
     assert files.pairs[0]["text"] + " " not in page.text
     for name in ("just_above", "just_below"):
         with Image.open(tmp_path / "out" / "figures" / f"{name}.jpg") as sheet:
             assert sheet.width > 500
-    told = (tmp_path / "out" / "figures" / "around_threshold.csv").read_text(encoding="utf-8")
-    assert len(told.splitlines()) == 21
-    assert "http" not in told
+    table = (tmp_path / "out" / "figures" / "around_threshold.csv").read_text(encoding="utf-8")
+    assert len(table.splitlines()) == 21
+    assert "http" not in table
 
 
 def test_figures_are_pictures_for_light_and_dark_pages(facts: Facts, report: Path) -> None:
@@ -179,7 +180,7 @@ def test_figures_are_pictures_for_light_and_dark_pages(facts: Facts, report: Pat
     assert [path.stem for path in files] == sorted(figures)
     for path in files:
         figure = figures[path.stem]
-        assert path.read_bytes() == figure.light, "drawn twice, the same bytes"
+        assert path.read_bytes() == figure.light, "drawing twice gives the same bytes"
         light, dark = (
             np.asarray(Image.open(io.BytesIO(data)).convert("L"))
             for data in (figure.light, figure.dark)
@@ -194,7 +195,7 @@ def test_figures_are_pictures_for_light_and_dark_pages(facts: Facts, report: Pat
 def test_a_long_host_leaves_room_for_its_bar(facts: Facts) -> None:
     host = "a-company-s-product-images.s3.eu-central-1.amazonaws.com"
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # matplotlib's, of a layout that collapsed
+        warnings.simplefilter("error")  # matplotlib warns of a layout that collapses
         figures = draw(replace(facts, hosts=[(host, 50), ("b" * 63 + ".test", 20)]))
     (figure,) = (figure for figure in figures if figure.name == "hosts")
     assert host in figure.csv
@@ -211,7 +212,9 @@ def test_the_same_catalog_gives_the_same_report(
         assert (tmp_path / name).read_bytes() == (report / name).read_bytes()
 
 
-def test_samples_are_shown_where_there_are_any(catalog: Path, report: Path, tmp_path: Path) -> None:
+def test_drawn_samples_are_shown_if_there_are_any(
+    catalog: Path, report: Path, tmp_path: Path
+) -> None:
     samples = tmp_path / "samples"
     samples.mkdir()
     Image.new("RGB", (4, 4), "red").save(samples / "overview.png")
@@ -222,7 +225,7 @@ def test_samples_are_shown_where_there_are_any(catalog: Path, report: Path, tmp_
     assert "Drawn by a model" not in Page((report / "report.html").read_text()).text
 
 
-def test_the_card_has_the_table_and_the_way_out(report: Path) -> None:
+def test_the_card_has_the_tables_and_says_how_to_remove_a_sample(report: Path) -> None:
     card = (report / "dataset_card.md").read_text(encoding="utf-8")
     assert card.startswith("# Dataset card\n\n72 image-text samples from 3 segments")
     assert "| Embedded pairs | 120 | 72 | 60 % |" in card
@@ -243,7 +246,7 @@ def test_the_card_names_who_to_ask(facts: Facts) -> None:
     assert "Write to https://example.org/contact" in card
 
 
-def test_what_was_not_the_same_everywhere_is_told_so(tmp_path: Path) -> None:
+def test_options_that_differ_between_segments_are_marked(tmp_path: Path) -> None:
     for number, (crawl, segment) in enumerate(SEGMENTS[:2]):
         files = SegmentFiles(tmp_path / "lake", crawl, segment)
         files.write()
@@ -263,7 +266,7 @@ def test_what_was_not_the_same_everywhere_is_told_so(tmp_path: Path) -> None:
     assert "| `pair_parquet` | 1-abcd | languages `en`; min_text_chars *differs* |" in card
 
 
-def test_what_strangers_wrote_is_shown_and_not_run(segment: SegmentFiles, tmp_path: Path) -> None:
+def test_untrusted_text_is_shown_and_not_run(segment: SegmentFiles, tmp_path: Path) -> None:
     path = segment.folder("filtered_subset") / "part-00000.parquet"
     rows = pq.ParquetFile(path).read().to_pylist()
     for row in rows[::2]:
@@ -280,7 +283,7 @@ def test_what_strangers_wrote_is_shown_and_not_run(segment: SegmentFiles, tmp_pa
     assert all(source.startswith("data:") for source in page.sources)
 
 
-def test_a_lake_without_anything_has_a_report_too(tmp_path: Path) -> None:
+def test_an_empty_lake_has_a_report_too(tmp_path: Path) -> None:
     (tmp_path / "lake").mkdir()
     build_catalog(tmp_path / "lake", tmp_path / "catalog.duckdb")
     summary = build_report(tmp_path / "catalog.duckdb", tmp_path / "out")
@@ -290,7 +293,7 @@ def test_a_lake_without_anything_has_a_report_too(tmp_path: Path) -> None:
     assert "no sample yet" in page.text
 
 
-def test_no_catalog_is_said_plainly(tmp_path: Path) -> None:
+def test_a_missing_catalog_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="materialize the asset"):
         build_report(tmp_path / "catalog.duckdb", tmp_path / "out")
 

@@ -19,7 +19,7 @@ def _histogram(folder: Path, stage: str, metric: str) -> dict[float, int]:
     return {r["bin_low"]: r["n"] for r in rows if (r["stage"], r["metric"]) == (stage, metric)}
 
 
-def test_the_funnel_is_the_manifests_counts_in_the_order_of_the_way(
+def test_the_funnel_is_the_manifests_counts_in_the_order_of_the_stages(
     segment: SegmentFiles, tmp_path: Path
 ) -> None:
     summary = segment_stats(segment.partitions(), tmp_path)
@@ -148,7 +148,7 @@ def test_counts_that_do_not_agree_are_an_error_and_publish_nothing(
     assert not out.exists()
 
 
-def test_stages_that_are_not_there_are_left_out(segment: SegmentFiles, tmp_path: Path) -> None:
+def test_missing_stages_are_left_out(segment: SegmentFiles, tmp_path: Path) -> None:
     only = {"pair_parquet": segment.folder("pair_parquet")}
     assert set(segment_stats(only, tmp_path)["stages"]) == {"wat", "pairs"}
     empty = pa.Table.from_pylist([], schema=HISTOGRAMS)

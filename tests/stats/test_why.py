@@ -22,7 +22,7 @@ def verdicts(answer: Answer) -> dict[str, str]:
 
 
 def note(segment: SegmentFiles, asset: str, **metadata: object) -> None:
-    """Add to what a manifest tells."""
+    """Add to the metadata of a manifest."""
     path = segment.folder(asset) / "_manifest.json"
     manifest = json.loads(path.read_text())
     manifest["metadata"] |= metadata
@@ -49,34 +49,34 @@ def test_a_kept_pair_is_followed_to_where_it_is(segment: SegmentFiles, lake: Pat
     (story,) = answer.stories
     steps = {step.stage: step for step in story.steps}
     assert steps["found"].verdict == "on http://page.test/"
-    assert steps["found"].told == "in a.warc.wat.gz"
-    assert "language en (0.90)" in steps["pairs"].told
+    assert steps["found"].detail == "in a.warc.wat.gz"
+    assert "language en (0.90)" in steps["pairs"].detail
     assert steps["pairs"].by.startswith("min_text_chars 5; code 1-abcd, made 2026-01-02T03:04:05")
-    assert "000000003 in image_shards/crawl=" in steps["images"].told
-    assert "segment=00/00000.tar; asked for in 1 runs" in steps["images"].told
-    assert steps["scores"].told.startswith("similarity 0.3150, UNLIKELY")
-    assert steps["filtered_subset"].told.startswith("now row 3 of filtered_subset/crawl=")
+    assert "000000003 in image_shards/crawl=" in steps["images"].detail
+    assert "segment=00/00000.tar; fetched by 1 runs" in steps["images"].detail
+    assert steps["scores"].detail.startswith("similarity 0.3150, UNLIKELY")
+    assert steps["filtered_subset"].detail.startswith("now row 3 of filtered_subset/crawl=")
     assert steps["filtered_subset"].by.startswith(
         "recipe laion400m v1, threshold 0.3 for tiny/tiny"
     )
 
 
 @pytest.mark.parametrize(
-    ("row", "stage", "verdict", "told"),
+    ("row", "stage", "verdict", "detail"),
     [
         (30, "filtered_subset", "below_threshold", "below the model's threshold"),
         (45, "images", "http_4xx", "(no)"),
         (52, "images", "too_small", "fewer encoded bytes"),
-        (57, "unique_pairs", "not kept", "neither a list nor another segment"),
+        (57, "unique_pairs", "not kept", "no list or other segment"),
     ],
 )
 def test_a_rejected_pair_ends_where_it_was_rejected(
-    segment: SegmentFiles, lake: Path, row: int, stage: str, verdict: str, told: str
+    segment: SegmentFiles, lake: Path, row: int, stage: str, verdict: str, detail: str
 ) -> None:
     (story,) = why(lake, segment.pairs[row]["url"]).stories
     last = story.steps[-1]
     assert (last.stage, last.verdict) == (stage, verdict)
-    assert told in last.told
+    assert detail in last.detail
 
 
 def test_a_duplicate_names_the_segment_that_holds_it(segment: SegmentFiles, lake: Path) -> None:
@@ -84,16 +84,16 @@ def test_a_duplicate_names_the_segment_that_holds_it(segment: SegmentFiles, lake
     pairs: list[Record] = [segment.pairs[57]]
     other.table("unique_pairs", "part-00000.parquet", pairs, schemas.PAIRS)
     other.manifest("unique_pairs", [])
-    here, there = why(lake, segment.pairs[57]["url"]).stories
-    steps = {step.stage: step for step in here.steps}
+    first, second = why(lake, segment.pairs[57]["url"]).stories
+    steps = {step.stage: step for step in first.steps}
     assert steps["unique_pairs"].verdict == "duplicate"
-    assert steps["unique_pairs"].told.endswith(": CC-MAIN-2000-05|01")
-    steps = {step.stage: step for step in there.steps}
+    assert steps["unique_pairs"].detail.endswith(": CC-MAIN-2000-05|01")
+    steps = {step.stage: step for step in second.steps}
     assert steps["pairs"].verdict == "not made"
     assert steps["unique_pairs"].verdict == "kept"
 
 
-def test_lists_are_told_of(segment: SegmentFiles, lake: Path) -> None:
+def test_the_lists_in_force_are_part_of_the_story(segment: SegmentFiles, lake: Path) -> None:
     (lake / "removals").mkdir()
     (lake / "removals" / "mine.txt").write_text("host:c.test\nhttp://gone.test/a.jpg\n")
     answer = why(lake, segment.pairs[56]["url"])
@@ -105,7 +105,7 @@ def test_lists_are_told_of(segment: SegmentFiles, lake: Path) -> None:
     assert not gone.stories
 
 
-def test_recipes_are_told_of_one_by_one(segment: SegmentFiles, lake: Path) -> None:
+def test_each_recipe_has_its_own_step(segment: SegmentFiles, lake: Path) -> None:
     recipe = Recipe(name="wide", where="width > 1000")
     segment.table("subset_wide", "part-00000.parquet", [], schemas.SUBSET)
     segment.manifest(
@@ -118,10 +118,10 @@ def test_recipes_are_told_of_one_by_one(segment: SegmentFiles, lake: Path) -> No
     )
     (story,) = why(lake, segment.pairs[3]["url"]).stories
     last = story.steps[-1]
-    assert (last.stage, last.verdict) == ("subset_wide", "not there")
+    assert (last.stage, last.verdict) == ("subset_wide", "missing")
     (story,) = why(lake, segment.pairs[0]["url"]).stories
     last = story.steps[-1]
-    assert (last.verdict, last.told) == (
+    assert (last.verdict, last.detail) == (
         "predicate",
         "outside the recipe's own conditions: width > 1000",
     )
@@ -152,12 +152,12 @@ def test_an_example_in_a_manifest_is_found(segment: SegmentFiles, lake: Path) ->
     ]
 
 
-def test_what_cannot_be_asked_or_is_not_known(
+def test_questions_that_cannot_be_asked_or_have_no_answer(
     lake: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for said in ("an apple", "host:a.test", "123456789012345678901234567890", ""):
+    for text in ("an apple", "host:a.test", "123456789012345678901234567890", ""):
         with pytest.raises(NotAskableError):
-            why(lake, said)
+            why(lake, text)
     assert not why(lake, "http://nobody.test/")
     assert main(["why", "http://nobody.test/", "--lake", str(lake)]) == 1
     out, err = capsys.readouterr()
@@ -168,7 +168,7 @@ def test_what_cannot_be_asked_or_is_not_known(
     assert ended.value.code == 2
 
 
-def test_the_command_tells_the_story(
+def test_the_command_prints_the_story(
     segment: SegmentFiles, lake: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sample_id = sample_id_of(segment.pairs[3]["uid"])

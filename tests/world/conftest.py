@@ -1,4 +1,4 @@
-"""The whole graph over the sample crawl, once: real servers, a real Dagster instance, real runs."""
+"""One run of the whole graph over the sample crawl: real servers, a real Dagster instance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from laion_assets.settings import Settings, load_settings, sample_config
 
 @dataclass
 class World:
-    """A materialized sample world and what is needed to ask about it."""
+    """A materialized sample world, and everything needed to query it."""
 
     root: Path
     crawl: Path
@@ -45,7 +45,7 @@ class World:
         return self.lake.published("search_index")
 
     def tick(self) -> dg.SensorExecutionData:
-        """One tick of the crawl sensor, its partitions added as the daemon does."""
+        """Evaluate the crawl sensor once, and add its partitions as the daemon does."""
         context = dg.build_sensor_context(
             instance=self.instance,
             instance_ref=self.instance.get_ref(),
@@ -68,7 +68,7 @@ class World:
 
 
 def sample_settings(root: Path, server: SampleServer) -> tuple[Path, Settings]:
-    """The shipped sample settings, for a server on a free port and a lake of the test's own."""
+    """The shipped sample settings, adapted to a server on a free port and the test's own lake."""
     values = tomllib.loads(sample_config().read_text())
     values["lake"]["root"] = str(root / "lake")
     values["crawl_source"]["collinfo_url"] = f"{server.url}collinfo.json"

@@ -1,8 +1,8 @@
 """`laion-assets remove --apply` on a copy of the sample world: no byte of the sample is left.
 
-What is looked for are the sample's URL, text, hashes, SAMPLE_ID, picture and vectors, in every
-file as it is and, where files compress what they hold, in what they hold. The lists and the
-removal ledger may name an entry; that is what they are for.
+The tests look for the sample's URL, text, hashes, SAMPLE_ID, picture and vectors in the bytes of
+every file, and in the decompressed content of compressed files. The lists and the removal ledger
+may name an entry; that is their purpose.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from laion_assets.settings import load_settings
 from tests.world.conftest import World
 
 ALLOWED = ("removals", ".lists", "removal_ledger", "dedup_ledger")
-"""The last has uids of superseded claims, until it merges them: digests of URL and text."""
+"""Folders that may hold traces. The dedup ledger has uids of superseded claims, which are digests
+of URL and text, until it merges them."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One row of the subset, with all by which it could be recognised."""
+    """One row of the subset, with everything by which it could be recognised."""
 
     key: SegmentKey
     sample_id: int
@@ -49,16 +50,16 @@ class Sample:
 
     @property
     def words(self) -> list[bytes]:
-        """Bytes that must not be anywhere."""
+        """Bytes that must not occur anywhere."""
         hashes = [value.encode() for value in (self.sha256, self.md5)]
         raw = [bytes.fromhex(self.sha256), bytes.fromhex(self.md5)]
         numbers = [self.sample_id.to_bytes(8, order, signed=True) for order in ("big", "little")]
-        told = [self.url.encode(), self.text.encode(), str(self.sample_id).encode()]
-        return [*told, *hashes, *raw, *numbers, self.picture, *self.vectors]
+        texts = [self.url.encode(), self.text.encode(), str(self.sample_id).encode()]
+        return [*texts, *hashes, *raw, *numbers, self.picture, *self.vectors]
 
 
 def sole_rows(lake: Lake, key: SegmentKey) -> list[tuple[int, int]]:
-    """``(part, row)`` of subset rows whose URL, text and image no other row of the lake has."""
+    """List ``(part, row)`` of subset rows whose URL, text and image are unique in the lake."""
     shards = f"read_parquet('{lake.root}/image_shards/*/*/[0-9]*.parquet')"
     alone = [
         f"{ours} in (select {theirs} from {shards} group by 1 having count(*) = 1)"
@@ -104,7 +105,7 @@ def picture_of(shards: Path, name: str) -> bytes:
 
 
 def contents(path: Path) -> Iterator[bytes]:
-    """A file's bytes, and what it holds in compressed form."""
+    """Yield a file's bytes, and its content in decompressed form."""
     yield path.read_bytes()
     if path.suffix == ".parquet":
         file = pq.ParquetFile(path)
@@ -123,7 +124,7 @@ def contents(path: Path) -> Iterator[bytes]:
 
 
 def where(lake: Lake, samples: list[Sample]) -> list[set[str]]:
-    """For each sample the files in which anything of it is, the lists and ledgers apart."""
+    """For each sample, find the files that hold a trace of it, except lists and ledgers."""
     found: list[set[str]] = [set() for _ in samples]
     for path in lake.root.rglob("*"):
         name = str(path.relative_to(lake.root))
@@ -179,9 +180,9 @@ def test_after_a_removal_nothing_of_the_sample_is_left(
     assert (
         main([*command, "--url", by_url.url, "--sha256", by_hash.sha256, "--reason", "asked"]) == 0
     )
-    told = capsys.readouterr().out
-    assert "Nothing is taken out yet" in told
-    assert f"{key!s:22} {'filtered_subset':16} {2:>10,}" in told
+    printed = capsys.readouterr().out
+    assert "Nothing is taken out yet" in printed
+    assert f"{key!s:22} {'filtered_subset':16} {2:>10,}" in printed
     assert main([*command, "--sample-id", str(by_id.sample_id), "--apply"]) == 0
     assert "nothing that the lists name is left" in capsys.readouterr().out
 
@@ -198,7 +199,7 @@ def test_after_a_removal_nothing_of_the_sample_is_left(
     assert hashlib.sha256(by_hash.url.encode()).hexdigest() in ledger
 
 
-def test_what_is_taken_off_the_list_comes_back(copy: World) -> None:
+def test_samples_whose_entry_is_deleted_come_back(copy: World) -> None:
     lake, key = copy.lake, copy.keys[0]
     (lake.root / "removals" / "requests.txt").unlink()
     remade = ("pair_parquet", "unique_pairs", "image_shards")
@@ -211,7 +212,7 @@ def test_what_is_taken_off_the_list_comes_back(copy: World) -> None:
     assert [event.event for event in last] == ["came_back"] * 3
 
 
-def test_wrong_use_is_told(copy: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_use_ends_with_2(copy: World, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["--sha256", "xyz"], ["--host", "http://a.test/"]):
         with pytest.raises(SystemExit) as ended:
             main(["remove", "--config", str(copy.config), *arguments])

@@ -1,4 +1,4 @@
-"""The sample crawl through the whole graph must end exactly where its manifest says."""
+"""The sample crawl must leave the whole graph exactly as its manifest says."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def manifest(world: World) -> Manifest:
 
 
 def sql(world: World, statement: str, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
-    """Rows of ``laion-assets sql --csv``, the header left out."""
+    """Rows of ``laion-assets sql --csv``, without the header."""
     capsys.readouterr()
     assert main(["sql", "--csv", "--config", str(world.config), statement]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     return [[cell.strip('"') for cell in line.split(",")] for line in lines]
 
 
-def test_every_segment_of_both_crawls_was_asked_for(world: World) -> None:
+def test_every_segment_of_both_crawls_was_requested(world: World) -> None:
     assert [str(key) for key in world.keys] == [
         "CC-MAIN-2000-05|00",
         "CC-MAIN-2000-05|01",
@@ -63,9 +63,7 @@ def test_every_kept_case_is_in_the_subset_and_no_other(world: World, manifest: M
     assert subset == kept
 
 
-def test_every_image_that_was_refused_was_refused_for_its_reason(
-    world: World, manifest: Manifest
-) -> None:
+def test_every_refused_image_has_its_planned_reason(world: World, manifest: Manifest) -> None:
     found = Counter()
     for key in world.keys:
         for shard in sorted(world.lake.published("image_shards", key).glob("*.parquet")):
@@ -122,7 +120,7 @@ def test_materializations_have_dagsters_own_keys(world: World) -> None:
     assert index.asset_materialization.metadata["dagster/row_count"].value > 100
 
 
-def test_materializations_say_what_a_person_wants_to_know(world: World) -> None:
+def test_materializations_have_the_metadata_that_people_need(world: World) -> None:
     for asset in SEGMENT_ASSETS:
         records = world.instance.fetch_materializations(dg.AssetKey(asset), limit=10).records
         assert len({record.partition_key for record in records}) == 4
@@ -162,7 +160,7 @@ def test_the_subset_has_the_release_schema_and_its_rules_hold(world: World) -> N
                 assert row["SAMPLE_ID"] == schemas.sample_id_of(uid)
 
 
-def test_what_is_kept_carries_the_planned_facts(world: World, manifest: Manifest) -> None:
+def test_kept_samples_have_the_planned_values(world: World, manifest: Manifest) -> None:
     """Original size (the release has WIDTH and HEIGHT swapped), licence and safety tag."""
     planned = {
         (case.url, case.text): (case.width, case.height, case.license, case.nsfw)
@@ -180,7 +178,7 @@ def test_what_is_kept_carries_the_planned_facts(world: World, manifest: Manifest
     assert {nsfw for _, _, _, nsfw in found.values()} == {"UNLIKELY", "UNSURE", "NSFW"}
 
 
-def test_further_recipes_have_subsets_of_their_own(
+def test_further_recipes_have_their_own_subsets(
     world: World, manifest: Manifest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = [case for case in manifest.cases if case.kept]
@@ -195,22 +193,22 @@ def test_further_recipes_have_subsets_of_their_own(
     assert rows == [[str(len(portraits)), str(len(kept))]]
 
 
-def test_every_kind_of_end_is_told(world: World, manifest: Manifest) -> None:
-    told_in = {"unique_pairs": "unique_pairs", "images": "images", "subset": "filtered_subset"}
-    ends = {(case.stage, case.reason): case for case in manifest.cases if case.stage in told_in}
+def test_why_explains_every_kind_of_end(world: World, manifest: Manifest) -> None:
+    step_of = {"unique_pairs": "unique_pairs", "images": "images", "subset": "filtered_subset"}
+    ends = {(case.stage, case.reason): case for case in manifest.cases if case.stage in step_of}
     assert len(ends) > 20
     for (stage, reason), case in ends.items():
         stories = [
             story
             for story in why(world.lake.root, case.url).stories
             if story.text == case.text
-            and any(step.stage == "found" and case.wat_file in step.told for step in story.steps)
+            and any(step.stage == "found" and case.wat_file in step.detail for step in story.steps)
         ]
         verdicts = [
             step.verdict
             for story in stories
             for step in story.steps
-            if step.stage == told_in[stage]
+            if step.stage == step_of[stage]
         ]
         assert verdicts == [reason], (stage, reason, case.url)
         if case.kept:
@@ -242,7 +240,7 @@ NAMED = {
 
 
 def test_things_are_found_by_name(world: World) -> None:
-    """A small model mistakes some; the list was not chosen by what it gets right."""
+    """A small model gets some wrong; the list was not chosen by what it gets right."""
     from laion_assets.clip.model import load_clip
     from laion_assets.knn.query import search_text
 
@@ -303,7 +301,7 @@ def test_the_report_is_one_self_contained_page(world: World) -> None:
     assert (world.lake.published("dataset_report") / "dataset_card.md").exists()
 
 
-def test_the_subset_is_exported_and_found_sound(world: World, tmp_path: Path) -> None:
+def test_the_subset_is_exported_and_verified(world: World, tmp_path: Path) -> None:
     out = tmp_path / "release"
     command = ["export", "--config", str(world.config), "-o", str(out)]
     assert main([*command, "--files", "3"]) == 0
@@ -314,8 +312,8 @@ def test_the_subset_is_exported_and_found_sound(world: World, tmp_path: Path) ->
     assert sum(pq.read_metadata(part).num_rows for part in out.glob("metadata/*")) == kept
 
 
-def test_making_a_segment_again_changes_nothing(world: World) -> None:
-    """Same inputs, same bytes: no sample is lost to its own former claims, nothing gets stale."""
+def test_rebuilding_a_segment_changes_nothing(world: World) -> None:
+    """Same inputs, same bytes: no sample is lost to its own former claims, nothing goes stale."""
     key = world.keys[1]
     before = {asset: world.lake.manifest(asset, key) for asset in SEGMENT_ASSETS}
     files = before["filtered_subset"].files
@@ -326,5 +324,5 @@ def test_making_a_segment_again_changes_nothing(world: World) -> None:
         assert after[asset].data_version == before[asset].data_version, asset
 
 
-def test_a_second_tick_asks_for_nothing(world: World) -> None:
+def test_a_second_tick_requests_nothing(world: World) -> None:
     assert not world.tick().run_requests

@@ -1,7 +1,7 @@
-"""Names of the benchmark's web for the peer, which asks the system's resolver in its workers.
+"""Names of the benchmark's web for the peer, which uses the system's resolver in its workers.
 
-On ``PYTHONPATH``, so every interpreter started below imports it. ``BENCH_NAMES`` is JSON, pattern
--> address or null; a name that fits none of them is left to the system.
+It is on ``PYTHONPATH``, so every interpreter started below imports it. ``BENCH_NAMES`` is a JSON
+object of patterns and addresses, or null; a name that matches no pattern is left to the system.
 """
 
 import json
