@@ -37,6 +37,8 @@ SAMPLE: Final = "sample"
 DRAWN: Final = "drawn"
 """The worlds, by the name of their settings file; the drawn world is for training on."""
 
+_MAX_RETRIES: Final = "dagster/max_retries"
+"""The tag by which Dagster bounds its own retries of a run."""
 _TURN_S: Final = 30.0
 _GENTLE_END_S: Final = 15.0
 
@@ -174,7 +176,10 @@ def stop_leftovers(places: Places, instance: dg.DagsterInstance) -> None:
             _kill_group(int(group))
         places.group.unlink()
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
-        instance.report_run_canceled(run, message="The demo that started this run was interrupted.")
+        # Failed, not canceled: the crawl sensor leaves what was canceled to a person. And not to be
+        # retried by Dagster: the sensor launches the segments in their order.
+        instance.add_run_tags(run.run_id, {_MAX_RETRIES: "0"})
+        instance.report_run_failed(run, message="The demo that started this run was interrupted.")
         # A dead run keeps its pools' slots. They would block its successor, and later segments
         # would go first.
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,13 +12,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
-from laion_assets.demo.world import DemoError, Places, crawl_server, sole_demo
+from laion_assets.defs.partitions import PARTITION_TAG
+from laion_assets.demo.world import (
+    DemoError,
+    Places,
+    crawl_server,
+    prepare,
+    sole_demo,
+    stop_leftovers,
+)
 from laion_assets.sample_crawl.build import build_sample_crawl
 from laion_assets.settings import load_settings, sample_config
 from tests.conftest import heard
 
+ROOT = Path(__file__).parents[2]
 DEMO = """
 import signal, subprocess, sys, time
 from pathlib import Path
@@ -118,3 +129,17 @@ def test_a_second_demo_waits_its_turn(places: Places, monkeypatch: pytest.Monkey
         assert lines == ["waiting for another demo of this checkout to end"]
     with sole_demo(places):
         pass
+
+
+def test_an_interrupted_run_is_left_to_the_crawl_sensor(places: Places) -> None:
+    """It launches failed runs again; canceled ones it would leave to a person."""
+    shutil.copyfile(ROOT / "dagster.yaml", places.root / "dagster.yaml")
+    instance = prepare(places)
+    assert instance.run_retries_enabled
+    tags = {PARTITION_TAG: "CC-MAIN-2000-05|00"}
+    for status in (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING):
+        instance.add_run(dg.DagsterRun("segment", status=status, tags=tags))
+    stop_leftovers(places, instance)
+    runs = list(instance.get_runs())
+    assert [run.status for run in runs] == [dg.DagsterRunStatus.FAILURE] * 2
+    assert not any(run.is_complete_and_waiting_to_retry for run in runs)
