@@ -1,4 +1,4 @@
-"""`python -m laion_assets.cli`."""
+"""Run ``laion-assets`` as ``python -m laion_assets.cli``."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""A process that serves the sample crawl, and ends its process group when its parent is gone.
+"""A process that serves the sample crawl, and kills its process group when its parent ends.
 
-Dagster's processes join this process's group. However the demo ends, by SIGKILL too, the whole
-group is killed at once: no run goes on against a crawl server that is no longer there and takes
-its silence for the web's.
+Dagster's processes join this process's group. However the demo ends, even by SIGKILL, the whole
+group dies with it: no run continues against a crawl server that has gone, and records its silence
+as the web's.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ def _end_group(_number: int, _frame: FrameType | None) -> None:
 
 
 def main() -> int:
+    """Serve until the parent ends; print ``ready`` once the port answers, or why it cannot."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("root", type=Path)
-    parser.add_argument("port", type=int)
-    parser.add_argument("parent", type=int)
+    parser.add_argument("root", type=Path, help="folder of the built crawl")
+    parser.add_argument("port", type=int, help="port to serve it on")
+    parser.add_argument("parent", type=int, help="process id of the parent")
     args = parser.parse_args()
     if os.getpgrp() != os.getpid():
         raise SystemExit("this process must lead a process group of its own")

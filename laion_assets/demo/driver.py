@@ -1,7 +1,8 @@
-"""What the sample world lacks, and bringing it up to date through a running Dagster."""
+"""What the sample world needs, and bringing it up to date through a running Dagster."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,14 @@ from laion_assets.defs.build import AGGREGATES
 from laion_assets.defs.internals import stale_causes
 from laion_assets.defs.partitions import PARTITION_TAG, partition_key
 from laion_assets.defs.partitions import crawls as crawl_partitions
-from laion_assets.demo.world import Dagster, DemoError, Say
+from laion_assets.demo.world import Dagster, DemoError
 from laion_assets.lake.remote import open_lake
 from laion_assets.layout import SEGMENT_ASSETS
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings
 from sensors.new_crawls import LAST_ASSET, wanted_crawls, wanted_segments
+
+logger = logging.getLogger(__name__)
 
 _AUTOMATION_PATIENCE_S: Final = 45.0
 _SENSOR_PATIENCE_S: Final = 120.0
@@ -28,24 +31,25 @@ _SENSOR_PATIENCE_S: Final = 120.0
 
 @dataclass
 class Needs:
-    """What is not there or not current, and why: asset -> cause, by segment."""
+    """What is missing or stale, and why: asset -> cause, by segment."""
 
     unknown: list[SegmentKey] = field(default_factory=list)
-    """Segments of crawls that the sensor has still to discover."""
+    """Segments of crawls that the sensor has not discovered yet."""
     missing: dict[SegmentKey, dict[str, str]] = field(default_factory=dict)
-    """Segments that have never been finished: the sensor asks for them."""
+    """Segments that were never finished; the sensor launches them."""
     stale: dict[SegmentKey, dict[str, str]] = field(default_factory=dict)
-    """Segments that were finished and are not current: nobody asks for them but a person."""
+    """Segments that were finished and are not up to date; the sensor leaves them to a person."""
     aggregates: dict[str, str] = field(default_factory=dict)
+    """Assets of all segments together; the automation launches them."""
     further: dict[str, str] = field(default_factory=dict)
-    """Assets that nobody asks for but the demo."""
+    """Assets that only the demo launches."""
 
     def __bool__(self) -> bool:
         segments = self.unknown or self.missing or self.stale
         return bool(segments or self.aggregates or self.further)
 
     def reasons(self) -> list[str]:
-        """A line for each new crawl, and for each segment and cause."""
+        """Return a line for each new crawl, and for each segment and cause."""
         crawls = sorted({key.crawl for key in self.unknown})
         lines = [f"{crawl}: a new crawl" for crawl in crawls]
         segments = sorted({**self.missing, **self.stale}.items())
@@ -63,7 +67,10 @@ def needs(
     definitions: dg.Definitions,
     further: Sequence[str] = (),
 ) -> Needs:
-    """What the world lacks, by Dagster's own staleness and the lake's files."""
+    """Return what is missing or stale, by Dagster's own staleness and the lake's files.
+
+    ``further``: assets to look at beside those of the segments and the aggregates.
+    """
     found = Needs()
     source, lake = CrawlSource(settings.crawl_source), open_lake(settings.lake)
     known = set(instance.get_dynamic_partitions(crawl_partitions.name or ""))
@@ -96,7 +103,7 @@ def needs(
 
 
 class Driver:
-    """Brings the sample world up to date through a running Dagster."""
+    """Brings a world up to date through a running Dagster, as a person would in its UI."""
 
     def __init__(
         self,
@@ -104,7 +111,6 @@ class Driver:
         instance: dg.DagsterInstance,
         definitions: dg.Definitions,
         dagster: Dagster,
-        say: Say,
         further: Sequence[str] = (),
     ) -> None:
         from dagster_graphql import DagsterGraphQLClient
@@ -114,19 +120,21 @@ class Driver:
         self._settings, self._instance, self._definitions = settings, instance, definitions
         self._dagster = dagster
         self._further = further
-        self._say = say
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def bring_up_to_date(self, lacks: Needs) -> None:
-        """Raises :class:`DemoError` when a run fails, or when something stays unmade."""
+        """Have Dagster make what is missing or stale.
+
+        Raises :class:`DemoError` if a run fails, or if something stays missing or stale.
+        """
         awaited = [*lacks.unknown, *lacks.missing]
         if awaited:
-            self._say(f"waiting for the sensor to ask for {len(awaited)} segments")
+            logger.info(f"waiting for the sensor to launch {len(awaited)} segments")
             self._await_sensor(awaited)
         self._await_runs()
         left = self._needs()
         for _ in SEGMENT_ASSETS:
-            # What is made of something stale shows as stale only once that was made again.
+            # An asset shows as stale only after the stale asset that it is made of was rebuilt.
             if not left.stale:
                 break
             for key, assets in sorted(left.stale.items()):
@@ -134,9 +142,9 @@ class Driver:
             self._await_runs()
             left = self._needs()
         if left.unknown or left.missing or left.stale:
-            raise DemoError("not everything was made:\n  " + "\n  ".join(left.reasons()))
+            raise DemoError("not everything is up to date:\n  " + "\n  ".join(left.reasons()))
         if left.further:
-            # Before the aggregates: the report shows what was drawn.
+            # Before the aggregates, because the report shows the drawn samples.
             self._launch("generation", list(left.further), None)
             self._await_runs()
             left = self._needs()
@@ -157,10 +165,10 @@ class Driver:
         if key:
             tags[PARTITION_TAG] = str(partition_key(key))
         self._client.submit_job_execution(job, tags=tags, asset_selection=list(assets))
-        self._say(f"asked for {key or 'the aggregates'}: {', '.join(assets)}")
+        logger.info(f"launched {', '.join(assets)}{f' of {key}' if key else ''}")
 
     def _runs(self) -> list[dg.RunRecord]:
-        """The runs created since this demo's Dagster was started."""
+        """The runs created since the start of this demo's Dagster."""
         records = self._instance.get_run_records(limit=200)
         since = self._dagster.since
         return [record for record in records if record.create_timestamp.timestamp() >= since]
@@ -169,22 +177,22 @@ class Driver:
         wanted = {str(key) for key in keys}
         deadline = time.monotonic() + _SENSOR_PATIENCE_S
         while time.monotonic() < deadline:
-            self._tell_runs()
+            self._report_runs()
             if wanted <= {run.dagster_run.tags.get(PARTITION_TAG) for run in self._runs()}:
                 return
             time.sleep(0.5)
-        raise DemoError(f"the sensor did not ask for all segments in {_SENSOR_PATIENCE_S:.0f} s")
+        raise DemoError(f"the sensor did not launch all segments within {_SENSOR_PATIENCE_S:.0f} s")
 
     def _await_runs(self) -> None:
         while True:
-            self._tell_runs()
+            self._report_runs()
             if all(record.dagster_run.is_finished for record in self._runs()):
                 return
             time.sleep(0.5)
 
     def _await_automation(self) -> None:
-        """The aggregates follow by themselves; give the automation its ticks."""
-        self._say("waiting for the automation to make the aggregates")
+        """Give the automation time to launch the aggregates, which follow the segments."""
+        logger.info("waiting for the automation to build the aggregates")
         deadline = time.monotonic() + _AUTOMATION_PATIENCE_S
         while time.monotonic() < deadline:
             self._await_runs()
@@ -192,20 +200,24 @@ class Driver:
                 return
             time.sleep(1.0)
 
-    def _tell_runs(self) -> None:
+    def _report_runs(self) -> None:
+        """Log the runs that ended since the last call.
+
+        Raises :class:`DemoError` if one of them failed.
+        """
         self._dagster.check()
         for record in self._runs():
             run = record.dagster_run
-            if not run.is_finished or run.run_id in self._told:
+            if not run.is_finished or run.run_id in self._reported:
                 continue
-            self._told.add(run.run_id)
+            self._reported.add(run.run_id)
             selected = ", ".join(sorted(key.path[-1] for key in run.asset_selection or ()))
             what = run.tags.get(PARTITION_TAG) or selected or run.job_name
             seconds = (record.end_time or 0) - (record.start_time or 0)
-            self._say(f"{what}: {run.status.value.lower()} in {seconds:.0f} s")
+            logger.info(f"{what}: {run.status.value.lower()} in {seconds:.0f} s")
             if run.status != dg.DagsterRunStatus.SUCCESS:
                 raise DemoError(
-                    f"the run for {what} did not succeed:\n{self._first_error(run.run_id)}"
+                    f"the run of {what} did not succeed:\n{self._first_error(run.run_id)}"
                 )
 
     def _first_error(self, run_id: str) -> str:
@@ -216,4 +228,4 @@ class Driver:
                 return error.to_string()[:3000] if error else str(event.message)
             if event and event.is_run_failure:
                 return str(event.message)
-        return f"no error was recorded; see run {run_id} in the UI"
+        return f"it recorded no error; see run {run_id} in Dagster's UI"

@@ -1,8 +1,9 @@
-"""The demo's two commands, and what they tell."""
+"""The demo's commands, and the summary that they print."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -26,7 +27,9 @@ from laion_assets.demo.world import (
 from laion_assets.funnel import STAGES
 from laion_assets.generation import require_extra
 from laion_assets.lake.base import Lake
-from laion_assets.settings import CONFIG_VARIABLE, Settings, load_settings, shipped_config
+from laion_assets.settings import CONFIG_VARIABLE, Settings, shipped_config
+
+logger = logging.getLogger(__name__)
 
 SEARCHES: Final = {
     SAMPLE: ("a red apple", "a bicycle", "a slice of pizza"),
@@ -34,78 +37,80 @@ SEARCHES: Final = {
 }
 
 
-def _say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)
+def run_demo(places: Places, settings: Settings, ui_port: int) -> None:
+    """Bring a world up to date and print its summary; the drawn world's samples, too.
 
-
-def run_demo(places: Places, ui_port: int) -> None:
-    """Bring a world up to date and show it; the drawn one's samples, too. Raises ``DemoError``."""
-
+    Raises :class:`DemoError`.
+    """
     from laion_assets.defs.build import build_defs
 
-    settings = load_settings()
     defs = build_defs(settings)
     further = ("dalle_samples",) if places.world == DRAWN else ()
     if further:
         require_extra()
-    with sole_demo(places, _say):
-        instance = prepare(places, _say)
-        stop_leftovers(places, instance, _say)
-        with crawl_server(places, settings, _say) as group:
+    with sole_demo(places):
+        instance = prepare(places)
+        stop_leftovers(places, instance)
+        with crawl_server(places, settings) as group:
             observe_lists(settings, instance)
             lacks = needs(settings, instance, defs, further)
             if not lacks:
-                _say("everything is there and current: nothing to materialize")
+                logger.info("everything is up to date: nothing to materialize")
             for reason in lacks.reasons():
-                _say(f"to make: {reason}")
+                logger.info(f"to build: {reason}")
             if lacks:
-                with dagster_dev(places, ui_port, group, _say) as dagster:
-                    driver = Driver(settings, instance, defs, dagster, _say, further)
+                with dagster_dev(places, ui_port, group) as dagster:
+                    driver = Driver(settings, instance, defs, dagster, further)
                     driver.bring_up_to_date(lacks)
         show_summary(settings, places)
         if further:
             show_samples(settings)
 
 
-def run_ui(places: Places, ui_port: int) -> None:
-    """Serve the world's crawl and Dagster's UI on the demo's instance until interrupted."""
-    settings = load_settings()
-    with sole_demo(places, _say):
-        instance = prepare(places, _say)
-        stop_leftovers(places, instance, _say)
+def run_ui(places: Places, settings: Settings, ui_port: int) -> None:
+    """Serve the world's crawl and Dagster's UI on the demo's instance, until interrupted.
+
+    Raises :class:`DemoError`.
+    """
+    with sole_demo(places):
+        instance = prepare(places)
+        stop_leftovers(places, instance)
         with (
-            crawl_server(places, settings, _say) as group,
-            dagster_dev(places, ui_port, group, _say) as dagster,
+            crawl_server(places, settings) as group,
+            dagster_dev(places, ui_port, group) as dagster,
         ):
-            _say(f"open {dagster.url}/asset-groups; Ctrl-C ends it")
+            logger.info(f"open {dagster.url}/asset-groups; Ctrl-C ends it")
             with contextlib.suppress(KeyboardInterrupt):
                 while True:
                     dagster.check()
                     time.sleep(1)
 
 
-def run_search_page(places: Places, port: int | None) -> None:
-    """Serve the search page over the demo's index, and the crawl's pictures for queries by
-    their URL, until interrupted."""
+def run_search_page(places: Places, settings: Settings, port: int | None) -> None:
+    """Serve the search page over the demo's index, until interrupted.
+
+    The crawl is served, too, for queries by the URL of one of its pictures. Raises
+    :class:`DemoError` if there is no index.
+    """
     from laion_assets.sample_crawl.server import SampleServer
     from laion_assets.search.serve import serve_index
 
-    settings = load_settings()
     index = Lake(settings.lake).folder("search_index")
     if not index.exists():
-        raise DemoError("there is no index yet: run make demo first")
+        raise DemoError("there is no index yet: run `make demo` first")
     places.build_crawl()
     with contextlib.ExitStack() as stack:
         try:
             crawl_port = urlsplit(settings.crawl_source.data_url).port or 80
             stack.enter_context(SampleServer(places.crawl, port=crawl_port))
         except OSError:
-            _say("the sample crawl is served already, or its port is taken")
+            logger.info("the sample crawl is already being served, or its port is taken")
         options = settings.serve.listening_on(None, port)
         serve_index(index, options, settings.clip, settings.download)
 
 
 def show_summary(settings: Settings, places: Places) -> None:
+    """Print the funnel, the folders, a few searches, and what to do next."""
     lake, drawn = Lake(settings.lake), places.world == DRAWN
     config = f"{CONFIG_VARIABLE}={shipped_config(DRAWN)} " if drawn else ""
     ui, page = (
@@ -139,7 +144,7 @@ def show_summary(settings: Settings, places: Places) -> None:
 
 
 def show_samples(settings: Settings) -> None:
-    """What the drawn world's last asset says of itself."""
+    """Print what the drawn world's samples measured, and where they are."""
     lake = Lake(settings.lake)
     folder = lake.published("dalle_samples")
     print("\nSamples of a model trained on the subset")
@@ -150,6 +155,7 @@ def show_samples(settings: Settings) -> None:
 
 
 def query_funnel(lake: Lake) -> pa.Table:
+    """The funnel of all segments: columns stage, reason and n."""
     from laion_assets.stats.catalog import query
 
     catalog = lake.published("catalog") / "catalog.duckdb"
@@ -157,7 +163,8 @@ def query_funnel(lake: Lake) -> pa.Table:
 
 
 def print_funnel(funnel: pa.Table) -> None:
-    """Stages in the order of the way; under each what went in, why not all stayed, what did."""
+    """Print the stages in their order: what went in, what was refused for which reason, what was
+    kept."""
     rows = {(row["stage"], row["reason"]): row["n"] for row in funnel.to_pylist()}
     print(f"{'stage':14}{'':24}{'n':>10}")
     for stage in STAGES:
@@ -170,6 +177,7 @@ def print_funnel(funnel: pa.Table) -> None:
 
 
 def print_searches(settings: Settings, lake: Lake, texts: Sequence[str]) -> None:
+    """Print the three best hits for each text."""
     from laion_assets.clip.model import load_clip
     from laion_assets.knn.query import search_text
 

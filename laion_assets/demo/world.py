@@ -1,4 +1,4 @@
-"""The demo's surroundings: its places, the crawl server, the Dagster processes."""
+"""The demo's surroundings: its folders, the crawl server and the Dagster processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,23 +33,23 @@ from laion_assets.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
-
 SAMPLE: Final = "sample"
 DRAWN: Final = "drawn"
-"""The worlds, by the name of their settings file; the drawn one is there to train on."""
+"""The worlds, by the name of their settings file; the drawn world is for training on."""
 
+_MAX_RETRIES: Final = "dagster/max_retries"
+"""The tag by which Dagster bounds its own retries of a run."""
 _TURN_S: Final = 30.0
 _GENTLE_END_S: Final = 15.0
 
 
 class DemoError(RuntimeError):
-    """The demo could not go on; the message says why and where to look."""
+    """The demo cannot continue; the message says why and where to look."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the demo keeps its things: those of the drawn world in folders of its name."""
+    """Where the demo keeps its files; the drawn world has subfolders of its name."""
 
     root: Path
     world: str = SAMPLE
@@ -72,7 +72,7 @@ class Places:
 
     @property
     def group(self) -> Path:
-        """Holds the process group of a running demo."""
+        """The file that holds the process group of a running demo."""
         return self.folder / "processes"
 
     @property
@@ -84,43 +84,55 @@ class Places:
         return "" if self.world == SAMPLE else self.world
 
     def build_crawl(self) -> None:
-        """Build the world's crawl where it is not there and current."""
+        """Build the world's crawl unless it is up to date."""
         if self.world == DRAWN:
             build_drawn_crawl(self.crawl)
         else:
             build_sample_crawl(self.crawl)
 
 
-def prepare(places: Places, say: Say) -> dg.DagsterInstance:
-    """Build the sample crawl if it is not there, and open the demo's Dagster instance."""
+def prepare(places: Places) -> dg.DagsterInstance:
+    """Build the world's crawl unless it is up to date, and open the demo's Dagster instance."""
     configured = places.root / "dagster.yaml"
     if not configured.exists():
-        raise DemoError(f"no dagster.yaml in {places.root}: run the demo from the checkout")
+        raise DemoError(
+            f"there is no dagster.yaml in {places.root}: run the demo in the checkout, or name its "
+            "folder by --root"
+        )
     places.home.mkdir(parents=True, exist_ok=True)
     installed = places.home / "dagster.yaml"
     if not installed.exists() or installed.read_bytes() != configured.read_bytes():
         shutil.copyfile(configured, installed)
-    say("building the sample crawl, where it is not there and current")
+    logger.info("building the crawl unless it is up to date")
     places.build_crawl()
     return dg.DagsterInstance.from_config(str(places.home))
 
 
 @contextmanager
-def sole_demo(places: Places, say: Say) -> Iterator[None]:
-    """Two demos of one checkout would end each other's processes: the second waits its turn."""
+def sole_demo(places: Places) -> Iterator[None]:
+    """Hold the checkout's only demo, waiting for another one to end.
+
+    Two demos of one checkout would kill each other's processes. Raises :class:`DemoError` if the
+    other one does not end.
+    """
     try:
         with locked(
-            places.lock, lambda: say("another demo runs here, waiting for it to end"), _TURN_S
+            places.lock,
+            lambda: logger.info("waiting for another demo of this checkout to end"),
+            _TURN_S,
         ):
             yield
     except LockedError as error:
-        raise DemoError(f"another demo runs in {places.root}: end it first") from error
+        raise DemoError(f"another demo is running in {places.root}: end it first") from error
 
 
 @contextmanager
-def crawl_server(places: Places, settings: Settings, say: Say) -> Iterator[int]:
-    """Serve the sample crawl where the settings expect it; yields the process group that
-    everything else of the demo joins, and that ends as a whole."""
+def crawl_server(places: Places, settings: Settings) -> Iterator[int]:
+    """Serve the sample crawl where the settings expect it.
+
+    Yields the process group that all other processes of the demo join, and that dies as a whole.
+    Raises :class:`DemoError` if the port is taken.
+    """
     url = urlsplit(settings.crawl_source.data_url)
     companion = subprocess.Popen(  # noqa: S603 - our own command line
         [
@@ -142,10 +154,11 @@ def crawl_server(places: Places, settings: Settings, say: Say) -> Iterator[int]:
     if answer != "ready":
         companion.wait()
         raise DemoError(
-            f"port {url.port} cannot be served ({answer}): end what listens there, or set another "
-            "port in a copy of laion_assets/deployments/sample.toml named by LAION_ASSETS_CONFIG"
+            f"port {url.port} cannot be served ({answer}): stop what is listening there, or set "
+            "another port in a copy of laion_assets/deployments/sample.toml and name the copy by "
+            "LAION_ASSETS_CONFIG or --config"
         )
-    say(f"the sample crawl is served at {url.geturl()}")
+    logger.info(f"the sample crawl is at {url.geturl()}")
     try:
         yield companion.pid
     finally:
@@ -154,27 +167,30 @@ def crawl_server(places: Places, settings: Settings, say: Say) -> Iterator[int]:
         places.group.unlink(missing_ok=True)
 
 
-def stop_leftovers(places: Places, instance: dg.DagsterInstance, say: Say) -> None:
-    """End what an interrupted demo left running, and close its unfinished runs and ticks."""
+def stop_leftovers(places: Places, instance: dg.DagsterInstance) -> None:
+    """Kill what an interrupted demo left running, and close its unfinished runs and ticks."""
     group = places.group.read_text() if places.group.exists() else ""
     if group.isdigit():
         if any(_group_of(process) == int(group) and _is_ours(process) for process in _processes()):
-            say("ending the processes of an interrupted demo")
+            logger.info("killing the processes of an interrupted demo")
             _kill_group(int(group))
         places.group.unlink()
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
-        instance.report_run_canceled(run, message="The demo that started this run was interrupted.")
-        # A dead run keeps its pools' slots; its successor would be blocked by them, and later
-        # segments would go first.
+        # Failed, not canceled: the crawl sensor leaves what was canceled to a person. And not to be
+        # retried by Dagster: the sensor launches the segments in their order.
+        instance.add_run_tags(run.run_id, {_MAX_RETRIES: "0"})
+        instance.report_run_failed(run, message="The demo that started this run was interrupted.")
+        # A dead run keeps its pools' slots. They would block its successor, and later segments
+        # would go first.
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-        say(f"closed the unfinished run {run.run_id[:8]}")
-    # The daemon would go on in the middle of a tick: the later segments' runs without those
-    # before them, and so another order of claims than that of an undisturbed demo.
+        logger.info(f"closed the unfinished run {run.run_id[:8]}")
+    # The daemon would continue in the middle of a tick and launch later segments without the
+    # earlier ones. Segments would then claim shared pairs in another order than undisturbed.
     skip_started_ticks(instance, "the demo was interrupted")
 
 
 def observe_lists(settings: Settings, instance: dg.DagsterInstance) -> None:
-    """Tell Dagster what changed removal lists and blocklists concern, as the sensor would later."""
+    """Report to Dagster which partitions changed lists make stale, as the sensor would later."""
     observe(Lake(settings.lake), instance)
 
 
@@ -183,7 +199,7 @@ def _processes() -> Iterator[Path]:
 
 
 def _is_ours(process: Path) -> bool:
-    """Process ids are used again: a group of the same number may be a stranger's."""
+    """True for a process of the demo; another's group may have reused the same number."""
     try:
         command = (process / "cmdline").read_bytes()
     except OSError:
@@ -199,7 +215,7 @@ def _group_of(process: Path) -> int | None:
 
 
 def _kill_group(group: int) -> None:
-    """Everything in the group survives a SIGKILL by design, so nothing gentler is needed."""
+    """Send SIGKILL to a group; its processes are designed to survive that."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
 
@@ -210,21 +226,24 @@ class Dagster:
 
     url: str
     since: float
-    """When it was started: what it does comes after."""
+    """Time of its start, in seconds since the epoch: all its runs are later."""
     process: subprocess.Popen[bytes]
     log: Path
 
     def check(self) -> None:
-        """Raises :class:`DemoError` if it has ended."""
+        """Raise :class:`DemoError` if it has ended."""
         if self.process.poll() is not None:
             raise DemoError(
-                f"dagster dev ended with {self.process.returncode}; its log is {self.log}"
+                f"dagster dev exited with {self.process.returncode}; see its log, {self.log}"
             )
 
 
 @contextmanager
-def dagster_dev(places: Places, port: int, group: int, say: Say) -> Iterator[Dagster]:
-    """Run ``dagster dev`` on the demo's instance; raises :class:`DemoError` if it cannot."""
+def dagster_dev(places: Places, port: int, group: int) -> Iterator[Dagster]:
+    """Run ``dagster dev`` on the demo's instance, in the process group ``group``.
+
+    Raises :class:`DemoError` if the port is taken or Dagster does not start.
+    """
     _refuse_taken(port)
     command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml"]
     command += ["-h", "127.0.0.1", "-p", str(port)]
@@ -241,10 +260,10 @@ def dagster_dev(places: Places, port: int, group: int, say: Say) -> Iterator[Dag
     dagster = Dagster(f"http://127.0.0.1:{port}", since, process, places.log)
     try:
         _await_ui(dagster)
-        say(f"Dagster's UI is at {dagster.url}")
+        logger.info(f"Dagster's UI is at {dagster.url}")
         yield dagster
     except BaseException:
-        # Interrupted: whatever runs ends with the group, at once.
+        # Interrupted: kill whatever runs, at once.
         _kill_group(group)
         process.wait()
         raise
@@ -252,14 +271,14 @@ def dagster_dev(places: Places, port: int, group: int, say: Say) -> Iterator[Dag
     try:
         process.wait(_GENTLE_END_S)
     except subprocess.TimeoutExpired:
-        say("dagster dev takes its time to end; ending it")
+        logger.info("dagster dev is slow to end; it will be killed")
 
 
 def _refuse_taken(port: int) -> None:
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
-        raise DemoError(f"port {port} is taken ({error}): choose another by --port") from error
+        raise DemoError(f"port {port} is taken ({error}): choose another one by --port") from error
 
 
 def _await_ui(dagster: Dagster, patience_s: float = 120) -> None:
@@ -272,5 +291,6 @@ def _await_ui(dagster: Dagster, patience_s: float = 120) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
     raise DemoError(
-        f"dagster dev did not answer at {dagster.url} in {patience_s:.0f} s; see {dagster.log}"
+        f"dagster dev did not answer at {dagster.url} within {patience_s:.0f} s; see its log, "
+        f"{dagster.log}"
     )

@@ -1,6 +1,9 @@
+"""Nothing of a demo outlives it, and two demos of one checkout take turns."""
+
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,12 +12,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
-from laion_assets.demo.world import DemoError, Places, crawl_server, sole_demo
+from laion_assets.defs.partitions import PARTITION_TAG
+from laion_assets.demo.world import (
+    DemoError,
+    Places,
+    crawl_server,
+    prepare,
+    sole_demo,
+    stop_leftovers,
+)
 from laion_assets.sample_crawl.build import build_sample_crawl
 from laion_assets.settings import load_settings, sample_config
+from tests.conftest import heard
 
+ROOT = Path(__file__).parents[2]
 DEMO = """
 import signal, subprocess, sys, time
 from pathlib import Path
@@ -22,12 +36,10 @@ from laion_assets.demo.world import Places, crawl_server, sole_demo
 from laion_assets.settings import load_settings
 
 if __name__ == "__main__":
-    # Whoever ran tests before this one may have left the signal ignored, which is inherited.
+    # Earlier tests may have left the signal ignored, and that is inherited.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     root, config = Path(sys.argv[1]), Path(sys.argv[2])
-    with sole_demo(Places(root), print), crawl_server(
-        Places(root), load_settings(config), print
-    ) as group:
+    with sole_demo(Places(root)), crawl_server(Places(root), load_settings(config)) as group:
         run = subprocess.Popen(["sleep", "300"], process_group=group)
         (root / "up").write_text(f"{group} {run.pid}")
         time.sleep(300)
@@ -76,7 +88,7 @@ def places(tmp_path: Path) -> Places:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_however_a_demo_ends_nothing_of_it_goes_on(places: Places, number: int) -> None:
+def test_nothing_outlives_a_killed_demo(places: Places, number: int) -> None:
     port = free_port()
     config = config_on(port, places.root)
     script = places.root / "demo.py"
@@ -86,30 +98,48 @@ def test_however_a_demo_ends_nothing_of_it_goes_on(places: Places, number: int) 
         group, run = map(int, (places.root / "up").read_text().split())
         assert served(port)
         os.kill(demo.pid, number)
-    eventually(lambda: gone(run), "its run goes on")
-    eventually(lambda: gone(group), "its companion goes on")
+    eventually(lambda: gone(run), "its run is alive")
+    eventually(lambda: gone(group), "its crawl server is alive")
     eventually(lambda: not served(port), "its crawl is still served")
-    with crawl_server(places, load_settings(config), print):
+    with crawl_server(places, load_settings(config)):
         assert served(port)
     assert not served(port)
 
 
-def test_a_taken_port_is_told(places: Places) -> None:
+def test_a_taken_port_is_an_error(places: Places) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         config = config_on(server.getsockname()[1], places.root)
         with (
             pytest.raises(DemoError, match=r"cannot be served .*LAION_ASSETS_CONFIG"),
-            crawl_server(places, load_settings(config), print),
+            crawl_server(places, load_settings(config)),
         ):
             pass
 
 
 def test_a_second_demo_waits_its_turn(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("laion_assets.demo.world._TURN_S", 0.3)
-    told: list[str] = []
-    with sole_demo(places, print):
-        with pytest.raises(DemoError, match="another demo runs"), sole_demo(places, told.append):
+    with sole_demo(places):
+        lines: list[str] = []
+        with (
+            heard(lines.append),
+            pytest.raises(DemoError, match="another demo is running"),
+            sole_demo(places),
+        ):
             pass
-        assert told
-    with sole_demo(places, print):
+        assert lines == ["waiting for another demo of this checkout to end"]
+    with sole_demo(places):
         pass
+
+
+def test_an_interrupted_run_is_left_to_the_crawl_sensor(places: Places) -> None:
+    """It launches failed runs again; canceled ones it would leave to a person."""
+    shutil.copyfile(ROOT / "dagster.yaml", places.root / "dagster.yaml")
+    instance = prepare(places)
+    assert instance.run_retries_enabled
+    tags = {PARTITION_TAG: "CC-MAIN-2000-05|00"}
+    for status in (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING):
+        instance.add_run(dg.DagsterRun("segment", status=status, tags=tags))
+    stop_leftovers(places, instance)
+    runs = list(instance.get_runs())
+    assert [run.status for run in runs] == [dg.DagsterRunStatus.FAILURE] * 2
+    assert not any(run.is_complete_and_waiting_to_retry for run in runs)

@@ -1,0 +1,167 @@
+"""What the commands share: how one is declared, its errors, and what it opens.
+
+Argument parsing belongs to :mod:`laion_assets.cli.parser`, the printing of SQL results to
+:mod:`laion_assets.cli.output`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from laion_assets.funnel import StageCounts
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from laion_assets.lake.base import Lake
+    from laion_assets.settings import Settings
+
+Run = Callable[[argparse.Namespace], None]
+
+
+class CommandError(RuntimeError):
+    """A failure whose message alone, in one line, is all that the user needs."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """The names and options of one ``add_argument`` call."""
+
+    names: Sequence[str]
+    options: Mapping[str, Any]
+
+
+def argument(*names: str, **options: Any) -> Argument:
+    """An argument of a command, given as to ``ArgumentParser.add_argument``."""
+    return Argument(names, options)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One sub-command."""
+
+    name: str
+    """Its words: two, such as ``crawl add``, where it belongs to a family of commands."""
+    summary: str
+    """Its line in ``laion-assets --help``."""
+    about: str
+    """The description in its own help, wrapped by hand to 79 columns."""
+    example: str
+    """A call of it, without ``laion-assets``."""
+    arguments: Sequence[Argument]
+    shows_time: bool
+    """Begin each line of the log with the time of day."""
+    run: Run
+
+
+def command(
+    name: str,
+    summary: str,
+    *,
+    about: str,
+    example: str,
+    arguments: Sequence[Argument] = (),
+    shows_time: bool = False,
+) -> Callable[[Run], Command]:
+    """Turn a function of the parsed arguments into a :class:`Command`.
+
+    ``args.parser.error(message)`` in the function reports wrong use and exits with 2.
+    """
+
+    def declare(run: Run) -> Command:
+        return Command(name, summary, about, example, arguments, shows_time, run)
+
+    return declare
+
+
+CONFIG: Final = argument(
+    "--config",
+    type=Path,
+    metavar="FILE",
+    help="settings file (default: the file that LAION_ASSETS_CONFIG names, else the sample "
+    "world's settings)",
+)
+
+
+def output(metavar: str, help_text: str) -> Argument:
+    """The ``-o`` argument of a command that writes a file or a folder."""
+    return argument("-o", "--output", type=Path, required=True, metavar=metavar, help=help_text)
+
+
+def positive(text: str) -> int:
+    """An argument's value as a positive integer."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not a positive number")
+    return number
+
+
+def say(line: str) -> None:
+    """Print progress to standard error; standard output is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def show_counts(counts: StageCounts) -> None:
+    """Print a stage's counts: stage, reason and number, a line each."""
+    for stage, reason, n in counts.rows():
+        print(f"{stage:14} {reason:20} {n:>12,}")
+
+
+def must_exist(*paths: Path | None) -> None:
+    """Raise :class:`CommandError` for the first path that does not exist; skip None."""
+    for path in paths:
+        if path is not None and not path.exists():
+            raise CommandError(f"{path} does not exist")
+
+
+def must_hold(found: Sequence[object], what: str, folder: Path) -> None:
+    """Raise :class:`CommandError` if nothing of what is needed was found in an input folder.
+
+    Without this check, a folder of something else would count as an input without rows.
+    """
+    if not found:
+        raise CommandError(f"there are no {what} in {folder}")
+
+
+def local_lake(settings: Settings) -> Lake:
+    """The settings' lake as a folder on this machine.
+
+    Raises ``LakeError`` if it is in an object store.
+    """
+    from laion_assets.lake.base import Lake
+
+    return Lake(settings.lake)
+
+
+def existing_lake(settings: Settings) -> Lake:
+    """Return :func:`local_lake`, or raise :class:`CommandError` if its folder does not exist."""
+    lake = local_lake(settings)
+    if not lake.root.is_dir():
+        raise CommandError(
+            f"the lake {lake.root} does not exist: name the deployment's settings file by --config"
+        )
+    return lake
+
+
+def dagster_instance() -> dg.DagsterInstance:
+    """The deployment's Dagster instance. Raises :class:`CommandError` if none is named."""
+    import dagster as dg
+
+    if not os.environ.get("DAGSTER_HOME"):
+        raise CommandError("set DAGSTER_HOME to the folder of the deployment's Dagster instance")
+    return dg.DagsterInstance.get()
+
+
+def ignore_beta_warnings() -> None:
+    """Silence Dagster's warnings about beta features, one of which the graph uses knowingly."""
+    import warnings
+
+    import dagster as dg
+
+    warnings.filterwarnings("ignore", category=dg.BetaWarning)

@@ -1,0 +1,144 @@
+"""The demo's commands, and the sample crawl's server."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from laion_assets.cli.common import Argument, argument, command, ignore_beta_warnings
+
+if TYPE_CHECKING:
+    from laion_assets.demo.world import Places
+    from laion_assets.settings import Settings
+
+
+def _arguments(port_of: str, port: int | None) -> Sequence[Argument]:
+    default = port if port is not None else "[serve] port"
+    return [
+        argument(
+            "--root",
+            type=Path,
+            default=Path(),
+            metavar="FOLDER",
+            help="folder of the checkout (default: the current folder)",
+        ),
+        argument("--port", type=int, default=port, help=f"port of {port_of} (default: {default})"),
+        argument(
+            "--world",
+            choices=("sample", "drawn"),
+            default="sample",
+            help="sample: a small crawl of many cases; drawn: a larger one of simple drawings, "
+            "and dalle_samples trained on it (default: sample)",
+        ),
+        argument(
+            "--end-with-parent",
+            action="store_true",
+            help="end when the process that started this one ends",
+        ),
+    ]
+
+
+def _prepare(args: argparse.Namespace) -> tuple[Places, Settings]:
+    """Set what the demo's own processes and Dagster's must agree on: folder and settings."""
+    import signal
+
+    from laion_assets.demo.world import Places
+    from laion_assets.processes import signal_at_parents_end
+    from laion_assets.settings import CONFIG_VARIABLE, load_settings, shipped_config
+
+    if args.end_with_parent:
+        signal_at_parents_end(signal.SIGTERM)
+    config = args.config or (None if args.world == "sample" else shipped_config(args.world))
+    if config:
+        os.environ[CONFIG_VARIABLE] = str(config.absolute())
+    root = args.root.absolute()
+    os.chdir(root)
+    ignore_beta_warnings()
+    return Places(root, args.world), load_settings()
+
+
+@command(
+    "demo",
+    "build a dataset from the sample crawl, through Dagster",
+    about="""
+Serve the sample crawl on this machine, start Dagster, wait until every asset
+is built and up to date, and show the result. An interrupted demo continues
+where it stopped. Run again, it builds only what is missing or stale.
+""",
+    example="demo",
+    arguments=_arguments("Dagster's UI", 3000),
+    shows_time=True,
+)
+def demo(args: argparse.Namespace) -> None:
+    places, settings = _prepare(args)
+    from laion_assets.demo.show import run_demo
+
+    run_demo(places, settings, args.port)
+
+
+@command(
+    "ui",
+    "run Dagster's UI on the demo's instance",
+    about="""
+Serve the sample crawl and Dagster's UI on the demo's instance, until
+interrupted.
+""",
+    example="ui --port 3001",
+    arguments=_arguments("Dagster's UI", 3000),
+    shows_time=True,
+)
+def ui(args: argparse.Namespace) -> None:
+    places, settings = _prepare(args)
+    from laion_assets.demo.show import run_ui
+
+    run_ui(places, settings, args.port)
+
+
+@command(
+    "search-page",
+    "serve the search page over the demo's index",
+    about="""
+Serve the search page over the index that the demo built, until interrupted.
+""",
+    example="search-page",
+    arguments=_arguments("the search page", None),
+    shows_time=True,
+)
+def search_page(args: argparse.Namespace) -> None:
+    places, settings = _prepare(args)
+    from laion_assets.demo.show import run_search_page
+
+    run_search_page(places, settings, args.port)
+
+
+@command(
+    "sample-crawl serve",
+    "build and serve the sample crawl alone",
+    about="""
+Build the sample crawl, a small web of its own with images and WAT files, and
+serve it on 127.0.0.1 until interrupted.
+""",
+    example="sample-crawl serve --port 8799",
+    arguments=[
+        argument(
+            "--root",
+            type=Path,
+            default=Path(".demo/crawl"),
+            metavar="FOLDER",
+            help="folder of the crawl (default: .demo/crawl)",
+        ),
+        argument("--port", type=int, default=8799, help="port to listen on (default: 8799)"),
+    ],
+)
+def sample_crawl_serve(args: argparse.Namespace) -> None:
+    from laion_assets.sample_crawl.build import build_sample_crawl
+    from laion_assets.sample_crawl.server import serve
+
+    build_sample_crawl(args.root)
+    serve(args.root, args.port)
+
+
+COMMANDS: Final = (demo, ui, search_page, sample_crawl_serve)

@@ -1,0 +1,189 @@
+"""Commands that ask an index, the catalog or the lake, and change nothing."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+from laion_assets.cli.common import (
+    CommandError,
+    argument,
+    command,
+    existing_lake,
+    local_lake,
+    must_exist,
+)
+
+_INDEX: Final = argument(
+    "index", type=Path, metavar="INDEX", help="folder of an index, such as lake/search_index"
+)
+_SUBSET: Final = argument(
+    "--subset",
+    type=Path,
+    metavar="FOLDER",
+    help="the indexed subset; only needed for an index outside a lake",
+)
+
+
+@command(
+    "search",
+    "find samples by a text or an image",
+    about="""
+Print the samples of an index that are nearest to a text or an image: rank,
+similarity, caption and URL. The model, [clip] in the settings, must be the one
+that the index was built with.
+""",
+    example='search .demo/lake/search_index "a red apple"',
+    arguments=[
+        _INDEX,
+        argument("text", nargs="?", metavar="TEXT", help="text to search by"),
+        argument("--image", type=Path, metavar="FILE", help="image to search by, instead of TEXT"),
+        argument(
+            "--over",
+            choices=["image", "text"],
+            default="image",
+            help="search the samples' images or their texts (default: image)",
+        ),
+        _SUBSET,
+        argument("-k", type=int, default=5, metavar="N", help="number of results (default: 5)"),
+    ],
+)
+def search(args: argparse.Namespace) -> None:
+    if (args.text is None) == (args.image is None):
+        args.parser.error("give either TEXT or --image FILE")
+    must_exist(args.index, args.image)
+    from laion_assets.clip.model import load_clip
+    from laion_assets.knn.query import search_image, search_text
+    from laion_assets.settings import load_settings
+
+    model = load_clip(load_settings(args.config).clip)
+    where = (model, args.k, args.over, args.subset)
+    if args.image:
+        hits = search_image(args.index, args.image, *where)
+    else:
+        hits = search_text(args.index, args.text, *where)
+    for hit in hits:
+        print(f"{hit.rank:2}  {hit.score:.3f}  {hit.text}\n           {hit.url}")
+
+
+@command(
+    "serve",
+    "run the search service and its web page",
+    about="""
+Serve an index over HTTP, with a search page and clip-retrieval's API, until
+interrupted. The service has no login of its own: put an authenticating proxy
+in front of it before others can reach it. Its limits are [serve] in the
+settings.
+""",
+    example="serve .demo/lake/search_index --port 9000",
+    arguments=[
+        _INDEX,
+        _SUBSET,
+        argument("--host", help="address to listen on (default: [serve] host)"),
+        argument("--port", type=int, help="port to listen on (default: [serve] port)"),
+    ],
+)
+def serve(args: argparse.Namespace) -> None:
+    must_exist(args.index)
+    from laion_assets.search.serve import serve_index
+    from laion_assets.settings import load_settings
+
+    settings = load_settings(args.config)
+    serve_index(
+        args.index,
+        settings.serve.listening_on(args.host, args.port),
+        settings.clip,
+        settings.download,
+        subset=args.subset,
+    )
+
+
+@command(
+    "sql",
+    "query the catalog with SQL",
+    about="""
+Run one SELECT, DESCRIBE, SHOW or SUMMARIZE over the catalog's views and macros,
+in DuckDB's SQL. `show tables` lists the views; docs/queries.md has examples.
+""",
+    example='sql "from resolution_table()"',
+    arguments=[
+        argument("statement", metavar="STATEMENT", help="the query"),
+        argument(
+            "--catalog",
+            type=Path,
+            metavar="FILE",
+            help="catalog file (default: catalog/catalog.duckdb in the settings' lake)",
+        ),
+        argument(
+            "--format",
+            choices=["table", "csv", "json"],
+            default="table",
+            help="format of the result (default: table)",
+        ),
+        *(
+            argument(
+                f"--{name}",
+                dest="format",
+                action="store_const",
+                const=name,
+                help=f"the same as --format {name}",
+            )
+            for name in ("csv", "json")
+        ),
+    ],
+)
+def sql(args: argparse.Namespace) -> None:
+    from laion_assets.cli.output import print_csv, print_json, print_table
+    from laion_assets.settings import load_settings
+    from laion_assets.stats.catalog import query
+
+    catalog = args.catalog
+    if catalog is None:
+        catalog = local_lake(load_settings(args.config)).root / "catalog/catalog.duckdb"
+    if not catalog.exists():
+        raise CommandError(
+            f"{catalog} does not exist: materialize the asset `catalog`, or name a catalog by "
+            "--catalog"
+        )
+    table = query(catalog, args.statement)
+    {"table": print_table, "csv": print_csv, "json": print_json}[args.format](table)
+
+
+@command(
+    "why",
+    "show what became of one URL, sample or image",
+    about="""
+Show, stage by stage, what became of a pair: where it was found, what kept or
+refused it and by which rule, and where it is now.
+""",
+    example="why https://example.org/apple.jpg",
+    arguments=[
+        argument(
+            "what", metavar="URL", help="image URL, or a SAMPLE_ID, or an image's SHA-256 or MD5"
+        ),
+        argument(
+            "--lake",
+            type=Path,
+            metavar="FOLDER",
+            help="folder of the lake (default: the settings' lake)",
+        ),
+    ],
+)
+def why(args: argparse.Namespace) -> None:
+    from laion_assets.settings import load_settings
+    from laion_assets.stats import why as stories
+
+    must_exist(args.lake)
+    lake = args.lake or existing_lake(load_settings(args.config)).root
+    try:
+        answer = stories.why(lake, args.what)
+    except stories.NotAskableError as error:
+        args.parser.error(str(error))
+    if not answer:
+        raise CommandError(f"nothing is known of {args.what} in {lake}")
+    for line in answer.lines():
+        print(line)
+
+
+COMMANDS: Final = (search, serve, sql, why)

@@ -1,0 +1,328 @@
+"""Each stage as a command on plain files, without a lake and without Dagster."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+from laion_assets.cli.common import (
+    argument,
+    command,
+    must_exist,
+    must_hold,
+    output,
+    say,
+    show_counts,
+)
+
+_HOSTS_SHOWN: Final = 5
+
+
+@command(
+    "pairs",
+    "extract image-text pairs from WAT files",
+    about="""
+Read the image links with their alt texts from Common Crawl WAT files, write
+those that the rules keep to one parquet file, and print how many each rule
+refused. The rules are [pairs] in the settings.
+""",
+    example="pairs FILE.warc.wat.gz -o pairs.parquet",
+    arguments=[
+        argument("wat", type=Path, nargs="+", metavar="WAT", help="WAT file (.warc.wat.gz)"),
+        argument(
+            "--languages",
+            metavar="CODES",
+            help="wanted languages: comma-separated ISO 639-1 codes, or any "
+            "(default: [pairs] languages)",
+        ),
+        output("FILE", "parquet file to write"),
+    ],
+)
+def pairs(args: argparse.Namespace) -> None:
+    from laion_assets.pairs.extract import extract_files
+    from laion_assets.settings import load_settings
+
+    must_exist(*args.wat)
+    rules = load_settings(args.config).pairs
+    if args.languages:
+        chosen = [] if args.languages == "any" else args.languages.split(",")
+        rules = rules.model_copy(update={"languages": chosen})
+    for counts in extract_files(args.wat, args.output, rules):
+        show_counts(counts)
+    print(args.output)
+
+
+@command(
+    "download",
+    "download the images of pairs into tar shards",
+    about="""
+Download the images of pairs, resize them and write shards as img2dataset does:
+a tar, a parquet and statistics each. An interrupted download continues in the
+same folder. The rules are [download] in the settings.
+""",
+    example="download pairs.parquet -o shards/",
+    arguments=[
+        argument(
+            "pairs", type=Path, metavar="PAIRS", help="parquet file, or folder of part-*.parquet"
+        ),
+        argument(
+            "--removals",
+            type=Path,
+            metavar="FOLDER",
+            help="folder of removal lists; listed pairs and images are left out",
+        ),
+        argument(
+            "--blocklists", type=Path, metavar="FOLDER", help="folder of blocklists, used likewise"
+        ),
+        argument(
+            "--refetch",
+            choices=("passing", "all"),
+            help="refetch URLs of finished shards: passing takes those that failed for a "
+            "transient reason, all takes every URL",
+        ),
+        output("FOLDER", "folder of the shards"),
+    ],
+)
+def download(args: argparse.Namespace) -> None:
+    from laion_assets.download.segment import download_segment
+    from laion_assets.filtering.parts import part_numbers
+    from laion_assets.removals.compiled import load
+    from laion_assets.settings import load_settings
+
+    must_exist(args.pairs)
+    if args.pairs.is_dir():
+        must_hold(part_numbers(args.pairs), "pairs (part-*.parquet)", args.pairs)
+    options = load_settings(args.config).download
+    if args.refetch:
+        options = options.model_copy(update={"refetch": args.refetch})
+    args.output.mkdir(parents=True, exist_ok=True)
+    downloaded = download_segment(
+        args.pairs,
+        args.output,
+        options,
+        removals=load(args.removals or Path("/nonexistent")),
+        blocklists=load(args.blocklists or Path("/nonexistent")),
+        again=bool(args.refetch),
+    )
+    show_counts(downloaded.counts)
+    if downloaded.changed:
+        say(f"{downloaded.changed:,} images differ from their recorded SHA-256: see _ledger")
+    for host, reasons in list(downloaded.hosts.items())[:_HOSTS_SHOWN]:
+        numbers = ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items()))
+        say(f"failing host {host}: {numbers}")
+    print(args.output)
+
+
+@command(
+    "embed",
+    "embed the images and texts of shards with CLIP",
+    about="""
+Write the CLIP embeddings of all images and texts in shards, with their
+metadata, in clip-retrieval's layout. An interrupted run continues in the same
+folder. The model is [clip] in the settings.
+""",
+    example="embed shards/ -o emb/",
+    arguments=[
+        argument(
+            "shard", type=Path, nargs="+", metavar="SHARD", help="tar file, or folder of shards"
+        ),
+        output("FOLDER", "folder of the embeddings"),
+    ],
+)
+def embed(args: argparse.Namespace) -> None:
+    from laion_assets.clip.embed import embed_files
+    from laion_assets.clip.model import load_clip
+    from laion_assets.clip.shards import find_shards
+    from laion_assets.settings import load_settings
+
+    must_exist(*args.shard)
+    shards: list[Path] = []
+    for path in args.shard:
+        found = find_shards(path) if path.is_dir() else [path]
+        must_hold(found, "shards", path)
+        shards += found
+    options = load_settings(args.config).clip
+    args.output.mkdir(parents=True, exist_ok=True)
+    embedded = embed_files(shards, args.output, load_clip(options), options)
+    show_counts(embedded.counts)
+    say(
+        f"{embedded.samples:,} samples embedded in {embedded.seconds:.1f} s, {embedded.rate:.1f}/s"
+        f" ({embedded.device}, {embedded.precision})"
+    )
+    print(args.output)
+
+
+@command(
+    "filter",
+    "select the samples that a recipe keeps",
+    about="""
+Score embedded samples by similarity and safety, and write those that a recipe
+keeps as a subset. The recipe is [subset] in the settings, unless one is named.
+""",
+    example="filter emb/ -o subset/",
+    arguments=[
+        argument("embeddings", type=Path, metavar="EMBEDDINGS", help="folder that embed wrote"),
+        argument(
+            "--recipe",
+            metavar="NAME",
+            help="a shipped recipe (laion400m, laion5b-en) or one of the settings",
+        ),
+        argument(
+            "--threshold",
+            type=float,
+            metavar="COSINE",
+            help="lowest similarity of image and text (default: the recipe's)",
+        ),
+        output("FOLDER", "folder of the subset"),
+    ],
+)
+def filter_(args: argparse.Namespace) -> None:
+    from laion_assets.clip.model import load_clip
+    from laion_assets.filtering.parts import part_numbers
+    from laion_assets.filtering.subset import filter_embeddings
+    from laion_assets.settings import load_settings
+
+    must_exist(args.embeddings)
+    found = part_numbers(args.embeddings / "metadata", "metadata_*.parquet")
+    must_hold(found, "embeddings", args.embeddings)
+    settings = load_settings(args.config)
+    recipe = settings.recipe(args.recipe) if args.recipe else settings.subset
+    if args.threshold is not None:
+        recipe = recipe.model_copy(update={"threshold": args.threshold})
+    args.output.mkdir(parents=True, exist_ok=True)
+    show_counts(
+        filter_embeddings(
+            args.embeddings, args.output, load_clip(settings.clip), settings.safety, recipe
+        )
+    )
+    print(args.output)
+
+
+@command(
+    "index",
+    "build the nearest-neighbour indices of a subset",
+    about="""
+Build a nearest-neighbour index over the images of a subset and one over its
+texts. Their kind is [index] in the settings; a large subset needs a codec,
+which is trained on it unless one is given.
+""",
+    example="index subset/ -o idx/",
+    arguments=[
+        argument("subset", type=Path, metavar="SUBSET", help="folder that filter wrote"),
+        argument(
+            "--codec",
+            type=Path,
+            metavar="FOLDER",
+            help="use this trained codec instead of training one",
+        ),
+        output("FOLDER", "folder of the indices"),
+    ],
+)
+def index(args: argparse.Namespace) -> None:
+    from laion_assets.knn.build import index_subset
+    from laion_assets.knn.subset import subset_parts
+    from laion_assets.settings import load_settings
+
+    must_exist(args.subset, args.codec)
+    must_hold(subset_parts(args.subset), "samples", args.subset)
+    settings = load_settings(args.config)
+    args.output.mkdir(parents=True, exist_ok=True)
+    summary = index_subset(
+        args.subset,
+        args.output,
+        settings.index,
+        model_key=settings.clip.key,
+        codec=args.codec,
+    )
+    for name, value in summary.headline().items():
+        print(f"{name:14} {value}")
+
+
+@command(
+    "dalle",
+    "train a small DALL-E on a segment's subset",
+    about="""
+Train a small DALL-E on the pairs of one segment's subset, draw samples for
+held-out captions, rank them with CLIP, and write models, pictures and a report.
+An interrupted run continues in the same folder. The sizes are [generation] in
+the settings. Needs the extra `generation`.
+""",
+    example="dalle \\\n"
+    "    .demo/lake/filtered_subset/crawl=CC-MAIN-2000-05/segment=00 \\\n"
+    "    .demo/lake/image_shards/crawl=CC-MAIN-2000-05/segment=00 -o dalle/",
+    arguments=[
+        argument(
+            "subset", type=Path, metavar="SUBSET", help="the segment's folder in filtered_subset"
+        ),
+        argument(
+            "shards", type=Path, metavar="SHARDS", help="the segment's folder in image_shards"
+        ),
+        output("FOLDER", "folder of the models and samples"),
+    ],
+)
+def dalle(args: argparse.Namespace) -> None:
+    from laion_assets.clip.model import load_clip
+    from laion_assets.generation import require_extra
+    from laion_assets.settings import load_settings
+
+    must_exist(args.subset, args.shards)
+    settings = load_settings(args.config)
+    require_extra()
+    from laion_assets.generation.dalle import make_samples
+    from laion_assets.generation.pairs import find_shards
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    evaluation = make_samples(
+        find_shards(args.subset, args.shards),
+        args.output,
+        settings.generation,
+        load_clip(settings.clip),
+    )
+    for what, mean in evaluation.rows():
+        print(f"{what:40} {mean}")
+    print(args.output)
+
+
+@command(
+    "draw",
+    "draw a caption with a trained small DALL-E",
+    about="""
+Draw samples of a caption with a model that dalle has trained, and write the
+best by CLIP as one PNG. Needs the extra `generation`.
+""",
+    example="draw .demo/drawn/lake/dalle_samples \\\n"
+    '    "A red heart on a blue background" -o heart.png',
+    arguments=[
+        argument("model", type=Path, metavar="FOLDER", help="folder that dalle wrote"),
+        argument("caption", metavar="CAPTION", help="text to draw"),
+        argument(
+            "--seed",
+            type=int,
+            default=0,
+            metavar="N",
+            help="another seed draws other pictures (default: 0)",
+        ),
+        output("FILE", "PNG file to write"),
+    ],
+)
+def draw(args: argparse.Namespace) -> None:
+    from laion_assets.clip.model import load_clip
+    from laion_assets.files import atomic_path
+    from laion_assets.generation import require_extra
+    from laion_assets.settings import load_settings
+
+    must_exist(args.model / "options.json")
+    settings = load_settings(args.config)
+    require_extra()
+    from laion_assets.generation.drawing import draw_caption
+    from laion_assets.generation.pictures import caption_grid
+
+    clip = load_clip(settings.clip)
+    drawn = draw_caption(args.model, args.caption, clip, args.seed, settings.generation.device)
+    with atomic_path(args.output) as beside:
+        beside.write_bytes(caption_grid(drawn, None, min(8, len(drawn.cosines))))
+    print(args.output)
+
+
+COMMANDS: Final = (pairs, download, embed, filter_, index, dalle, draw)

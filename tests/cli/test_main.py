@@ -1,0 +1,65 @@
+"""Exit codes, one line for a failure, and the log on standard error."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+
+from laion_assets.cli import show_log
+from laion_assets.cli.parser import GROUPS
+from tests.cli.conftest import laion_assets, refused
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("pairs", "nowhere", "-o", "out"),
+        ("download", "nowhere", "-o", "out"),
+        ("embed", "nowhere", "-o", "out"),
+        ("filter", "nowhere", "-o", "out"),
+        ("index", "nowhere", "-o", "out"),
+        ("search", "nowhere", "a red apple"),
+        ("sql", "--catalog", "nowhere", "select 1"),
+    ],
+    ids=lambda words: str(words[0]),
+)
+def test_a_missing_input_is_reported_in_one_line(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(laion_assets(*words), "nowhere does not exist")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("[pairs]\nmin_txt_chars = 5", r"\[pairs\] has no min_txt_chars"), ("[", "is not TOML")],
+)
+def test_wrong_settings_are_reported_in_one_line(tmp_path: Path, text: str, says: str) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text(text)
+    refused(laion_assets("crawls", "--config", config), says)
+
+
+@pytest.mark.parametrize(("shows_time", "clock"), [(False, ""), (True, r"\d\d:\d\d:\d\d  ")])
+def test_the_log_goes_to_standard_error(
+    shows_time: bool, clock: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("laion_assets.somewhere")
+    with show_log(shows_time=shows_time):
+        logger.debug("details")
+        logger.info("half is done")
+        logger.warning("the disk is nearly full")
+    logger.info("afterwards")
+    out, err = capsys.readouterr()
+    assert out == ""
+    expected = f"{clock}half is done\n{clock}WARNING: the disk is nearly full\n"
+    assert re.fullmatch(expected, err)
+
+
+def test_the_demos_log_shows_the_time() -> None:
+    timed = [command.name for _, group in GROUPS for command in group if command.shows_time]
+    assert timed == ["demo", "ui", "search-page"]
