@@ -7,7 +7,6 @@ Argument parsing belongs to :mod:`laion_assets.cli.parser`, the printing of SQL 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -151,11 +150,12 @@ def existing_lake(settings: Settings) -> Lake:
 
 def dagster_instance() -> dg.DagsterInstance:
     """The deployment's Dagster instance. Raises :class:`CommandError` if none is named."""
-    import dagster as dg
+    from laion_assets.defs.internals import configured_instance
 
-    if not os.environ.get("DAGSTER_HOME"):
+    instance = configured_instance()
+    if instance is None:
         raise CommandError("set DAGSTER_HOME to the folder of the deployment's Dagster instance")
-    return dg.DagsterInstance.get()
+    return instance
 
 
 def ignore_beta_warnings() -> None:
