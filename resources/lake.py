@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from laion_assets.lake.base import Lake, LakeOptions
-from laion_assets.lake.remote import open_lake
+from laion_assets.lake import Lake, LakeOptions, open_lake
 
 
 class LakeResource(LakeOptions, dg.ConfigurableResource[Lake]):

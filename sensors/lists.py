@@ -12,7 +12,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from laion_assets.defs.assets.lists import BEFORE_TAG
 from laion_assets.defs.jobs import LISTS, segment_assets
 from laion_assets.defs.partitions import UNFINISHED, partition_key, segment_key
-from laion_assets.lake.base import Lake
+from laion_assets.lake import Lake
 from laion_assets.removals.active import FOLDERS, read_lists, text_digests
 from laion_assets.removals.lists import ListError
 from laion_assets.removals.options import RemovalOptions

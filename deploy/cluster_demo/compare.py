@@ -10,7 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laion_assets.lake.base import Lake
+from laion_assets.lake import Lake
 
 _ROWS: Final[Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]]] = {
     # asset: files, what tells a row from others, what else is the same wherever it is
@@ -65,9 +65,7 @@ def content(lake: Lake, asset: str) -> Content:
 
 def _tables(lake: Lake, asset: str, files: str) -> Iterator[pa.Table]:
     for key in lake.segments(asset):
-        lake.fetch(asset, key, "*.parquet")
-        place = lake.root / asset / key.hive
-        for path in sorted(place.glob(files)):
+        for path in sorted(lake.folder(asset, key, "*.parquet").glob(files)):
             # Not `read_table`: it would take the lake's hive folders for columns.
             yield pq.ParquetFile(path).read()
 

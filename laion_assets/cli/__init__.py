@@ -222,10 +222,14 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def sql(args: argparse.Namespace) -> None:
+    from laion_assets.lake import LocalLake
     from laion_assets.settings import load_settings
     from laion_assets.stats.catalog import query
 
-    catalog = args.catalog or Path(load_settings(args.config).lake.root) / "catalog/catalog.duckdb"
+    catalog = args.catalog
+    if catalog is None:
+        lake = LocalLake(load_settings(args.config).lake)
+        catalog = lake.folder("catalog") / "catalog.duckdb"
     if not catalog.exists():
         raise CommandError(f"there is no {catalog}: materialize the asset `catalog`, or --catalog")
     table = query(catalog, args.statement)
@@ -303,21 +307,21 @@ def _cell(value: object) -> str:
 
 
 def export(args: argparse.Namespace) -> None:
-    from laion_assets.lake.base import Lake
+    from laion_assets.lake import LocalLake, local_lake
     from laion_assets.release.export import LICENSES, About
     from laion_assets.release.export import export as write_release
     from laion_assets.removals.active import read_lists
     from laion_assets.settings import load_settings
 
     settings = load_settings(args.config)
-    lake = Lake(settings.lake)
     if args.verify:
         from laion_assets.release.verify import verify
 
         _existing([args.output])
+        lake = LocalLake(settings.lake)
         lists = read_lists(lake.root) if lake.root.is_dir() else None
         if lists is None:
-            say(f"there is no lake {lake.root}: what its lists name is not looked for")
+            say(f"there is no lake {lake}: what its lists name is not looked for")
         problems = verify(args.output, lists)
         for problem in problems:
             print(problem)
@@ -325,8 +329,7 @@ def export(args: argparse.Namespace) -> None:
             raise CommandError(f"{args.output} is not a sound release")
         print(f"{args.output} is a sound release")
         return
-    if not lake.root.is_dir():
-        raise CommandError(f"there is no lake {lake.root}: give its settings by --config")
+    lake = local_lake(settings.lake)
     if args.license and args.license not in LICENSES:
         args.parser.error(f"--license is one of {', '.join(LICENSES)}")
     words = {"name": args.name, "url": args.url, "license_id": args.license}
@@ -348,13 +351,16 @@ def export(args: argparse.Namespace) -> None:
 
 
 def why(args: argparse.Namespace) -> None:
+    from laion_assets.lake import local_lake
     from laion_assets.settings import load_settings
     from laion_assets.stats import why as stories
 
-    lake = args.lake or Path(load_settings(args.config).lake.root)
-    _existing([lake])
+    options = load_settings(args.config).lake
+    if args.lake:
+        options = options.model_copy(update={"root": str(args.lake)})
+    lake = local_lake(options)
     try:
-        answer = stories.why(lake, args.what)
+        answer = stories.why(lake.root, args.what)
     except stories.NotAskableError as error:
         args.parser.error(str(error))
     if not answer:
@@ -414,33 +420,24 @@ def _entry(kind: str, value: str) -> tuple[str, str]:
 
 
 def fetch(args: argparse.Namespace) -> None:
-    from laion_assets.lake.remote import open_lake
+    from laion_assets.lake import open_lake
     from laion_assets.settings import load_settings
 
     lake = open_lake(load_settings(args.config).lake)
     for asset in args.asset:
-        keys = lake.segments(asset)
-        if not keys and not lake.has(asset):
-            raise CommandError(f"{asset} has not been materialized")
-        for key in keys:
-            lake.fetch(asset, key, args.names)
-        if not keys:
-            lake.fetch(asset, None, args.names)
-        print(f"{asset}: {lake.root / asset}")
+        print(f"{asset}: {lake.fetch_all(asset, args.names)}")
 
 
 def remove(args: argparse.Namespace) -> None:
     from laion_assets.defs.removal.survey import survey
-    from laion_assets.lake.base import Lake
+    from laion_assets.lake import local_lake
     from laion_assets.removals.active import Lists, read_lists
     from laion_assets.removals.lists import ListError, parse
     from laion_assets.removals.requests import add
     from laion_assets.settings import load_settings
 
     settings = load_settings(args.config)
-    lake = Lake(settings.lake)
-    if not lake.root.is_dir():
-        raise CommandError(f"there is no lake {lake.root}: give its settings by --config")
+    lake = local_lake(settings.lake)
     if args.ledger:
         _show_ledger(lake.root)
         return
@@ -479,12 +476,12 @@ def _apply_lists(args: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
     from laion_assets.definitions import build_defs
     from laion_assets.defs.removal.remake import apply, observe
-    from laion_assets.lake.base import Lake
+    from laion_assets.lake import local_lake
     from laion_assets.settings import load_settings
 
     settings = load_settings(args.config)
     instance = _instance()
-    lake = Lake(settings.lake)
+    lake = local_lake(settings.lake)
     found = observe(lake, instance)
     _show_survey(found.samples, found.aggregate)
     apply(lake, instance, build_defs(settings), found)

@@ -11,7 +11,7 @@ import dagster as dg
 
 from laion_assets.download.segment import Downloaded
 from laion_assets.funnel import REASONS, StageCounts
-from laion_assets.lake.base import Manifest
+from laion_assets.lake import Manifest
 
 PREVIEW_ROWS = 8
 PREVIEW_CHARS = 80

@@ -14,7 +14,7 @@ from laion_assets.defs.code_version import code_version
 from laion_assets.defs.jobs import segment_assets
 from laion_assets.defs.metadata import manifest_metadata
 from laion_assets.defs.partitions import segment_key
-from laion_assets.lake.base import Lake, Staging
+from laion_assets.lake import Lake, Staging
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings
 

@@ -15,8 +15,7 @@ from laion_assets.defs.publishing import InputsChangedError
 from laion_assets.download.decoders import DecodersError
 from laion_assets.download.segment import NoNetworkError
 from laion_assets.files import LockedError, causes, lasts
-from laion_assets.lake.base import PartitionBusyError
-from laion_assets.lake.object_store import ChangedError, UnavailableError
+from laion_assets.lake import ChangedError, PartitionBusyError, UnavailableError
 from laion_assets.pairs.segment import SegmentError
 
 P = ParamSpec("P")

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laion_assets.knn.subset import MODALITIES, SubsetPart, subset_parts
-from laion_assets.lake.base import Lake
+from laion_assets.lake import Lake
 from laion_assets.progress import Progress
-from laion_assets.removals.active import REASONS, Lists, read_lists
+from laion_assets.removals.active import FOLDERS, REASONS, Lists, read_lists
 from laion_assets.segments import SegmentKey
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
     keys = lake.segments(SUBSET)
     # Before anything is read: what is replaced meanwhile is noticed at the end.
     partitions = versions(lake, keys)
-    lists = read_lists(lake.root)
+    lists = read_lists(lake.current(*FOLDERS))
     pieces: list[Piece] = []
     left_out = dict.fromkeys(REASONS.values(), 0)
     models: dict[tuple[str, int], SegmentKey] = {}
@@ -114,7 +114,7 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
                     models.setdefault((model, part.vectors(modality).shape[1]), key)
         progress.advance()
     if not pieces:
-        raise ReleaseError(f"no sample to release in {lake.root / SUBSET}")
+        raise ReleaseError(f"{lake} has no sample to release in {SUBSET}")
     if len(models) > 1:
         told = (f"{model or 'unknown'}, width {d} ({key})" for (model, d), key in models.items())
         raise ReleaseError(f"vectors of several models cannot be released: {'; '.join(told)}")

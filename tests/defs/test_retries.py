@@ -11,8 +11,12 @@ from laion_assets.definitions import build_defs
 from laion_assets.defs.automation import scheduling
 from laion_assets.defs.retries import may_pass, tried_again
 from laion_assets.files import LockedError
-from laion_assets.lake.base import NotPublishedError, PartitionBusyError
-from laion_assets.lake.object_store import ObjectsError, UnavailableError
+from laion_assets.lake import (
+    NotPublishedError,
+    ObjectStoreError,
+    PartitionBusyError,
+    UnavailableError,
+)
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.segment import SegmentError, extract_segment
 from laion_assets.settings import Retries, Retry, Settings
@@ -66,7 +70,7 @@ def test_what_does_not_pass_fails_at_once_and_names_itself() -> None:
         (OSError(errno.ENOSPC, "no space left"), False),
         (MemoryError(), False),
         (UnavailableError("503"), True),
-        (ObjectsError("access denied"), False),
+        (ObjectStoreError("access denied"), False),
     ],
 )
 def test_what_may_pass(error: Exception, passes: bool) -> None:

@@ -35,7 +35,9 @@ def build(settings: Settings) -> dg.AssetsDefinition:
             fetch_tables(store, settings)
             # DuckDB gives each file an id of its own; what the views show is what they are made of.
             staging.data_version = staging.fingerprint
-            staging.metadata = build_catalog(store.root, staging.path / "catalog.duckdb", subsets)
+            staging.metadata = build_catalog(
+                store.local_root, staging.path / "catalog.duckdb", subsets
+            )
         return materialized(context, store, staging)
 
     return catalog

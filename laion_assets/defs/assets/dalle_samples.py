@@ -19,7 +19,7 @@ from laion_assets.defs.publishing import InputsChangedError, materialized, publi
 from laion_assets.defs.retries import tried_again
 from laion_assets.files import write_json
 from laion_assets.generation import require_extra
-from laion_assets.lake.base import Lake, NotPublishedError
+from laion_assets.lake import Lake, NotPublishedError
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings
 from resources.clip import ClipModelResource

@@ -10,7 +10,7 @@ from laion_assets.defs.metadata import numbers_table, picture
 from laion_assets.defs.publishing import fetch_tables, materialized, publishing
 from laion_assets.defs.retries import tried_again
 from laion_assets.generation.shown_samples import PARTS, SHOWN, may_be_shown
-from laion_assets.lake.base import Lake
+from laion_assets.lake import Lake
 from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.settings import Settings
 from laion_assets.stats.report import build_report

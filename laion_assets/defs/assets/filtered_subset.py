@@ -17,7 +17,7 @@ from laion_assets.defs.retries import tried_again
 from laion_assets.filtering.figures import kept_by_tag, similarity_histogram, threshold_sheets
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import take_subset
-from laion_assets.lake.base import Lake
+from laion_assets.lake import Lake
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings
 from resources.lake import LakeResource

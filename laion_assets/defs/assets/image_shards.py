@@ -68,7 +68,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         folder = store.folder("image_shards", key)
         met, taken = met_in(folder, lists)
         for name, of_list in met.items():
-            store.update(met_file(name), partial(note_met, store.root, name, of_list))
+            store.update(met_file(name), partial(note_met, name=name, met=of_list))
         tell_lists(context, store, key, lists, taken)
         return materialized(
             context,

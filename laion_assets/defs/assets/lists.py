@@ -16,7 +16,7 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from laion_assets.defs.jobs import LISTS
 from laion_assets.defs.partitions import partition_key
 from laion_assets.defs.removal.survey import survey
-from laion_assets.lake.base import Lake
+from laion_assets.lake import Lake
 from laion_assets.removals.active import FOLDERS, REASONS, Lists, new_since, read_lists
 from laion_assets.removals.ledger import Taken, events_file, note_taken
 from laion_assets.segments import SegmentKey
@@ -71,7 +71,12 @@ def tell_lists(
     """
     asset = context.asset_key.path[-1]
     note = partial(
-        note_taken, lake.root, asset, key, taken, run_id=context.run.run_id, returns=returns
+        note_taken,
+        asset=asset,
+        key=key,
+        taken=taken,
+        run_id=context.run.run_id,
+        returns=returns,
     )
     events = lake.update(events_file(asset, key), note)
     for name in REASONS:
@@ -109,9 +114,10 @@ def _list(name: str, description: str, segments: dg.MultiPartitionsDefinition) -
     )
     def of_name(context: dg.OpExecutionContext, lake: LakeResource) -> dg.DataVersionsByPartition:
         store = lake.open()
-        lists = read_lists(store.current(*FOLDERS))
+        root = store.current(*FOLDERS)
+        lists = read_lists(root)
         before = context.run.tags.get(BEFORE_TAG + name)
-        new = new_since(store.root, name, before) if before else lists[name]
+        new = new_since(root, name, before) if before else lists[name]
         found = survey(store, lists, new=Lists(**{name: new}))
         for key in found.keys:
             told = ", ".join(f"{asset} {n:,}" for asset, n in found.samples.get(key, {}).items())

@@ -13,7 +13,7 @@ from laion_assets.defs.publishing import InputsChangedError, materialized, publi
 from laion_assets.defs.retries import tried_again
 from laion_assets.knn.files import IndexSummary
 from laion_assets.knn.merge import SegmentIndex, merge_indices
-from laion_assets.lake.base import Lake
+from laion_assets.lake import Lake
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings
 from resources.lake import LakeResource

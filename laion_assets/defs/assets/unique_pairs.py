@@ -32,17 +32,17 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
     def unique_pairs(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         key, store = key_of(context), lake.open()
         lists = read_lists(store.current(*FOLDERS))
-        # The ledger's turn ends last: claims count once the partition is published.
+        # The ledger's lease ends last: claims count once the partition is published.
         with (
-            store.turn("dedup_ledger", "unique_pairs", unsettled) as turn,
-            claiming(turn.folder, turn.partitions, key) as claims,
+            store.lease("dedup_ledger", "unique_pairs", unsettled) as lease,
+            claiming(lease.folder, lease.partitions, key) as claims,
             publishing(context, store, key, upstream=["pair_parquet"]) as staging,
         ):
             pairs = store.published("pair_parquet", key)
             counts = claims.write(
                 pairs, staging.path, removals=lists.removals, blocklists=lists.blocklists
             )
-            turn.save()
+            lease.save()
             staging.counts = [counts]
             kept_before = store.manifest("pair_parquet", key).stage("pairs").kept
             rows = checks.rows_in(staging.path)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from laion_assets.download.listed_rows import met_in, named_rows
 from laion_assets.download.shards import MAKING, files_of, shards_in
 from laion_assets.funnel import LISTED
-from laion_assets.lake.base import Lake, NotPublishedError
+from laion_assets.lake import Lake, NotPublishedError
 from laion_assets.pairs.take_out import taken_out
 from laion_assets.pairs.uids import halves
 from laion_assets.progress import Progress
@@ -138,7 +138,7 @@ def survey(
             met, _ = met_in(lake.folder("image_shards", key, TABLES), sought)
             for name in REASONS:
                 found.met += lake.update(
-                    met_file(name), partial(note_met, lake.root, name, met[name])
+                    met_file(name), partial(note_met, name=name, met=met[name])
                 )
         now = read_lists(lake.current(*FOLDERS))
         sought = Lists(*(_with_met(sought[name], lists[name], now[name]) for name in REASONS))
