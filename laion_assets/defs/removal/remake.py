@@ -20,16 +20,14 @@ from laion_assets.defs.assets.lists import concerned, observation
 from laion_assets.defs.jobs import AGGREGATES, LISTS, SEGMENT_ASSETS
 from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.defs.removal.survey import Survey, further_subsets, holds_listed, rows_of, survey
-from laion_assets.files import LockedError, locked
 from laion_assets.generation.shown_samples import shows_listed
-from laion_assets.lake.base import Lake
-from laion_assets.removals.active import read_lists
+from laion_assets.lake import Lake, LocalLake
+from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.removals.ledger import read_ledger
 from laion_assets.segments import SegmentKey
 
 logger = logging.getLogger(__name__)
 
-_STAGING: Final = ".staging"
 _TO_SCORES: Final = SEGMENT_ASSETS[1 : SEGMENT_ASSETS.index("scored_pairs") + 1]
 """What every subset is made of; the WAT manifest holds no samples."""
 
@@ -40,18 +38,18 @@ class RemovalError(RuntimeError):
 
 def observe(lake: Lake, instance: dg.DagsterInstance) -> Survey:
     """Look where the lists' entries are, and tell Dagster which partitions they concern."""
-    lists = read_lists(lake.root)
+    lists = read_lists(lake.current(*FOLDERS))
     for name in LISTS:
         if not instance.fetch_observations(dg.AssetKey(name), limit=1).records:
             instance.report_runless_asset_event(observation(name, lists.digests[name]))
     found = survey(lake, lists)
-    for event in concerned(read_lists(lake.root), found.keys):
+    for event in concerned(read_lists(lake.current(*FOLDERS)), found.keys):
         instance.report_runless_asset_event(event)
     return found
 
 
 def apply(
-    lake: Lake,
+    lake: LocalLake,
     instance: dg.DagsterInstance,
     definitions: dg.Definitions,
     found: Survey,
@@ -76,7 +74,7 @@ def apply(
         holding = list(found.samples.get(key, ()))
         _make_again(lake, instance, definitions, key, holding)
     withdraw_samples(lake)
-    drop_staging(lake)
+    drop_abandoned(lake)
     behind = _aggregates_behind(lake)
     if behind:
         _run(instance, definitions, None, behind)
@@ -90,7 +88,7 @@ def _refuse_unknown_subsets(lake: Lake, definitions: dg.Definitions, found: Surv
     ]
     if unknown:
         raise RemovalError(
-            f"{', '.join(unknown)} in {lake.root} holds listed samples, but the settings have no "
+            f"{', '.join(unknown)} in {lake} holds listed samples, but the settings have no "
             "such subset: add it to them again, or delete its folder"
         )
 
@@ -165,7 +163,7 @@ def _stale(
     ]
 
 
-def _unfinished(lake: Lake, further: Sequence[str]) -> Iterator[SegmentKey]:
+def _unfinished(lake: LocalLake, further: Sequence[str]) -> Iterator[SegmentKey]:
     """Segments that something was taken out of and whose later assets are older than that."""
     for key in _in_ledger(lake):
         made = _made(lake, key)
@@ -177,7 +175,7 @@ def _unfinished(lake: Lake, further: Sequence[str]) -> Iterator[SegmentKey]:
                 break
 
 
-def _aggregates_behind(lake: Lake) -> list[str]:
+def _aggregates_behind(lake: LocalLake) -> list[str]:
     """The aggregates that are older than a segment which something was taken out of.
 
     Dagster does not reckon staleness over many partitions.
@@ -203,55 +201,41 @@ def _shows_withdrawn(lake: Lake, asset: str) -> bool:
     return bool(lake.manifest(asset).metadata.get(SHOWS_SAMPLES)) and not lake.has(SAMPLES)
 
 
-def _in_ledger(lake: Lake) -> list[SegmentKey]:
+def _in_ledger(lake: LocalLake) -> list[SegmentKey]:
     return sorted({SegmentKey(event.crawl, event.segment) for event in read_ledger(lake.root)})
 
 
 def withdraw_samples(lake: Lake) -> None:
     """Delete drawn samples that show a listed picture.
 
-    Training anew may take days, and nothing is made of the samples but the report, which does
-    without: a person makes them again.
+    Training again may take days, and only the report is made from the samples, which does without
+    them: a person materializes them again.
     """
-    folder, lists = lake.folder(SAMPLES), read_lists(lake.root)
+    folder, lists = lake.folder(SAMPLES), read_lists(lake.current(*FOLDERS))
     if not folder.exists() or not shows_listed(folder, lists):
         return
     logger.info(
         f"deleting {folder}, which shows what is listed, or may: materialize {SAMPLES} again"
     )
-    # Out of sight at once; what a killed call leaves there, `drop_staging` deletes.
-    gone = lake.root / _STAGING / SAMPLES / "withdrawn"
-    gone.parent.mkdir(parents=True, exist_ok=True)
-    if gone.exists():
-        shutil.rmtree(gone)
-    folder.rename(gone)
-    shutil.rmtree(gone)
+    lake.withdraw(SAMPLES)
 
 
-def drop_staging(lake: Lake) -> None:
-    """Delete what killed runs left of partitions in the making, where it holds listed rows.
+def drop_abandoned(lake: Lake) -> None:
+    """Delete what killed runs left of unfinished partitions, where it holds listed rows.
 
-    One that is being made now is left alone: its run reads the lists again before it ends.
+    A partition that is being made now is left alone: its run reads the lists again before it ends.
     """
-    lists = read_lists(lake.root)
+    lists = read_lists(lake.current(*FOLDERS))
     if not lists:
         return
-    for folder in sorted((lake.root / _STAGING).glob("*/*")):
-        if not folder.is_dir():
-            continue
+    for left in lake.abandoned():
         # Indices, and what holds vectors before their rows, cannot be looked through.
-        readable = rows_of(folder.parent.name) is not None and not _holds_vectors(folder)
-        try:
-            with locked(folder.with_name(f".{folder.name}.lock"), lambda: None, timeout_s=0):
-                if not readable or holds_listed(folder, lists):
-                    logger.info(
-                        f"deleting {folder}, left by a killed run: it holds what is listed, or may"
-                    )
-                    shutil.rmtree(folder)
-        except LockedError:
+        readable = rows_of(left.asset) is not None and not _holds_vectors(left.folder)
+        if not readable or holds_listed(left.folder, lists):
             logger.info(
-                f"{folder} is being made now; its run looks at the lists again when it ends"
+                f"deleting {left.folder}, left by a killed run: it holds what is listed, or may"
             )
+            shutil.rmtree(left.folder)
 
 
 def _holds_vectors(folder: Path) -> bool:
