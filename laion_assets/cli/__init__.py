@@ -360,7 +360,7 @@ def why(args: argparse.Namespace) -> None:
         options = options.model_copy(update={"root": str(args.lake)})
     lake = local_lake(options)
     try:
-        answer = stories.why(lake.root, args.what)
+        answer = stories.why(lake, args.what)
     except stories.NotAskableError as error:
         args.parser.error(str(error))
     if not answer:

@@ -43,7 +43,7 @@ from laion_assets.pairs.uids import UidBuckets
 from laion_assets.removals.active import REASONS, Lists
 from laion_assets.removals.ledger import Taken
 from laion_assets.removals.lists import Entries
-from laion_assets.segments import SegmentKey
+from laion_assets.segments import EVERY_HIVE, SegmentKey
 
 logger = logging.getLogger(__name__)
 
@@ -324,7 +324,7 @@ def _check(ledger: Path, state: _State) -> None:
 
 def _rebuild(ledger: Path, state: _State, partitions: Path) -> None:
     """Claim for every partition what it holds."""
-    folders = sorted(path for path in partitions.glob("crawl=*/segment=*") if path.is_dir())
+    folders = sorted(path for path in partitions.glob(EVERY_HIVE) if path.is_dir())
     for folder in folders:
         key = SegmentKey.of_folder(folder)
         logger.info(f"the ledger is made anew: {key}")

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from laion_assets.clip.model import ClipModel
 from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
 from laion_assets.knn.files import IndexSummary
 from laion_assets.knn.search import Hit, Searcher
 from laion_assets.knn.subset import Modality
+from laion_assets.lake import LocalLake
 from laion_assets.segments import SegmentKey
+
+_SUBSET: Final = "filtered_subset"
 
 
 class QueryError(ValueError):
     """The question cannot be asked of this index; the message says why."""
 
 
-def lake_beside(index_dir: Path) -> Path | None:
+def lake_beside(index_dir: Path) -> LocalLake | None:
     """The lake of an index: ``<lake>/search_index`` or ``<lake>/knn_index/crawl=.../segment=...``;
     None for any other folder.
     """
-    parents = index_dir.absolute().parents
-    return next((lake for lake in parents if (lake / "filtered_subset").is_dir()), None)
+    lakes = map(LocalLake.at, index_dir.absolute().parents)
+    return next((lake for lake in lakes if lake.folder(_SUBSET).is_dir()), None)
 
 
 def subset_beside(index_dir: Path) -> Callable[[str, str], Path]:
@@ -30,7 +34,7 @@ def subset_beside(index_dir: Path) -> Callable[[str, str], Path]:
     lake = lake_beside(index_dir)
     if lake is None:
         raise QueryError(f"{index_dir} is not in a lake: name the subset that it was made of")
-    return lambda crawl, segment: lake / "filtered_subset" / SegmentKey(crawl, segment).hive
+    return lambda crawl, segment: lake.folder(_SUBSET, SegmentKey(crawl, segment))
 
 
 def searcher(index_dir: Path, subset: Path | None = None) -> Searcher:

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from laion_assets.lake.base import Lake, LakeError, LakeOptions, Lease, Manifest
 from laion_assets.lake.content import MANIFEST
-from laion_assets.segments import SegmentKey
+from laion_assets.segments import EVERY_HIVE, SegmentKey
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class LocalLake(Lake):
 
     @override
     def segments(self, asset: str) -> list[SegmentKey]:
-        found = (self.root / asset).glob(f"crawl=*/segment=*/{MANIFEST}")
+        found = (self.root / asset).glob(f"{EVERY_HIVE}/{MANIFEST}")
         return sorted(SegmentKey.of_folder(path.parent) for path in found)
 
     @override

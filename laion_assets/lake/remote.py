@@ -38,7 +38,7 @@ from laion_assets.lake.pointer import (
     read_pointer,
 )
 from laion_assets.lake.shared import SharedFolder
-from laion_assets.segments import SegmentKey
+from laion_assets.segments import EVERY_HIVE, SegmentKey
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class RemoteLake(Lake):
                 self.fetch(asset, key)
             else:
                 self._place(asset, key).mkdir(parents=True, exist_ok=True)
-        for folder in self._place(asset, None).glob("crawl=*/segment=*"):
+        for folder in self._place(asset, None).glob(EVERY_HIVE):
             if SegmentKey.of_folder(folder) not in keys:
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from laion_assets.download.tars import ImageBytes
 from laion_assets.files import Identity, identity
+from laion_assets.lake import LocalLake
 from laion_assets.search.samples import Sample
 from laion_assets.segments import SegmentKey
 
@@ -55,8 +56,8 @@ class Thumbnails:
     Safe to share between threads.
     """
 
-    def __init__(self, lake: Path, open_shards: int) -> None:
-        self._shards = lake / "image_shards"
+    def __init__(self, lake: LocalLake, open_shards: int) -> None:
+        self._lake = lake
         self._open_shards = open_shards
         self._open: OrderedDict[tuple[Path, Identity], _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
@@ -69,7 +70,7 @@ class Thumbnails:
         to know.
         """
         ref = sample.ref
-        folder = self._shards / SegmentKey(ref.crawl, ref.segment).hive
+        folder = self._lake.folder("image_shards", SegmentKey(ref.crawl, ref.segment))
         tar = folder / f"{ref.key[: len('00000')]}.tar"
         try:
             shard = self._shard(tar)

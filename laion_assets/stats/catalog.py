@@ -23,6 +23,8 @@ from laion_assets import schemas
 from laion_assets.download.outcomes import LEDGER_SCHEMA, OUTCOME_SCHEMA
 from laion_assets.files import atomic_path
 from laion_assets.funnel import REASONS
+from laion_assets.lake import LocalLake
+from laion_assets.segments import EVERY_HIVE
 from laion_assets.stats.formats import FUNNEL, HISTOGRAMS, RUNS, TOP
 
 T = TypeVar("T")
@@ -169,7 +171,7 @@ def _add_words(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _select(connection: duckdb.DuckDBPyConnection, root: Path, view: _View) -> str:
-    pattern = f"{view.asset}/crawl=*/segment=*/{view.files}"
+    pattern = f"{view.asset}/{EVERY_HIVE}/{view.files}"
     # crawl and segment are in the path and, for some stages, in the file too: the path's win, and
     # stay text, since "00" as a number would be 0.
     files = (
@@ -280,7 +282,7 @@ def ask(catalog: Path, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
     """
     for _ in range(_TRIES):
         with open_catalog(catalog) as connection:
-            lake, assets = lake_of(catalog, connection), _assets(connection)
+            lake, assets = LocalLake.at(lake_of(catalog, connection)), _assets(connection)
             before = _partitions(lake, assets)
             try:
                 answer = question(connection)
@@ -313,14 +315,14 @@ def _assets(connection: duckdb.DuckDBPyConnection) -> set[str]:
     return {view.asset for view in _STAGES.values()} | further
 
 
-def _partitions(lake: Path, assets: Iterable[str]) -> dict[Path, tuple[int, int]]:
+def _partitions(lake: LocalLake, assets: Iterable[str]) -> dict[Path, tuple[int, int]]:
     """Folder of each published partition -> what is another one once it has been replaced.
 
     The time beside the inode, since a file system gives the number of a deleted folder again.
     """
     found = {}
     for asset in assets:
-        for folder in lake.glob(f"{asset}/crawl=*/segment=*"):
+        for folder in (lake.folder(asset, key) for key in lake.segments(asset)):
             with suppress(FileNotFoundError):  # it has just been taken away
                 stat = folder.stat()
                 found[folder] = (stat.st_ino, stat.st_mtime_ns)

@@ -7,7 +7,6 @@ that became no pair leave only counts and a few examples, which are in the manif
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import choose
 from laion_assets.funnel import REASONS
 from laion_assets.knn.files import find_sample
+from laion_assets.lake import LocalLake, Manifest
 from laion_assets.removals.active import read_lists
 from laion_assets.removals.lists import Entries, ListError, parse_entry
 from laion_assets.schemas import UID_BYTES, sample_id_of, uid_of
@@ -154,14 +154,14 @@ _FILES: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
 """Asset -> its files, and what it calls the columns that are asked for."""
 
 
-def why(lake: Path, said: str) -> Answer:
+def why(lake: LocalLake, said: str) -> Answer:
     """All that a lake knows of a URL, a SAMPLE_ID or an image's hash.
 
     Raises :class:`NotAskableError`, and ``ListError`` if a removal list cannot be read.
     """
     question = ask(said)
     with duckdb.connect() as connection:
-        teller = _Teller(lake.absolute(), connection)
+        teller = _Teller(lake, connection)
         stories = [teller.story(*found) for found in teller.find(question)]
     remarks = [_listed_remark(name, text) for name, text in teller.lists.naming(question)]
     if not stories:
@@ -176,8 +176,8 @@ def _listed_remark(name: str, text: str) -> str:
 class _Lists:
     """The lake's removal lists and blocklists, as they are now."""
 
-    def __init__(self, lake: Path) -> None:
-        self._lists: dict[str, Entries] = dict(read_lists(lake).each())
+    def __init__(self, lake: LocalLake) -> None:
+        self._lists: dict[str, Entries] = dict(read_lists(lake.root).each())
 
     def of_pair(self, url: str, sample_id: int) -> str | None:
         for name, entries in self._lists.items():
@@ -198,13 +198,10 @@ class _Lists:
 class _Teller:
     """Reads the lake's files: wide for where a pair is, then only the partitions that have it."""
 
-    def __init__(self, lake: Path, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, lake: LocalLake, connection: duckdb.DuckDBPyConnection) -> None:
         self._lake, self._connection = lake, connection
         self.lists = _Lists(lake)
-        self._subsets = [
-            _MAIN,
-            *sorted(folder.name for folder in lake.glob("subset_*") if folder.is_dir()),
-        ]
+        self._subsets = [_MAIN, *lake.assets("subset_*")]
 
     # Finding
 
@@ -214,19 +211,16 @@ class _Teller:
         for asset in [*_FILES, *self._subsets[1:]]:
             pattern, columns = _FILES.get(asset, _FILES[_MAIN])
             condition = question.where(columns)
-            everywhere = f"crawl=*/segment=*/{pattern}"
-            if condition is None or next((self._lake / asset).glob(everywhere), None) is None:
+            key_of = self._files(asset, pattern)
+            if condition is None or not key_of:
                 continue
             where, values = condition
             rows = self._connection.execute(
                 f"select distinct filename, {columns['url']}, {columns['text']} "
                 f"from read_parquet(?, filename = true, hive_partitioning = false) where {where}",
-                [str(self._lake / asset / everywhere), *values],
+                [list(key_of), *values],
             ).fetchall()
-            depth = len(Path(pattern).parts)
-            for filename, url, text in rows:
-                folder = Path(filename).parents[depth - 1]
-                found.add((SegmentKey.of_folder(folder), url, text or ""))
+            found |= {(key_of[filename], url, text or "") for filename, url, text in rows}
         return sorted(found)
 
     # Telling
@@ -286,13 +280,13 @@ class _Teller:
         return Step(stage, "not kept", "and neither a list nor another segment says why now", by)
 
     def _holders(self, uid: bytes) -> list[SegmentKey]:
-        pattern = str(self._lake / "unique_pairs/crawl=*/segment=*/part-*.parquet")
+        key_of = self._files("unique_pairs", _FILES["unique_pairs"][0])
         rows = self._connection.execute(
             "select distinct filename from read_parquet("
             "?, filename = true, hive_partitioning = false) where uid = ?",
-            [pattern, uid],
+            [list(key_of), uid],
         ).fetchall()
-        return sorted(SegmentKey.of_folder(Path(filename).parent) for (filename,) in rows)
+        return sorted(key_of[filename] for (filename,) in rows)
 
     def _images(self, key: SegmentKey, row: Row | None) -> Step:
         told = ("min_bytes", "max_bytes", "max_pixels", "total_timeout_s", "image_size")
@@ -312,7 +306,7 @@ class _Teller:
         shard = Path(row["filename"]).with_suffix(".tar")
         said = (
             f"{row['original_width']} x {row['original_height']}, SHA-256 {row['sha256']}; "
-            f"now {row['key']} in {shard.relative_to(self._lake)}{attempts}"
+            f"now {row['key']} in {shard.relative_to(self._lake.root)}{attempts}"
         )
         return Step("images", "kept", said, by)
 
@@ -323,7 +317,7 @@ class _Teller:
             return Step("embeddings", "undecodable", meaning, self._by("embeddings", key))
         if row is None:
             return self._absent("embeddings", "embeddings", key)
-        model = manifest.get("metadata", {})
+        model = manifest.metadata if manifest else {}
         said = f"row {row['file_row_number']} of {Path(row['filename']).name}"
         by = f"model {model.get('model')} {model.get('model_version', '')}; "
         return Step("embeddings", "kept", said, by + self._by("embeddings", key))
@@ -339,7 +333,8 @@ class _Teller:
             f"{row['nsfw_category_1']!r}, {row['nsfw_category_2']!r})"
             + "".join(f", {flag}" for flag in flags)
         )
-        made = self._manifest("scored_pairs", key).get("metadata", {})
+        manifest = self._manifest("scored_pairs", key)
+        made = manifest.metadata if manifest else {}
         by = (
             f"prompts {made.get('prompts')} {made.get('prompts_digest', '')}, "
             f"words {made.get('words')}; "
@@ -356,13 +351,13 @@ class _Teller:
         if not manifest:
             yield self._absent(asset, asset, key)
             return
-        made = manifest["metadata"]
+        made = manifest.metadata
         by = (
             f"recipe {made['recipe']}, threshold {made['threshold']:g} for {made['model']}; "
             f"{self._by(asset, key)}"
         )
         if row is not None:
-            part = Path(row["filename"]).relative_to(self._lake)
+            part = Path(row["filename"]).relative_to(self._lake.root)
             yield Step(asset, "kept", f"now row {row['file_row_number']} of {part}", by)
             return
         assert scored is not None
@@ -370,8 +365,8 @@ class _Teller:
 
     def _indices(self, key: SegmentKey, sample_id: int) -> Iterator[Step]:
         for asset, folder in (
-            ("knn_index", self._lake / "knn_index" / key.hive),
-            ("search_index", self._lake / "search_index"),
+            ("knn_index", self._lake.folder("knn_index", key)),
+            ("search_index", self._lake.folder("search_index")),
         ):
             if not (folder / "index.json").exists():
                 continue
@@ -397,7 +392,7 @@ class _Teller:
         """The first row of a partition that meets a condition."""
         if pattern is None:
             pattern, _ = _FILES.get(asset, _FILES[_MAIN])
-        return self._first(sorted((self._lake / asset / key.hive).glob(pattern)), where, value)
+        return self._first(sorted(self._lake.folder(asset, key).glob(pattern)), where, value)
 
     def _first(self, files: Sequence[Path], where: str, *values: Any) -> Row | None:
         there = [str(path) for path in files if path.exists()]
@@ -413,20 +408,26 @@ class _Teller:
         names = [column[0] for column in cursor.description or ()]
         return dict(zip(names, row, strict=True)) if row else None
 
-    def _manifest(self, asset: str, key: SegmentKey) -> dict[str, Any]:
-        """Empty if the partition is not there."""
-        path = self._lake / asset / key.hive / "_manifest.json"
-        value: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        return value
+    def _files(self, asset: str, pattern: str) -> dict[str, SegmentKey]:
+        """The files of all of an asset's partitions, and the segment of each."""
+        return {
+            str(path): key
+            for key in self._lake.segments(asset)
+            for path in sorted(self._lake.folder(asset, key).glob(pattern))
+        }
+
+    def _manifest(self, asset: str, key: SegmentKey) -> Manifest | None:
+        """None if the partition is not published."""
+        return self._lake.manifest(asset, key) if self._lake.has(asset, key) else None
 
     def _by(self, asset: str, key: SegmentKey, told: Sequence[str] = ()) -> str:
         manifest = self._manifest(asset, key)
         if not manifest:
             return ""
-        options = manifest["metadata"].get("options", {})
+        options = manifest.metadata.get("options", {})
         rules = ", ".join(f"{name} {_plain(options[name])}" for name in told if name in options)
-        made = f"code {manifest['code_version']}, made {manifest['started'][:19]}"
-        run = f", run {manifest['run_id'][:8]}" if manifest["run_id"] else ""
+        made = f"code {manifest.code_version}, made {manifest.started[:19]}"
+        run = f", run {manifest.run_id[:8]}" if manifest.run_id else ""
         return f"{rules + '; ' if rules else ''}{made}{run}"
 
 
@@ -447,16 +448,16 @@ def _refusal(scored: Row, made: Mapping[str, Any]) -> tuple[str, str]:
     return "not there", "though its recipe would take it: the scores were made anew since"
 
 
-def _examples(lake: Path, question: _Question) -> list[str]:
+def _examples(lake: LocalLake, question: _Question) -> list[str]:
     """Remarks on links that became no pair and are among the examples that a manifest keeps."""
     remarks = []
-    for path in sorted(lake.glob("*/crawl=*/segment=*/_manifest.json")):
-        for counts in json.loads(path.read_text("utf-8"))["counts"]:
-            for reason, examples in counts["examples"].items():
+    partitions = ((asset, key) for asset in lake.assets("*") for key in lake.segments(asset))
+    for asset, key in partitions:
+        for counts in lake.manifest(asset, key).counts:
+            for reason, examples in counts.examples.items():
                 if any(
                     example.split()[:1] == [url] for example in examples for url in question.urls
                 ):
-                    meaning = REASONS[counts["stage"]][reason]
-                    key = SegmentKey.of_folder(path.parent)
-                    remarks.append(f"{key}, stage {counts['stage']}: {reason} ({meaning})")
+                    meaning = REASONS[counts.stage][reason]
+                    remarks.append(f"{key}, stage {counts.stage}: {reason} ({meaning})")
     return remarks

@@ -179,7 +179,7 @@ def test_every_kind_of_end_is_told(world: World, manifest: Manifest) -> None:
     for (stage, reason), case in ends.items():
         stories = [
             story
-            for story in why(world.lake.root, case.url).stories
+            for story in why(world.lake, case.url).stories
             if story.text == case.text
             and any(step.stage == "found" and case.wat_file in step.told for step in story.steps)
         ]
