@@ -176,8 +176,8 @@ class Lease:
     """The asset's folder: it has a subfolder :attr:`SegmentKey.hive` for each published
     partition, with files only where the lake has had a reason to fetch them."""
     save: Callable[[], None]
-    """Publishes the folder as it is now. To be called before publishing a partition that the
-    folder has an entry for."""
+    """Publish the folder as it is now; to call before a partition that it has a new entry for
+    is published."""
 
 
 class Abandoned(NamedTuple):
@@ -376,9 +376,9 @@ class Lake(ABC):
         """
 
     def unfinished(self, asset: str, key: SegmentKey | None, name: str) -> bytes | None:
-        """Return a file, by its name in the folder, of an unfinished partition; None without one.
+        """Return a file that an interrupted run left in a partition's staging folder.
 
-        It is what an earlier run left that did not end.
+        ``name`` is its name in that folder. None if there is no such file.
         """
         path = self._staging(asset, key) / name
         return path.read_bytes() if path.is_file() else None
@@ -397,10 +397,10 @@ class Lake(ABC):
                     shutil.rmtree(folder.rename(gone))
 
     def abandoned(self, idle_s: float = 0.0) -> Iterator[Abandoned]:
-        """Staging folders on this machine that no process is working on.
+        """Yield the staging folders on this machine that no process is working on.
 
-        Killed runs leave them, for a later resume. Each is locked while the caller has it and may
-        be deleted. Those changed within the last ``idle_s`` seconds are skipped.
+        Killed runs leave them, for a later resume. Each is locked until the next one is asked
+        for, and may be deleted. Those changed within the last ``idle_s`` seconds are skipped.
         """
         for folder in unlocked((self.local_root / STAGING).glob("*/*"), idle_s):
             yield Abandoned(folder.parent.name, folder)
@@ -433,8 +433,10 @@ def _lock_of(folder: Path) -> Path:
 
 
 def unlocked(paths: Iterable[Path], idle_s: float) -> Iterator[Path]:
-    """Those folders that no process holds and none has changed for so long; each is held
-    meanwhile."""
+    """Yield the folders that no process holds and that have not changed for ``idle_s`` seconds.
+
+    Each is locked until the next one is asked for.
+    """
     for folder in sorted(paths):
         with suppress(FileNotFoundError, LockedError):
             if not folder.is_dir() or time.time() - folder.stat().st_mtime < idle_s:

@@ -1,3 +1,5 @@
+"""A lake in a folder: publishing, resuming, and what is left by runs that were killed."""
+
 from __future__ import annotations
 
 import itertools
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from laion_assets.cli import main
 from laion_assets.files import atomic_path
 from laion_assets.funnel import StageCounts
 from laion_assets.lake import (
@@ -268,3 +271,26 @@ def test_what_needs_a_folder_refuses_an_object_store_clearly(tmp_path: Path) -> 
         local_lake(LakeOptions(root=str(tmp_path / "nowhere")))
     assert local_lake(LakeOptions(root=f"file://{tmp_path}")).root == tmp_path
     assert str(LocalLake.at(tmp_path)) == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["why", "http://a.test/"],
+        ["sql", "select 1"],
+        ["export", "--output", "release"],
+        ["remove", "--ledger"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_commands_that_need_a_folder_say_how_to_get_one(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "settings.toml"
+    config.write_text('[lake]\nroot = "s3://bucket/prefix"\n')
+    assert main([*command, "--config", str(config)]) == 1
+    expected = (
+        "the lake s3://bucket/prefix is in an object store, and this needs a folder: copy what it "
+        "reads to the cache by `laion-assets fetch ASSET ...`, and name that"
+    )
+    assert capsys.readouterr().err.strip().endswith(expected)

@@ -158,7 +158,7 @@ def test_a_lost_machines_parts_are_taken_over(machine: Machine) -> None:
 
 
 def pairs(folder: Path, *uids: int) -> Path:
-    """A segment's pairs, by number."""
+    """Write a segment's pairs, given by their numbers, to a folder."""
     folder.mkdir(parents=True)
     table = PAIRS.empty_table().to_pydict()
     for uid in uids:
