@@ -11,6 +11,9 @@ CRAWL_NAME: Final = re.compile(r"CC-MAIN-\d{4}(?:-\d{2}){1,2}")
 """Pattern of the names that Common Crawl gives its crawls."""
 _SEGMENT: Final = re.compile(r"\d{2}")
 
+EVERY_HIVE: Final = "crawl=*/segment=*"
+"""Pattern of paths that matches :attr:`SegmentKey.hive` of every segment."""
+
 
 @dataclass(frozen=True, order=True)
 class SegmentKey:

@@ -23,7 +23,7 @@ from laion_assets.download.options import DownloadOptions
 from laion_assets.filtering.recipe import DEFAULT, Recipe, RecipeError, load_recipe, recipe_fields
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.knn.options import IndexOptions
-from laion_assets.lake.base import LakeOptions
+from laion_assets.lake import LakeOptions
 from laion_assets.options import Options
 from laion_assets.pairs.rules import PairRules
 from laion_assets.removals.options import RemovalOptions

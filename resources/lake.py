@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from laion_assets.lake.base import Lake, LakeOptions
-from laion_assets.lake.remote import open_lake
+from laion_assets.lake import Lake, LakeOptions, open_lake
 from resources.options import OptionsResource
 
 

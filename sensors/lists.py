@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from laion_assets.defs.assets.lists import BEFORE_TAG
 from laion_assets.defs.internals import AssetJob
 from laion_assets.defs.partitions import UNFINISHED, partition_key, segment_key
-from laion_assets.lake.base import Lake
+from laion_assets.lake import Lake
 from laion_assets.layout import LISTS, segment_assets
 from laion_assets.removals.active import FOLDERS, read_lists, text_digests
 from laion_assets.removals.entry import ListError

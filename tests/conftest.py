@@ -39,7 +39,7 @@ def heard(tell: Callable[[str], object], level: int = logging.INFO) -> Iterator[
         package.setLevel(before)
 
 
-_MADE_ONCE = ("world", "search", "stats", "clip", "cli")
+_MADE_ONCE = ("world", "search", "stats", "clip")
 """Folders whose tests share what takes long to make."""
 
 

@@ -30,8 +30,9 @@ SHARED = {
     "segments",
     "removals",
 }
-MORE = {"search": {"lake"}, "release": {"lake"}}
-"""The service follows what the lake publishes; a release is taken from it."""
+MORE = {package: {"lake"} for package in ("knn", "stats", "release", "search")}
+"""An index is asked beside its lake, statistics and releases are taken from it, and the service
+follows what it publishes."""
 HEAVY = ["torch", "diffusers", "transformers", "open_clip", "faiss", "img2dataset", "pandas"]
 HEAVY += ["matplotlib", "timm"]
 
@@ -53,6 +54,19 @@ def test_a_domain_package_looks_only_back(package: str) -> None:
             assert top not in ("dagster", "resources", "sensors"), f"{path} imports {module}"
             if top == "laion_assets" and rest:
                 assert rest.split(".")[0] in allowed, f"{path} imports {module}"
+
+
+def test_the_lake_keeps_its_layout_to_itself() -> None:
+    packages = ("laion_assets", "resources", "sensors", "deploy", "benchmarks")
+    for path in (path for package in packages for path in (ROOT / package).rglob("*.py")):
+        if (ROOT / "laion_assets" / "lake") in path.parents:
+            continue
+        text = path.read_text(encoding="utf-8")
+        for name in (".staging", "_manifest.json"):
+            assert f'"{name}' not in text, f"{path} names {name}"
+            assert f"/{name}" not in text, f"{path} names {name}"
+        inside = [module for module in imported(path) if module.startswith("laion_assets.lake.")]
+        assert not inside, f"{path} imports {inside}"
 
 
 def test_there_is_no_module_called_utils() -> None:

@@ -28,6 +28,7 @@ from laion_assets.knn.codec import Codec, Encoder, ef_search, train_codec
 from laion_assets.knn.files import SearchParameters, index_path
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.subset import MODALITIES
+from laion_assets.lake import LocalLake
 from laion_assets.schemas import SUBSET
 from laion_assets.segments import SegmentKey
 
@@ -72,8 +73,8 @@ def make(folder: Path, n: int) -> None:
     if done.exists() and json.loads(done.read_text()) == {"n": n, "made": 3}:
         return
     shutil.rmtree(folder, ignore_errors=True)
-    subset = folder / "lake" / "filtered_subset" / KEY.hive
-    index_dir, theirs = folder / "lake" / "search_index", folder / "theirs"
+    lake, theirs = LocalLake.at(folder / "lake"), folder / "theirs"
+    subset, index_dir = lake.folder("filtered_subset", KEY), lake.folder("search_index")
     codec = folder / "codec"
     for needed in (subset / "img_emb", subset / "text_emb", index_dir, codec, theirs / "metadata"):
         needed.mkdir(parents=True)

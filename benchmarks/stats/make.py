@@ -11,6 +11,8 @@ from typing import Final
 import duckdb
 
 from laion_assets import schemas
+from laion_assets.lake import LocalLake
+from laion_assets.segments import SegmentKey
 from laion_assets.stats.catalog import build_catalog
 
 _CRAWL: Final = "CC-MAIN-2099-01"
@@ -79,7 +81,8 @@ def _write(lake: Path, rows: int) -> None:
     )
     for number, first in enumerate(range(0, rows, _ROWS_A_FILE)):
         segment, part = number % _SEGMENTS, number // _SEGMENTS
-        folder = lake / "filtered_subset" / f"crawl={_CRAWL}" / f"segment={segment:02d}"
+        key = SegmentKey(_CRAWL, f"{segment:02d}")
+        folder = LocalLake.at(lake).folder("filtered_subset", key)
         folder.mkdir(parents=True, exist_ok=True)
         stop = min(rows, first + _ROWS_A_FILE)
         made = _ROWS.format(first=first, stop=stop, crawl=_CRAWL, segment=f"{segment:02d}")

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from laion_assets.files import read_parquet
-from laion_assets.lake.base import Lake
+from laion_assets.lake import Lake
 
 _ROWS: Final[Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]]] = {
     # asset: files, columns that identify a row, other columns that must be the same
@@ -67,9 +67,7 @@ def content(lake: Lake, asset: str) -> Content:
 
 def _tables(lake: Lake, asset: str, files: str) -> Iterator[pa.Table]:
     for key in lake.segments(asset):
-        lake.fetch(asset, key, "*.parquet")
-        place = lake.root / asset / key.hive
-        for path in sorted(place.glob(files)):
+        for path in sorted(lake.folder(asset, key, "*.parquet").glob(files)):
             yield read_parquet(path)
 
 

@@ -35,8 +35,7 @@ from laion_assets.defs import pools
 from laion_assets.defs.build import build_defs
 from laion_assets.defs.partitions import PARTITION_TAG, UNFINISHED
 from laion_assets.demo.driver import needs
-from laion_assets.lake.base import Lake
-from laion_assets.lake.remote import RemoteLake, open_lake
+from laion_assets.lake import Lake, open_lake
 from laion_assets.layout import SEGMENT_ASSETS
 from laion_assets.sample_crawl.server import SampleServer
 from laion_assets.settings import CONFIG_VARIABLE, Settings, load_settings
@@ -155,8 +154,7 @@ def demo(work: Path, machines: int, failing: float) -> list[str]:
             story = _watch(instance, cluster, settings, expected, machines)
             say(f"everything is made {time.monotonic() - started:.0f} s after the daemon's start")
             remote = open_lake(settings.lake)
-            assert isinstance(remote, RemoteLake)
-            left = Lake(load_settings(undisturbed).lake)
+            left = open_lake(load_settings(undisturbed).lake)
             rows, faults = compare(remote, left)
             faults += _unnamed(remote)
             faults += _restored(instance, database, work)
@@ -304,7 +302,7 @@ def _restored(instance: dg.DagsterInstance, database: str, work: Path) -> list[s
     return faults
 
 
-def _unnamed(lake: RemoteLake) -> list[str]:
+def _unnamed(lake: Lake) -> list[str]:
     """Partitions whose objects are not those that their pointers name."""
     faults = []
     for asset in SEGMENT_ASSETS:

@@ -18,7 +18,7 @@ from laion_assets.funnel import StageCounts
 if TYPE_CHECKING:
     import dagster as dg
 
-    from laion_assets.lake.base import Lake
+    from laion_assets.lake import LocalLake
     from laion_assets.settings import Settings
 
 Run = Callable[[argparse.Namespace], None]
@@ -128,24 +128,14 @@ def must_hold(found: Sequence[object], what: str, folder: Path) -> None:
         raise CommandError(f"there are no {what} in {folder}")
 
 
-def local_lake(settings: Settings) -> Lake:
+def local_lake(settings: Settings) -> LocalLake:
     """The settings' lake as a folder on this machine.
 
-    Raises ``LakeError`` if it is in an object store.
+    Raises ``LakeError`` if it is in an object store, or if its folder does not exist.
     """
-    from laion_assets.lake.base import Lake
+    from laion_assets import lake
 
-    return Lake(settings.lake)
-
-
-def existing_lake(settings: Settings) -> Lake:
-    """Return :func:`local_lake`, or raise :class:`CommandError` if its folder does not exist."""
-    lake = local_lake(settings)
-    if not lake.root.is_dir():
-        raise CommandError(
-            f"the lake {lake.root} does not exist: name the deployment's settings file by --config"
-        )
-    return lake
+    return lake.local_lake(settings.lake)
 
 
 def dagster_instance() -> dg.DagsterInstance:

@@ -12,7 +12,6 @@ from laion_assets.cli.common import (
     argument,
     command,
     dagster_instance,
-    existing_lake,
     ignore_beta_warnings,
     local_lake,
     must_exist,
@@ -23,7 +22,7 @@ from laion_assets.cli.common import (
 
 if TYPE_CHECKING:
     from laion_assets.defs.removal.survey import Survey
-    from laion_assets.lake.base import Lake
+    from laion_assets.lake import LocalLake
     from laion_assets.settings import Settings
 
 
@@ -69,15 +68,16 @@ where it stopped; the folder appears when it is complete.
     ],
 )
 def export(args: argparse.Namespace) -> None:
+    from laion_assets.lake import LocalLake
     from laion_assets.release.export import LICENSES, About
     from laion_assets.release.export import export as write_release
     from laion_assets.settings import load_settings
 
     settings = load_settings(args.config)
     if args.verify:
-        _verify(local_lake(settings), args.output)
+        _verify(LocalLake(settings.lake), args.output)
         return
-    lake = existing_lake(settings)
+    lake = local_lake(settings)
     if args.license and args.license not in LICENSES:
         args.parser.error(f"--license must be one of {', '.join(LICENSES)}")
     words = {"name": args.name, "url": args.url, "license_id": args.license}
@@ -98,14 +98,14 @@ def export(args: argparse.Namespace) -> None:
     print(args.output)
 
 
-def _verify(lake: Lake, release: Path) -> None:
+def _verify(lake: LocalLake, release: Path) -> None:
     from laion_assets.release.verify import verify
     from laion_assets.removals.active import read_lists
 
     must_exist(release)
     lists = read_lists(lake.root) if lake.root.is_dir() else None
     if lists is None:
-        say(f"the lake {lake.root} does not exist: the release is not checked against its lists")
+        say(f"the lake {lake} does not exist: the release is not checked against its lists")
     problems = verify(release, lists)
     for problem in problems:
         print(problem)
@@ -134,19 +134,12 @@ why --lake can then use the cache as a lake.
     ],
 )
 def fetch(args: argparse.Namespace) -> None:
-    from laion_assets.lake.remote import open_lake
+    from laion_assets.lake import open_lake
     from laion_assets.settings import load_settings
 
     lake = open_lake(load_settings(args.config).lake)
     for asset in args.asset:
-        keys = lake.segments(asset)
-        if not keys and not lake.has(asset):
-            raise CommandError(f"{asset} has not been materialized")
-        for key in keys:
-            lake.fetch(asset, key, args.names)
-        if not keys:
-            lake.fetch(asset, None, args.names)
-        print(f"{asset}: {lake.root / asset}")
+        print(f"{asset}: {lake.fetch_all(asset, args.names)}")
 
 
 _ENTRIES: Final = {
@@ -213,7 +206,7 @@ def remove(args: argparse.Namespace) -> None:
     from laion_assets.settings import load_settings
 
     settings = load_settings(args.config)
-    lake = existing_lake(settings)
+    lake = local_lake(settings)
     if args.ledger:
         _show_ledger(lake.root)
         return
@@ -243,7 +236,7 @@ def remove(args: argparse.Namespace) -> None:
         )
 
 
-def _apply_lists(settings: Settings, lake: Lake) -> None:
+def _apply_lists(settings: Settings, lake: LocalLake) -> None:
     """Rebuild what the lists concern. Raises :class:`CommandError` if listed samples are left."""
     instance = dagster_instance()
     ignore_beta_warnings()

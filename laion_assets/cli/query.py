@@ -10,7 +10,6 @@ from laion_assets.cli.common import (
     CommandError,
     argument,
     command,
-    existing_lake,
     local_lake,
     must_exist,
 )
@@ -135,12 +134,15 @@ in DuckDB's SQL. `show tables` lists the views; docs/queries.md has examples.
 )
 def sql(args: argparse.Namespace) -> None:
     from laion_assets.cli.output import print_csv, print_json, print_table
+    from laion_assets.lake import LocalLake
+    from laion_assets.layout import CATALOG
     from laion_assets.settings import load_settings
     from laion_assets.stats.catalog import query
 
     catalog = args.catalog
     if catalog is None:
-        catalog = local_lake(load_settings(args.config)).root / "catalog/catalog.duckdb"
+        lake = LocalLake(load_settings(args.config).lake)
+        catalog = lake.folder(CATALOG) / "catalog.duckdb"
     if not catalog.exists():
         raise CommandError(
             f"{catalog} does not exist: materialize the asset `catalog`, or name a catalog by "
@@ -171,11 +173,12 @@ refused it and by which rule, and where it is now.
     ],
 )
 def why(args: argparse.Namespace) -> None:
+    from laion_assets.lake import LocalLake
     from laion_assets.settings import load_settings
     from laion_assets.stats import why as stories
 
     must_exist(args.lake)
-    lake = args.lake or existing_lake(load_settings(args.config)).root
+    lake = LocalLake.at(args.lake) if args.lake else local_lake(load_settings(args.config))
     try:
         answer = stories.why(lake, args.what)
     except stories.NotAskableError as error:

@@ -43,7 +43,7 @@ from laion_assets.pairs.uids import UidBuckets
 from laion_assets.removals.active import REASON_OF_LIST, Lists
 from laion_assets.removals.entries import Entries
 from laion_assets.removals.ledger import RemovalCounts
-from laion_assets.segments import SegmentKey
+from laion_assets.segments import EVERY_HIVE, SegmentKey
 
 logger = logging.getLogger(__name__)
 
@@ -328,7 +328,7 @@ def _check(ledger: Path, state: _State) -> None:
 
 def _rebuild(ledger: Path, state: _State, partitions: Path) -> None:
     """Claim every published partition's pairs for its segment."""
-    folders = sorted(path for path in partitions.glob("crawl=*/segment=*") if path.is_dir())
+    folders = sorted(path for path in partitions.glob(EVERY_HIVE) if path.is_dir())
     for folder in folders:
         key = SegmentKey.of_folder(folder)
         logger.info(f"rebuilding the ledger from {key}")

@@ -11,7 +11,7 @@ import dagster as dg
 import pyarrow.parquet as pq
 
 from laion_assets.funnel import REASONS, StageCounts
-from laion_assets.lake.base import Manifest
+from laion_assets.lake import Manifest
 from laion_assets.layout import Table, partition_of
 
 IN, KEPT, IN_PER_SECOND, REJECTS = "in", "kept", "in_per_second", "rejects"

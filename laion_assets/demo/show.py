@@ -26,7 +26,7 @@ from laion_assets.demo.world import (
 )
 from laion_assets.funnel import STAGES
 from laion_assets.generation import require_extra
-from laion_assets.lake.base import Lake
+from laion_assets.lake import Lake, open_lake
 from laion_assets.settings import CONFIG_VARIABLE, Settings, shipped_config
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def run_search_page(places: Places, settings: Settings, port: int | None) -> Non
     from laion_assets.sample_crawl.server import SampleServer
     from laion_assets.search.serve import serve_index
 
-    index = Lake(settings.lake).folder("search_index")
+    index = open_lake(settings.lake).folder("search_index")
     if not index.exists():
         raise DemoError("there is no index yet: run `make demo` first")
     places.build_crawl()
@@ -111,7 +111,7 @@ def run_search_page(places: Places, settings: Settings, port: int | None) -> Non
 
 def show_summary(settings: Settings, places: Places) -> None:
     """Print the funnel, the folders, a few searches, and what to do next."""
-    lake, drawn = Lake(settings.lake), places.world == DRAWN
+    lake, drawn = open_lake(settings.lake), places.world == DRAWN
     config = f"{CONFIG_VARIABLE}={shipped_config(DRAWN)} " if drawn else ""
     ui, page = (
         f".venv/bin/laion-assets {word} --world {places.world}" if drawn else f"make {short}"
@@ -145,7 +145,7 @@ def show_summary(settings: Settings, places: Places) -> None:
 
 def show_samples(settings: Settings) -> None:
     """Print what the drawn world's samples measured, and where they are."""
-    lake = Lake(settings.lake)
+    lake = open_lake(settings.lake)
     folder = lake.published("dalle_samples")
     print("\nSamples of a model trained on the subset")
     for name, value in lake.manifest("dalle_samples").metadata.items():

@@ -26,7 +26,7 @@ from laion_assets.defs.internals import skip_started_ticks
 from laion_assets.defs.partitions import UNFINISHED
 from laion_assets.defs.removal.remake import observe
 from laion_assets.files import LockedError, locked, write_text
-from laion_assets.lake.base import Lake
+from laion_assets.lake import open_lake
 from laion_assets.sample_crawl.build import build_sample_crawl
 from laion_assets.sample_crawl.drawn_crawl import build_drawn_crawl
 from laion_assets.settings import Settings
@@ -191,7 +191,7 @@ def stop_leftovers(places: Places, instance: dg.DagsterInstance) -> None:
 
 def observe_lists(settings: Settings, instance: dg.DagsterInstance) -> None:
     """Report to Dagster which partitions changed lists make stale, as the sensor would later."""
-    observe(Lake(settings.lake), instance)
+    observe(open_lake(settings.lake), instance)
 
 
 def _processes() -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from laion_assets.clip.model import ClipModel
@@ -9,19 +10,21 @@ from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
 from laion_assets.knn.files import IndexSummary
 from laion_assets.knn.search import Hit, Searcher
 from laion_assets.knn.subset import Modality, SubsetOf
+from laion_assets.lake import LocalLake
+from laion_assets.layout import FILTERED_SUBSET
 
 
 class QueryError(ValueError):
     """An index cannot answer the query; the message says why."""
 
 
-def lake_beside(index_dir: Path) -> Path | None:
-    """Root of the lake that an index folder lies in; None if it lies in none.
+def lake_beside(index_dir: Path) -> LocalLake | None:
+    """Return the lake that an index folder lies in; None if it lies in none.
 
     That is an index at ``<lake>/search_index`` or ``<lake>/knn_index/crawl=.../segment=...``.
     """
-    parents = index_dir.absolute().parents
-    return next((lake for lake in parents if (lake / "filtered_subset").is_dir()), None)
+    lakes = map(LocalLake.at, index_dir.absolute().parents)
+    return next((lake for lake in lakes if lake.folder(FILTERED_SUBSET).is_dir()), None)
 
 
 def subset_beside(index_dir: Path) -> SubsetOf:
@@ -29,7 +32,7 @@ def subset_beside(index_dir: Path) -> SubsetOf:
     lake = lake_beside(index_dir)
     if lake is None:
         raise QueryError(f"{index_dir} is not in a lake: name the subset that it was built from")
-    return lambda key: lake / "filtered_subset" / key.hive
+    return partial(lake.folder, FILTERED_SUBSET)
 
 
 def searcher(index_dir: Path, subset: Path | None = None) -> Searcher:

@@ -1,1 +1,59 @@
-"""The lake: partitions in a folder or an object store, each replaced as a whole or not at all."""
+"""The lake: partitions in a folder or an object store, each replaced as a whole or not at all.
+
+Everything outside this package imports from here. What does not belong in it: what the assets
+are, and what their files hold.
+"""
+
+from laion_assets.lake.base import (
+    Abandoned,
+    Lake,
+    LakeError,
+    LakeOptions,
+    Lease,
+    Manifest,
+    NotPublishedError,
+    PartitionBusyError,
+    Staging,
+)
+from laion_assets.lake.content import MANIFEST
+from laion_assets.lake.local import LocalLake, is_remote
+from laion_assets.lake.object_store import ChangedError, ObjectStoreError, UnavailableError
+
+__all__ = [
+    "MANIFEST",
+    "Abandoned",
+    "ChangedError",
+    "Lake",
+    "LakeError",
+    "LakeOptions",
+    "Lease",
+    "LocalLake",
+    "Manifest",
+    "NotPublishedError",
+    "ObjectStoreError",
+    "PartitionBusyError",
+    "Staging",
+    "UnavailableError",
+    "local_lake",
+    "open_lake",
+]
+
+
+def open_lake(options: LakeOptions) -> Lake:
+    """Open the lake that the options name, wherever it is."""
+    if is_remote(options.root):
+        from laion_assets.lake.remote import RemoteLake
+
+        return RemoteLake(options)
+    return LocalLake(options)
+
+
+def local_lake(options: LakeOptions) -> LocalLake:
+    """Open a lake for something that works only on a folder.
+
+    Raises :class:`LakeError`, with what to do, if it is in an object store or does not exist.
+    """
+    lake = LocalLake(options)
+    if not lake.root.is_dir():
+        raise LakeError(f"there is no lake {lake}: give its settings by --config")
+    return lake

@@ -1,51 +1,54 @@
-"""The lake: one folder per asset and segment, replaced as a whole or not at all.
+"""What every lake is: partitions, their manifests, and how one is made and published.
 
 A stage writes into a staging folder that outlives a killed process. When the same partition is
-made again with the same inputs, code and configuration (the *fingerprint*), the stage finds its
-finished parts there and goes on; otherwise staging starts empty. Publishing writes
+made again from the same inputs, code and configuration (the *fingerprint*), the stage finds its
+finished parts there and continues; otherwise staging starts empty. Publishing writes
 ``_manifest.json`` and exchanges the staging folder with the partition's folder in one system call.
 
-This one is a local or mounted folder; :mod:`laion_assets.lake.remote` is in an object store.
+What does not belong here: where partitions are kept. :mod:`laion_assets.lake.local` keeps them in
+a folder, :mod:`laion_assets.lake.remote` in an object store.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import Field
 
 from laion_assets.errors import TransientError
-from laion_assets.files import (
-    LockedError,
-    fsync_file,
-    locked,
-    replace_folder,
-    sha256_file,
-    write_json,
-)
+from laion_assets.files import LockedError, locked, replace_folder, write_json
 from laion_assets.funnel import StageCounts
+from laion_assets.lake.content import (
+    FINGERPRINT,
+    MANIFEST,
+    content_version,
+    describe,
+    digest,
+    known_digests,
+    prepare,
+)
 from laion_assets.options import Options
 from laion_assets.segments import SegmentKey
 
 logger = logging.getLogger(__name__)
 
-MANIFEST: Final = "_manifest.json"
-FINGERPRINT: Final = ".fingerprint.json"
-"""In a staging folder: the fingerprint of what it is made of."""
-
-
 T = TypeVar("T")
+
+STAGING: Final = ".staging"
+"""Folder of the partitions in the making, as ``asset/crawl.segment`` or ``asset/all``."""
+
+_WITHDRAWN: Final = "withdrawn"
+"""Name, beside those, of a published partition that is being deleted."""
 
 
 class LakeError(RuntimeError):
@@ -65,29 +68,37 @@ class LakeOptions(Options):
 
     root: str = Field(
         "lake",
-        description="Folder of all artifacts, relative to where you start; or s3://bucket/prefix",
+        description=(
+            "Folder of all artifacts, relative to the working directory; or s3://bucket/prefix"
+        ),
     )
     cache: str = Field(
-        "lake-cache", description="Of a lake in an object store: this machine's folder for its work"
+        "lake-cache",
+        description="Local cache folder; used only when the lake is in an object store",
     )
     cache_gb: float | None = Field(
-        None, gt=0, description="What is kept there of what was read; null keeps all"
+        None, gt=0, description="Size limit of the cache in GB; null keeps everything"
     )
     storage_options: dict[str, str] = Field(
-        default_factory=dict, description="Of the object store, such as endpoint and region"
+        default_factory=dict,
+        description="Options of the object store, such as endpoint and region",
     )
-    attempts: int = Field(8, ge=1, le=20, description="Tries for each request to the object store")
+    attempts: int = Field(
+        8, ge=1, le=20, description="Attempts for each request to the object store"
+    )
     checkpoint_s: float = Field(
-        60.0, gt=0, description="Seconds between two copies of a partition in the making there"
+        60.0,
+        gt=0,
+        description="Seconds between two copies of an unfinished partition to the object store",
     )
     busy_timeout_s: float = Field(
-        120.0, gt=0, description="How long to wait for another process that makes a partition"
+        120.0, gt=0, description="Seconds to wait for another process that makes the same partition"
     )
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a published partition says of itself."""
+    """The record of a published partition: where it came from, and what it holds."""
 
     asset: str
     crawl: str | None
@@ -97,9 +108,11 @@ class Manifest:
     fingerprint: str
     data_version: str
     started: str
+    """ISO 8601, in UTC."""
     seconds: float
     bytes: int
     files: Sequence[Mapping[str, Any]]
+    """``name`` (relative to the partition's folder), ``bytes`` and ``sha256`` of each file."""
     counts: Sequence[StageCounts]
     metadata: Mapping[str, Any]
 
@@ -115,6 +128,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
+        """Read the manifest in a partition's folder. Raises ``FileNotFoundError``."""
         return cls.from_json(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
 
     def stage(self, name: str) -> StageCounts:
@@ -126,22 +140,27 @@ class Manifest:
 
 @dataclass
 class Staging:
-    """A partition in the making. The stage fills ``path``; the asset sets counts and metadata."""
+    """A partition in the making: the stage fills ``path``, the asset sets the other fields.
+
+    It does not assume that ``path`` is empty (``resumed``), that all files are new
+    (``linked_from``), or that equal content means equal bytes (``data_version``).
+    """
 
     path: Path
     fingerprint: str
     resumed: bool
+    """Whether ``path`` holds finished parts of an earlier run."""
     counts: list[StageCounts] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     not_content: tuple[str, ...] = ()
-    """Patterns of file names that say how a run went and not what it made: times, run ids. They
-    are published, but two partitions that differ in them alone have the same data version."""
+    """Patterns of names of files that record how a run went (times, run ids), not what it made.
+    They are published, and the data version does not depend on them."""
     linked_from: list[Path] = field(default_factory=list)
-    """Published folders that files may be hard links into: their digests are known."""
+    """Published folders that files may be hard links into; their digests are already known."""
     data_version: str | None = None
-    """Instead of a digest of the files, where equal content has no equal bytes."""
+    """Replaces the digest of the files where equal content does not have equal bytes."""
     manifest: Manifest | None = None
-    """Set when the partition has been published."""
+    """Set once the partition has been published."""
 
     @property
     def published(self) -> Manifest:
@@ -151,95 +170,144 @@ class Staging:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """Sole use of a folder that all partitions of an asset share."""
+class Lease:
+    """Exclusive use of a folder that all partitions of an asset share."""
 
     folder: Path
     partitions: Path
-    """Of the asset, hive style: a partition is there if it has been published."""
+    """The asset's folder: it has a subfolder :attr:`SegmentKey.hive` for each published
+    partition, with files only where the lake has had a reason to fetch them."""
     save: Callable[[], None]
-    """Has what the folder says now known, before the partition is published that it speaks of."""
+    """Publish the folder as it is now; to call before a partition that it has a new entry for
+    is published."""
 
 
-class Lake:
-    """The folder of all assets. Reads see published partitions only."""
+class Abandoned(NamedTuple):
+    """A staging folder of ``asset`` that no process is working on."""
 
-    def __init__(self, options: LakeOptions) -> None:
-        text = options.root
-        if "://" in text and not text.startswith("file://"):
-            raise LakeError(
-                f"the lake {text!r} is in an object store, and this needs a folder: copy what it "
-                "reads to the cache by `laion-assets fetch ASSET …`, and name that"
-            )
-        self.root = Path(text.removeprefix("file://")).absolute()
-        self.busy_timeout_s = options.busy_timeout_s
+    asset: str
+    folder: Path
+
+
+class Lake(ABC):
+    """Published partitions of assets, each replaced as a whole or not at all.
+
+    A partition is what an asset has for one segment, or for all of them (``key`` is None). Stages
+    read and write plain files, so every path that a lake returns is on this machine.
+
+    A lake does not assume
+
+    * that a published file is on this machine before :meth:`folder`, :meth:`fetch` or
+      :meth:`published` was called for it;
+    * that a returned path stays valid: another process or machine may replace the partition at
+      any moment, and callers that need one version compare :meth:`manifest` before and after;
+    * anything about assets' names and files, or about Dagster: versions and run ids are strings.
+    """
+
+    local_root: Path
+    """Folder of this machine in which published partitions lie, as ``asset/crawl=…/segment=…``.
+
+    It is the lake itself or, for a lake in an object store, the cache, which holds only what was
+    fetched. It serves queries that name many partitions by one pattern, such as the catalog's
+    views, after :meth:`fetch` for each; everything else uses :meth:`folder`.
+    """
+
+    def __init__(self, local_root: Path, busy_timeout_s: float) -> None:
+        self.local_root = local_root
+        self.busy_timeout_s = busy_timeout_s
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The folder or URL, for messages."""
+
+    # Reading
+
+    @abstractmethod
+    def has(self, asset: str, key: SegmentKey | None = None) -> bool:
+        """Whether the partition is published."""
+
+    @abstractmethod
+    def manifest(self, asset: str, key: SegmentKey | None = None) -> Manifest:
+        """Return a partition's manifest. Raises :class:`NotPublishedError`."""
+
+    @abstractmethod
+    def segments(self, asset: str) -> list[SegmentKey]:
+        """Return the published segments of an asset, sorted."""
+
+    @abstractmethod
+    def assets(self, pattern: str) -> list[str]:
+        """Return the names of the lake's assets that match a pattern, sorted."""
+
+    @abstractmethod
+    def fetch(self, asset: str, key: SegmentKey | None = None, names: str = "*") -> None:
+        """Make the partition's files whose names match available on this machine.
+
+        If the partition is not published, what this machine still has of it is deleted.
+        """
+
+    def fetch_all(self, asset: str, names: str = "*") -> Path:
+        """Fetch files of all of an asset's partitions, and return the asset's folder.
+
+        Raises :class:`NotPublishedError` if the asset has no partition.
+        """
+        keys: Sequence[SegmentKey | None] = self.segments(asset)
+        if not keys and self.has(asset):
+            keys = [None]
+        if not keys:
+            raise self._not_published(asset, None)
+        for key in keys:
+            self.fetch(asset, key, names)
+        return self._place(asset, None)
 
     def folder(self, asset: str, key: SegmentKey | None = None, names: str = "*") -> Path:
-        """Where the partition is, or will be, published, with its files of these names at hand."""
+        """Return the partition's folder with the files whose names match fetched.
+
+        The folder does not exist if the partition is not published.
+        """
+        self.fetch(asset, key, names)
         return self._place(asset, key)
 
-    def _place(self, asset: str, key: SegmentKey | None) -> Path:
-        return self.root / asset / key.hive if key else self.root / asset
-
-    def assets(self, pattern: str) -> list[str]:
-        """The assets of a name like this that have a folder, sorted."""
-        return sorted(folder.name for folder in self.root.glob(pattern) if folder.is_dir())
-
-    def fetch(self, asset: str, key: SegmentKey | None = None, names: str = "*") -> None:
-        """Have the partition's files of these names at hand, if it has been published."""
-
-    def current(self, *folders: str) -> Path:
-        """The lake's root, with the files right in these folders as they are now."""
-        return self.root
-
-    def update(self, file: str, change: Callable[[], T]) -> T:
-        """Call ``change``, which changes a file that partitions share, and give what it gives.
-
-        ``change`` must do no harm when it is called again on what another process made of it.
-        """
-        return change()
-
-    @contextmanager
-    def turn(
-        self,
-        folder: str,
-        asset: str,
-        unsettled: Callable[[Path], SegmentKey | None],
-    ) -> Iterator[Turn]:
-        """A turn at a folder that all partitions of ``asset`` share, on this machine or another.
-
-        ``unsettled`` tells, of the folder, which partition it speaks of without being sure that it
-        has been published.
-        """
-        yield Turn(self.root / folder, self.root / asset, lambda: None)
-
     def published(self, asset: str, key: SegmentKey | None = None) -> Path:
-        """The folder of a partition that must be there. Raises :class:`NotPublishedError`."""
-        folder = self.folder(asset, key)
+        """Return the folder of a partition. Raises :class:`NotPublishedError`."""
         if not self.has(asset, key):
-            of = f" of {key}" if key else ""
-            raise NotPublishedError(f"{asset}{of} has not been materialized (no {folder})")
-        return folder
+            raise self._not_published(asset, key)
+        return self.folder(asset, key)
 
-    def has(self, asset: str, key: SegmentKey | None = None) -> bool:
-        return (self.folder(asset, key) / MANIFEST).exists()
+    def _not_published(self, asset: str, key: SegmentKey | None) -> NotPublishedError:
+        of_key = f" of {key}" if key else ""
+        return NotPublishedError(f"{asset}{of_key} has not been materialized (it is not in {self})")
 
-    def manifest(self, asset: str, key: SegmentKey | None = None) -> Manifest:
-        return Manifest.read(self.published(asset, key))
+    # What partitions share
 
-    def segments(self, asset: str) -> list[SegmentKey]:
-        """The published segments of an asset, sorted."""
-        found = (self.root / asset).glob(f"crawl=*/segment=*/{MANIFEST}")
-        return sorted(SegmentKey.of_folder(path.parent) for path in found)
+    @abstractmethod
+    def current(self, *folders: str) -> Path:
+        """Return :attr:`local_root`, with the files directly in these folders as they are now.
 
-    def unfinished(self, asset: str, key: SegmentKey | None, name: str) -> bytes | None:
-        """A file, by its name in the folder, that a run which did not end left of a partition in
-        the making; None if there is none."""
-        path = self._staging(asset, key) / name
-        return path.read_bytes() if path.is_file() else None
+        Anything that people or other machines may change is read after a call of this: the
+        removal lists, and files that :meth:`update` changes.
+        """
 
-    def _staging(self, asset: str, key: SegmentKey | None) -> Path:
-        return self.root / ".staging" / asset / (f"{key.crawl}.{key.segment}" if key else "all")
+    @abstractmethod
+    def update(self, file: str, change: Callable[[Path], T]) -> T:
+        """Change a file that partitions share, given by its path in the lake.
+
+        ``change`` gets :attr:`local_root` and changes the file below it; its result is returned.
+        It may be called again, on what another machine has made of the file meanwhile, and must
+        then do no harm.
+        """
+
+    @abstractmethod
+    def lease(
+        self, folder: str, asset: str, unsettled: Callable[[Path], SegmentKey | None]
+    ) -> AbstractContextManager[Lease]:
+        """Lease a folder that all partitions of ``asset`` share, from all other machines.
+
+        Processes of one machine must exclude each other by a lock of their own.
+        ``unsettled(folder)`` returns the partition whose entry in the folder is pending, i.e.
+        recorded but not yet known to be published; None if there is no such entry.
+        """
+
+    # Making
 
     @contextmanager
     def publish(
@@ -254,26 +322,26 @@ class Lake:
     ) -> Iterator[Staging]:
         """Make one partition: yield its staging folder, publish it when the block ends well.
 
-        ``inputs`` maps what the partition is made of to its data version. An exception leaves
-        the staging folder for a later resume and the published partition as it was. The folder
-        is emptied before a run with other inputs or code, unless ``stage_judges_parts``: then the
-        stage itself finds out which parts still hold. Raises
-        :class:`PartitionBusyError` if another process holds the partition too long.
+        ``inputs`` maps what the partition is made from to its data version. An exception leaves
+        the published partition as it was, and the staging folder for a later resume. A run with
+        other inputs or code starts with an empty folder, unless ``stage_judges_parts``: the stage
+        then decides itself which parts are still good. Raises :class:`PartitionBusyError` if
+        another process holds the partition for longer than ``busy_timeout_s``.
         """
-        fingerprint = _digest({"inputs": dict(inputs), "code_version": code_version})
+        fingerprint = digest({"inputs": dict(inputs), "code_version": code_version})
         path = self._staging(asset, key)
-        name = path.name
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            _locked(path.with_name(f".{name}.lock"), self.busy_timeout_s),
+            self._locked(path),
             self._making(asset, key, path, fingerprint, stage_judges_parts) as commit,
         ):
             started, clock = datetime.now(UTC), time.monotonic()
-            staging = Staging(path, fingerprint, _prepare(path, fingerprint, stage_judges_parts))
+            staging = Staging(path, fingerprint, prepare(path, fingerprint, stage_judges_parts))
             if staging.resumed:
-                logger.info(f"{asset}: going on where an earlier run of this partition stopped")
+                logger.info(f"{asset}: continuing where an earlier run of this partition stopped")
             yield staging
-            files = _describe(path, _known(staging.linked_from))
+            linked = [(folder, Manifest.read(folder).files) for folder in staging.linked_from]
+            files = describe(path, known_digests(linked))
             staging.manifest = Manifest(
                 asset=asset,
                 crawl=key.crawl if key else None,
@@ -281,7 +349,7 @@ class Lake:
                 run_id=run_id,
                 code_version=code_version,
                 fingerprint=fingerprint,
-                data_version=staging.data_version or _content_version(files, staging.not_content),
+                data_version=staging.data_version or content_version(files, staging.not_content),
                 started=started.isoformat(timespec="seconds"),
                 seconds=round(time.monotonic() - clock, 3),
                 bytes=sum(item["bytes"] for item in files),
@@ -294,7 +362,7 @@ class Lake:
             replace_folder(path, self._place(asset, key))
             (self._place(asset, key) / FINGERPRINT).unlink(missing_ok=True)
 
-    @contextmanager
+    @abstractmethod
     def _making(
         self,
         asset: str,
@@ -302,84 +370,78 @@ class Lake:
         path: Path,
         fingerprint: str,
         stage_judges_parts: bool,
-    ) -> Iterator[Callable[[Manifest], None]]:
-        """Around the making of a partition in ``path``; what it yields is called to publish."""
-        yield lambda _: None
+    ) -> AbstractContextManager[Callable[[Manifest], None]]:
+        """Surround the making of a partition in its staging folder ``path``.
+
+        Yields a function that :meth:`publish` calls with the finished manifest, right before it
+        exchanges the folders. Whatever that function raises prevents the exchange.
+        """
+
+    def unfinished(self, asset: str, key: SegmentKey | None, name: str) -> bytes | None:
+        """Return a file that an interrupted run left in a partition's staging folder.
+
+        ``name`` is its name in that folder. None if there is no such file.
+        """
+        path = self._staging(asset, key) / name
+        return path.read_bytes() if path.is_file() else None
+
+    # Deleting
+
+    def withdraw(self, asset: str) -> None:
+        """Delete a published partition of all segments; do nothing if there is none.
+
+        It is out of sight at once; what a killed call leaves of it is :meth:`abandoned`.
+        """
+        place, gone = self._place(asset, None), self.local_root / STAGING / asset / _WITHDRAWN
+        with self._locked(gone):
+            for folder in (gone, place):
+                if folder.exists():
+                    shutil.rmtree(folder.rename(gone))
+
+    def abandoned(self, idle_s: float = 0.0) -> Iterator[Abandoned]:
+        """Yield the staging folders on this machine that no process is working on.
+
+        Killed runs leave them, for a later resume. Each is locked until the next one is asked
+        for, and may be deleted. Those changed within the last ``idle_s`` seconds are skipped.
+        """
+        for folder in unlocked((self.local_root / STAGING).glob("*/*"), idle_s):
+            yield Abandoned(folder.parent.name, folder)
+
+    # Places
+
+    def _place(self, asset: str, key: SegmentKey | None) -> Path:
+        return self.local_root / asset / key.hive if key else self.local_root / asset
+
+    def _staging(self, asset: str, key: SegmentKey | None) -> Path:
+        name = f"{key.crawl}.{key.segment}" if key else "all"
+        return self.local_root / STAGING / asset / name
+
+    @contextmanager
+    def _locked(self, folder: Path) -> Iterator[None]:
+        """Hold a staging folder's lock, from before there is a folder."""
+
+        def waiting() -> None:
+            logger.info(f"another process works in {folder}: waiting for it")
+
+        try:
+            with locked(_lock_of(folder), waiting, self.busy_timeout_s):
+                yield
+        except LockedError as error:
+            raise PartitionBusyError(f"{error}, for over {self.busy_timeout_s:.0f} s") from error
 
 
-def _digest(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
 
 
-def _content_version(files: Sequence[Mapping[str, Any]], not_content: Sequence[str]) -> str:
-    return _digest(
-        [
-            [item["name"], item["sha256"]]
-            for item in files
-            if not any(fnmatch(item["name"], pattern) for pattern in not_content)
-        ]
-    )
+def unlocked(paths: Iterable[Path], idle_s: float) -> Iterator[Path]:
+    """Yield the folders that no process holds and that have not changed for ``idle_s`` seconds.
 
-
-def _prepare(path: Path, fingerprint: str, stage_judges_parts: bool) -> bool:
-    """Make the staging folder ready; True if it may hold parts of an earlier run."""
-    marker = path / FINGERPRINT
-    there = marker.exists()
-    if there and json.loads(marker.read_text())["fingerprint"] == fingerprint:
-        return True
-    resumed = there and stage_judges_parts
-    if path.exists() and not resumed:
-        shutil.rmtree(path)
-    path.mkdir(parents=True, exist_ok=True)
-    write_json(marker, {"fingerprint": fingerprint})
-    return resumed
-
-
-def _known(folders: Sequence[Path]) -> dict[tuple[int, int], str]:
-    """SHA-256 of published files by device and inode: published files are never written to."""
-    known = {}
-    for folder in folders:
-        for item in Manifest.read(folder).files:
-            with suppress(FileNotFoundError):  # the partition was replaced meanwhile
-                stat = (folder / item["name"]).stat()
-                known[stat.st_dev, stat.st_ino] = item["sha256"]
-    return known
-
-
-def _describe(folder: Path, known: Mapping[tuple[int, int], str]) -> list[dict[str, Any]]:
-    """Name, size and SHA-256 of every file below the folder, fsynced; temporary files removed.
-
-    A file that is ``known`` is not read.
+    Each is locked until the next one is asked for.
     """
-    described = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            continue
-        relative = path.relative_to(folder)
-        if relative.name == FINGERPRINT:
-            # Stays until the exchange: a kill before it must still find its parts.
-            continue
-        if any(part.startswith(".") for part in relative.parts) or relative.name == MANIFEST:
-            path.unlink()
-            continue
-        stat = path.stat()
-        digest = known.get((stat.st_dev, stat.st_ino))
-        if digest is None:
-            fsync_file(path)
-            digest = sha256_file(path)
-        described.append({"name": str(relative), "bytes": stat.st_size, "sha256": digest})
-    return described
-
-
-@contextmanager
-def _locked(path: Path, timeout_s: float) -> Iterator[None]:
-    try:
-        with locked(
-            path,
-            lambda: logger.info(f"another process makes this partition, waiting ({path})"),
-            timeout_s,
-        ):
-            yield
-    except LockedError as error:
-        raise PartitionBusyError(f"{error}, for over {timeout_s:.0f} s") from error
+    for folder in sorted(paths):
+        with suppress(FileNotFoundError, LockedError):
+            if not folder.is_dir() or time.time() - folder.stat().st_mtime < idle_s:
+                continue
+            with locked(_lock_of(folder), lambda: None, 0):
+                yield folder

@@ -20,7 +20,7 @@ from laion_assets import __version__
 from laion_assets.files import fsync_directory, locked, sha256_file, write_json, write_text
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.subset import MODALITIES
-from laion_assets.lake.base import Lake
+from laion_assets.lake import Lake
 from laion_assets.progress import Progress
 from laion_assets.release.croissant import croissant
 from laion_assets.release.files import (
@@ -35,7 +35,7 @@ from laion_assets.release.files import (
 )
 from laion_assets.release.manifest import CROISSANT, MANIFEST, README, SUMS, read_json
 from laion_assets.release.plan import SUBSET, Plan, ReleaseError, plan, versions
-from laion_assets.removals.active import read_lists
+from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.segments import SegmentKey
 from laion_assets.stats.catalog import ask, open_samples
 from laion_assets.stats.report import dataset_card
@@ -251,7 +251,7 @@ def _facts(connection: duckdb.DuckDBPyConnection, lake: Lake) -> Facts:
 
 def _unchanged(lake: Lake, planned: Plan) -> None:
     now = versions(lake, lake.segments(SUBSET))
-    if now != planned.partitions or read_lists(lake.root).digests != planned.lists:
+    if now != planned.partitions or read_lists(lake.current(*FOLDERS)).digests != planned.lists:
         raise ReleaseError(
             "a segment was rebuilt or a list changed during the export: export again"
         )

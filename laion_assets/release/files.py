@@ -17,7 +17,7 @@ from laion_assets.knn.codec import Codec, ef_search
 from laion_assets.knn.files import IndexSummary, index_path, new_index, write_index
 from laion_assets.knn.options import FLAT_KINDS
 from laion_assets.knn.subset import MODALITIES, Modality, blocks
-from laion_assets.lake.base import Lake
+from laion_assets.lake import Lake
 from laion_assets.release.plan import Plan
 
 VECTORS: Final = {"image": "img_emb", "text": "text_emb"}

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laion_assets.knn.subset import MODALITIES, SubsetPart, subset_parts
-from laion_assets.lake.base import Lake
+from laion_assets.lake import Lake
 from laion_assets.progress import Progress
-from laion_assets.removals.active import REASON_OF_LIST, Lists, read_lists
+from laion_assets.removals.active import FOLDERS, REASON_OF_LIST, Lists, read_lists
 from laion_assets.segments import SegmentKey
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
     keys = lake.segments(SUBSET)
     # Noted before anything is read, so that replacements are noticed at the end.
     partitions = versions(lake, keys)
-    lists = read_lists(lake.root)
+    lists = read_lists(lake.current(*FOLDERS))
     pieces: list[Piece] = []
     left_out = dict.fromkeys(REASON_OF_LIST.values(), 0)
     models: dict[tuple[str, int], SegmentKey] = {}
@@ -115,7 +115,7 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
                     models.setdefault((model, part.vectors(modality).shape[1]), key)
         progress.advance()
     if not pieces:
-        raise ReleaseError(f"there are no samples to release in {lake.root / SUBSET}")
+        raise ReleaseError(f"there are no samples to release in {SUBSET} of {lake}")
     if len(models) > 1:
         found = (f"{model or 'unknown'}, width {d} ({key})" for (model, d), key in models.items())
         raise ReleaseError(f"vectors of several models cannot be released: {'; '.join(found)}")

@@ -17,7 +17,7 @@ from typing import Final
 from laion_assets.files import locked, write_text
 from laion_assets.removals.active import LEDGER, Lists
 from laion_assets.removals.entry import Key
-from laion_assets.segments import SegmentKey
+from laion_assets.segments import EVERY_HIVE, SegmentKey
 
 TAKEN_OUT: Final = "taken_out"
 CAME_BACK: Final = "came_back"
@@ -78,7 +78,7 @@ def _path(lake: Path, asset: str, key: SegmentKey) -> Path:
 
 def read_ledger(lake: Path) -> Iterator[Event]:
     """All events, partition by partition, oldest first within each."""
-    for path in sorted((lake / LEDGER / TAKEN_OUT).glob("*/crawl=*/segment=*.jsonl")):
+    for path in sorted((lake / LEDGER / TAKEN_OUT).glob(f"*/{EVERY_HIVE}.jsonl")):
         yield from _read(path)
 
 

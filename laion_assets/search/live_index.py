@@ -21,7 +21,7 @@ from laion_assets.knn.files import IndexSummary
 from laion_assets.knn.samples import SamplePlace
 from laion_assets.knn.search import Searcher
 from laion_assets.knn.subset import Modality, Subsets
-from laion_assets.lake.base import MANIFEST, Manifest
+from laion_assets.lake import MANIFEST, Manifest
 
 logger = logging.getLogger(__name__)
 

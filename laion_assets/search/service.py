@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -81,7 +82,7 @@ class SearchService:
         self._lake = lake
         self.thumbnails = Thumbnails(lake, options.open_shards) if lake else None
         self.removals = (
-            RemovalQueue(lake, options.removal_queue_bytes)
+            RemovalQueue(lake.root, options.removal_queue_bytes)
             if lake and options.removal_requests
             else None
         )
@@ -307,11 +308,12 @@ class SearchService:
     def _generated(self) -> Path | None:
         if self._lake is None:
             return None
-        folder, subsets = self._lake / "dalle_samples", self._lake / "filtered_subset"
+        folder = self._lake.folder("dalle_samples")
         report = folder / "report.html"
+        subset_of = partial(self._lake.folder, "filtered_subset")
         try:
-            lists = read_lists(self._lake)
-            shown = report.is_file() and may_be_shown(folder, lists, lambda key: subsets / key.hive)
+            lists = read_lists(self._lake.root)
+            shown = report.is_file() and may_be_shown(folder, lists, subset_of)
         except (OSError, ListError, pa.ArrowInvalid):
             # If it is unknown whether a picture may be shown, it is not shown.
             return None

@@ -14,6 +14,7 @@ from cachetools import LRUCache
 from laion_assets.download.tars import ImageBytes
 from laion_assets.files import Identity, identity
 from laion_assets.knn.samples import Sample
+from laion_assets.lake import LocalLake
 from laion_assets.segments import SegmentKey
 
 _KINDS: Final = (
@@ -56,8 +57,8 @@ class Thumbnails:
     shard's file closes with its last reference, since a reader may still hold it.
     """
 
-    def __init__(self, lake: Path, open_shards: int) -> None:
-        self._shards = lake / "image_shards"
+    def __init__(self, lake: LocalLake, open_shards: int) -> None:
+        self._lake = lake
         self._open: LRUCache[tuple[Path, Identity], _OpenShard] = LRUCache(open_shards)
         self._lock = threading.Lock()
 
@@ -69,7 +70,7 @@ class Thumbnails:
         sample may be shown.
         """
         ref = sample.ref
-        folder = self._shards / SegmentKey(ref.crawl, ref.segment).hive
+        folder = self._lake.folder("image_shards", SegmentKey(ref.crawl, ref.segment))
         tar = folder / f"{ref.key[: len('00000')]}.tar"
         try:
             shard = self._shard(tar)

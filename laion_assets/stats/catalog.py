@@ -21,7 +21,9 @@ import pyarrow.parquet as pq
 from laion_assets import schemas
 from laion_assets.files import atomic_path
 from laion_assets.funnel import REASONS
+from laion_assets.lake import LocalLake
 from laion_assets.layout import PARTITIONS, Partition, partition_of
+from laion_assets.segments import EVERY_HIVE
 
 T = TypeVar("T")
 
@@ -168,7 +170,7 @@ def _add_words(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _select(connection: duckdb.DuckDBPyConnection, root: Path, view: _View) -> str:
-    pattern = f"{view.asset}/crawl=*/segment=*/{view.files}"
+    pattern = f"{view.asset}/{EVERY_HIVE}/{view.files}"
     # crawl and segment are in the path and, for some stages, in the file, too. The path's values
     # win, and stay text, since "00" as a number would be 0.
     files = (
@@ -278,7 +280,7 @@ def ask(catalog: Path, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
     """
     for _ in range(_TRIES):
         with open_catalog(catalog) as connection:
-            lake, assets = lake_of(catalog, connection), _assets(connection)
+            lake, assets = LocalLake.at(lake_of(catalog, connection)), _assets(connection)
             before = _partitions(lake, assets)
             try:
                 answer = question(connection)
@@ -311,14 +313,14 @@ def _assets(connection: duckdb.DuckDBPyConnection) -> set[str]:
     return {view.asset for view in _STAGES.values()} | further
 
 
-def _partitions(lake: Path, assets: Iterable[str]) -> dict[Path, tuple[int, int]]:
+def _partitions(lake: LocalLake, assets: Iterable[str]) -> dict[Path, tuple[int, int]]:
     """Identity of each published partition's folder, which changes when it is replaced.
 
     The time is part of it, since a file system may reuse the inode of a deleted folder.
     """
     found = {}
     for asset in assets:
-        for folder in lake.glob(f"{asset}/crawl=*/segment=*"):
+        for folder in (lake.folder(asset, key) for key in lake.segments(asset)):
             with suppress(FileNotFoundError):  # it has just been removed
                 stat = folder.stat()
                 found[folder] = (stat.st_ino, stat.st_mtime_ns)

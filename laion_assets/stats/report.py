@@ -17,6 +17,7 @@ from laion_assets.files import atomic_path, write_text
 from laion_assets.filtering.figures import urls_of_shard
 from laion_assets.funnel import REASONS
 from laion_assets.generation.report import OVERVIEW
+from laion_assets.lake import LocalLake
 from laion_assets.schemas import meaning
 from laion_assets.segments import SegmentKey
 from laion_assets.stats.catalog import ask, lake_of
@@ -37,7 +38,7 @@ def build_report(
     important numbers, for metadata. Raises ``FileNotFoundError`` without a catalog,
     :class:`~laion_assets.stats.catalog.QueryError` if partitions keep being replaced.
     """
-    facts, lake = ask(
+    facts, root = ask(
         catalog, lambda connection: (gather(connection), lake_of(catalog, connection))
     )
     figures = draw(facts)
@@ -45,7 +46,7 @@ def build_report(
         with atomic_path(out / "figures" / f"{figure.name}.png") as beside:
             beside.write_bytes(figure.light)
         write_text(out / "figures" / f"{figure.name}.csv", figure.csv)
-    around = _around(facts.around, lake, out / "figures")
+    around = _around(facts.around, LocalLake.at(root), out / "figures")
     values = {
         "facts": facts,
         "figures": {figure.name: figure for figure in figures},
@@ -90,7 +91,7 @@ def dataset_card(facts: Facts, contact: str = "") -> str:
 
 
 def _around(
-    pairs: Sequence[NearPair], lake: Path, out: Path
+    pairs: Sequence[NearPair], lake: LocalLake, out: Path
 ) -> dict[str, list[tuple[NearPair, bytes]]]:
     """Collect the pairs just above and just below the threshold, each with its picture.
 
@@ -116,9 +117,9 @@ def _around(
     return shown
 
 
-def _tar(pair: NearPair, lake: Path) -> Path:
+def _tar(pair: NearPair, lake: LocalLake) -> Path:
     key = SegmentKey(pair.crawl, pair.segment)
-    return lake / "image_shards" / key.hive / f"{pair.shard:05d}.tar"
+    return lake.folder("image_shards", key) / f"{pair.shard:05d}.tar"
 
 
 def _urls(tar: Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from laion_assets.files import atomic_path
 from laion_assets.funnel import STAGES, StageCounts
+from laion_assets.lake import Manifest
 from laion_assets.layout import PARTITIONS
 from laion_assets.schemas import FUNNEL, HISTOGRAMS, RUNS, TOP
 from laion_assets.stats.grids import ASPECT, PIXELS, SIMILARITY, TEXT_LENGTH, Grid
@@ -85,7 +86,7 @@ def segment_stats(partitions: Mapping[str, Path], out: Path) -> dict[str, Any]:
     Returns a summary for metadata. Raises :class:`FunnelMismatch`, which lists everything that
     disagrees.
     """
-    manifests = {asset: _manifest(folder) for asset, folder in sorted(partitions.items())}
+    manifests = {asset: Manifest.read(folder) for asset, folder in sorted(partitions.items())}
     counts = _counts(manifests)
     with duckdb.connect() as connection:
         tables = {
@@ -118,21 +119,15 @@ def segment_stats(partitions: Mapping[str, Path], out: Path) -> dict[str, Any]:
         "stages": {stage: {"in": c.n_in, "kept": c.kept} for stage, c in counts.items()},
         "rejected": sum(sum(c.rejects.values()) for c in counts.values()),
         "histogram_bins": len(histograms),
-        "bytes_of_all_stages": sum(manifest["bytes"] for manifest in manifests.values()),
+        "bytes_of_all_stages": sum(manifest.bytes for manifest in manifests.values()),
     }
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((folder / "_manifest.json").read_text(encoding="utf-8"))
-    return manifest
-
-
-def _counts(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, StageCounts]:
+def _counts(manifests: Mapping[str, Manifest]) -> dict[str, StageCounts]:
     """Counts by stage, in the order of the stages."""
     found: dict[str, StageCounts] = {}
     for asset, manifest in manifests.items():
-        for value in manifest["counts"]:
-            counts = StageCounts.from_json(value)
+        for counts in manifest.counts:
             if counts.stage in found:
                 raise FunnelMismatch(f"{asset} counts stage {counts.stage!r} a second time")
             found[counts.stage] = counts
@@ -218,19 +213,19 @@ def _row_problems(counts: Mapping[str, StageCounts], tables: Mapping[str, _Table
                 )
 
 
-def _run(manifest: Mapping[str, Any]) -> Row:
-    counts = StageCounts.from_json(manifest["counts"][-1]) if manifest["counts"] else None
-    started = datetime.fromisoformat(manifest["started"]).astimezone(UTC).replace(tzinfo=None)
+def _run(manifest: Manifest) -> Row:
+    counts = manifest.counts[-1] if manifest.counts else None
+    started = datetime.fromisoformat(manifest.started).astimezone(UTC).replace(tzinfo=None)
     return (
-        manifest["asset"],
-        manifest["run_id"],
-        manifest["code_version"],
+        manifest.asset,
+        manifest.run_id,
+        manifest.code_version,
         started,
-        manifest["seconds"],
-        manifest["bytes"],
+        manifest.seconds,
+        manifest.bytes,
         counts.n_in if counts else None,
         counts.kept if counts else None,
-        json.dumps(manifest["metadata"], sort_keys=True, ensure_ascii=False),
+        json.dumps(manifest.metadata, sort_keys=True, ensure_ascii=False),
     )
 
 

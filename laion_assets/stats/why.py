@@ -7,7 +7,6 @@ links that became no pair leave only counts and a few examples in the manifests.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import choose
 from laion_assets.funnel import REASONS
 from laion_assets.knn.files import find_sample
+from laion_assets.lake import LocalLake, Manifest
 from laion_assets.layout import PARTITIONS, SUBSET_PREFIX
 from laion_assets.removals.active import REASON_OF_LIST, read_lists
 from laion_assets.removals.entries import Entries
@@ -95,14 +95,14 @@ _FILES: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
 """Asset -> its files, and what it calls the columns that are asked for."""
 
 
-def why(lake: Path, text: str) -> Answer:
+def why(lake: LocalLake, text: str) -> Answer:
     """Collect everything that a lake knows of a URL, a SAMPLE_ID or an image's hash.
 
     Raises :class:`NotAskableError`, and ``ListError`` if a removal list cannot be read.
     """
     question = ask(text)
     with duckdb.connect() as connection:
-        reader = StoryReader(lake.absolute(), connection)
+        reader = StoryReader(lake, connection)
         stories = [reader.story(*found) for found in reader.find(question)]
     remarks = [_listed_remark(name, text) for name, text in reader.lists.naming(question)]
     if not stories:
@@ -117,8 +117,8 @@ def _listed_remark(name: str, text: str) -> str:
 class _Lists:
     """The lake's removal lists and blocklists, as they are now."""
 
-    def __init__(self, lake: Path) -> None:
-        self._lists: dict[str, Entries] = dict(read_lists(lake).each())
+    def __init__(self, lake: LocalLake) -> None:
+        self._lists: dict[str, Entries] = dict(read_lists(lake.root).each())
 
     def of_pair(self, url: str, sample_id: int) -> str | None:
         """Name of the first list that names a pair."""
@@ -141,13 +141,10 @@ class _Lists:
 class StoryReader:
     """Reader of the lake's files: of all to find a pair, then of the partitions that have it."""
 
-    def __init__(self, lake: Path, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, lake: LocalLake, connection: duckdb.DuckDBPyConnection) -> None:
         self._lake, self._connection = lake, connection
         self.lists = _Lists(lake)
-        self._subsets = [
-            _MAIN,
-            *sorted(folder.name for folder in lake.glob(f"{SUBSET_PREFIX}*") if folder.is_dir()),
-        ]
+        self._subsets = [_MAIN, *lake.assets(f"{SUBSET_PREFIX}*")]
 
     # Finding
 
@@ -157,19 +154,16 @@ class StoryReader:
         for asset in [*_FILES, *self._subsets[1:]]:
             pattern, columns = _FILES.get(asset, _FILES[_MAIN])
             condition = question.where(columns)
-            everywhere = f"crawl=*/segment=*/{pattern}"
-            if condition is None or next((self._lake / asset).glob(everywhere), None) is None:
+            key_of = self._files(asset, pattern)
+            if condition is None or not key_of:
                 continue
             where, values = condition
             rows = self._connection.execute(
                 f"select distinct filename, {columns['url']}, {columns['text']} "
                 f"from read_parquet(?, filename = true, hive_partitioning = false) where {where}",
-                [str(self._lake / asset / everywhere), *values],
+                [list(key_of), *values],
             ).fetchall()
-            depth = len(Path(pattern).parts)
-            for filename, url, text in rows:
-                folder = Path(filename).parents[depth - 1]
-                found.add((SegmentKey.of_folder(folder), url, text or ""))
+            found |= {(key_of[filename], url, text or "") for filename, url, text in rows}
         return sorted(found)
 
     # Telling
@@ -230,13 +224,13 @@ class StoryReader:
 
     def _holders(self, uid: bytes) -> list[SegmentKey]:
         """Segments whose unique pairs have the uid."""
-        pattern = str(self._lake / "unique_pairs/crawl=*/segment=*/part-*.parquet")
+        key_of = self._files("unique_pairs", _FILES["unique_pairs"][0])
         rows = self._connection.execute(
             "select distinct filename from read_parquet("
             "?, filename = true, hive_partitioning = false) where uid = ?",
-            [pattern, uid],
+            [list(key_of), uid],
         ).fetchall()
-        return sorted(SegmentKey.of_folder(Path(filename).parent) for (filename,) in rows)
+        return sorted(key_of[filename] for (filename,) in rows)
 
     def _images(self, key: SegmentKey, row: Row | None) -> Step:
         rules = ("min_bytes", "max_bytes", "max_pixels", "total_timeout_s", "image_size")
@@ -256,7 +250,7 @@ class StoryReader:
         shard = Path(row["filename"]).with_suffix(".tar")
         detail = (
             f"{row['original_width']} x {row['original_height']}, SHA-256 {row['sha256']}; "
-            f"now {row['key']} in {shard.relative_to(self._lake)}{attempts}"
+            f"now {row['key']} in {shard.relative_to(self._lake.root)}{attempts}"
         )
         return Step("images", "kept", detail, by)
 
@@ -267,7 +261,7 @@ class StoryReader:
             return Step("embeddings", "undecodable", meaning, self._by("embeddings", key))
         if row is None:
             return self._absent("embeddings", "embeddings", key)
-        model = manifest.get("metadata", {})
+        model = manifest.metadata if manifest else {}
         detail = f"row {row['file_row_number']} of {Path(row['filename']).name}"
         by = f"model {model.get('model')} {model.get('model_version', '')}; "
         return Step("embeddings", "kept", detail, by + self._by("embeddings", key))
@@ -283,7 +277,8 @@ class StoryReader:
             f"{row['nsfw_category_1']!r}, {row['nsfw_category_2']!r})"
             + "".join(f", {flag}" for flag in flags)
         )
-        made = self._manifest("scored_pairs", key).get("metadata", {})
+        manifest = self._manifest("scored_pairs", key)
+        made = manifest.metadata if manifest else {}
         by = (
             f"prompts {made.get('prompts')} {made.get('prompts_digest', '')}, "
             f"words {made.get('words')}; "
@@ -300,13 +295,13 @@ class StoryReader:
         if not manifest:
             yield self._absent(asset, asset, key)
             return
-        made = manifest["metadata"]
+        made = manifest.metadata
         by = (
             f"recipe {made['recipe']}, threshold {made['threshold']:g} for {made['model']}; "
             f"{self._by(asset, key)}"
         )
         if row is not None:
-            part = Path(row["filename"]).relative_to(self._lake)
+            part = Path(row["filename"]).relative_to(self._lake.root)
             yield Step(asset, "kept", f"now row {row['file_row_number']} of {part}", by)
             return
         assert scored is not None
@@ -314,8 +309,8 @@ class StoryReader:
 
     def _indices(self, key: SegmentKey, sample_id: int) -> Iterator[Step]:
         for asset, folder in (
-            ("knn_index", self._lake / "knn_index" / key.hive),
-            ("search_index", self._lake / "search_index"),
+            ("knn_index", self._lake.folder("knn_index", key)),
+            ("search_index", self._lake.folder("search_index")),
         ):
             if not (folder / "index.json").exists():
                 continue
@@ -342,7 +337,7 @@ class StoryReader:
         """The first row of a partition that meets a condition."""
         if pattern is None:
             pattern, _ = _FILES.get(asset, _FILES[_MAIN])
-        return self._first(sorted((self._lake / asset / key.hive).glob(pattern)), where, value)
+        return self._first(sorted(self._lake.folder(asset, key).glob(pattern)), where, value)
 
     def _first(self, files: Sequence[Path], where: str, *values: Any) -> Row | None:
         present = [str(path) for path in files if path.exists()]
@@ -358,21 +353,27 @@ class StoryReader:
         names = [column[0] for column in cursor.description or ()]
         return dict(zip(names, row, strict=True)) if row else None
 
-    def _manifest(self, asset: str, key: SegmentKey) -> dict[str, Any]:
-        """Manifest of a partition; empty if there is none."""
-        path = self._lake / asset / key.hive / "_manifest.json"
-        value: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        return value
+    def _files(self, asset: str, pattern: str) -> dict[str, SegmentKey]:
+        """Files of all of an asset's partitions, and the segment of each."""
+        return {
+            str(path): key
+            for key in self._lake.segments(asset)
+            for path in sorted(self._lake.folder(asset, key).glob(pattern))
+        }
+
+    def _manifest(self, asset: str, key: SegmentKey) -> Manifest | None:
+        """Manifest of a partition; None if it is not published."""
+        return self._lake.manifest(asset, key) if self._lake.has(asset, key) else None
 
     def _by(self, asset: str, key: SegmentKey, rules: Sequence[str] = ()) -> str:
         """Origin of a decision: the options named by ``rules``, the code's version, and the run."""
         manifest = self._manifest(asset, key)
         if not manifest:
             return ""
-        options = manifest["metadata"].get("options", {})
+        options = manifest.metadata.get("options", {})
         values = ", ".join(f"{name} {_plain(options[name])}" for name in rules if name in options)
-        made = f"code {manifest['code_version']}, made {manifest['started'][:19]}"
-        run = f", run {manifest['run_id'][:8]}" if manifest["run_id"] else ""
+        made = f"code {manifest.code_version}, made {manifest.started[:19]}"
+        run = f", run {manifest.run_id[:8]}" if manifest.run_id else ""
         return f"{values + '; ' if values else ''}{made}{run}"
 
 
@@ -393,16 +394,16 @@ def _refusal(scored: Row, made: Mapping[str, Any]) -> tuple[str, str]:
     return "missing", "its recipe would keep it: the scores were rebuilt since"
 
 
-def _examples(lake: Path, question: Question) -> list[str]:
+def _examples(lake: LocalLake, question: Question) -> list[str]:
     """Remarks on links that became no pair, if they are among a manifest's examples."""
     remarks = []
-    for path in sorted(lake.glob("*/crawl=*/segment=*/_manifest.json")):
-        for counts in json.loads(path.read_text("utf-8"))["counts"]:
-            for reason, examples in counts["examples"].items():
+    partitions = ((asset, key) for asset in lake.assets("*") for key in lake.segments(asset))
+    for asset, key in partitions:
+        for counts in lake.manifest(asset, key).counts:
+            for reason, examples in counts.examples.items():
                 if any(
                     example.split()[:1] == [url] for example in examples for url in question.urls
                 ):
-                    meaning = REASONS[counts["stage"]][reason]
-                    key = SegmentKey.of_folder(path.parent)
-                    remarks.append(f"{key}, stage {counts['stage']}: {reason} ({meaning})")
+                    meaning = REASONS[counts.stage][reason]
+                    remarks.append(f"{key}, stage {counts.stage}: {reason} ({meaning})")
     return remarks

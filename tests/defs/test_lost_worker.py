@@ -15,7 +15,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from laion_assets.lake.base import Lake, LakeOptions
+from laion_assets.lake import LocalLake
 from laion_assets.segments import SegmentKey
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def test_the_run_of_a_killed_worker_is_retried_and_continues(
     assert [number for number, _ in lines()] == ["0", "1", "2", "3", "3", "4", "5"]
     assert {int(pid) for _, pid in lines()[:4]} == {worker}
     assert len(daemon.fetch_materializations(dg.AssetKey("image_shards"), limit=9).records) == 1
-    lake = Lake(LakeOptions(root=str(tmp_path / "lake")))
+    lake = LocalLake.at(tmp_path / "lake")
     assert len(lake.manifest("image_shards", KEY).files) == 6
     # The lost worker's pool slots are free again.
     assert daemon.event_log_storage.get_concurrency_info("download").active_slot_count == 0

@@ -9,7 +9,7 @@ import pytest
 
 from laion_assets.defs.metadata import PREVIEW_CHARS, PREVIEW_ROWS, manifest_metadata, table_preview
 from laion_assets.funnel import REASONS, StageCounts
-from laion_assets.lake.base import Manifest
+from laion_assets.lake import Manifest
 
 
 def manifest(counts: list[StageCounts], seconds: float = 4.0) -> Manifest:

@@ -12,8 +12,12 @@ from laion_assets.defs.declaration import Asset
 from laion_assets.defs.retries import is_transient, retrying_transient
 from laion_assets.errors import PermanentError, TransientError
 from laion_assets.files import LockedError
-from laion_assets.lake.base import NotPublishedError, PartitionBusyError
-from laion_assets.lake.object_store import ObjectsError, UnavailableError
+from laion_assets.lake import (
+    NotPublishedError,
+    ObjectStoreError,
+    PartitionBusyError,
+    UnavailableError,
+)
 from laion_assets.layout import INDEX_CODEC
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.segment import PermanentSegmentError, SegmentError, extract_segment
@@ -68,7 +72,7 @@ def test_any_other_error_fails_at_once_and_names_itself() -> None:
         (OSError(errno.ENOSPC, "no space left"), False),
         (MemoryError(), False),
         (UnavailableError("503"), True),
-        (ObjectsError("access denied"), False),
+        (ObjectStoreError("access denied"), False),
     ],
 )
 def test_which_errors_are_transient(error: Exception, transient: bool) -> None:

@@ -30,7 +30,7 @@ from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.pairs import Images, NoPairsError, Pairs, Shard, captions_of
 from laion_assets.generation.shown_samples import SHOWN
 from laion_assets.generation.trainer import save_model
-from laion_assets.lake.base import Lake
+from laion_assets.lake import LocalLake
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import load_settings
 from tests.conftest import heard
@@ -286,7 +286,7 @@ def test_the_asset(tmp_path: Path, shards: list[Shard], tiny: GenerationOptions)
             "generation": tiny.model_copy(update={"control": False, "subset_shares": []}),
         }
     )
-    lake, key = Lake(settings.lake), SegmentKey("CC-MAIN-2000-13", "00")
+    lake, key = LocalLake(settings.lake), SegmentKey("CC-MAIN-2000-13", "00")
     with lake.publish("filtered_subset", key, inputs={}, code_version="1") as staging:
         for shard in shards:
             shutil.copy(shard.part, staging.path)

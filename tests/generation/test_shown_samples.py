@@ -16,7 +16,7 @@ from laion_assets.defs.removal.survey import Survey
 from laion_assets.generation.evaluation import Real
 from laion_assets.generation.pairs import Pairs, captions_of
 from laion_assets.generation.shown_samples import SHOWN, may_be_shown, shows_listed, write_shown
-from laion_assets.lake.base import Lake, LakeOptions
+from laion_assets.lake import LocalLake
 from laion_assets.removals.active import Lists, read_lists
 from laion_assets.removals.entries import parse
 from laion_assets.segments import SegmentKey
@@ -74,7 +74,7 @@ def test_samples_may_be_shown_while_the_subset_has_all_and_no_list_names_one(
 def test_a_removal_deletes_samples_that_show_the_picture_and_the_report_does_without(
     tmp_path: Path, make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lake, lines = Lake(LakeOptions(root=str(tmp_path / "lake"))), list[str]()
+    lake, lines = LocalLake.at(tmp_path / "lake"), list[str]()
     shards = make_shards(tmp_path / "shards", 2, 12)
     with lake.publish("filtered_subset", KEY, inputs={}, code_version="1") as staging:
         for shard in shards:

@@ -1,5 +1,8 @@
+"""A lake in a folder: publishing, resuming, and what is left by runs that were killed."""
+
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -8,15 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from laion_assets.cli import main
 from laion_assets.files import atomic_path
 from laion_assets.funnel import StageCounts
-from laion_assets.lake.base import (
+from laion_assets.lake import (
     MANIFEST,
     Lake,
     LakeError,
     LakeOptions,
+    LocalLake,
     NotPublishedError,
     PartitionBusyError,
+    local_lake,
+    open_lake,
 )
 from laion_assets.segments import SegmentKey
 
@@ -24,7 +31,7 @@ KEY = SegmentKey("CC-MAIN-2000-05", "00")
 
 
 def lake_at(path: Path, busy_timeout_s: float = 5) -> Lake:
-    return Lake(LakeOptions(root=str(path), busy_timeout_s=busy_timeout_s))
+    return open_lake(LakeOptions(root=str(path), busy_timeout_s=busy_timeout_s))
 
 
 def make(lake: Lake, parts: dict[str, str], version: str = "1", **inputs: str) -> str:
@@ -139,11 +146,9 @@ def test_temporary_files_of_a_killed_writer_are_not_published(tmp_path: Path) ->
 
 def _republish(root: str, ready: str) -> None:
     lake = lake_at(Path(root))
-    turn = 0
-    while True:
-        turn += 1
-        text = str(turn)
-        make(lake, {f"part-{i}": text for i in range(5)}, turn=text)
+    for number in itertools.count():
+        text = str(number)
+        make(lake, {f"part-{i}": text for i in range(5)}, number=text)
         Path(ready).touch()
 
 
@@ -210,6 +215,82 @@ def test_a_kill_while_publishing_loses_no_finished_part(tmp_path: Path) -> None:
         assert (staging.path / "part-0").read_text() == "done"
 
 
-def test_a_store_that_is_no_folder_is_refused_clearly() -> None:
-    with pytest.raises(LakeError, match="s3://bucket/x"):
-        Lake(LakeOptions(root="s3://bucket/x"))
+def test_only_folders_that_nobody_works_in_are_abandoned(tmp_path: Path) -> None:
+    lake, other = lake_at(tmp_path), lake_at(tmp_path)
+    for asset in ("killed", "recent"):
+        with (
+            pytest.raises(RuntimeError, match="killed"),
+            lake.publish(asset, KEY, inputs={}, code_version="1") as staging,
+        ):
+            raise RuntimeError("killed")
+        if asset == "killed":
+            os.utime(staging.path, (0, 0))
+    with lake.publish("in_the_making", KEY, inputs={}, code_version="1"):
+        assert [left.asset for left in other.abandoned()] == ["killed", "recent"]
+        assert [left.asset for left in other.abandoned(idle_s=3600)] == ["killed"]
+    for left in other.abandoned():
+        with (
+            pytest.raises(PartitionBusyError),
+            lake_at(tmp_path, busy_timeout_s=0.1).publish(
+                left.asset, KEY, inputs={}, code_version="1"
+            ),
+        ):
+            pass
+
+
+def test_a_withdrawn_partition_is_gone(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    with lake.publish("samples", inputs={}, code_version="1") as staging:
+        (staging.path / "a.txt").write_text("a")
+    half_deleted = tmp_path / ".staging" / "samples" / "withdrawn"
+    half_deleted.mkdir()
+    assert [left.folder for left in lake.abandoned()] == [half_deleted]
+    lake.withdraw("samples")
+    lake.withdraw("samples")
+    assert not lake.has("samples")
+    assert not list(lake.abandoned())
+    assert not list(tmp_path.rglob("a.txt"))
+
+
+def test_all_of_an_asset_is_fetched_at_once(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    with pytest.raises(NotPublishedError, match="pair_parquet has not been materialized"):
+        lake.fetch_all("pair_parquet")
+    make(lake, {"part-0": "a"})
+    with lake.publish("catalog", inputs={}, code_version="1"):
+        pass
+    assert lake.fetch_all("pair_parquet") == tmp_path / "pair_parquet"
+    assert lake.fetch_all("catalog") == tmp_path / "catalog"
+    assert lake.assets("*") == ["catalog", "pair_parquet"]
+
+
+def test_what_needs_a_folder_refuses_an_object_store_clearly(tmp_path: Path) -> None:
+    with pytest.raises(LakeError, match=r"s3://bucket/x is in an object store.*laion-assets fetch"):
+        local_lake(LakeOptions(root="s3://bucket/x"))
+    with pytest.raises(LakeError, match=r"there is no lake .*nowhere"):
+        local_lake(LakeOptions(root=str(tmp_path / "nowhere")))
+    assert local_lake(LakeOptions(root=f"file://{tmp_path}")).root == tmp_path
+    assert str(LocalLake.at(tmp_path)) == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["why", "http://a.test/"],
+        ["sql", "select 1"],
+        ["export", "--output", "release"],
+        ["remove", "--ledger"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_commands_that_need_a_folder_say_how_to_get_one(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "settings.toml"
+    config.write_text('[lake]\nroot = "s3://bucket/prefix"\n')
+    assert main([*command, "--config", str(config)]) == 1
+    expected = (
+        "the lake s3://bucket/prefix is in an object store, and this needs a folder: copy what it "
+        "reads to the cache by `laion-assets fetch ASSET ...`, and name that"
+    )
+    assert capsys.readouterr().err.strip().endswith(expected)

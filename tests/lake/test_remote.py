@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,15 +19,17 @@ import pytest
 from laion_assets.cli import main
 from laion_assets.dedup.ledger import claimed, claiming, unsettled
 from laion_assets.funnel import StageCounts
-from laion_assets.lake.base import (
+from laion_assets.lake import (
     Lake,
     LakeError,
     LakeOptions,
+    LocalLake,
     Manifest,
     NotPublishedError,
     PartitionBusyError,
+    open_lake,
 )
-from laion_assets.lake.remote import RemoteLake, open_lake
+from laion_assets.lake.remote import RemoteLake
 from laion_assets.pairs.extract import PairWriter
 from laion_assets.removals.active import FOLDERS, note_resolved, read_lists, resolved_file
 from laion_assets.removals.entries import Entries
@@ -106,7 +109,7 @@ def test_one_machine_publishes_and_another_reads(machine: Machine) -> None:
     assert Manifest.read(there.folder("pairs", KEY)) == first
     made(here, "two")
     assert (there.folder("pairs", KEY) / "deep" / "a.txt").read_text() == "two"
-    left = [item.path for item in there.objects.listed("pairs")]
+    left = [item.path for item in there.store.listed("pairs")]
     assert len(left) == 2, "the objects of the first publication are gone"
 
 
@@ -114,7 +117,7 @@ def test_files_are_fetched_as_they_are_asked_for(machine: Machine) -> None:
     here, there = machine(), machine()
     made(here, "one")
     there.fetch("pairs", KEY, "same*")
-    place = there.root / "pairs" / KEY.hive
+    place = there.local_root / "pairs" / KEY.hive
     assert not (place / "deep").exists()
     assert there.folder("pairs", KEY) == place
     assert (place / "deep" / "a.txt").read_text() == "one"
@@ -130,7 +133,7 @@ def test_of_two_machines_that_make_the_same_one_publishes(machine: Machine) -> N
         first = made(quick, "quick")
     assert machine().manifest("pairs", KEY) == first
     assert (slow.folder("pairs", KEY) / "deep" / "a.txt").read_text() == "quick"
-    assert len(quick.objects.listed("pairs")) == 2, "what was not published is gone"
+    assert len(quick.store.listed("pairs")) == 2, "what was not published is gone"
 
 
 def test_a_lost_machines_parts_are_taken_over(machine: Machine) -> None:
@@ -141,7 +144,7 @@ def test_a_lost_machines_parts_are_taken_over(machine: Machine) -> None:
     ):
         (staging.path / "part-0.txt").write_text("half of the work")
         (staging.path / ".part-1.txt").write_text("torn")
-        until(lambda: bool(lost.objects.listed("_staging")))
+        until(lambda: bool(lost.store.listed("_staging")))
         raise ZeroDivisionError
     assert other.unfinished("pairs", KEY, "part-0.txt") == b"half of the work"
     assert other.unfinished("pairs", KEY, "part-1.txt") is None
@@ -150,13 +153,13 @@ def test_a_lost_machines_parts_are_taken_over(machine: Machine) -> None:
         assert staging.resumed
         assert [path.name for path in staging.path.glob("*.txt")] == ["part-0.txt"]
     assert (machine().folder("pairs", KEY) / "part-0.txt").read_text() == "half of the work"
-    assert not other.objects.listed("_staging")
+    assert not other.store.listed("_staging")
     with other.publish("pairs", KEY, inputs={"a": "2"}, code_version="1") as staging:
         assert not staging.resumed
 
 
 def pairs(folder: Path, *uids: int) -> Path:
-    """A segment's pairs, by number."""
+    """Write a segment's pairs, given by their numbers, to a folder."""
     folder.mkdir(parents=True)
     table = PAIRS.empty_table().to_pydict()
     for uid in uids:
@@ -172,12 +175,12 @@ def pairs(folder: Path, *uids: int) -> Path:
 def claims(lake: Lake, key: SegmentKey, source: Path) -> Iterator[None]:
     """Claim a segment's pairs as the asset does; the block runs before they are published."""
     with (
-        lake.turn("dedup_ledger", "unique_pairs", unsettled) as turn,
-        claiming(turn.folder, turn.partitions, key) as claim,
+        lake.lease("dedup_ledger", "unique_pairs", unsettled) as lease,
+        claiming(lease.folder, lease.partitions, key) as claim,
         lake.publish("unique_pairs", key, inputs={}, code_version="1") as staging,
     ):
         claim.write(source, staging.path, removals=Entries(), blocklists=Entries())
-        turn.save()
+        lease.save()
         yield
 
 
@@ -197,7 +200,7 @@ def test_claims_hold_on_all_machines(machine: Machine, tmp_path: Path) -> None:
     with claims(third, KEY, pairs(tmp_path / "again", 1, 4, 5)):
         pass
     assert kept(third, KEY) == [1, 5]
-    assert claimed(third.root / "dedup_ledger") == {KEY: 2, OTHER: 1}
+    assert claimed(third.local_root / "dedup_ledger") == {KEY: 2, OTHER: 1}
 
 
 def test_a_machine_taken_for_dead_publishes_no_claims(machine: Machine, tmp_path: Path) -> None:
@@ -216,7 +219,7 @@ def test_a_machine_taken_for_dead_publishes_no_claims(machine: Machine, tmp_path
     assert kept(third, KEY) == [1]
 
 
-def test_a_failed_turn_is_not_waited_for(machine: Machine, tmp_path: Path) -> None:
+def test_a_failed_lease_is_not_waited_for(machine: Machine, tmp_path: Path) -> None:
     failing, other = machine(), machine()
     other.busy_timeout_s = 600
     with (
@@ -233,7 +236,7 @@ def test_a_lost_ledger_is_made_of_the_partitions(machine: Machine, tmp_path: Pat
     here, there = machine(), machine()
     with claims(here, KEY, pairs(tmp_path / "first", 1, 2)):
         pass
-    here.objects.delete(["_index/dedup_ledger.json"])
+    here.store.delete(["_index/dedup_ledger.json"])
     with claims(there, OTHER, pairs(tmp_path / "second", 2, 3)):
         pass
     assert kept(there, OTHER) == [3]
@@ -241,33 +244,51 @@ def test_a_lost_ledger_is_made_of_the_partitions(machine: Machine, tmp_path: Pat
 
 def test_lists_are_read_and_what_is_met_is_noted_by_all(machine: Machine) -> None:
     here, there = machine(), machine()
-    here.objects.write("removals/mine.txt", b"host:bad.test\n")
+    here.store.write("removals/mine.txt", b"host:bad.test\n")
     assert len(read_lists(here.current(*FOLDERS)).removals) == 1
-    here.objects.write("blocklists/theirs.txt", f"sha256:{'0' * 64}\nsha256:{'1' * 64}\n".encode())
+    here.store.write("blocklists/theirs.txt", f"sha256:{'0' * 64}\nsha256:{'1' * 64}\n".encode())
     for lake, digit in ((here, 0), (there, 1)):
         met = [(Key("sha256", bytes([digit * 17]) * 32), bytes([digit]) * 32)]
         file = resolved_file("blocklists")
-        assert lake.update(
-            file, lambda lake=lake, met=met: note_resolved(lake.root, "blocklists", met)
-        )
+        assert lake.update(file, partial(note_resolved, name="blocklists", resolved=met))
     lists = read_lists(machine().current(*FOLDERS))
     assert len(lists.blocklists) == 4, "two hashes, and the URLs at which they were met"
-    here.objects.delete(["removals/mine.txt"])
+    here.store.delete(["removals/mine.txt"])
     assert not len(read_lists(here.current(*FOLDERS)).removals)
+
+
+def test_a_partition_is_withdrawn_from_all_machines(machine: Machine) -> None:
+    here, there = machine(), machine()
+    with here.publish("samples", inputs={}, code_version="1") as staging:
+        (staging.path / "a.txt").write_text("a")
+    assert (there.fetch_all("samples") / "a.txt").exists()
+    with (
+        pytest.raises(PartitionBusyError, match="made by another machine meanwhile"),
+        here.publish("samples", inputs={}, code_version="2"),
+    ):
+        there.withdraw("samples")
+    assert not here.store.listed("samples")
+    for lake in (here, there):
+        assert not lake.has("samples")
+        assert not lake.folder("samples").exists()
+    there.withdraw("samples")
+    with here.publish("samples", inputs={}, code_version="3"):
+        pass
+    assert there.has("samples")
 
 
 def test_the_cache_is_no_lake_and_is_kept_small(machine: Machine, tmp_path: Path) -> None:
     lake, here = tmp_path / "lake", machine()
-    made(Lake(LakeOptions(root=str(lake))), "one")
+    made(LocalLake.at(lake), "one")
     with pytest.raises(LakeError, match="is not empty"):
         open_lake(LakeOptions(root="s3://lake/other", cache=str(lake)))
     made(here, "one")
     made(here, "two", key=OTHER)
-    here._cache_bytes = 1e-9
-    for side in (here.root / ".store").rglob("*.json"):
+    here.cache.limit_bytes = 1e-9
+    for side in (here.local_root / ".store").rglob("*.json"):
         os.utime(side, (0, 0))
-    here._evict()
-    assert not list((here.root / "pairs").glob("*/*"))
+    here.cache.evict()
+    assert not list((here.local_root / "pairs").glob("*/*"))
     assert (here.folder("pairs", OTHER) / "deep" / "a.txt").read_text() == "two"
 
 
@@ -295,7 +316,7 @@ def test_fetch_copies_what_is_asked_for(
     made(here, "one")
     config = tmp_path / "settings.toml"
     config.write_text(
-        f'[lake]\nroot = "{here.objects.url}"\ncache = "{tmp_path}/reader"\n'
+        f'[lake]\nroot = "{here.store.url}"\ncache = "{tmp_path}/reader"\n'
         f'storage_options = {{ endpoint = "{endpoint}", region = "us-east-1" }}\n'
     )
     assert main(["fetch", "pairs", "--names", "same*", "--config", str(config)]) == 0

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_assets.knn.options import IndexOptions
-from laion_assets.lake.base import Lake, LakeOptions
+from laion_assets.lake import LocalLake
 from laion_assets.release.export import About, export
 from laion_assets.stats.catalog import build_catalog
 from tests.stats.conftest import SEGMENTS, SegmentFiles
@@ -40,8 +40,8 @@ def write_vectors(folder: Path, seed: int) -> None:
             np.save(path, vectors.astype(np.float16))
 
 
-def make_lake(root: Path) -> Lake:
-    lake = Lake(LakeOptions(root=str(root)))
+def make_lake(root: Path) -> LocalLake:
+    lake = LocalLake.at(root)
     for seed, (crawl, segment) in enumerate(SEGMENTS):
         files = SegmentFiles(root, crawl, segment)
         files.write()
@@ -64,6 +64,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def lake(made: Path, tmp_path: Path) -> Lake:
+def lake(made: Path, tmp_path: Path) -> LocalLake:
     """A copy of the lake, for a test to change."""
-    return Lake(LakeOptions(root=str(shutil.copytree(made / "lake", tmp_path / "lake"))))
+    return LocalLake.at(shutil.copytree(made / "lake", tmp_path / "lake"))

@@ -17,7 +17,7 @@ from laion_assets import schemas
 from laion_assets.cli import main
 from laion_assets.knn.codec import Codec, train_codec
 from laion_assets.knn.options import IndexOptions
-from laion_assets.lake.base import Lake
+from laion_assets.lake import LocalLake
 from laion_assets.release import export as exporting
 from laion_assets.release import verify as verifying
 from laion_assets.release.export import export
@@ -91,7 +91,7 @@ def test_the_readme_is_the_card_with_what_loaders_need(made: Path) -> None:
     assert "Write to https://example.org/contact" in card
 
 
-def test_a_release_is_sound_and_made_once(made: Path, lake: Lake, tmp_path: Path) -> None:
+def test_a_release_is_sound_and_made_once(made: Path, lake: LocalLake, tmp_path: Path) -> None:
     assert verify(made / "release") == []
     first = export(lake, tmp_path / "out", files=5)
     before = contents(tmp_path / "out")
@@ -105,14 +105,14 @@ def test_a_release_is_sound_and_made_once(made: Path, lake: Lake, tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "lake", "out"]
 
 
-def test_more_files_than_samples_are_not_made(lake: Lake, tmp_path: Path) -> None:
+def test_more_files_than_samples_are_not_made(lake: LocalLake, tmp_path: Path) -> None:
     manifest = export(lake, tmp_path / "out", files=1000)
     assert sum(item["name"].startswith("metadata/") for item in manifest["files"]) == 72
     assert verify(tmp_path / "out") == []
 
 
 def test_a_killed_export_goes_on_and_gives_the_same(
-    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lake: LocalLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export(lake, tmp_path / "whole", files=3)
     written: list[str] = []
@@ -140,7 +140,7 @@ def test_a_killed_export_goes_on_and_gives_the_same(
     assert not (tmp_path / ".out.export").exists()
 
 
-def test_an_export_killed_when_it_was_published_is_mended(made: Path, lake: Lake) -> None:
+def test_an_export_killed_when_it_was_published_is_mended(made: Path, lake: LocalLake) -> None:
     out = shutil.copytree(made / "release", lake.root.parent / "out")
     (out / exporting._STATE).write_text("{}")
     assert verify(out) == [f"{exporting._STATE} is not in manifest.json"]
@@ -148,7 +148,9 @@ def test_an_export_killed_when_it_was_published_is_mended(made: Path, lake: Lake
     assert verify(out) == []
 
 
-def test_the_readmes_languages_are_those_of_the_released_rows(lake: Lake, tmp_path: Path) -> None:
+def test_the_readmes_languages_are_those_of_the_released_rows(
+    lake: LocalLake, tmp_path: Path
+) -> None:
     """German pairs exist before the filter only."""
     (lake.root / "removals").mkdir()
     rows = [
@@ -164,7 +166,7 @@ def test_the_readmes_languages_are_those_of_the_released_rows(lake: Lake, tmp_pa
 
 
 def test_what_an_export_of_another_state_left_is_not_used(
-    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lake: LocalLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = exporting._write_words
     monkeypatch.setattr(exporting, "_write_words", lambda *a: 1 / 0)
@@ -180,7 +182,7 @@ def test_what_an_export_of_another_state_left_is_not_used(
 
 
 def test_what_is_listed_is_left_out_before_its_segment_is_made_again(
-    lake: Lake, tmp_path: Path
+    lake: LocalLake, tmp_path: Path
 ) -> None:
     part = sorted(lake.root.glob("filtered_subset/*/*/part-*.parquet"))[1]
     rows = pq.ParquetFile(part).read().to_pylist()
@@ -211,7 +213,7 @@ def test_what_is_listed_is_left_out_before_its_segment_is_made_again(
     assert f"| similarity | {' | '.join(f'{value:.3f}' for value in tenths)} |" in card
 
 
-def test_a_release_from_before_a_removal_is_noticed(made: Path, lake: Lake) -> None:
+def test_a_release_from_before_a_removal_is_noticed(made: Path, lake: LocalLake) -> None:
     row = rows_of(made / "release")[7]
     (lake.root / "removals").mkdir()
     (lake.root / "removals" / "list.txt").write_text(f"url:{row['URL']}\n")
@@ -221,7 +223,7 @@ def test_a_release_from_before_a_removal_is_noticed(made: Path, lake: Lake) -> N
 
 
 def test_a_partition_rebuilt_meanwhile_stops_the_export(
-    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lake: LocalLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = exporting.write_metadata
 
@@ -376,7 +378,7 @@ def test_a_release_has_its_files_and_no_others(made: Path, tmp_path: Path) -> No
     ]
 
 
-def _set_metadata(lake: Lake, asset: str, key: tuple[str, str], **metadata: object) -> None:
+def _set_metadata(lake: LocalLake, asset: str, key: tuple[str, str], **metadata: object) -> None:
     """Change the metadata of a partition's manifest, as another materialization would."""
     path = SegmentFiles(lake.root, *key).folder(asset) / "_manifest.json"
     manifest = json.loads(path.read_text())
@@ -384,7 +386,7 @@ def _set_metadata(lake: Lake, asset: str, key: tuple[str, str], **metadata: obje
     path.write_text(json.dumps(manifest))
 
 
-def test_vectors_of_several_models_are_not_released(lake: Lake, tmp_path: Path) -> None:
+def test_vectors_of_several_models_are_not_released(lake: LocalLake, tmp_path: Path) -> None:
     _set_metadata(lake, "filtered_subset", SEGMENTS[1], model="another/model")
     with pytest.raises(ReleaseError, match=r"several models.*another/model, width 16"):
         export(lake, tmp_path / "out", files=1)
@@ -397,7 +399,7 @@ def test_vectors_of_several_models_are_not_released(lake: Lake, tmp_path: Path) 
 
 @pytest.mark.parametrize(("model", "repeat"), [("another/model", 1), ("tiny/tiny", 2)])
 def test_a_codec_of_another_model_or_width_is_refused(
-    lake: Lake, tmp_path: Path, model: str, repeat: int
+    lake: LocalLake, tmp_path: Path, model: str, repeat: int
 ) -> None:
     folder = shutil.copytree(
         SegmentFiles(lake.root, *SEGMENTS[0]).folder("filtered_subset"), tmp_path / "wide"
@@ -411,7 +413,7 @@ def test_a_codec_of_another_model_or_width_is_refused(
         export(lake, tmp_path / "out", files=1, index=IndexOptions())
 
 
-def test_statistics_of_other_partitions_are_not_released(lake: Lake, tmp_path: Path) -> None:
+def test_statistics_of_other_partitions_are_not_released(lake: LocalLake, tmp_path: Path) -> None:
     for segment in SEGMENTS:
         _set_metadata(lake, "filtered_subset", segment, recipe="mine v2", threshold=0.25)
     with pytest.raises(ReleaseError, match="materialize segment_stats and catalog again"):
@@ -434,7 +436,7 @@ def test_statistics_of_other_partitions_are_not_released(lake: Lake, tmp_path: P
     ],
 )
 def test_where_the_models_weights_lie_is_not_published(
-    lake: Lake, tmp_path: Path, options: dict[str, str], key: str, public: str
+    lake: LocalLake, tmp_path: Path, options: dict[str, str], key: str, public: str
 ) -> None:
     for segment in SEGMENTS:
         _set_metadata(
@@ -504,7 +506,7 @@ def pq_of(vectors: np.ndarray, folder: Path) -> Path:
 
 
 def test_the_command_exports_verifies_and_fails_in_one_line(
-    lake: Lake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lake: LocalLake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "mine.toml"
     config.write_text(f'[lake]\nroot = "{lake.root}"\n[download]\ncontact = "https://a.test/me"\n')

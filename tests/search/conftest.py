@@ -31,7 +31,7 @@ from laion_assets.knn.build import build_index
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.query import subset_beside
-from laion_assets.lake.base import Lake, LakeOptions
+from laion_assets.lake import LocalLake
 from laion_assets.sample_crawl.plan import Pictures, Plan
 from laion_assets.schemas import SUBSET, sample_id_of, uid_of
 from laion_assets.search.encoder import Encoder
@@ -92,7 +92,7 @@ class SmallLake:
     """Shards, subsets and a published index, as the graph writes them."""
 
     def __init__(self, root: Path, model: ClipModel) -> None:
-        self.lake = Lake(LakeOptions(root=str(root)))
+        self.lake = LocalLake.at(root)
         self.model = model
         self.pictures = Pictures()
         self._embedded: dict[Row, tuple[np.ndarray, np.ndarray]] = {}

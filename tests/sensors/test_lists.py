@@ -18,7 +18,7 @@ from laion_assets.defs.jobs import lists_job
 from laion_assets.defs.partitions import crawls, partition_key, segment_partitions
 from laion_assets.defs.publishing import key_of, publishing
 from laion_assets.funnel import StageCounts
-from laion_assets.lake.base import Lake, LakeOptions
+from laion_assets.lake import LocalLake
 from laion_assets.pairs import take_out as take_out_module
 from laion_assets.pairs.extract import PairWriter
 from laion_assets.pairs.take_out import take_out
@@ -47,8 +47,8 @@ class Graph:
     options: RemovalOptions = field(default_factory=RemovalOptions)
 
     @property
-    def lake(self) -> Lake:
-        return Lake(LakeOptions(root=str(self.root)))
+    def lake(self) -> LocalLake:
+        return LocalLake.at(self.root)
 
     def write(self, name: str, text: str) -> None:
         (self.root / name).mkdir(parents=True, exist_ok=True)

@@ -217,10 +217,10 @@ def test_an_answer_is_refused_if_replacing_does_not_end(tmp_path: Path) -> None:
 PUBLISHER = """
 import itertools, shutil, sys, time
 from pathlib import Path
-from laion_assets.lake.base import Lake, LakeOptions
+from laion_assets.lake import LocalLake
 from laion_assets.segments import SegmentKey
 
-lake, key = Lake(LakeOptions(root=sys.argv[1])), SegmentKey("CC-MAIN-2000-05", "00")
+lake, key = LocalLake.at(Path(sys.argv[1])), SegmentKey("CC-MAIN-2000-05", "00")
 for turn in itertools.count():
     with lake.publish("filtered_subset", key, inputs={}, code_version=str(turn)) as staging:
         for number in range(1 if turn % 2 else 3):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from laion_assets import schemas
 from laion_assets.cli import main
 from laion_assets.filtering.recipe import Recipe
+from laion_assets.lake import LocalLake
 from laion_assets.schemas import sample_id_of
 from laion_assets.stats.why import Answer, NotAskableError, why
 from tests.stats.conftest import Record, SegmentFiles
@@ -30,13 +30,13 @@ def note(segment: SegmentFiles, asset: str, **metadata: object) -> None:
 
 
 @pytest.fixture
-def lake(segment: SegmentFiles) -> Path:
+def lake(segment: SegmentFiles) -> LocalLake:
     note(segment, "filtered_subset", options=Recipe().model_dump(mode="json"))
     note(segment, "pair_parquet", options={"min_text_chars": 5})
-    return segment.lake
+    return LocalLake.at(segment.lake)
 
 
-def test_a_kept_pair_is_followed_to_where_it_is(segment: SegmentFiles, lake: Path) -> None:
+def test_a_kept_pair_is_followed_to_where_it_is(segment: SegmentFiles, lake: LocalLake) -> None:
     answer = why(lake, segment.pairs[3]["url"])
     assert verdicts(answer) == {
         "pairs": "kept",
@@ -71,7 +71,7 @@ def test_a_kept_pair_is_followed_to_where_it_is(segment: SegmentFiles, lake: Pat
     ],
 )
 def test_a_rejected_pair_ends_where_it_was_rejected(
-    segment: SegmentFiles, lake: Path, row: int, stage: str, verdict: str, detail: str
+    segment: SegmentFiles, lake: LocalLake, row: int, stage: str, verdict: str, detail: str
 ) -> None:
     (story,) = why(lake, segment.pairs[row]["url"]).stories
     last = story.steps[-1]
@@ -79,8 +79,10 @@ def test_a_rejected_pair_ends_where_it_was_rejected(
     assert detail in last.detail
 
 
-def test_a_duplicate_names_the_segment_that_holds_it(segment: SegmentFiles, lake: Path) -> None:
-    other = SegmentFiles(lake, segment.crawl, "01")
+def test_a_duplicate_names_the_segment_that_holds_it(
+    segment: SegmentFiles, lake: LocalLake
+) -> None:
+    other = SegmentFiles(lake.root, segment.crawl, "01")
     pairs: list[Record] = [segment.pairs[57]]
     other.table("unique_pairs", "part-00000.parquet", pairs, schemas.PAIRS)
     other.manifest("unique_pairs", [])
@@ -93,9 +95,9 @@ def test_a_duplicate_names_the_segment_that_holds_it(segment: SegmentFiles, lake
     assert steps["unique_pairs"].verdict == "kept"
 
 
-def test_the_lists_in_force_are_part_of_the_story(segment: SegmentFiles, lake: Path) -> None:
-    (lake / "removals").mkdir()
-    (lake / "removals" / "mine.txt").write_text("host:c.test\nhttp://gone.test/a.jpg\n")
+def test_the_lists_in_force_are_part_of_the_story(segment: SegmentFiles, lake: LocalLake) -> None:
+    (lake.root / "removals").mkdir()
+    (lake.root / "removals" / "mine.txt").write_text("host:c.test\nhttp://gone.test/a.jpg\n")
     answer = why(lake, segment.pairs[56]["url"])
     assert "/56.jpg" in answer.stories[0].url
     assert verdicts(answer)["unique_pairs"] == "removed"
@@ -105,7 +107,7 @@ def test_the_lists_in_force_are_part_of_the_story(segment: SegmentFiles, lake: P
     assert not gone.stories
 
 
-def test_each_recipe_has_its_own_step(segment: SegmentFiles, lake: Path) -> None:
+def test_each_recipe_has_its_own_step(segment: SegmentFiles, lake: LocalLake) -> None:
     recipe = Recipe(name="wide", where="width > 1000")
     segment.table("subset_wide", "part-00000.parquet", [], schemas.SUBSET)
     segment.manifest(
@@ -127,7 +129,7 @@ def test_each_recipe_has_its_own_step(segment: SegmentFiles, lake: Path) -> None
     )
 
 
-def test_it_may_be_asked_by_sample_id_or_hash(segment: SegmentFiles, lake: Path) -> None:
+def test_it_may_be_asked_by_sample_id_or_hash(segment: SegmentFiles, lake: LocalLake) -> None:
     for row in range(20):  # half of the ids are negative
         pair = segment.pairs[row]
         (story,) = why(lake, str(sample_id_of(pair["uid"]))).stories
@@ -142,7 +144,7 @@ def test_it_may_be_asked_by_sample_id_or_hash(segment: SegmentFiles, lake: Path)
         assert story.url == segment.pairs[7]["url"]
 
 
-def test_an_example_in_a_manifest_is_found(segment: SegmentFiles, lake: Path) -> None:
+def test_an_example_in_a_manifest_is_found(segment: SegmentFiles, lake: LocalLake) -> None:
     path = segment.folder("pair_parquet") / "_manifest.json"
     manifest = json.loads(path.read_text())
     manifest["counts"][1]["examples"] = {"url_too_long": ["http://long.test/aaa"]}
@@ -153,7 +155,7 @@ def test_an_example_in_a_manifest_is_found(segment: SegmentFiles, lake: Path) ->
 
 
 def test_questions_that_cannot_be_asked_or_have_no_answer(
-    lake: Path, capsys: pytest.CaptureFixture[str]
+    lake: LocalLake, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for text in ("an apple", "host:a.test", "123456789012345678901234567890", ""):
         with pytest.raises(NotAskableError):
@@ -169,7 +171,7 @@ def test_questions_that_cannot_be_asked_or_have_no_answer(
 
 
 def test_the_command_prints_the_story(
-    segment: SegmentFiles, lake: Path, capsys: pytest.CaptureFixture[str]
+    segment: SegmentFiles, lake: LocalLake, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sample_id = sample_id_of(segment.pairs[3]["uid"])
     assert main(["why", str(sample_id), "--lake", str(lake)]) == 0

@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 from laion_assets.defs.build import build_defs
-from laion_assets.lake.base import Lake
+from laion_assets.lake import LocalLake
 from laion_assets.sample_crawl.build import build_sample_crawl
 from laion_assets.sample_crawl.server import SampleServer
 from laion_assets.segments import SegmentKey
@@ -33,8 +33,8 @@ class World:
     requested: list[str]
 
     @property
-    def lake(self) -> Lake:
-        return Lake(self.settings.lake)
+    def lake(self) -> LocalLake:
+        return LocalLake(self.settings.lake)
 
     @property
     def keys(self) -> list[SegmentKey]:

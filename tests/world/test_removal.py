@@ -23,7 +23,7 @@ import pytest
 
 from laion_assets.cli import main
 from laion_assets.defs.build import build_defs
-from laion_assets.lake.base import Lake
+from laion_assets.lake import LocalLake
 from laion_assets.layout import SEGMENT_ASSETS
 from laion_assets.removals.ledger import read_ledger
 from laion_assets.segments import SegmentKey
@@ -58,7 +58,7 @@ class Sample:
         return [*texts, *hashes, *raw, *numbers, self.picture, *self.vectors]
 
 
-def sole_rows(lake: Lake, key: SegmentKey) -> list[tuple[int, int]]:
+def sole_rows(lake: LocalLake, key: SegmentKey) -> list[tuple[int, int]]:
     """List ``(part, row)`` of subset rows whose URL, text and image are unique in the lake."""
     shards = f"read_parquet('{lake.root}/image_shards/*/*/[0-9]*.parquet')"
     alone = [
@@ -74,7 +74,7 @@ def sole_rows(lake: Lake, key: SegmentKey) -> list[tuple[int, int]]:
     ).fetchall()
 
 
-def sample_of(lake: Lake, key: SegmentKey, part: int, row: int) -> Sample:
+def sample_of(lake: LocalLake, key: SegmentKey, part: int, row: int) -> Sample:
     subset = lake.published("filtered_subset", key)
     values = pq.ParquetFile(subset / f"part-{part:05d}.parquet").read().slice(row, 1)
     values = values.to_pylist()[0]
@@ -123,7 +123,7 @@ def contents(path: Path) -> Iterator[bytes]:
         yield index.reconstruct_n(0, index.ntotal).tobytes()
 
 
-def where(lake: Lake, samples: list[Sample]) -> list[set[str]]:
+def where(lake: LocalLake, samples: list[Sample]) -> list[set[str]]:
     """For each sample, find the files that hold a trace of it, except lists and ledgers."""
     found: list[set[str]] = [set() for _ in samples]
     for path in lake.root.rglob("*"):

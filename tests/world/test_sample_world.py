@@ -200,7 +200,7 @@ def test_why_explains_every_kind_of_end(world: World, manifest: Manifest) -> Non
     for (stage, reason), case in ends.items():
         stories = [
             story
-            for story in why(world.lake.root, case.url).stories
+            for story in why(world.lake, case.url).stories
             if story.text == case.text
             and any(step.stage == "found" and case.wat_file in step.detail for step in story.steps)
         ]

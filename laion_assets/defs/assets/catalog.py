@@ -35,7 +35,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
             # DuckDB gives each file an id of its own; what the views show is what they are made of.
             made.staging.data_version = made.staging.fingerprint
             path = made.out / "catalog.duckdb"
-            made.staging.metadata = build_catalog(store.root, path, subsets)
+            made.staging.metadata = build_catalog(store.local_root, path, subsets)
         return made.result()
 
     return catalog

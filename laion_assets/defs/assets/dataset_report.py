@@ -9,7 +9,7 @@ from laion_assets.defs.metadata import numbers_table, picture
 from laion_assets.defs.publishing import fetch_tables, publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.generation.shown_samples import PARTS, SHOWN, may_be_shown
-from laion_assets.lake.base import Lake
+from laion_assets.lake import Lake
 from laion_assets.layout import CATALOG, DALLE_SAMPLES, DATASET_REPORT, FILTERED_SUBSET
 from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.settings import Settings

@@ -16,7 +16,7 @@ from laion_assets.defs.retries import retrying_transient
 from laion_assets.filtering.figures import kept_by_tag, similarity_histogram, threshold_sheets
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import TakenWith, take_subset
-from laion_assets.lake.base import Lake
+from laion_assets.lake import Lake
 from laion_assets.layout import (
     EMBEDDINGS,
     FILTERED_SUBSET,

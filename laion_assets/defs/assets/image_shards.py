@@ -65,7 +65,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             )
         resolved, taken = resolved_in(made.out, lists)
         for name, of_list in resolved.items():
-            store.update(resolved_file(name), partial(note_resolved, store.root, name, of_list))
+            store.update(resolved_file(name), partial(note_resolved, name=name, resolved=of_list))
         note_taken_out(made, lists, taken)
         return made.result(
             **_shown(downloaded),

@@ -16,7 +16,7 @@ from laion_assets.defs.internals import DATA_VERSION_TAG
 from laion_assets.defs.partitions import partition_key
 from laion_assets.defs.publishing import Publication
 from laion_assets.defs.removal.survey import survey
-from laion_assets.lake.base import Lake
+from laion_assets.lake import Lake
 from laion_assets.layout import BLOCKLISTS, LISTS, REMOVALS
 from laion_assets.removals.active import FOLDERS, Lists, new_since, read_lists
 from laion_assets.removals.ledger import RemovalCounts, events_file, note_removals
@@ -61,7 +61,12 @@ def note_taken_out(
     context, lake, key = made.context, made.store, made.key
     assert key is not None
     note = partial(
-        note_removals, lake.root, made.asset, key, taken, run_id=context.run.run_id, returns=returns
+        note_removals,
+        asset=made.asset,
+        key=key,
+        removed=taken,
+        run_id=context.run.run_id,
+        returns=returns,
     )
     events = lake.update(events_file(made.asset, key), note)
     for name in LISTS:
@@ -97,9 +102,10 @@ def _list(name: str, description: str, segments: dg.MultiPartitionsDefinition) -
     )
     def of_name(context: dg.OpExecutionContext, lake: LakeResource) -> dg.DataVersionsByPartition:
         store = lake.open()
-        lists = read_lists(store.current(*FOLDERS))
+        root = store.current(*FOLDERS)
+        lists = read_lists(root)
         before = context.run.tags.get(BEFORE_TAG + name)
-        new = new_since(store.root, name, before) if before else lists[name]
+        new = new_since(root, name, before) if before else lists[name]
         found = survey(store, lists, new=Lists(**{name: new}))
         for key in found.keys:
             held = ", ".join(f"{asset} {n:,}" for asset, n in found.samples.get(key, {}).items())

@@ -37,8 +37,8 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         lists = read_lists(store.current(*FOLDERS))
         # The lease of the ledger ends last: claims count once the partition is published.
         with (
-            store.turn(DEDUP_LEDGER, UNIQUE_PAIRS, unsettled) as turn,
-            claiming(turn.folder, turn.partitions, key) as claims,
+            store.lease(DEDUP_LEDGER, UNIQUE_PAIRS, unsettled) as lease,
+            claiming(lease.folder, lease.partitions, key) as claims,
             publishing(context, store, upstream=[PAIR_PARQUET]) as made,
         ):
             counts = claims.write(
@@ -47,7 +47,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
                 removals=lists.removals,
                 blocklists=lists.blocklists,
             )
-            turn.save()
+            lease.save()
             made.staging.counts = [counts]
             parts = len(made.input_rows(PAIR_PARQUET))
             made.require(

@@ -20,17 +20,15 @@ from laion_assets.defs.build import AGGREGATES
 from laion_assets.defs.internals import stale_causes
 from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.defs.removal.survey import Survey, further_subsets, holds_listed, rows_of, survey
-from laion_assets.files import LockedError, locked
 from laion_assets.generation.shown_samples import shows_listed
-from laion_assets.lake.base import Lake
+from laion_assets.lake import Lake, LocalLake
 from laion_assets.layout import DALLE_SAMPLES, LISTS, SCORED_PAIRS, SEGMENT_ASSETS
-from laion_assets.removals.active import read_lists
+from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.removals.ledger import read_ledger
 from laion_assets.segments import SegmentKey
 
 logger = logging.getLogger(__name__)
 
-_STAGING: Final = ".staging"
 _TO_SCORES: Final = SEGMENT_ASSETS[1 : SEGMENT_ASSETS.index(SCORED_PAIRS) + 1]
 """The assets from pairs to scores, of which every subset is made. The WAT manifest is not among
 them: it holds no samples."""
@@ -45,18 +43,18 @@ def observe(lake: Lake, instance: dg.DagsterInstance) -> Survey:
 
     The reported observations make these partitions stale.
     """
-    lists = read_lists(lake.root)
+    lists = read_lists(lake.current(*FOLDERS))
     for name in LISTS:
         if not instance.fetch_observations(dg.AssetKey(name), limit=1).records:
             instance.report_runless_asset_event(observation(name, lists.digests[name]))
     found = survey(lake, lists)
-    for event in observations(read_lists(lake.root), found.keys):
+    for event in observations(read_lists(lake.current(*FOLDERS)), found.keys):
         instance.report_runless_asset_event(event)
     return found
 
 
 def apply(
-    lake: Lake,
+    lake: LocalLake,
     instance: dg.DagsterInstance,
     definitions: dg.Definitions,
     found: Survey,
@@ -81,7 +79,7 @@ def apply(
         holding = list(found.samples.get(key, ()))
         _rebuild(lake, instance, definitions, key, holding)
     withdraw_samples(lake)
-    drop_staging(lake)
+    drop_abandoned(lake)
     behind = _aggregates_behind(lake)
     if behind:
         _run(instance, definitions, None, behind)
@@ -95,7 +93,7 @@ def _refuse_unknown_subsets(lake: Lake, definitions: dg.Definitions, found: Surv
     ]
     if unknown:
         raise RemovalError(
-            f"{', '.join(unknown)} in {lake.root} holds listed samples, but the settings do not "
+            f"{', '.join(unknown)} in {lake} holds listed samples, but the settings do not "
             "have such a subset: add it to them again, or delete its folder"
         )
 
@@ -161,7 +159,7 @@ def _stale(
     return [asset for asset in assets if causes(asset, key)]
 
 
-def _unfinished(lake: Lake, further: Sequence[str]) -> Iterator[SegmentKey]:
+def _unfinished(lake: LocalLake, further: Sequence[str]) -> Iterator[SegmentKey]:
     """Yield segments that rows were taken out of and whose later assets are older than that."""
     for key in _in_ledger(lake):
         made = _made(lake, key)
@@ -173,7 +171,7 @@ def _unfinished(lake: Lake, further: Sequence[str]) -> Iterator[SegmentKey]:
                 break
 
 
-def _aggregates_behind(lake: Lake) -> list[str]:
+def _aggregates_behind(lake: LocalLake) -> list[str]:
     """Return the aggregates that are older than a segment that rows were taken out of.
 
     Dagster does not compute staleness across that many partitions.
@@ -199,7 +197,7 @@ def _shows_withdrawn(lake: Lake, asset: str) -> bool:
     return bool(lake.manifest(asset).metadata.get(SHOWS_SAMPLES)) and not lake.has(DALLE_SAMPLES)
 
 
-def _in_ledger(lake: Lake) -> list[SegmentKey]:
+def _in_ledger(lake: LocalLake) -> list[SegmentKey]:
     """Return the segments that the removal ledger names."""
     return sorted({SegmentKey(event.crawl, event.segment) for event in read_ledger(lake.root)})
 
@@ -210,43 +208,31 @@ def withdraw_samples(lake: Lake) -> None:
     They are not rebuilt here: training may take days, and only the report uses them, which does
     without. A person materializes them again.
     """
-    folder, lists = lake.folder(DALLE_SAMPLES), read_lists(lake.root)
+    folder, lists = lake.folder(DALLE_SAMPLES), read_lists(lake.current(*FOLDERS))
     if not folder.exists() or not shows_listed(folder, lists):
         return
     logger.info(
         f"deleting {folder}, which shows listed pictures, or may: materialize {DALLE_SAMPLES} again"
     )
-    # The rename hides it at once; `drop_staging` deletes what a killed call leaves behind.
-    gone = lake.root / _STAGING / DALLE_SAMPLES / "withdrawn"
-    gone.parent.mkdir(parents=True, exist_ok=True)
-    if gone.exists():
-        shutil.rmtree(gone)
-    folder.rename(gone)
-    shutil.rmtree(gone)
+    lake.withdraw(DALLE_SAMPLES)
 
 
-def drop_staging(lake: Lake) -> None:
+def drop_abandoned(lake: Lake) -> None:
     """Delete unfinished partitions that killed runs left behind, where they hold listed rows.
 
     A partition that a run is making now is left alone: that run rereads the lists before it ends.
     """
-    lists = read_lists(lake.root)
+    lists = read_lists(lake.current(*FOLDERS))
     if not lists:
         return
-    for folder in sorted((lake.root / _STAGING).glob("*/*")):
-        if not folder.is_dir():
-            continue
+    for left in lake.abandoned():
         # Indices cannot be searched for rows, nor can vectors whose rows are not written yet.
-        readable = rows_of(folder.parent.name) is not None and not _holds_vectors(folder)
-        try:
-            with locked(folder.with_name(f".{folder.name}.lock"), lambda: None, timeout_s=0):
-                if not readable or holds_listed(folder, lists):
-                    logger.info(
-                        f"deleting {folder}, left by a killed run: it holds listed rows, or may"
-                    )
-                    shutil.rmtree(folder)
-        except LockedError:
-            logger.info(f"{folder} is in use by a run, which rereads the lists before it ends")
+        readable = rows_of(left.asset) is not None and not _holds_vectors(left.folder)
+        if not readable or holds_listed(left.folder, lists):
+            logger.info(
+                f"deleting {left.folder}, left by a killed run: it holds listed rows, or may"
+            )
+            shutil.rmtree(left.folder)
 
 
 def _holds_vectors(folder: Path) -> bool:

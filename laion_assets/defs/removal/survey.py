@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from laion_assets.download.listed_rows import named_rows, resolved_in
 from laion_assets.download.shards import MAKING, files_of, shards_in
 from laion_assets.funnel import LISTED
-from laion_assets.lake.base import Lake, NotPublishedError
+from laion_assets.lake import Lake, NotPublishedError
 from laion_assets.layout import (
     IMAGE_SHARDS,
     LISTS,
@@ -133,7 +133,8 @@ def survey(
             resolved, _ = resolved_in(lake.folder(IMAGE_SHARDS, key, TABLES), sought)
             for name in LISTS:
                 found.resolved += lake.update(
-                    resolved_file(name), partial(note_resolved, lake.root, name, resolved[name])
+                    resolved_file(name),
+                    partial(note_resolved, name=name, resolved=resolved[name]),
                 )
         now = read_lists(lake.current(*FOLDERS))
         sought = Lists(*(_with_resolved(sought[name], lists[name], now[name]) for name in LISTS))

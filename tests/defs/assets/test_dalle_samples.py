@@ -16,7 +16,7 @@ from laion_assets.generation.dalle import ALL
 from laion_assets.generation.evaluation import Evaluation
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.pairs import LostImageError, Shard
-from laion_assets.lake.base import Lake
+from laion_assets.lake import LocalLake
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import load_settings
 from tests.generation.conftest import MakeShards
@@ -37,7 +37,7 @@ class Graph:
                 "generation": tiny,
             }
         )
-        self.lake = Lake(self.settings.lake)
+        self.lake = LocalLake(self.settings.lake)
         self.shards = shards
         self.resumed: list[bool] = []
         self.tars: list[Path] = []

@@ -15,7 +15,7 @@ from laion_assets.defs.partitions import crawls, segment_partitions
 from laion_assets.funnel import StageCounts
 from laion_assets.knn.files import IndexSummary
 from laion_assets.knn.search import Searcher
-from laion_assets.lake.base import Lake, LakeOptions
+from laion_assets.lake import LocalLake
 from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings
 from resources.clip import ClipModelResource
@@ -33,7 +33,7 @@ class Graph:
     def __init__(self, root: Path, **options: Any) -> None:
         settings = Settings()
         segments = segment_partitions(3)
-        self.lake = Lake(LakeOptions(root=str(root / "lake")))
+        self.lake = LocalLake.at(root / "lake")
         self.assets = [
             index_codec.build(settings),
             knn_index.build(segments, settings),

@@ -21,7 +21,7 @@ from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.filtering.parts import part_path
 from laion_assets.filtering.score import score_segment
 from laion_assets.funnel import StageCounts
-from laion_assets.lake.base import Lake, LakeOptions
+from laion_assets.lake import LocalLake
 from laion_assets.safety.prompts import Categories
 from laion_assets.schemas import SUBSET
 from laion_assets.segments import SegmentKey
@@ -49,8 +49,8 @@ class Place:
     instance: dg.DagsterInstance
 
     @property
-    def lake(self) -> Lake:
-        return Lake(LakeOptions(root=str(self.root / "lake")))
+    def lake(self) -> LocalLake:
+        return LocalLake.at(self.root / "lake")
 
     def settings(self, config: str) -> Settings:
         path = self.root / "config.toml"
@@ -102,7 +102,7 @@ def place(
 ) -> Iterator[Place]:
     rows = [sample(n, 0.155 + n / 100, height=300 + 200 * (n % 2)) for n in range(30)]
     rows.append(sample(30, 0.45, NAKED, text="a kid"))
-    lake = Lake(LakeOptions(root=str(tmp_path / "lake")))
+    lake = LocalLake.at(tmp_path / "lake")
     with lake.publish("image_shards", KEY, inputs={}, code_version="1") as staging:
         write_shard(staging.path, rows, [(90, 90, 160)] * len(rows))
     with lake.publish("embeddings", KEY, inputs={}, code_version="1") as staging:

@@ -1,0 +1,93 @@
+"""The files of one partition's folder: preparing it, and the digests of what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Final
+
+from laion_assets.files import fsync_file, sha256_file, write_json
+
+MANIFEST: Final = "_manifest.json"
+"""File that makes a folder a published partition; see :class:`laion_assets.lake.Manifest`."""
+
+FINGERPRINT: Final = ".fingerprint.json"
+"""File of a staging folder: the fingerprint of what the partition is made from."""
+
+
+def digest(value: object) -> str:
+    """Return 32 hex digits that are the same for equal JSON values."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def content_version(files: Sequence[Mapping[str, Any]], not_content: Sequence[str]) -> str:
+    """Return the digest of all files but those whose names match ``not_content``."""
+    return digest(
+        [
+            [item["name"], item["sha256"]]
+            for item in files
+            if not any(fnmatch(item["name"], pattern) for pattern in not_content)
+        ]
+    )
+
+
+def prepare(path: Path, fingerprint: str, stage_judges_parts: bool) -> bool:
+    """Make the staging folder ready; return whether it may hold parts of an earlier run."""
+    marker = path / FINGERPRINT
+    begun = marker.exists()
+    if begun and json.loads(marker.read_text())["fingerprint"] == fingerprint:
+        return True
+    resumed = begun and stage_judges_parts
+    if path.exists() and not resumed:
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(marker, {"fingerprint": fingerprint})
+    return resumed
+
+
+def known_digests(
+    folders: Iterable[tuple[Path, Sequence[Mapping[str, Any]]]],
+) -> dict[tuple[int, int], str]:
+    """Return the SHA-256 of published files by device and inode.
+
+    ``folders`` are published folders and the files of their manifests. Published files are never
+    written to, so that a hard link to one has its digest.
+    """
+    known = {}
+    for folder, files in folders:
+        for item in files:
+            with suppress(FileNotFoundError):  # the partition has been replaced meanwhile
+                stat = (folder / item["name"]).stat()
+                known[stat.st_dev, stat.st_ino] = item["sha256"]
+    return known
+
+
+def describe(folder: Path, known: Mapping[tuple[int, int], str]) -> list[dict[str, Any]]:
+    """Return name, size and SHA-256 of every file below the folder.
+
+    Files are fsynced, and temporary ones deleted. A file that is ``known`` is not read.
+    """
+    described = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            continue
+        relative = path.relative_to(folder)
+        if relative.name == FINGERPRINT:
+            # It stays until the exchange: a run that is killed before must find its parts again.
+            continue
+        if any(part.startswith(".") for part in relative.parts) or relative.name == MANIFEST:
+            path.unlink()
+            continue
+        stat = path.stat()
+        sha256 = known.get((stat.st_dev, stat.st_ino))
+        if sha256 is None:
+            fsync_file(path)
+            sha256 = sha256_file(path)
+        described.append({"name": str(relative), "bytes": stat.st_size, "sha256": sha256})
+    return described

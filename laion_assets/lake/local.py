@@ -1,0 +1,102 @@
+"""A lake in a folder of this machine, or one that is mounted there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from typing_extensions import override
+
+from laion_assets.lake.base import Lake, LakeError, LakeOptions, Lease, Manifest
+from laion_assets.lake.content import MANIFEST
+from laion_assets.segments import EVERY_HIVE, SegmentKey
+
+T = TypeVar("T")
+
+
+def is_remote(root: str) -> bool:
+    """Whether a lake's root is the URL of an object store."""
+    return "://" in root and not root.startswith("file://")
+
+
+class LocalLake(Lake):
+    """The partitions below one folder. Everything published is always available.
+
+    Raises :class:`LakeError` if the options name an object store.
+    """
+
+    def __init__(self, options: LakeOptions) -> None:
+        if is_remote(options.root):
+            raise LakeError(
+                f"the lake {options.root} is in an object store, and this needs a folder: copy "
+                "what it reads to the cache by `laion-assets fetch ASSET ...`, and name that"
+            )
+        root = Path(options.root.removeprefix("file://")).absolute()
+        super().__init__(root, options.busy_timeout_s)
+
+    @classmethod
+    def at(cls, folder: Path) -> LocalLake:
+        """The lake in a folder, with the other options as they are by default."""
+        return cls(LakeOptions(root=str(folder)))
+
+    @property
+    def root(self) -> Path:
+        """The lake's folder."""
+        return self.local_root
+
+    @override
+    def __str__(self) -> str:
+        return str(self.root)
+
+    @override
+    def has(self, asset: str, key: SegmentKey | None = None) -> bool:
+        return (self._place(asset, key) / MANIFEST).exists()
+
+    @override
+    def manifest(self, asset: str, key: SegmentKey | None = None) -> Manifest:
+        return Manifest.read(self.published(asset, key))
+
+    @override
+    def segments(self, asset: str) -> list[SegmentKey]:
+        found = (self.root / asset).glob(f"{EVERY_HIVE}/{MANIFEST}")
+        return sorted(SegmentKey.of_folder(path.parent) for path in found)
+
+    @override
+    def assets(self, pattern: str) -> list[str]:
+        folders = (path for path in self.root.glob(pattern) if path.is_dir())
+        return sorted(path.name for path in folders if not path.name.startswith("."))
+
+    @override
+    def fetch(self, asset: str, key: SegmentKey | None = None, names: str = "*") -> None:
+        """Do nothing: everything published is in the folder."""
+
+    @override
+    def current(self, *folders: str) -> Path:
+        return self.root
+
+    @override
+    def update(self, file: str, change: Callable[[Path], T]) -> T:
+        return change(self.root)
+
+    @override
+    @contextmanager
+    def lease(
+        self, folder: str, asset: str, unsettled: Callable[[Path], SegmentKey | None]
+    ) -> Iterator[Lease]:
+        # Every process sees the folder as it is: there is nothing to fetch, settle or save.
+        yield Lease(self.root / folder, self.root / asset, lambda: None)
+
+    @override
+    @contextmanager
+    def _making(
+        self,
+        asset: str,
+        key: SegmentKey | None,
+        path: Path,
+        fingerprint: str,
+        stage_judges_parts: bool,
+    ) -> Iterator[Callable[[Manifest], None]]:
+        # The exchange of the folders is the publication.
+        yield lambda _: None
