@@ -19,8 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 from laion_assets.crawl.source import CrawlSource, CrawlSourceError, Listing
 from laion_assets.defs.internals import AssetJob
 from laion_assets.defs.partitions import PARTITION_TAG, UNFINISHED, crawls, partition_key
-from laion_assets.layout import SEGMENT_ASSETS, segment_assets
-from laion_assets.segments import SegmentKey, segment_names
+from laion_assets.layout import SEGMENT_ASSETS, SegmentKey, segment_assets, segment_names
 from laion_assets.settings import Discovery
 from resources.crawl_source import CrawlSourceResource
 from sensors.runs import SENSOR_TAG, runs_by_tag

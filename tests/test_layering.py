@@ -1,40 +1,46 @@
-"""The data's way is one way, and the definitions stay light to import."""
+"""The data's way is one way, the roof stands on it, and the definitions stay light to import."""
 
 from __future__ import annotations
 
 import ast
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 import resources
 import sensors
+from laion_assets import layout
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "laion_assets"
+PRODUCT = [
+    path
+    for folder in ("laion_assets", "resources", "sensors")
+    for path in (ROOT / folder).rglob("*.py")
+]
 WAY = [
     *("wat", "pairs", "dedup", "download", "clip", "safety", "filtering", "knn", "generation"),
     *("stats", "release", "search"),
 ]
-SHARED = {
-    "errors",
-    "files",
-    "funnel",
-    "layout",
-    "options",
-    "processes",
-    "progress",
-    "schemas",
-    "segments",
-    "removals",
-}
+GROUND = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "definitions", "settings"}
+SHARED = GROUND | {"removals"}
 MORE = {package: {"lake"} for package in ("knn", "stats", "release", "search")}
 """An index is asked beside its lake, statistics and releases are taken from it, and the service
 follows what it publishes."""
+DOMAIN = {*WAY, "crawl", "removals", "lake", "sample_crawl"}
 HEAVY = ["torch", "diffusers", "transformers", "open_clip", "faiss", "img2dataset", "pandas"]
 HEAVY += ["matplotlib", "timm"]
+
+LONGEST_MODULE: Final = 450
+LONGEST_FUNCTION: Final = 80
+LOOSE_MODULES: Final = 9
+FILES_WITH_A_NAME: Final = 4
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -43,30 +49,91 @@ def imported(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("package", WAY)
 def test_a_domain_package_looks_only_back(package: str) -> None:
     allowed = set(WAY[: WAY.index(package) + 1]) | SHARED | MORE.get(package, set())
-    for path in (ROOT / "laion_assets" / package).rglob("*.py"):
+    for path in (PACKAGE / package).rglob("*.py"):
         for module in imported(path):
             top, _, rest = module.partition(".")
             assert top not in ("dagster", "resources", "sensors"), f"{path} imports {module}"
-            if top == "laion_assets" and rest:
+            if top == "laion_assets" and rest and rest != "__version__":
                 assert rest.split(".")[0] in allowed, f"{path} imports {module}"
+
+
+def test_the_dagster_side_stands_on_the_resources_and_these_on_the_domain() -> None:
+    for path in PRODUCT:
+        place = path.relative_to(ROOT).parts
+        for module in imported(path):
+            parts = module.split(".")
+            if place[0] == "resources":
+                assert parts[:2] != ["laion_assets", "defs"], f"{path} imports {module}"
+                assert parts[0] != "sensors", f"{path} imports {module}"
+            if place[0] == "laion_assets" and place[1] in DOMAIN:
+                assert parts[0] not in ("dagster", "resources", "sensors"), f"{path}: {module}"
+                assert parts[:2] != ["laion_assets", "defs"], f"{path} imports {module}"
+        if place[0] == "laion_assets" and place[1].removesuffix(".py") in GROUND:
+            assert not {m.split(".")[0] for m in imported(path)} & {"dagster", "resources"}, path
+
+
+def test_only_one_file_imports_what_dagster_keeps_to_itself() -> None:
+    private = {
+        path.relative_to(ROOT).as_posix()
+        for path in PRODUCT
+        for module in imported(path)
+        if re.match(r"dagster\w*\._", module)
+    }
+    assert private == {"laion_assets/defs/internals.py"}
 
 
 def test_the_lake_keeps_its_layout_to_itself() -> None:
     packages = ("laion_assets", "resources", "sensors", "deploy", "benchmarks")
     for path in (path for package in packages for path in (ROOT / package).rglob("*.py")):
-        if (ROOT / "laion_assets" / "lake") in path.parents:
+        if path.is_relative_to(PACKAGE / "lake"):
             continue
         text = path.read_text(encoding="utf-8")
         for name in (".staging", "_manifest.json"):
             assert f'"{name}' not in text, f"{path} names {name}"
             assert f"/{name}" not in text, f"{path} names {name}"
-        inside = [module for module in imported(path) if module.startswith("laion_assets.lake.")]
+        inside = {
+            module
+            for module in imported(path)
+            if module.startswith("laion_assets.lake.")
+            and (PACKAGE / "lake" / f"{module.split('.')[2]}.py").exists()
+        }
         assert not inside, f"{path} imports {inside}"
+
+
+def test_the_root_has_few_modules() -> None:
+    loose = [path.name for path in PACKAGE.glob("*.py") if path.name != "__init__.py"]
+    assert len(loose) <= LOOSE_MODULES, loose
+
+
+def test_no_module_and_no_function_is_long() -> None:
+    for path in PRODUCT:
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= LONGEST_MODULE, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                assert lines <= LONGEST_FUNCTION, f"{path}: {node.name} has {lines} lines"
+
+
+def literals(path: Path) -> set[str]:
+    return {
+        node.value
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+def test_an_assets_name_is_written_in_few_files() -> None:
+    written = {path: literals(path) for path in PRODUCT}
+    for asset in (*layout.PARTITIONS, *layout.AGGREGATES):
+        files = [path.relative_to(ROOT).as_posix() for path in PRODUCT if asset in written[path]]
+        assert len(files) <= FILES_WITH_A_NAME, f"{asset}: {files}"
 
 
 def test_there_is_no_module_called_utils() -> None:
@@ -79,7 +146,32 @@ def test_the_generic_packages_are_ours() -> None:
         assert Path(package.__file__).parent.parent == ROOT
 
 
-def test_the_definitions_import_nothing_heavy() -> None:
+def test_importing_the_definitions_loads_nothing_heavy_and_reads_no_settings() -> None:
     code = f"import sys, laion_assets.definitions;print([m for m in {HEAVY!r} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"LAION_ASSETS_CONFIG": "/nonexistent.toml"},
+    )
     assert done.stdout.strip() == "[]"
+
+
+def docstrings(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            yield str(node.value.value)
+
+
+def test_the_english_is_the_fields() -> None:
+    """The words and beginnings that docs/development.md rules out."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for path in (*PRODUCT, *pages):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"\btold\b|made anew", text, re.IGNORECASE), path
+    for path in PRODUCT:
+        for text in docstrings(path):
+            assert not re.match(r"(Of|That|None of|To be)\b", text), f"{path}: {text[:60]}"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from laion_assets.dedup.ledger import claiming
+from laion_assets.layout import SegmentKey
 from laion_assets.removals.entries import Entries
-from laion_assets.segments import SegmentKey
 
 KEY: Final = SegmentKey("CC-MAIN-2024-22", "00")
 

@@ -22,7 +22,7 @@ from laion_assets import schemas
 from laion_assets.dedup import ledger as ledgers
 from laion_assets.dedup.runs import ROWS_AT_ONCE, SortedRun, SortedRunWriter, merge
 from laion_assets.files import write_json
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 
 _KNOWN_SHARE: Final = 0.1
 """Share of the new segment's pairs that the ledger already holds."""

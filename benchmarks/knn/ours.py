@@ -24,7 +24,7 @@ from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.open_index import OpenIndex
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.subset import MODALITIES
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 
 MODEL: Final = "made"
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from benchmarks import measure, table
 from benchmarks.knn.vectors import World, blocks
 from benchmarks.peer import WORK, peer_python
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 
 D: Final = 512
 QUERIES: Final = 500

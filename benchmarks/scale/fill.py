@@ -19,8 +19,7 @@ from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventL
 
 from laion_assets.defs.build import AGGREGATES
 from laion_assets.defs.partitions import crawls
-from laion_assets.layout import SEGMENT_ASSETS
-from laion_assets.segments import segment_names
+from laion_assets.layout import SEGMENT_ASSETS, segment_names
 
 SEGMENTS: Final = 100
 _AT_ONCE: Final = 500

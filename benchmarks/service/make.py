@@ -29,8 +29,8 @@ from laion_assets.knn.files import SearchParameters, index_path
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.subset import MODALITIES
 from laion_assets.lake import LocalLake
+from laion_assets.layout import SegmentKey
 from laion_assets.schemas import SUBSET
-from laion_assets.segments import SegmentKey
 
 KEY: Final = SegmentKey("CC-MAIN-2000-05", "00")
 MODEL: Final = "laion-assets-tiny/laion-assets-tiny"

@@ -12,7 +12,7 @@ import duckdb
 
 from laion_assets import schemas
 from laion_assets.lake import LocalLake
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 from laion_assets.stats.catalog import build_catalog
 
 _CRAWL: Final = "CC-MAIN-2099-01"

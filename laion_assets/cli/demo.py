@@ -46,8 +46,8 @@ def _prepare(args: argparse.Namespace) -> tuple[Places, Settings]:
     import signal
 
     from laion_assets.demo.world import Places
-    from laion_assets.processes import signal_at_parents_end
     from laion_assets.settings import CONFIG_VARIABLE, load_settings, shipped_config
+    from laion_assets.work import signal_at_parents_end
 
     if args.end_with_parent:
         signal_at_parents_end(signal.SIGTERM)

@@ -199,6 +199,7 @@ may be repeated and combined.
 )
 def remove(args: argparse.Namespace) -> None:
     from laion_assets.defs.removal.survey import survey
+    from laion_assets.layout import REMOVALS
     from laion_assets.removals.active import Lists, read_lists
     from laion_assets.removals.entries import parse
     from laion_assets.removals.entry import ListError
@@ -217,7 +218,7 @@ def remove(args: argparse.Namespace) -> None:
         asked = parse(entries, "the command line")
     except ListError as error:
         args.parser.error(str(error))
-    for entry in add(lake.root / "removals", entries, args.reason):
+    for entry in add(lake.root / REMOVALS, entries, args.reason):
         print(f"added  {entry}")
     if args.apply:
         _apply_lists(settings, lake)
@@ -255,11 +256,13 @@ def _apply_lists(settings: Settings, lake: LocalLake) -> None:
 
 def _show_survey(found: Survey) -> None:
     """Print how many listed samples each partition holds."""
+    from laion_assets.layout import SEARCH_INDEX
+
     for key, of_key in sorted(found.samples.items()):
         for asset, n in of_key.items():
             print(f"{key!s:22} {asset:16} {n:>10,}")
     if found.aggregate:
-        print(f"{'all segments':22} {'search_index':16} {found.aggregate:>10,}")
+        print(f"{'all segments':22} {SEARCH_INDEX:16} {found.aggregate:>10,}")
     if not found.samples and not found.aggregate:
         print("no partition holds a listed sample")
 

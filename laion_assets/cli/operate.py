@@ -40,7 +40,7 @@ Needs DAGSTER_HOME.
 def crawl_add(args: argparse.Namespace) -> None:
     from laion_assets.crawl.source import CrawlSource
     from laion_assets.defs.partitions import crawls as partitions
-    from laion_assets.segments import CRAWL_NAME
+    from laion_assets.layout import CRAWL_NAME
     from laion_assets.settings import load_settings
 
     if not CRAWL_NAME.fullmatch(args.crawl):

@@ -181,10 +181,11 @@ def filter_(args: argparse.Namespace) -> None:
     from laion_assets.clip.model import load_clip
     from laion_assets.filtering.parts import part_numbers
     from laion_assets.filtering.subset import filter_embeddings
+    from laion_assets.layout import EMBEDDINGS, PARTITIONS
     from laion_assets.settings import load_settings
 
     must_exist(args.embeddings)
-    found = part_numbers(args.embeddings / "metadata", "metadata_*.parquet")
+    found = part_numbers(args.embeddings, PARTITIONS[EMBEDDINGS].rows.files)
     must_hold(found, "embeddings", args.embeddings)
     settings = load_settings(args.config)
     recipe = settings.recipe(args.recipe) if args.recipe else settings.subset

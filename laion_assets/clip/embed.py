@@ -37,14 +37,18 @@ from laion_assets.clip.shards import (
 from laion_assets.download.tars import ImageBytes
 from laion_assets.files import atomic_path, sha256_file, write_json
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
-from laion_assets.progress import Progress
+from laion_assets.layout import (
+    EMBEDDINGS,
+    PARTITIONS,
+)
+from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from laion_assets.clip.model import ClipModel
 
-STAGE: Final = "embeddings"
+STAGE: Final = EMBEDDINGS
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -186,7 +190,7 @@ def _note_of_model(model: ClipModel) -> dict[str, Any]:
 def _refuse_other_embeddings(
     out: Path, notes: Mapping[int, Mapping[str, Any]], model: ClipModel
 ) -> None:
-    for done in sorted((out / "metadata").glob("metadata_*.parquet")):
+    for done in PARTITIONS[EMBEDDINGS].rows.paths(out):
         number = int(done.stem.removeprefix("metadata_"))
         made_of = _read_note(out, number)
         wanted = notes.get(number, _note_of_model(model))
@@ -202,7 +206,7 @@ def _embed(tars: Sequence[Path], out: Path, model: ClipModel, options: ClipOptio
     sizes = {tar: count_rows(tar) for tar in tars}
     todo = [tar for tar in tars if not _is_done(out, shard_number(tar))]
     total, new = sum(sizes.values()), sum(sizes[tar] for tar in todo)
-    progress = Progress("embeddings", "samples", total, logger, resumed=total - new)
+    progress = Progress(EMBEDDINGS, "samples", total, logger, resumed=total - new)
     counted: dict[Path, StageCounts] = {}
     started = time.perf_counter()
     for shard, samples in _shards(todo, model, options, embedded):

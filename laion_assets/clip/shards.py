@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from laion_assets import schemas
+from laion_assets.layout import IMAGE_SHARDS, PARTITIONS
 
 IMAGE_FORMATS: Final = ("JPEG", "PNG", "WEBP")
 """Pillow's names of the formats that are read.
@@ -39,7 +40,7 @@ class ShardError(ValueError):
 
 def find_shards(folder: Path) -> list[Path]:
     """Tars of a folder of shards, in order. A shard exists once its parquet does."""
-    return [path.with_suffix(".tar") for path in sorted(folder.glob("[0-9]*.parquet"))]
+    return [path.with_suffix(".tar") for path in PARTITIONS[IMAGE_SHARDS].rows.paths(folder)]
 
 
 def shard_number(tar: Path) -> int:

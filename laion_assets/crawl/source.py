@@ -26,8 +26,8 @@ from pydantic import BaseModel, Field
 
 from laion_assets.errors import PermanentError, TransientError
 from laion_assets.files import atomic_path
+from laion_assets.layout import CRAWL_NAME
 from laion_assets.options import OPERATIONAL, Options
-from laion_assets.segments import CRAWL_NAME
 
 T = TypeVar("T")
 

@@ -37,13 +37,19 @@ from laion_assets.dedup.runs import SortedRun, SortedRunWriter
 from laion_assets.errors import PermanentError
 from laion_assets.files import atomic_path, fsync_directory, locked, read_parquet, write_json
 from laion_assets.funnel import EXAMPLES_KEPT, LISTED, StageCounts
+from laion_assets.layout import (
+    EVERY_HIVE,
+    PAIR_PARQUET,
+    PARTITIONS,
+    UNIQUE_PAIRS,
+    SegmentKey,
+)
 from laion_assets.pairs.extract import PairWriter
 from laion_assets.pairs.take_out import listed_rows
 from laion_assets.pairs.uids import UidBuckets
 from laion_assets.removals.active import REASON_OF_LIST, Lists
 from laion_assets.removals.entries import Entries
 from laion_assets.removals.ledger import RemovalCounts
-from laion_assets.segments import EVERY_HIVE, SegmentKey
 
 logger = logging.getLogger(__name__)
 
@@ -159,10 +165,10 @@ class Claims:
         again. Two calls in a row give the same bytes. Returns the counts of stage
         ``unique_pairs``.
         """
-        parts = sorted(pairs.glob("part-*.parquet"))
+        parts = PARTITIONS[PAIR_PARQUET].rows.paths(pairs)
         rows = [pq.read_metadata(part).num_rows for part in parts]
-        counts = StageCounts("unique_pairs")
-        for stale in (*out.glob("part-*.parquet"), *out.glob(".*.part-*.parquet")):
+        counts = StageCounts(UNIQUE_PAIRS)
+        for stale in (*PARTITIONS[UNIQUE_PAIRS].rows.paths(out), *out.glob(".*.part-*.parquet")):
             stale.unlink()
         others = len(self._state.owners) - (self._key in self._state.owners)
         logger.info(
@@ -332,7 +338,7 @@ def _rebuild(ledger: Path, state: _State, partitions: Path) -> None:
     for folder in folders:
         key = SegmentKey.of_folder(folder)
         logger.info(f"rebuilding the ledger from {key}")
-        parts = sorted(folder.glob("part-*.parquet"))
+        parts = PARTITIONS[UNIQUE_PAIRS].rows.paths(folder)
         rows = sum(pq.read_metadata(part).num_rows for part in parts)
         number, name = state.next_run()
         buckets = _buckets(parts, rows, ledger / ".uids")

@@ -22,7 +22,7 @@ from dagster._core.errors import DagsterHomeNotSetError
 from dagster._core.loader import LoadingContextForTest
 
 from laion_assets.defs.partitions import partition_key
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

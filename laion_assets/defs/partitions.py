@@ -10,7 +10,7 @@ from typing import Final
 
 import dagster as dg
 
-from laion_assets.segments import SegmentKey, segment_names
+from laion_assets.layout import SegmentKey, segment_names
 
 CRAWL: Final = "crawl"
 SEGMENT: Final = "segment"

@@ -18,9 +18,8 @@ from laion_assets.defs.partitions import segment_key
 from laion_assets.errors import TransientError
 from laion_assets.funnel import StageCounts
 from laion_assets.lake import Lake, Manifest, Staging
-from laion_assets.layout import PARTITIONS, partition_of, segment_assets
+from laion_assets.layout import PARTITIONS, SegmentKey, partition_of, segment_assets
 from laion_assets.options import versioned
-from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings
 
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from laion_assets.processes import signal_at_parents_end
+from laion_assets.work import signal_at_parents_end
 
 
 def _end_group(_number: int, _frame: FrameType | None) -> None:

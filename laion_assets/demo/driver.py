@@ -18,8 +18,7 @@ from laion_assets.defs.partitions import PARTITION_TAG, partition_key
 from laion_assets.defs.partitions import crawls as crawl_partitions
 from laion_assets.demo.world import Dagster, DemoError
 from laion_assets.lake import open_lake
-from laion_assets.layout import SEGMENT_ASSETS
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SEGMENT_ASSETS, SegmentKey
 from laion_assets.settings import Settings
 from sensors.new_crawls import LAST_ASSET, wanted_crawls, wanted_segments
 

@@ -27,6 +27,17 @@ from laion_assets.demo.world import (
 from laion_assets.funnel import STAGES
 from laion_assets.generation import require_extra
 from laion_assets.lake import Lake, open_lake
+from laion_assets.layout import (
+    CATALOG,
+    DALLE_SAMPLES,
+    DATASET_REPORT,
+    EMBEDDINGS,
+    FILTERED_SUBSET,
+    IMAGE_SHARDS,
+    KNN_INDEX,
+    PAIR_PARQUET,
+    SEARCH_INDEX,
+)
 from laion_assets.settings import CONFIG_VARIABLE, Settings, shipped_config
 
 logger = logging.getLogger(__name__)
@@ -45,7 +56,7 @@ def run_demo(places: Places, settings: Settings, ui_port: int) -> None:
     from laion_assets.defs.build import build_defs
 
     defs = build_defs(settings)
-    further = ("dalle_samples",) if places.world == DRAWN else ()
+    further = (DALLE_SAMPLES,) if places.world == DRAWN else ()
     if further:
         require_extra()
     with sole_demo(places):
@@ -95,7 +106,7 @@ def run_search_page(places: Places, settings: Settings, port: int | None) -> Non
     from laion_assets.sample_crawl.server import SampleServer
     from laion_assets.search.serve import serve_index
 
-    index = open_lake(settings.lake).folder("search_index")
+    index = open_lake(settings.lake).folder(SEARCH_INDEX)
     if not index.exists():
         raise DemoError("there is no index yet: run `make demo` first")
     places.build_crawl()
@@ -121,14 +132,14 @@ def show_summary(settings: Settings, places: Places) -> None:
     print_funnel(query_funnel(lake))
     print("\nWhere it is")
     for asset in (
-        "pair_parquet",
-        "image_shards",
-        "embeddings",
-        "filtered_subset",
-        "knn_index",
-        "search_index",
-        "catalog",
-        "dataset_report",
+        PAIR_PARQUET,
+        IMAGE_SHARDS,
+        EMBEDDINGS,
+        FILTERED_SUBSET,
+        KNN_INDEX,
+        SEARCH_INDEX,
+        CATALOG,
+        DATASET_REPORT,
     ):
         print(f"  {asset:16} {lake.folder(asset)}")
     print_searches(settings, lake, SEARCHES[places.world])
@@ -137,18 +148,18 @@ def show_summary(settings: Settings, places: Places) -> None:
         f"  {ui:56}Dagster's UI on this instance\n"
         f"  {page:56}the search page\n"
         f'  {config}.venv/bin/laion-assets sql "select stage, reason, n from funnel"\n'
-        f"  .venv/bin/laion-assets search {lake.folder('search_index')} "
+        f"  .venv/bin/laion-assets search {lake.folder(SEARCH_INDEX)} "
         f'"{SEARCHES[places.world][-1]}"\n'
-        f"  {lake.folder('dataset_report') / 'report.html'}"
+        f"  {lake.folder(DATASET_REPORT) / 'report.html'}"
     )
 
 
 def show_samples(settings: Settings) -> None:
     """Print what the drawn world's samples measured, and where they are."""
     lake = open_lake(settings.lake)
-    folder = lake.published("dalle_samples")
+    folder = lake.published(DALLE_SAMPLES)
     print("\nSamples of a model trained on the subset")
-    for name, value in lake.manifest("dalle_samples").metadata.items():
+    for name, value in lake.manifest(DALLE_SAMPLES).metadata.items():
         if isinstance(value, float):
             print(f"  {name:58} {value:8.3f}")
     print(f"  {folder / 'report.html'}\n  {folder / 'overview.png'}")
@@ -158,7 +169,7 @@ def query_funnel(lake: Lake) -> pa.Table:
     """The funnel of all segments: columns stage, reason and n."""
     from laion_assets.stats.catalog import query
 
-    catalog = lake.published("catalog") / "catalog.duckdb"
+    catalog = lake.published(CATALOG) / "catalog.duckdb"
     return query(catalog, "select stage, reason, n from funnel")
 
 
@@ -184,5 +195,5 @@ def print_searches(settings: Settings, lake: Lake, texts: Sequence[str]) -> None
     model = load_clip(settings.clip)
     for text in texts:
         print(f'\nSearch: "{text}"')
-        for hit in search_text(lake.published("search_index"), text, model, 3):
+        for hit in search_text(lake.published(SEARCH_INDEX), text, model, 3):
             print(f"  {hit.score:.3f}  {hit.text}  {hit.url}")

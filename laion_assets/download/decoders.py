@@ -22,7 +22,7 @@ from laion_assets.download.errors import ImageRefused
 from laion_assets.download.images import ImageMaker, LargeImage, StoredImage
 from laion_assets.download.options import DownloadOptions
 from laion_assets.errors import TransientError
-from laion_assets.processes import die_with
+from laion_assets.work import die_with
 
 _PRELOADED: Final = "laion_assets.download.forkserver_preload"
 _POOLS_TRIED: Final = 3

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from laion_assets.download.tars import ImageBytes
 from laion_assets.files import read_parquet
+from laion_assets.layout import IMAGE_SHARDS, PARTITIONS
 
 MAX_BYTES: Final = 150_000
 SHARDS_READ: Final = 8
@@ -103,7 +104,7 @@ def _encoded_images(samples: Sequence[Sample]) -> dict[tuple[Path, str], bytes]:
 def _draw(shards: Path, n: int, seed: int) -> list[Sample]:
     """Draw samples from a few shards, so that a large segment is not read whole."""
     chance = random.Random(seed)
-    paths = sorted(shards.glob("[0-9]*.parquet"))
+    paths = PARTITIONS[IMAGE_SHARDS].rows.paths(shards)
     chosen = sorted(chance.sample(paths, min(len(paths), SHARDS_READ)))
     stored: list[Sample] = []
     for path in chosen:

@@ -38,10 +38,15 @@ from laion_assets.download.shards import (
 from laion_assets.download.summary import Downloaded, sum_up
 from laion_assets.errors import TransientError
 from laion_assets.funnel import total
-from laion_assets.progress import Progress
+from laion_assets.layout import (
+    IMAGE_SHARDS,
+    PARTITIONS,
+    UNIQUE_PAIRS,
+)
 from laion_assets.removals.active import Lists
 from laion_assets.removals.entries import Entries
 from laion_assets.schemas import OUTCOME
+from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +89,7 @@ def download_segment(
     out.mkdir(parents=True, exist_ok=True)
     for leftover in out.glob(f"{MAKING}*"):
         shutil.rmtree(leftover)
-    files = sorted(pairs.glob("part-*.parquet")) if pairs.is_dir() else [pairs]
+    files = PARTITIONS[UNIQUE_PAIRS].rows.paths(pairs) if pairs.is_dir() else [pairs]
     rules = Rules(options, Lists(removals, blocklists))
     digests = [rules.digest(rows) for rows in _shards(files, options.samples_per_shard)]
 
@@ -142,7 +147,7 @@ def _make_missing(
         )
     rows = sum(pq.read_metadata(file).num_rows for file in files)
     resumed = sum(stats.count for stats in finished.values())
-    progress = Progress("image_shards", "images", rows, logger, resumed=resumed)
+    progress = Progress(IMAGE_SHARDS, "images", rows, logger, resumed=resumed)
     todo = (
         (shard, table)
         for shard, table in enumerate(_shards(files, options.samples_per_shard))

@@ -27,7 +27,7 @@ from laion_assets.download.rules import Rules, refused_image
 from laion_assets.download.shard_stats import ShardStats, host_of
 from laion_assets.download.shards import Place, name_of, write_shard
 from laion_assets.funnel import LISTED
-from laion_assets.progress import Progress
+from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laion_assets.files import atomic_path, read_parquet
+from laion_assets.layout import PARTITIONS, SCORED_PAIRS
 
 ROW_GROUP: Final = 100_000
 
@@ -19,7 +20,7 @@ def part_path(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.parquet"
 
 
-def part_numbers(folder: Path, pattern: str = "part-*.parquet") -> list[int]:
+def part_numbers(folder: Path, pattern: str = PARTITIONS[SCORED_PAIRS].rows.files) -> list[int]:
     """Numbers at the end of the files' names, in order."""
     return sorted(
         int(path.stem.replace("_", "-").rpartition("-")[2]) for path in folder.glob(pattern)

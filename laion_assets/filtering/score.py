@@ -20,10 +20,11 @@ from laion_assets.filtering.parts import (
     read_part,
     write_part,
 )
-from laion_assets.progress import Progress
+from laion_assets.layout import EMBEDDINGS, PARTITIONS
 from laion_assets.safety.minors import names_minors
 from laion_assets.safety.prompts import Categories, Prompts
 from laion_assets.safety.tags import tag
+from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def score_segment(embeddings: Path, out: Path, categories: Categories) -> int:
     Rows are those of the part's metadata, in the same order. A part that is in ``out`` already is
     not scored again. Returns the number of rows in all parts.
     """
-    numbers = part_numbers(embeddings / "metadata", "metadata_*.parquet")
+    numbers = part_numbers(embeddings, PARTITIONS[EMBEDDINGS].rows.files)
     done = [part_path(out, number).exists() for number in numbers]
     progress = Progress("scores", "parts", len(numbers), logger, resumed=sum(done))
     rows = 0

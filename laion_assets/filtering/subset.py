@@ -26,9 +26,10 @@ from laion_assets.filtering.parts import (
 from laion_assets.filtering.recipe import Recipe, rows_where
 from laion_assets.filtering.score import score_segment
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
-from laion_assets.progress import Progress
+from laion_assets.layout import FILTERED_SUBSET, PARTITIONS
 from laion_assets.safety.options import SafetyOptions
 from laion_assets.safety.prompts import category_embeddings, load_prompts
+from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ def filter_embeddings(
     for folder in (scored, out):
         for number in part_numbers(folder):
             part_path(folder, number).unlink()
-    for stale in (out / "metadata").glob("metadata_*.parquet"):
+    for stale in PARTITIONS[FILTERED_SUBSET].tables[1].paths(out):
         stale.unlink()
     score_segment(embeddings, scored, categories)
     return take_subset(scored, embeddings, out, recipe, threshold=threshold)

@@ -18,7 +18,7 @@ from laion_assets.generation.pairs import Images, Pairs
 from laion_assets.generation.ranking import ranked, similarities
 from laion_assets.generation.trainer import Point
 from laion_assets.generation.vocabulary import Vocabulary
-from laion_assets.progress import Progress
+from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -19,11 +19,15 @@ from laion_assets.files import atomic_path
 from laion_assets.generation.evaluation import Real
 from laion_assets.generation.pairs import Pairs
 from laion_assets.knn.subset import SubsetOf
+from laion_assets.layout import (
+    FILTERED_SUBSET,
+    PARTITIONS,
+    SegmentKey,
+)
 from laion_assets.removals.active import Lists
-from laion_assets.segments import SegmentKey
 
 SHOWN: Final = "shown.parquet"
-PARTS: Final = "part-*.parquet"
+PARTS: Final = PARTITIONS[FILTERED_SUBSET].rows.files
 """Files of a subset, below its partition's folder."""
 
 

@@ -16,7 +16,7 @@ from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.pairs import Images, Pairs
 from laion_assets.generation.transformer import Batch
 from laion_assets.generation.vocabulary import Vocabulary
-from laion_assets.progress import Progress
+from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from laion_assets.files import atomic_path
 from laion_assets.generation.options import GenerationOptions
-from laion_assets.progress import Progress
+from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 

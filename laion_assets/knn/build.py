@@ -34,8 +34,8 @@ from laion_assets.knn.options import FLAT_KINDS, IndexOptions
 from laion_assets.knn.recall import Recall, tune
 from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart, blocks, subset_parts
 from laion_assets.knn.truth import Truth
-from laion_assets.progress import Progress
 from laion_assets.schemas import INDEX_IDS
+from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from laion_assets.files import atomic_path, write_json
 from laion_assets.knn.lists import Renumbering
 from laion_assets.knn.options import FLAT_KINDS
 from laion_assets.knn.subset import MODALITIES, Modality
+from laion_assets.layout import SegmentKey
 from laion_assets.schemas import INDEX_IDS
-from laion_assets.segments import SegmentKey
 
 METRIC: Final = "inner_product"
 IDS_GROUP_ROWS: Final = 65_536

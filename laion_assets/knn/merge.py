@@ -44,8 +44,8 @@ from laion_assets.knn.open_index import Ints, OpenIndex
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.subset import MODALITIES, Modality, Subsets
 from laion_assets.knn.truth import Truth
-from laion_assets.progress import Progress
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
+from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from laion_assets.knn.subset import (
     read_whole,
     subset_folder,
 )
-from laion_assets.segments import CRAWL_NAME
+from laion_assets.layout import CRAWL_NAME
 
 COLUMNS: Final = (
     "SAMPLE_ID",
@@ -52,7 +52,7 @@ _REF: Final = re.compile(rf"({CRAWL_NAME.pattern})\.(\d{{2}})\.(\d{{9,12}})\.([0
 _OPEN_FILES: Final = 65_536
 """Files that may be open, if the system allows that many."""
 _FILES_PER_PART: Final = 8
-"""Of these files, a share for each kept part: it has two mapped, and others need some as well."""
+"""Share of these files for each kept part: it has two mapped, and others need some as well."""
 _CACHE_BYTES: Final = 2**26
 
 

@@ -12,7 +12,11 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from laion_assets.files import Identity, identity
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import (
+    FILTERED_SUBSET,
+    PARTITIONS,
+    SegmentKey,
+)
 
 Modality = Literal["image", "text"]
 MODALITIES: Final[Sequence[Modality]] = ("image", "text")
@@ -90,7 +94,7 @@ def subset_parts(folder: Path) -> list[SubsetPart]:
         raise FileNotFoundError(f"no subset at {folder}")
     return [
         SubsetPart(folder, int(path.stem.removeprefix("part-")))
-        for path in sorted(folder.glob("part-*.parquet"))
+        for path in PARTITIONS[FILTERED_SUBSET].rows.paths(folder)
     ]
 
 

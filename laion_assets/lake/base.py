@@ -37,8 +37,8 @@ from laion_assets.lake.content import (
     known_digests,
     prepare,
 )
+from laion_assets.layout import SegmentKey
 from laion_assets.options import Options
-from laion_assets.segments import SegmentKey
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from laion_assets.lake.pointer import (
     pointer_path,
     read_pointer,
 )
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 
 T = TypeVar("T")
 

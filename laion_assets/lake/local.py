@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from laion_assets.lake.base import Lake, LakeError, LakeOptions, Lease, Manifest
 from laion_assets.lake.content import MANIFEST
-from laion_assets.segments import EVERY_HIVE, SegmentKey
+from laion_assets.layout import EVERY_HIVE, SegmentKey
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from laion_assets.lake.object_store import ObjectStore, ObjectStoreError, Version
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 
 logger = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ from laion_assets.lake.pointer import (
     read_pointer,
 )
 from laion_assets.lake.shared import SharedFolder
-from laion_assets.segments import EVERY_HIVE, SegmentKey
+from laion_assets.layout import EVERY_HIVE, SegmentKey
 
 logger = logging.getLogger(__name__)
 

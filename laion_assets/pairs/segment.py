@@ -27,8 +27,7 @@ from laion_assets.funnel import StageCounts, total
 from laion_assets.pairs.extract import PairWriter, extract_wat, read_counts
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.uids import UidBuckets
-from laion_assets.processes import die_with
-from laion_assets.progress import Progress
+from laion_assets.work import Progress, die_with
 
 logger = logging.getLogger(__name__)
 

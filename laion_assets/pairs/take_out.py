@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from laion_assets.files import atomic_path
 from laion_assets.funnel import EXAMPLE_CHARS, StageCounts
+from laion_assets.layout import PAIR_PARQUET, PARTITIONS
 from laion_assets.pairs.extract import PairWriter, read_counts
 from laion_assets.pairs.uids import halves
 from laion_assets.removals.active import REASON_OF_LIST, Lists
@@ -105,7 +106,7 @@ def take_out(out: Path, lists: Lists) -> RemovalCounts:
 
 
 def _parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.parquet"))
+    return PARTITIONS[PAIR_PARQUET].rows.paths(folder)
 
 
 def _rewrite(

@@ -21,7 +21,10 @@ from laion_assets.files import fsync_directory, locked, sha256_file, write_json,
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.subset import MODALITIES
 from laion_assets.lake import Lake
-from laion_assets.progress import Progress
+from laion_assets.layout import (
+    CATALOG,
+    SegmentKey,
+)
 from laion_assets.release.croissant import croissant
 from laion_assets.release.files import (
     cells_to_look_into,
@@ -36,10 +39,10 @@ from laion_assets.release.files import (
 from laion_assets.release.manifest import CROISSANT, MANIFEST, README, SUMS, read_json
 from laion_assets.release.plan import SUBSET, Plan, ReleaseError, plan, versions
 from laion_assets.removals.active import FOLDERS, read_lists
-from laion_assets.segments import SegmentKey
 from laion_assets.stats.catalog import ask, open_samples
 from laion_assets.stats.report import dataset_card
 from laion_assets.stats.report_data import Facts, gather, of_samples
+from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +113,12 @@ def export(
         index: options of the indices; None writes no indices.
     """
     about = about or About()
-    catalog = lake.published("catalog") / "catalog.duckdb"
+    catalog = lake.published(CATALOG) / "catalog.duckdb"
     codec = index_codec(lake, index.kind) if index else None
     made_with = {
         "about": about.__dict__,
         "indices": {"kind": index.kind, "codec": codec.id if codec else ""} if index else None,
-        "catalog": lake.manifest("catalog").data_version,
+        CATALOG: lake.manifest(CATALOG).data_version,
     }
     planned = plan(lake, files, made_with)
     if codec and (codec.summary.model, codec.summary.d) != (planned.model, planned.dimension):

@@ -18,6 +18,7 @@ from laion_assets.knn.files import IndexSummary, index_path, new_index, write_in
 from laion_assets.knn.options import FLAT_KINDS
 from laion_assets.knn.subset import MODALITIES, Modality, blocks
 from laion_assets.lake import Lake
+from laion_assets.layout import INDEX_CODEC, SEARCH_INDEX
 from laion_assets.release.plan import Plan
 
 VECTORS: Final = {"image": "img_emb", "text": "text_emb"}
@@ -67,8 +68,8 @@ def write_vectors(plan: Plan, modality: Modality, first: int, stop: int, out: Pa
 
 def index_codec(lake: Lake, kind: str) -> Codec | None:
     """The codec that the lake's indices share; None if there is none, or the kind needs none."""
-    exists = kind not in FLAT_KINDS and lake.has("index_codec")
-    return Codec.open(lake.published("index_codec")) if exists else None
+    exists = kind not in FLAT_KINDS and lake.has(INDEX_CODEC)
+    return Codec.open(lake.published(INDEX_CODEC)) if exists else None
 
 
 def write_faiss(
@@ -113,9 +114,9 @@ def _blocks(folder: Path, files: int, modality: Modality) -> Iterator[Any]:
 
 def cells_to_look_into(lake: Lake, codec: Codec | None) -> dict[str, int | None]:
     """Number of cells to search, by modality, that the search index chose for 10 results."""
-    if codec is None or not lake.has("search_index"):
+    if codec is None or not lake.has(SEARCH_INDEX):
         return dict.fromkeys(MODALITIES)
-    summary = IndexSummary.read(lake.published("search_index"))
+    summary = IndexSummary.read(lake.published(SEARCH_INDEX))
     if codec.id not in summary.search:
         return dict.fromkeys(MODALITIES)
     return {m: summary.parameters(codec.id, m, 10).nprobe for m in MODALITIES}

@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 
 from laion_assets.knn.subset import MODALITIES, SubsetPart, subset_parts
 from laion_assets.lake import Lake
-from laion_assets.progress import Progress
+from laion_assets.layout import (
+    FILTERED_SUBSET,
+    SegmentKey,
+)
 from laion_assets.removals.active import FOLDERS, REASON_OF_LIST, Lists, read_lists
-from laion_assets.segments import SegmentKey
+from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 
-SUBSET: Final = "filtered_subset"
+SUBSET: Final = FILTERED_SUBSET
 _FORMAT: Final = 2
 """Raise it when the same plan gives other files."""
 

@@ -16,12 +16,12 @@ from laion_assets import schemas
 from laion_assets.files import sha256_file
 from laion_assets.knn.files import map_index
 from laion_assets.knn.subset import MODALITIES, Modality
-from laion_assets.progress import Progress
 from laion_assets.release.files import index_name, metadata_name, vectors_name
 from laion_assets.release.manifest import CROISSANT, MANIFEST, README, SUMS, read_json
 from laion_assets.release.plan import listed_rows
 from laion_assets.removals.active import Lists
 from laion_assets.schemas import sample_id_of, uid_of
+from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from laion_assets.files import locked, write_text
+from laion_assets.layout import EVERY_HIVE, SegmentKey
 from laion_assets.removals.active import LEDGER, Lists
 from laion_assets.removals.entry import Key
-from laion_assets.segments import EVERY_HIVE, SegmentKey
 
 TAKEN_OUT: Final = "taken_out"
 CAME_BACK: Final = "came_back"

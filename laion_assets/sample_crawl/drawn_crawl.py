@@ -19,11 +19,11 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from laion_assets.files import atomic_path, sha256_file, write_json, write_text
-from laion_assets.progress import Progress
 from laion_assets.sample_crawl import drawings
 from laion_assets.sample_crawl.drafts import picture_url
 from laion_assets.sample_crawl.records import Link, Page, WatFile
 from laion_assets.sample_crawl.server import PICTURES, ROUTES
+from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from laion_assets.generation.shown_samples import may_be_shown
 from laion_assets.knn.query import lake_beside, subset_beside
 from laion_assets.knn.samples import Located, Sample, SampleRef, Samples
 from laion_assets.knn.subset import Modality, SubsetError, Subsets
+from laion_assets.layout import DALLE_SAMPLES, FILTERED_SUBSET
 from laion_assets.removals.active import read_lists
 from laion_assets.removals.entry import ListError
 from laion_assets.search.api_models import (
@@ -308,9 +309,9 @@ class SearchService:
     def _generated(self) -> Path | None:
         if self._lake is None:
             return None
-        folder = self._lake.folder("dalle_samples")
+        folder = self._lake.folder(DALLE_SAMPLES)
         report = folder / "report.html"
-        subset_of = partial(self._lake.folder, "filtered_subset")
+        subset_of = partial(self._lake.folder, FILTERED_SUBSET)
         try:
             lists = read_lists(self._lake.root)
             shown = report.is_file() and may_be_shown(folder, lists, subset_of)

@@ -15,7 +15,10 @@ from laion_assets.download.tars import ImageBytes
 from laion_assets.files import Identity, identity
 from laion_assets.knn.samples import Sample
 from laion_assets.lake import LocalLake
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import (
+    IMAGE_SHARDS,
+    SegmentKey,
+)
 
 _KINDS: Final = (
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -70,7 +73,7 @@ class Thumbnails:
         sample may be shown.
         """
         ref = sample.ref
-        folder = self._lake.folder("image_shards", SegmentKey(ref.crawl, ref.segment))
+        folder = self._lake.folder(IMAGE_SHARDS, SegmentKey(ref.crawl, ref.segment))
         tar = folder / f"{ref.key[: len('00000')]}.tar"
         try:
             shard = self._shard(tar)

@@ -22,8 +22,13 @@ from laion_assets import schemas
 from laion_assets.files import atomic_path
 from laion_assets.funnel import REASONS
 from laion_assets.lake import LocalLake
-from laion_assets.layout import PARTITIONS, Partition, partition_of
-from laion_assets.segments import EVERY_HIVE
+from laion_assets.layout import (
+    CATALOG,
+    EVERY_HIVE,
+    PARTITIONS,
+    Partition,
+    partition_of,
+)
 
 T = TypeVar("T")
 
@@ -249,7 +254,7 @@ def open_catalog(catalog: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 def lake_of(catalog: Path, connection: duckdb.DuckDBPyConnection) -> Path:
     """Path of the lake: the folder above `catalog/catalog.duckdb`, else the path at its build."""
     path = catalog.absolute()
-    if path.parent.name == "catalog":
+    if path.parent.name == CATALOG:
         return path.parent.parent
     ((root,),) = connection.execute("select root from lake").fetchall()
     return Path(root)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from laion_assets.funnel import StageCounts
+from laion_assets.layout import EMBEDDINGS, UNIQUE_PAIRS
 from laion_assets.stats.plotting import (
     WIDTH_INCHES,
     Figure,
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
 STAGE_NAMES: Final[Mapping[str, str]] = {
     "wat": "WAT records",
     "pairs": "Links",
-    "unique_pairs": "Pairs",
+    UNIQUE_PAIRS: "Pairs",
     "images": "Unique pairs",
-    "embeddings": "Images",
+    EMBEDDINGS: "Images",
     "subset": "Embedded pairs",
 }
 """Names of what goes into each stage."""

@@ -18,8 +18,11 @@ from laion_assets.filtering.figures import urls_of_shard
 from laion_assets.funnel import REASONS
 from laion_assets.generation.report import OVERVIEW
 from laion_assets.lake import LocalLake
+from laion_assets.layout import (
+    IMAGE_SHARDS,
+    SegmentKey,
+)
 from laion_assets.schemas import meaning
-from laion_assets.segments import SegmentKey
 from laion_assets.stats.catalog import ask, lake_of
 from laion_assets.stats.figures import STAGE_NAMES, draw
 from laion_assets.stats.plotting import percent
@@ -119,7 +122,7 @@ def _around(
 
 def _tar(pair: NearPair, lake: LocalLake) -> Path:
     key = SegmentKey(pair.crawl, pair.segment)
-    return lake.folder("image_shards", key) / f"{pair.shard:05d}.tar"
+    return lake.folder(IMAGE_SHARDS, key) / f"{pair.shard:05d}.tar"
 
 
 def _urls(tar: Path) -> dict[str, str]:

@@ -13,6 +13,14 @@ import numpy as np
 
 from laion_assets.clip.options import file_name, public_key
 from laion_assets.funnel import REASONS, StageCounts
+from laion_assets.layout import (
+    EMBEDDINGS,
+    FILTERED_SUBSET,
+    IMAGE_SHARDS,
+    PAIR_PARQUET,
+    SCORED_PAIRS,
+    WAT_MANIFEST,
+)
 
 DECILES: Final = tuple(number / 10 for number in range(1, 10))
 TOP_ROWS: Final = 12
@@ -20,12 +28,12 @@ AROUND: Final = 12
 """Number of pairs shown on either side of the threshold."""
 
 _FILTERING: Final = (
-    "wat_manifest",
-    "pair_parquet",
-    "image_shards",
-    "embeddings",
-    "scored_pairs",
-    "filtered_subset",
+    WAT_MANIFEST,
+    PAIR_PARQUET,
+    IMAGE_SHARDS,
+    EMBEDDINGS,
+    SCORED_PAIRS,
+    FILTERED_SUBSET,
 )
 
 _CHOICES: Final = ("options", "model", "model_version", "prompts", "words", "recipe", "threshold")
@@ -161,7 +169,7 @@ def gather(connection: duckdb.DuckDBPyConnection) -> Facts:
             "select distinct asset, code_version, metadata from runs order by all"
         )
     ]
-    made_with = [values for asset, _, values in metadata if asset == "filtered_subset"]
+    made_with = [values for asset, _, values in metadata if asset == FILTERED_SUBSET]
     threshold = _common(made_with, "threshold")
     model = _common(made_with, "model")
     return Facts(

@@ -19,7 +19,11 @@ import pyarrow.parquet as pq
 from laion_assets.files import atomic_path
 from laion_assets.funnel import STAGES, StageCounts
 from laion_assets.lake import Manifest
-from laion_assets.layout import PARTITIONS
+from laion_assets.layout import (
+    EMBEDDINGS,
+    KNN_INDEX,
+    PARTITIONS,
+)
 from laion_assets.schemas import FUNNEL, HISTOGRAMS, RUNS, TOP
 from laion_assets.stats.grids import ASPECT, PIXELS, SIMILARITY, TEXT_LENGTH, Grid
 
@@ -45,7 +49,7 @@ _ROWS: Final[Mapping[str, str]] = {
 _WHERE: Final[Mapping[str, str]] = {"images": "status = 'success'"}
 """Stage -> which of the rows it kept, where the files have others, too."""
 
-_AS_MANY_AS: Final = {"scored": "embeddings", "knn_index": "subset"}
+_AS_MANY_AS: Final = {"scored": EMBEDDINGS, KNN_INDEX: "subset"}
 """Artifacts that must have exactly as many rows as a stage kept: making them refuses nothing."""
 
 _STARTS_ANEW: Final = ("wat", "pairs")

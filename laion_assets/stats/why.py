@@ -21,17 +21,29 @@ from laion_assets.filtering.subset import choose
 from laion_assets.funnel import REASONS
 from laion_assets.knn.files import find_sample
 from laion_assets.lake import LocalLake, Manifest
-from laion_assets.layout import PARTITIONS, SUBSET_PREFIX
+from laion_assets.layout import (
+    EMBEDDINGS,
+    FILTERED_SUBSET,
+    IMAGE_SHARDS,
+    KNN_INDEX,
+    PAIR_PARQUET,
+    PARTITIONS,
+    SCORED_PAIRS,
+    SEARCH_INDEX,
+    SUBSET_PREFIX,
+    UNIQUE_PAIRS,
+    WAT_MANIFEST,
+    SegmentKey,
+    Table,
+    partition_of,
+)
 from laion_assets.removals.active import REASON_OF_LIST, read_lists
 from laion_assets.removals.entries import Entries
 from laion_assets.schemas import sample_id_of, uid_of
-from laion_assets.segments import SegmentKey
 from laion_assets.stats.question import NotAskableError as NotAskableError
 from laion_assets.stats.question import Question, ask, columns_of
 
 Row = Mapping[str, Any]
-
-_MAIN: Final = "filtered_subset"
 
 
 @dataclass(frozen=True)
@@ -87,12 +99,12 @@ class Answer:
         yield from self.remarks
 
 
-_FILES: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
-    asset: (partition.rows.files, columns_of(partition.rows))
+_COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
+    asset: columns_of(partition.rows)
     for asset, partition in PARTITIONS.items()
     if partition.rows.url and partition.rows.text
 }
-"""Asset -> its files, and what it calls the columns that are asked for."""
+"""Asset -> the names of its columns that questions ask for."""
 
 
 def why(lake: LocalLake, text: str) -> Answer:
@@ -144,17 +156,17 @@ class StoryReader:
     def __init__(self, lake: LocalLake, connection: duckdb.DuckDBPyConnection) -> None:
         self._lake, self._connection = lake, connection
         self.lists = _Lists(lake)
-        self._subsets = [_MAIN, *lake.assets(f"{SUBSET_PREFIX}*")]
+        self._subsets = [FILTERED_SUBSET, *lake.assets(f"{SUBSET_PREFIX}*")]
 
     # Finding
 
     def find(self, question: Question) -> list[tuple[SegmentKey, str, str]]:
         """``(segment, url, text)`` of each matching pair in any partition of any asset."""
         found: set[tuple[SegmentKey, str, str]] = set()
-        for asset in [*_FILES, *self._subsets[1:]]:
-            pattern, columns = _FILES.get(asset, _FILES[_MAIN])
+        for asset in [*_COLUMNS, *self._subsets[1:]]:
+            columns = _COLUMNS.get(asset, _COLUMNS[FILTERED_SUBSET])
             condition = question.where(columns)
-            key_of = self._files(asset, pattern)
+            key_of = self._files(asset)
             if condition is None or not key_of:
                 continue
             where, values = condition
@@ -173,11 +185,11 @@ class StoryReader:
 
     def _steps(self, key: SegmentKey, url: str, text: str) -> Iterator[Step]:
         uid = uid_of(url, text)
-        pair = self._row("pair_parquet", key, "uid = ?", uid)
-        unique = self._row("unique_pairs", key, "uid = ?", uid)
-        image = self._row("image_shards", key, "uid = ?", uid.hex())
-        embedded = self._row("embeddings", key, '"SAMPLE_ID" = ?', sample_id_of(uid))
-        scored = self._row("scored_pairs", key, '"SAMPLE_ID" = ?', sample_id_of(uid))
+        pair = self._row(PAIR_PARQUET, key, "uid = ?", uid)
+        unique = self._row(UNIQUE_PAIRS, key, "uid = ?", uid)
+        image = self._row(IMAGE_SHARDS, key, "uid = ?", uid.hex())
+        embedded = self._row(EMBEDDINGS, key, '"SAMPLE_ID" = ?', sample_id_of(uid))
+        scored = self._row(SCORED_PAIRS, key, '"SAMPLE_ID" = ?', sample_id_of(uid))
         origin = pair or unique or image or embedded or scored
         if origin is not None:
             yield self._found(key, origin)
@@ -194,20 +206,20 @@ class StoryReader:
         yield from self._indices(key, sample_id_of(uid))
 
     def _found(self, key: SegmentKey, row: Row) -> Step:
-        manifest = self._row("wat_manifest", key, "wat_file = ?", row["wat_file"], "*.parquet")
+        manifest = self._row(WAT_MANIFEST, key, "wat_file = ?", row["wat_file"])
         real = f", segment {manifest['segment_id']}" if manifest else ""
         return Step("found", f"on {row['page_url']}", f"in {row['wat_file']}{real}")
 
     def _pairs(self, key: SegmentKey, row: Row | None) -> Step:
         rules = ("min_text_chars", "max_text_chars", "languages")
         if row is None:
-            return self._absent("pairs", "pair_parquet", key, rules)
+            return self._absent("pairs", PAIR_PARQUET, key, rules)
         score = f"{row['language_score']:.2f}" if row["language_score"] is not None else "unknown"
         detail = f"language {row['language']} ({score}), licence {row['license']}"
-        return Step("pairs", "kept", detail, self._by("pair_parquet", key, rules))
+        return Step("pairs", "kept", detail, self._by(PAIR_PARQUET, key, rules))
 
     def _unique(self, key: SegmentKey, url: str, uid: bytes, row: Row | None) -> Step:
-        stage, by = "unique_pairs", self._by("unique_pairs", key)
+        stage, by = UNIQUE_PAIRS, self._by(UNIQUE_PAIRS, key)
         if row is not None:
             return Step(stage, "kept", "no other segment holds the same (URL, TEXT)", by)
         if not self._manifest(stage, key):
@@ -224,7 +236,7 @@ class StoryReader:
 
     def _holders(self, uid: bytes) -> list[SegmentKey]:
         """Segments whose unique pairs have the uid."""
-        key_of = self._files("unique_pairs", _FILES["unique_pairs"][0])
+        key_of = self._files(UNIQUE_PAIRS)
         rows = self._connection.execute(
             "select distinct filename from read_parquet("
             "?, filename = true, hive_partitioning = false) where uid = ?",
@@ -235,9 +247,10 @@ class StoryReader:
     def _images(self, key: SegmentKey, row: Row | None) -> Step:
         rules = ("min_bytes", "max_bytes", "max_pixels", "total_timeout_s", "image_size")
         if row is None:
-            return self._absent("images", "image_shards", key, rules)
-        by = self._by("image_shards", key, rules)
-        tried = self._row("image_shards", key, "key = ?", row["key"], "_ledger/*.parquet")
+            return self._absent("images", IMAGE_SHARDS, key, rules)
+        by = self._by(IMAGE_SHARDS, key, rules)
+        _, fetches = PARTITIONS[IMAGE_SHARDS].tables
+        tried = self._row(IMAGE_SHARDS, key, "key = ?", row["key"], fetches)
         attempts = ""
         if tried:
             last = f"{tried['last_tried']:%Y-%m-%d %H:%M}"
@@ -255,20 +268,20 @@ class StoryReader:
         return Step("images", "kept", detail, by)
 
     def _embeddings(self, key: SegmentKey, row: Row | None) -> Step:
-        manifest = self._manifest("embeddings", key)
+        manifest = self._manifest(EMBEDDINGS, key)
         if row is None and manifest:
-            meaning = REASONS["embeddings"]["undecodable"]
-            return Step("embeddings", "undecodable", meaning, self._by("embeddings", key))
+            meaning = REASONS[EMBEDDINGS]["undecodable"]
+            return Step(EMBEDDINGS, "undecodable", meaning, self._by(EMBEDDINGS, key))
         if row is None:
-            return self._absent("embeddings", "embeddings", key)
+            return self._absent(EMBEDDINGS, EMBEDDINGS, key)
         model = manifest.metadata if manifest else {}
         detail = f"row {row['file_row_number']} of {Path(row['filename']).name}"
         by = f"model {model.get('model')} {model.get('model_version', '')}; "
-        return Step("embeddings", "kept", detail, by + self._by("embeddings", key))
+        return Step(EMBEDDINGS, "kept", detail, by + self._by(EMBEDDINGS, key))
 
     def _scores(self, key: SegmentKey, row: Row | None) -> Step:
         if row is None:
-            return self._absent("scores", "scored_pairs", key)
+            return self._absent("scores", SCORED_PAIRS, key)
         flags = [
             name for name in ("text_names_minors", "underage_ranked", "animal_ranked") if row[name]
         ]
@@ -277,13 +290,13 @@ class StoryReader:
             f"{row['nsfw_category_1']!r}, {row['nsfw_category_2']!r})"
             + "".join(f", {flag}" for flag in flags)
         )
-        manifest = self._manifest("scored_pairs", key)
+        manifest = self._manifest(SCORED_PAIRS, key)
         made = manifest.metadata if manifest else {}
         by = (
             f"prompts {made.get('prompts')} {made.get('prompts_digest', '')}, "
             f"words {made.get('words')}; "
         )
-        return Step("scores", "scored", detail, by + self._by("scored_pairs", key))
+        return Step("scores", "scored", detail, by + self._by(SCORED_PAIRS, key))
 
     def _subset(
         self, asset: str, key: SegmentKey, uid: bytes, scored: Row | None
@@ -309,8 +322,8 @@ class StoryReader:
 
     def _indices(self, key: SegmentKey, sample_id: int) -> Iterator[Step]:
         for asset, folder in (
-            ("knn_index", self._lake.folder("knn_index", key)),
-            ("search_index", self._lake.folder("search_index")),
+            (KNN_INDEX, self._lake.folder(KNN_INDEX, key)),
+            (SEARCH_INDEX, self._lake.folder(SEARCH_INDEX)),
         ):
             if not (folder / "index.json").exists():
                 continue
@@ -332,12 +345,11 @@ class StoryReader:
     # Reading
 
     def _row(
-        self, asset: str, key: SegmentKey, where: str, value: Any, pattern: str | None = None
+        self, asset: str, key: SegmentKey, where: str, value: Any, table: Table | None = None
     ) -> Row | None:
         """The first row of a partition that meets a condition."""
-        if pattern is None:
-            pattern, _ = _FILES.get(asset, _FILES[_MAIN])
-        return self._first(sorted(self._lake.folder(asset, key).glob(pattern)), where, value)
+        table = table or partition_of(asset).rows
+        return self._first(table.paths(self._lake.folder(asset, key)), where, value)
 
     def _first(self, files: Sequence[Path], where: str, *values: Any) -> Row | None:
         present = [str(path) for path in files if path.exists()]
@@ -353,12 +365,12 @@ class StoryReader:
         names = [column[0] for column in cursor.description or ()]
         return dict(zip(names, row, strict=True)) if row else None
 
-    def _files(self, asset: str, pattern: str) -> dict[str, SegmentKey]:
+    def _files(self, asset: str) -> dict[str, SegmentKey]:
         """Files of all of an asset's partitions, and the segment of each."""
         return {
             str(path): key
             for key in self._lake.segments(asset)
-            for path in sorted(self._lake.folder(asset, key).glob(pattern))
+            for path in partition_of(asset).rows.paths(self._lake.folder(asset, key))
         }
 
     def _manifest(self, asset: str, key: SegmentKey) -> Manifest | None:

@@ -23,8 +23,8 @@ from laion_assets.dedup import ledger as module
 from laion_assets.dedup import runs
 from laion_assets.dedup.ledger import LedgerError, claimed, claiming, release_segment
 from laion_assets.funnel import StageCounts
+from laion_assets.layout import SegmentKey
 from laion_assets.removals.entries import Entries, parse
-from laion_assets.segments import SegmentKey
 
 CRAWL = "CC-MAIN-2021-04"
 NONE = Entries()

@@ -18,8 +18,7 @@ from dagster._core.loader import LoadingContextForTest
 from laion_assets.defs.assets import embeddings
 from laion_assets.defs.build import AGGREGATES, build_defs
 from laion_assets.defs.partitions import crawls, partition_key
-from laion_assets.layout import LISTS, SEGMENT_ASSETS
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import LISTS, SEGMENT_ASSETS, SegmentKey
 from laion_assets.settings import Automation, Settings
 
 CRAWL = "CC-MAIN-2021-04"

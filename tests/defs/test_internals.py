@@ -20,7 +20,7 @@ from laion_assets.defs.internals import (
     stale_causes,
 )
 from laion_assets.defs.partitions import crawls, partition_key, segment_partitions
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 
 ROOT = Path(__file__).parents[2]
 KEY = SegmentKey("CC-MAIN-2000-05", "01")

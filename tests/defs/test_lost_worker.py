@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from laion_assets.lake import LocalLake
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 
 ROOT = Path(__file__).parents[2]
 KEY = SegmentKey("CC-MAIN-2021-04", "00")
@@ -26,7 +26,7 @@ from pathlib import Path
 import dagster as dg
 from laion_assets.defs.publishing import publishing
 from laion_assets.defs.partitions import crawls, partition_key, segment_partitions
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 from resources.lake import LakeResource
 
 HERE = Path(__file__).parent

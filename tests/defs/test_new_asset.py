@@ -14,8 +14,7 @@ from laion_assets.defs.declaration import Asset
 from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import retrying_transient
-from laion_assets.layout import PARTITIONS, WAT_MANIFEST, Partition, Table, partition_of
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import PARTITIONS, WAT_MANIFEST, Partition, SegmentKey, Table, partition_of
 from laion_assets.settings import Settings
 from resources.lake import LakeResource
 

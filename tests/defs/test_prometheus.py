@@ -10,7 +10,7 @@ from laion_assets.defs.partitions import crawls, partition_key, segment_partitio
 from laion_assets.defs.prometheus import StageMetrics
 from laion_assets.defs.publishing import publishing
 from laion_assets.funnel import StageCounts
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 from resources.lake import LakeResource
 
 CRAWL = "CC-MAIN-2021-04"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from laion_assets.demo.driver import Needs
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 
 
 def test_reasons_name_new_crawls_then_segments_then_the_rest() -> None:

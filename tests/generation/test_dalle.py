@@ -31,7 +31,7 @@ from laion_assets.generation.pairs import Images, NoPairsError, Pairs, Shard, ca
 from laion_assets.generation.shown_samples import SHOWN
 from laion_assets.generation.trainer import save_model
 from laion_assets.lake import LocalLake
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 from laion_assets.settings import load_settings
 from tests.conftest import heard
 

@@ -17,9 +17,9 @@ from laion_assets.generation.evaluation import Real
 from laion_assets.generation.pairs import Pairs, captions_of
 from laion_assets.generation.shown_samples import SHOWN, may_be_shown, shows_listed, write_shown
 from laion_assets.lake import LocalLake
+from laion_assets.layout import SegmentKey
 from laion_assets.removals.active import Lists, read_lists
 from laion_assets.removals.entries import parse
-from laion_assets.segments import SegmentKey
 from laion_assets.settings import load_settings
 from tests.conftest import heard
 

@@ -29,7 +29,7 @@ from laion_assets.knn.open_index import OpenIndex, StaleIndexError
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.recall import measure_recall, size_problem
 from laion_assets.knn.subset import SubsetOf
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 
 CRAWL, D, ROWS = "CC-MAIN-2000-05", 64, 4_000
 OPTIONS = IndexOptions(
@@ -294,7 +294,7 @@ from laion_assets.knn.build import build_index
 from laion_assets.knn.codec import Codec
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.options import IndexOptions
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 resource.setrlimit(resource.RLIMIT_NOFILE, (50, 100))
 root, options = Path({str(tmp_path)!r}), IndexOptions(**{OPTIONS.model_dump()!r})
 codec = Codec.open(Path({str(world.root / "codec")!r}))

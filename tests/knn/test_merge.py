@@ -11,7 +11,7 @@ from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.open_index import OpenIndex
 from laion_assets.knn.recall import measure_recall, size_problem
 from laion_assets.knn.subset import subset_parts
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 from tests.knn.conftest import MakeSubset
 
 OLD, NEW = "CC-MAIN-2000-05", "CC-MAIN-2001-05"

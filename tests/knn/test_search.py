@@ -12,7 +12,7 @@ from laion_assets.knn.build import IndexOptions, build_index
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.search import Searcher, StaleIndexError
 from laion_assets.knn.subset import SubsetPart
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 from tests.knn.conftest import D, MakeSubset, sample
 
 CRAWL = "CC-MAIN-2000-05"

@@ -25,7 +25,7 @@ from laion_assets.lake import (
     local_lake,
     open_lake,
 )
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 
 KEY = SegmentKey("CC-MAIN-2000-05", "00")
 

@@ -30,12 +30,12 @@ from laion_assets.lake import (
     open_lake,
 )
 from laion_assets.lake.remote import RemoteLake
+from laion_assets.layout import SegmentKey
 from laion_assets.pairs.extract import PairWriter
 from laion_assets.removals.active import FOLDERS, note_resolved, read_lists, resolved_file
 from laion_assets.removals.entries import Entries
 from laion_assets.removals.entry import Key
 from laion_assets.schemas import PAIRS
-from laion_assets.segments import SegmentKey
 
 KEY = SegmentKey("CC-MAIN-2000-05", "00")
 OTHER = SegmentKey("CC-MAIN-2000-05", "01")

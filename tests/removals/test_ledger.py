@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from laion_assets.layout import SegmentKey
 from laion_assets.removals.entry import key_of
 from laion_assets.removals.ledger import RemovalCounts, key_of_entry, note_removals, read_ledger
-from laion_assets.segments import SegmentKey
 
 KEY = SegmentKey("CC-MAIN-2021-04", "00")
 URL = key_of("url", "http://a.test/1.jpg")

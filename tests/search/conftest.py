@@ -32,13 +32,13 @@ from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.query import subset_beside
 from laion_assets.lake import LocalLake
+from laion_assets.layout import SegmentKey
 from laion_assets.sample_crawl.plan import Pictures, Plan
 from laion_assets.schemas import SUBSET, sample_id_of, uid_of
 from laion_assets.search.encoder import Encoder
 from laion_assets.search.options import ServeOptions
 from laion_assets.search.serve import make_server
 from laion_assets.search.service import SearchService
-from laion_assets.segments import SegmentKey
 
 CLIP = ClipOptions(model="laion-assets-tiny", pretrained="laion-assets-tiny", device="cpu")
 FIRST = SegmentKey("CC-MAIN-2000-05", "00")

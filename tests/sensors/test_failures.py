@@ -15,7 +15,7 @@ from dagster._core.storage.runs.schema import RunsTable
 
 from laion_assets.defs.partitions import crawls, partition_key, segment_partitions
 from laion_assets.defs.retention import PRUNED_TAGS
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 from laion_assets.settings import Notify
 from resources import slack, webhook
 from resources.notifier import Notice, NoticeError

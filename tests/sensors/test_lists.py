@@ -19,12 +19,12 @@ from laion_assets.defs.partitions import crawls, partition_key, segment_partitio
 from laion_assets.defs.publishing import key_of, publishing
 from laion_assets.funnel import StageCounts
 from laion_assets.lake import LocalLake
+from laion_assets.layout import SegmentKey
 from laion_assets.pairs import take_out as take_out_module
 from laion_assets.pairs.extract import PairWriter
 from laion_assets.pairs.take_out import take_out
 from laion_assets.removals.active import read_lists
 from laion_assets.removals.options import RemovalOptions
-from laion_assets.segments import SegmentKey
 from resources.lake import LakeResource
 from sensors.lists import REMAKE_TAG, lists_sensor
 

@@ -218,7 +218,7 @@ PUBLISHER = """
 import itertools, shutil, sys, time
 from pathlib import Path
 from laion_assets.lake import LocalLake
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 
 lake, key = LocalLake.at(Path(sys.argv[1])), SegmentKey("CC-MAIN-2000-05", "00")
 for turn in itertools.count():

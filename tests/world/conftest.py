@@ -13,9 +13,9 @@ import pytest
 
 from laion_assets.defs.build import build_defs
 from laion_assets.lake import LocalLake
+from laion_assets.layout import SegmentKey
 from laion_assets.sample_crawl.build import build_sample_crawl
 from laion_assets.sample_crawl.server import SampleServer
-from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings, load_settings, sample_config
 
 

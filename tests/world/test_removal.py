@@ -24,9 +24,8 @@ import pytest
 from laion_assets.cli import main
 from laion_assets.defs.build import build_defs
 from laion_assets.lake import LocalLake
-from laion_assets.layout import SEGMENT_ASSETS
+from laion_assets.layout import SEGMENT_ASSETS, SegmentKey
 from laion_assets.removals.ledger import read_ledger
-from laion_assets.segments import SegmentKey
 from laion_assets.settings import load_settings
 from tests.world.conftest import World
 

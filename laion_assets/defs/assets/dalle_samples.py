@@ -21,8 +21,7 @@ from laion_assets.defs.retries import retrying_transient
 from laion_assets.files import write_json
 from laion_assets.generation import require_extra
 from laion_assets.lake import Lake, NotPublishedError
-from laion_assets.layout import DALLE_SAMPLES, FILTERED_SUBSET, IMAGE_SHARDS
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import DALLE_SAMPLES, FILTERED_SUBSET, IMAGE_SHARDS, SegmentKey
 from laion_assets.settings import Settings
 from resources.clip import ClipModelResource
 from resources.lake import LakeResource

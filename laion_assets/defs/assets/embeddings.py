@@ -9,14 +9,17 @@ from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import retrying_transient
-from laion_assets.layout import EMBEDDINGS, IMAGE_SHARDS
+from laion_assets.layout import (
+    EMBEDDINGS,
+    IMAGE_SHARDS,
+)
 from laion_assets.settings import Settings
 from resources.clip import ClipModelResource
 from resources.lake import LakeResource
 
 ASSET = Asset(
     EMBEDDINGS,
-    group="embeddings",
+    group=EMBEDDINGS,
     revision=2,
     checks=("vectors_sound", "funnel_adds_up"),
     pool=pools.EMBED,

@@ -17,10 +17,9 @@ from laion_assets.defs.partitions import partition_key
 from laion_assets.defs.publishing import Publication
 from laion_assets.defs.removal.survey import survey
 from laion_assets.lake import Lake
-from laion_assets.layout import BLOCKLISTS, LISTS, REMOVALS
+from laion_assets.layout import BLOCKLISTS, LISTS, REMOVALS, SegmentKey
 from laion_assets.removals.active import FOLDERS, Lists, new_since, read_lists
 from laion_assets.removals.ledger import RemovalCounts, events_file, note_removals
-from laion_assets.segments import SegmentKey
 from resources.lake import LakeResource
 
 BEFORE_TAG: Final = "laion_assets/lists_before/"

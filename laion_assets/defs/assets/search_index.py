@@ -13,8 +13,7 @@ from laion_assets.defs.retries import retrying_transient
 from laion_assets.knn.files import IndexSummary, samples_of
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.lake import Lake
-from laion_assets.layout import FILTERED_SUBSET, KNN_INDEX, SEARCH_INDEX
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import FILTERED_SUBSET, KNN_INDEX, SEARCH_INDEX, SegmentKey
 from laion_assets.settings import Settings
 from resources.lake import LakeResource
 from resources.rules import IndexResource

@@ -22,10 +22,9 @@ from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.defs.removal.survey import Survey, further_subsets, holds_listed, rows_of, survey
 from laion_assets.generation.shown_samples import shows_listed
 from laion_assets.lake import Lake, LocalLake
-from laion_assets.layout import DALLE_SAMPLES, LISTS, SCORED_PAIRS, SEGMENT_ASSETS
+from laion_assets.layout import DALLE_SAMPLES, LISTS, SCORED_PAIRS, SEGMENT_ASSETS, SegmentKey
 from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.removals.ledger import read_ledger
-from laion_assets.segments import SegmentKey
 
 logger = logging.getLogger(__name__)
 

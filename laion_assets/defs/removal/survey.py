@@ -32,12 +32,12 @@ from laion_assets.layout import (
     SEARCH_INDEX,
     SUBSET_PREFIX,
     UNIQUE_PAIRS,
+    SegmentKey,
     Table,
     partition_of,
 )
 from laion_assets.pairs.take_out import taken_out
 from laion_assets.pairs.uids import halves
-from laion_assets.progress import Progress
 from laion_assets.removals.active import (
     FOLDERS,
     Lists,
@@ -54,7 +54,7 @@ from laion_assets.removals.ledger import (
     key_of_entry,
     read_events,
 )
-from laion_assets.segments import SegmentKey
+from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from laion_assets.generation.evaluation import Evaluation
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.pairs import LostImageError, Shard
 from laion_assets.lake import LocalLake
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 from laion_assets.settings import load_settings
 from tests.generation.conftest import MakeShards
 

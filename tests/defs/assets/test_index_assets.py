@@ -16,7 +16,7 @@ from laion_assets.funnel import StageCounts
 from laion_assets.knn.files import IndexSummary
 from laion_assets.knn.search import Searcher
 from laion_assets.lake import LocalLake
-from laion_assets.segments import SegmentKey
+from laion_assets.layout import SegmentKey
 from laion_assets.settings import Settings
 from resources.clip import ClipModelResource
 from resources.lake import LakeResource

@@ -22,9 +22,9 @@ from laion_assets.filtering.parts import part_path
 from laion_assets.filtering.score import score_segment
 from laion_assets.funnel import StageCounts
 from laion_assets.lake import LocalLake
+from laion_assets.layout import SegmentKey
 from laion_assets.safety.prompts import Categories
 from laion_assets.schemas import SUBSET
-from laion_assets.segments import SegmentKey
 from laion_assets.settings import Settings, load_settings
 from laion_assets.stats.catalog import query
 from tests.filtering.conftest import NAKED, MakeEmbeddings, sample, write_shard

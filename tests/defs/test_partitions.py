@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from laion_assets.defs.partitions import partition_key, segment_key
-from laion_assets.segments import SegmentKey, segment_names
+from laion_assets.layout import SegmentKey, segment_names
 
 
 def test_a_key_goes_through_dagster_and_back() -> None:
