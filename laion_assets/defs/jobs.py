@@ -10,32 +10,31 @@ from laion_assets.layout import DALLE_SAMPLES, LISTS
 from laion_assets.settings import Retention
 
 
+def _asset_job(name: str, assets: Iterable[str], description: str) -> AssetJob:
+    """A run in one process: the models are loaded once, and a step costs no new process."""
+    selection = dg.AssetSelection.assets(*assets)
+    executor = dg.in_process_executor
+    return dg.define_asset_job(name, selection, executor_def=executor, description=description)
+
+
 def lists_job() -> AssetJob:
-    return dg.define_asset_job(
-        "observe_lists",
-        selection=dg.AssetSelection.assets(*LISTS),
-        executor_def=dg.in_process_executor,
-        description="Looks which partitions the removal lists and blocklists concern.",
-    )
+    about = "Finds the partitions that the removal lists and blocklists concern."
+    return _asset_job("observe_lists", LISTS, about)
 
 
 def segment_job(assets: Iterable[str]) -> AssetJob:
-    """One segment, in one process: the models are loaded once, and a step costs no new process."""
-    return dg.define_asset_job(
-        "segment",
-        selection=dg.AssetSelection.assets(*assets),
-        executor_def=dg.in_process_executor,
-        description="One Common Crawl segment, from its WAT files to its index and statistics.",
-    )
+    about = "One Common Crawl segment, from its WAT files to its index and statistics."
+    return _asset_job("segment", assets, about)
 
 
 def aggregates_job(assets: Iterable[str]) -> AssetJob:
-    return dg.define_asset_job(
-        "aggregates",
-        selection=dg.AssetSelection.assets(*assets),
-        executor_def=dg.in_process_executor,
-        description="The merged index, the catalog and the report over all segments.",
-    )
+    about = "The merged index, the catalog and the report over all segments."
+    return _asset_job("aggregates", assets, about)
+
+
+def generation_job() -> AssetJob:
+    about = "Trains a small DALL-E on the subset and draws with it."
+    return _asset_job("generation", [DALLE_SAMPLES], about)
 
 
 def prune_job(policy: Retention) -> dg.JobDefinition:
@@ -60,12 +59,3 @@ def prune_schedules(job: dg.JobDefinition, policy: Retention) -> list[dg.Schedul
         return []
     running = dg.DefaultScheduleStatus.RUNNING
     return [dg.ScheduleDefinition(job=job, cron_schedule=policy.at, default_status=running)]
-
-
-def generation_job() -> AssetJob:
-    return dg.define_asset_job(
-        "generation",
-        selection=dg.AssetSelection.assets(DALLE_SAMPLES),
-        executor_def=dg.in_process_executor,
-        description="Trains a small DALL-E on the subset and draws with it.",
-    )
