@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from laion_assets.layout import AGGREGATES, PARTITIONS, Partition, Table
+from laion_assets.layout import OVER_ALL, PARTITIONS, Partition, Table
 
 PAGE: Final = Path(__file__).with_name("formats.md")
 BEGIN: Final = "<!-- formats: begin -->\n"
@@ -16,7 +16,7 @@ def tables() -> str:
     """The generated part of the page."""
     assets = ["| asset | files | columns | view |", "|---|---|---|---|"]
     meanings: dict[tuple[str, str, str], list[str]] = {}
-    for partition in (*PARTITIONS.values(), *AGGREGATES.values()):
+    for partition in (*PARTITIONS.values(), *OVER_ALL.values()):
         for table in partition.tables:
             assets.append(_row(partition, table.files, _names(table), table.view))
             for column in table.columns():

@@ -193,7 +193,6 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
                     schemas.FETCHES,
                     view="fetches",
                     url="url",
-                    hashes=True,
                     aligned=True,
                 ),
             ),
@@ -235,7 +234,7 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
 }
 """Asset with a partition for each segment -> what that holds, in the order of the data's way."""
 
-AGGREGATES: Final[Mapping[str, Partition]] = {
+OVER_ALL: Final[Mapping[str, Partition]] = {
     partition.asset: partition
     for partition in (
         Partition(INDEX_CODEC, files=("codec.json", "*.index", "*_queries.npy")),
@@ -281,11 +280,17 @@ def subset_asset(name: str) -> str:
     return f"{SUBSET_PREFIX}{name.replace('-', '_')}"
 
 
+def with_subsets(further: Iterable[str]) -> list[str]:
+    """Return :data:`SEGMENT_ASSETS` and the assets of further subsets, each behind all it is made
+    of."""
+    assets = list(PARTITIONS)
+    statistics = assets.index(SEGMENT_STATS)
+    return [*assets[:statistics], *further, *assets[statistics:]]
+
+
 def segment_assets(subsets: Iterable[str] = ()) -> list[str]:
-    """Return :data:`SEGMENT_ASSETS` and the further subsets, each behind all it is made of."""
-    further = [subset_asset(name) for name in subsets]
-    *before, last = PARTITIONS
-    return [*before, *further, last]
+    """Return :func:`with_subsets` for the further subsets of these names."""
+    return with_subsets(map(subset_asset, subsets))
 
 
 def partition_of(asset: str) -> Partition:
@@ -298,4 +303,4 @@ def partition_of(asset: str) -> Partition:
                 replace(t, view=t.view and asset) for t in PARTITIONS[FILTERED_SUBSET].tables
             ),
         )
-    return PARTITIONS[asset] if asset in PARTITIONS else AGGREGATES[asset]
+    return PARTITIONS[asset] if asset in PARTITIONS else OVER_ALL[asset]

@@ -72,20 +72,26 @@ class Discovery(Options):
 
 
 class Notify(Options):
-    """Who hears of failed runs. Secrets are in the environment; fields name their variables."""
+    """Who is notified of failed runs. Secrets are in variables of the environment, named here."""
 
-    to: tuple[Literal["log", "webhook", "slack"], ...] = ("log",)
+    to: tuple[Literal["log", "webhook", "slack"], ...] = Field(
+        ("log",), description="Where notices go; empty sends none"
+    )
     retried: bool = Field(
-        True, description="Also send notices of runs that Dagster retries by itself"
+        True, description="Also send notices of runs that Dagster retries automatically"
     )
     ui: str = Field("http://127.0.0.1:3000", description="Address of Dagster's UI, for links")
-    webhook_url_variable: str = "LAION_ASSETS_WEBHOOK_URL"
+    webhook_url_variable: str = Field(
+        "LAION_ASSETS_WEBHOOK_URL", description="Variable with the webhook's URL"
+    )
     webhook_token_variable: str = Field(
         "", description="Variable with a bearer token for the webhook; empty sends none"
     )
-    slack_token_variable: str = "SLACK_BOT_TOKEN"  # noqa: S105 - the variable's name
-    slack_channel: str = ""
-    slack_api: str = "https://slack.com/api/"
+    slack_token_variable: str = Field(
+        "SLACK_BOT_TOKEN", description="Variable with the token of the Slack app"
+    )
+    slack_channel: str = Field("", description="Channel that notices are posted to")
+    slack_api: str = Field("https://slack.com/api/", description="Address of Slack's API")
 
     @model_validator(mode="after")
     def _complete(self) -> Notify:
@@ -108,7 +114,7 @@ Followed = Literal[
 
 
 class Automation(Options):
-    """What is rebuilt by itself; everything else stays stale until a person rebuilds it."""
+    """What is rebuilt automatically; everything else stays stale until a person rebuilds it."""
 
     inputs: tuple[Followed, ...] = Field(
         ("scored_pairs", "filtered_subset", "subsets", "knn_index", "segment_stats"),
@@ -128,7 +134,7 @@ class Automation(Options):
     fresh_days: int | None = Field(
         40,
         ge=1,
-        description="Days without a new segment, or its aggregates, that are a fault; null: never",
+        description="Days after which a new segment or its aggregates are overdue; null: never",
     )
 
 
@@ -253,7 +259,7 @@ def load_settings(path: Path | None = None) -> Settings:
         with path.open("rb") as stream:
             values = tomllib.load(stream)
     except OSError as error:
-        raise SettingsError(f"the settings file {path} cannot be read: {error}") from error
+        raise SettingsError(f"the settings file {path} cannot be read: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path} is not TOML: {error}") from error
     try:
@@ -271,7 +277,7 @@ def _problem(error: ErrorDetails) -> str:
     if error["type"] in _NO_TABLE:
         return f"[{'.'.join([*path, key])}] must be a table"
     if error["type"] != "extra_forbidden":
-        return f"{'.'.join([*path, key])}: {error['msg']}"
+        return f"{'.'.join([*path, key])}: {error['msg'].removeprefix('Value error, ')}"
     if not path:
         return f"no section [{key}]; known: {', '.join(Settings.model_fields)}"
     model: Any = Recipe if path[0] == "subsets" else Settings.model_fields[path[0]].annotation

@@ -1,4 +1,4 @@
-"""The notifiers that the settings name: who hears of failed runs."""
+"""The notifiers that the settings name: who is notified of failed runs."""
 
 from __future__ import annotations
 

@@ -294,9 +294,11 @@ class _RunRequests:
                 f"requested again from {_time(min(self.given_up.values()))} on"
             )
             if len(self.given_up) >= self._policy.at_most:
-                messages.append("nothing else is requested until then, or until you make some")
+                messages.append(
+                    "nothing else is requested until then, or until you materialize some yourself"
+                )
         if self.canceled:
-            messages.append(f"canceled, so yours to run again: {_some(self.canceled)}")
+            messages.append(f"canceled; materialize them yourself: {_some(self.canceled)}")
         return messages
 
 
@@ -357,7 +359,9 @@ def new_crawl_sensor(
             context.log.warning(problem)
         known_partitions = instance.get_dynamic_partitions(crawls.name or "")
         unseen = sorted(crawl for crawl in taken if crawl not in known_partitions)
-        summary = f"{len(listed)} crawls listed, {len(taken)} taken, {len(missing)} to make"
+        summary = (
+            f"{len(listed)} crawls listed, {len(taken)} selected, {len(missing)} segments to build"
+        )
         return dg.SensorResult(
             run_requests=requests,
             skip_reason=None if requests else "; ".join([summary, *problems]),

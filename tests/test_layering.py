@@ -131,7 +131,7 @@ def literals(path: Path) -> set[str]:
 
 def test_an_assets_name_is_written_in_few_files() -> None:
     written = {path: literals(path) for path in PRODUCT}
-    for asset in (*layout.PARTITIONS, *layout.AGGREGATES):
+    for asset in (*layout.PARTITIONS, *layout.OVER_ALL):
         files = [path.relative_to(ROOT).as_posix() for path in PRODUCT if asset in written[path]]
         assert len(files) <= FILES_WITH_A_NAME, f"{asset}: {files}"
 
@@ -167,7 +167,7 @@ def docstrings(path: Path) -> Iterator[str]:
 
 
 def test_the_english_is_the_fields() -> None:
-    """The words and beginnings that docs/development.md rules out."""
+    """No words that readers had to decipher: subjects first, and one term for one thing."""
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     for path in (*PRODUCT, *pages):
         text = path.read_text(encoding="utf-8")

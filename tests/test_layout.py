@@ -8,9 +8,9 @@ import pytest
 
 from docs.formats import PAGE, rewritten
 from laion_assets import layout, schemas
-from laion_assets.defs.build import BY_SEGMENT, OVER_ALL
+from laion_assets.defs import build
 from laion_assets.defs.removal.survey import ROWS
-from laion_assets.layout import AGGREGATES, PARTITIONS, Table, partition_of, subset_asset
+from laion_assets.layout import OVER_ALL, PARTITIONS, Table, partition_of, subset_asset
 from laion_assets.settings import Followed
 
 NAMES_A_SAMPLE: Final = {
@@ -21,7 +21,7 @@ NAMES_A_SAMPLE: Final = {
 }
 TABLES: Final = [
     pytest.param(partition.asset, table, id=f"{partition.asset}-{table.files}")
-    for partition in (*PARTITIONS.values(), *AGGREGATES.values())
+    for partition in (*PARTITIONS.values(), *OVER_ALL.values())
     for table in partition.tables
 ]
 
@@ -52,8 +52,8 @@ def test_every_column_has_a_meaning(asset: str, table: Table) -> None:
 
 
 def test_the_graph_has_the_layouts_assets_in_its_order() -> None:
-    assert [module.ASSET.name for module in BY_SEGMENT] == list(PARTITIONS)
-    assert [module.ASSET.name for module in OVER_ALL] == list(AGGREGATES)
+    assert [module.ASSET.name for module in build.BY_SEGMENT] == list(PARTITIONS)
+    assert [module.ASSET.name for module in build.OVER_ALL] == list(OVER_ALL)
 
 
 def test_the_settings_name_what_can_be_followed() -> None:

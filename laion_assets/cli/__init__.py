@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from laion_assets.cli.common import CommandError, say
+from laion_assets.cli.common import say
 from laion_assets.cli.parser import build_parser
 
 
@@ -70,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The interpreter's own flush at exit must not fail once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        name = "" if isinstance(error, CommandError) else f"{type(error).__name__}: "
+        # Our own errors explain themselves; others need their name.
+        ours = type(error).__module__.startswith("laion_assets")
+        name = "" if ours else f"{type(error).__name__}: "
         say(f"laion-assets: {name}{error}")
         return 1
     return 0

@@ -135,8 +135,13 @@ why --lake can then use the cache as a lake.
 )
 def fetch(args: argparse.Namespace) -> None:
     from laion_assets.lake import open_lake
+    from laion_assets.layout import OVER_ALL, SEGMENT_ASSETS, SUBSET_PREFIX
     from laion_assets.settings import load_settings
 
+    known = [*SEGMENT_ASSETS, *OVER_ALL]
+    for asset in args.asset:
+        if asset not in known and not asset.startswith(SUBSET_PREFIX):
+            raise CommandError(f"there is no asset {asset}; known: {', '.join(known)}")
     lake = open_lake(load_settings(args.config).lake)
     for asset in args.asset:
         print(f"{asset}: {lake.fetch_all(asset, args.names)}")

@@ -77,8 +77,8 @@ same folder. The rules are [download] in the settings.
         ),
         argument(
             "--refetch",
-            choices=("passing", "all"),
-            help="refetch URLs of finished shards: passing takes those that failed for a "
+            choices=("transient", "all"),
+            help="refetch URLs of finished shards: transient takes those that failed for a "
             "transient reason, all takes every URL",
         ),
         output("FOLDER", "folder of the shards"),

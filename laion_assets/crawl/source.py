@@ -237,8 +237,9 @@ class CrawlSource:
                 raise
             except Exception as error:
                 if attempt == self.options.attempts:
+                    cause = str(error) or type(error).__name__
                     raise CrawlSourceError(
-                        f"{url} could not be read in {attempt} attempts: {error!r}"
+                        f"{url} could not be read in {attempt} attempts: {cause}"
                     ) from error
                 time.sleep(self.options.back_off_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
         raise AssertionError("unreachable")

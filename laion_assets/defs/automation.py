@@ -1,4 +1,4 @@
-"""What is rebuilt by itself, and what waits for a person.
+"""What is rebuilt automatically, and what waits for a person.
 
 A segment's first making is the crawl sensor's business (``sensors/new_crawls.py``), and a changed
 list's consequences are the lists sensor's; here is what follows from changed data and code.
@@ -45,7 +45,7 @@ def follow_inputs(name: str, policy: Automation) -> dg.AutomationCondition[Any] 
     )
     # What was never made is the crawl sensor's to ask for; a further subset is nobody's.
     return (condition if further else condition & ~conditions.missing()).with_label(
-        "what it is made of, or with, has changed"
+        "an input or the code has changed"
     )
 
 
@@ -73,5 +73,5 @@ def follow_sensor(assets: Iterable[str]) -> dg.AutomationConditionSensorDefiniti
         target=dg.AssetSelection.assets(*assets),
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=10,
-        description="Rebuilds what is made of something that has changed, as [automation] says.",
+        description="Rebuilds assets whose inputs or code have changed, as [automation] allows.",
     )

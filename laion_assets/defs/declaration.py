@@ -1,8 +1,8 @@
 """What an asset declares of itself: once, in its own module.
 
-Jobs, retries, automation, freshness and check specifications are derived from it. What does not
-belong here: what an asset is made of (`deps`, in its ``@dg.asset``) and which files it holds
-(:mod:`laion_assets.layout`).
+Retries, automation, freshness, check specifications and the job of the aggregates are derived from
+it. What does not belong here: what an asset is made of (`deps`, in its ``@dg.asset``) and which
+files it holds (:mod:`laion_assets.layout`).
 """
 
 from __future__ import annotations

@@ -147,12 +147,12 @@ def publishing(
         for asset, data_version in before.items():
             if lake.manifest(asset, of[asset]).data_version != data_version:
                 raise InputsChangedError(
-                    f"{asset} was replaced while {name} was made of it: make {name} again"
+                    f"{asset} was replaced while {name} was being built: materialize {name} again"
                 )
 
 
 def fetch_tables(lake: Lake, settings: Settings) -> None:
-    """Have the parquet of all segments at hand, which the catalog's views read."""
+    """Fetch the parquet of all segments, which the catalog's views read."""
     for asset in segment_assets(settings.subsets):
         for key in lake.segments(asset):
             lake.fetch(asset, key, "*.parquet")

@@ -81,10 +81,10 @@ class DownloadOptions(Options):
         ge=0,
         description="Wait in seconds before the first of those; doubled for each further one",
     )
-    refetch: Annotated[Literal["passing", "none", "all"], OPERATIONAL] = Field(
-        "passing",
+    refetch: Annotated[Literal["transient", "none", "all"], OPERATIONAL] = Field(
+        "transient",
         description="What is refetched when a segment is downloaded again: images that failed for a"
-        " transient reason (passing), none, or all",
+        " transient reason (transient), none, or all",
     )
     give_up_after: Annotated[int, OPERATIONAL] = Field(
         5,
@@ -103,7 +103,7 @@ class DownloadOptions(Options):
     contact: Annotated[str, OPERATIONAL] = Field(
         "",
         pattern=r"^[\x21-\x7e]*$",
-        description="URL or e-mail address, sent to every host, for people who are disturbed",
+        description="URL or e-mail address, sent to every host: its operators can reach you there",
     )
     respect_opt_out: bool = Field(True, description="Honour X-Robots-Tag, before the body is read")
     respect_robots_txt: bool = Field(

@@ -69,7 +69,7 @@ class Rules:
         if self.options.refetch == "all":
             return True
         reasons = set(stats.status_dict)
-        transient = self.options.refetch == "passing" and bool(reasons & TRANSIENT)
+        transient = self.options.refetch == "transient" and bool(reasons & TRANSIENT)
         return transient or (self.options.take_changed and "changed" in reasons)
 
     def still_holds(self, known: Known) -> bool:
@@ -89,7 +89,7 @@ class Rules:
         if reason == "changed" and self.options.take_changed:
             return None
         given_up = known.history.failures >= self.options.give_up_after
-        if reason in TRANSIENT and self.options.refetch == "passing" and not given_up:
+        if reason in TRANSIENT and self.options.refetch == "transient" and not given_up:
             return None
         return known.outcome
 

@@ -55,5 +55,7 @@ def local_lake(options: LakeOptions) -> LocalLake:
     """
     lake = LocalLake(options)
     if not lake.root.is_dir():
-        raise LakeError(f"there is no lake {lake}: give its settings by --config")
+        raise LakeError(
+            f"the lake {lake} does not exist: name the deployment's settings file by --config"
+        )
     return lake

@@ -30,8 +30,9 @@ class LocalLake(Lake):
     def __init__(self, options: LakeOptions) -> None:
         if is_remote(options.root):
             raise LakeError(
-                f"the lake {options.root} is in an object store, and this needs a folder: copy "
-                "what it reads to the cache by `laion-assets fetch ASSET ...`, and name that"
+                f"the lake {options.root} is in an object store, and this works on a folder only: "
+                "copy what it reads by `laion-assets fetch ASSET ...`, and name the cache folder "
+                "as `root` in the [lake] of a settings file given by --config"
             )
         root = Path(options.root.removeprefix("file://")).absolute()
         super().__init__(root, options.busy_timeout_s)

@@ -123,7 +123,9 @@ def why(lake: LocalLake, text: str) -> Answer:
 
 
 def _listed_remark(name: str, text: str) -> str:
-    return f"{text} is on the list `{name}` now: a partition that holds it loses it when rebuilt"
+    return (
+        f"{text} is on the list `{name}` now: partitions that hold it drop it when they are rebuilt"
+    )
 
 
 class _Lists:

@@ -288,7 +288,7 @@ def test_only_consecutive_failures_count_towards_giving_up(
         download(pairs, tmp_path / "a", options, again=True)
     assert row(tmp_path / "a", 0, ledger=True)["attempts"] == 4
     images.routes["/0.jpg"] = answer(b"", "500 Down")
-    smaller = options.model_copy(update={"image_size": 128, "refetch": "passing"})
+    smaller = options.model_copy(update={"image_size": 128, "refetch": "transient"})
     assert download(pairs, tmp_path / "a", smaller).counts.kept == 1
     images.routes["/0.jpg"] = answer(bodies[0])
     assert download(pairs, tmp_path / "a", smaller, again=True).counts.kept == 2

@@ -138,10 +138,10 @@ def test_a_new_crawl_is_added_and_requested(world: Callable[[Discovery], World])
     assert here.tick()[0] == [f"{OLD}|00#0", f"{OLD}|01#0"]
     for key in (f"{OLD}|00", f"{OLD}|01"):
         here.ran(key, dg.DagsterRunStatus.SUCCESS, SEGMENT_ASSETS)
-    assert here.tick() == ([], "1 crawls listed, 1 taken, 0 to make")
+    assert here.tick() == ([], "1 crawls listed, 1 selected, 0 segments to build")
 
     list_crawls(here.root, NEW, OLD)
-    assert here.tick() == ([], "1 crawls listed, 1 taken, 0 to make")
+    assert here.tick() == ([], "1 crawls listed, 1 selected, 0 segments to build")
     keys, message = here.later()
     assert keys == []
     assert f"{NEW}: " in message
@@ -355,7 +355,7 @@ def test_what_a_person_canceled_is_left_to_them(world: Callable[[Discovery], Wor
     here.ran(f"{OLD}|00", dg.DagsterRunStatus.CANCELED)
     keys, message = here.tick()
     assert keys == []
-    assert f"canceled, so yours to run again: {OLD}|00" in message
+    assert f"canceled; materialize them yourself: {OLD}|00" in message
     failed = here.ran(f"{OLD}|00", dg.DagsterRunStatus.FAILURE)
     assert here.tick()[0] == [f"{OLD}|00#{failed}"]
 

@@ -1,6 +1,6 @@
 """Pictures drawn by a small DALL-E trained on the subset, ranked by CLIP.
 
-Needs the optional extra `generation`. Nothing asks for it by itself: training takes its time.
+Needs the optional extra `generation`. Never built automatically, because training is slow.
 """
 
 import json
@@ -77,7 +77,7 @@ def _still(store: Lake, made_of: Versions) -> bool:
 def _kept(store: Lake, segments: Versions) -> Iterator[None]:
     """Raises :class:`InputsChangedError` if a segment was replaced in the block, whichever error
     that led to: what is read of two versions need not fit together."""
-    message = "a segment was replaced meanwhile: make the samples again"
+    message = "a segment was replaced meanwhile: materialize the samples again"
     try:
         yield
     except Exception as error:

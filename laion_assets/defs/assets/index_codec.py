@@ -1,4 +1,4 @@
-"""Trained, empty faiss indices whose codes all segments share; made once, and again on drift."""
+"""Trained, empty faiss indices whose codes all segments share; retrained when vectors drift."""
 
 import dagster as dg
 

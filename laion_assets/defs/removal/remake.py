@@ -22,7 +22,14 @@ from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.defs.removal.survey import Survey, further_subsets, holds_listed, rows_of, survey
 from laion_assets.generation.shown_samples import shows_listed
 from laion_assets.lake import Lake, LocalLake
-from laion_assets.layout import DALLE_SAMPLES, LISTS, SCORED_PAIRS, SEGMENT_ASSETS, SegmentKey
+from laion_assets.layout import (
+    DALLE_SAMPLES,
+    LISTS,
+    SCORED_PAIRS,
+    SEGMENT_ASSETS,
+    SegmentKey,
+    with_subsets,
+)
 from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.removals.ledger import read_ledger
 
@@ -99,8 +106,7 @@ def _refuse_unknown_subsets(lake: Lake, definitions: dg.Definitions, found: Surv
 
 def _made(lake: Lake, key: SegmentKey) -> list[str]:
     """Return the segment's existing assets, in the order of processing."""
-    *before, last = SEGMENT_ASSETS
-    assets = [*before, *further_subsets(lake), last]
+    assets = with_subsets(further_subsets(lake))
     return [asset for asset in assets if lake.folder(asset, key).exists()]
 
 
