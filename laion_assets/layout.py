@@ -293,6 +293,11 @@ def segment_assets(subsets: Iterable[str] = ()) -> list[str]:
     return with_subsets(map(subset_asset, subsets))
 
 
+def is_by_segment(asset: str) -> bool:
+    """Whether the asset has a partition for each segment, and not one for all."""
+    return asset in PARTITIONS or asset.startswith(SUBSET_PREFIX)
+
+
 def partition_of(asset: str) -> Partition:
     """Return what an asset's partition holds. Raises ``KeyError`` for an unknown asset."""
     if asset.startswith(SUBSET_PREFIX):

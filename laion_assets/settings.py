@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources as package_files
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -138,14 +138,20 @@ class Automation(Options):
     )
 
 
-class Catalogued(Options):
-    """What Dagster's asset catalog shows of every asset."""
+_OWNER: Final = r"^(team:[A-Za-z0-9_-]+|[^@\s]+@[^@\s]+\.[^@\s]+)$"
+_TAG: Final = r"^([A-Za-z0-9_.-]{1,63}/)?[A-Za-z0-9_.-]{1,63}$"
+_TAG_VALUE: Final = r"^[A-Za-z0-9_.-]{0,63}$"
 
-    owners: tuple[str, ...] = Field(
-        (),
-        description="Owners of all assets, as e-mail addresses or as team:NAME",
+
+class Catalogued(Options):
+    """What Dagster's asset catalog shows of every asset that runs make."""
+
+    owners: tuple[Annotated[str, Field(pattern=_OWNER)], ...] = Field(
+        (), description="Owners of what runs make, as e-mail addresses or as team:NAME"
     )
-    tags: Mapping[str, str] = Field(default_factory=dict, description="Tags, by name")
+    tags: Mapping[
+        Annotated[str, Field(pattern=_TAG)], Annotated[str, Field(pattern=_TAG_VALUE)]
+    ] = Field(default_factory=dict, description="Tags of what runs make, by name")
 
 
 class Retry(Options):
@@ -184,6 +190,15 @@ class Work(Options):
     workers: int = Field(2, ge=1, description="Processes that read WAT files in one partition")
 
 
+def _recipe(section: Any, name: str | None = None) -> Any:
+    """The fields of a recipe's section. An unknown key is left for the validation to name."""
+    if not isinstance(section, Mapping):
+        return section
+    if set(section) - {*Recipe.model_fields, "recipe"}:
+        return {key: value for key, value in section.items() if key != "recipe"}
+    return recipe_fields(section, name)
+
+
 class Settings(Options):
     """A whole deployment."""
 
@@ -212,7 +227,7 @@ class Settings(Options):
     @field_validator("subset", mode="before")
     @classmethod
     def _main(cls, section: Any) -> Any:
-        return recipe_fields(section) if isinstance(section, Mapping) else section
+        return _recipe(section)
 
     @field_validator("subsets", mode="before")
     @classmethod
@@ -224,9 +239,7 @@ class Settings(Options):
             if not _SUBSET_NAME.fullmatch(name):
                 raise RecipeError(f"{name!r} is not a subset's name like laion5b-en")
             try:
-                recipes[name] = (
-                    recipe_fields(section, name) if isinstance(section, Mapping) else section
-                )
+                recipes[name] = _recipe(section, name)
             except RecipeError as error:
                 raise RecipeError(f"{name}: {error}") from error
         return recipes
@@ -280,6 +293,11 @@ def _problem(error: ErrorDetails) -> str:
         return f"{'.'.join([*path, key])}: {error['msg'].removeprefix('Value error, ')}"
     if not path:
         return f"no section [{key}]; known: {', '.join(Settings.model_fields)}"
-    model: Any = Recipe if path[0] == "subsets" else Settings.model_fields[path[0]].annotation
+    model: Any = Settings
+    for name in path:
+        if model is Settings and name == "subsets":
+            model = Recipe
+            break
+        model = model.model_fields[name].annotation
     known = [*model.model_fields, *(["recipe"] if model is Recipe else [])]
     return f"[{'.'.join(path)}] has no {key}; known: {', '.join(known)}"

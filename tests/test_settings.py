@@ -33,6 +33,9 @@ def test_the_shipped_files_are_valid() -> None:
         ("[subsets.mine]\nwhere = 'widht > 3'", "subsets.mine.where: .*widht"),
         ("[subsets.laion5b-en]\n", 'laion5b-en: .*write: recipe = "NAME"'),
         ("[subset]\nthreshold = 0.2", "subset: .*needs a name of its own"),
+        ("[subset]\ntreshold = 0.2", r"\[subset\] has no treshold; known: .*recipe"),
+        ("[retries.network]\nfoo = 1", r"\[retries.network\] has no foo; known: times, delay_s"),
+        ('[assets]\nowners = ["me"]', "assets.owners.0: String should match"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:

@@ -37,7 +37,7 @@ print(json.dumps({
     "files": [laion_assets.__file__, resources.__file__, sensors.__file__],
     "config": str(sample_config()),
     "weights": str(model.WEIGHTS / f"{settings.clip.pretrained}.safetensors"),
-    "assets": len(defs.resolve_asset_graph().get_all_asset_keys()),
+    "assets": len(defs().resolve_asset_graph().get_all_asset_keys()),
     "threshold": threshold_for(settings.clip.key, Recipe()),
     "prompts": len(load_prompts(settings.safety.prompts).categories),
     "words": len(load_words().words),

@@ -34,7 +34,6 @@ from numpy.typing import NDArray
 
 from laion_assets.dedup import runs
 from laion_assets.dedup.runs import SortedRun, SortedRunWriter
-from laion_assets.errors import PermanentError
 from laion_assets.files import atomic_path, fsync_directory, locked, read_parquet, write_json
 from laion_assets.funnel import EXAMPLES_KEPT, LISTED, StageCounts
 from laion_assets.layout import (
@@ -66,8 +65,9 @@ _REASON_OF_CODE: Final = ("removed", "blocked", "duplicate")
 _DUPLICATE: Final = 1 + _REASON_OF_CODE.index("duplicate")
 
 
-class LedgerError(PermanentError, RuntimeError):
-    """The ledger is damaged; the message says what to do."""
+class LedgerError(RuntimeError):
+    """The ledger cannot be read, or is damaged; the message says what to do. What caused it decides
+    whether a retry may help."""
 
 
 @dataclass(frozen=True)

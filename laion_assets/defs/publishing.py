@@ -18,7 +18,7 @@ from laion_assets.defs.partitions import segment_key
 from laion_assets.errors import TransientError
 from laion_assets.funnel import StageCounts
 from laion_assets.lake import Lake, Manifest, Staging
-from laion_assets.layout import PARTITIONS, SegmentKey, partition_of, segment_assets
+from laion_assets.layout import SegmentKey, is_by_segment, partition_of, segment_assets
 from laion_assets.options import versioned
 from laion_assets.settings import Settings
 
@@ -77,7 +77,7 @@ class Publication:
         return self.manifest(asset).stage(stage).kept
 
     def _key_of(self, asset: str) -> SegmentKey | None:
-        return self.key if asset in PARTITIONS else None
+        return self.key if is_by_segment(asset) else None
 
     def require(self, *outcomes: checks.Outcome) -> None:
         """Record what checks found. Raises ``dagster.Failure`` if one stands in the way."""
@@ -126,9 +126,10 @@ def publishing(
     published then.
     """
     name = context.asset_key.path[-1]
-    key = key_of(context) if context.has_partition_key else None
+    # Of the asset, not of the run: a run over a segment may hold assets without partitions.
+    key = key_of(context) if context.assets_def.partitions_def is not None else None
     version = context.assets_def.code_versions_by_key[context.asset_key] or ""
-    of = {asset: key if asset in PARTITIONS else None for asset in upstream}
+    of = {asset: key if is_by_segment(asset) else None for asset in upstream}
     before = {asset: lake.manifest(asset, its_key).data_version for asset, its_key in of.items()}
     inputs = {**before, **(made_of or {})}
     if options is not None:

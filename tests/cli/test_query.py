@@ -80,7 +80,10 @@ def test_a_lake_in_an_object_store_must_be_fetched_first(
 ) -> None:
     config = tmp_path / "mine.toml"
     config.write_text('[lake]\nroot = "s3://bucket/prefix"\n')
-    refused(laion_assets(*words, "--config", config), "'s3://bucket/prefix' is in an object store")
+    refused(
+        laion_assets(*words, "--config", config),
+        "the lake s3://bucket/prefix is in an object store",
+    )
 
 
 def test_why_needs_a_lake(tmp_path: Path) -> None:

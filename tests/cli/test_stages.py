@@ -116,7 +116,7 @@ def test_filter_takes_a_recipe_by_name(stages: Stages, tmp_path: Path) -> None:
     assert 0 < len(wide) < len(rows)
     found = pq.ParquetFile(tmp_path / "out" / "part-00000.parquet").read()["URL"].to_pylist()
     assert found == wide
-    refused(laion_assets(*words, "nobody"), "RecipeError: no recipe 'nobody'.*laion5b-en")
+    refused(laion_assets(*words, "nobody"), "no recipe 'nobody'.*laion5b-en")
 
 
 def test_index_holds_every_sample_twice(stages: Stages) -> None:

@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 
 from laion_assets.crawl.source import CrawlNotReadyError, CrawlSourceError, NoSuchSegmentError
+from laion_assets.dedup.ledger import LedgerError
 from laion_assets.defs.build import build_defs
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.retries import is_transient, retrying_transient
@@ -101,6 +102,13 @@ def test_a_permanent_cause_decides_whatever_wraps_it(cause: OSError) -> None:
     for wrapped in (CrawlSourceError("could not be read"), LockedError(), UnavailableError("503")):
         wrapped.__cause__ = cause
         assert not is_transient(wrapped)
+
+
+def test_a_ledger_on_a_store_that_stutters_is_read_again() -> None:
+    damaged, stutters = LedgerError("delete it"), LedgerError("delete it")
+    stutters.__cause__ = OSError(errno.ESTALE, "stale file handle")
+    assert is_transient(stutters)
+    assert not is_transient(damaged)
 
 
 def full_disk(wat_file: str, to: Path) -> None:

@@ -7,7 +7,7 @@ from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.defs import checks
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table, picture, table_preview
-from laion_assets.defs.publishing import publishing
+from laion_assets.defs.publishing import key_of, publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.filtering.figures import similarity_histogram, tags_and_categories
 from laion_assets.filtering.score import ScoredWith, score_segment
@@ -37,21 +37,22 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         clip: ClipModelResource,
         safety: SafetyResource,
     ) -> dg.MaterializeResult:
-        prompts, model = load_prompts(safety.prompts), clip.load()
+        store, prompts, model = lake.open(), load_prompts(safety.prompts), clip.load()
+        manifest = store.manifest(EMBEDDINGS, key_of(context))
+        embedded = EmbeddedWith.model_validate(manifest.metadata)
+        if embedded.model_version != model.version:
+            raise dg.Failure(
+                f"the embeddings are of another model ({embedded.model_version}) than the "
+                f"settings name ({model.version}), and categories can be compared with those "
+                "of their own model only: materialize the embeddings again",
+                allow_retries=False,
+            )
         with publishing(
             context,
-            lake.open(),
+            store,
             upstream=[EMBEDDINGS],
             made_of={"prompts": prompts.digest, "model": model.version},
         ) as made:
-            embedded = EmbeddedWith.model_validate(made.manifest(EMBEDDINGS).metadata)
-            if embedded.model_version != model.version:
-                raise dg.Failure(
-                    f"the embeddings are of another model ({embedded.model_version}) than the "
-                    f"settings name ({model.version}), and categories can be compared with those "
-                    "of their own model only: make the embeddings again",
-                    allow_retries=False,
-                )
             source = made.input(EMBEDDINGS)
             categories = category_embeddings(prompts, model)
             rows = score_segment(source, made.out, categories)

@@ -8,7 +8,7 @@ from laion_assets import schemas
 from laion_assets.defs.assets.lists import begin_observing
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
-from laion_assets.defs.publishing import publishing
+from laion_assets.defs.publishing import key_of, publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.files import atomic_path
 from laion_assets.layout import WAT_MANIFEST
@@ -29,19 +29,18 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
     def wat_manifest(
         context: dg.AssetExecutionContext, lake: LakeResource, crawl_source: CrawlSourceResource
     ) -> dg.MaterializeResult:
-        store, source = lake.open(), crawl_source.open()
+        key, store, source = key_of(context), lake.open(), crawl_source.open()
+        segment = source.segment(key.crawl, key.segment)
+        taken = set(source.taken(segment))
+        table = pa.table(
+            {
+                "wat_file": list(segment.wat_files),
+                "taken": [wat_file in taken for wat_file in segment.wat_files],
+                "segment_id": [segment.segment_id] * len(segment.wat_files),
+            },
+            schema=schemas.WAT_MANIFEST,
+        )
         with publishing(context, store, options=crawl_source.options()) as made:
-            assert made.key is not None
-            segment = source.segment(made.key.crawl, made.key.segment)
-            taken = set(source.taken(segment))
-            table = pa.table(
-                {
-                    "wat_file": list(segment.wat_files),
-                    "taken": [wat_file in taken for wat_file in segment.wat_files],
-                    "segment_id": [segment.segment_id] * len(segment.wat_files),
-                },
-                schema=schemas.WAT_MANIFEST,
-            )
             with atomic_path(made.out / "manifest.parquet") as path:
                 pq.write_table(table, path, compression="zstd")
             made.staging.metadata = {

@@ -25,6 +25,7 @@ from laion_assets.download.shards import MAKING, files_of, shards_in
 from laion_assets.funnel import LISTED
 from laion_assets.lake import Lake, NotPublishedError
 from laion_assets.layout import (
+    FILTERED_SUBSET,
     IMAGE_SHARDS,
     LISTS,
     PAIR_PARQUET,
@@ -34,7 +35,6 @@ from laion_assets.layout import (
     UNIQUE_PAIRS,
     SegmentKey,
     Table,
-    partition_of,
 )
 from laion_assets.pairs.take_out import taken_out
 from laion_assets.pairs.uids import halves
@@ -79,9 +79,8 @@ def further_subsets(lake: Lake) -> list[str]:
 
 
 def rows_of(asset: str) -> Table | None:
-    """Return the asset's rows of samples, None if it has none."""
-    rows = partition_of(asset).rows
-    return rows if rows.names_samples else None
+    """Return the asset's rows of samples, None if it has none by segment."""
+    return ROWS.get(FILTERED_SUBSET if asset.startswith(SUBSET_PREFIX) else asset)
 
 
 @dataclass

@@ -1,0 +1,67 @@
+"""What is published where, by real runs over a real lake."""
+
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from laion_assets.defs.checks import outcome
+from laion_assets.defs.partitions import crawls, partition_key, segment_partitions
+from laion_assets.defs.publishing import publishing
+from laion_assets.lake import LocalLake
+from laion_assets.layout import CATALOG, IMAGE_SHARDS, KNN_INDEX, SegmentKey
+from resources.lake import LakeResource
+
+KEY = SegmentKey("CC-MAIN-2000-05", "00")
+
+
+@dg.asset(name=KNN_INDEX, partitions_def=segment_partitions(2), code_version="1")
+def by_segment(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    with publishing(context, lake.open()) as made:
+        (made.out / "ids.npy").write_bytes(b"1")
+        assert made.key == KEY
+    return made.result()
+
+
+@dg.asset(name=CATALOG, deps=[KNN_INDEX], code_version="1")
+def over_all(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    with publishing(context, lake.open()) as made:
+        (made.out / "catalog.duckdb").write_bytes(b"1")
+        assert made.key is None
+    return made.result()
+
+
+@dg.asset(name=IMAGE_SHARDS, partitions_def=segment_partitions(2), code_version="1")
+def refused(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    with publishing(context, lake.open()) as made:
+        made.require(outcome("shards_whole", "the tar cannot be read"))
+    return made.result()
+
+
+def run(folder: Path, instance: dg.DagsterInstance, *assets: dg.AssetsDefinition) -> LocalLake:
+    instance.add_dynamic_partitions(crawls.name or "", [KEY.crawl])
+    definitions = dg.Definitions(
+        assets=list(assets), resources={"lake": LakeResource(root=str(folder))}
+    )
+    job = definitions.resolve_implicit_global_asset_job_def()
+    key = partition_key(KEY)
+    job.execute_in_process(instance=instance, partition_key=key, raise_on_error=False)
+    return LocalLake.at(folder)
+
+
+def test_a_run_over_a_segment_publishes_an_asset_without_partitions_as_a_whole(
+    tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    lake = run(tmp_path, instance, by_segment, over_all)
+    assert lake.segments(KNN_INDEX) == [KEY]
+    assert lake.has(CATALOG)
+    assert lake.segments(CATALOG) == []
+
+
+@pytest.mark.parametrize("name", [IMAGE_SHARDS])
+def test_what_fails_a_check_is_not_published(
+    tmp_path: Path, instance: dg.DagsterInstance, name: str
+) -> None:
+    lake = run(tmp_path, instance, refused)
+    assert not lake.has(name, KEY)
+    assert [left.asset for left in lake.abandoned()] == [name]
