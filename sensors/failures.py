@@ -15,7 +15,7 @@ from typing import Final
 import dagster as dg
 from pydantic import BaseModel, Field, ValidationError
 
-from laion_assets.defs.partitions import PARTITION_TAG
+from laion_assets.defs.partitions import INTERRUPTED_TAG, PARTITION_TAG
 from laion_assets.settings import Notify
 from resources.notifier import Notice, NoticeError, Notifier
 
@@ -93,7 +93,8 @@ def _failed(instance: dg.DagsterInstance, state: _State) -> Iterator[dg.RunRecor
         ascending=True,
     ):
         old = record.end_time is not None and record.end_time < ended_after
-        if record.dagster_run.run_id not in waiting and not old:
+        run = record.dagster_run
+        if run.run_id not in waiting and not old and INTERRUPTED_TAG not in run.tags:
             yield record
 
 

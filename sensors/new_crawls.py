@@ -18,7 +18,13 @@ from pydantic import BaseModel, Field, ValidationError
 
 from laion_assets.crawl.source import CrawlSource, CrawlSourceError, Listing
 from laion_assets.defs.internals import AssetJob
-from laion_assets.defs.partitions import PARTITION_TAG, UNFINISHED, crawls, partition_key
+from laion_assets.defs.partitions import (
+    INTERRUPTED_TAG,
+    PARTITION_TAG,
+    UNFINISHED,
+    crawls,
+    partition_key,
+)
 from laion_assets.layout import SEGMENT_ASSETS, SegmentKey, segment_assets, segment_names
 from laion_assets.settings import Discovery
 from resources.crawl_source import CrawlSourceResource
@@ -201,7 +207,7 @@ def _failures(newest_first: Iterable[dg.DagsterRun]) -> int:
     for run in newest_first:
         if run.status == dg.DagsterRunStatus.SUCCESS:
             break
-        if run.status == dg.DagsterRunStatus.FAILURE:
+        if run.status == dg.DagsterRunStatus.FAILURE and INTERRUPTED_TAG not in run.tags:
             failed.add(run.tags.get(ROOT_TAG, run.run_id))
     return len(failed)
 

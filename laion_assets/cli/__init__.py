@@ -36,14 +36,17 @@ class _TerminalHandler(logging.Handler):
 def show_log(*, shows_time: bool) -> Iterator[None]:
     """Show the package's log on standard error while the ``with`` block runs."""
     package, handler = logging.getLogger("laion_assets"), _TerminalHandler(shows_time=shows_time)
-    level = package.level
+    level, propagates = package.level, package.propagate
     package.addHandler(handler)
     package.setLevel(logging.INFO)
+    # A library that sets up the root logger, as open_clip does, would show each line once more.
+    package.propagate = False
     try:
         yield
     finally:
         package.removeHandler(handler)
         package.setLevel(level)
+        package.propagate = propagates
 
 
 def _reader_left() -> bool:

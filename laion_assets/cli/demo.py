@@ -45,12 +45,14 @@ def _prepare(args: argparse.Namespace) -> tuple[Places, Settings]:
     """Set what the demo's own processes and Dagster's must agree on: folder and settings."""
     import signal
 
-    from laion_assets.demo.world import Places
-    from laion_assets.settings import CONFIG_VARIABLE, load_settings, shipped_config
     from laion_assets.work import signal_at_parents_end
 
+    # Before anything that takes its time to import: a parent may end meanwhile.
     if args.end_with_parent:
         signal_at_parents_end(signal.SIGTERM)
+    from laion_assets.demo.world import Places
+    from laion_assets.settings import CONFIG_VARIABLE, load_settings, shipped_config
+
     config = args.config or (None if args.world == "sample" else shipped_config(args.world))
     if config:
         os.environ[CONFIG_VARIABLE] = str(config.absolute())

@@ -51,7 +51,7 @@ that the index was built with.
 def search(args: argparse.Namespace) -> None:
     if (args.text is None) == (args.image is None):
         args.parser.error("give either TEXT or --image FILE")
-    must_exist(args.index, args.image)
+    must_exist(args.index, args.image, args.subset)
     from laion_assets.clip.model import load_clip
     from laion_assets.knn.query import search_image, search_text
     from laion_assets.settings import load_settings
@@ -84,7 +84,7 @@ settings.
     ],
 )
 def serve(args: argparse.Namespace) -> None:
-    must_exist(args.index)
+    must_exist(args.index, args.subset)
     from laion_assets.search.serve import serve_index
     from laion_assets.settings import load_settings
 

@@ -31,6 +31,9 @@ FINISHED: Final = [
 ]
 """Statuses of runs that have ended."""
 
+INTERRUPTED_TAG: Final = "laion_assets/interrupted"
+"""Tag of a run that a person stopped together with Dagster: no failure of what it made."""
+
 crawls = dg.DynamicPartitionsDefinition(name="crawls")
 """The crawls that the deployment knows; the sensor adds new ones."""
 

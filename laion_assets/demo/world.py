@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import dagster as dg
 
 from laion_assets.defs.internals import skip_started_ticks
-from laion_assets.defs.partitions import UNFINISHED
+from laion_assets.defs.partitions import INTERRUPTED_TAG, UNFINISHED
 from laion_assets.defs.removal.remake import observe
 from laion_assets.files import LockedError, locked, write_text
 from laion_assets.lake import open_lake
@@ -178,7 +178,7 @@ def stop_leftovers(places: Places, instance: dg.DagsterInstance) -> None:
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         # Failed, not canceled: the crawl sensor leaves what was canceled to a person. And not to be
         # retried by Dagster: the sensor launches the segments in their order.
-        instance.add_run_tags(run.run_id, {_MAX_RETRIES: "0"})
+        instance.add_run_tags(run.run_id, {_MAX_RETRIES: "0", INTERRUPTED_TAG: "true"})
         instance.report_run_failed(run, message="The demo that started this run was interrupted.")
         # A dead run keeps its pools' slots. They would block its successor, and later segments
         # would go first.

@@ -63,9 +63,13 @@ class ShardStats:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ShardStats:
-        """Raises ``KeyError`` if a field is missing."""
-        values = {field.name: value[field.name] for field in fields(cls)}
-        return cls(**values | {"counts": StageCounts.from_json(value["counts"])})
+        """Read what :meth:`to_json` wrote; numbers that it does not have are 0.
+
+        Raises ``KeyError`` if anything else is missing.
+        """
+        given = {"exif_unreadable": 0, "tar_bytes": 0, **value}
+        values = {field.name: given[field.name] for field in fields(cls)}
+        return cls(**values | {"counts": StageCounts.from_json(given["counts"])})
 
     @classmethod
     def of_rows(

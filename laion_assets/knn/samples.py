@@ -138,9 +138,9 @@ class Sample:
 
 
 class Part:
-    """One part of a subset: its columns in memory, its vectors memory-mapped."""
+    """One part of a subset: its columns in memory, its vectors of some modalities memory-mapped."""
 
-    def __init__(self, part: SubsetPart) -> None:
+    def __init__(self, part: SubsetPart, modalities: Sequence[Modality] = MODALITIES) -> None:
         with pq.ParquetFile(part.parquet) as file:
             present = set(file.schema_arrow.names)
             table = file.read([name for name in COLUMNS if name in present])
@@ -148,7 +148,7 @@ class Part:
         self.nbytes = int(table.nbytes)
         self.sample_ids: npt.NDArray[np.int64] = table["SAMPLE_ID"].to_numpy()
         # Opened now: the folder may be replaced, and these are the vectors of these rows.
-        self._vectors = {modality: part.vectors(modality) for modality in MODALITIES}
+        self._vectors = {modality: part.vectors(modality) for modality in modalities}
 
     def value(self, name: str, row: int) -> Any:
         column = self._columns.get(name)
@@ -206,8 +206,14 @@ class Samples:
     the same part both read it: that takes a few milliseconds, and neither waits for a lock.
     """
 
-    def __init__(self, subsets: Subsets, cache_bytes: int = _CACHE_BYTES) -> None:
-        self._subsets = subsets
+    def __init__(
+        self,
+        subsets: Subsets,
+        cache_bytes: int = _CACHE_BYTES,
+        modalities: Sequence[Modality] = MODALITIES,
+    ) -> None:
+        """``modalities``: those whose vectors :meth:`locate` may be asked for."""
+        self._subsets, self._modalities = subsets, modalities
         most_parts = max(1, open_files(_OPEN_FILES) // _FILES_PER_PART)
         # A part counts as at least this many bytes, so that no more than `most_parts` are kept;
         # one that is larger than the cache is kept alone.
@@ -223,7 +229,9 @@ class Samples:
         Raises :class:`~laion_assets.knn.subset.SubsetError` if its rows and vectors differ.
         """
         part = SubsetPart(subset_folder(self._subsets, crawl, segment), number)
-        found = read_whole(part, lambda seen: self._known(part, seen) or Part(part))
+        found = read_whole(
+            part, lambda seen: self._known(part, seen) or Part(part, self._modalities)
+        )
         if found is None:
             return None
         seen, whole = found

@@ -35,7 +35,7 @@ class Searcher:
     def __init__(self, index_dir: Path, subsets: Subsets) -> None:
         self.index = OpenIndex(index_dir, subsets)
         self.summary = self.index.summary
-        self._samples = Samples(subsets)
+        self._samples = Samples(subsets, modalities=())
 
     def search(
         self,

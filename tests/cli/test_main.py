@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,16 @@ def test_the_log_goes_to_standard_error(
     assert out == ""
     expected = f"{clock}half is done\n{clock}WARNING: the disk is nearly full\n"
     assert re.fullmatch(expected, err)
+
+
+def test_a_library_that_sets_up_the_root_logger_repeats_no_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [*root.handlers, logging.StreamHandler(sys.stderr)])
+    with show_log(shows_time=False):
+        logging.getLogger("laion_assets.somewhere").info("once")
+    assert capsys.readouterr().err == "once\n"
 
 
 def test_the_demos_log_shows_the_time() -> None:

@@ -63,6 +63,13 @@ def test_search_outside_a_lake_asks_for_the_subset(stages: Stages) -> None:
     refused(laion_assets(*words), "idx is not in a lake: name the subset")
 
 
+@pytest.mark.parametrize("words", [("search", "idx", "a red apple"), ("serve", "idx")])
+def test_a_subset_that_does_not_exist_is_named(stages: Stages, words: tuple[str, ...]) -> None:
+    command, index, *more = words
+    given = (command, "--config", stages.config, stages.root / index, *more, "--subset", "nosuch")
+    refused(laion_assets(*given), "nosuch does not exist")
+
+
 def test_sql_names_the_catalog_of_the_settings(tmp_path: Path) -> None:
     config = tmp_path / "mine.toml"
     config.write_text(f'[lake]\nroot = "{tmp_path}/lake"\n')

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from laion_assets.download.outcomes import FAILED_TO_DOWNLOAD, SUCCESS, Outcome
 from laion_assets.download.shard_stats import ShardStats, most_failing
 
@@ -55,6 +57,12 @@ def test_the_published_fields() -> None:
     )
     assert stats.to_json() == PUBLISHED
     assert ShardStats.from_json(json.loads(json.dumps(stats.to_json()))) == stats
+
+
+@pytest.mark.parametrize("name", ["exif_unreadable", "tar_bytes"])
+def test_statistics_of_before_a_number_was_counted_are_read(name: str) -> None:
+    older = {field: value for field, value in PUBLISHED.items() if field != name}
+    assert getattr(ShardStats.from_json(older), name) == 0
 
 
 def test_the_most_failing_hosts_are_added_up() -> None:

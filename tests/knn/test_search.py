@@ -130,6 +130,16 @@ def test_a_searcher_keeps_its_index_when_the_folder_is_replaced(
     assert searcher.search(np.ones(D), 7) == before
 
 
+def test_only_the_rows_are_read_where_no_vectors_are_asked_for(
+    subsets: dict[SegmentKey, Path], searcher: Searcher
+) -> None:
+    vector = SubsetPart(subsets[FIRST], 0).vectors("image")[3].astype(np.float32)
+    for folder in subsets.values():
+        for name in ("img_emb", "text_emb"):
+            shutil.rmtree(folder / name)
+    assert searcher.search(vector, 1)[0].ref.segment == FIRST.segment
+
+
 def test_an_empty_index_has_no_hits(make_subset: MakeSubset, tmp_path: Path) -> None:
     build_index(make_subset(CRAWL, "07", []), tmp_path / "i", IndexOptions(), model_key="m")
     assert Searcher(tmp_path / "i", tmp_path).search(np.ones(512)) == []

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.event import listen
 
 from laion_assets.defs.build import build_defs
-from laion_assets.defs.partitions import PARTITION_TAG, partition_key
+from laion_assets.defs.partitions import INTERRUPTED_TAG, PARTITION_TAG, partition_key
 from laion_assets.filtering.recipe import load_recipe
 from laion_assets.layout import SEGMENT_ASSETS, segment_assets
 from laion_assets.settings import Discovery, Settings
@@ -177,6 +177,20 @@ def test_runs_in_flight_are_not_requested_and_failed_ones_are(
     keys, message = here.tick()
     assert keys == []
     assert f"given up after 2 failed runs: {OLD}|01" in message
+
+
+def test_a_run_that_a_person_interrupted_is_no_failure(
+    world: Callable[[Discovery], World],
+) -> None:
+    here = world(Discovery(attempts=1))
+    list_crawls(here.root, OLD)
+    publish_paths(here.root, OLD)
+    here.tick()
+    interrupted = {INTERRUPTED_TAG: "true"}
+    here.ran(f"{OLD}|00", dg.DagsterRunStatus.STARTED)
+    here.ran(f"{OLD}|01", dg.DagsterRunStatus.FAILURE, tags=interrupted)
+    last = here.ran(f"{OLD}|01", dg.DagsterRunStatus.FAILURE, tags=interrupted)
+    assert here.tick()[0] == [f"{OLD}|01#{last}"]
 
 
 @pytest.mark.parametrize(
