@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from laion_assets.funnel import REASONS, StageCounts
 from laion_assets.lake import Manifest
-from laion_assets.layout import Table, partition_of
+from laion_assets.layout import SegmentKey, Table, partition_of
 
 IN, KEPT, IN_PER_SECOND, REJECTS = "in", "kept", "in_per_second", "rejects"
 """What is recorded of a stage, under the name that :func:`stage_name` gives it."""
@@ -21,11 +21,11 @@ PREVIEW_ROWS = 8
 PREVIEW_CHARS = 80
 
 
-def manifest_metadata(manifest: Manifest, folder: Path) -> dict[str, Any]:
-    """The metadata that every published partition records."""
+def manifest_metadata(manifest: Manifest, folder: Path, uri: str) -> dict[str, Any]:
+    """The metadata that every published partition records. ``uri``: its address in the lake."""
     seconds = max(manifest.seconds, 1e-3)
     metadata: dict[str, Any] = {
-        "dagster/uri": folder.absolute().as_uri(),
+        "dagster/uri": uri,
         "folder": dg.MetadataValue.path(str(folder)),
         "bytes": manifest.bytes,
         "size": readable_bytes(manifest.bytes),
@@ -81,11 +81,16 @@ def column_schema(table: Table) -> dg.TableSchema:
     )
 
 
+def uri_of(lake_root: str, asset: str, key: SegmentKey | None = None) -> str:
+    """Address of an asset, or of its partition for a segment, in the lake."""
+    root = lake_root if "://" in lake_root else Path(lake_root).absolute().as_uri()
+    return f"{root}/{asset}/{key.hive}" if key else f"{root}/{asset}"
+
+
 def definition_metadata(asset: str, lake_root: str) -> dict[str, Any]:
     """What the catalog page shows of an asset before anything is materialized: its columns, if it
     has rows, and its address in the lake."""
-    root = lake_root if "://" in lake_root else Path(lake_root).absolute().as_uri()
-    metadata: dict[str, Any] = {"dagster/uri": f"{root}/{asset}"}
+    metadata: dict[str, Any] = {"dagster/uri": uri_of(lake_root, asset)}
     if tables := partition_of(asset).tables:
         metadata["dagster/column_schema"] = column_schema(tables[0])
     return metadata

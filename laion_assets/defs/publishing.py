@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from laion_assets.defs import checks
 from laion_assets.defs.code_version import code_version
-from laion_assets.defs.metadata import manifest_metadata, table_metadata
+from laion_assets.defs.metadata import manifest_metadata, table_metadata, uri_of
 from laion_assets.defs.partitions import segment_key
 from laion_assets.errors import TransientError
 from laion_assets.funnel import StageCounts
@@ -89,7 +89,8 @@ class Publication:
         manifest = self.staging.published
         for counts in manifest.counts:
             self.context.log.info(_counted(counts))
-        metadata = manifest_metadata(manifest, self.out) | {"resumed": self.staging.resumed}
+        uri = uri_of(str(self.store), self.asset, self.key)
+        metadata = manifest_metadata(manifest, self.out, uri) | {"resumed": self.staging.resumed}
         metadata |= table_metadata(self.asset, self.out)
         return dg.MaterializeResult(
             asset_key=self.context.asset_key,

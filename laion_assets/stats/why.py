@@ -16,8 +16,10 @@ import duckdb
 import pyarrow as pa
 
 from laion_assets import schemas
+from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.filtering.recipe import Recipe
-from laion_assets.filtering.subset import choose
+from laion_assets.filtering.score import ScoredWith
+from laion_assets.filtering.subset import TakenWith, choose
 from laion_assets.funnel import REASONS
 from laion_assets.knn.files import find_sample
 from laion_assets.lake import LocalLake, Manifest
@@ -276,10 +278,11 @@ class StoryReader:
             return Step(EMBEDDINGS, "undecodable", meaning, self._by(EMBEDDINGS, key))
         if row is None:
             return self._absent(EMBEDDINGS, EMBEDDINGS, key)
-        model = manifest.metadata if manifest else {}
+        assert manifest is not None
+        made = EmbeddedWith.model_validate(manifest.metadata)
         detail = f"row {row['file_row_number']} of {Path(row['filename']).name}"
-        by = f"model {model.get('model')} {model.get('model_version', '')}; "
-        return Step(EMBEDDINGS, "kept", detail, by + self._by(EMBEDDINGS, key))
+        by = f"model {made.model} {made.model_version}; {self._by(EMBEDDINGS, key)}"
+        return Step(EMBEDDINGS, "kept", detail, by)
 
     def _scores(self, key: SegmentKey, row: Row | None) -> Step:
         if row is None:
@@ -292,12 +295,8 @@ class StoryReader:
             f"{row['nsfw_category_1']!r}, {row['nsfw_category_2']!r})"
             + "".join(f", {flag}" for flag in flags)
         )
-        manifest = self._manifest(SCORED_PAIRS, key)
-        made = manifest.metadata if manifest else {}
-        by = (
-            f"prompts {made.get('prompts')} {made.get('prompts_digest', '')}, "
-            f"words {made.get('words')}; "
-        )
+        made = ScoredWith.model_validate(self._lake.manifest(SCORED_PAIRS, key).metadata)
+        by = f"prompts {made.prompts} {made.prompts_digest}, words {made.words}; "
         return Step("scores", "scored", detail, by + self._by(SCORED_PAIRS, key))
 
     def _subset(
@@ -310,9 +309,9 @@ class StoryReader:
         if not manifest:
             yield self._absent(asset, asset, key)
             return
-        made = manifest.metadata
+        made = TakenWith.model_validate(manifest.metadata)
         by = (
-            f"recipe {made['recipe']}, threshold {made['threshold']:g} for {made['model']}; "
+            f"recipe {made.recipe}, threshold {made.threshold:g} for {made.model}; "
             f"{self._by(asset, key)}"
         )
         if row is not None:
@@ -320,7 +319,7 @@ class StoryReader:
             yield Step(asset, "kept", f"now row {row['file_row_number']} of {part}", by)
             return
         assert scored is not None
-        yield Step(asset, *_refusal(scored, made), by)
+        yield Step(asset, *_refusal(scored, manifest.metadata), by)
 
     def _indices(self, key: SegmentKey, sample_id: int) -> Iterator[Step]:
         for asset, folder in (

@@ -7,9 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laion_assets.defs.metadata import PREVIEW_CHARS, PREVIEW_ROWS, manifest_metadata, table_preview
+from laion_assets.defs.metadata import (
+    PREVIEW_CHARS,
+    PREVIEW_ROWS,
+    manifest_metadata,
+    table_preview,
+    uri_of,
+)
 from laion_assets.funnel import REASONS, StageCounts
 from laion_assets.lake import Manifest
+from laion_assets.layout import SegmentKey
 
 
 def manifest(counts: list[StageCounts], seconds: float = 4.0) -> Manifest:
@@ -35,7 +42,7 @@ def test_counts_are_told_with_their_rates_and_rejects_with_their_meaning() -> No
     counts.keep(15)
     counts.reject("http_4xx", "http://a.test/1.jpg", n=4)
     counts.reject("timeout", n=1)
-    told = manifest_metadata(manifest([counts]), Path("/lake/x"))
+    told = manifest_metadata(manifest([counts]), Path("/lake/x"), "file:///lake/x")
     assert (told["bytes"], told["files"], told["seconds"], told["dim"]) == (1234, 2, 4.0, 256)
     assert (told["images/in"], told["images/kept"]) == (20, 15)
     assert told["images/in_per_second"] == 5.0
@@ -47,7 +54,9 @@ def test_counts_are_told_with_their_rates_and_rejects_with_their_meaning() -> No
 
 
 def test_a_stage_that_saw_nothing_has_no_share_and_no_rejects() -> None:
-    told = manifest_metadata(manifest([StageCounts("wat")], seconds=0.0), Path("/lake/x"))
+    told = manifest_metadata(
+        manifest([StageCounts("wat")], seconds=0.0), Path("/lake/x"), "file:///lake/x"
+    )
     assert told["wat/in_per_second"] == 0
     assert {"wat/kept_share", "wat/rejects"}.isdisjoint(told)
 
@@ -68,3 +77,9 @@ def test_a_preview_is_of_the_first_rows_over_all_parts(
     assert len(rows) == min(PREVIEW_ROWS, sum(rows_of_parts))
     for row, text in zip(rows, texts, strict=False):
         assert row == {"text": text[: PREVIEW_CHARS - 1] + "…", "score": "0.123"}
+
+
+def test_an_address_is_the_lakes_own() -> None:
+    key = SegmentKey("CC-MAIN-2000-05", "00")
+    assert uri_of("s3://bucket/lake", "catalog") == "s3://bucket/lake/catalog"
+    assert uri_of("/lake", "images", key) == f"file:///lake/images/{key.hive}"

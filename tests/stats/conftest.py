@@ -165,9 +165,23 @@ class SegmentFiles:
         self.manifest("image_shards", [counts("images", 40, {"http_4xx": 10, "too_small": 5})])
         scored = [self._scored(row) for row in range(40)]
         self.table("embeddings", "metadata/metadata_00000.parquet", scored, schemas.EMBEDDED)
-        self.manifest("embeddings", [counts("embeddings", 40, {})], model="tiny/tiny")
+        self.manifest(
+            "embeddings",
+            [counts("embeddings", 40, {})],
+            model="tiny/tiny",
+            model_version="0123",
+            dimensions=16,
+        )
         self.table("scored_pairs", "part-00000.parquet", scored, schemas.SCORED)
-        self.manifest("scored_pairs", [])
+        self.manifest(
+            "scored_pairs",
+            [],
+            rows=40,
+            prompts="laion400m v1",
+            prompts_digest="4567",
+            words="minors v1",
+            model="tiny/tiny",
+        )
         samples = [self._sample(row) for row in range(24)]
         self.table("filtered_subset", "part-00000.parquet", samples, schemas.SUBSET)
         self.table("filtered_subset", "metadata/metadata_00000.parquet", samples, schemas.SUBSET)
