@@ -134,17 +134,20 @@ why --lake can then use the cache as a lake.
     ],
 )
 def fetch(args: argparse.Namespace) -> None:
-    from laion_assets.lake import open_lake
+    from laion_assets.lake import NotPublishedError, open_lake
     from laion_assets.layout import OVER_ALL, SEGMENT_ASSETS, SUBSET_PREFIX
     from laion_assets.settings import load_settings
 
     known = [*SEGMENT_ASSETS, *OVER_ALL]
-    for asset in args.asset:
-        if asset not in known and not asset.startswith(SUBSET_PREFIX):
-            raise CommandError(f"there is no asset {asset}; known: {', '.join(known)}")
     lake = open_lake(load_settings(args.config).lake)
     for asset in args.asset:
-        print(f"{asset}: {lake.fetch_all(asset, args.names)}")
+        try:
+            print(f"{asset}: {lake.fetch_all(asset, args.names)}")
+        except NotPublishedError as error:
+            if asset in known or asset.startswith(SUBSET_PREFIX):
+                raise
+            names = ", ".join(known)
+            raise CommandError(f"there is no asset {asset}; known: {names}") from error
 
 
 _ENTRIES: Final = {
@@ -204,6 +207,7 @@ may be repeated and combined.
 )
 def remove(args: argparse.Namespace) -> None:
     from laion_assets.defs.removal.survey import survey
+    from laion_assets.lake import is_remote
     from laion_assets.layout import REMOVALS
     from laion_assets.removals.active import Lists, read_lists
     from laion_assets.removals.entries import parse
@@ -212,6 +216,11 @@ def remove(args: argparse.Namespace) -> None:
     from laion_assets.settings import load_settings
 
     settings = load_settings(args.config)
+    if is_remote(settings.lake.root):
+        raise CommandError(
+            f"the lake {settings.lake.root} is in an object store, and this works on a folder "
+            "only: put the entries into a file in its removals/, and lists_sensor takes them out"
+        )
     lake = local_lake(settings)
     if args.ledger:
         _show_ledger(lake.root)

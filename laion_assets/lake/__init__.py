@@ -34,6 +34,7 @@ __all__ = [
     "PartitionBusyError",
     "Staging",
     "UnavailableError",
+    "is_remote",
     "local_lake",
     "open_lake",
 ]

@@ -323,6 +323,9 @@ def test_fetch_copies_what_is_asked_for(
     assert capsys.readouterr().out == f"pairs: {tmp_path}/reader/pairs\n"
     assert [path.name for path in (tmp_path / "reader").rglob("*.txt")] == ["same.txt"]
     assert main(["fetch", "nothing", "--config", str(config)]) == 1
+    assert "there is no asset nothing; known: wat_manifest, " in capsys.readouterr().err
+    assert main(["fetch", "catalog", "--config", str(config)]) == 1
+    assert "catalog has not been materialized" in capsys.readouterr().err
     assert main(["remove", "--ledger", "--config", str(config)]) == 1
     assert "is in an object store" in capsys.readouterr().err
 
