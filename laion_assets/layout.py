@@ -88,6 +88,9 @@ BLOCKLISTS: Final = "blocklists"
 LISTS: Final = (REMOVALS, BLOCKLISTS)
 """Folders of list files that people write; the graph's assets without a stage."""
 
+PICTURES: Final = "_pictures"
+"""Folder, within a partition's, of pictures for people."""
+
 DEDUP_LEDGER: Final = "dedup_ledger"
 """Folder that all partitions of `unique_pairs` share."""
 
@@ -196,7 +199,7 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
                     aligned=True,
                 ),
             ),
-            ("*.tar", "*_stats.json"),
+            ("*.tar", "*_stats.json", f"{PICTURES}/*"),
         ),
         Partition(
             EMBEDDINGS,
@@ -204,7 +207,7 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
             (replace(_SAMPLE_ROWS, files="metadata/metadata_*.parquet", schema=schemas.EMBEDDED),),
             _VECTORS,
         ),
-        Partition(SCORED_PAIRS, None, (replace(_SAMPLE_ROWS, view="scored"),)),
+        Partition(SCORED_PAIRS, None, (replace(_SAMPLE_ROWS, view="scored"),), (f"{PICTURES}/*",)),
         Partition(
             FILTERED_SUBSET,
             "subset",
@@ -212,7 +215,7 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
                 replace(_SUBSET_ROWS, view="subset"),
                 replace(_SUBSET_ROWS, files="metadata/metadata_*.parquet", aligned=True),
             ),
-            _VECTORS,
+            (*_VECTORS, f"{PICTURES}/*"),
         ),
         Partition(
             KNN_INDEX,

@@ -31,6 +31,7 @@ from laion_assets.safety.options import SafetyOptions
 from laion_assets.search.options import ServeOptions
 
 CONFIG_VARIABLE: Final = "LAION_ASSETS_CONFIG"
+_PATTERN: Final = frozenset("*?[=")
 _SUBSET_NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
@@ -223,6 +224,16 @@ class Settings(Options):
     generation: GenerationOptions = Field(default_factory=GenerationOptions)
     removals: RemovalOptions = RemovalOptions()
     serve: ServeOptions = ServeOptions()
+
+    @field_validator("lake")
+    @classmethod
+    def _can_be_queried(cls, lake: LakeOptions) -> LakeOptions:
+        if found := _PATTERN.intersection(Path(lake.root).absolute().as_posix()):
+            raise ValueError(
+                f"root {lake.root} must not hold {' '.join(sorted(found))}, in itself or in the "
+                "folder it is relative to: DuckDB would take it for a pattern or a key"
+            )
+        return lake
 
     @field_validator("subset", mode="before")
     @classmethod

@@ -32,6 +32,8 @@ def test_the_shipped_files_are_valid() -> None:
         ("[subsets.Mine]\nthreshold = 0.3", "'Mine' is not a subset's name like laion5b-en"),
         ("[subsets.mine]\nwhere = 'widht > 3'", "subsets.mine.where: .*widht"),
         ("[subsets.laion5b-en]\n", 'laion5b-en: .*write: recipe = "NAME"'),
+        ('[lake]\nroot = "lakes/v=2"', "lake: root lakes/v=2 must not hold ="),
+        ('[lake]\nroot = "s3://bucket/[old]"', r"must not hold \["),
         ("[subset]\nthreshold = 0.2", "subset: .*needs a name of its own"),
         ("[subset]\ntreshold = 0.2", r"\[subset\] has no treshold; known: .*recipe"),
         ("[retries.network]\nfoo = 1", r"\[retries.network\] has no foo; known: times, delay_s"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import dagster as dg
 import pyarrow.parquet as pq
@@ -16,6 +17,13 @@ from laion_assets.layout import SegmentKey, Table, partition_of
 
 IN, KEPT, IN_PER_SECOND, REJECTS = "in", "kept", "in_per_second", "rejects"
 """What is recorded of a stage, under the name that :func:`stage_name` gives it."""
+
+THUMBNAIL_BYTES: Final = 12_000
+"""About 16 kB in Base64."""
+_PNG: Final = b"\x89PNG"
+_QUALITY: Final = 70
+_SHRINK: Final = 0.8
+_SMALLEST_SIDE: Final = 32
 
 PREVIEW_ROWS = 8
 PREVIEW_CHARS = 80
@@ -166,8 +174,32 @@ def _short(value: object) -> str:
     return text if len(text) <= PREVIEW_CHARS else text[: PREVIEW_CHARS - 1] + "…"
 
 
-def picture(image: bytes, alt: str) -> dg.MarkdownMetadataValue:
-    """A PNG or JPEG shown in place."""
-    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
-    encoded = base64.b64encode(image).decode("ascii")
-    return dg.MetadataValue.md(f"![{alt}](data:image/{kind};base64,{encoded})")
+def picture(image: bytes, alt: str, uri: str) -> dg.MarkdownMetadataValue:
+    """A small view of a PNG or JPEG, shown in place, and the address of the whole one.
+
+    A run's record is kept for ever and in full; pictures would be nine tenths of it.
+    """
+    small = thumbnail(image)
+    kind = "png" if small.startswith(_PNG) else "jpeg"
+    encoded = base64.b64encode(small).decode("ascii")
+    return dg.MetadataValue.md(f"![{alt}](data:image/{kind};base64,{encoded})\n\n`{uri}`")
+
+
+def thumbnail(image: bytes, limit: int = THUMBNAIL_BYTES) -> bytes:
+    """Return a PNG or JPEG as it is if it has at most ``limit`` bytes, else as the largest JPEG of
+    it that has."""
+    if len(image) <= limit:
+        return image
+    from PIL import Image
+
+    with Image.open(io.BytesIO(image)) as opened:
+        whole = opened.convert("RGB")
+    side = max(whole.size)
+    while True:
+        side = round(side * _SHRINK)
+        small = whole.copy()
+        small.thumbnail((side, side))
+        encoded = io.BytesIO()
+        small.save(encoded, "JPEG", quality=_QUALITY)
+        if encoded.tell() <= limit or side < _SMALLEST_SIDE:
+            return encoded.getvalue()

@@ -13,12 +13,13 @@ from pydantic import BaseModel
 
 from laion_assets.defs import checks
 from laion_assets.defs.code_version import code_version
-from laion_assets.defs.metadata import manifest_metadata, table_metadata, uri_of
+from laion_assets.defs.metadata import manifest_metadata, picture, table_metadata, uri_of
 from laion_assets.defs.partitions import segment_key
 from laion_assets.errors import TransientError
+from laion_assets.files import atomic_path
 from laion_assets.funnel import StageCounts
 from laion_assets.lake import Lake, Manifest, Staging
-from laion_assets.layout import SegmentKey, is_by_segment, partition_of, segment_assets
+from laion_assets.layout import PICTURES, SegmentKey, is_by_segment, partition_of, segment_assets
 from laion_assets.options import versioned
 from laion_assets.settings import Settings
 
@@ -84,13 +85,31 @@ class Publication:
         checks.require(*outcomes)
         self._outcomes += outcomes
 
+    def picture(self, name: str, image: bytes, alt: str) -> dg.MarkdownMetadataValue:
+        """Put a PNG or JPEG among the partition's files, and return a small view of it.
+
+        To be called before the partition is published. Pictures are no content: two partitions that
+        differ in them alone have the same data version.
+        """
+        kind = "png" if image.startswith(b"\x89PNG") else "jpg"
+        file = f"{PICTURES}/{name}.{kind}"
+        with atomic_path(self.staging.path / file) as beside:
+            beside.write_bytes(image)
+        return picture(image, alt, f"{self.uri}/{file}")
+
+    @property
+    def uri(self) -> str:
+        """Address of the published partition."""
+        return uri_of(str(self.store), self.asset, self.key)
+
     def result(self, **shown: Any) -> dg.MaterializeResult:
         """The result of the published partition. ``shown``: what people see of it beside counts."""
         manifest = self.staging.published
         for counts in manifest.counts:
             self.context.log.info(_counted(counts))
-        uri = uri_of(str(self.store), self.asset, self.key)
-        metadata = manifest_metadata(manifest, self.out, uri) | {"resumed": self.staging.resumed}
+        metadata = manifest_metadata(manifest, self.out, self.uri) | {
+            "resumed": self.staging.resumed
+        }
         metadata |= table_metadata(self.asset, self.out)
         return dg.MaterializeResult(
             asset_key=self.context.asset_key,
@@ -144,6 +163,7 @@ def publishing(
         stage_judges_parts=stage_judges_parts,
     ) as staging:
         yield Publication(context, lake, name, key, staging)
+        staging.not_content = (*staging.not_content, f"{PICTURES}/*")
         if options is not None:
             staging.metadata = {**staging.metadata, "options": versioned(options)}
         for asset, data_version in before.items():

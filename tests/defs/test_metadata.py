@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from laion_assets.defs.metadata import (
     PREVIEW_CHARS,
     PREVIEW_ROWS,
+    THUMBNAIL_BYTES,
     manifest_metadata,
+    picture,
     table_preview,
+    thumbnail,
     uri_of,
 )
 from laion_assets.funnel import REASONS, StageCounts
@@ -83,3 +89,20 @@ def test_an_address_is_the_lakes_own() -> None:
     key = SegmentKey("CC-MAIN-2000-05", "00")
     assert uri_of("s3://bucket/lake", "catalog") == "s3://bucket/lake/catalog"
     assert uri_of("/lake", "images", key) == f"file:///lake/images/{key.hive}"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_large_picture_is_shown_small(kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (600, 900, 3), dtype=np.uint8)
+    whole = io.BytesIO()
+    Image.fromarray(noise).save(whole, kind)
+    small = thumbnail(whole.getvalue())
+    assert len(small) <= THUMBNAIL_BYTES
+    width, height = Image.open(io.BytesIO(small)).size
+    assert width / height == pytest.approx(1.5, abs=0.05)
+    assert width > 100
+    assert thumbnail(small) == small
+    shown = picture(whole.getvalue(), "noise", "file:///lake/noise.png").value
+    assert shown.startswith("![noise](data:image/jpeg;base64,")
+    assert shown.endswith("`file:///lake/noise.png`")
+    assert len(shown) < 16_500

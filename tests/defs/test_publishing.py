@@ -1,6 +1,8 @@
 """What is published where, by real runs over a real lake."""
 
+import os
 from pathlib import Path
+from urllib.parse import unquote
 
 import dagster as dg
 import pytest
@@ -65,3 +67,26 @@ def test_what_fails_a_check_is_not_published(
     lake = run(tmp_path, instance, refused)
     assert not lake.has(name, KEY)
     assert [left.asset for left in lake.abandoned()] == [name]
+
+
+@pytest.mark.parametrize("name", [IMAGE_SHARDS])
+def test_a_picture_is_a_file_of_the_partition_and_no_content_of_it(
+    tmp_path: Path, instance: dg.DagsterInstance, name: str
+) -> None:
+    @dg.asset(name=name, partitions_def=segment_partitions(2), code_version="1")
+    def drawn(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        with publishing(context, lake.open()) as made:
+            (made.out / "00000.tar").write_bytes(b"1")
+            sheet = made.picture("sheet", os.urandom(100), "a sheet")
+        return made.result(sheet=sheet)
+
+    lake = run(tmp_path, instance, drawn)
+    before = lake.manifest(name, KEY)
+    assert run(tmp_path, instance, drawn).manifest(name, KEY).data_version == before.data_version
+    event = instance.get_latest_materialization_event(dg.AssetKey(name))
+    assert event
+    assert event.asset_materialization
+    shown = str(event.asset_materialization.metadata["sheet"].value)
+    path = lake.folder(name, KEY) / "_pictures" / "sheet.jpg"
+    assert shown.endswith(f"`{unquote(path.as_uri())}`")
+    assert path.stat().st_size == 100

@@ -299,7 +299,7 @@ def test_the_asset(tmp_path: Path, shards: list[Shard], tiny: GenerationOptions)
         result = job.execute_in_process(instance=instance)
     (made,) = result.asset_materializations_for_node("dalle_samples")
     assert made.metadata["training_pairs"].value > 10
-    assert "data:image/png;base64" in str(made.metadata["overview"].value)
+    assert "data:image/" in str(made.metadata["overview"].value)
     assert RED_HEART in str(made.metadata["caption 0"].value)
     assert len(made.metadata["similarity"].value.records) == 6
     folder = lake.published("dalle_samples")

@@ -133,21 +133,23 @@ def build(settings: Settings) -> dg.AssetsDefinition:
                 ]
                 evaluation = make_samples(shards, made.out, options, model)
             made.staging.metadata = evaluation.headline() | {"model": model.key}
-        return made.result(**_shown(made.out, evaluation))
+        return made.result(**_shown(made.out, made.uri, evaluation))
 
     return dalle_samples
 
 
-def _shown(folder: Path, evaluation: "Evaluation") -> dict[str, Any]:
+def _shown(folder: Path, uri: str, evaluation: "Evaluation") -> dict[str, Any]:
     """Pictures and tables that a person looks at."""
     from laion_assets.generation.report import caption_picture
 
     shown: dict[str, Any] = {
-        path.stem: picture(path.read_bytes(), path.stem) for path in sorted(folder.glob("*.png"))
+        path.stem: picture(path.read_bytes(), path.stem, f"{uri}/{path.name}")
+        for path in sorted(folder.glob("*.png"))
     }
     for number, caption in enumerate(evaluation.captions):
-        drawn = (folder / caption_picture(number)).read_bytes()
-        shown[f"caption {number}"] = picture(drawn, f"samples for: {caption}")
+        name = caption_picture(number)
+        drawn = (folder / name).read_bytes()
+        shown[f"caption {number}"] = picture(drawn, f"samples for: {caption}", f"{uri}/{name}")
     shown["similarity"] = numbers_table(evaluation.similarity_table())
     shown["trainings"] = numbers_table(evaluation.runs_table())
     return shown

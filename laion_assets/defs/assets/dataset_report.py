@@ -54,7 +54,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
             summary = build_report(path, made.out, contact=contact, samples=drawn)
             made.staging.metadata = summary | {SHOWS_SAMPLES: drawn is not None}
         shown: dict[str, Any] = {
-            path.stem: picture(path.read_bytes(), path.stem)
+            path.stem: picture(path.read_bytes(), path.stem, f"{made.uri}/figures/{path.name}")
             for path in sorted(made.out.glob("figures/*"))
             if path.suffix in (".png", ".jpg")
         }

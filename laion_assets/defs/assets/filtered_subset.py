@@ -10,7 +10,7 @@ from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.clip.thresholds import table_entry
 from laion_assets.defs import checks
 from laion_assets.defs.declaration import Asset
-from laion_assets.defs.metadata import numbers_table, picture, table_preview
+from laion_assets.defs.metadata import numbers_table, table_preview
 from laion_assets.defs.publishing import Publication, key_of, publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.filtering.figures import kept_by_tag, similarity_histogram, threshold_sheets
@@ -112,18 +112,23 @@ def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.
             checks.above_threshold(made.rows, threshold),
             checks.funnel_adds_up(counts, checks.rows_in(made.rows), made.kept(EMBEDDINGS)),
         )
-    return made.result(**_shown(made, recipe, threshold))
+        pictures = _pictures(made, recipe, threshold)
+    return made.result(
+        **pictures,
+        safety_tags=numbers_table(kept_by_tag(made.input(SCORED_PAIRS), made.out)),
+        preview=table_preview(made.rows, ["TEXT", "similarity", "NSFW", "URL"]),
+    )
 
 
-def _shown(made: Publication, recipe: Recipe, threshold: float) -> Mapping[str, Any]:
+def _pictures(made: Publication, recipe: Recipe, threshold: float) -> Mapping[str, Any]:
     scored, shards = made.input(SCORED_PAIRS), made.store.folder(IMAGE_SHARDS, made.key)
     kept, dropped = threshold_sheets(scored, shards, recipe, threshold)
-    return {
-        "similarity": picture(
-            similarity_histogram(scored, threshold), "histogram of similarity with the threshold"
+    shown = {
+        "similarity": (
+            similarity_histogram(scored, threshold),
+            "histogram of similarity with the threshold",
         ),
-        "kept_just_above": picture(kept, "the least similar of the kept, with their similarity"),
-        "dropped_just_below": picture(dropped, "the most similar of the dropped"),
-        "safety_tags": numbers_table(kept_by_tag(scored, made.out)),
-        "preview": table_preview(made.rows, ["TEXT", "similarity", "NSFW", "URL"]),
+        "kept_just_above": (kept, "the least similar of the kept, with their similarity"),
+        "dropped_just_below": (dropped, "the most similar of the dropped"),
     }
+    return {name: made.picture(name, image, alt) for name, (image, alt) in shown.items()}

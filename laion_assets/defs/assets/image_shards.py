@@ -8,7 +8,7 @@ import dagster as dg
 from laion_assets.defs import checks, pools
 from laion_assets.defs.assets.lists import note_taken_out
 from laion_assets.defs.declaration import Asset
-from laion_assets.defs.metadata import picture, schema_of
+from laion_assets.defs.metadata import schema_of
 from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.download.listed_rows import resolved_in
@@ -63,14 +63,12 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
                 checks.shards_whole(made.rows),
                 checks.funnel_adds_up(downloaded.counts, successes, made.kept(UNIQUE_PAIRS)),
             )
+            sheet = made.picture("contact_sheet", contact_sheet(made.out), "images with captions")
         resolved, taken = resolved_in(made.out, lists)
         for name, of_list in resolved.items():
             store.update(resolved_file(name), partial(note_resolved, name=name, resolved=of_list))
         note_taken_out(made, lists, taken)
-        return made.result(
-            **_shown(downloaded),
-            contact_sheet=picture(contact_sheet(made.out), "images with captions"),
-        )
+        return made.result(**_shown(downloaded), contact_sheet=sheet)
 
     return image_shards
 

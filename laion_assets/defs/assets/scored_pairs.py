@@ -6,7 +6,7 @@ from laion_assets import schemas
 from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.defs import checks
 from laion_assets.defs.declaration import Asset
-from laion_assets.defs.metadata import numbers_table, picture, table_preview
+from laion_assets.defs.metadata import numbers_table, table_preview
 from laion_assets.defs.publishing import key_of, publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.filtering.figures import similarity_histogram, tags_and_categories
@@ -62,9 +62,12 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
                 checks.schema_exact(made.rows, schemas.SCORED, parts),
                 checks.rows_aligned(made.rows, source),
             )
+            similarity = made.picture(
+                "similarity", similarity_histogram(made.out), "histogram of similarity"
+            )
         tags, categories_first = tags_and_categories(made.out)
         return made.result(
-            similarity=picture(similarity_histogram(made.out), "histogram of similarity"),
+            similarity=similarity,
             safety_tags=numbers_table(tags),
             nearest_categories=numbers_table(categories_first),
             preview=table_preview(made.rows, ["text", "similarity", "nsfw"]),

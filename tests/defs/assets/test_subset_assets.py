@@ -167,10 +167,11 @@ def test_each_subset_has_its_checks_and_view_and_what_a_person_wants_to_see(plac
 
     metadata = place.metadata("subset_laion5b_en")
     for name in ("kept_just_above", "dropped_just_below", "similarity"):
-        encoded = re.search(r"base64,([\w+/=]+)", metadata[name].value)
-        assert encoded
-        assert len(b64decode(encoded[1])) <= 150_000
-        assert Image.open(io.BytesIO(b64decode(encoded[1]))).size[0] > 500
+        encoded, file = re.findall(r"base64,([\w+/=]+)\)\n\n`file://(.*)`", metadata[name].value)[0]
+        assert len(encoded) <= 16_000
+        assert Image.open(io.BytesIO(b64decode(encoded))).size[0] > 100
+        assert Path(file).stat().st_size <= 150_000
+        assert Image.open(file).size[0] > 500
     rows = [record.data for record in metadata["safety_tags"].value.records]
     tags = {row["tag"]: (row["pairs"], row["kept"]) for row in rows}
     assert tags == {"UNLIKELY": (30, 17), "UNSURE": (0, 0), "NSFW": (1, 0)}
