@@ -1,11 +1,13 @@
 """What is published where, by real runs over a real lake."""
 
+import io
 import os
 from pathlib import Path
 from urllib.parse import unquote
 
 import dagster as dg
 import pytest
+from PIL import Image
 
 from laion_assets.defs.checks import outcome
 from laion_assets.defs.partitions import crawls, partition_key, segment_partitions
@@ -15,6 +17,13 @@ from laion_assets.layout import CATALOG, IMAGE_SHARDS, KNN_INDEX, SegmentKey
 from resources.lake import LakeResource
 
 KEY = SegmentKey("CC-MAIN-2000-05", "00")
+
+
+def noise() -> bytes:
+    """A picture that no other call gives."""
+    encoded = io.BytesIO()
+    Image.frombytes("RGB", (9, 9), os.urandom(243)).save(encoded, "PNG")
+    return encoded.getvalue()
 
 
 @dg.asset(name=KNN_INDEX, partitions_def=segment_partitions(2), code_version="1")
@@ -77,7 +86,7 @@ def test_a_picture_is_a_file_of_the_partition_and_no_content_of_it(
     def drawn(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with publishing(context, lake.open()) as made:
             (made.out / "00000.tar").write_bytes(b"1")
-            sheet = made.picture("sheet", os.urandom(100), "a sheet")
+            sheet = made.picture("sheet", noise(), "a sheet")
         return made.result(sheet=sheet)
 
     lake = run(tmp_path, instance, drawn)
@@ -87,6 +96,6 @@ def test_a_picture_is_a_file_of_the_partition_and_no_content_of_it(
     assert event
     assert event.asset_materialization
     shown = str(event.asset_materialization.metadata["sheet"].value)
-    path = lake.folder(name, KEY) / "_pictures" / "sheet.jpg"
+    path = lake.folder(name, KEY) / "_pictures" / "sheet.png"
     assert shown.endswith(f"`{unquote(path.as_uri())}`")
-    assert path.stat().st_size == 100
+    assert Image.open(path).size == (9, 9)
