@@ -70,8 +70,8 @@ _STAGES: Final[Mapping[str, _View]] = {
 }
 
 _TRIES: Final = 5
-_READABLE_BY: Final = "v1.5.0"
-"""The oldest DuckDB that can open the catalog: the command-line release lags behind Python's."""
+_READABLE_BY: Final = "v1.2.0"
+"""The oldest DuckDB that can open the catalog. A team's shells and notebooks lag behind ours."""
 
 _MACROS: Final = Path(__file__).with_name("macros.sql")
 
