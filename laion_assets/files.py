@@ -167,6 +167,13 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return file.read(columns=None if columns is None else list(columns))
 
 
+def rows_in(*parquet: Path) -> int:
+    """Number of rows in parquet files, from their footers."""
+    import pyarrow.parquet as pq
+
+    return sum(int(pq.read_metadata(path).num_rows) for path in parquet)
+
+
 def replace_folder(new: Path, target: Path) -> None:
     """Put the folder ``new`` in ``target``'s place in one step, then delete the previous folder."""
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -63,6 +63,16 @@ class SegmentKey:
         return cls(crawl, segment)
 
 
+def place_of(asset: str, key: SegmentKey | None) -> str:
+    """Return the path, below the lake's root, of an asset's partition, or of one without."""
+    return f"{asset}/{key.hive}" if key else asset
+
+
+def unqueryable(root: Path | str) -> list[str]:
+    """Return those characters of a lake's root that DuckDB takes for a pattern or for keys."""
+    return sorted(set("*?[=").intersection(str(root)))
+
+
 def segment_names(count: int) -> list[str]:
     """Return ``["00", "01", ...]``, the segment numbers of a crawl with ``count`` segments."""
     return [f"{number:02d}" for number in range(count)]
@@ -90,6 +100,7 @@ LISTS: Final = (REMOVALS, BLOCKLISTS)
 
 PICTURES: Final = "_pictures"
 """Folder, within a partition's, of pictures for people."""
+PICTURE_FILES: Final = f"{PICTURES}/*"
 
 DEDUP_LEDGER: Final = "dedup_ledger"
 """Folder that all partitions of `unique_pairs` share."""
@@ -199,7 +210,7 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
                     aligned=True,
                 ),
             ),
-            ("*.tar", "*_stats.json", f"{PICTURES}/*"),
+            ("*.tar", "*_stats.json", PICTURE_FILES),
         ),
         Partition(
             EMBEDDINGS,
@@ -207,7 +218,7 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
             (replace(_SAMPLE_ROWS, files="metadata/metadata_*.parquet", schema=schemas.EMBEDDED),),
             _VECTORS,
         ),
-        Partition(SCORED_PAIRS, None, (replace(_SAMPLE_ROWS, view="scored"),), (f"{PICTURES}/*",)),
+        Partition(SCORED_PAIRS, None, (replace(_SAMPLE_ROWS, view="scored"),), (PICTURE_FILES,)),
         Partition(
             FILTERED_SUBSET,
             "subset",
@@ -215,7 +226,7 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
                 replace(_SUBSET_ROWS, view="subset"),
                 replace(_SUBSET_ROWS, files="metadata/metadata_*.parquet", aligned=True),
             ),
-            (*_VECTORS, f"{PICTURES}/*"),
+            (*_VECTORS, PICTURE_FILES),
         ),
         Partition(
             KNN_INDEX,

@@ -24,6 +24,7 @@ from laion_assets.filtering.recipe import DEFAULT, Recipe, RecipeError, load_rec
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.knn.options import IndexOptions
 from laion_assets.lake import LakeOptions
+from laion_assets.layout import unqueryable
 from laion_assets.options import Options
 from laion_assets.pairs.rules import PairRules
 from laion_assets.removals.options import RemovalOptions
@@ -31,7 +32,6 @@ from laion_assets.safety.options import SafetyOptions
 from laion_assets.search.options import ServeOptions
 
 CONFIG_VARIABLE: Final = "LAION_ASSETS_CONFIG"
-_PATTERN: Final = frozenset("*?[=")
 _SUBSET_NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
@@ -228,9 +228,9 @@ class Settings(Options):
     @field_validator("lake")
     @classmethod
     def _can_be_queried(cls, lake: LakeOptions) -> LakeOptions:
-        if found := _PATTERN.intersection(Path(lake.root).absolute().as_posix()):
+        if found := unqueryable(Path(lake.root).absolute()):
             raise ValueError(
-                f"root {lake.root} must not hold {' '.join(sorted(found))}, in itself or in the "
+                f"root {lake.root} must not hold {' '.join(found)}, in itself or in the "
                 "folder it is relative to: DuckDB would take it for a pattern or a key"
             )
         return lake

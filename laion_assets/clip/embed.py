@@ -35,7 +35,7 @@ from laion_assets.clip.shards import (
     shard_number,
 )
 from laion_assets.download.tars import ImageBytes
-from laion_assets.files import atomic_path, sha256_file, write_json
+from laion_assets.files import atomic_path, read_parquet, sha256_file, write_json
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
 from laion_assets.layout import (
     EMBEDDINGS,
@@ -231,7 +231,7 @@ def _kept_keys(out: Path, tar: Path) -> Any:
     metadata = metadata_path(out, shard_number(tar))
     if not metadata.exists():
         return pa.array([], pa.string())
-    return pq.ParquetFile(metadata).read(columns=["key"])["key"]
+    return read_parquet(metadata, ["key"])["key"]
 
 
 def _count(rows: pa.Table, kept: Any) -> StageCounts:

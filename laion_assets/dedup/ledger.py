@@ -29,12 +29,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laion_assets.dedup import runs
 from laion_assets.dedup.runs import SortedRun, SortedRunWriter
-from laion_assets.files import atomic_path, fsync_directory, locked, read_parquet, write_json
+from laion_assets.files import (
+    atomic_path,
+    fsync_directory,
+    locked,
+    read_parquet,
+    rows_in,
+    write_json,
+)
 from laion_assets.funnel import EXAMPLES_KEPT, LISTED, StageCounts
 from laion_assets.layout import (
     EVERY_HIVE,
@@ -166,7 +172,7 @@ class Claims:
         ``unique_pairs``.
         """
         parts = PARTITIONS[PAIR_PARQUET].rows.paths(pairs)
-        rows = [pq.read_metadata(part).num_rows for part in parts]
+        rows = [rows_in(part) for part in parts]
         counts = StageCounts(UNIQUE_PAIRS)
         for stale in (*PARTITIONS[UNIQUE_PAIRS].rows.paths(out), *out.glob(".*.part-*.parquet")):
             stale.unlink()
@@ -339,7 +345,7 @@ def _rebuild(ledger: Path, state: _State, partitions: Path) -> None:
         key = SegmentKey.of_folder(folder)
         logger.info(f"rebuilding the ledger from {key}")
         parts = PARTITIONS[UNIQUE_PAIRS].rows.paths(folder)
-        rows = sum(pq.read_metadata(part).num_rows for part in parts)
+        rows = rows_in(*parts)
         number, name = state.next_run()
         buckets = _buckets(parts, rows, ledger / ".uids")
         with SortedRunWriter(ledger, name) as writer:
@@ -392,7 +398,7 @@ def _listed(
         for row, (name, key) in listed_rows(part, lists).items():
             verdicts[at + row] = 1 + _REASON_OF_CODE.index(REASON_OF_LIST[name])
             removed[name, key] += 1
-        at += pq.read_metadata(part).num_rows
+        at += rows_in(part)
     return verdicts
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from laion_assets.files import rows_in
 from laion_assets.funnel import StageCounts
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.subset import Subsets
@@ -123,11 +124,6 @@ def keys_unique(paths: Sequence[Path], column: str) -> Outcome:
     return outcome("keys_unique", problem, rows=rows)
 
 
-def rows_in(paths: Sequence[Path]) -> int:
-    """Rows of parquet files, from their footers."""
-    return sum(int(pq.read_metadata(path).num_rows) for path in paths)
-
-
 def funnel_adds_up(counts: StageCounts, rows: int, kept_before: int | None) -> Outcome:
     problems = []
     if not counts.adds_up:
@@ -193,7 +189,7 @@ def vectors_sound(folder: Path, rows: Sequence[Path]) -> Outcome:
     worst = 0.0
     for path in rows:
         number = _number(path)
-        n = int(pq.read_metadata(path).num_rows)
+        n = rows_in(path)
         for kind in ("image", "text"):
             vectors = _vectors(folder, "img" if kind == "image" else "text", number)
             if len(vectors) != n:
@@ -216,7 +212,7 @@ def rows_aligned(paths: Sequence[Path], vectors: Path) -> Outcome:
     rows = 0
     for part in paths:
         number = _number(part)
-        n = int(pq.read_metadata(part).num_rows)
+        n = rows_in(part)
         rows += n
         for kind in ("img", "text"):
             found = len(_vectors(vectors, kind, number))

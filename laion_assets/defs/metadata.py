@@ -11,9 +11,10 @@ from typing import Any, Final
 import dagster as dg
 import pyarrow.parquet as pq
 
+from laion_assets.files import rows_in
 from laion_assets.funnel import REASONS, StageCounts
 from laion_assets.lake import Manifest
-from laion_assets.layout import SegmentKey, Table, partition_of
+from laion_assets.layout import SegmentKey, Table, partition_of, place_of
 
 IN, KEPT, IN_PER_SECOND, REJECTS = "in", "kept", "in_per_second", "rejects"
 """What is recorded of a stage, under the name that :func:`stage_name` gives it."""
@@ -46,9 +47,7 @@ def manifest_metadata(manifest: Manifest, folder: Path, uri: str) -> dict[str, A
     }
     for counts in manifest.counts:
         metadata |= _counts_metadata(counts, seconds)
-    for name, value in manifest.metadata.items():
-        metadata[name] = value
-    return metadata
+    return {**metadata, **manifest.metadata}
 
 
 def stage_name(stage: str, what: str) -> str:
@@ -93,7 +92,7 @@ def column_schema(table: Table) -> dg.TableSchema:
 def uri_of(lake_root: str, asset: str, key: SegmentKey | None = None) -> str:
     """Address of an asset, or of its partition for a segment, in the lake."""
     root = lake_root if "://" in lake_root else Path(lake_root).absolute().as_uri()
-    return f"{root}/{asset}/{key.hive}" if key else f"{root}/{asset}"
+    return f"{root}/{place_of(asset, key)}"
 
 
 def definition_metadata(asset: str, lake_root: str) -> dict[str, Any]:
@@ -111,7 +110,7 @@ def table_metadata(asset: str, folder: Path) -> dict[str, Any]:
     tables = partition_of(asset).tables
     if not tables:
         return {}
-    rows = sum(int(pq.read_metadata(path).num_rows) for path in tables[0].paths(folder))
+    rows = rows_in(*tables[0].paths(folder))
     return {"dagster/column_schema": column_schema(tables[0]), "dagster/partition_row_count": rows}
 
 

@@ -19,7 +19,14 @@ from laion_assets.errors import TransientError
 from laion_assets.files import atomic_path
 from laion_assets.funnel import StageCounts
 from laion_assets.lake import Lake, Manifest, Staging
-from laion_assets.layout import PICTURES, SegmentKey, is_by_segment, partition_of, segment_assets
+from laion_assets.layout import (
+    PICTURE_FILES,
+    PICTURES,
+    SegmentKey,
+    is_by_segment,
+    partition_of,
+    segment_assets,
+)
 from laion_assets.options import versioned
 from laion_assets.settings import Settings
 
@@ -163,7 +170,7 @@ def publishing(
         stage_judges_parts=stage_judges_parts,
     ) as staging:
         yield Publication(context, lake, name, key, staging)
-        staging.not_content = (*staging.not_content, f"{PICTURES}/*")
+        staging.not_content = (*staging.not_content, PICTURE_FILES)
         if options is not None:
             staging.metadata = {**staging.metadata, "options": versioned(options)}
         for asset, data_version in before.items():

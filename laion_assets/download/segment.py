@@ -37,6 +37,7 @@ from laion_assets.download.shards import (
 )
 from laion_assets.download.summary import Downloaded, sum_up
 from laion_assets.errors import TransientError
+from laion_assets.files import rows_in
 from laion_assets.funnel import total
 from laion_assets.layout import (
     IMAGE_SHARDS,
@@ -145,7 +146,7 @@ def _make_missing(
         logger.warning(
             "[download] contact is empty: people whom the download disturbs cannot write to you"
         )
-    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    rows = rows_in(*files)
     resumed = sum(stats.count for stats in finished.values())
     progress = Progress(IMAGE_SHARDS, "images", rows, logger, resumed=resumed)
     todo = (

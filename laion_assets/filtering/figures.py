@@ -10,9 +10,9 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from laion_assets.download.preview import SHARDS_READ, Sample, sheet
+from laion_assets.files import read_parquet
 from laion_assets.filtering.parts import part_numbers, part_path, read_part
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import choose
@@ -112,7 +112,7 @@ def _samples(
 
 def urls_of_shard(tar: Path) -> dict[str, str]:
     """URL by key of a shard's rows."""
-    table = pq.ParquetFile(tar.with_suffix(".parquet")).read(columns=["key", "url"])
+    table = read_parquet(tar.with_suffix(".parquet"), ["key", "url"])
     return dict(zip(table["key"].to_pylist(), table["url"].to_pylist(), strict=True))
 
 
@@ -142,4 +142,4 @@ def _counts(folder: Path, column: str) -> dict[str, int]:
 
 def _columns(folder: Path, *columns: str) -> Iterable[pa.Table]:
     for number in part_numbers(folder):
-        yield pq.ParquetFile(part_path(folder, number)).read(columns=list(columns))
+        yield read_parquet(part_path(folder, number), columns)

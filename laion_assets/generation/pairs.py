@@ -17,13 +17,13 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from cachetools import LRUCache
 from numpy.typing import NDArray
 from PIL import Image
 
 from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
 from laion_assets.download.tars import ImageBytes
+from laion_assets.files import read_parquet, rows_in
 from laion_assets.filtering.parts import part_numbers, part_path
 
 SHARDS_OPEN: Final = 16
@@ -74,8 +74,7 @@ class Shard:
         return self._column("TEXT")
 
     def _column(self, name: str) -> list[str]:
-        with pq.ParquetFile(self.part) as file:
-            values: list[str] = file.read([name])[name].to_pylist()
+        values: list[str] = read_parquet(self.part, [name])[name].to_pylist()
         return values
 
 
@@ -87,7 +86,7 @@ def find_shards(subset: Path, images: Path, version: str = "") -> list[Shard]:
     return [
         Shard(part_path(subset, number), images / f"{number:05d}.tar", version)
         for number in part_numbers(subset)
-        if pq.read_metadata(part_path(subset, number)).num_rows
+        if rows_in(part_path(subset, number))
     ]
 
 
@@ -333,11 +332,9 @@ class Images(AbstractContextManager["Images"]):
 
 def _opened(shard: Shard) -> tuple[ImageBytes, list[str]]:
     """Open a shard: its tar, and the keys of its kept pairs. Raises :class:`OtherImageError`."""
-    with pq.ParquetFile(shard.part) as file:
-        kept = file.read(["key", "sha256"])
+    kept = read_parquet(shard.part, ["key", "sha256"])
     rows = shard.tar.with_suffix(".parquet")
-    with pq.ParquetFile(rows) as file:
-        stored = file.read(["key", "sha256"])
+    stored = read_parquet(rows, ["key", "sha256"])
     sha256_of = dict(zip(stored["key"].to_pylist(), stored["sha256"].to_pylist(), strict=True))
     keys: list[str] = kept["key"].to_pylist()
     for key, sha256 in zip(keys, kept["sha256"].to_pylist(), strict=True):

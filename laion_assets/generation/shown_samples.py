@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_assets import schemas
-from laion_assets.files import atomic_path
+from laion_assets.files import atomic_path, read_parquet
 from laion_assets.generation.evaluation import Real
 from laion_assets.generation.pairs import Pairs
 from laion_assets.knn.subset import SubsetOf
@@ -40,8 +40,8 @@ def write_shown(out: Path, pairs: Pairs, real: Sequence[Real]) -> None:
     shards, rows = pairs.places(numbers)
     tables = [schemas.SHOWN.empty_table()]
     for shard in np.unique(shards):
-        with pq.ParquetFile(pairs.shards[shard].part) as file:
-            table = file.read(schemas.SHOWN.names).select(schemas.SHOWN.names)
+        table = read_parquet(pairs.shards[shard].part, schemas.SHOWN.names)
+        table = table.select(schemas.SHOWN.names)
         tables.append(table.take(pa.array(rows[shards == shard])).cast(schemas.SHOWN))
     with atomic_path(out / SHOWN) as beside:
         pq.write_table(pa.concat_tables(tables), beside, compression="zstd")
@@ -76,8 +76,7 @@ def _read(folder: Path) -> pa.Table | None:
     path = folder / SHOWN
     if not path.exists():
         return None
-    with pq.ParquetFile(path) as file:
-        return file.read()
+    return read_parquet(path)
 
 
 def _listed(shown: pa.Table, lists: Lists) -> bool:
@@ -89,6 +88,5 @@ def _has(subset: Path, sample_ids: set[int]) -> bool:
     for part in sorted(subset.glob(PARTS)):
         if not len(left):
             break
-        with pq.ParquetFile(part) as file:
-            left = np.setdiff1d(left, file.read(["SAMPLE_ID"])["SAMPLE_ID"].to_numpy())
+        left = np.setdiff1d(left, read_parquet(part, ["SAMPLE_ID"])["SAMPLE_ID"].to_numpy())
     return not len(left)

@@ -269,6 +269,17 @@ def write_sample_ids(folder: Path, ids: npt.NDArray[np.int64]) -> None:
         np.save(stream, ids)
 
 
+def read_sample_ids(folder: Path, run: IndexRun) -> npt.NDArray[np.int64]:
+    """SAMPLE_IDs of an index run's rows, memory-mapped; ``folder`` is the run's.
+
+    Raises :class:`IndexMismatchError` if they are not as many as `index.json` says.
+    """
+    ids: npt.NDArray[np.int64] = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
+    if len(ids) != run.rows:
+        raise IndexMismatchError(f"{folder} has {len(ids)} ids, but its index.json says {run.rows}")
+    return ids
+
+
 def link_file(source: Path, target: Path) -> None:
     """Put ``source``'s content at ``target``, by a hard link where the file system can.
 

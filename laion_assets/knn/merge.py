@@ -33,6 +33,7 @@ from laion_assets.knn.files import (
     link_file,
     map_index,
     new_index,
+    read_sample_ids,
     truth_name,
     vectors_name,
     versions,
@@ -191,7 +192,7 @@ def _holds_lost(folder: Path, run: IndexRun, wanted: Mapping[SegmentKey, Segment
     """Whether a dropped row is a sample that is no longer in its segment's index."""
     if run.n == run.rows:
         return False
-    ids = _sample_ids(folder, run)
+    ids = read_sample_ids(folder, run)
     start = 0
     for entry in run.segments:
         held = ids[start : start + entry.rows]
@@ -285,15 +286,8 @@ def _numbered(sources: Sequence[_Source]) -> Iterator[tuple[_Source, Renumbering
 
 
 def _kept_ids(source: _Source) -> Ints:
-    kept: Ints = _sample_ids(source.folder, source.run)[source.run.live()]
+    kept: Ints = read_sample_ids(source.folder, source.run)[source.run.live()]
     return kept
-
-
-def _sample_ids(folder: Path, run: IndexRun) -> Ints:
-    ids: Ints = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
-    if len(ids) != run.rows:
-        raise IndexMismatchError(f"{folder} has {len(ids)} ids, but its index.json says {run.rows}")
-    return ids
 
 
 def _merge_coded(

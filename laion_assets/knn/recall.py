@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
+from laion_assets.files import rows_in
 from laion_assets.knn.codec import sample_queries
 from laion_assets.knn.files import IndexRun, IndexSummary, SearchParameters, map_index, vectors_name
 from laion_assets.knn.lists import ListsFile
@@ -237,7 +237,7 @@ def size_problem(index_dir: Path, rows: int) -> str | None:
         if size != expected:
             wrong.append(f"{name} holds {size}")
     if (index_dir / "ids.parquet").exists():
-        size = int(pq.read_metadata(index_dir / "ids.parquet").num_rows)
+        size = rows_in(index_dir / "ids.parquet")
         if size != rows:
             wrong.append(f"ids.parquet holds {size}")
     return f"{', '.join(wrong)}; the subset has {rows} rows" if wrong else None

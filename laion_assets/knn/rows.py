@@ -16,7 +16,7 @@ import numpy.typing as npt
 from cachetools import LRUCache
 
 from laion_assets.files import open_files
-from laion_assets.knn.files import IndexMismatchError, IndexSummary, SegmentRows
+from laion_assets.knn.files import IndexSummary, SegmentRows, read_sample_ids
 from laion_assets.knn.samples import SamplePlace
 from laion_assets.knn.subset import (
     Modality,
@@ -39,23 +39,15 @@ _OPEN_PARTS: Final = 4_096
 class IndexRows:
     """The sample behind each row of an index folder, and the part of a subset that has it.
 
-    Rows are counted through all index runs. Raises :class:`IndexMismatchError` if a run's ids are
-    not as many as `index.json` says.
+    Rows are counted through all index runs. Raises :class:`.files.IndexMismatchError` if
+    a run's ids are not as many as `index.json` says.
     """
 
     def __init__(self, index_dir: Path, summary: IndexSummary) -> None:
         self.folder = index_dir
         self.firsts = np.cumsum([0, *(run.rows for run in summary.runs)])
         """First row of each run, and the number of all rows."""
-        self._ids = [
-            np.load(index_dir / run.folder / "ids.npy", mmap_mode="r", allow_pickle=False)
-            for run in summary.runs
-        ]
-        for run, ids in zip(summary.runs, self._ids, strict=True):
-            if len(ids) != run.rows:
-                raise IndexMismatchError(
-                    f"{index_dir / run.folder}: {len(ids)} ids, but index.json says {run.rows}"
-                )
+        self._ids = [read_sample_ids(index_dir / run.folder, run) for run in summary.runs]
         self.parts: list[tuple[SegmentRows, int]] = []
         """Each part's segment and number, in the order of the rows: found by bisection."""
         starts = []

@@ -9,9 +9,8 @@ from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
-from laion_assets.files import Identity, identity
+from laion_assets.files import Identity, identity, read_parquet, rows_in
 from laion_assets.layout import (
     FILTERED_SUBSET,
     PARTITIONS,
@@ -53,13 +52,12 @@ class SubsetPart:
         return self.folder / f"part-{self.number:05d}.parquet"
 
     def rows(self) -> int:
-        return int(pq.read_metadata(self.parquet).num_rows)
+        return rows_in(self.parquet)
 
     def sample_ids(self) -> npt.NDArray[np.int64]:
         """SAMPLE_IDs of the rows, ``(rows,)``."""
-        ids: npt.NDArray[np.int64] = pq.read_table(
-            self.parquet, columns=["SAMPLE_ID"], partitioning=None
-        )["SAMPLE_ID"].to_numpy()
+        rows = read_parquet(self.parquet, ["SAMPLE_ID"])
+        ids: npt.NDArray[np.int64] = rows["SAMPLE_ID"].to_numpy()
         return ids
 
     def vectors(self, modality: Modality) -> Vectors:

@@ -37,7 +37,7 @@ from laion_assets.lake.content import (
     known_digests,
     prepare,
 )
-from laion_assets.layout import SegmentKey
+from laion_assets.layout import SegmentKey, place_of
 from laion_assets.options import Options
 
 logger = logging.getLogger(__name__)
@@ -410,7 +410,7 @@ class Lake(ABC):
     # Places
 
     def _place(self, asset: str, key: SegmentKey | None) -> Path:
-        return self.local_root / asset / key.hive if key else self.local_root / asset
+        return self.local_root / place_of(asset, key)
 
     def _staging(self, asset: str, key: SegmentKey | None) -> Path:
         name = f"{key.crawl}.{key.segment}" if key else "all"

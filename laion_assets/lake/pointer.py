@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from laion_assets.lake.object_store import ObjectStore, ObjectStoreError, Version
-from laion_assets.layout import SegmentKey
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +63,6 @@ class Pointer:
     def released(self) -> Pointer:
         """The same publication, without a lease."""
         return replace(self, held=False)
-
-
-def place_of(asset: str, key: SegmentKey | None) -> str:
-    """Path of a partition, in the lake's layout: the prefix of its objects."""
-    return f"{asset}/{key.hive}" if key else asset
 
 
 def pointer_path(place: str) -> str:

@@ -33,12 +33,11 @@ from laion_assets.lake.pointer import (
     checkpoint_path,
     discard,
     discard_abandoned,
-    place_of,
     pointer_path,
     read_pointer,
 )
 from laion_assets.lake.shared import SharedFolder
-from laion_assets.layout import EVERY_HIVE, SegmentKey
+from laion_assets.layout import EVERY_HIVE, SegmentKey, place_of
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,10 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laion_assets.errors import PermanentError, TransientError
-from laion_assets.files import atomic_path, causes, is_permanent
+from laion_assets.files import atomic_path, causes, is_permanent, rows_in
 from laion_assets.funnel import StageCounts, total
 from laion_assets.pairs.extract import PairWriter, extract_wat, read_counts
 from laion_assets.pairs.rules import PairRules
@@ -166,7 +165,7 @@ def _fetch_and_extract(
 
 
 def _write_final(parts: Sequence[Path], final: Sequence[Path], scratch: Path) -> None:
-    rows = [pq.read_metadata(part).num_rows for part in parts]
+    rows = [rows_in(part) for part in parts]
     keep = _first_rows(parts, sum(rows), scratch)
     logger.info(f"{int(keep.sum()):,} of {len(keep):,} pairs are the first of their (URL, TEXT)")
     stops = list(accumulate(rows))

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.files import atomic_path
+from laion_assets.files import atomic_path, rows_in
 from laion_assets.funnel import EXAMPLE_CHARS, StageCounts
 from laion_assets.layout import PAIR_PARQUET, PARTITIONS
 from laion_assets.pairs.extract import PairWriter, read_counts
@@ -120,7 +120,7 @@ def _rewrite(
         pairs.kept -= 1
         pairs.n_in -= 1
         pairs.reject(REASON_OF_LIST[name])
-    keep = np.ones(pq.read_metadata(part).num_rows, dtype=np.bool_)
+    keep = np.ones(rows_in(part), dtype=np.bool_)
     keep[list(rows)] = False
     with atomic_path(part) as beside, PairWriter(beside) as writer:
         writer.copy(part, keep)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_assets import schemas
-from laion_assets.files import atomic_path
+from laion_assets.files import atomic_path, read_parquet
 from laion_assets.filtering.parts import ROW_GROUP
 from laion_assets.knn.codec import Codec, ef_search
 from laion_assets.knn.files import IndexSummary, index_path, new_index, write_index
@@ -45,7 +45,8 @@ def write_metadata(plan: Plan, first: int, stop: int, out: Path) -> None:
     ):
         waiting: list[pa.Table] = []
         for piece, rows in plan.slices(first, stop):
-            table = pq.ParquetFile(piece.part.parquet).read().select(schemas.SUBSET.names)
+            table = read_parquet(piece.part.parquet, schemas.SUBSET.names)
+            table = table.select(schemas.SUBSET.names)
             waiting.append(table.take(pa.array(rows)).cast(schemas.SUBSET))
             if sum(table.num_rows for table in waiting) >= ROW_GROUP:
                 writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP)

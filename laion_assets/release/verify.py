@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laion_assets import schemas
-from laion_assets.files import sha256_file
+from laion_assets.files import read_parquet, sha256_file
 from laion_assets.knn.files import map_index
 from laion_assets.knn.subset import MODALITIES, Modality
 from laion_assets.release.files import index_name, metadata_name, vectors_name
@@ -181,8 +181,8 @@ def _metadata(
 
 
 def _vectors(release: Path, number: int, width: int) -> Problems:
-    with pq.ParquetFile(release / metadata_name(number)) as file:
-        similarity = file.read(columns=["similarity"])["similarity"].to_numpy()
+    rows = read_parquet(release / metadata_name(number), ["similarity"])
+    similarity = rows["similarity"].to_numpy()
     arrays = {}
     for modality in MODALITIES:
         name = vectors_name(modality, number)

@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_assets.files import atomic_path, locked, read_parquet
+from laion_assets.layout import BLOCKLISTS, REMOVALS
 from laion_assets.removals.compiled import load, load_version
 from laion_assets.removals.entries import Entries, of_keys
 from laion_assets.removals.entry import WIDTHS, Key
 
-REASON_OF_LIST: Final[Mapping[str, str]] = {"removals": "removed", "blocklists": "blocked"}
+REASON_OF_LIST: Final[Mapping[str, str]] = {REMOVALS: "removed", BLOCKLISTS: "blocked"}
 """List -> the funnel's reason for the rows that it takes out."""
 
 LEDGER: Final = "removal_ledger"
@@ -51,7 +52,7 @@ class Lists:
         return bool(len(self.removals) or len(self.blocklists))
 
     def __getitem__(self, name: str) -> Entries:
-        return {"removals": self.removals, "blocklists": self.blocklists}[name]
+        return {REMOVALS: self.removals, BLOCKLISTS: self.blocklists}[name]
 
     def each(self) -> list[tuple[str, Entries]]:
         """The lists that have entries, with their names."""

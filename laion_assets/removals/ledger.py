@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from laion_assets.files import locked, write_text
-from laion_assets.layout import EVERY_HIVE, SegmentKey
+from laion_assets.layout import EVERY_HIVE, SegmentKey, place_of
 from laion_assets.removals.active import LEDGER, Lists
 from laion_assets.removals.entry import Key
 
@@ -69,7 +69,7 @@ class Event:
 
 def events_file(asset: str, key: SegmentKey) -> str:
     """Path, within the lake, of the file of one partition's events."""
-    return f"{LEDGER}/{TAKEN_OUT}/{asset}/{key.hive}.jsonl"
+    return f"{LEDGER}/{TAKEN_OUT}/{place_of(asset, key)}.jsonl"
 
 
 def _path(lake: Path, asset: str, key: SegmentKey) -> Path:

@@ -28,6 +28,7 @@ from laion_assets.layout import (
     PARTITIONS,
     Partition,
     partition_of,
+    unqueryable,
 )
 
 T = TypeVar("T")
@@ -120,7 +121,7 @@ def build_catalog(lake_root: Path, out: Path, subsets: Sequence[str] = ()) -> di
 
 
 def _refuse_pattern(root: Path) -> None:
-    if any(character in str(root) for character in "*?[="):
+    if unqueryable(root):
         raise ValueError(
             f"the lake's path {root} has one of the characters * ? [ =, which cannot be in a view's"
             " path: rename the folder"

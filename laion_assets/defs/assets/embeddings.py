@@ -9,6 +9,7 @@ from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import retrying_transient
+from laion_assets.files import rows_in
 from laion_assets.layout import (
     EMBEDDINGS,
     IMAGE_SHARDS,
@@ -50,7 +51,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             embedded = embed_shards(made.input(IMAGE_SHARDS), made.out, model, options)
             made.staging.counts = [embedded.counts]
             made.staging.metadata = embedded.metadata() | EmbeddedWith.of(model).model_dump()
-            rows = checks.rows_in(made.rows)
+            rows = rows_in(*made.rows)
             made.require(
                 checks.vectors_sound(made.out, made.rows),
                 checks.funnel_adds_up(embedded.counts, rows, made.kept(IMAGE_SHARDS)),

@@ -13,6 +13,7 @@ from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table, table_preview
 from laion_assets.defs.publishing import Publication, key_of, publishing
 from laion_assets.defs.retries import retrying_transient
+from laion_assets.files import rows_in
 from laion_assets.filtering.figures import kept_by_tag, similarity_histogram, threshold_sheets
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import TakenWith, take_subset
@@ -110,7 +111,7 @@ def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.
             checks.keys_unique(made.rows, "SAMPLE_ID"),
             checks.rows_aligned(made.rows, made.out),
             checks.above_threshold(made.rows, threshold),
-            checks.funnel_adds_up(counts, checks.rows_in(made.rows), made.kept(EMBEDDINGS)),
+            checks.funnel_adds_up(counts, rows_in(*made.rows), made.kept(EMBEDDINGS)),
         )
         pictures = _pictures(made, recipe, threshold)
     return made.result(

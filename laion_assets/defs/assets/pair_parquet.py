@@ -1,7 +1,6 @@
 """Every IMG-with-alt pair of a segment that passes the text rules and is on no list, once."""
 
 import dagster as dg
-import pyarrow.parquet as pq
 
 from laion_assets import schemas
 from laion_assets.defs import checks
@@ -10,6 +9,7 @@ from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import key_of, made_of_the_same, publishing
 from laion_assets.defs.retries import retrying_transient
+from laion_assets.files import read_parquet, rows_in
 from laion_assets.layout import LISTS, PAIR_PARQUET, WAT_MANIFEST
 from laion_assets.pairs.segment import extract_segment, segment_counts
 from laion_assets.pairs.take_out import start_from, take_out
@@ -47,7 +47,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         lists = read_lists(store.current(*FOLDERS))
         with publishing(context, store, upstream=[WAT_MANIFEST], options=rules) as made:
             (manifest,) = made.input_rows(WAT_MANIFEST)
-            rows = pq.ParquetFile(manifest).read().to_pylist()
+            rows = read_parquet(manifest).to_pylist()
             wat_files = [row["wat_file"] for row in rows if row["taken"]]
             start_from(made_of_the_same(made), made.out, lists)
             extract_segment(
@@ -65,7 +65,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             made.require(
                 checks.schema_exact(made.rows, schemas.PAIRS, len(wat_files)),
                 checks.keys_unique(made.rows, "uid"),
-                checks.funnel_adds_up(pairs, checks.rows_in(made.rows), None),
+                checks.funnel_adds_up(pairs, rows_in(*made.rows), None),
             )
         note_taken_out(made, lists, taken, returns=True)
         return made.result(preview=table_preview(made.rows, ["text", "url", "language", "license"]))

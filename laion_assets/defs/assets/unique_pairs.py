@@ -10,6 +10,7 @@ from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import key_of, publishing
 from laion_assets.defs.retries import retrying_transient
+from laion_assets.files import rows_in
 from laion_assets.layout import DEDUP_LEDGER, LISTS, PAIR_PARQUET, UNIQUE_PAIRS
 from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.settings import Settings
@@ -53,7 +54,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             made.require(
                 checks.schema_exact(made.rows, schemas.PAIRS, parts),
                 checks.keys_unique(made.rows, "uid"),
-                checks.funnel_adds_up(counts, checks.rows_in(made.rows), made.kept(PAIR_PARQUET)),
+                checks.funnel_adds_up(counts, rows_in(*made.rows), made.kept(PAIR_PARQUET)),
             )
         note_taken_out(made, lists, claims.removed)
         return made.result(preview=table_preview(made.rows, ["text", "url", "page_url"]))
