@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ class Publication:
         """The partition's files: the staging folder in the block, the published one behind it."""
         if self.staging.manifest is None:
             return self.staging.path
+        return self._published
+
+    @cached_property
+    def _published(self) -> Path:
+        # In an object store's lake, each look at a folder asks the store.
         return self.store.folder(self.asset, self.key)
 
     @property
@@ -103,6 +109,11 @@ class Publication:
         with atomic_path(self.staging.path / file) as beside:
             beside.write_bytes(image)
         return picture(image, alt, f"{self.uri}/{file}")
+
+    def view(self, path: Path, alt: str = "") -> dg.MarkdownMetadataValue:
+        """A small view of a PNG or JPEG that is in :attr:`out`; ``alt``: by default its name."""
+        name = path.relative_to(self.out).as_posix()
+        return picture(path.read_bytes(), alt or path.stem, f"{self.uri}/{name}")
 
     @property
     def uri(self) -> str:

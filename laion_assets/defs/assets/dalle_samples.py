@@ -15,8 +15,8 @@ import dagster as dg
 from laion_assets.clip.weights_identity import weights_identity
 from laion_assets.defs import pools
 from laion_assets.defs.declaration import Asset
-from laion_assets.defs.metadata import numbers_table, picture
-from laion_assets.defs.publishing import InputsChangedError, publishing
+from laion_assets.defs.metadata import numbers_table
+from laion_assets.defs.publishing import InputsChangedError, Publication, publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.files import write_json
 from laion_assets.generation import require_extra
@@ -133,23 +133,19 @@ def build(settings: Settings) -> dg.AssetsDefinition:
                 ]
                 evaluation = make_samples(shards, made.out, options, model)
             made.staging.metadata = evaluation.headline() | {"model": model.key}
-        return made.result(**_shown(made.out, made.uri, evaluation))
+        return made.result(**_shown(made, evaluation))
 
     return dalle_samples
 
 
-def _shown(folder: Path, uri: str, evaluation: "Evaluation") -> dict[str, Any]:
+def _shown(made: Publication, evaluation: "Evaluation") -> dict[str, Any]:
     """Pictures and tables that a person looks at."""
     from laion_assets.generation.report import caption_picture
 
-    shown: dict[str, Any] = {
-        path.stem: picture(path.read_bytes(), path.stem, f"{uri}/{path.name}")
-        for path in sorted(folder.glob("*.png"))
-    }
+    shown: dict[str, Any] = {path.stem: made.view(path) for path in sorted(made.out.glob("*.png"))}
     for number, caption in enumerate(evaluation.captions):
-        name = caption_picture(number)
-        drawn = (folder / name).read_bytes()
-        shown[f"caption {number}"] = picture(drawn, f"samples for: {caption}", f"{uri}/{name}")
+        drawn = made.out / caption_picture(number)
+        shown[f"caption {number}"] = made.view(drawn, f"samples for: {caption}")
     shown["similarity"] = numbers_table(evaluation.similarity_table())
     shown["trainings"] = numbers_table(evaluation.runs_table())
     return shown

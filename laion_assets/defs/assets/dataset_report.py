@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 
 from laion_assets.defs.declaration import Asset
-from laion_assets.defs.metadata import numbers_table, picture
+from laion_assets.defs.metadata import numbers_table
 from laion_assets.defs.publishing import fetch_tables, publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.generation.shown_samples import PARTS, SHOWN, may_be_shown
@@ -54,7 +54,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
             summary = build_report(path, made.out, contact=contact, samples=drawn)
             made.staging.metadata = summary | {SHOWS_SAMPLES: drawn is not None}
         shown: dict[str, Any] = {
-            path.stem: picture(path.read_bytes(), path.stem, f"{made.uri}/figures/{path.name}")
+            path.stem: made.view(path)
             for path in sorted(made.out.glob("figures/*"))
             if path.suffix in (".png", ".jpg")
         }

@@ -37,15 +37,23 @@ def observations(lists: Lists, keys: Iterable[SegmentKey]) -> list[dg.AssetObser
     return [observation(name, lists.digests[name], key) for key in keys for name in LISTS]
 
 
-def begin_observing(context: dg.AssetExecutionContext, lake: Lake) -> None:
-    """Tell Dagster a version of each list that has none.
+def first_observations(instance: dg.DagsterInstance, lists: Lists) -> list[dg.AssetObservation]:
+    """Observations that tell Dagster a version of each list that has none.
 
     Later observations are compared with what an asset was made with, so there must be a first.
     """
-    versions = read_lists(lake.current(*FOLDERS)).digests
-    for name in LISTS:
-        if not context.instance.fetch_observations(dg.AssetKey(name), limit=1).records:
-            context.log_event(observation(name, versions[name]))
+    return [
+        observation(name, lists.digests[name])
+        for name in LISTS
+        if not instance.fetch_observations(dg.AssetKey(name), limit=1).records
+    ]
+
+
+def begin_observing(context: dg.AssetExecutionContext, lake: Lake) -> None:
+    """Record :func:`first_observations` in a run."""
+    lists = read_lists(lake.current(*FOLDERS))
+    for event in first_observations(context.instance, lists):
+        context.log_event(event)
 
 
 def note_taken_out(

@@ -15,7 +15,7 @@ from typing import Final
 import dagster as dg
 
 from laion_assets.defs.assets.dataset_report import SHOWS_SAMPLES
-from laion_assets.defs.assets.lists import observation, observations
+from laion_assets.defs.assets.lists import first_observations, observations
 from laion_assets.defs.build import AGGREGATES
 from laion_assets.defs.internals import stale_causes
 from laion_assets.defs.partitions import crawls, partition_key
@@ -24,7 +24,6 @@ from laion_assets.generation.shown_samples import shows_listed
 from laion_assets.lake import Lake, LocalLake
 from laion_assets.layout import (
     DALLE_SAMPLES,
-    LISTS,
     SCORED_PAIRS,
     SEGMENT_ASSETS,
     SegmentKey,
@@ -50,9 +49,8 @@ def observe(lake: Lake, instance: dg.DagsterInstance) -> Survey:
     The reported observations make these partitions stale.
     """
     lists = read_lists(lake.current(*FOLDERS))
-    for name in LISTS:
-        if not instance.fetch_observations(dg.AssetKey(name), limit=1).records:
-            instance.report_runless_asset_event(observation(name, lists.digests[name]))
+    for event in first_observations(instance, lists):
+        instance.report_runless_asset_event(event)
     found = survey(lake, lists)
     for event in observations(read_lists(lake.current(*FOLDERS)), found.keys):
         instance.report_runless_asset_event(event)
