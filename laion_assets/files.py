@@ -17,13 +17,10 @@ import resource
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from typing import Any, Final
 
 from laion_assets.errors import PermanentError, TransientError
 
@@ -154,24 +151,6 @@ def sha256_file(path: Path) -> str:
     """Return the SHA-256 of the file's bytes in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one parquet file, all columns or the named ones.
-
-    pyarrow's ``read_table`` would take hive folders in the path, as the lake's, for columns.
-    """
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        return file.read(columns=None if columns is None else list(columns))
-
-
-def rows_in(*parquet: Path) -> int:
-    """Number of rows in parquet files, from their footers."""
-    import pyarrow.parquet as pq
-
-    return sum(int(pq.read_metadata(path).num_rows) for path in parquet)
 
 
 def replace_folder(new: Path, target: Path) -> None:

@@ -39,7 +39,7 @@ HEAVY += ["matplotlib", "timm"]
 
 LONGEST_MODULE: Final = 450
 LONGEST_FUNCTION: Final = 80
-LOOSE_MODULES: Final = 9
+LOOSE_MODULES = 10
 FILES_WITH_A_NAME: Final = 4
 
 

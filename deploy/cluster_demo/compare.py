@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from laion_assets.files import read_parquet
 from laion_assets.lake import Lake
+from laion_assets.tables import read_parquet
 
 _ROWS: Final[Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]]] = {
     # asset: files, columns that identify a row, other columns that must be the same

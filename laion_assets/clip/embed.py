@@ -35,12 +35,13 @@ from laion_assets.clip.shards import (
     shard_number,
 )
 from laion_assets.download.tars import ImageBytes
-from laion_assets.files import atomic_path, read_parquet, sha256_file, write_json
+from laion_assets.files import atomic_path, sha256_file, write_json
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
 from laion_assets.layout import (
     EMBEDDINGS,
     PARTITIONS,
 )
+from laion_assets.tables import read_parquet
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)

@@ -33,14 +33,7 @@ from numpy.typing import NDArray
 
 from laion_assets.dedup import runs
 from laion_assets.dedup.runs import SortedRun, SortedRunWriter
-from laion_assets.files import (
-    atomic_path,
-    fsync_directory,
-    locked,
-    read_parquet,
-    rows_in,
-    write_json,
-)
+from laion_assets.files import atomic_path, fsync_directory, locked, write_json
 from laion_assets.funnel import EXAMPLES_KEPT, LISTED, StageCounts
 from laion_assets.layout import (
     EVERY_HIVE,
@@ -55,6 +48,7 @@ from laion_assets.pairs.uids import UidBuckets
 from laion_assets.removals.active import REASON_OF_LIST, Lists
 from laion_assets.removals.entries import Entries
 from laion_assets.removals.ledger import RemovalCounts
+from laion_assets.tables import read_parquet, rows_in
 
 logger = logging.getLogger(__name__)
 

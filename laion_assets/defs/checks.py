@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laion_assets.files import rows_in
 from laion_assets.funnel import StageCounts
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.subset import Subsets
+from laion_assets.tables import rows_in
 
 NORM_TOLERANCE: Final = 2e-3
 """A float16 vector of a few hundred dimensions cannot be normalised closer than this."""

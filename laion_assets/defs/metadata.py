@@ -11,10 +11,10 @@ from typing import Any, Final
 import dagster as dg
 import pyarrow.parquet as pq
 
-from laion_assets.files import rows_in
 from laion_assets.funnel import REASONS, StageCounts
 from laion_assets.lake import Manifest
 from laion_assets.layout import SegmentKey, Table, partition_of, place_of
+from laion_assets.tables import rows_in
 
 IN, KEPT, IN_PER_SECOND, REJECTS = "in", "kept", "in_per_second", "rejects"
 """What is recorded of a stage, under the name that :func:`stage_name` gives it."""

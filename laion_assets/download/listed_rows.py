@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 
 from laion_assets.download.fetch import as_asked
 from laion_assets.download.shards import files_of, shards_in
-from laion_assets.files import read_parquet
 from laion_assets.funnel import LISTED
 from laion_assets.removals.active import REASON_OF_LIST, Lists
 from laion_assets.removals.entries import Entries
 from laion_assets.removals.entry import Key
 from laion_assets.removals.ledger import RemovalCounts
+from laion_assets.tables import read_parquet
 
 _COLUMNS = ("url", "uid", "sha256", "md5", "redirects", "reason")
 

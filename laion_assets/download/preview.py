@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
 from laion_assets.download.tars import ImageBytes
-from laion_assets.files import read_parquet
 from laion_assets.layout import IMAGE_SHARDS, PARTITIONS
+from laion_assets.tables import read_parquet
 
 MAX_BYTES: Final = 150_000
 SHARDS_READ: Final = 8

@@ -25,7 +25,7 @@ from laion_assets.download.outcomes import (
 )
 from laion_assets.download.shards import files_of, name_of, read_stats, shards_in
 from laion_assets.download.tars import ImageBytes
-from laion_assets.files import read_parquet
+from laion_assets.tables import read_parquet
 
 logger = logging.getLogger(__name__)
 

@@ -37,7 +37,6 @@ from laion_assets.download.shards import (
 )
 from laion_assets.download.summary import Downloaded, sum_up
 from laion_assets.errors import TransientError
-from laion_assets.files import rows_in
 from laion_assets.funnel import total
 from laion_assets.layout import (
     IMAGE_SHARDS,
@@ -47,6 +46,7 @@ from laion_assets.layout import (
 from laion_assets.removals.active import Lists
 from laion_assets.removals.entries import Entries
 from laion_assets.schemas import OUTCOME
+from laion_assets.tables import rows_in
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laion_assets.download.preview import SHARDS_READ, Sample, sheet
-from laion_assets.files import read_parquet
 from laion_assets.filtering.parts import part_numbers, part_path, read_part
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import choose
 from laion_assets.safety.tags import TAGS
+from laion_assets.tables import read_parquet
 
 TOP_CATEGORIES: Final = 15
 PICTURES: Final = 12

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.files import atomic_path, read_parquet
+from laion_assets.files import atomic_path
 from laion_assets.layout import PARTITIONS, SCORED_PAIRS
+from laion_assets.tables import read_parquet
 
 ROW_GROUP: Final = 100_000
 

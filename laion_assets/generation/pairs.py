@@ -23,8 +23,8 @@ from PIL import Image
 
 from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
 from laion_assets.download.tars import ImageBytes
-from laion_assets.files import read_parquet, rows_in
 from laion_assets.filtering.parts import part_numbers, part_path
+from laion_assets.tables import read_parquet, rows_in
 
 SHARDS_OPEN: Final = 16
 """Number of shards that are shuffled together; more would mean random reads all over the disk."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_assets import schemas
-from laion_assets.files import atomic_path, read_parquet
+from laion_assets.files import atomic_path
 from laion_assets.generation.evaluation import Real
 from laion_assets.generation.pairs import Pairs
 from laion_assets.knn.subset import SubsetOf
@@ -25,6 +25,7 @@ from laion_assets.layout import (
     SegmentKey,
 )
 from laion_assets.removals.active import Lists
+from laion_assets.tables import read_parquet
 
 SHOWN: Final = "shown.parquet"
 PARTS: Final = PARTITIONS[FILTERED_SUBSET].rows.files

@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from laion_assets.files import rows_in
 from laion_assets.knn.codec import sample_queries
 from laion_assets.knn.files import IndexRun, IndexSummary, SearchParameters, map_index, vectors_name
 from laion_assets.knn.lists import ListsFile
@@ -17,6 +16,7 @@ from laion_assets.knn.open_index import OpenIndex
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart, Subsets, subset_folder
 from laion_assets.knn.truth import Truth
+from laion_assets.tables import rows_in
 
 AT: Final = (1, 10, 100)
 """Numbers of neighbours at which recall is measured."""

@@ -10,12 +10,13 @@ from typing import Any, Final, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from laion_assets.files import Identity, identity, read_parquet, rows_in
+from laion_assets.files import Identity, identity
 from laion_assets.layout import (
     FILTERED_SUBSET,
     PARTITIONS,
     SegmentKey,
 )
+from laion_assets.tables import read_parquet, rows_in
 
 Modality = Literal["image", "text"]
 MODALITIES: Final[Sequence[Modality]] = ("image", "text")

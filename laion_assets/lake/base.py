@@ -37,7 +37,7 @@ from laion_assets.lake.content import (
     known_digests,
     prepare,
 )
-from laion_assets.layout import SegmentKey, place_of
+from laion_assets.layout import EVERY_HIVE, SegmentKey, place_of
 from laion_assets.options import Options
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STAGING: Final = ".staging"
-"""Folder of the partitions in the making, as ``asset/crawl.segment`` or ``asset/all``."""
+"""Folder of the partitions in the making, as ``asset/crawl=…/segment=…`` or ``asset/all``."""
 
+_WHOLE: Final = "all"
 _WITHDRAWN: Final = "withdrawn"
 """Name, beside those, of a published partition that is being deleted."""
 
@@ -404,8 +405,11 @@ class Lake(ABC):
         Killed runs leave them, for a later resume. Each is locked until the next one is asked
         for, and may be deleted. Those changed within the last ``idle_s`` seconds are skipped.
         """
-        for folder in unlocked((self.local_root / STAGING).glob("*/*"), idle_s):
-            yield Abandoned(folder.parent.name, folder)
+        staging = self.local_root / STAGING
+        places = (EVERY_HIVE, _WHOLE, _WITHDRAWN)
+        folders = (folder for place in places for folder in staging.glob(f"*/{place}"))
+        for folder in unlocked(folders, idle_s):
+            yield Abandoned(folder.relative_to(staging).parts[0], folder)
 
     # Places
 
@@ -413,8 +417,7 @@ class Lake(ABC):
         return self.local_root / place_of(asset, key)
 
     def _staging(self, asset: str, key: SegmentKey | None) -> Path:
-        name = f"{key.crawl}.{key.segment}" if key else "all"
-        return self.local_root / STAGING / asset / name
+        return self.local_root / STAGING / asset / (key.hive if key else _WHOLE)
 
     @contextmanager
     def _locked(self, folder: Path) -> Iterator[None]:

@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laion_assets.errors import PermanentError, TransientError
-from laion_assets.files import atomic_path, causes, is_permanent, rows_in
+from laion_assets.files import atomic_path, causes, is_permanent
 from laion_assets.funnel import StageCounts, total
 from laion_assets.pairs.extract import PairWriter, extract_wat, read_counts
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.uids import UidBuckets
+from laion_assets.tables import rows_in
 from laion_assets.work import Progress, die_with
 
 logger = logging.getLogger(__name__)

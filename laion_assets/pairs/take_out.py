@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.files import atomic_path, rows_in
+from laion_assets.files import atomic_path
 from laion_assets.funnel import EXAMPLE_CHARS, StageCounts
 from laion_assets.layout import PAIR_PARQUET, PARTITIONS
 from laion_assets.pairs.extract import PairWriter, read_counts
@@ -25,6 +25,7 @@ from laion_assets.pairs.uids import halves
 from laion_assets.removals.active import REASON_OF_LIST, Lists
 from laion_assets.removals.entry import Key
 from laion_assets.removals.ledger import RemovalCounts, all_listed, from_json, to_json
+from laion_assets.tables import rows_in
 
 _TAKEN_KEY: Final = b"laion_assets.taken_out"
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_assets import schemas
-from laion_assets.files import atomic_path, read_parquet
+from laion_assets.files import atomic_path
 from laion_assets.filtering.parts import ROW_GROUP
 from laion_assets.knn.codec import Codec, ef_search
 from laion_assets.knn.files import IndexSummary, index_path, new_index, write_index
@@ -20,6 +20,7 @@ from laion_assets.knn.subset import MODALITIES, Modality, blocks
 from laion_assets.lake import Lake
 from laion_assets.layout import INDEX_CODEC, SEARCH_INDEX
 from laion_assets.release.plan import Plan
+from laion_assets.tables import read_parquet
 
 VECTORS: Final = {"image": "img_emb", "text": "text_emb"}
 """Modality -> the folder that clip-retrieval, autofaiss and embedding-reader read."""

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laion_assets import schemas
-from laion_assets.files import read_parquet, sha256_file
+from laion_assets.files import sha256_file
 from laion_assets.knn.files import map_index
 from laion_assets.knn.subset import MODALITIES, Modality
 from laion_assets.release.files import index_name, metadata_name, vectors_name
@@ -21,6 +21,7 @@ from laion_assets.release.manifest import CROISSANT, MANIFEST, README, SUMS, rea
 from laion_assets.release.plan import listed_rows
 from laion_assets.removals.active import Lists
 from laion_assets.schemas import sample_id_of, uid_of
+from laion_assets.tables import read_parquet
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)

@@ -16,11 +16,12 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laion_assets.files import atomic_path, locked, read_parquet
+from laion_assets.files import atomic_path, locked
 from laion_assets.layout import BLOCKLISTS, REMOVALS
 from laion_assets.removals.compiled import load, load_version
 from laion_assets.removals.entries import Entries, of_keys
 from laion_assets.removals.entry import WIDTHS, Key
+from laion_assets.tables import read_parquet
 
 REASON_OF_LIST: Final[Mapping[str, str]] = {REMOVALS: "removed", BLOCKLISTS: "blocked"}
 """List -> the funnel's reason for the rows that it takes out."""

@@ -202,7 +202,7 @@ def test_two_processes_never_make_the_same_partition_at_once(tmp_path: Path) -> 
 def test_a_kill_while_publishing_loses_no_finished_part(tmp_path: Path) -> None:
     """Hashing a big partition takes long; until the exchange, its parts must be found again."""
     lake = lake_at(tmp_path)
-    unreadable = tmp_path / ".staging/pair_parquet" / f"{KEY.crawl}.{KEY.segment}" / "part-9"
+    unreadable = tmp_path / ".staging/pair_parquet" / KEY.hive / "part-9"
     with (
         pytest.raises(FileNotFoundError),
         lake.publish("pair_parquet", KEY, inputs={}, code_version="1") as staging,

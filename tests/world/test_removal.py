@@ -165,7 +165,7 @@ def test_after_a_removal_nothing_of_the_sample_is_left(
     for files in where(lake, samples):
         assert {name.split("/")[0] for name in files} >= {*SEGMENT_ASSETS[1:-1], "search_index"}
         assert {Path(name).suffix for name in files} >= {".tar", ".parquet", ".npy", ".index"}
-    left = lake.root / ".staging" / "embeddings" / "CC-MAIN-2000-10.01"
+    left = lake.root / ".staging" / "embeddings" / "crawl=CC-MAIN-2000-10" / "segment=01"
     shutil.copytree(lake.folder("embeddings", key), left)
     others = {
         (asset, other): lake.manifest(asset, other).data_version

@@ -9,12 +9,12 @@ from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import retrying_transient
-from laion_assets.files import rows_in
 from laion_assets.layout import (
     EMBEDDINGS,
     IMAGE_SHARDS,
 )
 from laion_assets.settings import Settings
+from laion_assets.tables import rows_in
 from resources.clip import ClipModelResource
 from resources.lake import LakeResource
 

@@ -13,7 +13,6 @@ from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table, table_preview
 from laion_assets.defs.publishing import Publication, key_of, publishing
 from laion_assets.defs.retries import retrying_transient
-from laion_assets.files import rows_in
 from laion_assets.filtering.figures import kept_by_tag, similarity_histogram, threshold_sheets
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import TakenWith, take_subset
@@ -26,6 +25,7 @@ from laion_assets.layout import (
     subset_asset,
 )
 from laion_assets.settings import Settings
+from laion_assets.tables import rows_in
 from resources.lake import LakeResource
 from resources.rules import RecipeResource
 

@@ -9,12 +9,12 @@ from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import key_of, made_of_the_same, publishing
 from laion_assets.defs.retries import retrying_transient
-from laion_assets.files import read_parquet, rows_in
 from laion_assets.layout import LISTS, PAIR_PARQUET, WAT_MANIFEST
 from laion_assets.pairs.segment import extract_segment, segment_counts
 from laion_assets.pairs.take_out import start_from, take_out
 from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.settings import Settings
+from laion_assets.tables import read_parquet, rows_in
 from resources.crawl_source import CrawlSourceResource
 from resources.lake import LakeResource
 from resources.rules import PairRulesResource, WorkResource

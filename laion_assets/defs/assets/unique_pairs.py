@@ -10,10 +10,10 @@ from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import key_of, publishing
 from laion_assets.defs.retries import retrying_transient
-from laion_assets.files import rows_in
 from laion_assets.layout import DEDUP_LEDGER, LISTS, PAIR_PARQUET, UNIQUE_PAIRS
 from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.settings import Settings
+from laion_assets.tables import rows_in
 from resources.lake import LakeResource
 
 ASSET = Asset(

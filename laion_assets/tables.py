@@ -1,0 +1,279 @@
+"""Table files: how rows are read from parquet and written to it, in the lake and outside.
+
+A partition's table is few large files, ``part-00000.parquet`` and on, of :data:`ROWS_PER_PART` rows
+each but the last, whatever units its stage works in. The partition's key stands in the folders
+``crawl=…/segment=…`` and not in the files, as hive readers expect: with the columns in both places
+pandas and pyarrow refuse the file. Readers of this module give the columns back. A file outside
+such folders has them as columns.
+
+What does not belong here: which tables there are (:mod:`laion_assets.layout`), their columns
+(:mod:`laion_assets.schemas`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from laion_assets.files import atomic_path
+from laion_assets.layout import SegmentKey
+
+ROWS_PER_PART: Final = 1_000_000
+ROW_GROUP: Final = 100_000
+PARTS: Final = "part-*.parquet"
+"""Pattern of the names of a table's parts."""
+
+KEY_COLUMNS: Final = ("crawl", "segment")
+
+_JOINED: Final = ".joined"
+
+
+def part_path(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}.parquet"
+
+
+def key_in(path: Path) -> SegmentKey | None:
+    """The key of the partition whose folder holds ``path``, however deep; None outside of one."""
+    for folder in path.absolute().parents:
+        if folder.name.startswith("segment=") and folder.parent.name.startswith("crawl="):
+            return SegmentKey.of_folder(folder)
+    return None
+
+
+def stored(schema: pa.Schema, path: Path) -> pa.Schema:
+    """The columns of ``schema`` that a file at ``path`` has: not those that its folders name."""
+    if key_in(path) is None:
+        return schema
+    return pa.schema([field for field in schema if field.name not in KEY_COLUMNS], schema.metadata)
+
+
+def rows_in(*parquet: Path) -> int:
+    """Number of rows in parquet files, from their footers."""
+    return sum(int(pq.read_metadata(path).num_rows) for path in parquet)
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one parquet file: the named columns, or all.
+
+    Columns that the path's folders name come last if they are not asked for by name.
+    """
+    with pq.ParquetFile(path) as file:
+        names, key = _asked(file, path, columns)
+        table = file.read(columns=names)
+        if columns is None:
+            columns = [*names, *key]
+        return pa.table(
+            [
+                pa.repeat(pa.scalar(key[name]), table.num_rows) if name in key else table[name]
+                for name in columns
+            ],
+            names=list(columns),
+        )
+
+
+def batches(
+    path: Path, columns: Sequence[str] | None = None, rows: int = 65_536
+) -> Iterator[pa.RecordBatch]:
+    """The rows of one parquet file in order, at most ``rows`` at a time, as :func:`read_parquet`
+    has them."""
+    with pq.ParquetFile(path) as file:
+        names, key = _asked(file, path, columns)
+        for batch in file.iter_batches(rows, columns=names):
+            asked = [*names, *key] if columns is None else list(columns)
+            yield pa.record_batch(
+                [
+                    pa.repeat(pa.scalar(key[name]), batch.num_rows) if name in key else batch[name]
+                    for name in asked
+                ],
+                names=asked,
+            )
+
+
+def _asked(
+    file: pq.ParquetFile, path: Path, columns: Sequence[str] | None
+) -> tuple[list[str], dict[str, str]]:
+    """Which columns to read from the file, and the values of those that its path gives."""
+    key = key_in(path)
+    in_file = file.schema_arrow.names
+    in_path = {"crawl": key.crawl, "segment": key.segment} if key else {}
+    in_path = {
+        name: value
+        for name, value in in_path.items()
+        if name not in in_file and (columns is None or name in columns)
+    }
+    names = in_file if columns is None else [name for name in columns if name not in in_path]
+    return list(names), in_path
+
+
+class TableWriter:
+    """Writes one parquet file, published when the block ends well.
+
+    ``schema``: the rows' columns, :func:`stored` of which the file gets. ``options``: of
+    ``pyarrow.parquet.ParquetWriter``.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, **options: Any) -> None:
+        self._stack = ExitStack()
+        self._schema = stored(schema, path)
+        beside = self._stack.enter_context(atomic_path(path))
+        self._writer = self._stack.enter_context(
+            pq.ParquetWriter(beside, self._schema, compression="zstd", **options)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def write(self, rows: pa.Table, row_group: int = ROW_GROUP) -> None:
+        """Write rows as one row group, or several of at most ``row_group`` rows."""
+        if rows.num_rows:
+            self._writer.write_table(rows.select(self._schema.names), row_group_size=row_group)
+
+    def note(self, key: bytes, text: str) -> None:
+        """Put a text into the file's metadata."""
+        self._writer.add_key_value_metadata({key: text.encode()})
+
+
+def write_table(path: Path, table: pa.Table, **options: Any) -> None:
+    """Publish a whole table as one file."""
+    with TableWriter(path, table.schema, **options) as writer:
+        writer.write(table)
+
+
+class PartsWriter:
+    """Writes rows into a folder's numbered parts, :data:`ROWS_PER_PART` to each but the last.
+
+    At least one part is written, so that a reader finds the schema of a table without rows. Parts
+    that are in the folder already are replaced, or deleted where there are more. A part appears
+    when it is full: a killed writer's parts are whole, and only :func:`is_joined` says that no more
+    are to come.
+    """
+
+    def __init__(
+        self, folder: Path, schema: pa.Schema, *, rows: int = ROWS_PER_PART, **options: Any
+    ) -> None:
+        self._folder, self._schema, self._rows, self._options = folder, schema, rows, options
+        self._waiting: list[pa.Table] = []
+        self._n = 0
+        self._writer: TableWriter | None = None
+        self._in_part = 0
+        self.parts: list[Path] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._flush()
+            if not self.parts:
+                self._open()
+        self._close(kind, error, trace)
+        if kind is None:
+            for stale in set(self._folder.glob(PARTS)) - set(self.parts):
+                stale.unlink()
+
+    def write(self, rows: pa.Table) -> None:
+        """Add rows; they reach the file in row groups of :data:`ROW_GROUP` rows."""
+        while rows.num_rows:
+            # A row group ends where its part does.
+            room = min(ROW_GROUP, self._rows - self._in_part) - self._n
+            self._waiting.append(rows.slice(0, room))
+            self._n += self._waiting[-1].num_rows
+            rows = rows.slice(room)
+            if self._n == min(ROW_GROUP, self._rows - self._in_part):
+                self._flush()
+
+    def _flush(self) -> None:
+        if not self._n:
+            return
+        writer = self._writer or self._open()
+        writer.write(pa.concat_tables(self._waiting))
+        self._in_part += self._n
+        self._waiting, self._n = [], 0
+        if self._in_part >= self._rows:
+            self._close(None, None, None)
+
+    def _open(self) -> TableWriter:
+        path = part_path(self._folder, len(self.parts))
+        self._writer = TableWriter(path, self._schema, **self._options)
+        self.parts.append(path)
+        return self._writer
+
+    def _close(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        writer, self._writer, self._in_part = self._writer, None, 0
+        if writer is not None:
+            writer.__exit__(kind, error, trace)
+
+
+class VectorsWriter:
+    """Writes one npy file of float16 vectors whose number is known only at the end.
+
+    (n, ``dim``); the file is published when the block ends well.
+    """
+
+    def __init__(self, path: Path, dim: int) -> None:
+        self._stack = ExitStack()
+        self._dim, self._n = dim, 0
+        self._file = self._stack.enter_context(
+            self._stack.enter_context(atomic_path(path)).open("wb")
+        )
+        self._write_header()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._file.seek(0)
+            self._write_header()
+        self._stack.__exit__(kind, error, trace)
+
+    def write(self, vectors: NDArray[Any]) -> None:
+        """Add vectors, (m, ``dim``)."""
+        self._file.write(np.ascontiguousarray(vectors, dtype=np.float16).tobytes())
+        self._n += len(vectors)
+
+    def _write_header(self) -> None:
+        # numpy pads the header for a first dimension that grows in place.
+        header = {"descr": "<f2", "fortran_order": False, "shape": (self._n, self._dim)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+def mark_joined(folder: Path) -> None:
+    """Note, in a staging folder, that the stage's units are all joined into parts."""
+    (folder / _JOINED).touch()
+
+
+def is_joined(folder: Path) -> bool:
+    """Whether the units of a staging folder are all joined, so that they may be deleted."""
+    return (folder / _JOINED).exists()
