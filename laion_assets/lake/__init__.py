@@ -8,7 +8,6 @@ from laion_assets.lake.base import (
     Abandoned,
     Lake,
     LakeError,
-    LakeOptions,
     Lease,
     Manifest,
     NotPublishedError,
@@ -18,6 +17,7 @@ from laion_assets.lake.base import (
 from laion_assets.lake.content import MANIFEST
 from laion_assets.lake.local import LocalLake, is_remote
 from laion_assets.lake.object_store import ChangedError, ObjectStoreError, UnavailableError
+from laion_assets.lake.options import LakeOptions
 
 __all__ = [
     "MANIFEST",

@@ -23,8 +23,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-from pydantic import Field
-
 from laion_assets.errors import TransientError
 from laion_assets.files import LockedError, locked, replace_folder, write_json
 from laion_assets.funnel import StageCounts
@@ -38,7 +36,6 @@ from laion_assets.lake.content import (
     prepare,
 )
 from laion_assets.layout import EVERY_HIVE, SegmentKey, place_of
-from laion_assets.options import Options
 
 logger = logging.getLogger(__name__)
 
@@ -62,39 +59,6 @@ class NotPublishedError(LakeError):
 
 class PartitionBusyError(LakeError, TransientError):
     """Another process is making the same partition."""
-
-
-class LakeOptions(Options):
-    """Where the lake is."""
-
-    root: str = Field(
-        "lake",
-        description=(
-            "Folder of all artifacts, relative to the working directory; or s3://bucket/prefix"
-        ),
-    )
-    cache: str = Field(
-        "lake-cache",
-        description="Local cache folder; used only when the lake is in an object store",
-    )
-    cache_gb: float | None = Field(
-        None, gt=0, description="Size limit of the cache in GB; null keeps everything"
-    )
-    storage_options: dict[str, str] = Field(
-        default_factory=dict,
-        description="Options of the object store, such as endpoint and region",
-    )
-    attempts: int = Field(
-        8, ge=1, le=20, description="Attempts for each request to the object store"
-    )
-    checkpoint_s: float = Field(
-        60.0,
-        gt=0,
-        description="Seconds between two copies of an unfinished partition to the object store",
-    )
-    busy_timeout_s: float = Field(
-        120.0, gt=0, description="Seconds to wait for another process that makes the same partition"
-    )
 
 
 @dataclass(frozen=True)
@@ -234,6 +198,11 @@ class Lake(ABC):
     @abstractmethod
     def segments(self, asset: str) -> list[SegmentKey]:
         """Return the published segments of an asset, sorted."""
+
+    @abstractmethod
+    def versions(self, asset: str) -> dict[SegmentKey | None, str]:
+        """Return a text for each of an asset's published partitions that changes when it is
+        replaced; it costs a look at the folders, or a listing of the store, and no manifest."""
 
     @abstractmethod
     def assets(self, pattern: str) -> list[str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from typing_extensions import override
 
-from laion_assets.lake.base import Lake, LakeError, LakeOptions, Lease, Manifest
+from laion_assets.lake.base import Lake, LakeError, Lease, Manifest
 from laion_assets.lake.content import MANIFEST
+from laion_assets.lake.options import LakeOptions
 from laion_assets.layout import EVERY_HIVE, SegmentKey
 
 T = TypeVar("T")
@@ -65,6 +66,15 @@ class LocalLake(Lake):
         return sorted(SegmentKey.of_folder(path.parent) for path in found)
 
     @override
+    def versions(self, asset: str) -> dict[SegmentKey | None, str]:
+        found = {}
+        for path in self.root.glob(f"{asset}/{EVERY_HIVE}/{MANIFEST}"):
+            with suppress(FileNotFoundError):  # it has just been replaced by nothing
+                found[SegmentKey.of_folder(path.parent)] = _version(path)
+        whole = self.root / asset / MANIFEST
+        return found | ({None: _version(whole)} if whole.exists() else {})
+
+    @override
     def assets(self, pattern: str) -> list[str]:
         folders = (path for path in self.root.glob(pattern) if path.is_dir())
         return sorted(path.name for path in folders if not path.name.startswith("."))
@@ -101,3 +111,9 @@ class LocalLake(Lake):
     ) -> Iterator[Callable[[Manifest], None]]:
         # The exchange of the folders is the publication.
         yield lambda _: None
+
+
+def _version(path: Path) -> str:
+    """What differs once a file was replaced: a file system may use an inode again."""
+    about = path.stat()
+    return f"{about.st_ino:x}.{about.st_mtime_ns:x}"

@@ -22,10 +22,11 @@ from typing import TypeVar
 
 from typing_extensions import override
 
-from laion_assets.lake.base import Lake, LakeOptions, Lease, Manifest, PartitionBusyError
+from laion_assets.lake.base import Lake, Lease, Manifest, PartitionBusyError
 from laion_assets.lake.cache import Cache, write_bytes
 from laion_assets.lake.checkpoint import Checkpoint, Checkpointing, Uploads
 from laion_assets.lake.object_store import ChangedError, ObjectStore
+from laion_assets.lake.options import LakeOptions
 from laion_assets.lake.pointer import (
     ABANDONED,
     INDEX,
@@ -81,6 +82,12 @@ class RemoteLake(Lake):
     def segments(self, asset: str) -> list[SegmentKey]:
         pointers = self.cache.pointers(asset)
         return sorted(key for key, pointer in pointers.items() if pointer.manifest is not None)
+
+    @override
+    def versions(self, asset: str) -> dict[SegmentKey | None, str]:
+        keys: list[SegmentKey | None] = [*self.segments(asset)]
+        keys += [None] if not keys and self.has(asset) else []
+        return {key: self._pointer(asset, key).id for key in keys}
 
     @override
     def assets(self, pattern: str) -> list[str]:

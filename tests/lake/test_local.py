@@ -297,3 +297,19 @@ def test_commands_that_need_a_folder_say_how_to_get_one(
     assert main([*command, "--config", str(config)]) == 1
     where = "the lake s3://bucket/prefix is in an object store, and this works on a folder only: "
     assert f"{where}{then}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+def test_a_version_changes_when_a_partition_is_replaced(
+    tmp_path: Path, key: SegmentKey | None
+) -> None:
+    lake = LocalLake.at(tmp_path)
+    seen = []
+    for code in ("1", "2"):
+        with lake.publish("samples", key, inputs={}, code_version=code):
+            pass
+        seen.append(lake.versions("samples"))
+        assert lake.versions("samples") == seen[-1]
+    assert set(seen[0]) == set(seen[1]) == {key}
+    assert seen[0] != seen[1]
+    assert lake.versions("nothing") == {}
