@@ -60,14 +60,17 @@ def rows_in(*parquet: Path) -> int:
     return sum(int(pq.read_metadata(path).num_rows) for path in parquet)
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one parquet file: the named columns, or all.
+def read_parquet(
+    path: Path, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
+) -> pa.Table:
+    """The rows of one parquet file, or of some of its row groups: the named columns, or all.
 
     Columns that the path's folders name come last if they are not asked for by name.
     """
     with pq.ParquetFile(path) as file:
         names, key = _asked(file, path, columns)
-        table = file.read(columns=names)
+        groups = range(file.num_row_groups) if row_groups is None else row_groups
+        table = file.read_row_groups(groups, columns=names)
         if columns is None:
             columns = [*names, *key]
         return pa.table(

@@ -1,4 +1,4 @@
-"""Read img2dataset's shards: rows from the parquet, to be joined with the tar by key."""
+"""Read shards: rows from parquet, to be joined with the tar by key."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from laion_assets import schemas
-from laion_assets.layout import IMAGE_SHARDS, PARTITIONS
+from laion_assets.download.shard_files import read_shard, tars_in
 
 IMAGE_FORMATS: Final = ("JPEG", "PNG", "WEBP")
 """Pillow's names of the formats that are read.
@@ -34,13 +33,16 @@ NOT_AN_IMAGE: Final = (
 """Exceptions that Pillow's readers raise on bytes that are not the image they claim to be."""
 
 
+_NEEDED: Final = ("key", "url", "caption", "status")
+
+
 class ShardError(ValueError):
     """A shard cannot be read at all; the message says which and why."""
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """Tars of a folder of shards, in order. A shard exists once its parquet does."""
-    return [path.with_suffix(".tar") for path in PARTITIONS[IMAGE_SHARDS].rows.paths(folder)]
+    """Tars of a folder of shards, or of a partition of `image_shards`, in order."""
+    return tars_in(folder)
 
 
 def shard_number(tar: Path) -> int:
@@ -82,16 +84,14 @@ def read_rows(tar: Path) -> pa.Table:
 
 
 def _read(tar: Path, columns: list[str] | None = None) -> pa.Table:
-    parquet = tar.with_suffix(".parquet")
     try:
-        # Not `read_table`: it would take the lake's hive folders for columns.
-        with pq.ParquetFile(parquet) as file:
-            missing = {"key", "url", "caption", "status"} - set(file.schema_arrow.names)
-            if missing:
-                raise ShardError(f"{parquet} has no column {', '.join(sorted(missing))}")
-            return file.read(columns)
+        table = read_shard(tar, columns)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ShardError(f"{parquet} cannot be read: {error}") from error
+        raise ShardError(f"the rows of {tar} cannot be read: {error}") from error
+    missing = set(columns or _NEEDED) - set(table.column_names)
+    if missing:
+        raise ShardError(f"the rows of {tar} have no column {', '.join(sorted(missing))}")
+    return table
 
 
 def _column(table: pa.Table, name: str) -> Any:

@@ -26,13 +26,13 @@ import pyarrow as pa
 from PIL import Image
 
 from laion_assets.download.options import DownloadOptions
+from laion_assets.download.shard_files import SHARD_DIGITS
 
 SILENCE: Final = {
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "WANDB_MODE": "disabled",
     "WANDB_ERROR_REPORTING": "false",
 }
-SHARD_DIGITS: Final = 5
 ROW_DIGITS: Final = 4
 TAR_MTIME: Final = 0.0
 

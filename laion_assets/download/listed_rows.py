@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from laion_assets.download.fetch import as_asked
-from laion_assets.download.shards import files_of, shards_in
+from laion_assets.download.shard_files import rows_in_turn
 from laion_assets.funnel import LISTED
 from laion_assets.removals.active import REASON_OF_LIST, Lists
 from laion_assets.removals.entries import Entries
 from laion_assets.removals.entry import Key
 from laion_assets.removals.ledger import RemovalCounts
-from laion_assets.tables import read_parquet
 
-_COLUMNS = ("url", "uid", "sha256", "md5", "redirects", "reason")
+LOOKED_AT: Final = ("url", "uid", "sha256", "md5", "redirects", "reason")
+"""The columns that lists name rows by, and the reason for their refusal."""
 
 
 class Named(NamedTuple):
@@ -36,15 +35,14 @@ class Named(NamedTuple):
 
 
 def named_rows(
-    parquet: Path, lists: Lists, *, samples: bool = True
+    table: pa.Table, lists: Lists, *, samples: bool = True
 ) -> tuple[list[Named], set[int]]:
     """The rows that the lists name, and the rows that were refused because a list named them.
 
     A row is named by its URL, a redirect on the way to its image, the image's hashes or, with
-    ``samples``, its uid.
+    ``samples``, its uid. ``table``: rows of shards, with :data:`LOOKED_AT`.
     """
-    present = set(pq.read_schema(parquet).names)
-    table = read_parquet(parquet, [name for name in _COLUMNS if name in present]).combine_chunks()
+    table = table.combine_chunks()
     urls = table["url"].to_pylist()
     refused = {row for row, reason in enumerate(table["reason"].to_pylist()) if reason in LISTED}
     asked: list[str] = []
@@ -106,11 +104,12 @@ URL that leads there."""
 
 
 def resolved_in(folder: Path, lists: Lists) -> tuple[Resolved, RemovalCounts]:
-    """The resolved URLs of a folder of shards, and how many rows each entry names."""
+    """The resolved URLs of a folder of shards or a partition, and how many rows each entry
+    names."""
     resolved: Resolved = {name: set() for name in REASON_OF_LIST}
     removed = RemovalCounts()
-    for shard in shards_in(folder) if lists else ():
-        for row in named_rows(files_of(folder, shard)[1], lists)[0]:
+    for table in rows_in_turn(folder, LOOKED_AT) if lists else ():
+        for row in named_rows(table, lists)[0]:
             removed[row.list, row.key] += 1
             if row.resolved:
                 resolved[row.list].add((row.key, row.url_sha256))

@@ -13,9 +13,8 @@ from typing import Final
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
+from laion_assets.download.shard_files import read_shard, tars_in
 from laion_assets.download.tars import ImageBytes
-from laion_assets.layout import IMAGE_SHARDS, PARTITIONS
-from laion_assets.tables import read_parquet
 
 MAX_BYTES: Final = 150_000
 SHARDS_READ: Final = 8
@@ -40,7 +39,8 @@ class Sample:
 
 
 def contact_sheet(shards: Path, n: int = 24, seed: int = 0) -> bytes:
-    """JPEG of at most 150 KB: ``n`` images drawn at random from a folder of shards."""
+    """JPEG of at most 150 KB: ``n`` images drawn at random from a folder of shards or a
+    partition."""
     return sheet(_draw(shards, n, seed))
 
 
@@ -104,16 +104,16 @@ def _encoded_images(samples: Sequence[Sample]) -> dict[tuple[Path, str], bytes]:
 def _draw(shards: Path, n: int, seed: int) -> list[Sample]:
     """Draw samples from a few shards, so that a large segment is not read whole."""
     chance = random.Random(seed)
-    paths = PARTITIONS[IMAGE_SHARDS].rows.paths(shards)
-    chosen = sorted(chance.sample(paths, min(len(paths), SHARDS_READ)))
+    tars = tars_in(shards)
+    chosen = sorted(chance.sample(tars, min(len(tars), SHARDS_READ)))
     stored: list[Sample] = []
-    for path in chosen:
-        table = read_parquet(path, ["key", "caption", "status"])
+    for tar in chosen:
+        table = read_shard(tar, ["key", "caption", "status"])
         table = table.filter(pc.equal(table["status"], "success"))
         for key, caption in zip(
             table["key"].to_pylist(), table["caption"].to_pylist(), strict=True
         ):
-            stored.append(Sample(path.with_suffix(".tar"), key, caption or ""))
+            stored.append(Sample(tar, key, caption or ""))
     return sorted(chance.sample(stored, min(n, len(stored))))
 
 

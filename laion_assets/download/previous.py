@@ -23,9 +23,15 @@ from laion_assets.download.outcomes import (
     Outcome,
     histories_of,
 )
-from laion_assets.download.shards import files_of, name_of, read_stats, shards_in
+from laion_assets.download.shard_files import (
+    files_of,
+    name_of,
+    read_ledger,
+    read_shard,
+    shards_in,
+)
+from laion_assets.download.shards import read_stats
 from laion_assets.download.tars import ImageBytes
-from laion_assets.tables import read_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -162,19 +168,18 @@ def _urls(folder: Path, shard: int) -> list[str]:
     """The URLs of a shard's rows; empty for a shard that was not finished."""
     if read_stats(folder, shard) is None:
         return []
-    urls: list[str] = read_parquet(files_of(folder, shard)[1], ["url"])["url"].to_pylist()
+    urls: list[str] = read_shard(files_of(folder, shard)[0], ["url"])["url"].to_pylist()
     return urls
 
 
 def _read_shard(folder: Path, number: int) -> _Shard:
-    tar, parquet, ledger, _ = files_of(folder, number)
-    stats = read_stats(folder, number)
-    rows = read_parquet(parquet, ["url", "key", *OUTCOME_COLUMNS])
+    tar, stats = files_of(folder, number)[0], read_stats(folder, number)
+    rows = read_shard(tar, ["url", "key", *OUTCOME_COLUMNS])
     return _Shard(
         rows["url"].to_pylist(),
         rows["key"].to_pylist(),
         [Outcome(**row) for row in rows.select(list(OUTCOME_COLUMNS)).to_pylist()],
-        histories_of(read_parquet(ledger)),
+        histories_of(read_ledger(tar)),
         stats.options_digest if stats else "",
         ImageBytes(tar),
     )

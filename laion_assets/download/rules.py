@@ -15,12 +15,12 @@ import pyarrow as pa
 from laion_assets.download.errors import ON_A_LIST, TRANSIENT, FetchRefused, ImageRefused
 from laion_assets.download.fetch import as_asked
 from laion_assets.download.images import Checksums, refuse_listed
-from laion_assets.download.listed_rows import named_rows
+from laion_assets.download.listed_rows import LOOKED_AT, named_rows
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.outcomes import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, Outcome
 from laion_assets.download.previous import UNREADABLE, Known
+from laion_assets.download.shard_files import files_of, read_shard
 from laion_assets.download.shard_stats import ShardStats
-from laion_assets.download.shards import files_of
 from laion_assets.funnel import LISTED
 from laion_assets.options import versioned
 from laion_assets.removals.active import Lists
@@ -51,9 +51,9 @@ class Rules:
             return False
         if not self.lists:
             return not LISTED & set(stats.status_dict)
-        parquet = files_of(folder, shard)[1]
         try:
-            named, refused = named_rows(parquet, self.lists, samples=False)
+            rows = read_shard(files_of(folder, shard)[0], LOOKED_AT)
+            named, refused = named_rows(rows, self.lists, samples=False)
         except UNREADABLE:
             return False  # the warning comes when its rows are looked up
         return {found.row for found in named} == refused

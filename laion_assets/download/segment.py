@@ -23,18 +23,12 @@ from laion_assets.download.addresses import Resolve, system_resolve
 from laion_assets.download.decoders import Decoders
 from laion_assets.download.fetch import Fetcher
 from laion_assets.download.options import DownloadOptions
-from laion_assets.download.previous import PreviousShards
+from laion_assets.download.previous import UNREADABLE, PreviousShards
 from laion_assets.download.rules import Rules
+from laion_assets.download.shard_files import begun_in, files_of, read_ledger, read_shard
 from laion_assets.download.shard_stats import ShardStats
 from laion_assets.download.shard_work import HOSTS_WITHOUT_NETWORK, ShardWork, in_words
-from laion_assets.download.shards import (
-    MAKING,
-    begun_in,
-    mark_not_done,
-    put_aside,
-    read_stats,
-    take_over,
-)
+from laion_assets.download.shards import MAKING, mark_not_done, put_aside, read_stats, take_over
 from laion_assets.download.summary import Downloaded, sum_up
 from laion_assets.errors import TransientError
 from laion_assets.funnel import total
@@ -75,10 +69,11 @@ def download_segment(
 
     ``pairs``: a folder of ``part-*.parquet`` or one parquet file, with columns ``url`` and
     ``text``; every other column is carried along. ``out``: an own folder, given to one process at
-    a time. ``before``: the shards of an earlier version; ``options.refetch`` says which of their
-    rows, and of the shards put aside in ``out``, are refetched. Shards in ``out`` that were made
-    of these rows and options stay as they are, unless the lists now name other rows of theirs, or
-    ``again`` opens them to refetching. ``options``: picklable, for the decoders' processes.
+    a time. ``before``: a folder of the shards of an earlier version; ``options.refetch`` says which
+    of their rows, and of the shards put aside in ``out``, are refetched. Shards in ``out`` that
+    were made of these rows and options stay as they are, unless the lists now name other rows of
+    theirs, or ``again`` opens them to refetching. ``options``: picklable, for the decoders'
+    processes.
 
     A URL that a list names, by itself or by its host, is not fetched, nor is one that a redirect
     leads to. An image that a list names by its hash is not kept.
@@ -121,11 +116,24 @@ def plan_shards(
             finished[shard] = stats
             continue
         put_aside(out, shard, out / _ASIDE)
-        stats = read_stats(before, shard) if before and digest else None
-        stays = bool(before and stats and rules.is_current(before, shard, stats, digest))
-        if before and stats and stays and not rules.may_refetch(stats):
-            finished[shard] = take_over(before, shard, out, stats)
+        taken = _take_from(before, shard, rules, digest, out) if before and digest else None
+        if taken:
+            finished[shard] = taken
     return finished
+
+
+def _take_from(before: Path, shard: int, rules: Rules, digest: str, out: Path) -> ShardStats | None:
+    """Take over a shard that is current and has nothing to refetch; None for any other."""
+    tar = files_of(before, shard)[0]
+    try:
+        stats = read_stats(before, shard)
+        current = stats is not None and rules.is_current(before, shard, stats, digest)
+        if stats is None or not current or rules.may_refetch(stats):
+            return None
+        table, ledger = read_shard(tar), read_ledger(tar)
+    except UNREADABLE:
+        return None  # the warning comes when its rows are looked up
+    return take_over(tar, table, ledger, out, stats)
 
 
 def _make_missing(

@@ -24,8 +24,9 @@ from laion_assets.download.images import Checksums, refuse_listed, refuse_unseen
 from laion_assets.download.outcomes import FAILED_TO_DOWNLOAD, SUCCESS, History, Outcome
 from laion_assets.download.previous import Known, PreviousShards
 from laion_assets.download.rules import Rules, refused_image
+from laion_assets.download.shard_files import name_of
 from laion_assets.download.shard_stats import ShardStats, host_of
-from laion_assets.download.shards import Place, name_of, write_shard
+from laion_assets.download.shards import Place, write_shard
 from laion_assets.funnel import LISTED
 from laion_assets.work import Progress
 

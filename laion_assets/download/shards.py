@@ -27,12 +27,12 @@ from laion_assets.download.outcomes import (
     Outcome,
     ledger_table,
 )
+from laion_assets.download.shard_files import LEDGER, NUMBER, files_of, has_rows
 from laion_assets.download.shard_stats import ShardStats
 from laion_assets.files import atomic_path, fsync_directory, fsync_file, write_json
 from laion_assets.schemas import OUTCOME
+from laion_assets.tables import write_table
 
-STATS: Final = "_stats.json"
-LEDGER: Final = "_ledger"
 MAKING: Final = ".making-"
 """Prefix of temporary folders."""
 
@@ -45,40 +45,13 @@ class Place:
     size: int
 
 
-def name_of(shard: int) -> str:
-    """The name of a shard's files, without suffixes: ``00012``."""
-    return f"{shard:0{img2dataset_parts.SHARD_DIGITS}d}"
-
-
-def files_of(folder: Path, shard: int) -> tuple[Path, Path, Path, Path]:
-    """Paths of its tar, parquet, ledger and statistics; the last makes it done."""
-    name = name_of(shard)
-    return (
-        folder / f"{name}.tar",
-        folder / f"{name}.parquet",
-        folder / LEDGER / f"{name}.parquet",
-        folder / f"{name}{STATS}",
-    )
-
-
-def shards_in(folder: Path) -> list[int]:
-    """Numbers of the finished shards of a folder, sorted."""
-    return sorted(int(path.name.removesuffix(STATS)) for path in folder.glob(f"[0-9]*{STATS}"))
-
-
-def begun_in(folder: Path) -> list[int]:
-    """Numbers of the shards of which the folder holds any file, sorted."""
-    names = (path.name[: img2dataset_parts.SHARD_DIGITS] for path in folder.glob("[0-9]*"))
-    return sorted({int(name) for name in names if name.isdigit()})
-
-
 def read_stats(folder: Path, shard: int) -> ShardStats | None:
     """The statistics of a shard; None if a file is missing or the tar is cut."""
-    files = files_of(folder, shard)
-    if not all(path.exists() for path in files):
+    tar, _, _, path = files_of(folder, shard)
+    if not (tar.exists() and path.exists() and has_rows(tar)):
         return None
-    stats = _load(files[-1])
-    return stats if stats.tar_bytes == files[0].stat().st_size else None
+    stats = _load(path)
+    return stats if stats.tar_bytes == tar.stat().st_size else None
 
 
 def _load(path: Path) -> ShardStats:
@@ -109,22 +82,32 @@ def put_aside(folder: Path, shard: int, to: Path) -> None:
             path.replace(target)
 
 
-def take_over(folder: Path, shard: int, out: Path, stats: ShardStats) -> ShardStats:
-    """Link the shard into ``out``, or copy it if the file system does not have hard links.
+def take_over(
+    tar: Path, rows: pa.Table, ledger: pa.Table, out: Path, stats: ShardStats
+) -> ShardStats:
+    """Write a shard's rows into ``out``, and link its tar, or copy it if the file system does not
+    have hard links.
 
     Return its statistics there, in which all rows are reused.
     """
-    (out / LEDGER).mkdir(exist_ok=True)
-    *content, _ = zip(files_of(folder, shard), files_of(out, shard), strict=True)
-    for path, target in content:
-        with atomic_path(target) as beside:
-            try:
-                os.link(path, beside)
-            except OSError:  # no hard links
-                shutil.copyfile(path, beside)
+    shard = int(tar.stem)
+    target, *_, path = files_of(out, shard)
+    with atomic_path(target) as beside:
+        try:
+            os.link(tar, beside)
+        except OSError:  # no hard links
+            shutil.copyfile(tar, beside)
+    write_rows(out, shard, rows, ledger)
     taken = replace(stats, reused=stats.count, asked_for=0, changed=0, bytes=0)
-    write_json(files_of(out, shard)[-1], taken.to_json())
+    write_json(path, taken.to_json())
     return taken
+
+
+def write_rows(out: Path, shard: int, rows: pa.Table, ledger: pa.Table) -> None:
+    """Publish a shard's parquet and its part of the ledger, beside the tar."""
+    _, parquet, of_ledger, _ = files_of(out, shard)
+    write_table(parquet, rows.drop([NUMBER]) if NUMBER in rows.column_names else rows)
+    write_table(of_ledger, ledger)
 
 
 def write_shard(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from laion_assets.download.shard_files import name_of
 from laion_assets.download.shard_stats import FailingHosts, ShardStats, most_failing
-from laion_assets.download.shards import name_of
 from laion_assets.funnel import StageCounts, total
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laion_assets.download.preview import SHARDS_READ, Sample, sheet
+from laion_assets.download.shard_files import read_shard, tar_path
 from laion_assets.filtering.parts import part_numbers, part_path, read_part
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import choose
@@ -100,7 +101,7 @@ def _samples(
     tables: Iterable[pa.Table], shards: Path, order: Callable[[Mapping[str, Any]], float]
 ) -> list[Sample]:
     rows = sorted((row for table in tables for row in table.to_pylist()), key=order)[:PICTURES]
-    tars = {row["shard"]: shards / f"{row['shard']:05d}.tar" for row in rows}
+    tars = {row["shard"]: tar_path(shards, row["shard"]) for row in rows}
     # Shards may have been rebuilt or deleted since they were embedded.
     urls = {shard: urls_of_shard(tar) for shard, tar in tars.items() if tar.exists()}
     return [
@@ -112,7 +113,7 @@ def _samples(
 
 def urls_of_shard(tar: Path) -> dict[str, str]:
     """URL by key of a shard's rows."""
-    table = read_parquet(tar.with_suffix(".parquet"), ["key", "url"])
+    table = read_shard(tar, ["key", "url"])
     return dict(zip(table["key"].to_pylist(), table["url"].to_pylist(), strict=True))
 
 

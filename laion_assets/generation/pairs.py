@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
+from laion_assets.download.shard_files import read_shard, tar_path
 from laion_assets.download.tars import ImageBytes
 from laion_assets.filtering.parts import part_numbers, part_path
 from laion_assets.tables import read_parquet, rows_in
@@ -84,7 +85,7 @@ def find_shards(subset: Path, images: Path, version: str = "") -> list[Shard]:
     ``version`` is that of the images, if it is known.
     """
     return [
-        Shard(part_path(subset, number), images / f"{number:05d}.tar", version)
+        Shard(part_path(subset, number), tar_path(images, number), version)
         for number in part_numbers(subset)
         if rows_in(part_path(subset, number))
     ]
@@ -333,15 +334,15 @@ class Images(AbstractContextManager["Images"]):
 def _opened(shard: Shard) -> tuple[ImageBytes, list[str]]:
     """Open a shard: its tar, and the keys of its kept pairs. Raises :class:`OtherImageError`."""
     kept = read_parquet(shard.part, ["key", "sha256"])
-    rows = shard.tar.with_suffix(".parquet")
-    stored = read_parquet(rows, ["key", "sha256"])
+    stored = read_shard(shard.tar, ["key", "sha256"])
     sha256_of = dict(zip(stored["key"].to_pylist(), stored["sha256"].to_pylist(), strict=True))
     keys: list[str] = kept["key"].to_pylist()
     for key, sha256 in zip(keys, kept["sha256"].to_pylist(), strict=True):
         if sha256_of.get(key) != sha256:
             raise OtherImageError(
-                f"{rows} has another image {key} than {shard.part}: image_shards was rebuilt after"
-                " the subset; rebuild this segment's assets from embeddings to filtered_subset"
+                f"{shard.tar} has another image {key} than {shard.part}: image_shards was"
+                " rebuilt after the subset; rebuild this segment's assets from embeddings to"
+                " filtered_subset"
             )
     return ImageBytes(shard.tar), keys
 

@@ -8,9 +8,10 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from cachetools import LRUCache
 
+from laion_assets.download.shard_files import read_shard, shard_of, tar_path
 from laion_assets.download.tars import ImageBytes
 from laion_assets.files import Identity, identity
 from laion_assets.knn.samples import Sample
@@ -31,12 +32,8 @@ class _OpenShard:
     """A shard's tar, and the key in it of each downloaded image by SHA-256."""
 
     def __init__(self, tar: Path) -> None:
-        kept = pq.read_table(
-            tar.with_suffix(".parquet"),
-            columns=["key", "sha256"],
-            filters=[("status", "=", "success")],
-            partitioning=None,
-        )
+        kept = read_shard(tar, ["key", "sha256", "status"])
+        kept = kept.filter(pc.equal(kept["status"], "success"))
         sha256 = kept["sha256"].to_numpy().astype("S64")
         order = np.argsort(sha256)
         self._sha256 = sha256[order]
@@ -74,9 +71,8 @@ class Thumbnails:
         """
         ref = sample.ref
         folder = self._lake.folder(IMAGE_SHARDS, SegmentKey(ref.crawl, ref.segment))
-        tar = folder / f"{ref.key[: len('00000')]}.tar"
         try:
-            shard = self._shard(tar)
+            shard = self._shard(tar_path(folder, shard_of(ref.key)))
         except (FileNotFoundError, pa.ArrowInvalid):
             return None
         key = shard.key_of(sample.sha256)

@@ -13,6 +13,7 @@ import jinja2
 
 from laion_assets import schemas
 from laion_assets.download.preview import Sample, sheet, thumbnails
+from laion_assets.download.shard_files import tar_path
 from laion_assets.files import atomic_path, write_text
 from laion_assets.filtering.figures import urls_of_shard
 from laion_assets.funnel import REASONS
@@ -122,7 +123,7 @@ def _around(
 
 def _tar(pair: NearPair, lake: LocalLake) -> Path:
     key = SegmentKey(pair.crawl, pair.segment)
-    return lake.folder(IMAGE_SHARDS, key) / f"{pair.shard:05d}.tar"
+    return tar_path(lake.folder(IMAGE_SHARDS, key), pair.shard)
 
 
 def _urls(tar: Path) -> dict[str, str]:

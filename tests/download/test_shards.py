@@ -6,7 +6,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from laion_assets.download.shards import files_of, put_aside, read_stats, take_over
+from laion_assets.download.shard_files import files_of, read_ledger, read_shard
+from laion_assets.download.shards import put_aside, read_stats, take_over
 from tests.download.conftest import Listener, content, download, options_for, urls, write_pairs
 
 
@@ -18,7 +19,8 @@ def test_a_shard_that_was_taken_over_can_be_put_aside(images: Listener, tmp_path
     stats = read_stats(tmp_path / "before", 0)
     assert stats is not None
     out.mkdir()
-    taken = take_over(tmp_path / "before", 0, out, stats)
+    tar = files_of(tmp_path / "before", 0)[0]
+    taken = take_over(tar, read_shard(tar), read_ledger(tar), out, stats)
     assert content(out) == content(tmp_path / "before")
     assert read_stats(out, 0) == taken
     assert (taken.reused, taken.asked_for, taken.bytes) == (3, 0, 0)

@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.download.listed_rows import named_rows, resolved_in
-from laion_assets.download.shards import MAKING, files_of, shards_in
+from laion_assets.download.listed_rows import LOOKED_AT, named_rows, resolved_in
+from laion_assets.download.shard_files import rows_in_turn
+from laion_assets.download.shards import MAKING
 from laion_assets.funnel import LISTED
 from laion_assets.lake import Lake, NotPublishedError
 from laion_assets.layout import (
@@ -54,6 +55,7 @@ from laion_assets.removals.ledger import (
     key_of_entry,
     read_events,
 )
+from laion_assets.tables import batches
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
@@ -167,8 +169,8 @@ def _with_resolved(sought: Entries, listed: Entries, now: Entries) -> Entries:
 def _look(folder: Path, asset: str, lists: Lists, gone: list[Ids]) -> int:
     """Count the listed rows of an asset's partition; add their SAMPLE_IDs to ``gone``."""
     if asset == IMAGE_SHARDS:
-        shards = shards_in(folder) if lists else ()
-        return sum(len(named_rows(files_of(folder, shard)[1], lists)[0]) for shard in shards)
+        tables = rows_in_turn(folder, LOOKED_AT) if lists else ()
+        return sum(len(named_rows(table, lists)[0]) for table in tables)
     rows = rows_of(asset)
     assert rows is not None
     return _count(folder, rows, lists, gone)
@@ -260,9 +262,8 @@ def _lacks(lake: Lake, key: SegmentKey, assets: Sequence[str], lists: Lists) -> 
         if not all_listed(taken, lists):
             return True
     if IMAGE_SHARDS in assets and _refused(lake, IMAGE_SHARDS, key):
-        folder = lake.folder(IMAGE_SHARDS, key, TABLES)
-        for shard in shards_in(folder):
-            named, refused = named_rows(files_of(folder, shard)[1], lists)
+        for table in rows_in_turn(lake.folder(IMAGE_SHARDS, key, TABLES), LOOKED_AT):
+            named, refused = named_rows(table, lists)
             if refused - {row.row for row in named}:
                 return True
     return False
@@ -286,7 +287,9 @@ def _file_holds(path: Path, lists: Lists) -> bool:
         return True
     names = set(schema.names)
     if {"url", "redirects", "reason"} <= names:
-        return bool(named_rows(path, lists)[0])
+        columns = [name for name in LOOKED_AT if name in names]
+        tables = (pa.Table.from_batches([batch]) for batch in batches(path, columns))
+        return any(named_rows(table, lists)[0] for table in tables)
 
     def present(*possible: str) -> str | None:
         return next((name for name in possible if name in names), None)
