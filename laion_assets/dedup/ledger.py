@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from laion_assets.dedup import runs
 from laion_assets.dedup.runs import SortedRun, SortedRunWriter
-from laion_assets.files import atomic_path, fsync_directory, locked, write_json
+from laion_assets.files import fsync_directory, locked, write_json
 from laion_assets.funnel import EXAMPLES_KEPT, LISTED, StageCounts
 from laion_assets.layout import (
     EVERY_HIVE,
@@ -397,7 +397,7 @@ def _listed(
 
 
 def _write_kept(part: Path, target: Path, verdicts: NDArray[np.uint8], counts: StageCounts) -> None:
-    with atomic_path(target) as beside, PairWriter(beside) as writer:
+    with PairWriter(target) as writer:
         writer.copy(part, verdicts == _KEPT)
     counts.keep(int(np.count_nonzero(verdicts == _KEPT)))
     for code, reason in enumerate(_REASON_OF_CODE, 1):

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from laion_assets.funnel import StageCounts
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.subset import Subsets
-from laion_assets.tables import rows_in
+from laion_assets.tables import rows_in, stored
 
 NORM_TOLERANCE: Final = 2e-3
 """A float16 vector of a few hundred dimensions cannot be normalised closer than this."""
@@ -102,7 +102,7 @@ def schema_exact(paths: Sequence[Path], schema: pa.Schema, parts: int) -> Outcom
         return outcome("schema_exact", f"{len(paths)} parts, not {parts}")
     for path in paths:
         found = pq.read_schema(path)
-        if not found.remove_metadata().equals(schema):
+        if not found.remove_metadata().equals(stored(schema, path)):
             return outcome("schema_exact", f"{path.name} has the schema {found}")
     return outcome("schema_exact", None, parts=parts)
 

@@ -12,14 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.files import atomic_path
 from laion_assets.funnel import StageCounts
 from laion_assets.pairs.language import detect
 from laion_assets.pairs.licence import page_licence
@@ -27,10 +26,10 @@ from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.text import clean_text
 from laion_assets.pairs.urls import ImageUrls, UrlRefusedError, base_url
 from laion_assets.schemas import PAIRS, uid_of
+from laion_assets.tables import ROW_GROUP, TableWriter, batches
 from laion_assets.wat import Page, read_pages
 from laion_assets.wat.pages import IMAGE_PATH
 
-ROW_GROUP: Final = 100_000
 COUNTS_KEY: Final = b"laion_assets.counts"
 """Key of a part's own counts in its parquet metadata, so that a finished part says what it cost."""
 
@@ -52,14 +51,12 @@ class Pair(NamedTuple):
     page_url: str
 
 
-class PairWriter:
-    """Writes one parquet file of :data:`schemas.PAIRS`, a row group at a time."""
+class PairWriter(TableWriter):
+    """Writes one parquet file of :data:`schemas.PAIRS`, in row groups of :data:`ROW_GROUP`."""
 
     def __init__(self, path: Path) -> None:
-        self._writer = pq.ParquetWriter(path, PAIRS, compression="zstd", use_dictionary=_DICTIONARY)
-
-    def __enter__(self) -> Self:
-        return self
+        super().__init__(path, PAIRS, use_dictionary=_DICTIONARY)
+        self._waiting = PAIRS.empty_table()
 
     def __exit__(
         self,
@@ -67,33 +64,32 @@ class PairWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._writer.close()
+        if kind is None:
+            super().write(self._waiting)
+        super().__exit__(kind, error, trace)
 
-    def write(self, rows: pa.Table) -> None:
-        """Write ``rows`` as one row group, or several of at most :data:`ROW_GROUP` rows."""
-        if rows.num_rows:
-            self._writer.write_table(rows, row_group_size=ROW_GROUP)
+    def write(self, rows: pa.Table, row_group: int = ROW_GROUP) -> None:
+        """Add rows; they reach the file when they fill a row group, or at the end."""
+        self._waiting = pa.concat_tables([self._waiting, rows.select(PAIRS.names)])
+        full = self._waiting.num_rows // row_group * row_group
+        super().write(self._waiting.slice(0, full), row_group)
+        self._waiting = self._waiting.slice(full)
 
     def copy(self, part: Path, keep: NDArray[np.bool_]) -> None:
-        """Write the rows of another file where ``keep`` is true, a row group at a time.
+        """Write the rows of another file where ``keep`` is true.
 
         ``keep``: (n,) bool, one for each row of ``part``.
         """
-        with pq.ParquetFile(part) as file:
-            at = 0
-            for number in range(file.num_row_groups):
-                rows = file.read_row_group(number)
-                self.write(rows.filter(pa.array(keep[at : at + rows.num_rows])))
-                at += rows.num_rows
+        at = 0
+        for batch in batches(part):
+            rows = pa.Table.from_batches([batch])
+            self.write(rows.filter(pa.array(keep[at : at + rows.num_rows])))
+            at += rows.num_rows
 
     def note_counts(self, counts: Sequence[StageCounts]) -> None:
         """Put the counts into the file's metadata."""
         text = json.dumps([part.to_json() for part in counts], sort_keys=True)
         self.note(COUNTS_KEY, text)
-
-    def note(self, key: bytes, text: str) -> None:
-        """Put a text into the file's metadata."""
-        self._writer.add_key_value_metadata({key: text.encode()})
 
 
 def read_counts(part: Path) -> list[StageCounts]:
@@ -148,16 +144,9 @@ def page_pairs(
 
 
 def _tables(pairs: Iterator[Pair], place: Mapping[str, str]) -> Iterator[pa.Table]:
-    """Yield tables of at most a row group; ``place`` holds the columns that all rows share."""
-    at_once = min(ROW_GROUP, _ROWS_AS_OBJECTS)
-    tables: list[pa.Table] = []
-    while batch := list(islice(pairs, at_once)):
-        tables.append(_table(batch, place))
-        if len(tables) == ROW_GROUP // at_once:
-            yield pa.concat_tables(tables)
-            tables = []
-    if tables:
-        yield pa.concat_tables(tables)
+    """Yield tables of some rows; ``place`` holds the columns that all rows share."""
+    while batch := list(islice(pairs, _ROWS_AS_OBJECTS)):
+        yield _table(batch, place)
 
 
 def _table(batch: Sequence[Pair], place: Mapping[str, str]) -> pa.Table:
@@ -200,7 +189,7 @@ def _extract(
 ) -> tuple[StageCounts, StageCounts]:
     wat_counts, pair_counts = StageCounts("wat"), StageCounts("pairs")
     seen: set[bytes] = set()
-    with atomic_path(out) as beside, PairWriter(beside) as writer:
+    with PairWriter(out) as writer:
         for wat, wat_file in wats:
             pairs = (
                 pair

@@ -1,12 +1,14 @@
 """Extract a whole segment: its WAT files in a process pool, then exact dedup across them.
 
 Everything is made under ``out/.raw`` first: one part per WAT file, which still holds duplicates
-across files. When all parts are present, the rows to keep are found and the final parts written;
-then ``.raw`` is deleted. After a kill at any point, the next call resumes from the whole parts.
+across files. When all parts are present, the rows to keep are found and joined into large parts,
+which say of which WAT files they are; then ``.raw`` is deleted. After a kill at any point, the next
+call resumes from the whole parts.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
@@ -14,22 +16,28 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from itertools import accumulate
 from pathlib import Path
+from typing import Final
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laion_assets.errors import PermanentError, TransientError
-from laion_assets.files import atomic_path, causes, is_permanent
+from laion_assets.files import causes, is_permanent
 from laion_assets.funnel import StageCounts, total
+from laion_assets.layout import PAIR_PARQUET, PARTITIONS
 from laion_assets.pairs.extract import PairWriter, extract_wat, read_counts
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.uids import UidBuckets
-from laion_assets.tables import rows_in
+from laion_assets.tables import ROWS_PER_PART, part_path, rows_in
 from laion_assets.work import Progress, die_with
 
 logger = logging.getLogger(__name__)
+
+SPAN_KEY: Final = b"laion_assets.wat_files"
+"""Key, in a part's parquet metadata, of the numbers of the WAT files whose pairs it has: from one
+to before another."""
 
 Fetch = Callable[[str, Path], None]
 
@@ -52,24 +60,48 @@ def extract_segment(
     segment: str,
     workers: int,
 ) -> list[StageCounts]:
-    """Write ``out/part-00000.parquet`` …, one per WAT file in their order; resume a killed call.
+    """Write the pairs of WAT files, in their order, to ``out/part-00000.parquet`` and so on; resume
+    a killed call.
 
-    ``fetch(wat_file, to)`` must be picklable and copies a WAT file to a local path. Of pairs with
-    the same (URL, TEXT) the first is kept, in the order of files and rows. Memory: about 60 bytes
+    A part has the pairs of whole WAT files, and ends with the one that makes it
+    :data:`~laion_assets.tables.ROWS_PER_PART` rows. ``fetch(wat_file, to)`` must be picklable and
+    copies a WAT file to a local path. Of pairs with the same (URL, TEXT) the first is kept, in the
+    order of files and rows. Memory: about 60 bytes
     a pair of the largest WAT file for each worker, and one byte a pair of the segment.
 
     Returns the counts of stages ``wat`` and ``pairs``. Raises :class:`SegmentError` or
     :class:`PermanentSegmentError` if a WAT file could not be fetched or read, after all the others
     are done.
     """
-    raw, final = out / ".raw", [out / f"part-{i:05d}.parquet" for i in range(len(wat_files))]
-    if not all(path.exists() for path in final):
+    if not _is_whole(out, len(wat_files)):
+        raw = out / ".raw"
         raw.mkdir(exist_ok=True)
-        parts = [raw / path.name for path in final]
+        parts = [part_path(raw, number) for number in range(len(wat_files))]
         _extract_missing(wat_files, fetch, parts, rules, crawl, segment, workers)
-        _write_final(parts, final, raw / "uids")
+        _join(parts, out, raw / "uids")
     _remove_work_files(out)
-    return segment_counts(final)
+    return segment_counts(_parts(out))
+
+
+def _parts(folder: Path) -> list[Path]:
+    return PARTITIONS[PAIR_PARQUET].rows.paths(folder)
+
+
+def _span(part: Path) -> tuple[int, int]:
+    """Which WAT files the part has the pairs of: from one number to before another."""
+    begin, end = json.loads(pq.read_metadata(part).metadata[SPAN_KEY])
+    return begin, end
+
+
+def _is_whole(out: Path, wats: int) -> bool:
+    """Whether the parts are those of all WAT files."""
+    end = -1
+    for part in _parts(out):
+        begin, next_end = _span(part)
+        if begin != max(end, 0):
+            return False
+        end = next_end
+    return end == wats
 
 
 def segment_counts(parts: Sequence[Path]) -> list[StageCounts]:
@@ -165,14 +197,34 @@ def _fetch_and_extract(
     return f"{pairs.kept:,} pairs of {wat_file.rpartition('/')[2]}"
 
 
-def _write_final(parts: Sequence[Path], final: Sequence[Path], scratch: Path) -> None:
-    rows = [rows_in(part) for part in parts]
-    keep = _first_rows(parts, sum(rows), scratch)
+def _join(raw: Sequence[Path], out: Path, scratch: Path) -> None:
+    """Write the first rows of their (URL, TEXT) from whole WAT files' parts into few large parts.
+
+    A part that an earlier call has written stays.
+    """
+    rows = [rows_in(part) for part in raw]
+    keep = _first_rows(raw, sum(rows), scratch)
     logger.info(f"{int(keep.sum()):,} of {len(keep):,} pairs are the first of their (URL, TEXT)")
-    stops = list(accumulate(rows))
-    for part, target, n, stop in zip(parts, final, rows, stops, strict=True):
-        if not target.exists():
-            _write_kept(part, target, keep[stop - n : stop])
+    of_wat = np.split(keep, np.cumsum(rows))[:-1]
+    spans = _spans([int(kept.sum()) for kept in of_wat])
+    for number, span in enumerate(spans):
+        target = part_path(out, number)
+        if not (target.exists() and _span(target) == span):
+            _write_part(raw[slice(*span)], of_wat[slice(*span)], span, target)
+    for beyond in _parts(out)[len(spans) :]:
+        beyond.unlink()
+
+
+def _spans(kept: Sequence[int]) -> list[tuple[int, int]]:
+    """Which WAT files, from one number to before another, make each part."""
+    spans, begin, rows = [], 0, 0
+    for wat, n in enumerate(kept):
+        rows += n
+        if rows >= ROWS_PER_PART:
+            spans.append((begin, wat + 1))
+            begin, rows = wat + 1, 0
+    # Without any rows there is a part, too, which says what the columns are.
+    return spans if spans and begin == len(kept) else [*spans, (begin, len(kept))]
 
 
 def _first_rows(parts: Sequence[Path], rows: int, scratch: Path) -> NDArray[np.bool_]:
@@ -186,12 +238,19 @@ def _first_rows(parts: Sequence[Path], rows: int, scratch: Path) -> NDArray[np.b
     return keep
 
 
-def _write_kept(part: Path, target: Path, keep: NDArray[np.bool_]) -> None:
-    wat, pairs = read_counts(part)
-    dropped = len(keep) - int(keep.sum())
-    pairs.kept -= dropped
-    pairs.n_in -= dropped
-    pairs.reject("duplicate", n=dropped)
-    with atomic_path(target) as beside, PairWriter(beside) as writer:
-        writer.copy(part, keep)
-        writer.note_counts([wat, pairs])
+def _write_part(
+    raw: Sequence[Path], keep: Sequence[NDArray[np.bool_]], span: tuple[int, int], target: Path
+) -> None:
+    counts = [StageCounts("wat"), StageCounts("pairs")]
+    with PairWriter(target) as writer:
+        for part, kept in zip(raw, keep, strict=True):
+            writer.copy(part, kept)
+            wat, pairs = read_counts(part)
+            dropped = len(kept) - int(kept.sum())
+            pairs.kept -= dropped
+            pairs.n_in -= dropped
+            pairs.reject("duplicate", n=dropped)
+            counts[0].add(wat)
+            counts[1].add(pairs)
+        writer.note_counts(counts)
+        writer.note(SPAN_KEY, json.dumps(span))

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.files import atomic_path
 from laion_assets.funnel import EXAMPLE_CHARS, StageCounts
 from laion_assets.layout import PAIR_PARQUET, PARTITIONS
 from laion_assets.pairs.extract import PairWriter, read_counts
@@ -28,6 +27,8 @@ from laion_assets.removals.ledger import RemovalCounts, all_listed, from_json, t
 from laion_assets.tables import rows_in
 
 _TAKEN_KEY: Final = b"laion_assets.taken_out"
+_ARROW_SCHEMA: Final = b"ARROW:schema"
+"""Key of what parquet's writer itself puts into a file's metadata."""
 
 
 def listed_rows(part: Path, lists: Lists) -> dict[int, tuple[str, Key]]:
@@ -123,8 +124,11 @@ def _rewrite(
         pairs.reject(REASON_OF_LIST[name])
     keep = np.ones(rows_in(part), dtype=np.bool_)
     keep[list(rows)] = False
-    with atomic_path(part) as beside, PairWriter(beside) as writer:
+    with PairWriter(part) as writer:
         writer.copy(part, keep)
+        for note, text in pq.read_metadata(part).metadata.items():
+            if note != _ARROW_SCHEMA:
+                writer.note(note, text.decode())
         writer.note_counts(counts)
         writer.note(_TAKEN_KEY, to_json(removed))
 

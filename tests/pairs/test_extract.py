@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -12,8 +13,7 @@ from hypothesis import strategies as st
 
 from laion_assets import schemas
 from laion_assets.funnel import LISTED, REASONS, StageCounts
-from laion_assets.pairs import extract
-from laion_assets.pairs.extract import extract_files, extract_wat, read_counts
+from laion_assets.pairs.extract import PairWriter, extract_files, extract_wat, read_counts
 from laion_assets.pairs.rules import PairRules
 from tests.wat.making import INFO, anchor, image, member, page, payload, write
 
@@ -134,8 +134,7 @@ def test_original_shifted_columns_at_separators_in_the_text(tmp_path: Path) -> N
     assert rows[0]["text"] == text
 
 
-def test_row_groups_and_damage_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract, "ROW_GROUP", 10)
+def test_damage_and_bytes(tmp_path: Path) -> None:
     links = [image(f"{i}.jpg", TEXT) for i in range(25)]
     data = member(payload(links))
     rows, _ = pairs_of(tmp_path, data, b"garbage", page([image("last.jpg", TEXT)]), data[:50])
@@ -143,13 +142,21 @@ def test_row_groups_and_damage_and_bytes(tmp_path: Path, monkeypatch: pytest.Mon
         *(f"{i}.jpg" for i in range(25)),
         "last.jpg",
     ]
-    metadata = pq.read_metadata(tmp_path / "a.parquet")
-    assert [metadata.row_group(i).num_rows for i in range(3)] == [10, 10, 6]
     wat_counts, _ = read_counts(tmp_path / "a.parquet")
     assert wat_counts.rejects == {"bad_record": 1, "truncated": 1}
     first = (tmp_path / "a.parquet").read_bytes()
     pairs_of(tmp_path, data, b"garbage", page([image("last.jpg", TEXT)]), data[:50])
     assert (tmp_path / "a.parquet").read_bytes() == first
+
+
+def test_rows_fill_row_groups_whatever_tables_they_come_in(tmp_path: Path) -> None:
+    rows = pa.Table.from_pylist([{"url": str(i)} for i in range(26)], schemas.PAIRS)
+    with PairWriter(tmp_path / "a.parquet") as writer:
+        for start in range(0, 26, 4):
+            writer.write(rows.slice(start, 4), row_group=10)
+    metadata = pq.read_metadata(tmp_path / "a.parquet")
+    assert [metadata.row_group(i).num_rows for i in range(3)] == [10, 10, 6]
+    assert pq.read_table(tmp_path / "a.parquet")["url"].to_pylist() == rows["url"].to_pylist()
 
 
 def test_plain_files(tmp_path: Path) -> None:

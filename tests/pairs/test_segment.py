@@ -9,18 +9,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from laion_assets import schemas
 from laion_assets.funnel import StageCounts
+from laion_assets.layout import SegmentKey
 from laion_assets.pairs import segment
+from laion_assets.pairs.extract import read_counts
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.segment import SegmentError, extract_segment
+from laion_assets.tables import part_path, read_parquet
+from tests.readers import assert_readable
 from tests.wat.making import image, page, write
 
 PLACE = {"crawl": "CC-MAIN-2021-04", "segment": "01"}
@@ -54,6 +59,7 @@ def make_source(folder: Path) -> Path:
     return folder
 
 
+ROWS = 15
 WATS = [f"b/{number}.gz" for number in range(5)]
 
 
@@ -64,6 +70,13 @@ def extract(source: Path, out: Path, wats: Sequence[str] = WATS, fetch=copy) -> 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_parts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment, "ROWS_PER_PART", ROWS)
+        yield
 
 
 @pytest.fixture
@@ -80,12 +93,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[StageCou
 
 def test_first_in_file_and_row_order_is_kept(whole: tuple[Path, list[StageCounts]]) -> None:
     out, (wat, pairs) = whole
-    assert sorted(contents(out)) == [f"part-{i:05d}.parquet" for i in range(5)]
+    assert sorted(contents(out)) == [f"part-{i:05d}.parquet" for i in range(3)]
     tables = [pq.read_table(path).to_pylist() for path in sorted(out.iterdir())]
-    assert [len(rows) for rows in tables] == [20, 10, 10, 10, 10]
+    assert [len(rows) for rows in tables] == [20, 20, 20]
     numbers = [int(row["text"].split()[-1]) for rows in tables for row in rows]
     assert numbers == list(range(60))
-    assert [rows[0]["wat_file"] for rows in tables] == WATS
+    assert [rows[0]["wat_file"] for rows in tables] == [WATS[0], WATS[1], WATS[3]]
+    of_parts = [read_counts(path) for path in sorted(out.iterdir())]
+    assert [pairs.rejects["duplicate"] for _, pairs in of_parts] == [1, 22, 22]
+    assert all(pairs.adds_up for _, pairs in of_parts)
     assert (wat.n_in, wat.kept, wat.rejects) == (15, 10, {"bad_record": 5})
     assert (pairs.n_in, pairs.kept) == (110, 60)
     assert pairs.rejects == {"duplicate": 45, "no_alt": 5}
@@ -124,7 +140,9 @@ def test_a_dead_worker_is_reported(source: Path, tmp_path: Path) -> None:
 
 def test_no_wat_files(tmp_path: Path) -> None:
     assert extract(tmp_path, tmp_path / "out", []) == [StageCounts("wat"), StageCounts("pairs")]
-    assert contents(tmp_path / "out") == {}
+    (part,) = (tmp_path / "out").iterdir()
+    assert pq.read_schema(part).names == schemas.PAIRS.names
+    assert pq.read_metadata(part).num_rows == 0
 
 
 _CHILD = """
@@ -134,7 +152,8 @@ from pathlib import Path
 from laion_assets.pairs import segment
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.segment import extract_segment
-from tests.pairs.test_segment import PLACE, WATS, slow_copy
+from tests.pairs.test_segment import PLACE, ROWS, WATS, slow_copy
+segment.ROWS_PER_PART = ROWS
 if __name__ == "__main__":
     source, out = map(Path, sys.argv[1:])
     extract_segment(
@@ -186,25 +205,57 @@ def test_killed_at_any_moment_the_result_is_the_same(
     assert contents(out) == contents(whole[0])
 
 
-@pytest.mark.parametrize("done", [0, 3])
-def test_stopped_while_the_final_parts_are_written(
+@pytest.mark.parametrize("done", [0, 2])
+def test_stopped_while_the_parts_are_joined(
     source: Path,
     whole: tuple[Path, list[StageCounts]],
     tmp_path: Path,
     done: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out, write_kept = tmp_path / "out", segment._write_kept
+    out, write_part = tmp_path / "out", segment._write_part
 
-    def stopping(part: Path, target: Path, keep: np.ndarray) -> None:
+    def stopping(*of_part: Any) -> None:
         if len(list(out.glob("part-*"))) == done:
-            (out / ".0123456789ab.part-00004.parquet").write_bytes(b"torn")
+            (out / ".0123456789ab.part-00002.parquet").write_bytes(b"torn")
             raise KeyboardInterrupt
-        write_kept(part, target, keep)
+        write_part(*of_part)
 
     with monkeypatch.context() as patch:
-        patch.setattr(segment, "_write_kept", stopping)
+        patch.setattr(segment, "_write_part", stopping)
         with pytest.raises(KeyboardInterrupt):
             extract(source, out)
+    times = [path.stat().st_mtime_ns for path in sorted(out.glob("part-*"))]
+    for wat in WATS:
+        (source / wat).unlink()
     assert extract(source, out) == whole[1]
     assert contents(out) == contents(whole[0])
+    assert [path.stat().st_mtime_ns for path in sorted(out.glob("part-*"))][:done] == times
+
+
+def test_parts_of_another_size_are_replaced(
+    source: Path,
+    whole: tuple[Path, list[StageCounts]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "ROWS_PER_PART", 1)
+        extract(source, out)
+    assert len(contents(out)) == 5
+    (out / part_path(out, 0).name).unlink()
+    assert extract(source, out) == whole[1]
+    assert contents(out) == contents(whole[0])
+
+
+def test_other_readers_see_each_pair_once(source: Path, tmp_path: Path) -> None:
+    lake = tmp_path / "pair_parquet"
+    for name in ("00", "01"):
+        key = SegmentKey(PLACE["crawl"], name)
+        out = lake / key.hive
+        out.mkdir(parents=True)
+        place = PLACE | {"segment": name}
+        extract_segment(WATS, partial(copy, source), out, PairRules(), workers=2, **place)
+        assert read_parquet(part_path(out, 0))["segment"].to_pylist() == [name] * 20
+    assert_readable(lake, schemas.PAIRS.names, 120)

@@ -11,6 +11,7 @@ import pytest
 from laion_assets import schemas
 from laion_assets.funnel import StageCounts
 from laion_assets.pairs.extract import PairWriter, read_counts
+from laion_assets.pairs.segment import SPAN_KEY
 from laion_assets.pairs.take_out import start_from, take_out
 from laion_assets.removals.active import Lists
 from laion_assets.removals.entries import parse
@@ -45,6 +46,7 @@ def parts(tmp_path: Path) -> Path:
                 )
             )
             writer.note_counts([StageCounts("wat"), counts])
+            writer.note(SPAN_KEY, f"[{number}, {number + 1}]")
     return folder
 
 
@@ -67,6 +69,8 @@ def test_listed_rows_leave_and_the_parts_record_the_entries(parts: Path) -> None
         ("blocklists", key_of("host", "h4.test")): 1,
     }
     assert take_out(parts, lists) == removed
+    spans = [pq.read_metadata(part).metadata[SPAN_KEY] for part in sorted(parts.iterdir())]
+    assert spans == [b"[0, 1]", b"[1, 2]", b"[2, 3]"]
     assert [read_counts(part)[1].examples for part in sorted(parts.iterdir())] == [
         {"duplicate": [f"{URLS[0]} text"]}
     ] * 3
