@@ -194,7 +194,7 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
             "images",
             (
                 Table(
-                    "[0-9]*.parquet",
+                    "part-*.parquet",
                     schemas.IMAGES,
                     view="images",
                     url="url",
@@ -203,14 +203,14 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
                     hashes=True,
                 ),
                 Table(
-                    "_ledger/*.parquet",
+                    "_ledger/part-*.pq",
                     schemas.FETCHES,
                     view="fetches",
                     url="url",
                     aligned=True,
                 ),
             ),
-            ("*.tar", "*_stats.json", PICTURE_FILES),
+            ("_shards/*.tar", "_shards/*_stats.json", PICTURE_FILES),
         ),
         Partition(
             EMBEDDINGS,

@@ -59,6 +59,7 @@ IMAGES: Final = pa.schema(
         *OUTCOME,
         ("uid", pa.string()),
         *(field for field in PAIRS if field.name not in ("uid", "url", "text")),
+        ("shard", pa.int32()),
     ]
 )
 """`image_shards`: one row a pair; ``uid`` is in hex digits. Options decide which of img2dataset's

@@ -40,6 +40,21 @@ def part_path(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.parquet"
 
 
+def spans(sizes: Sequence[int], rows: int) -> list[tuple[int, int]]:
+    """Which units of these sizes, from one number to before another, make each part of a table.
+
+    A part has whole units, and ends with the one that makes it ``rows`` rows. Without any units
+    there is a part, too, from which readers learn the columns.
+    """
+    found, begin, n = [], 0, 0
+    for number, size in enumerate(sizes, 1):
+        n += size
+        if n >= rows:
+            found.append((begin, number))
+            begin, n = number, 0
+    return found if found and begin == len(sizes) else [*found, (begin, len(sizes))]
+
+
 def key_in(path: Path) -> SegmentKey | None:
     """The key of the partition whose folder holds ``path``, however deep; None outside of one."""
     for folder in path.absolute().parents:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_assets import tables
-from laion_assets.tables import PartsWriter, VectorsWriter, batches, key_in, read_parquet
+from laion_assets.tables import PartsWriter, VectorsWriter, batches, key_in, read_parquet, spans
 
 SCHEMA = pa.schema([("n", pa.int64()), ("crawl", pa.string()), ("segment", pa.string())])
 HIVE = "asset/crawl=CC-MAIN-2021-04/segment=07"
@@ -97,3 +97,17 @@ def test_a_failed_writer_leaves_no_vectors(tmp_path: Path) -> None:
     with pytest.raises(KeyError), VectorsWriter(tmp_path / "v.npy", 4):
         raise KeyError
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([], [(0, 0)]),
+        ([0, 0], [(0, 2)]),
+        ([10], [(0, 1)]),
+        ([3, 3, 3, 3, 20, 1], [(0, 4), (4, 5), (5, 6)]),
+        ([9, 9], [(0, 2)]),
+    ],
+)
+def test_parts_of_whole_units(sizes: list[int], expected: list[tuple[int, int]]) -> None:
+    assert spans(sizes, 10) == expected

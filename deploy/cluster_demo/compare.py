@@ -17,7 +17,7 @@ _ROWS: Final[Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]]] = {
     "pair_parquet": ("part-*.parquet", ("crawl", "segment", "uid"), ("url", "text", "language")),
     "unique_pairs": ("part-*.parquet", ("uid",), ("url", "text", "language")),
     "image_shards": (
-        "[0-9]*.parquet",
+        "part-*.parquet",
         ("url", "caption"),
         ("status", "sha256", "original_width", "original_height"),
     ),

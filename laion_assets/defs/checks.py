@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from laion_assets.download.shard_files import read_shard, rows_in_turn, tars_in
 from laion_assets.funnel import StageCounts
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.subset import Subsets
-from laion_assets.tables import rows_in, stored
+from laion_assets.tables import read_parquet, rows_in, stored
 
 NORM_TOLERANCE: Final = 2e-3
 """A float16 vector of a few hundred dimensions cannot be normalised closer than this."""
@@ -139,36 +140,38 @@ def funnel_adds_up(counts: StageCounts, rows: int, kept_before: int | None) -> O
 
 def successes_in(paths: Sequence[Path]) -> int:
     """Rows marked success in the shards' parquet files."""
-    total = 0
-    for shard in paths:
-        status = pq.read_table(shard, columns=["status"])["status"].to_pylist()
-        total += status.count("success")
-    return total
+    return sum(
+        read_parquet(path, ["status"])["status"].to_pylist().count("success") for path in paths
+    )
 
 
-def shards_whole(paths: Sequence[Path]) -> Outcome:
-    """Check that every success among the rows is complete in the tar beside them."""
+def shards_whole(folder: Path) -> Outcome:
+    """Check that every success among the rows of a folder of shards is complete in its tar."""
     import tarfile
 
     problems = []
-    samples = 0
-    for shard in paths:
-        table = pq.read_table(shard, columns=["key", "status"]).to_pylist()
-        wanted = {row["key"] for row in table if row["status"] == "success"}
+    samples, rows = 0, sum(table.num_rows for table in rows_in_turn(folder, ["key"]))
+    for shard in tars_in(folder):
+        wanted: set[str] = set()
         members: dict[str, set[str]] = {}
         try:
-            with tarfile.open(shard.with_suffix(".tar")) as tar:
+            table = read_shard(shard, ["key", "status"])
+            rows -= table.num_rows
+            wanted |= {row["key"] for row in table.to_pylist() if row["status"] == "success"}
+            with tarfile.open(shard) as tar:
                 for name in tar.getnames():
                     key, _, kind = name.partition(".")
                     members.setdefault(key, set()).add(kind)
         except (tarfile.TarError, OSError) as error:
-            problems.append(f"{shard.stem}: the tar cannot be read: {error}")
+            problems.append(f"{shard.stem}: it cannot be read: {error}")
         if set(members) != wanted:
             problems.append(f"{shard.stem}: {len(wanted)} successes, {len(members)} in the tar")
         torn = sorted(key for key, kinds in members.items() if not {"txt", "json"} < kinds)
         if torn:
             problems.append(f"{shard.stem}: {torn[0]} and {len(torn) - 1} more are incomplete")
         samples += len(members)
+    if rows:
+        problems.append(f"{rows} rows are of no tar")
     return outcome("shards_whole", "; ".join(problems) or None, samples=samples)
 
 

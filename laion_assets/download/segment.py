@@ -40,7 +40,7 @@ from laion_assets.layout import (
 from laion_assets.removals.active import Lists
 from laion_assets.removals.entries import Entries
 from laion_assets.schemas import OUTCOME
-from laion_assets.tables import rows_in
+from laion_assets.tables import batches, rows_in
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
@@ -187,9 +187,7 @@ def _shards(files: Sequence[Path], size: int) -> Iterator[pa.Table]:
     waiting: list[pa.RecordBatch] = []
     n = 0
     for file in files:
-        # `read_table` would take the lake's hive folders for columns.
-        parquet = pq.ParquetFile(file)
-        names = set(parquet.schema_arrow.names)
+        names = set(pq.read_schema(file).names)
         missing = {"url", "text"} - names
         if missing:
             raise ValueError(f"{file} has no column {', '.join(sorted(missing))}")
@@ -199,7 +197,7 @@ def _shards(files: Sequence[Path], size: int) -> Iterator[pa.Table]:
                 f"{file} has columns that a shard has of its own: {', '.join(sorted(taken))}; "
                 "rename them or leave them out"
             )
-        for batch in parquet.iter_batches(batch_size=size):
+        for batch in batches(file, rows=size):
             while n + len(batch) >= size:
                 waiting.append(batch[: size - n])
                 yield pa.Table.from_batches(waiting)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_assets.files import Identity, identity
+from laion_assets.schemas import FETCHES
 from laion_assets.tables import PARTS, batches, read_parquet
 
 SHARDS: Final = "_shards"
@@ -93,7 +94,7 @@ def read_shard(tar: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def read_ledger(tar: Path) -> pa.Table:
     """The ledger's rows of one shard, aligned with :func:`read_shard`. Raises the same."""
     rows = _rows_of(tar)
-    return read_parquet(rows.ledger, None, rows.groups)
+    return read_parquet(rows.ledger, FETCHES.names, rows.groups)
 
 
 def has_rows(tar: Path) -> bool:

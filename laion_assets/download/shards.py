@@ -104,10 +104,10 @@ def take_over(
 
 
 def write_rows(out: Path, shard: int, rows: pa.Table, ledger: pa.Table) -> None:
-    """Publish a shard's parquet and its part of the ledger, beside the tar."""
+    """Publish a shard's part of the ledger and its parquet, which is the last to appear."""
     _, parquet, of_ledger, _ = files_of(out, shard)
-    write_table(parquet, rows.drop([NUMBER]) if NUMBER in rows.column_names else rows)
     write_table(of_ledger, ledger)
+    write_table(parquet, rows.drop([NUMBER]) if NUMBER in rows.column_names else rows)
 
 
 def write_shard(

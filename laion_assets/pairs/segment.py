@@ -30,7 +30,7 @@ from laion_assets.layout import PAIR_PARQUET, PARTITIONS
 from laion_assets.pairs.extract import PairWriter, extract_wat, read_counts
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.uids import UidBuckets
-from laion_assets.tables import ROWS_PER_PART, part_path, rows_in
+from laion_assets.tables import ROWS_PER_PART, part_path, rows_in, spans
 from laion_assets.work import Progress, die_with
 
 logger = logging.getLogger(__name__)
@@ -206,25 +206,13 @@ def _join(raw: Sequence[Path], out: Path, scratch: Path) -> None:
     keep = _first_rows(raw, sum(rows), scratch)
     logger.info(f"{int(keep.sum()):,} of {len(keep):,} pairs are the first of their (URL, TEXT)")
     of_wat = np.split(keep, np.cumsum(rows))[:-1]
-    spans = _spans([int(kept.sum()) for kept in of_wat])
-    for number, span in enumerate(spans):
+    made_of = spans([int(kept.sum()) for kept in of_wat], ROWS_PER_PART)
+    for number, span in enumerate(made_of):
         target = part_path(out, number)
         if not (target.exists() and _span(target) == span):
             _write_part(raw[slice(*span)], of_wat[slice(*span)], span, target)
-    for beyond in _parts(out)[len(spans) :]:
+    for beyond in _parts(out)[len(made_of) :]:
         beyond.unlink()
-
-
-def _spans(kept: Sequence[int]) -> list[tuple[int, int]]:
-    """Which WAT files, from one number to before another, make each part."""
-    spans, begin, rows = [], 0, 0
-    for wat, n in enumerate(kept):
-        rows += n
-        if rows >= ROWS_PER_PART:
-            spans.append((begin, wat + 1))
-            begin, rows = wat + 1, 0
-    # Without any rows there is a part, too, which says what the columns are.
-    return spans if spans and begin == len(kept) else [*spans, (begin, len(kept))]
 
 
 def _first_rows(parts: Sequence[Path], rows: int, scratch: Path) -> NDArray[np.bool_]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from laion_assets import schemas
 from laion_assets.clip.embed import EmbeddedWith
+from laion_assets.download.shard_files import SHARDS, files_of
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.score import ScoredWith
 from laion_assets.filtering.subset import TakenWith, choose
@@ -264,7 +265,7 @@ class StoryReader:
             meaning = REASONS["images"].get(reason, "")
             error = (row["error_message"] or "").removeprefix(f"{reason}: ")
             return Step("images", reason, f"{meaning} ({error}){attempts}", by)
-        shard = Path(row["filename"]).with_suffix(".tar")
+        shard = files_of(Path(row["filename"]).parent / SHARDS, row["shard"])[0]
         detail = (
             f"{row['original_width']} x {row['original_height']}, SHA-256 {row['sha256']}; "
             f"now {row['key']} in {shard.relative_to(self._lake.root)}{attempts}"

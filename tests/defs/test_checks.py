@@ -96,7 +96,7 @@ def test_funnel_adds_up(counts: StageCounts, rows: int, before: int, problem: st
 )
 def test_shards_whole(tmp_path: Path, members: list[str], passed: bool) -> None:
     write_shard(tmp_path, {"0": "success", "1": "failed_to_download"}, members)
-    assert checks.shards_whole(shards(tmp_path)).passed == passed
+    assert checks.shards_whole(tmp_path).passed == passed
     assert checks.successes_in(shards(tmp_path)) == 1
 
 

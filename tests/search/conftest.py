@@ -26,6 +26,7 @@ from PIL import Image
 from laion_assets.clip.model import ClipModel, load_clip
 from laion_assets.clip.options import ClipOptions
 from laion_assets.download.options import DownloadOptions
+from laion_assets.download.shard_files import SHARDS, tar_path
 from laion_assets.generation.shown_samples import SHOWN
 from laion_assets.knn.build import build_index
 from laion_assets.knn.merge import SegmentIndex, merge_indices
@@ -39,6 +40,7 @@ from laion_assets.search.encoder import Encoder
 from laion_assets.search.options import ServeOptions
 from laion_assets.search.serve import make_server
 from laion_assets.search.service import SearchService
+from laion_assets.tables import part_path, write_table
 
 CLIP = ClipOptions(model="laion-assets-tiny", pretrained="laion-assets-tiny", device="cpu")
 FIRST = SegmentKey("CC-MAIN-2000-05", "00")
@@ -109,10 +111,10 @@ class SmallLake:
         """The segment's shard, subset and index."""
         shard = self.lake.folder("image_shards", key)
         subset = self.lake.folder("filtered_subset", key)
-        for folder in (shard, subset / "img_emb", subset / "text_emb"):
+        for folder in (shard / SHARDS, subset / "img_emb", subset / "text_emb"):
             folder.mkdir(parents=True, exist_ok=True)
         pictures, records = [], []
-        with tarfile.open(shard / "00000.tar", "w") as tar:
+        with tarfile.open(tar_path(shard, 0), "w") as tar:
             for n, row in enumerate(chosen):
                 image, body = stored(self.pictures.read(row.file), row.quality)
                 pictures.append(image)
@@ -121,15 +123,11 @@ class SmallLake:
                 member.size = len(body)
                 tar.addfile(member, io.BytesIO(body))
                 records.append(record(key, name, row, hashlib.sha256(body).hexdigest()))
-        pq.write_table(
-            pa.Table.from_pylist(
-                [
-                    {"key": row["key"], "sha256": row["sha256"], "status": "success"}
-                    for row in records
-                ]
-            ),
-            shard / "00000.parquet",
-        )
+        stored_rows = [
+            {"key": row["key"], "sha256": row["sha256"], "status": "success", "shard": 0}
+            for row in records
+        ]
+        write_table(part_path(shard, 0), pa.Table.from_pylist(stored_rows))
         vectors = self.embed(chosen, pictures)
         for record_, (one, other) in zip(records, vectors, strict=True):
             record_["similarity"] = float(one @ other)

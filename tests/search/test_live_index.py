@@ -18,8 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from laion_assets.download.shard_files import tar_path
 from laion_assets.knn.query import subset_beside
 from laion_assets.search.live_index import LiveIndex
+from laion_assets.tables import part_path, write_table
 from tests.search.conftest import FIRST, SECOND, SmallLake, rows, serving
 
 
@@ -109,8 +111,9 @@ def test_shards_newer_than_the_subset_show_no_other_samples_picture(own_lake: Sm
         refs = [row["sample"] for row in of_first if row["crawl"] == FIRST.crawl]
         before = {ref: served.http.get(f"/thumbnails/{ref}").content for ref in refs}
 
-        kept = pq.read_table(shard / "00000.parquet").to_pylist()
-        with tarfile.open(shard / "00000.tar") as tar:
+        part, old = part_path(shard, 0), tar_path(shard, 0)
+        kept = pq.ParquetFile(part).read().to_pylist()
+        with tarfile.open(old) as tar:
             bodies = [member_bytes(tar, f"{row['key']}.jpg") for row in kept]
         with tarfile.open(shard / "new.tar", "w") as tar:
             for row, body in zip(kept[:-1], bodies[1:], strict=True):
@@ -118,8 +121,8 @@ def test_shards_newer_than_the_subset_show_no_other_samples_picture(own_lake: Sm
                 member.size = len(body)
                 tar.addfile(member, io.BytesIO(body))
         moved = [{**row, "sha256": after["sha256"]} for row, after in pairwise(kept)]
-        pq.write_table(pa.Table.from_pylist(moved), shard / "00000.parquet")
-        (shard / "new.tar").rename(shard / "00000.tar")
+        write_table(part, pa.Table.from_pylist(moved))
+        (shard / "new.tar").rename(old)
 
         after = {ref: served.http.get(f"/thumbnails/{ref}") for ref in refs}
         gone = [ref for ref, answer in after.items() if answer.status_code == 404]

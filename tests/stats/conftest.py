@@ -17,9 +17,11 @@ from PIL import Image
 
 from laion_assets import schemas
 from laion_assets.download.outcomes import History, ledger_table
+from laion_assets.download.shard_files import SHARDS, ledger_of
 from laion_assets.funnel import StageCounts
 from laion_assets.schemas import sample_id_of, uid_of
 from laion_assets.stats.segment import segment_stats
+from laion_assets.tables import part_path, write_table
 
 SEGMENTS = [("CC-MAIN-2000-05", "00"), ("CC-MAIN-2000-05", "01"), ("CC-MAIN-2001-05", "00")]
 THRESHOLD = 0.3
@@ -115,6 +117,7 @@ class SegmentFiles:
             "sha256": hash_of(row) if ok else None,
             "md5": hash_of(row)[:32] if ok else None,
             "reason": reason,
+            "shard": 0,
             "redirects": None if row % 7 else ["http://cdn.test/"],
         }
 
@@ -155,13 +158,10 @@ class SegmentFiles:
         self.table("unique_pairs", "part-00000.parquet", self.unique, schemas.PAIRS)
         self.manifest("unique_pairs", [counts("unique_pairs", 55, {"duplicate": 5})])
         images = [self._image(row) for row in range(55)]
-        path = self.folder("image_shards") / "00000.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(images), path)
+        path = part_path(self.folder("image_shards"), 0)
+        write_table(path, pa.Table.from_pylist(images, schemas.IMAGES))
         keys, urls = [image["key"] for image in images], [image["url"] for image in images]
-        ledger = path.parent / "_ledger" / path.name
-        ledger.parent.mkdir(exist_ok=True)
-        pq.write_table(ledger_table(keys, urls, [History().tried()] * len(images)), ledger)
+        write_table(ledger_of(path), ledger_table(keys, urls, [History().tried()] * len(images)))
         self.manifest("image_shards", [counts("images", 40, {"http_4xx": 10, "too_small": 5})])
         scored = [self._scored(row) for row in range(40)]
         self.table("embeddings", "metadata/metadata_00000.parquet", scored, schemas.EMBEDDED)
@@ -195,7 +195,9 @@ class SegmentFiles:
 
     def tar(self) -> None:
         """Write the shard's pictures as a webdataset."""
-        with tarfile.open(self.folder("image_shards") / "00000.tar", "w") as tar:
+        shards = self.folder("image_shards") / SHARDS
+        shards.mkdir()
+        with tarfile.open(shards / "00000.tar", "w") as tar:
             for row, pair in enumerate(self.images):
                 picture = io.BytesIO()
                 Image.new("RGB", (40, 30), (row * 6, 0, 0)).save(picture, "JPEG")

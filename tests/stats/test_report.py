@@ -154,7 +154,7 @@ def test_pairs_around_the_threshold_are_shown_with_their_pictures(tmp_path: Path
     files.write()
     files.stats()
     files.tar()
-    shard = files.folder("image_shards") / "00000.parquet"
+    shard = files.folder("image_shards") / "part-00000.parquet"
     rows = pq.ParquetFile(shard).read().to_pylist()
     rows[0]["url"] = "http://another.test/rebuilt.jpg"
     pq.write_table(pa.Table.from_pylist(rows), shard)

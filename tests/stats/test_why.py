@@ -53,7 +53,7 @@ def test_a_kept_pair_is_followed_to_where_it_is(segment: SegmentFiles, lake: Loc
     assert "language en (0.90)" in steps["pairs"].detail
     assert steps["pairs"].by.startswith("min_text_chars 5; code 1-abcd, made 2026-01-02T03:04:05")
     assert "000000003 in image_shards/crawl=" in steps["images"].detail
-    assert "segment=00/00000.tar; fetched by 1 runs" in steps["images"].detail
+    assert "segment=00/_shards/00000.tar; fetched by 1 runs" in steps["images"].detail
     assert steps["scores"].detail.startswith("similarity 0.3150, UNLIKELY")
     assert steps["filtered_subset"].detail.startswith("now row 3 of filtered_subset/crawl=")
     assert steps["filtered_subset"].by.startswith(
@@ -134,7 +134,7 @@ def test_it_may_be_asked_by_sample_id_or_hash(segment: SegmentFiles, lake: Local
         pair = segment.pairs[row]
         (story,) = why(lake, str(sample_id_of(pair["uid"]))).stories
         assert story.url == pair["url"]
-    part = segment.folder("image_shards") / "00000.parquet"
+    part = segment.folder("image_shards") / "part-00000.parquet"
     table = pq.ParquetFile(part).read()
     for name, length in (("sha256", 64), ("md5", 32)):
         hashes = [f"{row:0{length}x}" for row in range(len(table))]

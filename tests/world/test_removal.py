@@ -94,7 +94,7 @@ def sample_of(lake: LocalLake, key: SegmentKey, part: int, row: int) -> Sample:
 
 
 def picture_of(shards: Path, name: str) -> bytes:
-    for tar in sorted(shards.glob("*.tar")):
+    for tar in sorted(shards.glob("_shards/*.tar")):
         with tarfile.open(tar) as archive:
             if name in archive.getnames():
                 picture = archive.extractfile(name)
@@ -106,7 +106,7 @@ def picture_of(shards: Path, name: str) -> bytes:
 def contents(path: Path) -> Iterator[bytes]:
     """Yield a file's bytes, and its content in decompressed form."""
     yield path.read_bytes()
-    if path.suffix == ".parquet":
+    if path.suffix in (".parquet", ".pq"):
         file = pq.ParquetFile(path)
         for column in file.read().columns:
             for chunk in column.chunks:

@@ -266,7 +266,7 @@ def test_the_search_command(world: World, capsys: pytest.CaptureFixture[str]) ->
 def test_search_by_image_finds_the_image(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shard = world.lake.published("image_shards", world.keys[0]) / "00000.tar"
+    shard = world.lake.published("image_shards", world.keys[0]) / "_shards" / "00000.tar"
     row = next(
         row
         for part in sorted(world.lake.published("filtered_subset", world.keys[0]).glob("part-*"))

@@ -11,9 +11,11 @@ from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import schema_of
 from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import retrying_transient
+from laion_assets.download.joined import join, take_apart
 from laion_assets.download.listed_rows import resolved_in
 from laion_assets.download.preview import contact_sheet
 from laion_assets.download.segment import download_segment
+from laion_assets.download.shard_files import SHARDS, shards_of
 from laion_assets.download.summary import Downloaded
 from laion_assets.layout import IMAGE_SHARDS, LISTS, UNIQUE_PAIRS
 from laion_assets.removals.active import FOLDERS, note_resolved, read_lists, resolved_file
@@ -24,7 +26,7 @@ from resources.lake import LakeResource
 ASSET = Asset(
     IMAGE_SHARDS,
     group="images",
-    revision=2,
+    revision=3,
     checks=("shards_whole", "funnel_adds_up"),
     pool=pools.DOWNLOAD,
     asks_network=True,
@@ -48,19 +50,22 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             context, store, upstream=[UNIQUE_PAIRS], options=options, stage_judges_parts=True
         ) as made:
             made.staging.not_content = ("*_stats.json", "_ledger/*")
-            published = store.folder(IMAGE_SHARDS, made.key)
+            published, shards = store.folder(IMAGE_SHARDS, made.key), made.out / SHARDS
+            made.staging.linked_from = [published] if published.exists() else []
+            take_apart(shards)
             downloaded = download_segment(
                 made.input(UNIQUE_PAIRS),
-                made.out,
+                shards,
                 options,
                 removals=lists.removals,
                 blocklists=lists.blocklists,
-                before=published if published.exists() else None,
+                before=shards_of(published) if published.exists() else None,
             )
+            join(shards)
             made.staging.counts = [downloaded.counts]
             successes = checks.successes_in(made.rows)
             made.require(
-                checks.shards_whole(made.rows),
+                checks.shards_whole(made.out),
                 checks.funnel_adds_up(downloaded.counts, successes, made.kept(UNIQUE_PAIRS)),
             )
             sheet = made.picture("contact_sheet", contact_sheet(made.out), "images with captions")
