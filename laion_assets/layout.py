@@ -170,7 +170,7 @@ class Partition:
 
 
 _PAIR_ROWS: Final = Table("part-*.parquet", schemas.PAIRS, url="url", text="text", uid="uid")
-_VECTORS: Final = ("img_emb/img_emb_*.npy", "text_emb/text_emb_*.npy")
+_VECTORS: Final = ("_img_emb/img_emb_*.npy", "_text_emb/text_emb_*.npy")
 _SAMPLE_ROWS: Final = Table(
     "part-*.parquet", schemas.SCORED, url="url", text="text", sample_id="SAMPLE_ID", hashes=True
 )

@@ -105,11 +105,13 @@ class EmbeddedWith(BaseModel, frozen=True):
 
 
 def image_path(folder: Path, number: int) -> Path:
-    return folder / "img_emb" / f"img_emb_{number:05d}.npy"
+    """Place of the image vectors of the folder's part ``number``."""
+    return folder / "_img_emb" / f"img_emb_{number:05d}.npy"
 
 
 def text_path(folder: Path, number: int) -> Path:
-    return folder / "text_emb" / f"text_emb_{number:05d}.npy"
+    """Place of the text vectors of the folder's part ``number``."""
+    return folder / "_text_emb" / f"text_emb_{number:05d}.npy"
 
 
 def metadata_path(folder: Path, number: int) -> Path:
@@ -119,7 +121,7 @@ def metadata_path(folder: Path, number: int) -> Path:
 def embed_shards(shards: Path, out: Path, model: ClipModel, options: ClipOptions) -> Embedded:
     """Embed every shard of a folder of img2dataset shards.
 
-    Writes ``img_emb/img_emb_NNNNN.npy`` and ``text_emb/text_emb_NNNNN.npy`` (float16, (n, dim),
+    Writes ``_img_emb/img_emb_NNNNN.npy`` and ``_text_emb/text_emb_NNNNN.npy`` (float16, (n, dim),
     rows of unit length) and ``metadata/metadata_NNNNN.parquet`` (``schemas.EMBEDDED``), aligned
     by row, in the order of the shard's parquet. A shard without samples gives vectors of no rows
     and no metadata. A shard whose files are in ``out`` already is not embedded again.

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from laion_assets.clip.embed import image_path, text_path
 from laion_assets.funnel import StageCounts
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.subset import Subsets
@@ -178,8 +179,10 @@ def _number(path: Path) -> str:
 
 
 def _vectors(folder: Path, kind: str, number: str) -> np.ndarray[Any, Any]:
-    path = folder / f"{kind}_emb" / f"{kind}_emb_{number}.npy"
-    vectors: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    place = image_path if kind == "img" else text_path
+    vectors: np.ndarray[Any, Any] = np.load(
+        place(folder, int(number)), mmap_mode="r", allow_pickle=False
+    )
     return vectors
 
 

@@ -71,7 +71,7 @@ def test_embed_writes_a_vector_for_each_image_and_text(stages: Stages) -> None:
     n = stages.done["download"].counts["images", "kept"]
     assert stages.done["embed"].counts == {("embeddings", "in"): n, ("embeddings", "kept"): n}
     for modality in ("img_emb", "text_emb"):
-        vectors = np.load(emb / modality / f"{modality}_00000.npy")
+        vectors = np.load(emb / f"_{modality}" / f"{modality}_00000.npy")
         assert vectors.dtype == np.float16
         assert vectors.shape[0] == n
         assert np.allclose(np.linalg.norm(vectors.astype(np.float32), axis=1), 1, atol=2e-3)

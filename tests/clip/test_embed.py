@@ -275,7 +275,7 @@ def test_embedding_reader_reads_the_folder(
     out = tmp_path / "out"
     embed_shards(tmp_path / "shards", out, model, options)
     reader = EmbeddingReader(
-        embeddings_folder=str(out / "img_emb"),
+        embeddings_folder=str(out / "_img_emb"),
         metadata_folder=str(out / "metadata"),
         meta_columns=["key", "text"],
         file_format="parquet_npy",
@@ -318,7 +318,7 @@ def test_a_folder_is_gone_on_with_for_the_same_shards_and_model(
     ]
     embed_shards(tmp_path / "shards", tmp_path / "lake", model, options)
     assert sorted(path.name for path in (tmp_path / "lake").iterdir()) == [
-        *("img_emb", "metadata", "text_emb")
+        *("_img_emb", "_text_emb", "metadata")
     ]
 
 

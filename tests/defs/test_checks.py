@@ -36,8 +36,8 @@ def write_vectors(folder: Path, number: int, rows: int, scale: float = 1.0) -> N
     for kind in ("img", "text"):
         vectors = np.zeros((rows, 4), dtype=np.float16)
         vectors[:, 0] = scale
-        (folder / f"{kind}_emb").mkdir(parents=True, exist_ok=True)
-        np.save(folder / f"{kind}_emb" / f"{kind}_emb_{number:05d}.npy", vectors)
+        (folder / f"_{kind}_emb").mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"_{kind}_emb" / f"{kind}_emb_{number:05d}.npy", vectors)
 
 
 def write_shard(folder: Path, keys: dict[str, str], members: list[str]) -> None:

@@ -206,7 +206,7 @@ def test_embedding_reader_reads_the_folder_also_with_parts_without_rows(
     assert folders.take().kept == 12
     out = tmp_path / "subset"
     reader = EmbeddingReader(
-        embeddings_folder=str(out / "img_emb"),
+        embeddings_folder=str(out / "_img_emb"),
         metadata_folder=str(out / "metadata"),
         file_format="parquet_npy",
         meta_columns=["SAMPLE_ID", "key"],

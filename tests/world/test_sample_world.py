@@ -151,8 +151,8 @@ def test_the_subset_has_the_release_schema_and_its_rules_hold(world: World) -> N
             table = pq.read_table(part)
             assert table.schema.equals(schemas.SUBSET)
             number = part.stem.removeprefix("part-")
-            image = np.load(folder / f"img_emb/img_emb_{number}.npy").astype(np.float64)
-            text = np.load(folder / f"text_emb/text_emb_{number}.npy").astype(np.float64)
+            image = np.load(folder / f"_img_emb/img_emb_{number}.npy").astype(np.float64)
+            text = np.load(folder / f"_text_emb/text_emb_{number}.npy").astype(np.float64)
             cosine = (image * text).sum(axis=1)
             assert np.abs(cosine - table["similarity"].to_numpy()).max() < 2e-3
             for row in table.to_pylist():
