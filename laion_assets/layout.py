@@ -215,17 +215,14 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
         Partition(
             EMBEDDINGS,
             "embeddings",
-            (replace(_SAMPLE_ROWS, files="metadata/metadata_*.parquet", schema=schemas.EMBEDDED),),
+            (replace(_SAMPLE_ROWS, schema=schemas.EMBEDDED),),
             _VECTORS,
         ),
         Partition(SCORED_PAIRS, None, (replace(_SAMPLE_ROWS, view="scored"),), (PICTURE_FILES,)),
         Partition(
             FILTERED_SUBSET,
             "subset",
-            (
-                replace(_SUBSET_ROWS, view="subset"),
-                replace(_SUBSET_ROWS, files="metadata/metadata_*.parquet", aligned=True),
-            ),
+            (replace(_SUBSET_ROWS, view="subset"),),
             (*_VECTORS, PICTURE_FILES),
         ),
         Partition(

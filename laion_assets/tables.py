@@ -40,6 +40,15 @@ def part_path(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.parquet"
 
 
+def part_number(part: Path) -> int:
+    return int(part.stem.removeprefix("part-"))
+
+
+def parts_of(rows: int) -> int:
+    """Number of parts that hold so many rows; no rows have one, too."""
+    return max(1, -(-rows // ROWS_PER_PART))
+
+
 def key_in(path: Path) -> SegmentKey | None:
     """The key of the partition whose folder holds ``path``, however deep; None outside of one."""
     for folder in path.absolute().parents:
@@ -60,14 +69,17 @@ def rows_in(*parquet: Path) -> int:
     return sum(int(pq.read_metadata(path).num_rows) for path in parquet)
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one parquet file: the named columns, or all.
+def read_parquet(
+    path: Path, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
+) -> pa.Table:
+    """The rows of one parquet file, or of some of its row groups: the named columns, or all.
 
     Columns that the path's folders name come last if they are not asked for by name.
     """
     with pq.ParquetFile(path) as file:
         names, key = _asked(file, path, columns)
-        table = file.read(columns=names)
+        groups = range(file.num_row_groups) if row_groups is None else row_groups
+        table = file.read_row_groups(groups, columns=names)
         if columns is None:
             columns = [*names, *key]
         return pa.table(
@@ -159,15 +171,22 @@ class PartsWriter:
     """Writes rows into a folder's numbered parts, :data:`ROWS_PER_PART` to each but the last.
 
     At least one part is written, so that a reader finds the schema of a table without rows. Parts
-    that are in the folder already are replaced, or deleted where there are more. A part appears
-    when it is full: a killed writer's parts are whole, and only :func:`is_joined` says that no more
-    are to come.
+    from number ``first`` on that are in the folder already are replaced, or deleted where there are
+    more. A part appears when it is full: a killed writer's parts are whole, and only
+    :func:`is_joined` says that no more are to come.
     """
 
     def __init__(
-        self, folder: Path, schema: pa.Schema, *, rows: int = ROWS_PER_PART, **options: Any
+        self,
+        folder: Path,
+        schema: pa.Schema,
+        *,
+        rows: int = ROWS_PER_PART,
+        first: int = 0,
+        **options: Any,
     ) -> None:
         self._folder, self._schema, self._rows, self._options = folder, schema, rows, options
+        self._first = first
         self._waiting: list[pa.Table] = []
         self._n = 0
         self._writer: TableWriter | None = None
@@ -189,7 +208,8 @@ class PartsWriter:
                 self._open()
         self._close(kind, error, trace)
         if kind is None:
-            for stale in set(self._folder.glob(PARTS)) - set(self.parts):
+            earlier = {part_path(self._folder, number) for number in range(self._first)}
+            for stale in set(self._folder.glob(PARTS)) - earlier - set(self.parts):
                 stale.unlink()
 
     def write(self, rows: pa.Table) -> None:
@@ -214,7 +234,7 @@ class PartsWriter:
             self._close(None, None, None)
 
     def _open(self) -> TableWriter:
-        path = part_path(self._folder, len(self.parts))
+        path = part_path(self._folder, self._first + len(self.parts))
         self._writer = TableWriter(path, self._schema, **self._options)
         self.parts.append(path)
         return self._writer
