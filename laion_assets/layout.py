@@ -170,7 +170,7 @@ class Partition:
 
 
 _PAIR_ROWS: Final = Table("part-*.parquet", schemas.PAIRS, url="url", text="text", uid="uid")
-_VECTORS: Final = ("img_emb/img_emb_*.npy", "text_emb/text_emb_*.npy")
+_VECTORS: Final = ("_img_emb/img_emb_*.npy", "_text_emb/text_emb_*.npy")
 _SAMPLE_ROWS: Final = Table(
     "part-*.parquet", schemas.SCORED, url="url", text="text", sample_id="SAMPLE_ID", hashes=True
 )
@@ -215,17 +215,14 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
         Partition(
             EMBEDDINGS,
             "embeddings",
-            (replace(_SAMPLE_ROWS, files="metadata/metadata_*.parquet", schema=schemas.EMBEDDED),),
+            (replace(_SAMPLE_ROWS, schema=schemas.EMBEDDED),),
             _VECTORS,
         ),
         Partition(SCORED_PAIRS, None, (replace(_SAMPLE_ROWS, view="scored"),), (PICTURE_FILES,)),
         Partition(
             FILTERED_SUBSET,
             "subset",
-            (
-                replace(_SUBSET_ROWS, view="subset"),
-                replace(_SUBSET_ROWS, files="metadata/metadata_*.parquet", aligned=True),
-            ),
+            (replace(_SUBSET_ROWS, view="subset"),),
             (*_VECTORS, PICTURE_FILES),
         ),
         Partition(

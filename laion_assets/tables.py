@@ -40,6 +40,15 @@ def part_path(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.parquet"
 
 
+def part_number(part: Path) -> int:
+    return int(part.stem.removeprefix("part-"))
+
+
+def parts_of(rows: int) -> int:
+    """Number of parts that hold so many rows; no rows have one, too."""
+    return max(1, -(-rows // ROWS_PER_PART))
+
+
 def spans(sizes: Sequence[int], rows: int) -> list[tuple[int, int]]:
     """Which units of these sizes, from one number to before another, make each part of a table.
 
@@ -177,15 +186,22 @@ class PartsWriter:
     """Writes rows into a folder's numbered parts, :data:`ROWS_PER_PART` to each but the last.
 
     At least one part is written, so that a reader finds the schema of a table without rows. Parts
-    that are in the folder already are replaced, or deleted where there are more. A part appears
-    when it is full: a killed writer's parts are whole, and only :func:`is_joined` says that no more
-    are to come.
+    from number ``first`` on that are in the folder already are replaced, or deleted where there are
+    more. A part appears when it is full: a killed writer's parts are whole, and only
+    :func:`is_joined` says that no more are to come.
     """
 
     def __init__(
-        self, folder: Path, schema: pa.Schema, *, rows: int = ROWS_PER_PART, **options: Any
+        self,
+        folder: Path,
+        schema: pa.Schema,
+        *,
+        rows: int = ROWS_PER_PART,
+        first: int = 0,
+        **options: Any,
     ) -> None:
         self._folder, self._schema, self._rows, self._options = folder, schema, rows, options
+        self._first = first
         self._waiting: list[pa.Table] = []
         self._n = 0
         self._writer: TableWriter | None = None
@@ -207,7 +223,8 @@ class PartsWriter:
                 self._open()
         self._close(kind, error, trace)
         if kind is None:
-            for stale in set(self._folder.glob(PARTS)) - set(self.parts):
+            earlier = {part_path(self._folder, number) for number in range(self._first)}
+            for stale in set(self._folder.glob(PARTS)) - earlier - set(self.parts):
                 stale.unlink()
 
     def write(self, rows: pa.Table) -> None:
@@ -232,7 +249,7 @@ class PartsWriter:
             self._close(None, None, None)
 
     def _open(self) -> TableWriter:
-        path = part_path(self._folder, len(self.parts))
+        path = part_path(self._folder, self._first + len(self.parts))
         self._writer = TableWriter(path, self._schema, **self._options)
         self.parts.append(path)
         return self._writer

@@ -66,7 +66,7 @@ def test_a_further_subset_holds_what_the_main_one_does() -> None:
     further, main = partition_of(name), partition_of(layout.FILTERED_SUBSET)
     assert [table.schema for table in further.tables] == [table.schema for table in main.tables]
     assert further.rows.view == name == "subset_laion5b_en"
-    assert further.names("img_emb/img_emb_00000.npy")
+    assert further.names("_img_emb/img_emb_00000.npy")
     assert not further.names("ids.parquet")
 
 

@@ -31,12 +31,12 @@ from laion_assets.clip.shards import read_rows
 from laion_assets.download.errors import FetchRefused
 from laion_assets.download.images import ImageMaker
 from laion_assets.download.options import DownloadOptions
-from laion_assets.filtering.parts import read_part, write_part
 from laion_assets.pairs.extract import extract_wat
 from laion_assets.pairs.rules import PairRules
 from laion_assets.safety.minors import load_words, names_minors
 from laion_assets.safety.prompts import Categories, Ranked, load_prompts
 from laion_assets.safety.tags import tag
+from laion_assets.tables import read_parquet, write_table
 from tests.download.conftest import PUBLIC, Listener, answer, encoded, get, listening, picture
 from tests.wat.making import image, member, page, payload, write
 
@@ -272,5 +272,5 @@ def test_columns_were_shifted_by_the_separator_in_a_text(tmp_path: Path) -> None
     assert theirs["similarity"] == " dogs 1"
     assert theirs[None] == ["6016", "0.31"]  # type: ignore[index]
 
-    write_part(tmp_path / "part-00000.parquet", pa.Table.from_pylist([row]))
-    assert read_part(tmp_path / "part-00000.parquet").to_pylist() == [row]
+    write_table(tmp_path / "part-00000.parquet", pa.Table.from_pylist([row]))
+    assert read_parquet(tmp_path / "part-00000.parquet").to_pylist() == [row]

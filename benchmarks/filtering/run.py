@@ -11,11 +11,11 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from benchmarks import measure, table
 from benchmarks.peer import WORK
-from laion_assets.clip.embed import image_path, metadata_path, save_vectors, text_path
+from laion_assets.clip.embed import SamplesWriter
 from laion_assets.schemas import EMBEDDED
 
 STEPS: Final = {
@@ -29,12 +29,13 @@ STEPS: Final = {
 }
 _WORDS: Final = 4_000
 """Number of different words in the captions; one caption in fifty has one of the word list, too."""
+_SHARD: Final = 10_000
+"""Rows of a shard."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--part", type=int, default=10_000, help="rows per part: one shard's")
     parser.add_argument(
         "--dim", type=int, default=512, help="dimensions of an embedding: ViT-B/32 has 512"
     )
@@ -43,9 +44,10 @@ def main() -> None:
 
     folder = WORK / "filtering"
     shutil.rmtree(folder, ignore_errors=True)
-    for number in range(args.rows // args.part):
-        _make_part(folder / "embeddings", number, args.part, args.dim)
-    n = args.rows // args.part * args.part
+    n = args.rows // _SHARD * _SHARD
+    with SamplesWriter(folder / "embeddings", EMBEDDED, args.dim) as writer:
+        for number in range(n // _SHARD):
+            writer.write(*_make_shard(number, _SHARD, args.dim))
     rows = []
     for step, title in STEPS.items():
         command: list[str | Path] = [
@@ -68,19 +70,20 @@ def main() -> None:
         )
     shutil.rmtree(folder)
     text = table.markdown(["step", "s", "rows/s", "CPU s", "peak MB"], rows)
-    text += f"\n\n{n:,} rows in parts of {args.part:,}, median of {args.repeat}."
+    text += f"\n\n{n:,} rows of {args.dim} dimensions, median of {args.repeat}."
     table.publish("filtering", text)
 
 
-def _make_part(folder: Path, number: int, rows: int, dim: int) -> None:
+def _make_shard(
+    number: int, rows: int, dim: int
+) -> tuple[pa.Table, NDArray[np.float32], NDArray[np.float32]]:
     """Make embeddings with similarities around the threshold, and captions of 3 to 15 words."""
     chance = np.random.default_rng(number)
     images = chance.normal(size=(rows, dim)).astype(np.float32)
     noise = chance.normal(size=(rows, dim)).astype(np.float32)
     texts = 0.3 * images + noise
-    for vectors, path in ((images, image_path), (texts, text_path)):
+    for vectors in (images, texts):
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        save_vectors(path(folder, number), vectors.astype(np.float16))
     words = np.array([*(f"w{chance.integers(1 << 30):x}" for _ in range(_WORDS)), "kids"])
     captions = [
         " ".join(words[chance.integers(0, _WORDS, chance.integers(3, 16))]) for _ in range(rows)
@@ -103,9 +106,7 @@ def _make_part(folder: Path, number: int, rows: int, dim: int) -> None:
         [pa.array(columns.get(field.name, ["en"] * rows)).cast(field.type) for field in EMBEDDED],
         schema=EMBEDDED,
     )
-    metadata = metadata_path(folder, number)
-    metadata.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(made, metadata, compression="zstd")
+    return made, images, texts
 
 
 if __name__ == "__main__":

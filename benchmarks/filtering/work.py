@@ -16,14 +16,14 @@ from typing import Final
 
 import numpy as np
 
-from laion_assets.clip.embed import image_path, metadata_path
-from laion_assets.filtering.parts import part_numbers, part_path, read_part
+from laion_assets.clip.embed import image_path
 from laion_assets.filtering.recipe import Recipe, load_recipe
 from laion_assets.filtering.score import cosines, score_segment
 from laion_assets.filtering.subset import choose, take_subset
 from laion_assets.safety.minors import load_words, names_minors
 from laion_assets.safety.prompts import Categories, Prompts, Ranked, load_prompts
 from laion_assets.safety.tags import tag
+from laion_assets.tables import PARTS, part_number, read_parquet
 
 MODEL: Final = "ViT-B-32/openai"
 
@@ -48,12 +48,12 @@ def categories(dim: int, prompts: Prompts) -> Categories:
 def prepare(step: str, folder: Path) -> Callable[[], int]:
     """Prepare a step; its input is in memory, unless reading it is part of the step."""
     embeddings, scored, out = folder / "embeddings", folder / "scored", folder / "subset"
-    numbers = part_numbers(embeddings / "metadata", "metadata_*.parquet")
-    vectors = [np.load(image_path(embeddings, number), mmap_mode="r") for number in numbers]
+    parts = sorted(embeddings.glob(PARTS))
+    vectors = [np.load(image_path(embeddings, part_number(part)), mmap_mode="r") for part in parts]
     made = categories(vectors[0].shape[1], load_prompts("laion400m"))
     recipe = load_recipe("laion400m")
     if step == "texts":
-        texts = [read_part(metadata_path(embeddings, number))["text"] for number in numbers]
+        texts = [read_parquet(part, ["text"])["text"] for part in parts]
         return lambda: sum(int(names_minors(part, made.words).sum()) for part in texts)
     if step == "tags":
         return lambda: sum(len(tag(part, made).nsfw) for part in vectors)
@@ -66,7 +66,7 @@ def prepare(step: str, folder: Path) -> Callable[[], int]:
     if step in ("choose", "predicate"):
         where = "least(width, height) >= 256 and nsfw = 'UNLIKELY'"
         asked = Recipe(name="own", where=where) if step == "predicate" else recipe
-        tables = [read_part(part_path(scored, number)) for number in numbers]
+        tables = [read_parquet(part) for part in sorted(scored.glob(PARTS))]
         return lambda: sum(len(choose(table, asked, threshold)[0]) for table in tables)
     if step == "take":
         shutil.rmtree(out, ignore_errors=True)

@@ -86,13 +86,13 @@ same folder. The rules are [download] in the settings.
 )
 def download(args: argparse.Namespace) -> None:
     from laion_assets.download.segment import download_segment
-    from laion_assets.filtering.parts import part_numbers
     from laion_assets.removals.compiled import load
     from laion_assets.settings import load_settings
+    from laion_assets.tables import PARTS
 
     must_exist(args.pairs)
     if args.pairs.is_dir():
-        must_hold(part_numbers(args.pairs), "pairs (part-*.parquet)", args.pairs)
+        must_hold(list(args.pairs.glob(PARTS)), f"pairs ({PARTS})", args.pairs)
     options = load_settings(args.config).download
     if args.refetch:
         options = options.model_copy(update={"refetch": args.refetch})
@@ -118,9 +118,9 @@ def download(args: argparse.Namespace) -> None:
     "embed",
     "embed the images and texts of shards with CLIP",
     about="""
-Write the CLIP embeddings of all images and texts in shards, with their
-metadata, in clip-retrieval's layout. An interrupted run continues in the same
-folder. The model is [clip] in the settings.
+Write the CLIP embeddings of all images and texts in shards, and beside them
+their rows. An interrupted run continues in the same folder, and a later one may
+add shards. The model is [clip] in the settings.
 """,
     example="embed shards/ -o emb/",
     arguments=[
@@ -174,18 +174,23 @@ keeps as a subset. The recipe is [subset] in the settings, unless one is named.
             metavar="COSINE",
             help="lowest similarity of image and text (default: the recipe's)",
         ),
+        argument(
+            "--scores",
+            type=Path,
+            metavar="FOLDER",
+            help="write the scores of all samples to this folder, too",
+        ),
         output("FOLDER", "folder of the subset"),
     ],
 )
 def filter_(args: argparse.Namespace) -> None:
     from laion_assets.clip.model import load_clip
-    from laion_assets.filtering.parts import part_numbers
     from laion_assets.filtering.subset import filter_embeddings
     from laion_assets.layout import EMBEDDINGS, PARTITIONS
     from laion_assets.settings import load_settings
 
     must_exist(args.embeddings)
-    found = part_numbers(args.embeddings, PARTITIONS[EMBEDDINGS].rows.files)
+    found = PARTITIONS[EMBEDDINGS].rows.paths(args.embeddings)
     must_hold(found, "embeddings", args.embeddings)
     settings = load_settings(args.config)
     recipe = settings.recipe(args.recipe) if args.recipe else settings.subset
@@ -194,7 +199,12 @@ def filter_(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     show_counts(
         filter_embeddings(
-            args.embeddings, args.output, load_clip(settings.clip), settings.safety, recipe
+            args.embeddings,
+            args.output,
+            load_clip(settings.clip),
+            settings.safety,
+            recipe,
+            args.scores,
         )
     )
     print(args.output)

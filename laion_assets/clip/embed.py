@@ -1,47 +1,40 @@
-"""Embed shards: row-aligned vectors and metadata, one set of files per shard."""
+"""Embed shards: vectors and rows, aligned, in the numbered parts of a folder."""
 
 from __future__ import annotations
 
-import io
-import itertools
 import json
 import logging
-import os
+import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from operator import itemgetter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import BaseModel
 
+from laion_assets import schemas
+from laion_assets.clip.decode import Prepared, Shard, batches, decoded
 from laion_assets.clip.options import ClipOptions
-from laion_assets.clip.shards import (
-    IMAGE_FORMATS,
-    NOT_AN_IMAGE,
-    ShardError,
-    count_rows,
-    find_shards,
-    read_rows,
-    shard_number,
-)
-from laion_assets.download.tars import ImageBytes
-from laion_assets.files import atomic_path, sha256_file, write_json
+from laion_assets.clip.shards import ShardError, count_rows, find_shards, read_rows, shard_number
+from laion_assets.files import write_json
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
-from laion_assets.layout import (
-    EMBEDDINGS,
-    PARTITIONS,
+from laion_assets.layout import EMBEDDINGS, PARTITIONS
+from laion_assets.tables import (
+    ROWS_PER_PART,
+    PartsWriter,
+    VectorsWriter,
+    part_path,
+    read_parquet,
+    write_table,
 )
-from laion_assets.tables import read_parquet
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
@@ -51,8 +44,10 @@ if TYPE_CHECKING:
 
 STAGE: Final = EMBEDDINGS
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_RAW: Final = ".raw"
+"""Folder, below that of the parts, of what each shard gave: a part and vectors of its number."""
+_MADE_OF: Final = ".made_of.json"
+"""File that says which shards the parts hold."""
 
 
 class OtherEmbeddingsError(ValueError):
@@ -105,29 +100,101 @@ class EmbeddedWith(BaseModel, frozen=True):
 
 
 def image_path(folder: Path, number: int) -> Path:
-    return folder / "img_emb" / f"img_emb_{number:05d}.npy"
+    """Place of the image vectors of the folder's part ``number``."""
+    return folder / "_img_emb" / f"img_emb_{number:05d}.npy"
 
 
 def text_path(folder: Path, number: int) -> Path:
-    return folder / "text_emb" / f"text_emb_{number:05d}.npy"
+    """Place of the text vectors of the folder's part ``number``."""
+    return folder / "_text_emb" / f"text_emb_{number:05d}.npy"
 
 
-def metadata_path(folder: Path, number: int) -> Path:
-    return folder / "metadata" / f"metadata_{number:05d}.parquet"
+_PLACES: Final[Sequence[Callable[[Path, int], Path]]] = (image_path, text_path)
+
+
+def open_vectors(path: Path, rows: int) -> NDArray[Any]:
+    """Memory-mapped array (rows, dim). Raises ``ValueError`` for another number of rows."""
+    vectors: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    if vectors.ndim != 2 or len(vectors) != rows:
+        raise ValueError(f"{path}: the shape {vectors.shape} does not fit {rows} rows")
+    return vectors
+
+
+class SamplesWriter:
+    """Writes rows into a folder's parts, and the vectors of each part beside it.
+
+    As :class:`PartsWriter` does: parts are full but for the last, the first always exists, and
+    those in the folder from number ``first`` on are replaced. ``dim``: width of the vectors.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema, dim: int, *, first: int = 0) -> None:
+        self._folder, self._dim, self._number = folder, dim, first
+        self._rows = PartsWriter(folder, schema, rows=ROWS_PER_PART, first=first)
+        self._part = ExitStack()
+        self._writers: list[VectorsWriter] = []
+        self._room = 0
+
+    @property
+    def parts(self) -> list[Path]:
+        return self._rows.parts
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None and not self._writers:
+            self._open()
+        self._part.__exit__(kind, error, trace)
+        self._rows.__exit__(kind, error, trace)
+        number = self._number
+        while kind is None and any(place(self._folder, number).exists() for place in _PLACES):
+            for place in _PLACES:
+                place(self._folder, number).unlink(missing_ok=True)
+            number += 1
+
+    def write(self, rows: pa.Table, images: NDArray[Any], texts: NDArray[Any]) -> None:
+        """Add rows and their vectors, (m, ``dim``) each."""
+        while len(rows):
+            if not self._room:
+                self._open()
+            n = min(self._room, len(rows))
+            for writer, vectors in zip(self._writers, (images, texts), strict=True):
+                writer.write(vectors[:n])
+            self._room -= n
+            if not self._room:
+                # The rows come last: with them the part is complete.
+                self._part.close()
+            self._rows.write(rows.slice(0, n))
+            rows, images, texts = rows.slice(n), images[n:], texts[n:]
+
+    def _open(self) -> None:
+        self._writers = [
+            self._part.enter_context(VectorsWriter(place(self._folder, self._number), self._dim))
+            for place in _PLACES
+        ]
+        self._number, self._room = self._number + 1, ROWS_PER_PART
 
 
 def embed_shards(shards: Path, out: Path, model: ClipModel, options: ClipOptions) -> Embedded:
     """Embed every shard of a folder of img2dataset shards.
 
-    Writes ``img_emb/img_emb_NNNNN.npy`` and ``text_emb/text_emb_NNNNN.npy`` (float16, (n, dim),
-    rows of unit length) and ``metadata/metadata_NNNNN.parquet`` (``schemas.EMBEDDED``), aligned
-    by row, in the order of the shard's parquet. A shard without samples gives vectors of no rows
-    and no metadata. A shard whose files are in ``out`` already is not embedded again.
+    Writes the rows (``schemas.EMBEDDED``), in the order of the shards and of their parquet, to
+    ``part-NNNNN.parquet``, and their vectors to ``_img_emb/img_emb_NNNNN.npy`` and
+    ``_text_emb/text_emb_NNNNN.npy`` (float16, (n, dim), rows of unit length), aligned by row.
+
+    Each shard's share is a file of its own, below ``.raw``, until all are embedded and joined. A
+    later call does not embed again what an earlier one has embedded, joined or not.
 
     Counts of the stage ``embeddings``: the input is the shards' downloaded samples; ``undecodable``
     ones have an image that is missing from the tar or does not decode.
     """
-    return _embed(find_shards(shards), out, model, options)
+    notes = {tar: _note_of_model(model) for tar in find_shards(shards)}
+    return _embed(notes, out, model, options)
 
 
 def embed_files(
@@ -138,134 +205,161 @@ def embed_files(
 ) -> Embedded:
     """Embed the given tars, each with its parquet beside it, as :func:`embed_shards` does.
 
-    ``out`` may be any folder, so notes in ``out/.made_of`` record what each shard's files were made
-    from; later calls may add shards. Raises :class:`ShardError` for two tars of the same number.
-    Raises :class:`OtherEmbeddingsError`, before anything is written, for a folder with embeddings
-    of another model, of another shard of the same number, or without such notes.
+    ``out`` may be any folder, so notes in it record what each shard's rows were made from; later
+    calls may add shards, whose rows are put into further parts. Raises :class:`ShardError` for two
+    tars of the same number. Raises :class:`OtherEmbeddingsError`, before anything is written, for a
+    folder with embeddings of another model, of another shard of the same number, or without notes.
     """
     by_number: dict[int, Path] = {}
     for tar in tars:
         other = by_number.setdefault(shard_number(tar), tar)
         if other is not tar:
-            raise ShardError(
-                f"{other} and {tar} have the same number, by which their output files are named"
-            )
-    notes = {number: _note(tar, model) for number, tar in by_number.items()}
-    _refuse_other_embeddings(out, notes, model)
-    for number, note in notes.items():
-        if not metadata_path(out, number).exists():
-            # A shard that had no samples under another note may have some now.
-            if _read_note(out, number) != note:
-                text_path(out, number).unlink(missing_ok=True)
-            write_json(_note_path(out, number), note)
-    return _embed(tars, out, model, options)
+            raise ShardError(f"{other} and {tar} have the same number, by which shards are known")
+    notes = {tar: _note(tar, model) for tar in tars}
+    _refuse_other_embeddings(out, {shard_number(tar): note for tar, note in notes.items()}, model)
+    return _embed(notes, out, model, options)
 
 
-def _note_path(folder: Path, number: int) -> Path:
-    return folder / ".made_of" / f"{number:05d}.json"
+Note = Mapping[str, Any]
+"""What a shard's rows were made from and, once they are made, their counts."""
 
 
-def _read_note(folder: Path, number: int) -> dict[str, Any]:
-    path = _note_path(folder, number)
-    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return note
+@dataclass
+class MadeOf:
+    """Notes on the shards whose rows a folder's parts hold."""
+
+    parts: int = 0
+    """Number of parts that these rows fill."""
+    shards: dict[int, Note] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> MadeOf:
+        """The notes of a folder; none for a folder without."""
+        path = folder / _MADE_OF
+        if not path.exists():
+            return cls()
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return cls(value["parts"], {int(number): note for number, note in value["shards"].items()})
+
+    def write(self, folder: Path) -> None:
+        shards = {f"{number:05d}": note for number, note in self.shards.items()}
+        write_json(folder / _MADE_OF, {"parts": self.parts, "shards": shards})
 
 
-def _note(tar: Path, model: ClipModel) -> dict[str, Any]:
+def _raw_note(folder: Path, number: int) -> Path:
+    return folder / _RAW / f"{number:05d}.json"
+
+
+def _not_joined(folder: Path) -> dict[int, Note]:
+    """Notes on the finished shards below ``.raw``."""
+    paths = sorted((folder / _RAW).glob("*.json"))
+    return {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def _counts(note: Note) -> StageCounts:
+    return StageCounts.from_json(note["counts"])
+
+
+def _kept(shards: Mapping[int, Note]) -> int:
+    return sum(_counts(note).kept for note in shards.values())
+
+
+def _note(tar: Path, model: ClipModel) -> Note:
     """Describe what a shard's embeddings are made from. Raises :class:`ShardError`."""
+    rows = json.dumps(read_rows(tar).to_pylist())
     try:
-        shard = {
-            "tar": tar.name,
-            "tar_bytes": tar.stat().st_size,
-            "parquet_sha256": sha256_file(tar.with_suffix(".parquet")),
-        }
+        shard = {"tar": tar.name, "tar_bytes": tar.stat().st_size}
     except OSError as error:
         raise ShardError(f"{tar} cannot be read: {error}") from error
-    return shard | _note_of_model(model)
+    return shard | {"rows_sha256": sha256(rows.encode()).hexdigest()} | _note_of_model(model)
 
 
 def _note_of_model(model: ClipModel) -> dict[str, Any]:
     return {"model": model.key, "model_version": model.version}
 
 
-def _refuse_other_embeddings(
-    out: Path, notes: Mapping[int, Mapping[str, Any]], model: ClipModel
-) -> None:
-    for done in PARTITIONS[EMBEDDINGS].rows.paths(out):
-        number = int(done.stem.removeprefix("metadata_"))
-        made_of = _read_note(out, number)
-        wanted = notes.get(number, _note_of_model(model))
-        if not wanted.items() <= made_of.items():
-            raise OtherEmbeddingsError(
-                f"{out} holds embeddings of other shards or of another model ({done.name}): "
-                "choose another folder"
-            )
+def _refuse_other_embeddings(out: Path, wanted: Mapping[int, Note], model: ClipModel) -> None:
+    made_of = MadeOf.read(out).shards | _not_joined(out)
+    other = [
+        f"shard {number:05d}"
+        for number, note in made_of.items()
+        # A shard that had no samples under another note may have some now.
+        if _counts(note).kept and not _is_of(note, wanted.get(number, _note_of_model(model)))
+    ]
+    if not made_of:
+        other = [path.name for path in PARTITIONS[EMBEDDINGS].rows.paths(out)]
+    if other:
+        raise OtherEmbeddingsError(
+            f"{out} holds embeddings of other shards or of another model ({other[0]}): "
+            "choose another folder"
+        )
 
 
-def _embed(tars: Sequence[Path], out: Path, model: ClipModel, options: ClipOptions) -> Embedded:
+def _is_of(made: Note, wanted: Note) -> bool:
+    return wanted.items() <= made.items()
+
+
+def _embed(
+    notes: Mapping[Path, Note], out: Path, model: ClipModel, options: ClipOptions
+) -> Embedded:
     embedded = Embedded(StageCounts(STAGE), str(model.device), model.precision)
-    sizes = {tar: count_rows(tar) for tar in tars}
-    todo = [tar for tar in tars if not _is_done(out, shard_number(tar))]
+    made_of, raw = MadeOf.read(out), _not_joined(out)
+    done = made_of.shards | raw
+    todo = [
+        tar
+        for tar, note in notes.items()
+        if shard_number(tar) not in done or not _is_of(done[shard_number(tar)], note)
+    ]
+    for tar in todo:
+        _raw_note(out, shard_number(tar)).unlink(missing_ok=True)
+    sizes = {tar: count_rows(tar) for tar in notes}
     total, new = sum(sizes.values()), sum(sizes[tar] for tar in todo)
     progress = Progress(EMBEDDINGS, "samples", total, logger, resumed=total - new)
-    counted: dict[Path, StageCounts] = {}
+
+    def waited(seconds: float) -> None:
+        embedded.waited_seconds += seconds
+
     started = time.perf_counter()
-    for shard, samples in _shards(todo, model, options, embedded):
-        counted[shard.tar] = _embed_shard(shard, samples, out, model, options, progress)
+    for shard, samples in decoded(todo, model, options, waited):
+        counts = _embed_shard(shard, samples, out / _RAW, model, options, progress)
+        raw[shard.number] = {**notes[shard.tar], "counts": counts.to_json()}
+        # The note comes last: it says that the shard is complete.
+        write_json(_raw_note(out, shard.number), raw[shard.number])
         embedded.samples += len(shard.rows)
     embedded.seconds = time.perf_counter() - started
-    for tar in tars:
-        # Shards of earlier calls are counted from their files.
-        embedded.counts.add(counted.get(tar) or _count(read_rows(tar), _kept_keys(out, tar)))
+    _join(raw, made_of, out, model.dim)
+    for tar in notes:
+        embedded.counts.add(_counts(made_of.shards[shard_number(tar)]))
     return embedded
 
 
-def _is_done(out: Path, number: int) -> bool:
-    """Whether a shard is done: the metadata are written last, and vectors of no rows have none."""
-    if metadata_path(out, number).exists():
-        return True
-    texts = text_path(out, number)
-    return texts.exists() and len(np.load(texts, mmap_mode="r", allow_pickle=False)) == 0
+def _join(raw: Mapping[int, Note], made_of: MadeOf, out: Path, dim: int) -> None:
+    """Put the shards below ``.raw`` into parts behind those that there are, and delete ``.raw``.
 
-
-def _kept_keys(out: Path, tar: Path) -> Any:
-    metadata = metadata_path(out, shard_number(tar))
-    if not metadata.exists():
-        return pa.array([], pa.string())
-    return read_parquet(metadata, ["key"])["key"]
-
-
-def _count(rows: pa.Table, kept: Any) -> StageCounts:
-    counts = StageCounts(STAGE)
-    counts.keep(len(kept))
-    lost = rows.filter(pc.invert(pc.is_in(rows["key"], value_set=kept)))
-    urls = lost["url"].slice(0, EXAMPLES_KEPT).to_pylist()
-    for url in urls:
-        counts.reject("undecodable", url)
-    counts.reject("undecodable", n=len(lost) - len(urls))
-    return counts
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A sample whose image decodes, ready for the model."""
-
-    row: int
-    pixels: NDArray[np.uint8]
-    tokens: NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class _Shard:
-    tar: Path
-    rows: pa.Table
-    images: ImageBytes
+    A kill may come at any point: the next call writes parts again that the notes do not count, and
+    deletes what is below ``.raw`` though the notes have it.
+    """
+    new = {
+        number: note for number, note in sorted(raw.items()) if note != made_of.shards.get(number)
+    }
+    if _kept(new) or not made_of.parts:
+        # A part without rows, which stands for a table without rows, is replaced.
+        first = made_of.parts if _kept(made_of.shards) else 0
+        with SamplesWriter(out, schemas.EMBEDDED, dim, first=first) as writer:
+            for number in new:
+                rows = read_parquet(part_path(out / _RAW, number))
+                vectors = [open_vectors(place(out / _RAW, number), len(rows)) for place in _PLACES]
+                writer.write(rows, *vectors)
+        made_of.parts = first + len(writer.parts)
+    made_of.shards |= new
+    made_of.write(out)
+    shutil.rmtree(out / _RAW, ignore_errors=True)
 
 
 def _embed_shard(
-    shard: _Shard,
-    samples: Iterator[_Prepared],
-    out: Path,
+    shard: Shard,
+    samples: Iterator[Prepared],
+    raw: Path,
     model: ClipModel,
     options: ClipOptions,
     progress: Progress,
@@ -277,117 +371,31 @@ def _embed_shard(
     kept: list[int] = []
     tokens: list[NDArray[np.int64]] = []
 
-    def pixels(batch: Sequence[_Prepared]) -> list[NDArray[np.uint8]]:
+    def pixels(batch: Sequence[Prepared]) -> list[NDArray[np.uint8]]:
         kept.extend(sample.row for sample in batch)
         tokens.extend(sample.tokens for sample in batch)
         return [sample.pixels for sample in batch]
 
-    images = [np.zeros((0, model.dim), dtype=np.float16)]
-    batches = map(pixels, _batches(samples, options.batch_size))
-    for vectors in model.embed_images(batches):
-        images.append(vectors.astype(np.float16))
-        progress.advance(len(vectors), note=shard.tar.name)
-    texts = model.embed_tokens(np.stack(tokens)) if tokens else images[0]
-    number = shard_number(shard.tar)
-    save_vectors(image_path(out, number), np.concatenate(images))
-    save_vectors(text_path(out, number), texts.astype(np.float16))
+    with VectorsWriter(image_path(raw, shard.number), model.dim) as images:
+        for vectors in model.embed_images(map(pixels, batches(samples, options.batch_size))):
+            images.write(vectors)
+            progress.advance(len(vectors), note=shard.tar.name)
+    with VectorsWriter(text_path(raw, shard.number), model.dim) as texts:
+        if tokens:
+            texts.write(model.embed_tokens(np.stack(tokens)))
     rows = shard.rows.take(pa.array(kept, pa.int64()))
-    if len(rows):
-        # No file for no rows: embedding-reader skips empty vectors only, and would then pair each
-        # later file's vectors with the metadata of the file before.
-        with atomic_path(metadata_path(out, number)) as beside:
-            pq.write_table(rows, beside, compression="zstd", row_group_size=100_000)
+    write_table(part_path(raw, shard.number), rows)
     if lost := len(shard.rows) - len(rows):
         progress.advance(lost, note=shard.tar.name)
     return _count(shard.rows, rows["key"])
 
 
-def save_vectors(path: Path, vectors: NDArray[np.float16]) -> None:
-    """Publish an array as a plain npy file."""
-    with atomic_path(path) as beside:
-        np.save(beside, np.ascontiguousarray(vectors), allow_pickle=False)
-
-
-def _shards(
-    tars: Sequence[Path], model: ClipModel, options: ClipOptions, embedded: Embedded
-) -> Iterator[tuple[_Shard, Iterator[_Prepared]]]:
-    """Yield each shard with its samples that decode, in order.
-
-    Consume one shard's samples before taking the next shard. Threads prepare at most two batches
-    ahead, across shards, while the caller's model computes. Pillow's codecs and resizing release
-    the GIL, and only the tokenizer calls torch here, so no thread brings a thread pool of torch's
-    own. The next tar is indexed meanwhile.
-    """
-
-    def prepare(sample: _Sample) -> tuple[_Shard, _Prepared | None]:
-        shard, row, encoded, text = sample
-        if row is None:
-            return shard, None
-        try:
-            image = Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS).convert("RGB")
-        except NOT_AN_IMAGE:
-            return shard, None
-        return shard, _Prepared(row, model.pixels(image), model.tokenize([text])[0])
-
-    threads = options.decode_threads or len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(1) as opener, ThreadPoolExecutor(threads) as decoders:
-        opened = _map_ahead(opener, _open, tars, 1)
-        samples = itertools.chain.from_iterable(map(_samples, opened))
-        ahead = _map_ahead(decoders, prepare, samples, 2 * options.batch_size)
-        for shard, of_shard in itertools.groupby(_timed(ahead, embedded), itemgetter(0)):
-            yield shard, (sample for _, sample in of_shard if sample is not None)
-
-
-def _open(tar: Path) -> _Shard:
-    return _Shard(tar, read_rows(tar), ImageBytes(tar))
-
-
-_Sample = tuple[_Shard, int | None, bytes, str]
-
-
-def _samples(shard: _Shard) -> Iterator[_Sample]:
-    yield shard, None, b"", ""  # so that a shard without samples is seen, too
-    with shard.images as images:
-        columns = (shard.rows[name].to_pylist() for name in ("key", "text"))
-        for row, (key, text) in enumerate(zip(*columns, strict=True)):
-            yield shard, row, images.read(key), text
-
-
-def _timed(items: Iterator[Item], embedded: Embedded) -> Iterator[Item]:
-    """Yield the items; count the time until each one arrives as waiting."""
-    while True:
-        started = time.perf_counter()
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        finally:
-            embedded.waited_seconds += time.perf_counter() - started
-        yield item
-
-
-def _map_ahead(
-    pool: ThreadPoolExecutor,
-    function: Callable[[Item], Result],
-    items: Iterable[Item],
-    ahead: int,
-) -> Iterator[Result]:
-    """Map like ``pool.map``, but take at most ``ahead`` items more than were yielded."""
-    waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    batch: list[Item] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _count(rows: pa.Table, kept: Any) -> StageCounts:
+    counts = StageCounts(STAGE)
+    counts.keep(len(kept))
+    lost = rows.filter(pc.invert(pc.is_in(rows["key"], value_set=kept)))
+    urls = lost["url"].slice(0, EXAMPLES_KEPT).to_pylist()
+    for url in urls:
+        counts.reject("undecodable", url)
+    counts.reject("undecodable", n=len(lost) - len(urls))
+    return counts

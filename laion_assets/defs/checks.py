@@ -6,7 +6,7 @@ fails one never replaces what is published. Which asset has which checks, the as
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,15 +15,19 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from laion_assets.clip.embed import image_path, text_path
 from laion_assets.download.shard_files import read_shard, rows_in_turn, tars_in
 from laion_assets.funnel import StageCounts
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.subset import Subsets
-from laion_assets.tables import read_parquet, rows_in, stored
+from laion_assets.tables import part_number, read_parquet, rows_in, stored
 
 NORM_TOLERANCE: Final = 2e-3
 """A float16 vector of a few hundred dimensions cannot be normalised closer than this."""
+
+_ROWS_AT_ONCE: Final = 65_536
 
 CHECKS: Final[Mapping[str, str]] = {
     "schema_exact": "The parquet's columns are exactly the contract's, in order and type.",
@@ -98,7 +102,10 @@ def require(*outcomes: Outcome) -> None:
 
 
 def schema_exact(paths: Sequence[Path], schema: pa.Schema, parts: int) -> Outcome:
-    """Check the columns of parquet files. ``parts``: how many files there must be."""
+    """Check the columns of parquet files: those of ``schema`` that a file at its place has.
+
+    ``parts``: how many files there must be.
+    """
     if len(paths) != parts:
         return outcome("schema_exact", f"{len(paths)} parts, not {parts}")
     for path in paths:
@@ -175,59 +182,49 @@ def shards_whole(folder: Path) -> Outcome:
     return outcome("shards_whole", "; ".join(problems) or None, samples=samples)
 
 
-def _number(path: Path) -> str:
-    """The number at the end of a part's name."""
-    return path.stem.replace("_", "-").rpartition("-")[2]
+def _vectors(folder: Path, part: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    """The image and the text vectors in ``folder`` that belong to a part, memory-mapped."""
+    for kind, place in (("image", image_path), ("text", text_path)):
+        yield kind, np.load(place(folder, part_number(part)), mmap_mode="r", allow_pickle=False)
 
 
-def _vectors(folder: Path, kind: str, number: str) -> np.ndarray[Any, Any]:
-    path = folder / f"{kind}_emb" / f"{kind}_emb_{number}.npy"
-    vectors: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return vectors
-
-
-def vectors_sound(folder: Path, rows: Sequence[Path]) -> Outcome:
-    """Check the vectors below ``folder`` beside the parquet files of their metadata."""
+def vectors_sound(paths: Sequence[Path]) -> Outcome:
+    """Check the vectors beside parquet parts."""
     problems = []
     worst = 0.0
-    for path in rows:
-        number = _number(path)
-        n = rows_in(path)
-        for kind in ("image", "text"):
-            vectors = _vectors(folder, "img" if kind == "image" else "text", number)
+    for part in paths:
+        n = rows_in(part)
+        for kind, vectors in _vectors(part.parent, part):
             if len(vectors) != n:
-                problems.append(f"{number}: {len(vectors)} {kind} vectors for {n} rows")
-            if not len(vectors):
-                continue
-            norms = np.linalg.norm(np.asarray(vectors, dtype=np.float32), axis=1)
-            # NaN compares false with everything: ask for what is right, not for what is wrong.
-            off = float(np.abs(norms - 1).max())
-            if not off <= NORM_TOLERANCE:
-                problems.append(f"{number}: {kind} vectors are off unit norm by {off}")
-            else:
+                problems.append(f"{part.name}: {len(vectors)} {kind} vectors for {n} rows")
+            for start in range(0, len(vectors), _ROWS_AT_ONCE):
+                some = np.asarray(vectors[start : start + _ROWS_AT_ONCE], dtype=np.float32)
+                off = float(np.abs(np.linalg.norm(some, axis=1) - 1).max())
+                # NaN compares false with everything: ask for what is right, not for what is wrong.
+                if not off <= NORM_TOLERANCE:
+                    problems.append(f"{part.name}: {kind} vectors are off unit norm by {off}")
+                    break
                 worst = max(worst, off)
     return outcome("vectors_sound", "; ".join(problems) or None, worst_norm_error=worst)
 
 
 def rows_aligned(paths: Sequence[Path], vectors: Path) -> Outcome:
-    """Check that ``vectors`` has the embeddings of the parquet parts, row for row."""
+    """Check that the folder ``vectors`` has the embeddings of the parquet parts, row for row."""
     problems = []
     rows = 0
     for part in paths:
-        number = _number(part)
         n = rows_in(part)
         rows += n
-        for kind in ("img", "text"):
-            found = len(_vectors(vectors, kind, number))
-            if found != n:
-                problems.append(f"{part.name}: {n} rows, {found} {kind} vectors")
+        for kind, found in _vectors(vectors, part):
+            if len(found) != n:
+                problems.append(f"{part.name}: {n} rows, {len(found)} {kind} vectors")
     return outcome("rows_aligned", "; ".join(problems) or None, rows=rows)
 
 
 def above_threshold(paths: Sequence[Path], threshold: float) -> Outcome:
     lowest = 1.0
     for part in paths:
-        similarity = pq.read_table(part, columns=["similarity"])["similarity"].to_numpy()
+        similarity = read_parquet(part, ["similarity"])["similarity"].to_numpy()
         if len(similarity):
             lowest = min(lowest, float(similarity.min()))
     problem = None if lowest >= threshold else f"similarity {lowest} is below {threshold}"

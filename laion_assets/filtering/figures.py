@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,13 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laion_assets.download.preview import SHARDS_READ, Sample, sheet
+from laion_assets.download.preview import Sample, sheet
 from laion_assets.download.shard_files import read_shard, tar_path
-from laion_assets.filtering.parts import part_numbers, part_path, read_part
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import choose
 from laion_assets.safety.tags import TAGS
-from laion_assets.tables import read_parquet
+from laion_assets.tables import PARTS, ROW_GROUP, batches
 
 TOP_CATEGORIES: Final = 15
 PICTURES: Final = 12
@@ -34,7 +33,7 @@ def similarity_histogram(scored: Path, threshold: float | None = None) -> bytes:
     edges = np.round(np.arange(-1.0, 1.0 + 1e-9, 0.01), 2)
     bins = np.zeros(len(edges) - 1, dtype=np.int64)
     kept = 0
-    for table in _columns(scored, "similarity"):
+    for table in _tables(scored, "similarity"):
         values = table["similarity"].to_numpy()
         bins += np.histogram(values, bins=edges)[0]
         kept += int((values >= threshold).sum()) if threshold is not None else 0
@@ -69,15 +68,11 @@ def threshold_sheets(
     """Draw the least similar pairs kept and the most similar ones below the threshold.
 
     Returns two JPEGs of at most 150 KB. Each picture is shown with its similarity and caption.
-    Pictures that are tagged NSFW or UNSURE, or that a safety rule dropped, are not shown. In a
-    large segment only the first, the last and some parts between are used. The sheets are empty
-    if the shards are gone.
+    Pictures that are tagged NSFW or UNSURE, or that a safety rule dropped, are not shown. The
+    sheets are empty if the shards are gone.
     """
-    numbers = part_numbers(scored)
-    some = np.linspace(0, len(numbers) - 1, min(len(numbers), SHARDS_READ)).round().astype(int)
     kept, below = [], []
-    for at in some:
-        table = read_part(part_path(scored, numbers[at]))
+    for table in _tables(scored):
         taken, _ = choose(table, recipe, threshold)
         similarity = table["similarity"].to_numpy()
         shown = table["nsfw"].to_numpy() == "UNLIKELY"
@@ -135,12 +130,14 @@ def tags_and_categories(scored: Path) -> tuple[Rows, Rows]:
 
 def _counts(folder: Path, column: str) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for table in _columns(folder, column):
+    for table in _tables(folder, column):
         for value in pc.value_counts(table[column]).to_pylist():
             counts[value["values"]] = counts.get(value["values"], 0) + value["counts"]
     return counts
 
 
-def _columns(folder: Path, *columns: str) -> Iterable[pa.Table]:
-    for number in part_numbers(folder):
-        yield read_parquet(part_path(folder, number), columns)
+def _tables(folder: Path, *columns: str) -> Iterator[pa.Table]:
+    """The rows of a folder's parts, a row group at a time: the named columns, or all."""
+    for part in sorted(folder.glob(PARTS)):
+        for batch in batches(part, columns or None, ROW_GROUP):
+            yield pa.Table.from_batches([batch])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,18 +13,19 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from laion_assets import schemas
-from laion_assets.clip.embed import image_path, metadata_path, text_path
-from laion_assets.filtering.parts import (
-    open_vectors,
-    part_numbers,
-    part_path,
-    read_part,
-    write_part,
-)
+from laion_assets.clip.embed import image_path, open_vectors, text_path
 from laion_assets.layout import EMBEDDINGS, PARTITIONS
 from laion_assets.safety.minors import names_minors
 from laion_assets.safety.prompts import Categories, Prompts
 from laion_assets.safety.tags import tag
+from laion_assets.tables import (
+    ROW_GROUP,
+    TableWriter,
+    batches,
+    part_number,
+    part_path,
+    rows_in,
+)
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
@@ -53,38 +55,54 @@ class ScoredWith(BaseModel, frozen=True):
 
 
 def score_segment(embeddings: Path, out: Path, categories: Categories) -> int:
-    """Score every part of a folder of embeddings into ``part-NNNNN.parquet`` (``schemas.SCORED``).
+    """Score every part of a folder of embeddings into the part of the same number.
 
-    Rows are those of the part's metadata, in the same order. A part that is in ``out`` already is
-    not scored again. Returns the number of rows in all parts.
+    Its rows (``schemas.SCORED``) are those of the embeddings, in the same order. A part that is in
+    ``out`` already is not scored again. Returns the number of rows in all parts. Memory: some
+    hundred MB, whatever a part's size.
     """
-    numbers = part_numbers(embeddings, PARTITIONS[EMBEDDINGS].rows.files)
-    done = [part_path(out, number).exists() for number in numbers]
-    progress = Progress("scores", "parts", len(numbers), logger, resumed=sum(done))
-    rows = 0
-    for number, exists in zip(numbers, done, strict=True):
-        metadata = read_part(metadata_path(embeddings, number))
-        rows += len(metadata)
-        if exists:
-            continue
-        images = open_vectors(image_path(embeddings, number), len(metadata))
-        texts = open_vectors(text_path(embeddings, number), len(metadata))
-        write_part(part_path(out, number), _scored(metadata, images, texts, categories))
-        progress.advance()
+    parts = PARTITIONS[EMBEDDINGS].rows.paths(embeddings)
+    todo = [part for part in parts if not part_path(out, part_number(part)).exists()]
+    rows = rows_in(*parts)
+    progress = Progress("scores", "rows", rows, logger, resumed=rows - rows_in(*todo))
+    for part in todo:
+        with TableWriter(part_path(out, part_number(part)), schemas.SCORED) as writer:
+            for some, images, texts in with_vectors(part, embeddings):
+                writer.write(_scored(some, images, texts, categories))
+                progress.advance(len(some))
     return rows
 
 
+def with_vectors(
+    part: Path, embeddings: Path
+) -> Iterator[tuple[pa.Table, NDArray[Any], NDArray[Any]]]:
+    """The rows of a part, a row group at a time, with their image and their text vectors.
+
+    ``embeddings``: the folder that has the vectors of that part's number; they are memory-mapped.
+    Raises ``ValueError`` if there are not as many of them as rows.
+    """
+    images, texts = (
+        open_vectors(place(embeddings, part_number(part)), rows_in(part))
+        for place in (image_path, text_path)
+    )
+    start = 0
+    for batch in batches(part, rows=ROW_GROUP):
+        rows = slice(start, start + len(batch))
+        yield pa.Table.from_batches([batch]), images[rows], texts[rows]
+        start = rows.stop
+
+
 def _scored(
-    metadata: pa.Table, images: NDArray[Any], texts: NDArray[Any], categories: Categories
+    rows: pa.Table, images: NDArray[Any], texts: NDArray[Any], categories: Categories
 ) -> pa.Table:
     tags = tag(images, categories)
     columns = {
-        **{name: metadata[name] for name in schemas.EMBEDDED.names},
+        **{name: rows[name] for name in schemas.EMBEDDED.names},
         "similarity": cosines(images, texts),
         "nsfw": tags.nsfw,
         "nsfw_category_1": tags.nsfw_category_1,
         "nsfw_category_2": tags.nsfw_category_2,
-        "text_names_minors": names_minors(metadata["text"], categories.words),
+        "text_names_minors": names_minors(rows["text"], categories.words),
         "underage_ranked": tags.underage_ranked,
         "animal_ranked": tags.animal_ranked,
     }

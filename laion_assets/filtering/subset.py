@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,21 +13,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from laion_assets import schemas
-from laion_assets.clip.embed import image_path, metadata_path, save_vectors, text_path
-from laion_assets.files import atomic_path
-from laion_assets.filtering.parts import (
-    open_vectors,
-    part_numbers,
-    part_path,
-    read_part,
-    write_part,
-)
+from laion_assets.clip.embed import MadeOf, SamplesWriter, image_path
 from laion_assets.filtering.recipe import Recipe, rows_where
-from laion_assets.filtering.score import score_segment
+from laion_assets.filtering.score import score_segment, with_vectors
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
-from laion_assets.layout import FILTERED_SUBSET, PARTITIONS
+from laion_assets.layout import PARTITIONS, SCORED_PAIRS
 from laion_assets.safety.options import SafetyOptions
 from laion_assets.safety.prompts import category_embeddings, load_prompts
+from laion_assets.tables import rows_in
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
@@ -71,12 +63,11 @@ def take_subset(
     *,
     threshold: float,
 ) -> StageCounts:
-    """Write the recipe's subset of every part.
+    """Write the recipe's subset of all parts of a segment.
 
-    ``part-NNNNN.parquet`` has the columns of ``schemas.SUBSET``. ``img_emb/``, ``text_emb/`` and
-    ``metadata/`` (the same bytes as the part; no file for no rows) hold the same rows in the layout
-    of embedding-reader. Rows keep their order. A part that is in ``out`` already is not written
-    again.
+    The rows (``schemas.SUBSET``) keep their order and fill parts of their own, each with the rows'
+    vectors beside it, as those of :func:`embed_shards` are. Whatever ``out`` holds is replaced: a
+    killed call is repeated as a whole, since a million pairs take seconds.
 
     Args:
         threshold: the lowest similarity kept, from the recipe or from the table.
@@ -85,16 +76,18 @@ def take_subset(
         counts of the stage ``subset``; a pair that fails several rules counts for the first one.
     """
     counts = StageCounts(STAGE)
-    numbers = part_numbers(scored)
-    done = [part_path(out, number).exists() for number in numbers]
-    progress = Progress("subset", "parts", len(numbers), logger, resumed=sum(done))
-    for number, exists in zip(numbers, done, strict=True):
-        table = read_part(part_path(scored, number))
-        kept, part_counts = choose(table, recipe, threshold)
-        counts.add(part_counts)
-        if not exists:
-            _write(number, table, kept, embeddings, out)
-            progress.advance()
+    parts = PARTITIONS[SCORED_PAIRS].rows.paths(scored)
+    progress = Progress("subset", "rows", rows_in(*parts), logger)
+    dim = np.load(image_path(embeddings, 0), mmap_mode="r", allow_pickle=False).shape[1]
+    with SamplesWriter(out, schemas.SUBSET, dim) as writer:
+        for part in parts:
+            for rows, images, texts in with_vectors(part, embeddings):
+                kept, of_these = choose(rows, recipe, threshold)
+                counts.add(of_these)
+                taken = rows.take(pa.array(kept))
+                columns = [taken[_COLUMNS.get(name, name)] for name in schemas.SUBSET.names]
+                writer.write(pa.table(columns, schema=schemas.SUBSET), images[kept], texts[kept])
+                progress.advance(len(rows))
     return counts
 
 
@@ -132,32 +125,9 @@ def choose(
     return kept, counts
 
 
-def _write(
-    number: int, table: pa.Table, kept: NDArray[np.int64], embeddings: Path, out: Path
-) -> None:
-    images = open_vectors(image_path(embeddings, number), len(table))
-    texts = open_vectors(text_path(embeddings, number), len(table))
-    save_vectors(image_path(out, number), images[kept])
-    save_vectors(text_path(out, number), texts[kept])
-    rows = table.take(pa.array(kept))
-    columns = [rows[_COLUMNS.get(name, name)] for name in schemas.SUBSET.names]
-    table = pa.table(columns, schema=schemas.SUBSET)
-    # The parquet comes last: it says that the part is complete.
-    part = part_path(out, number)
-    if not len(table):
-        # embedding-reader skips files without vectors, and would then pair each later file's
-        # vectors with the metadata of the file before.
-        write_part(part, table)
-        return
-    write_part(metadata_path(out, number), table)
-    with atomic_path(part) as beside:
-        os.link(metadata_path(out, number), beside)
-
-
 def _refuse_other_model(embeddings: Path, model: ClipModel) -> None:
     # A folder that was made in another way has no notes; only its vectors' width can be compared.
-    for path in sorted((embeddings / ".made_of").glob("*.json")):
-        made_of = json.loads(path.read_text(encoding="utf-8"))
+    for made_of in MadeOf.read(embeddings).shards.values():
         if made_of["model_version"] != model.version:
             raise OtherModelError(
                 f"{embeddings} was embedded by {made_of['model']} ({made_of['model_version']}), "
@@ -171,21 +141,22 @@ def filter_embeddings(
     model: ClipModel,
     safety: SafetyOptions,
     recipe: Recipe,
+    scores: Path | None = None,
 ) -> StageCounts:
-    """Score a folder of embeddings into ``out/scored`` and take the subset into ``out``.
+    """Score a folder of embeddings and take the subset into ``out``.
 
     ``model`` must be the one that embedded the folder; raises :class:`OtherModelError` if the
-    folder's notes say otherwise. Parts of an earlier call in ``out`` are rebuilt, since they may be
-    of another recipe.
+    folder's notes say otherwise. The scores are kept in the folder ``scores``, if one is given, and
+    replace those of an earlier call, which may be of other embeddings.
     """
     _refuse_other_model(embeddings, model)
     threshold = recipe.threshold_of(model.key)
     categories = category_embeddings(load_prompts(safety.prompts), model)
-    scored = out / "scored"
-    for folder in (scored, out):
-        for number in part_numbers(folder):
-            part_path(folder, number).unlink()
-    for stale in PARTITIONS[FILTERED_SUBSET].tables[1].paths(out):
+    scored = scores or out / ".scores"
+    for stale in PARTITIONS[SCORED_PAIRS].rows.paths(scored):
         stale.unlink()
     score_segment(embeddings, scored, categories)
-    return take_subset(scored, embeddings, out, recipe, threshold=threshold)
+    counts = take_subset(scored, embeddings, out, recipe, threshold=threshold)
+    if not scores:
+        shutil.rmtree(scored)
+    return counts

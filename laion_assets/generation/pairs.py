@@ -17,6 +17,8 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from cachetools import LRUCache
 from numpy.typing import NDArray
 from PIL import Image
@@ -24,11 +26,12 @@ from PIL import Image
 from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
 from laion_assets.download.shard_files import read_shard, tar_path
 from laion_assets.download.tars import ImageBytes
-from laion_assets.filtering.parts import part_numbers, part_path
-from laion_assets.tables import read_parquet, rows_in
+from laion_assets.layout import FILTERED_SUBSET, PARTITIONS
+from laion_assets.tables import read_parquet
 
 SHARDS_OPEN: Final = 16
 """Number of shards that are shuffled together; more would mean random reads all over the disk."""
+_SHARD_DIGITS: Final = 5
 _BATCHES_AHEAD: Final = 2
 _TRIED: Final = 64
 """Random partners tried before a pair's caption is replaced by any other caption."""
@@ -52,10 +55,12 @@ class OtherImageError(ValueError):
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of a subset and the tar that holds its images."""
+    """A tar, and the rows of a part of a subset whose images it holds: ``first`` up to ``stop``."""
 
     part: Path
     tar: Path
+    first: int
+    stop: int
     version: str = ""
     """Version of the images; if it is unknown (empty), the tar's size and time stand for it."""
 
@@ -75,20 +80,38 @@ class Shard:
         return self._column("TEXT")
 
     def _column(self, name: str) -> list[str]:
-        values: list[str] = read_parquet(self.part, [name])[name].to_pylist()
+        values: list[str] = self.read([name])[name].to_pylist()
         return values
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """The named columns of the rows; only row groups with any of these are read."""
+        about = pq.read_metadata(self.part)
+        sizes = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
+        ends = np.cumsum(sizes)
+        starts = ends - sizes
+        groups = np.flatnonzero((ends > self.first) & (starts < self.stop)).tolist()
+        rows = read_parquet(self.part, columns, groups)
+        return rows.slice(self.first - starts[groups[0]], self.stop - self.first)
 
 
 def find_shards(subset: Path, images: Path, version: str = "") -> list[Shard]:
     """Shards of one segment's subset that kept anything, in order.
 
-    ``version`` is that of the images, if it is known.
+    A shard whose rows are in two parts comes twice. ``version`` is that of the images, if it is
+    known.
     """
-    return [
-        Shard(part_path(subset, number), tar_path(images, number), version)
-        for number in part_numbers(subset)
-        if rows_in(part_path(subset, number))
-    ]
+    found = []
+    for part in PARTITIONS[FILTERED_SUBSET].rows.paths(subset):
+        keys = read_parquet(part, ["key"])["key"]
+        # The key's first digits are the shard's name, as img2dataset makes keys.
+        names = np.array(pc.utf8_slice_codeunits(keys, 0, _SHARD_DIGITS), dtype=str)
+        edges = np.flatnonzero(names[1:] != names[:-1]) + 1
+        found += [
+            Shard(part, tar_path(images, int(names[first])), first, stop, version)
+            for first, stop in itertools.pairwise([0, *edges.tolist(), len(names)])
+            if first < stop
+        ]
+    return found
 
 
 class Pairs:
@@ -333,7 +356,7 @@ class Images(AbstractContextManager["Images"]):
 
 def _opened(shard: Shard) -> tuple[ImageBytes, list[str]]:
     """Open a shard: its tar, and the keys of its kept pairs. Raises :class:`OtherImageError`."""
-    kept = read_parquet(shard.part, ["key", "sha256"])
+    kept = shard.read(["key", "sha256"])
     stored = read_shard(shard.tar, ["key", "sha256"])
     sha256_of = dict(zip(stored["key"].to_pylist(), stored["sha256"].to_pylist(), strict=True))
     keys: list[str] = kept["key"].to_pylist()

@@ -41,8 +41,7 @@ def write_shown(out: Path, pairs: Pairs, real: Sequence[Real]) -> None:
     shards, rows = pairs.places(numbers)
     tables = [schemas.SHOWN.empty_table()]
     for shard in np.unique(shards):
-        table = read_parquet(pairs.shards[shard].part, schemas.SHOWN.names)
-        table = table.select(schemas.SHOWN.names)
+        table = pairs.shards[shard].read(schemas.SHOWN.names)
         tables.append(table.take(pa.array(rows[shards == shard])).cast(schemas.SHOWN))
     with atomic_path(out / SHOWN) as beside:
         pq.write_table(pa.concat_tables(tables), beside, compression="zstd")

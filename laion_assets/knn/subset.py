@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from laion_assets.clip.embed import image_path, text_path
 from laion_assets.files import Identity, identity
 from laion_assets.layout import (
     FILTERED_SUBSET,
@@ -20,7 +21,7 @@ from laion_assets.tables import read_parquet, rows_in
 
 Modality = Literal["image", "text"]
 MODALITIES: Final[Sequence[Modality]] = ("image", "text")
-_FOLDER: Final = {"image": "img_emb", "text": "text_emb"}
+_PATH: Final = {"image": image_path, "text": text_path}
 _READING_ATTEMPTS: Final = 3
 
 Vectors = npt.NDArray[Any]
@@ -66,8 +67,7 @@ class SubsetPart:
 
         Raises :class:`SubsetError` if there are not as many vectors as rows.
         """
-        name = _FOLDER[modality]
-        path = self.folder / name / f"{name}_{self.number:05d}.npy"
+        path = _PATH[modality](self.folder, self.number)
         if not path.exists():
             raise SubsetError(f"{self.parquet} has no {modality} vectors at {path}")
         vectors: Vectors = np.load(path, mmap_mode="r", allow_pickle=False)

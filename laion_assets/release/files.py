@@ -8,11 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from laion_assets import schemas
 from laion_assets.files import atomic_path
-from laion_assets.filtering.parts import ROW_GROUP
 from laion_assets.knn.codec import Codec, ef_search
 from laion_assets.knn.files import IndexSummary, index_path, new_index, write_index
 from laion_assets.knn.options import FLAT_KINDS
@@ -20,7 +18,7 @@ from laion_assets.knn.subset import MODALITIES, Modality, blocks
 from laion_assets.lake import Lake
 from laion_assets.layout import INDEX_CODEC, SEARCH_INDEX
 from laion_assets.release.plan import Plan
-from laion_assets.tables import read_parquet
+from laion_assets.tables import ROW_GROUP, TableWriter, batches
 
 VECTORS: Final = {"image": "img_emb", "text": "text_emb"}
 """Modality -> the folder that clip-retrieval, autofaiss and embedding-reader read."""
@@ -40,20 +38,19 @@ def index_name(modality: Modality) -> str:
 
 
 def write_metadata(plan: Plan, first: int, stop: int, out: Path) -> None:
-    with (
-        atomic_path(out) as beside,
-        pq.ParquetWriter(beside, schemas.SUBSET, compression="zstd") as writer,
-    ):
+    with TableWriter(out, schemas.SUBSET) as writer:
         waiting: list[pa.Table] = []
         for piece, rows in plan.slices(first, stop):
-            table = read_parquet(piece.part.parquet, schemas.SUBSET.names)
-            table = table.select(schemas.SUBSET.names)
-            waiting.append(table.take(pa.array(rows)).cast(schemas.SUBSET))
-            if sum(table.num_rows for table in waiting) >= ROW_GROUP:
-                writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP)
-                waiting = []
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP)
+            start = 0
+            for batch in batches(piece.part.parquet, schemas.SUBSET.names, ROW_GROUP):
+                low, high = np.searchsorted(rows, [start, start + len(batch)])
+                taken = batch.take(pa.array(rows[low:high] - start))
+                waiting.append(pa.Table.from_batches([taken]).cast(schemas.SUBSET))
+                start += len(batch)
+                if sum(map(len, waiting)) >= ROW_GROUP:
+                    writer.write(pa.concat_tables(waiting))
+                    waiting = []
+        writer.write(pa.concat_tables([schemas.SUBSET.empty_table(), *waiting]))
 
 
 def write_vectors(plan: Plan, modality: Modality, first: int, stop: int, out: Path) -> None:
@@ -63,8 +60,11 @@ def write_vectors(plan: Plan, modality: Modality, first: int, stop: int, out: Pa
         )
         start = 0
         for piece, rows in plan.slices(first, stop):
-            array[start : start + len(rows)] = piece.part.vectors(modality)[rows]
-            start += len(rows)
+            vectors = piece.part.vectors(modality)
+            for low in range(0, len(rows), ROW_GROUP):
+                some = rows[low : low + ROW_GROUP]
+                array[start : start + len(some)] = vectors[some]
+                start += len(some)
         array.flush()
 
 

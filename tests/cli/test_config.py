@@ -40,8 +40,7 @@ WORDS = {
 WITHOUT = {"metrics", "sample-crawl serve"}
 """Commands that take ``--config`` as all do, and have nothing to read there."""
 INPUTS = [
-    *("a.wat.gz", "a.parquet", "00000.tar", "metadata/metadata_00000.parquet"),
-    *("part-00000.parquet", "options.json"),
+    *("a.wat.gz", "a.parquet", "00000.tar", "part-00000.parquet", "options.json"),
 ]
 
 

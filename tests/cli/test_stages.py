@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -71,11 +70,11 @@ def test_embed_writes_a_vector_for_each_image_and_text(stages: Stages) -> None:
     n = stages.done["download"].counts["images", "kept"]
     assert stages.done["embed"].counts == {("embeddings", "in"): n, ("embeddings", "kept"): n}
     for modality in ("img_emb", "text_emb"):
-        vectors = np.load(emb / modality / f"{modality}_00000.npy")
+        vectors = np.load(emb / f"_{modality}" / f"{modality}_00000.npy")
         assert vectors.dtype == np.float16
         assert vectors.shape[0] == n
         assert np.allclose(np.linalg.norm(vectors.astype(np.float32), axis=1), 1, atol=2e-3)
-    assert pq.read_metadata(emb / "metadata" / "metadata_00000.parquet").num_rows == n
+    assert pq.read_metadata(emb / "part-00000.parquet").num_rows == n
 
 
 def test_filter_keeps_what_the_crawl_was_made_to_keep(stages: Stages) -> None:
@@ -96,13 +95,16 @@ def test_filter_takes_a_threshold(stages: Stages, tmp_path: Path) -> None:
     between = (low + high) / 2
     done = laion_assets(
         *("filter", "--config", stages.config, stages.root / "emb", "-o", tmp_path),
-        *("--threshold", between),
+        *("--threshold", between, "--scores", tmp_path / "scores"),
     )
     assert done.code == 0, done.err
     expected = [value for value in stages.part["similarity"].to_pylist() if value >= between]
     found = pq.ParquetFile(tmp_path / "part-00000.parquet").read()["similarity"].to_pylist()
     assert found == expected
     assert done.counts["subset", "kept"] == len(expected)
+    scores = pq.ParquetFile(tmp_path / "scores" / "part-00000.parquet").read()
+    assert scores.schema.equals(schemas.SCORED)
+    assert len(scores) == done.counts["subset", "in"]
 
 
 def test_filter_takes_a_recipe_by_name(stages: Stages, tmp_path: Path) -> None:
@@ -128,15 +130,6 @@ def test_index_holds_every_sample_twice(stages: Stages) -> None:
     for modality in ("image", "text"):
         assert faiss.read_index(str(stages.root / "idx" / f"{modality}.index")).ntotal == n
     assert pq.read_metadata(stages.root / "idx" / "ids.parquet").num_rows == n
-
-
-def test_a_subset_is_indexed_by_its_parts(stages: Stages, tmp_path: Path) -> None:
-    """The metadata under clip-retrieval's names is not read."""
-    subset = tmp_path / "subset"
-    shutil.copytree(stages.root / "subset", subset, ignore=shutil.ignore_patterns("metadata"))
-    done = laion_assets("index", "--config", stages.config, subset, "-o", tmp_path / "idx")
-    assert done.code == 0, done.err
-    assert done.out == stages.done["index"].out
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from laion_assets.clip import embed
 from laion_assets.clip.embed import (
     OtherEmbeddingsError,
     embed_files,
     embed_shards,
     image_path,
-    metadata_path,
     text_path,
 )
 from laion_assets.clip.model import ClipModel, load_clip
@@ -26,6 +29,7 @@ from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.shards import ShardError, find_shards, read_rows
 from laion_assets.download.tars import ImageBytes
 from laion_assets.schemas import EMBEDDED, sample_id_of, uid_of
+from laion_assets.tables import part_path
 from tests.clip.conftest import EPS, MakeShard, jpeg, picture, row
 from tests.conftest import heard
 
@@ -39,7 +43,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def metadata(out: Path, number: int = 0) -> pa.Table:
-    return pq.ParquetFile(metadata_path(out, number)).read()
+    return pq.ParquetFile(part_path(out, number)).read()
 
 
 def test_rows_of_vectors_and_metadata_are_the_same_samples(
@@ -177,7 +181,7 @@ def test_rows_join_by_key_and_not_by_place_in_the_tar(
 
 
 @pytest.mark.parametrize("rows", [[], [row(0, status="failed_to_download", image=None)]])
-def test_a_shard_without_samples_gives_vectors_without_rows_and_no_metadata(
+def test_shards_without_samples_give_one_part_without_rows(
     rows: list[dict[str, object]],
     make_shard: MakeShard,
     model: ClipModel,
@@ -191,10 +195,11 @@ def test_a_shard_without_samples_gives_vectors_without_rows_and_no_metadata(
     assert (counts.n_in, counts.kept) == (0, 0)
     assert np.load(image_path(out, 0)).shape == (0, model.dim)
     assert np.load(text_path(out, 0)).dtype == np.float16
-    assert not metadata_path(out, 0).exists()
-    made = text_path(out, 0).stat().st_mtime_ns
+    assert metadata(out).schema.equals(EMBEDDED)
+    assert len(metadata(out)) == 0
+    before = digests(out)
     assert embed_shards(tmp_path / "shards", out, model, options).counts.n_in == 0
-    assert text_path(out, 0).stat().st_mtime_ns == made
+    assert digests(out) == before
 
 
 def test_a_shard_that_had_no_samples_and_now_has_some_is_embedded(
@@ -207,6 +212,8 @@ def test_a_shard_that_had_no_samples_and_now_has_some_is_embedded(
     make_shard([row(n) for n in range(3)])
     counts = embed_files([tar], out, model, options).counts
     assert (counts.n_in, counts.kept) == (3, 3)
+    assert [path.name for path in out.glob("*.parquet")] == ["part-00000.parquet"]
+    assert len(metadata(out)) == 3
 
 
 def test_the_same_shards_give_the_same_bytes_whatever_the_threads(
@@ -218,32 +225,106 @@ def test_the_same_shards_give_the_same_bytes_whatever_the_threads(
         changed = options.model_copy(update={"decode_threads": threads})
         embed_shards(tmp_path / "shards", tmp_path / name, model, changed)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
-    assert len(digests(tmp_path / "a")) == 6
+    assert list(digests(tmp_path / "a")) == [
+        *(".made_of.json", "_img_emb/img_emb_00000.npy", "_text_emb/text_emb_00000.npy"),
+        "part-00000.parquet",
+    ]
 
 
 def test_a_resumed_run_redoes_only_what_is_missing_and_counts_all(
     make_shard: MakeShard, model: ClipModel, options: ClipOptions, tmp_path: Path
 ) -> None:
+    two_shards_with_a_broken_image_each(make_shard)
+    shards, out, half = tmp_path / "shards", tmp_path / "out", tmp_path / "half"
+    fresh = embed_shards(shards, out, model, options).counts
+    assert fresh.rejects == {"undecodable": 2}
+
+    killed_before(embed_shards, shards, half, model, options, name="_join")
+    raw = half / ".raw"
+    assert sorted(path.name for path in raw.glob("*.*")) == [
+        *("00000.json", "00001.json", "part-00000.parquet", "part-00001.parquet")
+    ]
+    # The state after a kill between the second shard's files and its note.
+    (raw / "00001.json").unlink()
+    image_path(raw, 1).write_bytes(b"stale")
+    untouched = part_path(raw, 0).stat().st_mtime_ns
+    killed_before(embed_shards, shards, half, model, options, name="_join")
+    assert part_path(raw, 0).stat().st_mtime_ns == untouched
+    lines: list[str] = []
+    with heard(lines.append):
+        assert embed_shards(shards, half, model, options).counts == fresh
+    assert "12/12 samples were done by an earlier run" in lines[0]
+    assert digests(half) == digests(out)
+    assert embed_shards(shards, half, model, options).counts == fresh
+    assert digests(half) == digests(out)
+
+
+def two_shards_with_a_broken_image_each(make_shard: MakeShard) -> None:
     for number in range(2):
         first = number * 5
         rows = [row(n) for n in range(first, first + 5)] + [row(first + 20, image=b"broken")]
         make_shard(rows, number=number)
-    out, shards = tmp_path / "out", tmp_path / "shards"
-    fresh = embed_shards(shards, out, model, options).counts
-    before = digests(out)
 
-    # The state after a kill between the vectors and the metadata of the second shard.
-    metadata_path(out, 1).unlink()
-    image_path(out, 1).write_bytes(b"stale")
-    untouched = metadata_path(out, 0).stat().st_mtime_ns
-    lines: list[str] = []
-    with heard(lines.append):
-        resumed = embed_shards(shards, out, model, options).counts
-    assert resumed == fresh
-    assert resumed.rejects == {"undecodable": 2}
-    assert digests(out) == before
-    assert metadata_path(out, 0).stat().st_mtime_ns == untouched
-    assert "6/12 samples were done by an earlier run" in lines[0]
+
+def killed_before(function: Callable[..., object], *args: object, name: str) -> None:
+    """Call a function of the module, which ends when it is about to call the one of this name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embed, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            function(*args)
+
+
+def killed_at(publication: int, function: Callable[..., object], *args: object) -> int:
+    """Call a function in a process that kills itself before it publishes a file, the first, second
+    or further one; return how the process ended."""
+    process = os.fork()
+    if process == 0:
+        count, replace = itertools.count(), Path.replace
+
+        def replace_or_die(path: Path, target: Path) -> Path:
+            if next(count) == publication:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return replace(path, target)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "replace", replace_or_die)
+            function(*args)
+        os._exit(0)
+    return os.waitpid(process, 0)[1]
+
+
+def test_a_run_that_is_killed_while_it_joins_is_gone_on_with(
+    make_shard: MakeShard,
+    model: ClipModel,
+    options: ClipOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(embed, "ROWS_PER_PART", 4)
+    two_shards_with_a_broken_image_each(make_shard)
+    shards, out, raw = tmp_path / "shards", tmp_path / "out", tmp_path / "raw"
+    fresh = embed_shards(shards, out, model, options).counts
+    assert [len(metadata(out, number)) for number in range(3)] == [4, 4, 2]
+    killed_before(embed_shards, shards, raw, model, options, name="_join")
+    publications = 0
+    while True:
+        half = tmp_path / f"half-{publications}"
+        shutil.copytree(raw, half)
+        if killed_at(publications, embed_shards, shards, half, model, options) == 0:
+            break
+        assert embed_shards(shards, half, model, options).counts == fresh
+        for torn in half.rglob(".*.*.*"):  # what the killed process was writing
+            torn.unlink()
+        assert digests(half) == digests(out)
+        publications += 1
+    assert publications == 3 * 3 + 1, "of each part the vectors and the rows, then the notes"
+
+    # The state after a kill between the notes and the end of `.raw`.
+    shutil.copytree(raw / ".raw", out / ".raw")
+    before = part_path(out, 0).stat().st_mtime_ns
+    assert embed_shards(shards, out, model, options).counts == fresh
+    assert part_path(out, 0).stat().st_mtime_ns == before
+    assert digests(half) == digests(out)
 
 
 def test_a_call_reports_what_it_did(
@@ -265,26 +346,28 @@ def test_a_call_reports_what_it_did(
     assert (second.samples, second.counts.n_in) == (3, 10)
 
 
-def test_embedding_reader_reads_the_folder(
-    make_shard: MakeShard, model: ClipModel, options: ClipOptions, tmp_path: Path
+def test_embedding_reader_reads_the_vectors_in_place(
+    make_shard: MakeShard,
+    model: ClipModel,
+    options: ClipOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from embedding_reader import EmbeddingReader
 
-    make_shard([row(n) for n in range(5)])
-    make_shard([row(n) for n in range(5, 12)], number=1)
+    monkeypatch.setattr(embed, "ROWS_PER_PART", 5)
+    make_shard([row(n) for n in range(7)])
+    make_shard([row(n) for n in range(7, 12)], number=1)
     out = tmp_path / "out"
     embed_shards(tmp_path / "shards", out, model, options)
-    reader = EmbeddingReader(
-        embeddings_folder=str(out / "img_emb"),
-        metadata_folder=str(out / "metadata"),
-        meta_columns=["key", "text"],
-        file_format="parquet_npy",
-    )
-    assert (reader.count, reader.dimension) == (12, model.dim)
-    pieces = list(reader(batch_size=4, start=0, end=reader.count, show_progress=False))
-    images = np.concatenate([np.load(image_path(out, number)) for number in (0, 1)])
-    np.testing.assert_array_equal(np.concatenate([vectors for vectors, _ in pieces]), images)
-    keys = [key for _, rows in pieces for key in rows["key"]]
+    numbers = [0, 1, 2]
+    for folder, place in (("_img_emb", image_path), ("_text_emb", text_path)):
+        reader = EmbeddingReader(embeddings_folder=str(out / folder), file_format="npy")
+        assert (reader.count, reader.dimension) == (12, model.dim)
+        pieces = list(reader(batch_size=4, start=0, end=reader.count, show_progress=False))
+        vectors = np.concatenate([np.load(place(out, number)) for number in numbers])
+        np.testing.assert_array_equal(np.concatenate([found for found, _ in pieces]), vectors)
+    keys = [key for number in numbers for key in metadata(out, number)["key"].to_pylist()]
     assert keys == [f"{number:09d}" for number in range(12)]
 
 
@@ -296,30 +379,27 @@ def test_files_given_one_by_one(
     assert [tar.name for tar in find_shards(tmp_path / "shards")] == ["00000.tar", "00001.tar"]
     counts = embed_files([second], tmp_path / "out", model, options).counts
     assert counts.kept == 2
-    assert [path.name for path in (tmp_path / "out/metadata").iterdir()] == [
-        "metadata_00001.parquet"
-    ]
+    assert metadata(tmp_path / "out")["shard"].to_pylist() == [1, 1]
 
 
 def test_a_folder_is_gone_on_with_for_the_same_shards_and_model(
     make_shard: MakeShard, model: ClipModel, options: ClipOptions, tmp_path: Path
 ) -> None:
     tars = [make_shard([row(n)], number=n) for n in range(3)]
-    out, whole = tmp_path / "out", tmp_path / "whole"
+    out = tmp_path / "out"
     embed_files(tars[:1], out, model, options)
-    embed_files(tars[1:2], out, model, options)
-    metadata_path(out, 1).unlink()  # the state after a kill
-    counts = embed_files(tars, out, model, options.model_copy(update={"decode_threads": 1})).counts
-    assert counts.kept == 3
-    embed_files(tars, whole, model, options)
-    assert digests(out) == digests(whole)
-    assert [path.name for path in sorted((out / ".made_of").iterdir())] == [
-        f"0000{n}.json" for n in range(3)
-    ]
-    embed_shards(tmp_path / "shards", tmp_path / "lake", model, options)
-    assert sorted(path.name for path in (tmp_path / "lake").iterdir()) == [
-        *("img_emb", "metadata", "text_emb")
-    ]
+    killed_before(embed_files, tars[1:2], out, model, options, name="_join")
+    before = part_path(out, 0).stat().st_mtime_ns
+    made = embed_files(tars, out, model, options.model_copy(update={"decode_threads": 1}))
+    assert (made.samples, made.counts.kept) == (1, 3)
+    assert part_path(out, 0).stat().st_mtime_ns == before
+    assert [metadata(out, number)["shard"].to_pylist() for number in (0, 1)] == [[0], [1, 2]]
+    for number, place in itertools.product((0, 1), (image_path, text_path)):
+        assert len(np.load(place(out, number))) == len(metadata(out, number))
+    before = digests(out)
+    made = embed_files(tars[:2], out, model, options)
+    assert (made.samples, made.counts.kept) == (0, 2)
+    assert digests(out) == before
 
 
 def test_a_folder_of_other_embeddings_is_refused_untouched(
@@ -342,7 +422,11 @@ def test_a_folder_of_other_embeddings_is_refused_untouched(
     refused([second, make_shard([row(4)], number=2)], other)
     embed_files([second], out, model, options)
 
-    (out / ".made_of" / "00001.json").unlink()
+    killed_before(embed_files, [make_shard([row(5)], 3)], out, model, options, name="_join")
+    before = digests(out)
+    refused([make_shard([row(6)], number=3)], model)
+    shutil.rmtree(out / ".raw")
+    (out / ".made_of.json").unlink()
     before = digests(out)
     refused([second], model)
 

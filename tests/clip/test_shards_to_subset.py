@@ -39,11 +39,10 @@ def test_a_folder_of_embeddings_is_scored_and_filtered(
     embeddings, out = tmp_path / "embeddings", tmp_path / "out"
     embed_shards(tmp_path / "shards", embeddings, model, options)
 
-    everything = filter_embeddings(
-        embeddings, out, model, SafetyOptions(), Recipe(threshold=-1, drop_animal=False)
-    )
+    recipe, scores = Recipe(threshold=-1, drop_animal=False), tmp_path / "scores"
+    everything = filter_embeddings(embeddings, out, model, SafetyOptions(), recipe, scores)
     assert everything.n_in == 12
-    scored = pq.ParquetFile(out / "scored/part-00000.parquet").read()
+    scored = pq.ParquetFile(scores / "part-00000.parquet").read()
     assert scored.schema.equals(SCORED)
     images = np.load(image_path(embeddings, 0)).astype(np.float32)
     texts = np.load(text_path(embeddings, 0)).astype(np.float32)
@@ -56,6 +55,9 @@ def test_a_folder_of_embeddings_is_scored_and_filtered(
     subset = pq.ParquetFile(out / "part-00000.parquet").read()
     assert subset.schema.equals(SUBSET)
     assert len(subset) == half.kept == len(np.load(image_path(out, 0)))
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("_img_emb", "_text_emb", "part-00000.parquet")
+    ]
 
 
 def test_embeddings_of_another_model_are_refused(
@@ -65,7 +67,7 @@ def test_embeddings_of_another_model_are_refused(
     embeddings, out, recipe = tmp_path / "embeddings", tmp_path / "out", Recipe(threshold=-1)
     embed_files([tar], embeddings, model, options)
     assert filter_embeddings(embeddings, out, model, SafetyOptions(), recipe).n_in == 3
-    note = embeddings / ".made_of" / "00000.json"
+    note = embeddings / ".made_of.json"
     note.write_text(note.read_text().replace(model.version, "another"))
     with pytest.raises(OtherModelError, match=r"embedded by .* \(another\)"):
         filter_embeddings(embeddings, out, model, SafetyOptions(), recipe)

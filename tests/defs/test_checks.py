@@ -36,8 +36,8 @@ def write_vectors(folder: Path, number: int, rows: int, scale: float = 1.0) -> N
     for kind in ("img", "text"):
         vectors = np.zeros((rows, 4), dtype=np.float16)
         vectors[:, 0] = scale
-        (folder / f"{kind}_emb").mkdir(parents=True, exist_ok=True)
-        np.save(folder / f"{kind}_emb" / f"{kind}_emb_{number:05d}.npy", vectors)
+        (folder / f"_{kind}_emb").mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"_{kind}_emb" / f"{kind}_emb_{number:05d}.npy", vectors)
 
 
 def write_shard(folder: Path, keys: dict[str, str], members: list[str]) -> None:
@@ -58,6 +58,18 @@ def test_schema_exact(tmp_path: Path) -> None:
     assert not checks.schema_exact(parts(tmp_path), swapped, 1).passed
     wider = pa.schema([("uid", pa.string()), ("similarity", pa.float32())])
     assert not checks.schema_exact(parts(tmp_path), wider, 1).passed
+
+
+def test_the_partitions_key_is_in_its_path_and_not_in_its_files(tmp_path: Path) -> None:
+    contract = pa.schema([*SCHEMA, ("crawl", pa.string()), ("segment", pa.string())])
+    folder = tmp_path / "crawl=CC-MAIN-2021-04" / "segment=00"
+    write_part(folder, 0, [("a", 0.5)])
+    assert checks.schema_exact(parts(folder), contract, 1).passed
+    write_part(tmp_path, 0, [("a", 0.5)])
+    assert not checks.schema_exact(parts(tmp_path), contract, 1).passed
+    table = pa.Table.from_pylist([dict.fromkeys(contract.names)], schema=contract)
+    pq.write_table(table, parts(folder)[0])
+    assert not checks.schema_exact(parts(folder), contract, 1).passed
 
 
 def test_keys_unique(tmp_path: Path) -> None:
@@ -105,10 +117,9 @@ def test_shards_whole(tmp_path: Path, members: list[str], passed: bool) -> None:
     [(2, 1.0, True), (3, 1.0, False), (2, 0.9, False), (2, np.nan, False)],
 )
 def test_vectors_sound(tmp_path: Path, rows: int, scale: float, passed: bool) -> None:
-    (tmp_path / "metadata").mkdir()
-    pq.write_table(pa.table({"x": [1, 2]}), tmp_path / "metadata" / "metadata_00000.parquet")
+    write_part(tmp_path, 0, [("a", 0.5), ("b", 0.5)])
     write_vectors(tmp_path, 0, rows, scale)
-    assert checks.vectors_sound(tmp_path, sorted(tmp_path.glob("metadata/*"))).passed == passed
+    assert checks.vectors_sound(parts(tmp_path)).passed == passed
 
 
 def test_rows_aligned(tmp_path: Path) -> None:

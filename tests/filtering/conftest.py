@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from laion_assets.clip.embed import image_path, metadata_path, save_vectors, text_path
+from laion_assets.clip.embed import image_path, text_path
 from laion_assets.safety.minors import load_words
 from laion_assets.safety.prompts import Categories, Ranked
 from laion_assets.schemas import EMBEDDED, sample_id_of, uid_of
+from laion_assets.tables import VectorsWriter, part_path, write_table
 
 DIM = 8
 # One dimension per category: two safe, two NSFW, a child, an adult, an animal, a thing.
@@ -88,11 +89,11 @@ def make_embeddings(tmp_path: Path) -> MakeEmbeddings:
         for number, rows in enumerate(parts):
             for vector, path in (("image", image_path), ("text_vector", text_path)):
                 vectors = np.array([row[vector] for row in rows]).reshape(-1, DIM)
-                save_vectors(path(folder, number), vectors.astype(np.float16))
+                with VectorsWriter(path(folder, number), DIM) as writer:
+                    writer.write(vectors)
             columns = [{name: row[name] for name in EMBEDDED.names} for row in rows]
-            path = metadata_path(folder, number)
-            path.parent.mkdir(exist_ok=True)
-            pq.write_table(pa.Table.from_pylist(columns, schema=EMBEDDED), path)
+            table = pa.Table.from_pylist(columns, schema=EMBEDDED)
+            write_table(part_path(folder, number), table)
         return folder
 
     return make

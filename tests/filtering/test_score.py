@@ -7,10 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_assets.clip.embed import image_path, text_path
-from laion_assets.filtering.parts import part_path
+from laion_assets.filtering import score
 from laion_assets.filtering.score import cosines, score_segment
 from laion_assets.safety.prompts import Categories
 from laion_assets.schemas import EMBEDDED, SCORED
+from laion_assets.tables import part_path
 from tests.filtering.conftest import (
     ANIMAL,
     CHILD,
@@ -37,8 +38,8 @@ def test_every_embedded_pair_is_scored_in_place(
     table = pq.ParquetFile(part_path(out, 0)).read()
     assert table.schema.equals(SCORED)
     np.testing.assert_allclose(table["similarity"].to_numpy(), similarities, atol=2e-3)
-    metadata = pq.ParquetFile(embeddings / "metadata/metadata_00000.parquet").read()
-    assert table.select(EMBEDDED.names).equals(metadata)
+    embedded = pq.ParquetFile(part_path(embeddings, 0)).read()
+    assert table.select(EMBEDDED.names).equals(embedded)
     assert pq.ParquetFile(part_path(out, 1)).read().num_rows == 0
 
 
@@ -65,6 +66,22 @@ def test_a_vector_is_never_more_like_itself_than_one() -> None:
     assert ours.max() <= 1.0
     assert ours.min() > 1 - 1e-12
     assert cosines(np.zeros((1, 4)), np.ones((1, 4))).tolist() == [0.0]
+
+
+def test_a_part_is_worked_through_a_row_group_at_a_time(
+    make_embeddings: MakeEmbeddings,
+    categories: Categories,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    embeddings = make_embeddings([sample(n, n / 50) for n in range(25)])
+    score_segment(embeddings, tmp_path / "whole", categories)
+    monkeypatch.setattr(score, "ROW_GROUP", 10)
+    score_segment(embeddings, tmp_path / "scored", categories)
+    scored = pq.ParquetFile(part_path(tmp_path / "scored", 0))
+    groups = [scored.metadata.row_group(number).num_rows for number in range(3)]
+    assert groups == [10, 10, 5]
+    assert scored.read().equals(pq.ParquetFile(part_path(tmp_path / "whole", 0)).read())
 
 
 def test_safety_columns(

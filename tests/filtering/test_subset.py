@@ -8,17 +8,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laion_assets.clip.embed import image_path, metadata_path, text_path
-from laion_assets.filtering.parts import part_path
+from laion_assets.clip import embed
+from laion_assets.clip.embed import image_path, text_path
+from laion_assets.filtering import score
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.score import cosines, score_segment
 from laion_assets.filtering.subset import take_subset
 from laion_assets.funnel import StageCounts
 from laion_assets.safety.prompts import Categories
 from laion_assets.schemas import SUBSET
+from laion_assets.tables import part_path
 from tests.filtering.conftest import (
     ANIMAL,
     CHILD,
+    DIM,
     NAKED,
     PLAIN,
     UNSURE,
@@ -167,34 +170,51 @@ def test_a_text_with_a_bar_shifts_no_columns(
     assert ours["similarity"] == pytest.approx(0.5, abs=2e-3)
 
 
-def test_vectors_and_metadata_stay_aligned(
-    make_embeddings: MakeEmbeddings, categories: Categories, tmp_path: Path
+def test_a_subset_fills_parts_of_its_own_with_its_vectors_beside_them(
+    make_embeddings: MakeEmbeddings,
+    categories: Categories,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng = np.random.default_rng(5)
-    parts = [
-        [sample(n, float(rng.uniform(0, 0.6))) for n in range(first, first + 40)]
-        for first in (0, 40)
-    ]
-    folders = Folders(make_embeddings(*parts, []), categories, tmp_path)
+    rows = [sample(n, float(rng.uniform(0, 0.6))) for n in range(80)]
+    folders = Folders(make_embeddings(rows[:50], rows[50:]), categories, tmp_path)
+    monkeypatch.setattr(embed, "ROWS_PER_PART", 16)
+    monkeypatch.setattr(score, "ROW_GROUP", 12)
     counts = folders.take()
     out = tmp_path / "subset"
-    assert 0 < counts.kept < 80
-    assert sum(len(folders.subset(number)) for number in range(3)) == counts.kept
-    for number in range(2):
+    sizes = [16] * (counts.kept // 16) + [counts.kept % 16]
+    assert 2 < len(sizes) < 5
+    kept = []
+    for number, size in enumerate(sizes):
         images, texts = np.load(image_path(out, number)), np.load(text_path(out, number))
         table = folders.subset(number)
-        assert len(images) == len(texts) == len(table)
+        assert len(images) == len(texts) == len(table) == size
         assert images.dtype == texts.dtype == np.float16
         np.testing.assert_array_equal(cosines(images, texts), table["similarity"].to_numpy())
         keys = [int(key) for key in table["key"].to_pylist()]
-        expected = np.array([parts[number][key - 40 * number]["image"] for key in keys])
+        expected = np.array([rows[key]["image"] for key in keys])
         np.testing.assert_array_equal(images, expected.astype(np.float16))
-        assert metadata_path(out, number).read_bytes() == part_path(out, number).read_bytes()
-    assert np.load(image_path(out, 2)).shape == (0, 8)
+        kept += keys
+    assert kept == sorted(kept)
     assert np.load(image_path(out, 0), mmap_mode="r").flags.c_contiguous
 
+    # A stricter choice leaves no part or vectors of the former.
+    assert folders.take(threshold=0.55).kept < 16
+    assert list(digests(out)) == [
+        *("_img_emb/img_emb_00000.npy", "_text_emb/text_emb_00000.npy", "part-00000.parquet")
+    ]
 
-def test_embedding_reader_reads_the_folder_also_with_parts_without_rows(
+
+def test_a_subset_without_rows_is_one_part_without_rows(mixed: Folders) -> None:
+    assert mixed.take(threshold=0.9).kept == 0
+    assert mixed.subset().schema.equals(SUBSET)
+    assert len(mixed.subset()) == 0
+    for place in (image_path, text_path):
+        assert np.load(place(mixed.root / "subset", 0)).shape == (0, DIM)
+
+
+def test_embedding_reader_reads_the_vectors_in_place(
     make_embeddings: MakeEmbeddings, categories: Categories, tmp_path: Path
 ) -> None:
     from embedding_reader import EmbeddingReader
@@ -205,22 +225,15 @@ def test_embedding_reader_reads_the_folder_also_with_parts_without_rows(
     folders = Folders(make_embeddings(*few), categories, tmp_path)
     assert folders.take().kept == 12
     out = tmp_path / "subset"
-    reader = EmbeddingReader(
-        embeddings_folder=str(out / "img_emb"),
-        metadata_folder=str(out / "metadata"),
-        file_format="parquet_npy",
-        meta_columns=["SAMPLE_ID", "key"],
-    )
-    assert reader.count == 12
+    reader = EmbeddingReader(embeddings_folder=str(out / "_img_emb"), file_format="npy")
+    assert (reader.count, reader.dimension) == (12, DIM)
     found = [
-        (key, vector)
-        for vectors, rows in reader(batch_size=3, show_progress=False)
-        for key, vector in zip(rows["key"], vectors, strict=True)
+        vector
+        for vectors, _ in reader(batch_size=3, show_progress=False)
+        for vector in np.asarray(vectors)
     ]
-    expected = [row for rows in few[1:] for row in rows]
-    assert [key for key, _ in found] == [row["key"] for row in expected]
-    for (_, vector), row in zip(found, expected, strict=True):
-        np.testing.assert_allclose(vector, row["image"], atol=1e-3)
+    expected = [row["image"] for rows in few[1:] for row in rows]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_sample_ids_are_unique_and_stable(mixed: Folders) -> None:
@@ -239,22 +252,18 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def test_the_same_choice_gives_the_same_bytes_resumed_or_not(
+def test_the_same_choice_gives_the_same_bytes_whatever_was_there(
     make_embeddings: MakeEmbeddings, categories: Categories, tmp_path: Path
 ) -> None:
     embeddings = make_embeddings([sample(n, 0.4) for n in range(5)], [sample(9, 0.1)])
     folders = Folders(embeddings, categories, tmp_path)
     fresh = folders.take()
     before = digests(tmp_path / "subset")
-    assert len(before) == 7
+    assert len(before) == 3
 
-    # The state after a kill between the vectors and the part.
-    part_path(tmp_path / "subset", 0).unlink()
+    # The state after a kill, and what a call that kept more has left.
     image_path(tmp_path / "subset", 0).write_bytes(b"stale")
-    untouched = part_path(tmp_path / "subset", 1).stat().st_mtime_ns
+    for path in (part_path, image_path, text_path):
+        path(tmp_path / "subset", 1).write_bytes(b"stale")
     assert folders.take() == fresh
     assert digests(tmp_path / "subset") == before
-    assert part_path(tmp_path / "subset", 1).stat().st_mtime_ns == untouched
-
-    folders.take(name="again")
-    assert digests(tmp_path / "again") == before

@@ -1,5 +1,5 @@
-"""Real shards at the smallest size: drawings in tars, their rows beside them, and the subset's
-parts, which say which were kept."""
+"""Real shards at the smallest size: drawings in tars, their rows beside them, and the part of the
+subset that says which were kept."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from laion_assets.filtering.parts import part_path
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.pairs import Shard
 from laion_assets.sample_crawl.drawings import every_drawing, render
+from laion_assets.tables import part_path
 
 CRAWL, SEGMENT = "CC-MAIN-2000-13", "00"
 MakeShards = Callable[[Path, int, int], list[Shard]]
@@ -65,13 +65,13 @@ def make_shards() -> MakeShards:
     def make(root: Path, n: int, size: int) -> list[Shard]:
         rng = random.Random(1)
         kinds = every_drawing()
-        made = []
+        made, kept = [], []
+        subset, images = root / "subset", root / "images"
+        subset.mkdir(parents=True, exist_ok=True)
+        images.mkdir(parents=True, exist_ok=True)
         for number in range(n):
-            subset, images = root / "subset", root / "images"
-            subset.mkdir(parents=True, exist_ok=True)
-            images.mkdir(parents=True, exist_ok=True)
             tar = images / f"{number:05d}.tar"
-            kept, rows = [], []
+            first, rows = len(kept), []
             with tarfile.open(tar, "w") as archive:
                 for row in range(size):
                     drawing = rng.choice(kinds)
@@ -96,9 +96,9 @@ def make_shards() -> MakeShards:
                             }
                         )
             pq.write_table(pa.Table.from_pylist(rows), tar.with_suffix(".parquet"))
-            part = part_path(subset, number)
-            pq.write_table(pa.Table.from_pylist(kept), part)
-            made.append(Shard(part, tar))
+            made.append(Shard(part_path(subset, 0), tar, first, len(kept)))
+        # Smaller row groups than a shard's rows, and such as two shards share.
+        pq.write_table(pa.Table.from_pylist(kept), part_path(subset, 0), row_group_size=5)
         return made
 
     return make

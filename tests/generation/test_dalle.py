@@ -20,7 +20,6 @@ from laion_assets.clip.model import ClipModel, load_clip
 from laion_assets.clip.options import ClipOptions
 from laion_assets.defs.build import build_defs
 from laion_assets.files import LockedError
-from laion_assets.filtering.parts import part_path
 from laion_assets.generation import autoencoder, require_extra
 from laion_assets.generation.autoencoder import WrongWeightsError
 from laion_assets.generation.dalle import ALL, SHUFFLED, make_samples
@@ -33,6 +32,7 @@ from laion_assets.generation.trainer import save_model
 from laion_assets.lake import LocalLake
 from laion_assets.layout import SegmentKey
 from laion_assets.settings import load_settings
+from laion_assets.tables import part_path
 from tests.conftest import heard
 
 from .conftest import MakeShards
@@ -332,7 +332,8 @@ def test_too_few_captions_for_a_control_are_refused_before_anything_is_trained(
     captions = [f"caption {number}" for number in range(20)]
     rows = [{"key": f"{row:09d}", "TEXT": caption} for row, caption in enumerate(captions)]
     pq.write_table(pa.Table.from_pylist(rows), part_path(tmp_path, 0))
-    shard, out = Shard(part_path(tmp_path, 0), tmp_path / "00000.tar"), tmp_path / "out"
+    shard = Shard(part_path(tmp_path, 0), tmp_path / "00000.tar", 0, len(rows))
+    out = tmp_path / "out"
     pairs = Pairs([shard], tiny.held_out_share, tiny.seed)
     one_held = [*captions_of(pairs, pairs.training), *captions_of(pairs, pairs.held_out[:1])]
     one_trained = [*captions_of(pairs, pairs.held_out), *captions_of(pairs, pairs.training[:1])]

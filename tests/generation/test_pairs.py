@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import tarfile
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from laion_assets.filtering.parts import part_path
 from laion_assets.generation.pairs import (
     BatchOrder,
     Images,
@@ -26,6 +26,7 @@ from laion_assets.generation.pairs import (
     shrunk,
     with_other_captions,
 )
+from laion_assets.tables import part_path
 
 from .conftest import MakeShards
 
@@ -38,7 +39,7 @@ def shard_of(folder: Path, captions: list[str]) -> Shard:
     rows = [{"key": f"{row:09d}", "TEXT": caption} for row, caption in enumerate(captions)]
     part = part_path(folder, 0)
     pq.write_table(pa.Table.from_pylist(rows), part)
-    return Shard(part, folder / "00000.tar")
+    return Shard(part, folder / "00000.tar", 0, len(rows))
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,7 @@ def test_other_keys_captions_or_images_are_other_pairs(
     (shard,) = make_shards(tmp_path, 1, 12)
 
     def digest(version: str = "") -> str:
-        return Pairs([Shard(shard.part, shard.tar, version)], 0.3, 0).digest
+        return Pairs([replace(shard, version=version)], 0.3, 0).digest
 
     seen = [digest(), digest("1"), digest("2")]
     assert digest() == seen[0]
@@ -238,21 +239,21 @@ def test_little_of_many_shards_is_in_memory(
     shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only open shards' keys and one shard's captions: there may be a thousand shards."""
-    pairs, read = Pairs(shards, 0.3, 0), list[str]()
+    pairs, read = Pairs(shards, 0.3, 0), list[Shard]()
     captions = Shard.captions
 
     def counted(self: Shard) -> list[str]:
-        read.append(self.part.name)
+        read.append(self)
         return captions(self)
 
     monkeypatch.setattr(Shard, "captions", counted)
     numbers = np.array([23, 0, 8, 7, 15, 16])
     said = captions_of(pairs, numbers)
-    assert read == [f"part-0000{number}.parquet" for number in range(3)]
+    assert read == shards
     assert said == [captions(shards[at])[row] for at, row in map(pairs.place, numbers.tolist())]
     with Images(pairs, 16, 2) as images:
         images.pixels(numbers)
-    assert all(set(vars(shard)) == {"part", "tar", "version"} for shard in pairs.shards)
+    assert all(vars(shard).keys() == asdict(shard).keys() for shard in pairs.shards)
 
 
 def test_without_pairs_it_says_so(tmp_path: Path, shards: list[Shard]) -> None:

@@ -77,8 +77,7 @@ def test_a_removal_deletes_samples_that_show_the_picture_and_the_report_does_wit
     lake, lines = LocalLake.at(tmp_path / "lake"), list[str]()
     shards = make_shards(tmp_path / "shards", 2, 12)
     with lake.publish("filtered_subset", KEY, inputs={}, code_version="1") as staging:
-        for shard in shards:
-            (staging.path / shard.part.name).hardlink_to(shard.part)
+        (staging.path / shards[0].part.name).hardlink_to(shards[0].part)
     assert not fit_to_show(lake)
     with lake.publish("dalle_samples", inputs={}, code_version="1") as staging:
         row = write(staging.path, Pairs(shards, 0.3, 0))

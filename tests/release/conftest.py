@@ -35,7 +35,7 @@ def write_vectors(folder: Path, seed: int) -> None:
         text = similarity * image + np.sqrt(1 - similarity**2) * other
         number = part.stem.removeprefix("part-")
         for kind, vectors in (("img", image), ("text", text)):
-            path = folder / f"{kind}_emb" / f"{kind}_emb_{number}.npy"
+            path = folder / f"_{kind}_emb" / f"{kind}_emb_{number}.npy"
             path.parent.mkdir(exist_ok=True)
             np.save(path, vectors.astype(np.float16))
 

@@ -57,7 +57,7 @@ def test_a_release_has_the_subsets_rows_and_vectors_in_so_many_files(made: Path)
         for row in pq.ParquetFile(folder / "part-00000.parquet").read().to_pylist()
     ]
     for kind in ("img", "text"):
-        wanted = [np.load(folder / f"{kind}_emb/{kind}_emb_00000.npy") for folder in subset]
+        wanted = [np.load(folder / f"_{kind}_emb/{kind}_emb_00000.npy") for folder in subset]
         assert (vectors_of(release, kind) == np.concatenate(wanted)).all()
         assert vectors_of(release, kind).dtype == np.float16
 
@@ -186,7 +186,7 @@ def test_what_is_listed_is_left_out_before_its_segment_is_made_again(
 ) -> None:
     part = sorted(lake.root.glob("filtered_subset/*/*/part-*.parquet"))[1]
     rows = pq.ParquetFile(part).read().to_pylist()
-    vectors = np.load(part.parent / "img_emb" / "img_emb_00000.npy")
+    vectors = np.load(part.parent / "_img_emb" / "img_emb_00000.npy")
     for name, lines in {
         "removals": [f"url:{rows[0]['URL']}", f"sample-id:{rows[3]['SAMPLE_ID']}"],
         "blocklists": [f"sha256:{rows[23]['sha256']}", f"sample-id:{rows[3]['SAMPLE_ID']}"],
@@ -469,9 +469,9 @@ def test_an_index_of_a_codec_is_a_faiss_file_that_finds(tmp_path: Path) -> None:
     vectors = unit(np.random.default_rng(0).normal(size=(2_000, 32))).astype(np.float16)
     subset, release = tmp_path / "subset", tmp_path / "release"
     for kind in ("img", "text"):
-        for folder in (subset, release):
-            (folder / f"{kind}_emb").mkdir(parents=True)
-            np.save(folder / f"{kind}_emb" / f"{kind}_emb_00000.npy", vectors)
+        for folder in (subset / f"_{kind}_emb", release / f"{kind}_emb"):
+            folder.mkdir(parents=True)
+            np.save(folder / f"{kind}_emb_00000.npy", vectors)
     pq.write_table(
         pq.read_table(pq_of(vectors, tmp_path)).cast(schemas.SUBSET), subset / "part-00000.parquet"
     )

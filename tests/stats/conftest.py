@@ -164,7 +164,7 @@ class SegmentFiles:
         write_table(ledger_of(path), ledger_table(keys, urls, [History().tried()] * len(images)))
         self.manifest("image_shards", [counts("images", 40, {"http_4xx": 10, "too_small": 5})])
         scored = [self._scored(row) for row in range(40)]
-        self.table("embeddings", "metadata/metadata_00000.parquet", scored, schemas.EMBEDDED)
+        self.table("embeddings", "part-00000.parquet", scored, schemas.EMBEDDED)
         self.manifest(
             "embeddings",
             [counts("embeddings", 40, {})],
@@ -184,7 +184,6 @@ class SegmentFiles:
         )
         samples = [self._sample(row) for row in range(24)]
         self.table("filtered_subset", "part-00000.parquet", samples, schemas.SUBSET)
-        self.table("filtered_subset", "metadata/metadata_00000.parquet", samples, schemas.SUBSET)
         self.manifest(
             "filtered_subset",
             [counts("subset", 24, {"below_threshold": 16})],

@@ -78,7 +78,7 @@ def sample_of(lake: LocalLake, key: SegmentKey, part: int, row: int) -> Sample:
     values = pq.ParquetFile(subset / f"part-{part:05d}.parquet").read().slice(row, 1)
     values = values.to_pylist()[0]
     vectors = [
-        np.load(subset / tower / f"{tower}_{part:05d}.npy")[row]
+        np.load(subset / f"_{tower}" / f"{tower}_{part:05d}.npy")[row]
         for tower in ("img_emb", "text_emb")
     ]
     return Sample(

@@ -19,6 +19,7 @@ from laion_assets.defs.build import AGGREGATES
 from laion_assets.layout import SEGMENT_ASSETS, partition_of
 from laion_assets.sample_crawl.build import Manifest
 from laion_assets.stats.why import why
+from laion_assets.tables import read_parquet, stored
 from tests.world.conftest import World
 
 
@@ -57,7 +58,7 @@ def test_every_kept_case_is_in_the_subset_and_no_other(world: World, manifest: M
         (row["URL"], row["TEXT"])
         for key in world.keys
         for part in sorted(world.lake.published("filtered_subset", key).glob("part-*.parquet"))
-        for row in pq.read_table(part, columns=["URL", "TEXT"]).to_pylist()
+        for row in read_parquet(part, ["URL", "TEXT"]).to_pylist()
     )
     kept = Counter((case.url, case.text) for case in manifest.cases if case.kept)
     assert subset == kept
@@ -148,11 +149,11 @@ def test_the_subset_has_the_release_schema_and_its_rules_hold(world: World) -> N
     for key in world.keys:
         folder = world.lake.published("filtered_subset", key)
         for part in sorted(folder.glob("part-*.parquet")):
-            table = pq.read_table(part)
-            assert table.schema.equals(schemas.SUBSET)
+            assert pq.read_schema(part).equals(stored(schemas.SUBSET, part))
+            table = read_parquet(part)
             number = part.stem.removeprefix("part-")
-            image = np.load(folder / f"img_emb/img_emb_{number}.npy").astype(np.float64)
-            text = np.load(folder / f"text_emb/text_emb_{number}.npy").astype(np.float64)
+            image = np.load(folder / f"_img_emb/img_emb_{number}.npy").astype(np.float64)
+            text = np.load(folder / f"_text_emb/text_emb_{number}.npy").astype(np.float64)
             cosine = (image * text).sum(axis=1)
             assert np.abs(cosine - table["similarity"].to_numpy()).max() < 2e-3
             for row in table.to_pylist():
@@ -171,7 +172,7 @@ def test_kept_samples_have_the_planned_values(world: World, manifest: Manifest) 
         (row["URL"], row["TEXT"]): (row["WIDTH"], row["HEIGHT"], row["LICENSE"], row["NSFW"])
         for key in world.keys
         for part in sorted(world.lake.published("filtered_subset", key).glob("part-*.parquet"))
-        for row in pq.read_table(part).to_pylist()
+        for row in read_parquet(part).to_pylist()
     }
     assert found == planned
     assert sum(width != height for width, height, _, _ in found.values()) > 50
@@ -270,7 +271,7 @@ def test_search_by_image_finds_the_image(
     row = next(
         row
         for part in sorted(world.lake.published("filtered_subset", world.keys[0]).glob("part-*"))
-        for row in pq.read_table(part).to_pylist()
+        for row in read_parquet(part).to_pylist()
         if row["key"].startswith("00000")
     )
     picture = tmp_path / "query.jpg"

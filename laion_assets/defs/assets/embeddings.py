@@ -21,7 +21,7 @@ from resources.lake import LakeResource
 ASSET = Asset(
     EMBEDDINGS,
     group=EMBEDDINGS,
-    revision=2,
+    revision=3,
     checks=("vectors_sound", "funnel_adds_up"),
     pool=pools.EMBED,
 )
@@ -53,7 +53,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             made.staging.metadata = embedded.metadata() | EmbeddedWith.of(model).model_dump()
             rows = rows_in(*made.rows)
             made.require(
-                checks.vectors_sound(made.out, made.rows),
+                checks.vectors_sound(made.rows),
                 checks.funnel_adds_up(embedded.counts, rows, made.kept(IMAGE_SHARDS)),
             )
         return made.result(preview=table_preview(made.rows, ["text", "width", "height"]))

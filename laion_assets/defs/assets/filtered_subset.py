@@ -25,14 +25,14 @@ from laion_assets.layout import (
     subset_asset,
 )
 from laion_assets.settings import Settings
-from laion_assets.tables import rows_in
+from laion_assets.tables import parts_of, rows_in
 from resources.lake import LakeResource
 from resources.rules import RecipeResource
 
 ASSET = Asset(
     FILTERED_SUBSET,
     group="subset",
-    revision=2,
+    revision=3,
     checks=("schema_exact", "keys_unique", "rows_aligned", "above_threshold", "funnel_adds_up"),
 )
 
@@ -105,9 +105,8 @@ def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.
         made.staging.metadata = TakenWith(
             recipe=recipe.title, threshold=threshold, model=model
         ).model_dump()
-        parts = len(made.input_rows(SCORED_PAIRS))
         made.require(
-            checks.schema_exact(made.rows, schemas.SUBSET, parts),
+            checks.schema_exact(made.rows, schemas.SUBSET, parts_of(counts.kept)),
             checks.keys_unique(made.rows, "SAMPLE_ID"),
             checks.rows_aligned(made.rows, made.out),
             checks.above_threshold(made.rows, threshold),

@@ -18,7 +18,7 @@ from resources.clip import ClipModelResource
 from resources.lake import LakeResource
 from resources.rules import SafetyResource
 
-ASSET = Asset(SCORED_PAIRS, group="subset", revision=2, checks=("schema_exact", "rows_aligned"))
+ASSET = Asset(SCORED_PAIRS, group="subset", revision=3, checks=("schema_exact", "rows_aligned"))
 
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:

@@ -18,7 +18,6 @@ from PIL import Image
 from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.defs.build import build_defs
 from laion_assets.defs.partitions import crawls, partition_key
-from laion_assets.filtering.parts import part_path
 from laion_assets.filtering.score import score_segment
 from laion_assets.funnel import StageCounts
 from laion_assets.lake import LocalLake
@@ -27,6 +26,7 @@ from laion_assets.safety.prompts import Categories
 from laion_assets.schemas import SUBSET
 from laion_assets.settings import Settings, load_settings
 from laion_assets.stats.catalog import query
+from laion_assets.tables import part_path, stored
 from tests.filtering.conftest import NAKED, MakeEmbeddings, sample, write_shard
 
 KEY = SegmentKey("CC-MAIN-2021-01", "00")
@@ -82,7 +82,7 @@ class Place:
         """Of the samples that a subset holds."""
         part = part_path(self.lake.published(asset, KEY), 0)
         table = pq.ParquetFile(part).read()
-        assert table.schema.equals(SUBSET)
+        assert table.schema.equals(stored(SUBSET, part))
         return [int(key) for key in table["key"].to_pylist()]
 
 
