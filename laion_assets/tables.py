@@ -33,6 +33,9 @@ PARTS: Final = "part-*.parquet"
 
 KEY_COLUMNS: Final = ("crawl", "segment")
 
+UNITS: Final = ".raw"
+"""Folder, in that of a partition in the making, of what a stage has finished and not yet joined."""
+
 _JOINED: Final = ".joined"
 
 

@@ -19,6 +19,7 @@ from benchmarks import measure, table
 from benchmarks.embed.make import make_shards
 from benchmarks.embed.weights import MODEL, save_weights
 from benchmarks.peer import WORK, peer_python
+from laion_assets.tables import PARTS
 
 _HERE: Final = Path(__file__).parent
 _FOLDER: Final = WORK / "embed"
@@ -155,13 +156,16 @@ def _lowest_cosine(theirs: Path, ours: Path) -> float:
     lowest = 1.0
     for kind in ("img_emb", "text_emb"):
         rows = []
-        for folder, column in ((theirs, "image_path"), (ours, "key")):
+        for metadata, embedded, column in (
+            (theirs.glob("metadata/*"), theirs / kind, "image_path"),
+            (ours.glob(PARTS), ours / f"_{kind}", "key"),
+        ):
             keys = [
                 key
-                for path in sorted((folder / "metadata").iterdir())
+                for path in sorted(metadata)
                 for key in pq.ParquetFile(path).read([column])[column].to_pylist()
             ]
-            vectors = np.concatenate([np.load(path) for path in sorted((folder / kind).iterdir())])
+            vectors = np.concatenate([np.load(path) for path in sorted(embedded.iterdir())])
             rows.append(vectors[np.argsort(keys)].astype(np.float32))
         lowest = min(lowest, float((rows[0] * rows[1]).sum(axis=1).min()))
     return lowest

@@ -29,6 +29,7 @@ from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
 from laion_assets.layout import EMBEDDINGS, PARTITIONS
 from laion_assets.tables import (
     ROWS_PER_PART,
+    UNITS,
     PartsWriter,
     VectorsWriter,
     part_path,
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 
 STAGE: Final = EMBEDDINGS
 
-_RAW: Final = ".raw"
-"""Folder, below that of the parts, of what each shard gave: a part and vectors of its number."""
 _MADE_OF: Final = ".made_of.json"
 """File that says which shards the parts hold."""
 
@@ -247,12 +246,12 @@ class MadeOf:
 
 
 def _raw_note(folder: Path, number: int) -> Path:
-    return folder / _RAW / f"{number:05d}.json"
+    return folder / UNITS / f"{number:05d}.json"
 
 
 def _not_joined(folder: Path) -> dict[int, Note]:
     """Notes on the finished shards below ``.raw``."""
-    paths = sorted((folder / _RAW).glob("*.json"))
+    paths = sorted((folder / UNITS).glob("*.json"))
     return {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
@@ -321,7 +320,7 @@ def _embed(
 
     started = time.perf_counter()
     for shard, samples in decoded(todo, model, options, waited):
-        counts = _embed_shard(shard, samples, out / _RAW, model, options, progress)
+        counts = _embed_shard(shard, samples, out / UNITS, model, options, progress)
         raw[shard.number] = {**notes[shard.tar], "counts": counts.to_json()}
         # The note comes last: it says that the shard is complete.
         write_json(_raw_note(out, shard.number), raw[shard.number])
@@ -337,7 +336,7 @@ def _join(raw: Mapping[int, Note], made_of: MadeOf, out: Path, dim: int) -> None
     """Put the shards below ``.raw`` into parts behind those that there are, and delete ``.raw``.
 
     A kill may come at any point: the next call writes parts again that the notes do not count, and
-    deletes what is below ``.raw`` though the notes have it.
+    deletes what is below ``.raw`` though the notes have it. A shard's note goes first.
     """
     new = {
         number: note for number, note in sorted(raw.items()) if note != made_of.shards.get(number)
@@ -347,13 +346,16 @@ def _join(raw: Mapping[int, Note], made_of: MadeOf, out: Path, dim: int) -> None
         first = made_of.parts if _kept(made_of.shards) else 0
         with SamplesWriter(out, schemas.EMBEDDED, dim, first=first) as writer:
             for number in new:
-                rows = read_parquet(part_path(out / _RAW, number))
-                vectors = [open_vectors(place(out / _RAW, number), len(rows)) for place in _PLACES]
+                rows = read_parquet(part_path(out / UNITS, number))
+                vectors = [open_vectors(place(out / UNITS, number), len(rows)) for place in _PLACES]
                 writer.write(rows, *vectors)
         made_of.parts = first + len(writer.parts)
     made_of.shards |= new
     made_of.write(out)
-    shutil.rmtree(out / _RAW, ignore_errors=True)
+    for number in raw:
+        _raw_note(out, number).unlink(missing_ok=True)
+    if (out / UNITS).exists():
+        shutil.rmtree(out / UNITS)
 
 
 def _embed_shard(

@@ -20,6 +20,7 @@ from laion_assets.lake.cache import Cache
 from laion_assets.lake.content import FINGERPRINT, MANIFEST
 from laion_assets.lake.object_store import ObjectStore, ObjectStoreError, in_parallel
 from laion_assets.lake.pointer import StoredFile
+from laion_assets.tables import UNITS
 
 logger = logging.getLogger(__name__)
 
@@ -172,12 +173,14 @@ def _signature_or_none(path: Path) -> list[int] | None:
 def _scan(path: Path) -> dict[str, list[int]]:
     """Signatures of the whole files below a staging folder, by name.
 
-    Names of files that are still being written begin with a dot.
+    Names of files that are still being written begin with a dot. So does that of the folder of a
+    stage's units, which are finished.
     """
     found = {}
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path)
-        if any(part.startswith(".") for part in name.parts) or name.name == MANIFEST:
+        hidden = any(part.startswith(".") and part != UNITS for part in name.parts)
+        if hidden or name.name == MANIFEST:
             continue
         signature = _signature_or_none(file)
         if signature and file.is_file():

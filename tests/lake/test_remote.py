@@ -144,6 +144,9 @@ def test_a_lost_machines_parts_are_taken_over(machine: Machine) -> None:
     ):
         (staging.path / "part-0.txt").write_text("half of the work")
         (staging.path / ".part-1.txt").write_text("torn")
+        (staging.path / ".raw").mkdir()
+        (staging.path / ".raw" / "unit-0.txt").write_text("a third")
+        (staging.path / ".raw" / ".unit-1.txt").write_text("torn")
         until(lambda: bool(lost.store.listed("_staging")))
         raise ZeroDivisionError
     assert other.unfinished("pairs", KEY, "part-0.txt") == b"half of the work"
@@ -151,7 +154,9 @@ def test_a_lost_machines_parts_are_taken_over(machine: Machine) -> None:
     assert other.unfinished("pairs", OTHER, "part-0.txt") is None
     with other.publish("pairs", KEY, inputs={"a": "1"}, code_version="1") as staging:
         assert staging.resumed
-        assert [path.name for path in staging.path.glob("*.txt")] == ["part-0.txt"]
+        assert sorted(path.name for path in staging.path.rglob("*.txt")) == [
+            *("part-0.txt", "unit-0.txt")
+        ]
     assert (machine().folder("pairs", KEY) / "part-0.txt").read_text() == "half of the work"
     assert not other.store.listed("_staging")
     with other.publish("pairs", KEY, inputs={"a": "2"}, code_version="1") as staging:
