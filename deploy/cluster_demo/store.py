@@ -65,11 +65,10 @@ class UnreliableProxy:
             ) as got,
         ):
             kept = {k: v for k, v in got.headers.items() if k.lower() not in _HOP}
-            content = await got.read()
-            response = web.Response(status=got.status, headers=kept, body=content)
             if request.method == "HEAD":
-                response.content_length = int(got.headers.get("Content-Length", "0"))
-            return response
+                kept["Content-Length"] = got.headers.get("Content-Length", "0")
+                return web.Response(status=got.status, headers=kept)
+            return web.Response(status=got.status, headers=kept, body=await got.read())
 
 
 async def serve(port: int, share: float, bucket: str) -> None:

@@ -195,6 +195,20 @@ class Lake(ABC):
     def manifest(self, asset: str, key: SegmentKey | None = None) -> Manifest:
         """Return a partition's manifest. Raises :class:`NotPublishedError`."""
 
+    def manifests(
+        self, asset: str, keys: Iterable[SegmentKey | None] | None = None
+    ) -> dict[SegmentKey | None, Manifest]:
+        """Return the manifests of an asset's partitions: those of ``keys``, or all.
+
+        What is not published is left out. From a store they are read side by side, and those that
+        this machine has read before are not read again if ``keys`` is None.
+        """
+        found = {}
+        for key in self.versions(asset) if keys is None else keys:
+            with suppress(NotPublishedError, FileNotFoundError):
+                found[key] = self.manifest(asset, key)
+        return found
+
     @abstractmethod
     def segments(self, asset: str) -> list[SegmentKey]:
         """Return the published segments of an asset, sorted."""

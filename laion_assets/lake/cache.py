@@ -11,16 +11,17 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from laion_assets.files import LockedError, atomic_path, locked, replace_folder, write_json
 from laion_assets.lake.base import LakeError, Manifest, unlocked
 from laion_assets.lake.content import MANIFEST
-from laion_assets.lake.object_store import ObjectInfo, ObjectStore, in_parallel
+from laion_assets.lake.index import Index, while_replaced
+from laion_assets.lake.object_store import ObjectStore, in_parallel
 from laion_assets.lake.pointer import (
     ABANDONED,
     INDEX,
@@ -28,11 +29,7 @@ from laion_assets.lake.pointer import (
     StoredFile,
     place_of_pointer,
     pointer_path,
-    read_pointer,
 )
-from laion_assets.layout import SegmentKey
-
-T = TypeVar("T")
 
 _CACHE_OF: Final = ".store-of"
 """File that makes a folder a cache; it has the store's URL."""
@@ -51,6 +48,7 @@ class Cache:
 
     def __init__(self, root: Path, store: ObjectStore, limit_bytes: float | None) -> None:
         self.root, self.store, self.limit_bytes = root, store, limit_bytes
+        self.index = Index(store, root / _NOTES)
         self._claim()
 
     def _claim(self) -> None:
@@ -85,17 +83,23 @@ class Cache:
 
     # Partitions
 
-    def fetch(self, place: str, names: str) -> None:
+    def fetch(self, place: str, names: str, pointer: Pointer | None = None) -> None:
         """Make a folder a copy of what is published now, with the files whose names match.
 
-        What the store does not have is deleted here.
+        ``pointer``: that of the place, if it has just been read. What the store does not have is
+        deleted here.
         """
+        read = [pointer] if pointer else []
         with self.locked(pointer_path(place)):
-            while_replaced(lambda: self._fetch(place, names))
+            while_replaced(
+                lambda: self._fetch(place, names, read.pop() if read else self._pointer(place))
+            )
 
-    def _fetch(self, place: str, names: str) -> None:
+    def _pointer(self, place: str) -> Pointer:
+        return self.index.read(place)[0]
+
+    def _fetch(self, place: str, names: str, pointer: Pointer) -> None:
         folder = self.root / place
-        pointer, _ = read_pointer(self.store, pointer_path(place))
         if pointer.manifest is None:
             self.forget(place)
             shutil.rmtree(folder, ignore_errors=True)
@@ -114,7 +118,7 @@ class Cache:
                     (new / name).parent.mkdir(parents=True, exist_ok=True)
                     (new / name).hardlink_to(folder / name)
             self.download(wanted, new)
-            write_json(new / MANIFEST, pointer.manifest)
+            write_json(new / MANIFEST, pointer.record())
             replace_folder(new, folder)
         self.remember(place, pointer)
 
@@ -136,28 +140,6 @@ class Cache:
             missing.items(),
         )
 
-    def pointers(self, asset: str) -> dict[SegmentKey, Pointer]:
-        """Return the pointers of all segments of an asset; unchanged ones are not read again."""
-        found: dict[str, Pointer] = {}
-
-        def read(item: ObjectInfo) -> None:
-            note = self.note(item.path, ".pointer")
-            if note.exists():
-                e_tag, _, content = note.read_bytes().partition(b"\n")
-                if e_tag.decode() == item.e_tag:
-                    found[item.path] = Pointer.from_bytes(content)
-                    return
-            got = self.store.read(item.path)
-            if got:
-                write_bytes(note, (got[1].e_tag or "").encode() + b"\n" + got[0])
-                found[item.path] = Pointer.from_bytes(got[0])
-
-        in_parallel(read, self.store.listed(f"{INDEX}/{asset}"))
-        return {
-            SegmentKey.of_folder(Path(place_of_pointer(path))): pointer
-            for path, pointer in sorted(found.items())
-        }
-
     # Plain files
 
     def mirror(self, folder: str) -> None:
@@ -168,14 +150,19 @@ class Cache:
     def _mirror(self, folder: str) -> None:
         note, here = self.note(folder, ".mirror"), self.root / folder
         copied: dict[str, Any] = json.loads(note.read_text()) if note.exists() else {}
-        stored = {Path(item.path).name: item for item in self.store.listed(folder, deep=False)}
+        listed = ((Path(item.path).name, item) for item in self.store.listed(folder, deep=False))
+        stored = {name: item for name, item in listed if not name.startswith(".")}
+        for name in copied.keys() - stored.keys():
+            # A list that is out of sight for a moment is still in force: it is asked for by name.
+            if item := self.store.info(f"{folder}/{name}"):
+                stored[name] = item
         for path in here.iterdir() if here.exists() else ():
             if path.is_file() and not path.name.startswith(".") and path.name not in stored:
                 path.unlink()
         for name, item in stored.items():
-            if not (here / name).exists() or copied.get(name) != item.e_tag:
+            if not (here / name).exists() or copied.get(name) != item.token:
                 self.store.download(item.path, here / name)
-        write_json(note, {name: item.e_tag for name, item in stored.items()})
+        write_json(note, {name: item.token for name, item in stored.items()})
 
     # Cleaning
 
@@ -197,17 +184,6 @@ class Cache:
                 note.unlink(missing_ok=True)
                 shutil.rmtree(self.root / place_of_pointer(index), ignore_errors=True)
                 total -= sizes[note]
-
-
-def while_replaced(call: Callable[[], T]) -> T:
-    """Repeat a call that reads a pointer and then finds that its objects are gone.
-
-    They are deleted when the pointer is replaced, so that the next call finds a newer pointer.
-    """
-    for _ in range(10):
-        with suppress(FileNotFoundError):
-            return call()
-    return call()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
