@@ -157,7 +157,7 @@ def parse_pointer(content: bytes, place: str, what: str) -> Pointer:
         try:
             Manifest.from_json(pointer.record())
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DamagedError(f"{what} is damaged: its manifest lacks {error}") from error
+            raise DamagedError(f"{what} is damaged: its manifest is none ({error!r})") from error
     return pointer
 
 
