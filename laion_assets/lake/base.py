@@ -166,6 +166,7 @@ class Lake(ABC):
       :meth:`published` was called for it;
     * that a returned path stays valid: another process or machine may replace the partition at
       any moment, and callers that need one version compare :meth:`manifest` before and after;
+    * that a path stays when the lake that returned it is gone: copies that nobody uses are deleted;
     * anything about assets' names and files, or about Dagster: versions and run ids are strings.
     """
 

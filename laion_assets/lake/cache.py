@@ -6,16 +6,18 @@ complete yet. What does not belong here: publishing, which :mod:`laion_assets.la
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-import time
+import threading
 import uuid
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from laion_assets.files import LockedError, atomic_path, locked, replace_folder, write_json
 from laion_assets.lake.base import LakeError, Manifest, unlocked
@@ -35,8 +37,8 @@ _CACHE_OF: Final = ".store-of"
 """File that makes a folder a cache; it has the store's URL."""
 _NOTES: Final = ".store"
 _FETCH: Final = ".fetch"
-_IN_USE_S: Final = 3600.0
-"""Copies that were used within this time are not evicted."""
+_LOOK_AFTER: Final = 0.05
+"""Share of the limit after whose download the cache's size is looked at."""
 
 
 class Cache:
@@ -49,6 +51,8 @@ class Cache:
     def __init__(self, root: Path, store: ObjectStore, limit_bytes: float | None) -> None:
         self.root, self.store, self.limit_bytes = root, store, limit_bytes
         self.index = Index(store, root / _NOTES)
+        self._uses = Uses(root / _NOTES / "uses")
+        self._downloaded, self._evicting = 0, threading.Lock()
         self._claim()
 
     def _claim(self) -> None:
@@ -74,8 +78,9 @@ class Cache:
         return locked(self.note(name, ".lock"), lambda: None, timeout_s)
 
     def remember(self, place: str, pointer: Pointer) -> None:
-        """Note which publication a folder is a copy of."""
-        total = sum(stored.bytes for stored in pointer.files.values())
+        """Note which publication a folder is a copy of, and the size of what it has of it."""
+        here = self.root / place
+        total = sum(file.bytes for name, file in pointer.files.items() if (here / name).exists())
         write_json(self.note(pointer_path(place)), {"id": pointer.id, "bytes": total})
 
     def forget(self, place: str) -> None:
@@ -91,9 +96,13 @@ class Cache:
         """
         read = [pointer] if pointer else []
         with self.locked(pointer_path(place)):
+            # Before the note is touched, which tells an eviction that it has looked too early.
+            self._uses.note(place)
             while_replaced(
                 lambda: self._fetch(place, names, read.pop() if read else self._pointer(place))
             )
+        if self.limit_bytes and self._downloaded > _LOOK_AFTER * self.limit_bytes:
+            self.evict()
 
     def _pointer(self, place: str) -> Pointer:
         return self.index.read(place)[0]
@@ -108,7 +117,8 @@ class Cache:
         note = self.note(pointer_path(place))
         if _id_in(note) == pointer.id and folder.exists():
             os.utime(note)
-            self.download(wanted, folder)
+            if self.download(wanted, folder):
+                self.remember(place, pointer)
             return
         with self.making_folder() as new:
             before = Manifest.read(folder).files if (folder / MANIFEST).exists() else ()
@@ -132,13 +142,19 @@ class Cache:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def download(self, files: Mapping[str, StoredFile], folder: Path) -> None:
-        """Download those files that the folder lacks. Raises ``FileNotFoundError``."""
+    def download(self, files: Mapping[str, StoredFile], folder: Path) -> int:
+        """Download those files that the folder lacks, and return how many bytes these were.
+
+        Raises ``FileNotFoundError``.
+        """
         missing = {name: file for name, file in files.items() if not (folder / name).exists()}
         in_parallel(
             lambda item: self.store.download(item[1].object, folder / item[0], item[1].sha256),
             missing.items(),
         )
+        total = sum(file.bytes for file in missing.values())
+        self._downloaded += total
+        return total
 
     # Plain files
 
@@ -167,23 +183,89 @@ class Cache:
     # Cleaning
 
     def evict(self) -> None:
-        """Keep the copies of partitions within the limit: the least recently used go first."""
+        """Keep the copies of partitions within the limit: the least recently used go first.
+
+        What a living lake of any process on this machine has fetched stays.
+        """
         for folder in unlocked((self.root / _FETCH).glob("*"), ABANDONED.total_seconds()):
             shutil.rmtree(folder)
-        if not self.limit_bytes:
+        if not self.limit_bytes or not self._evicting.acquire(blocking=False):
             return
-        notes = [note for note in (self.root / _NOTES / INDEX).rglob("*.json") if _id_in(note)]
-        notes.sort(key=lambda note: note.stat().st_mtime)
-        sizes = {note: json.loads(note.read_text())["bytes"] for note in notes}
-        total = sum(sizes.values())
-        for note in notes:
-            if total <= self.limit_bytes or time.time() - note.stat().st_mtime < _IN_USE_S:
+        try:
+            self._downloaded = 0
+            self._evict(self.limit_bytes)
+        finally:
+            self._evicting.release()
+
+    def _evict(self, limit_bytes: float) -> None:
+        notes = sorted(_read_notes(self.root / _NOTES / INDEX))
+        # Read after the notes: a use that is not among these has touched its note since.
+        in_use, total = self._uses.all(), sum(size for _, size, _ in notes)
+        for used, size, note in notes:
+            if total <= limit_bytes:
                 return
-            index = str(note.relative_to(self.root / _NOTES)).removesuffix(".json")
-            with suppress(LockedError), self.locked(index, timeout_s=0):
-                note.unlink(missing_ok=True)
-                shutil.rmtree(self.root / place_of_pointer(index), ignore_errors=True)
-                total -= sizes[note]
+            place = place_of_pointer(str(note.relative_to(self.root / _NOTES).with_suffix("")))
+            if place in in_use:
+                continue
+            with suppress(LockedError, FileNotFoundError), self.locked(pointer_path(place), 0):
+                if note.stat().st_mtime_ns == used:
+                    note.unlink()
+                    shutil.rmtree(self.root / place, ignore_errors=True)
+                    total -= size
+
+
+def _read_notes(folder: Path) -> Iterator[tuple[int, int, Path]]:
+    """Time of the last use, size and note of each copied partition."""
+    for note in folder.rglob("*.json"):
+        with suppress(FileNotFoundError):
+            about = json.loads(note.read_text())
+            if about.get("id"):
+                yield note.stat().st_mtime_ns, about["bytes"], note
+
+
+class Uses:
+    """The places that somebody on this machine uses; ``folder`` has a file of them per lake.
+
+    The file is locked as long as the lake that has fetched them lives, so that a killed process
+    uses nothing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._noted = folder, set[str]()
+        self._file: TextIO | None = None
+        self._lock = threading.Lock()
+
+    def note(self, place: str) -> None:
+        with self._lock:
+            if place not in self._noted:
+                self._file = self._file or self._opened()
+                self._file.write(f"{place}\n")
+                self._file.flush()
+                self._noted.add(place)
+
+    def _opened(self) -> TextIO:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = uuid.uuid4().hex
+        path = self._folder / f".{name}"
+        file = path.open("a", encoding="utf-8")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # Found only now that it is locked.
+        path.rename(self._folder / name)
+        weakref.finalize(self, file.close)
+        return file
+
+    def all(self) -> set[str]:
+        """The places in use, by any process; files of dead ones are deleted."""
+        found = set()
+        for path in self._folder.glob("[!.]*"):
+            with suppress(FileNotFoundError), path.open(encoding="utf-8") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    found.update(file.read().splitlines())
+                else:
+                    path.unlink()
+        return found
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -25,6 +25,7 @@ from typing import ClassVar, Final
 from pydantic import ConfigDict, TypeAdapter
 
 from laion_assets.files import replace_folder, sha256_file, write_json
+from laion_assets.lake.base import Manifest
 from laion_assets.lake.cache import Cache
 from laion_assets.lake.content import FINGERPRINT, MANIFEST
 from laion_assets.lake.object_store import (
@@ -152,12 +153,16 @@ class Uploads:
         in_parallel(save, digests.items())
         return {name: self._latest[name][1] for name in digests}
 
-    def publication(self, files: Mapping[str, StoredFile]) -> Pointer:
-        """Return the pointer to these files; a long list of them is written as an object."""
-        pointer = Pointer(self.id, files)
+    def publication(self, manifest: Manifest) -> Pointer:
+        """Save the manifest's files and return the pointer to them.
+
+        A long list of files is written as an object of its own.
+        """
+        files = self.save({item["name"]: item["sha256"] for item in manifest.files})
+        pointer = Pointer(self.id, files).with_manifest(manifest)
         if len(files) <= FILES_WITHIN:
             return pointer
-        content = files_to_bytes(files)
+        content = files_to_bytes(pointer.files)
         listed = StoredFile(f"{self._prefix}.json", len(content), sha256(content).hexdigest())
         known = self._known.get((listed.sha256, listed.bytes))
         if known is None:

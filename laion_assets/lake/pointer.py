@@ -51,6 +51,8 @@ class StoredFile:
     object: Name
     bytes: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What else the manifest says of the file."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,18 @@ class Pointer:
     nonce: str = ""
     """Makes each written pointer a different object, even if it says the same."""
 
+    def with_manifest(self, manifest: Manifest) -> Pointer:
+        """The pointer to a partition of these files."""
+        record = manifest.to_json()
+        files = {
+            item["name"]: replace(
+                self.files[item["name"]],
+                about={k: v for k, v in item.items() if k not in ("name", "bytes", "sha256")},
+            )
+            for item in record.pop("files")
+        }
+        return replace(self, files=files, manifest=record)
+
     def to_bytes(self) -> bytes:
         files = {} if self.files_at else self.files
         return _POINTER.dump_json(replace(self, files=files, nonce=uuid.uuid4().hex))
@@ -82,7 +96,7 @@ class Pointer:
     def record(self) -> dict[str, Any]:
         """The manifest as it stands in the partition's folder."""
         files = [
-            {"name": name, "bytes": stored.bytes, "sha256": stored.sha256}
+            {"name": name, "bytes": stored.bytes, "sha256": stored.sha256, **stored.about}
             for name, stored in self.files.items()
         ]
         return {"files": files, **(self.manifest or {})}

@@ -16,7 +16,6 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
@@ -251,9 +250,7 @@ class RemoteLake(Lake):
 
         def commit(manifest: Manifest) -> None:
             checkpointing.stop()
-            files = uploads.save({item["name"]: item["sha256"] for item in manifest.files})
-            about = {name: value for name, value in manifest.to_json().items() if name != "files"}
-            pointer = replace(uploads.publication(files), manifest=about)
+            pointer = uploads.publication(manifest)
             try:
                 self.store.write_if(pointer_path(place), pointer.to_bytes(), version)
             except ChangedError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -16,13 +15,9 @@ from laion_assets.cli import main
 from laion_assets.dedup.ledger import claimed, claiming, unsettled
 from laion_assets.lake import (
     Lake,
-    LakeError,
-    LakeOptions,
-    LocalLake,
     Manifest,
     NotPublishedError,
     PartitionBusyError,
-    open_lake,
 )
 from laion_assets.layout import SegmentKey
 from laion_assets.pairs.extract import PairWriter
@@ -211,21 +206,6 @@ def test_a_partition_is_withdrawn_from_all_machines(machine: Machine) -> None:
     with here.publish("samples", inputs={}, code_version="3"):
         pass
     assert there.has("samples")
-
-
-def test_the_cache_is_no_lake_and_is_kept_small(machine: Machine, tmp_path: Path) -> None:
-    lake, here = tmp_path / "lake", machine()
-    made(LocalLake.at(lake), "one")
-    with pytest.raises(LakeError, match="is not empty"):
-        open_lake(LakeOptions(root="s3://lake/other", cache=str(lake)))
-    made(here, "one")
-    made(here, "two", key=OTHER)
-    here.cache.limit_bytes = 1e-9
-    for side in (here.local_root / ".store").rglob("*.json"):
-        os.utime(side, (0, 0))
-    here.cache.evict()
-    assert not list((here.local_root / "pairs").glob("*/*"))
-    assert (here.folder("pairs", OTHER) / "deep" / "a.txt").read_text() == "two"
 
 
 def test_a_store_that_fails_often_harms_nothing(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
 from laion_assets.lake import Manifest
 from laion_assets.lake.checkpoint import Checkpoint
-from laion_assets.lake.pointer import Pointer, pointer_path
+from laion_assets.lake.pointer import Pointer, StoredFile, parse_pointer, pointer_path
 from laion_assets.lake.remote import RemoteLake
 from laion_assets.layout import SegmentKey, place_of
 from tests.lake.stores import KEY, OTHER, Between, Machine, made, until
@@ -130,5 +131,14 @@ def test_pointers_of_earlier_versions_are_read(machine: Machine) -> None:
     assert Manifest.read(there.folder("pairs", KEY)) == manifest
     made(there, "two")
     assert len(there.store.listed("pairs")) == 2
+
+
+def test_a_pointer_keeps_what_a_manifest_says(machine: Machine) -> None:
+    first = made(machine(), "one")
+    files = [{**item, "rows": 3, "columns": "a b"} for item in first.files]
+    manifest = replace(first, files=files)
+    stored = {item["name"]: StoredFile("pairs/x", item["bytes"], item["sha256"]) for item in files}
+    content = Pointer("1", stored).with_manifest(manifest).to_bytes()
+    assert parse_pointer(content, "pairs", "").record() == manifest.to_json()
     empty = Pointer().to_bytes()
     assert len(empty) < 256, "a listing tells an empty pointer by its size"
