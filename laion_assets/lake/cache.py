@@ -7,6 +7,7 @@ complete yet. What does not belong here: publishing, which :mod:`laion_assets.la
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -20,9 +21,10 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from laion_assets.files import LockedError, atomic_path, locked, replace_folder, write_json
-from laion_assets.lake.base import LakeError, Manifest, unlocked
+from laion_assets.lake.base import LakeError, Manifest
 from laion_assets.lake.content import MANIFEST
 from laion_assets.lake.index import Index, while_replaced
+from laion_assets.lake.locks import unlocked
 from laion_assets.lake.object_store import ObjectStore, in_parallel
 from laion_assets.lake.pointer import (
     ABANDONED,
@@ -37,6 +39,7 @@ _CACHE_OF: Final = ".store-of"
 """File that makes a folder a cache; it has the store's URL."""
 _NOTES: Final = ".store"
 _FETCH: Final = ".fetch"
+_RANGES: Final = "ranges"
 _LOOK_AFTER: Final = 0.05
 """Share of the limit after whose download the cache's size is looked at."""
 
@@ -101,8 +104,7 @@ class Cache:
             while_replaced(
                 lambda: self._fetch(place, names, read.pop() if read else self._pointer(place))
             )
-        if self.limit_bytes and self._downloaded > _LOOK_AFTER * self.limit_bytes:
-            self.evict()
+        self.count(0)
 
     def _pointer(self, place: str) -> Pointer:
         return self.index.read(place)[0]
@@ -129,8 +131,23 @@ class Cache:
                     (new / name).hardlink_to(folder / name)
             self.download(wanted, new)
             write_json(new / MANIFEST, pointer.record())
+            self.forget(place)
             replace_folder(new, folder)
         self.remember(place, pointer)
+
+    def open_copy(self, place: str, pointer: Pointer, name: str) -> io.FileIO | None:
+        """Open a file if this machine has it as the pointer names it; None if it does not."""
+        with suppress(FileNotFoundError):
+            file = io.FileIO(self.root / place / name)
+            # A folder's note is deleted before it is replaced, so what was opened is what it says.
+            if _id_in(self.note(pointer_path(place))) == pointer.id:
+                return file
+            file.close()
+        return None
+
+    def ranges(self, sha256: str) -> Path:
+        """Folder of the ranges of an object, by its content."""
+        return self.root / _NOTES / _RANGES / sha256
 
     @contextmanager
     def making_folder(self) -> Iterator[Path]:
@@ -155,6 +172,12 @@ class Cache:
         total = sum(file.bytes for file in missing.values())
         self._downloaded += total
         return total
+
+    def count(self, downloaded: int) -> None:
+        """Look at the cache's size every so many bytes."""
+        self._downloaded += downloaded
+        if self.limit_bytes and self._downloaded > _LOOK_AFTER * self.limit_bytes:
+            self.evict()
 
     # Plain files
 
@@ -198,29 +221,39 @@ class Cache:
             self._evicting.release()
 
     def _evict(self, limit_bytes: float) -> None:
-        notes = sorted(_read_notes(self.root / _NOTES / INDEX))
+        kept = sorted([*self._copies(), *self._ranges()])
         # Read after the notes: a use that is not among these has touched its note since.
-        in_use, total = self._uses.all(), sum(size for _, size, _ in notes)
-        for used, size, note in notes:
+        in_use, total = self._uses.all(), sum(size for _, size, _ in kept)
+        for used, size, path in kept:
             if total <= limit_bytes:
                 return
-            place = place_of_pointer(str(note.relative_to(self.root / _NOTES).with_suffix("")))
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+                total -= size
+                continue
+            place = place_of_pointer(str(path.relative_to(self.root / _NOTES).with_suffix("")))
             if place in in_use:
                 continue
             with suppress(LockedError, FileNotFoundError), self.locked(pointer_path(place), 0):
-                if note.stat().st_mtime_ns == used:
-                    note.unlink()
+                if path.stat().st_mtime_ns == used:
+                    path.unlink()
                     shutil.rmtree(self.root / place, ignore_errors=True)
                     total -= size
 
+    def _copies(self) -> Iterator[tuple[int, int, Path]]:
+        """Time of the last use, size and note of each copied partition."""
+        for note in (self.root / _NOTES / INDEX).rglob("*.json"):
+            with suppress(FileNotFoundError):
+                about = json.loads(note.read_text())
+                if about.get("id"):
+                    yield note.stat().st_mtime_ns, about["bytes"], note
 
-def _read_notes(folder: Path) -> Iterator[tuple[int, int, Path]]:
-    """Time of the last use, size and note of each copied partition."""
-    for note in folder.rglob("*.json"):
-        with suppress(FileNotFoundError):
-            about = json.loads(note.read_text())
-            if about.get("id"):
-                yield note.stat().st_mtime_ns, about["bytes"], note
+    def _ranges(self) -> Iterator[tuple[int, int, Path]]:
+        """Time of the last use, size and folder of the ranges of each object."""
+        for folder in (self.root / _NOTES / _RANGES).glob("*"):
+            with suppress(FileNotFoundError):
+                size = sum(file.stat().st_size for file in folder.iterdir())
+                yield folder.stat().st_mtime_ns, size, folder
 
 
 class Uses:

@@ -7,13 +7,13 @@ here: what a pointer says, which :mod:`laion_assets.lake.pointer` knows.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
+from laion_assets.files import write_unsynced
 from laion_assets.lake.object_store import (
     DamagedError,
     ObjectInfo,
@@ -120,13 +120,9 @@ class Index:
         return None, Pointer()
 
     def _note(self, place: str, pointer: Pointer, version: Version | None) -> None:
-        note = self._path(place)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        # Not fsynced, as there may be many: what is lost or torn is read from the store again.
-        beside = note.with_name(f".{uuid.uuid4().hex[:12]}.{note.name}")
-        e_tag = version.e_tag if version else None
-        beside.write_bytes((e_tag or "").encode() + b"\n" + pointer.to_note())
-        beside.replace(note)
+        # There may be many: what is lost is read from the store again.
+        e_tag = (version.e_tag if version else None) or ""
+        write_unsynced(self._path(place), e_tag.encode() + b"\n" + pointer.to_note())
 
     def _path(self, place: str) -> Path:
         return self._notes / f"{pointer_path(place)}.pointer"

@@ -172,6 +172,17 @@ class ObjectStore:
 
         return self._retrying(path, get)
 
+    def read_range(self, path: str, begin: int, end: int) -> bytes:
+        """Return an object's bytes from ``begin`` to before ``end``.
+
+        Raises ``FileNotFoundError`` if there is no such object.
+        """
+        import obstore
+
+        return self._retrying(
+            path, lambda: bytes(obstore.get_range(self._store, path, start=begin, end=end))
+        )
+
     def write(self, path: str, content: bytes) -> None:
         """Write a small object, replacing any that exists."""
         import obstore

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from typing_extensions import override
 
@@ -39,6 +39,9 @@ from laion_assets.lake.pointer import (
 )
 from laion_assets.lake.shared import SharedFolder
 from laion_assets.layout import EVERY_HIVE, SegmentKey, place_of
+
+if TYPE_CHECKING:
+    import duckdb
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +134,13 @@ class RemoteLake(Lake):
             pointers.items(),
         )
         return self._place(asset, None)
+
+    @override
+    def attach(self, connection: duckdb.DuckDBPyConnection) -> str:
+        from laion_assets.lake.filesystem import ROOT, LakeFileSystem
+
+        connection.register_filesystem(LakeFileSystem(self.cache))
+        return ROOT
 
     # What partitions share
 

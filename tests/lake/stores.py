@@ -82,6 +82,8 @@ class Between(UnreliableProxy):
         super().__init__(target, share=0)
         self.url = ""
         self.requests: list[str] = []
+        self.sent = 0
+        """Bytes of all answers."""
         self.hidden = ""
         """Listings of this prefix are empty."""
         self.lost = ""
@@ -97,6 +99,8 @@ class Between(UnreliableProxy):
         if lost:
             self.lost = ""
         answer = await super().handle(request)
+        if isinstance(answer, web.Response) and isinstance(answer.body, bytes):
+            self.sent += len(answer.body)
         if lost:
             self.done.set()
             await asyncio.to_thread(self.go.wait)
