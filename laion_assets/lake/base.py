@@ -278,8 +278,10 @@ class Lake(ABC):
     # What partitions share
 
     @abstractmethod
-    def current(self, *folders: str) -> Path:
+    def current(self, *folders: str, deep: bool = False) -> Path:
         """Return :attr:`local_root`, with the files directly in these folders as they are now.
+
+        With ``deep`` also those further below.
 
         Anything that people or other machines may change is read after a call of this: the
         removal lists, and files that :meth:`update` changes.

@@ -102,7 +102,8 @@ class Cache:
             # Before the note is touched, which tells an eviction that it has looked too early.
             self._uses.note(place)
             while_replaced(
-                lambda: self._fetch(place, names, read.pop() if read else self._pointer(place))
+                lambda: self._fetch(place, names, read.pop() if read else self._pointer(place)),
+                self.store.address(pointer_path(place)),
             )
         self.count(0)
 
@@ -181,26 +182,33 @@ class Cache:
 
     # Plain files
 
-    def mirror(self, folder: str) -> None:
-        """Make a folder's own files those of the store: plain objects, one per file."""
+    def mirror(self, folder: str, deep: bool = False) -> None:
+        """Make the files in a folder, or also below it, those of the store: plain objects."""
         with self.locked(folder):
-            while_replaced(lambda: self._mirror(folder))
+            while_replaced(lambda: self._mirror(folder, deep), self.store.address(folder))
 
-    def _mirror(self, folder: str) -> None:
-        note, here = self.note(folder, ".mirror"), self.root / folder
+    def _mirror(self, folder: str, deep: bool) -> None:
+        note, here = self.note(folder, ".tree" if deep else ".mirror"), self.root / folder
         copied: dict[str, Any] = json.loads(note.read_text()) if note.exists() else {}
-        listed = ((Path(item.path).name, item) for item in self.store.listed(folder, deep=False))
-        stored = {name: item for name, item in listed if not name.startswith(".")}
+        stored = {
+            name: item
+            for item in self.store.listed(folder, deep=deep)
+            if not _is_hidden(name := item.path.removeprefix(f"{folder}/"))
+        }
         for name in copied.keys() - stored.keys():
             # A list that is out of sight for a moment is still in force: it is asked for by name.
             if item := self.store.info(f"{folder}/{name}"):
                 stored[name] = item
-        for path in here.iterdir() if here.exists() else ():
-            if path.is_file() and not path.name.startswith(".") and path.name not in stored:
+        for path in here.rglob("*") if deep else here.glob("*"):
+            name = path.relative_to(here).as_posix()
+            if path.is_file() and not _is_hidden(name) and name not in stored:
                 path.unlink()
-        for name, item in stored.items():
-            if not (here / name).exists() or copied.get(name) != item.token:
-                self.store.download(item.path, here / name)
+        changed = [
+            (item.path, here / name)
+            for name, item in stored.items()
+            if not (here / name).exists() or copied.get(name) != item.token
+        ]
+        in_parallel(lambda paths: self.store.download(*paths), changed)
         write_json(note, {name: item.token for name, item in stored.items()})
 
     # Cleaning
@@ -299,6 +307,10 @@ class Uses:
                 else:
                     path.unlink()
         return found
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -186,7 +186,7 @@ class Ranges:
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{store.address(path)} is gone: its partition was replaced while it was read"
-            ) from None
+            ) from None  # DuckDB shows all of it
         write_unsynced(self._path(first, last), content)
         self._kept.add((first, last))
         self._cache.count(len(content))

@@ -50,7 +50,7 @@ class Index:
 
         That is an empty pointer and None if there is none.
         """
-        return while_replaced(lambda: self._read(place))
+        return while_replaced(lambda: self._read(place), self._store.address(pointer_path(place)))
 
     def _read(self, place: str) -> tuple[Pointer, Version | None]:
         pointer, version = read_pointer(self._store, place)
@@ -128,12 +128,16 @@ class Index:
         return self._notes / f"{pointer_path(place)}.pointer"
 
 
-def while_replaced(call: Callable[[], T]) -> T:
-    """Repeat a call that reads a pointer and then finds that its objects are gone.
+def while_replaced(call: Callable[[], T], what: str) -> T:
+    """Repeat a call that reads ``what``, such as a pointer, and finds that it names what is gone.
 
-    They are deleted when the pointer is replaced, so that the next call finds a newer pointer.
+    Objects are deleted when their pointer is replaced, so that the next call finds a newer one.
+    Raises :class:`DamagedError` if it does not.
     """
     for _ in range(10):
         with suppress(FileNotFoundError):
             return call()
-    return call()
+    try:
+        return call()
+    except FileNotFoundError as error:
+        raise DamagedError(f"{what} is damaged: {error}") from error

@@ -91,7 +91,7 @@ class LocalLake(Lake):
         return str(self.root)
 
     @override
-    def current(self, *folders: str) -> Path:
+    def current(self, *folders: str, deep: bool = False) -> Path:
         return self.root
 
     @override

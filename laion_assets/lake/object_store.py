@@ -134,7 +134,7 @@ class ObjectStore:
                     self.url, config=options, client_options=client, retry_config=retry
                 )
             except (BaseError, ValueError) as error:
-                raise ObjectStoreError(f"{self.url} cannot be opened: {error}") from error
+                raise ObjectStoreError(f"{self.url} cannot be opened: {_said(error)}") from error
         return self._opened
 
     @property
@@ -179,9 +179,13 @@ class ObjectStore:
         """
         import obstore
 
-        return self._retrying(
-            path, lambda: bytes(obstore.get_range(self._store, path, start=begin, end=end))
-        )
+        def get() -> bytes:
+            try:
+                return bytes(obstore.get_range(self._store, path, start=begin, end=end))
+            except FileNotFoundError as error:
+                raise self._missing(path) from error
+
+        return self._retrying(path, get)
 
     def write(self, path: str, content: bytes) -> None:
         """Write a small object, replacing any that exists."""
@@ -253,8 +257,12 @@ class ObjectStore:
         def get() -> None:
             with atomic_path(target) as beside:
                 digest = hashlib.sha256()
+                try:
+                    got = obstore.get(self._store, path)
+                except FileNotFoundError as error:
+                    raise self._missing(path) from error
                 with beside.open("wb") as file:
-                    for chunk in obstore.get(self._store, path).stream(_PART_BYTES):
+                    for chunk in got.stream(_PART_BYTES):
                         file.write(chunk)
                         digest.update(chunk)
                 if sha256 and digest.hexdigest() != sha256:
@@ -263,6 +271,9 @@ class ObjectStore:
                     )
 
         self._retrying(path, get)
+
+    def _missing(self, path: str) -> FileNotFoundError:
+        return FileNotFoundError(f"{self.address(path)} does not exist")
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete objects, by 1,000 a request where the store can do that.
@@ -326,13 +337,18 @@ class ObjectStore:
                 raise
             except (BaseError, ObjectStoreError, OSError) as error:
                 if isinstance(error, permanent):
-                    raise ObjectStoreError(f"{self.address(path)}: {error}") from error
+                    raise ObjectStoreError(f"{self.address(path)}: {_said(error)}") from error
                 if attempt == _ATTEMPTS:
                     if isinstance(error, ObjectStoreError):
                         raise
-                    raise UnavailableError(f"{self.address(path)}: {error}") from error
+                    raise UnavailableError(f"{self.address(path)}: {_said(error)}") from error
             time.sleep(2.0**attempt)
             attempt += 1
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, without the layers below it that obstore lists on further lines."""
+    return str(error).partition("\n")[0]
 
 
 def _info(item: Any) -> ObjectInfo:

@@ -182,7 +182,7 @@ def read_files(store: ObjectStore, pointer: Pointer, place: str) -> Pointer:
     path = pointer.files_at.object
     got = store.read(path)
     if got is None:
-        raise FileNotFoundError(f"{store.address(path)} is named by a pointer, but does not exist")
+        raise FileNotFoundError(f"{store.address(path)} does not exist")
     files = parse(_FILES, got[0], store.address(path))
     refuse_foreign(files.values(), place, store.address(path))
     return replace(pointer, files=files)

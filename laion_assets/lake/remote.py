@@ -145,9 +145,9 @@ class RemoteLake(Lake):
     # What partitions share
 
     @override
-    def current(self, *folders: str) -> Path:
+    def current(self, *folders: str, deep: bool = False) -> Path:
         for folder in folders:
-            self.cache.mirror(folder)
+            self.cache.mirror(folder, deep)
         return self.local_root
 
     @override

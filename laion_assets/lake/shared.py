@@ -72,7 +72,7 @@ class SharedFolder:
         """
         since, seen = time.monotonic(), ""
         while True:
-            while_replaced(self._fetch)
+            while_replaced(self._fetch, self._store.address(self._pointer_path))
             key = None if self.is_new else unsettled(self.path)
             if key is None:
                 return

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laion_assets.cli import main
 from laion_assets.dedup.ledger import claimed, claiming, unsettled
 from laion_assets.lake import (
     Lake,
@@ -223,24 +222,3 @@ def test_a_store_that_fails_often_harms_nothing(
         with claims(there, OTHER, pairs(tmp_path / "second", 2, 3, 4)):
             pass
         assert (kept(there, KEY), kept(here, OTHER)) == ([1, 2, 3], [4])
-
-
-def test_fetch_copies_what_is_asked_for(
-    machine: Machine, tmp_path: Path, endpoint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    here = machine()
-    made(here, "one")
-    config = tmp_path / "settings.toml"
-    config.write_text(
-        f'[lake]\nroot = "{here.store.url}"\ncache = "{tmp_path}/reader"\n'
-        f'storage_options = {{ endpoint = "{endpoint}", region = "us-east-1" }}\n'
-    )
-    assert main(["fetch", "pairs", "--names", "same*", "--config", str(config)]) == 0
-    assert capsys.readouterr().out == f"pairs: {tmp_path}/reader/pairs\n"
-    assert [path.name for path in (tmp_path / "reader").rglob("*.txt")] == ["same.txt"]
-    assert main(["fetch", "nothing", "--config", str(config)]) == 1
-    assert "there is no asset nothing; known: wat_manifest, " in capsys.readouterr().err
-    assert main(["fetch", "catalog", "--config", str(config)]) == 1
-    assert "catalog has not been materialized" in capsys.readouterr().err
-    assert main(["remove", "--ledger", "--config", str(config)]) == 1
-    assert "is in an object store" in capsys.readouterr().err

@@ -153,6 +153,21 @@ def test_damaged_pointers_are_errors_that_name_the_object(machine: Machine, cont
     assert here.has("pairs", KEY), "deleting the pointer is the way out"
 
 
+def test_objects_that_are_gone_are_named_with_their_pointer(machine: Machine) -> None:
+    here, there = machine(), machine()
+    made(here, "one")
+    with here.publish("many", KEY, inputs={}, code_version="1") as staging:
+        for number in range(40):
+            (staging.path / f"{number}.txt").write_text(str(number))
+    for asset, end in (("pairs", "same.txt"), ("many", ".json")):
+        gone = [item.path for item in here.store.listed(asset) if item.path.endswith(end)]
+        assert len(gone) == 1
+        here.store.delete(gone)
+        named = f"{pointer_path(place_of(asset, KEY))} is damaged: .*{gone[0]} does not exist"
+        with pytest.raises(DamagedError, match=named):
+            there.fetch(asset, KEY)
+
+
 def test_lists_out_of_sight_for_a_moment_are_in_force(proxied: Machine, proxy: Between) -> None:
     here = proxied()
     here.store.write("removals/mine.txt", b"host:bad.test\n")
