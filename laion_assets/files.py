@@ -142,6 +142,17 @@ def write_text(target: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def write_unsynced(target: Path, content: bytes) -> None:
+    """Replace a file of what can be had again, without waiting for the disk.
+
+    When the machine stops the file may be cut, so whoever reads it must notice that.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{uuid.uuid4().hex[:12]}.{target.name}")
+    beside.write_bytes(content)
+    beside.replace(target)
+
+
 def write_json(target: Path, value: Any) -> None:
     """Publish ``value`` as JSON. Keys are sorted, so that equal values give equal bytes."""
     write_text(target, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")

@@ -27,6 +27,8 @@ class UnreliableProxy:
 
     def __init__(self, target: str, share: float, seed: int = 1) -> None:
         self.counts: Counter[str] = Counter()
+        self.kept_back: set[str] = set(_HOP)
+        """Headers, in lower case, that are not forwarded."""
         self._target, self._share = target, share
         self._random = random.Random(seed)
         # S3 decides on a conditional write atomically; moto checks first and writes later.
@@ -53,7 +55,7 @@ class UnreliableProxy:
         return answer
 
     async def _forward(self, request: web.Request, body: bytes) -> web.Response:
-        headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in self.kept_back}
         async with (
             aiohttp.ClientSession(auto_decompress=False) as session,
             session.request(
@@ -65,11 +67,10 @@ class UnreliableProxy:
             ) as got,
         ):
             kept = {k: v for k, v in got.headers.items() if k.lower() not in _HOP}
-            content = await got.read()
-            response = web.Response(status=got.status, headers=kept, body=content)
             if request.method == "HEAD":
-                response.content_length = int(got.headers.get("Content-Length", "0"))
-            return response
+                kept["Content-Length"] = got.headers.get("Content-Length", "0")
+                return web.Response(status=got.status, headers=kept)
+            return web.Response(status=got.status, headers=kept, body=await got.read())
 
 
 async def serve(port: int, share: float, bucket: str) -> None:

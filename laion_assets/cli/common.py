@@ -18,7 +18,7 @@ from laion_assets.funnel import StageCounts
 if TYPE_CHECKING:
     import dagster as dg
 
-    from laion_assets.lake import LocalLake
+    from laion_assets.lake import Lake, LocalLake
     from laion_assets.settings import Settings
 
 Run = Callable[[argparse.Namespace], None]
@@ -136,6 +136,14 @@ def local_lake(settings: Settings) -> LocalLake:
     from laion_assets import lake
 
     return lake.local_lake(settings.lake)
+
+
+def opened_lake(settings: Settings) -> Lake:
+    """The settings' lake, wherever it is. Raises ``LakeError`` if its folder does not exist."""
+    from laion_assets import lake
+
+    remote = lake.is_remote(settings.lake.root)
+    return lake.open_lake(settings.lake) if remote else local_lake(settings)
 
 
 def dagster_instance() -> dg.DagsterInstance:

@@ -13,8 +13,8 @@ from laion_assets.cli.common import (
     command,
     dagster_instance,
     ignore_beta_warnings,
-    local_lake,
     must_exist,
+    opened_lake,
     output,
     positive,
     say,
@@ -22,7 +22,7 @@ from laion_assets.cli.common import (
 
 if TYPE_CHECKING:
     from laion_assets.defs.removal.survey import Survey
-    from laion_assets.lake import LocalLake
+    from laion_assets.lake import Lake
     from laion_assets.settings import Settings
 
 
@@ -68,16 +68,16 @@ where it stopped; the folder appears when it is complete.
     ],
 )
 def export(args: argparse.Namespace) -> None:
-    from laion_assets.lake import LocalLake
+    from laion_assets.layout import segment_assets
     from laion_assets.release.export import LICENSES, About
     from laion_assets.release.export import export as write_release
     from laion_assets.settings import load_settings
 
     settings = load_settings(args.config)
     if args.verify:
-        _verify(LocalLake(settings.lake), args.output)
+        _verify(settings, args.output)
         return
-    lake = local_lake(settings)
+    lake = opened_lake(settings)
     if args.license and args.license not in LICENSES:
         args.parser.error(f"--license must be one of {', '.join(LICENSES)}")
     words = {"name": args.name, "url": args.url, "license_id": args.license}
@@ -85,6 +85,9 @@ def export(args: argparse.Namespace) -> None:
     about = About(version=args.release, contact=settings.download.contact, **given)
     if not args.url:
         say(f"no --url given: croissant.json will say that the release is at {about.url}")
+    for asset in segment_assets(settings.subsets):
+        if lake.segments(asset):
+            lake.fetch_all(asset, "*.parquet")  # the statistics are questions to the catalog
     manifest = write_release(
         lake,
         args.output,
@@ -98,14 +101,17 @@ def export(args: argparse.Namespace) -> None:
     print(args.output)
 
 
-def _verify(lake: LocalLake, release: Path) -> None:
+def _verify(settings: Settings, release: Path) -> None:
+    from laion_assets.lake import LakeError
     from laion_assets.release.verify import verify
-    from laion_assets.removals.active import read_lists
+    from laion_assets.removals.active import FOLDERS, read_lists
 
     must_exist(release)
-    lists = read_lists(lake.root) if lake.root.is_dir() else None
-    if lists is None:
-        say(f"the lake {lake} does not exist: the release is not checked against its lists")
+    try:
+        lists = read_lists(opened_lake(settings).current(*FOLDERS))
+    except LakeError as error:
+        lists = None
+        say(f"the release is not checked against the lake's lists: {error}")
     problems = verify(release, lists)
     for problem in problems:
         print(problem)
@@ -207,23 +213,17 @@ may be repeated and combined.
 )
 def remove(args: argparse.Namespace) -> None:
     from laion_assets.defs.removal.survey import survey
-    from laion_assets.lake import is_remote
     from laion_assets.layout import REMOVALS
-    from laion_assets.removals.active import Lists, read_lists
+    from laion_assets.removals.active import FOLDERS, Lists, read_lists
     from laion_assets.removals.entries import parse
     from laion_assets.removals.entry import ListError
-    from laion_assets.removals.requests import add
+    from laion_assets.removals.requests import REQUESTS, add
     from laion_assets.settings import load_settings
 
     settings = load_settings(args.config)
-    if is_remote(settings.lake.root):
-        raise CommandError(
-            f"the lake {settings.lake.root} is in an object store, and this works on a folder "
-            "only: put the entries into a file in its removals/, and lists_sensor takes them out"
-        )
-    lake = local_lake(settings)
+    lake = opened_lake(settings)
     if args.ledger:
-        _show_ledger(lake.root)
+        _show_ledger(lake)
         return
     entries = [f"{kind}:{value}" for kind, value in args.entries or ()]
     if not entries and not args.apply:
@@ -232,12 +232,15 @@ def remove(args: argparse.Namespace) -> None:
         asked = parse(entries, "the command line")
     except ListError as error:
         args.parser.error(str(error))
-    for entry in add(lake.root / REMOVALS, entries, args.reason):
+    added = lake.update(
+        f"{REMOVALS}/{REQUESTS}", lambda root: add(root / REMOVALS, entries, args.reason)
+    )
+    for entry in added:
         print(f"added  {entry}")
     if args.apply:
         _apply_lists(settings, lake)
         return
-    found = survey(lake, read_lists(lake.root), new=Lists(removals=asked))
+    found = survey(lake, read_lists(lake.current(*FOLDERS)), new=Lists(removals=asked))
     _show_survey(found)
     if found.keys:
         print(
@@ -251,7 +254,7 @@ def remove(args: argparse.Namespace) -> None:
         )
 
 
-def _apply_lists(settings: Settings, lake: LocalLake) -> None:
+def _apply_lists(settings: Settings, lake: Lake) -> None:
     """Rebuild what the lists concern. Raises :class:`CommandError` if listed samples are left."""
     instance = dagster_instance()
     ignore_beta_warnings()
@@ -281,10 +284,10 @@ def _show_survey(found: Survey) -> None:
         print("no partition holds a listed sample")
 
 
-def _show_ledger(lake: Path) -> None:
-    from laion_assets.removals.ledger import read_ledger
+def _show_ledger(lake: Lake) -> None:
+    from laion_assets.removals.ledger import EVENTS, read_ledger
 
-    for event in read_ledger(lake):
+    for event in read_ledger(lake.current(EVENTS, deep=True)):
         print(
             f"{event.at}  {event.event:9}  {event.crawl}|{event.segment}  {event.asset:14}"
             f"  {event.list:10}  {event.samples:>8,}  {event.entry}  {event.run_id}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from laion_assets.cli.common import (
     CommandError,
@@ -12,7 +12,11 @@ from laion_assets.cli.common import (
     command,
     local_lake,
     must_exist,
+    opened_lake,
 )
+
+if TYPE_CHECKING:
+    from laion_assets.lake import Lake
 
 _INDEX: Final = argument(
     "index", type=Path, metavar="INDEX", help="folder of an index, such as lake/search_index"
@@ -73,11 +77,19 @@ def search(args: argparse.Namespace) -> None:
 Serve an index over HTTP, with a search page and clip-retrieval's API, until
 interrupted. The service has no login of its own: put an authenticating proxy
 in front of it before others can reach it. Its limits are [serve] in the
-settings.
+settings. From a lake in an object store the index and the subset are copied to
+this machine first; the service takes up a newer index once `fetch` has copied
+it.
 """,
     example="serve .demo/lake/search_index --port 9000",
     arguments=[
-        _INDEX,
+        argument(
+            "index",
+            nargs="?",
+            type=Path,
+            metavar="INDEX",
+            help="folder of an index (default: search_index of the settings' lake)",
+        ),
         _SUBSET,
         argument("--host", help="address to listen on (default: [serve] host)"),
         argument("--port", type=int, help="port to listen on (default: [serve] port)"),
@@ -85,17 +97,33 @@ settings.
 )
 def serve(args: argparse.Namespace) -> None:
     must_exist(args.index, args.subset)
+    from laion_assets.layout import SEARCH_INDEX
     from laion_assets.search.serve import serve_index
     from laion_assets.settings import load_settings
 
     settings = load_settings(args.config)
+    index = args.index
+    if index is None:
+        lake = opened_lake(settings)
+        index = lake.published(SEARCH_INDEX)
+        _fetch_beside_index(lake)
     serve_index(
-        args.index,
+        index,
         settings.serve.listening_on(args.host, args.port),
         settings.clip,
         settings.download,
         subset=args.subset,
     )
+
+
+def _fetch_beside_index(lake: Lake) -> None:
+    """Have on this machine what the service reads of a lake beside the index."""
+    from laion_assets.layout import DALLE_SAMPLES, FILTERED_SUBSET
+    from laion_assets.removals.active import FOLDERS
+
+    lake.fetch_all(FILTERED_SUBSET)
+    lake.fetch(DALLE_SAMPLES)
+    lake.current(*FOLDERS)
 
 
 @command(

@@ -194,8 +194,8 @@ def publishing(
 def fetch_tables(lake: Lake, settings: Settings) -> None:
     """Fetch the parquet of all segments, which the catalog's views read."""
     for asset in segment_assets(settings.subsets):
-        for key in lake.segments(asset):
-            lake.fetch(asset, key, "*.parquet")
+        if lake.segments(asset):
+            lake.fetch_all(asset, "*.parquet")
 
 
 def made_of_the_same(made: Publication) -> Path | None:

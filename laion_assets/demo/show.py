@@ -106,7 +106,8 @@ def run_search_page(places: Places, settings: Settings, port: int | None) -> Non
     from laion_assets.sample_crawl.server import SampleServer
     from laion_assets.search.serve import serve_index
 
-    index = open_lake(settings.lake).folder(SEARCH_INDEX)
+    lake = open_lake(settings.lake)
+    index = lake.folder(SEARCH_INDEX)
     if not index.exists():
         raise DemoError("there is no index yet: run `make demo` first")
     places.build_crawl()

@@ -16,13 +16,21 @@ from laion_assets.lake.base import (
 )
 from laion_assets.lake.content import MANIFEST
 from laion_assets.lake.local import LocalLake, is_remote
-from laion_assets.lake.object_store import ChangedError, ObjectStoreError, UnavailableError
+from laion_assets.lake.object_store import (
+    CarelessStoreError,
+    ChangedError,
+    DamagedError,
+    ObjectStoreError,
+    UnavailableError,
+)
 from laion_assets.lake.options import LakeOptions
 
 __all__ = [
     "MANIFEST",
     "Abandoned",
+    "CarelessStoreError",
     "ChangedError",
+    "DamagedError",
     "Lake",
     "LakeError",
     "LakeOptions",

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from laion_assets.errors import TransientError
 from laion_assets.files import LockedError, locked, replace_folder, write_json
@@ -35,7 +35,11 @@ from laion_assets.lake.content import (
     known_digests,
     prepare,
 )
+from laion_assets.lake.locks import lock_of, unlocked
 from laion_assets.layout import EVERY_HIVE, SegmentKey, place_of
+
+if TYPE_CHECKING:
+    import duckdb
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +170,7 @@ class Lake(ABC):
       :meth:`published` was called for it;
     * that a returned path stays valid: another process or machine may replace the partition at
       any moment, and callers that need one version compare :meth:`manifest` before and after;
+    * that a path stays when the lake that returned it is gone: copies that nobody uses are deleted;
     * anything about assets' names and files, or about Dagster: versions and run ids are strings.
     """
 
@@ -194,6 +199,20 @@ class Lake(ABC):
     @abstractmethod
     def manifest(self, asset: str, key: SegmentKey | None = None) -> Manifest:
         """Return a partition's manifest. Raises :class:`NotPublishedError`."""
+
+    def manifests(
+        self, asset: str, keys: Iterable[SegmentKey | None] | None = None
+    ) -> dict[SegmentKey | None, Manifest]:
+        """Return the manifests of an asset's partitions: those of ``keys``, or all.
+
+        What is not published is left out. From a store they are read side by side, and those that
+        this machine has read before are not read again if ``keys`` is None.
+        """
+        found = {}
+        for key in self.versions(asset) if keys is None else keys:
+            with suppress(NotPublishedError, FileNotFoundError):
+                found[key] = self.manifest(asset, key)
+        return found
 
     @abstractmethod
     def segments(self, asset: str) -> list[SegmentKey]:
@@ -237,6 +256,15 @@ class Lake(ABC):
         self.fetch(asset, key, names)
         return self._place(asset, key)
 
+    @abstractmethod
+    def attach(self, connection: duckdb.DuckDBPyConnection) -> str:
+        """Let a DuckDB connection read what is published; return the root of its paths.
+
+        Below it a file has the path that it has in a lake's folder. From a store only the ranges
+        that are read are transferred, each partition's as it is when the connection first looks at
+        it. If it is replaced later, questions fail with a ``duckdb.Error``: ask a new connection.
+        """
+
     def published(self, asset: str, key: SegmentKey | None = None) -> Path:
         """Return the folder of a partition. Raises :class:`NotPublishedError`."""
         if not self.has(asset, key):
@@ -250,8 +278,10 @@ class Lake(ABC):
     # What partitions share
 
     @abstractmethod
-    def current(self, *folders: str) -> Path:
+    def current(self, *folders: str, deep: bool = False) -> Path:
         """Return :attr:`local_root`, with the files directly in these folders as they are now.
+
+        With ``deep`` also those further below.
 
         Anything that people or other machines may change is read after a call of this: the
         removal lists, and files that :meth:`update` changes.
@@ -396,24 +426,7 @@ class Lake(ABC):
             logger.info(f"another process works in {folder}: waiting for it")
 
         try:
-            with locked(_lock_of(folder), waiting, self.busy_timeout_s):
+            with locked(lock_of(folder), waiting, self.busy_timeout_s):
                 yield
         except LockedError as error:
             raise PartitionBusyError(f"{error}, for over {self.busy_timeout_s:.0f} s") from error
-
-
-def _lock_of(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.lock")
-
-
-def unlocked(paths: Iterable[Path], idle_s: float) -> Iterator[Path]:
-    """Yield the folders that no process holds and that have not changed for ``idle_s`` seconds.
-
-    Each is locked until the next one is asked for.
-    """
-    for folder in sorted(paths):
-        with suppress(FileNotFoundError, LockedError):
-            if not folder.is_dir() or time.time() - folder.stat().st_mtime < idle_s:
-                continue
-            with locked(_lock_of(folder), lambda: None, 0):
-                yield folder

@@ -6,21 +6,26 @@ complete yet. What does not belong here: publishing, which :mod:`laion_assets.la
 
 from __future__ import annotations
 
+import fcntl
+import io
 import json
 import os
 import shutil
-import time
+import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TextIO
 
 from laion_assets.files import LockedError, atomic_path, locked, replace_folder, write_json
-from laion_assets.lake.base import LakeError, Manifest, unlocked
+from laion_assets.lake.base import LakeError, Manifest
 from laion_assets.lake.content import MANIFEST
-from laion_assets.lake.object_store import ObjectInfo, ObjectStore, in_parallel
+from laion_assets.lake.index import Index, while_replaced
+from laion_assets.lake.locks import unlocked
+from laion_assets.lake.object_store import ObjectStore, in_parallel
 from laion_assets.lake.pointer import (
     ABANDONED,
     INDEX,
@@ -28,18 +33,15 @@ from laion_assets.lake.pointer import (
     StoredFile,
     place_of_pointer,
     pointer_path,
-    read_pointer,
 )
-from laion_assets.layout import SegmentKey
-
-T = TypeVar("T")
 
 _CACHE_OF: Final = ".store-of"
 """File that makes a folder a cache; it has the store's URL."""
 _NOTES: Final = ".store"
 _FETCH: Final = ".fetch"
-_IN_USE_S: Final = 3600.0
-"""Copies that were used within this time are not evicted."""
+_RANGES: Final = "ranges"
+_LOOK_AFTER: Final = 0.05
+"""Share of the limit after whose download the cache's size is looked at."""
 
 
 class Cache:
@@ -51,6 +53,9 @@ class Cache:
 
     def __init__(self, root: Path, store: ObjectStore, limit_bytes: float | None) -> None:
         self.root, self.store, self.limit_bytes = root, store, limit_bytes
+        self.index = Index(store, root / _NOTES)
+        self._uses = Uses(root / _NOTES / "uses")
+        self._downloaded, self._evicting = 0, threading.Lock()
         self._claim()
 
     def _claim(self) -> None:
@@ -76,8 +81,9 @@ class Cache:
         return locked(self.note(name, ".lock"), lambda: None, timeout_s)
 
     def remember(self, place: str, pointer: Pointer) -> None:
-        """Note which publication a folder is a copy of."""
-        total = sum(stored.bytes for stored in pointer.files.values())
+        """Note which publication a folder is a copy of, and the size of what it has of it."""
+        here = self.root / place
+        total = sum(file.bytes for name, file in pointer.files.items() if (here / name).exists())
         write_json(self.note(pointer_path(place)), {"id": pointer.id, "bytes": total})
 
     def forget(self, place: str) -> None:
@@ -85,17 +91,27 @@ class Cache:
 
     # Partitions
 
-    def fetch(self, place: str, names: str) -> None:
+    def fetch(self, place: str, names: str, pointer: Pointer | None = None) -> None:
         """Make a folder a copy of what is published now, with the files whose names match.
 
-        What the store does not have is deleted here.
+        ``pointer``: that of the place, if it has just been read. What the store does not have is
+        deleted here.
         """
+        read = [pointer] if pointer else []
         with self.locked(pointer_path(place)):
-            while_replaced(lambda: self._fetch(place, names))
+            # Before the note is touched, which tells an eviction that it has looked too early.
+            self._uses.note(place)
+            while_replaced(
+                lambda: self._fetch(place, names, read.pop() if read else self._pointer(place)),
+                self.store.address(pointer_path(place)),
+            )
+        self.count(0)
 
-    def _fetch(self, place: str, names: str) -> None:
+    def _pointer(self, place: str) -> Pointer:
+        return self.index.read(place)[0]
+
+    def _fetch(self, place: str, names: str, pointer: Pointer) -> None:
         folder = self.root / place
-        pointer, _ = read_pointer(self.store, pointer_path(place))
         if pointer.manifest is None:
             self.forget(place)
             shutil.rmtree(folder, ignore_errors=True)
@@ -104,7 +120,8 @@ class Cache:
         note = self.note(pointer_path(place))
         if _id_in(note) == pointer.id and folder.exists():
             os.utime(note)
-            self.download(wanted, folder)
+            if self.download(wanted, folder):
+                self.remember(place, pointer)
             return
         with self.making_folder() as new:
             before = Manifest.read(folder).files if (folder / MANIFEST).exists() else ()
@@ -114,9 +131,24 @@ class Cache:
                     (new / name).parent.mkdir(parents=True, exist_ok=True)
                     (new / name).hardlink_to(folder / name)
             self.download(wanted, new)
-            write_json(new / MANIFEST, pointer.manifest)
+            write_json(new / MANIFEST, pointer.record())
+            self.forget(place)
             replace_folder(new, folder)
         self.remember(place, pointer)
+
+    def open_copy(self, place: str, pointer: Pointer, name: str) -> io.FileIO | None:
+        """Open a file if this machine has it as the pointer names it; None if it does not."""
+        with suppress(FileNotFoundError):
+            file = io.FileIO(self.root / place / name)
+            # A folder's note is deleted before it is replaced, so what was opened is what it says.
+            if _id_in(self.note(pointer_path(place))) == pointer.id:
+                return file
+            file.close()
+        return None
+
+    def ranges(self, sha256: str) -> Path:
+        """Folder of the ranges of an object, by its content."""
+        return self.root / _NOTES / _RANGES / sha256
 
     @contextmanager
     def making_folder(self) -> Iterator[Path]:
@@ -128,86 +160,157 @@ class Cache:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def download(self, files: Mapping[str, StoredFile], folder: Path) -> None:
-        """Download those files that the folder lacks. Raises ``FileNotFoundError``."""
+    def download(self, files: Mapping[str, StoredFile], folder: Path) -> int:
+        """Download those files that the folder lacks, and return how many bytes these were.
+
+        Raises ``FileNotFoundError``.
+        """
         missing = {name: file for name, file in files.items() if not (folder / name).exists()}
         in_parallel(
             lambda item: self.store.download(item[1].object, folder / item[0], item[1].sha256),
             missing.items(),
         )
+        total = sum(file.bytes for file in missing.values())
+        self._downloaded += total
+        return total
 
-    def pointers(self, asset: str) -> dict[SegmentKey, Pointer]:
-        """Return the pointers of all segments of an asset; unchanged ones are not read again."""
-        found: dict[str, Pointer] = {}
-
-        def read(item: ObjectInfo) -> None:
-            note = self.note(item.path, ".pointer")
-            if note.exists():
-                e_tag, _, content = note.read_bytes().partition(b"\n")
-                if e_tag.decode() == item.e_tag:
-                    found[item.path] = Pointer.from_bytes(content)
-                    return
-            got = self.store.read(item.path)
-            if got:
-                write_bytes(note, (got[1].e_tag or "").encode() + b"\n" + got[0])
-                found[item.path] = Pointer.from_bytes(got[0])
-
-        in_parallel(read, self.store.listed(f"{INDEX}/{asset}"))
-        return {
-            SegmentKey.of_folder(Path(place_of_pointer(path))): pointer
-            for path, pointer in sorted(found.items())
-        }
+    def count(self, downloaded: int) -> None:
+        """Look at the cache's size every so many bytes."""
+        self._downloaded += downloaded
+        if self.limit_bytes and self._downloaded > _LOOK_AFTER * self.limit_bytes:
+            self.evict()
 
     # Plain files
 
-    def mirror(self, folder: str) -> None:
-        """Make a folder's own files those of the store: plain objects, one per file."""
+    def mirror(self, folder: str, deep: bool = False) -> None:
+        """Make the files in a folder, or also below it, those of the store: plain objects."""
         with self.locked(folder):
-            while_replaced(lambda: self._mirror(folder))
+            while_replaced(lambda: self._mirror(folder, deep), self.store.address(folder))
 
-    def _mirror(self, folder: str) -> None:
-        note, here = self.note(folder, ".mirror"), self.root / folder
+    def _mirror(self, folder: str, deep: bool) -> None:
+        note, here = self.note(folder, ".tree" if deep else ".mirror"), self.root / folder
         copied: dict[str, Any] = json.loads(note.read_text()) if note.exists() else {}
-        stored = {Path(item.path).name: item for item in self.store.listed(folder, deep=False)}
-        for path in here.iterdir() if here.exists() else ():
-            if path.is_file() and not path.name.startswith(".") and path.name not in stored:
+        stored = {
+            name: item
+            for item in self.store.listed(folder, deep=deep)
+            if not _is_hidden(name := item.path.removeprefix(f"{folder}/"))
+        }
+        for name in copied.keys() - stored.keys():
+            # A list that is out of sight for a moment is still in force: it is asked for by name.
+            if item := self.store.info(f"{folder}/{name}"):
+                stored[name] = item
+        for path in here.rglob("*") if deep else here.glob("*"):
+            name = path.relative_to(here).as_posix()
+            if path.is_file() and not _is_hidden(name) and name not in stored:
                 path.unlink()
-        for name, item in stored.items():
-            if not (here / name).exists() or copied.get(name) != item.e_tag:
-                self.store.download(item.path, here / name)
-        write_json(note, {name: item.e_tag for name, item in stored.items()})
+        changed = [
+            (item.path, here / name)
+            for name, item in stored.items()
+            if not (here / name).exists() or copied.get(name) != item.token
+        ]
+        in_parallel(lambda paths: self.store.download(*paths), changed)
+        write_json(note, {name: item.token for name, item in stored.items()})
 
     # Cleaning
 
     def evict(self) -> None:
-        """Keep the copies of partitions within the limit: the least recently used go first."""
+        """Keep the copies of partitions within the limit: the least recently used go first.
+
+        What a living lake of any process on this machine has fetched stays.
+        """
         for folder in unlocked((self.root / _FETCH).glob("*"), ABANDONED.total_seconds()):
             shutil.rmtree(folder)
-        if not self.limit_bytes:
+        if not self.limit_bytes or not self._evicting.acquire(blocking=False):
             return
-        notes = [note for note in (self.root / _NOTES / INDEX).rglob("*.json") if _id_in(note)]
-        notes.sort(key=lambda note: note.stat().st_mtime)
-        sizes = {note: json.loads(note.read_text())["bytes"] for note in notes}
-        total = sum(sizes.values())
-        for note in notes:
-            if total <= self.limit_bytes or time.time() - note.stat().st_mtime < _IN_USE_S:
+        try:
+            self._downloaded = 0
+            self._evict(self.limit_bytes)
+        finally:
+            self._evicting.release()
+
+    def _evict(self, limit_bytes: float) -> None:
+        kept = sorted([*self._copies(), *self._ranges()])
+        # Read after the notes: a use that is not among these has touched its note since.
+        in_use, total = self._uses.all(), sum(size for _, size, _ in kept)
+        for used, size, path in kept:
+            if total <= limit_bytes:
                 return
-            index = str(note.relative_to(self.root / _NOTES)).removesuffix(".json")
-            with suppress(LockedError), self.locked(index, timeout_s=0):
-                note.unlink(missing_ok=True)
-                shutil.rmtree(self.root / place_of_pointer(index), ignore_errors=True)
-                total -= sizes[note]
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+                total -= size
+                continue
+            place = place_of_pointer(str(path.relative_to(self.root / _NOTES).with_suffix("")))
+            if place in in_use:
+                continue
+            with suppress(LockedError, FileNotFoundError), self.locked(pointer_path(place), 0):
+                if path.stat().st_mtime_ns == used:
+                    path.unlink()
+                    shutil.rmtree(self.root / place, ignore_errors=True)
+                    total -= size
+
+    def _copies(self) -> Iterator[tuple[int, int, Path]]:
+        """Time of the last use, size and note of each copied partition."""
+        for note in (self.root / _NOTES / INDEX).rglob("*.json"):
+            with suppress(FileNotFoundError):
+                about = json.loads(note.read_text())
+                if about.get("id"):
+                    yield note.stat().st_mtime_ns, about["bytes"], note
+
+    def _ranges(self) -> Iterator[tuple[int, int, Path]]:
+        """Time of the last use, size and folder of the ranges of each object."""
+        for folder in (self.root / _NOTES / _RANGES).glob("*"):
+            with suppress(FileNotFoundError):
+                size = sum(file.stat().st_size for file in folder.iterdir())
+                yield folder.stat().st_mtime_ns, size, folder
 
 
-def while_replaced(call: Callable[[], T]) -> T:
-    """Repeat a call that reads a pointer and then finds that its objects are gone.
+class Uses:
+    """The places that somebody on this machine uses; ``folder`` has a file of them per lake.
 
-    They are deleted when the pointer is replaced, so that the next call finds a newer pointer.
+    The file is locked as long as the lake that has fetched them lives, so that a killed process
+    uses nothing.
     """
-    for _ in range(10):
-        with suppress(FileNotFoundError):
-            return call()
-    return call()
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._noted = folder, set[str]()
+        self._file: TextIO | None = None
+        self._lock = threading.Lock()
+
+    def note(self, place: str) -> None:
+        with self._lock:
+            if place not in self._noted:
+                self._file = self._file or self._opened()
+                self._file.write(f"{place}\n")
+                self._file.flush()
+                self._noted.add(place)
+
+    def _opened(self) -> TextIO:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = uuid.uuid4().hex
+        path = self._folder / f".{name}"
+        file = path.open("a", encoding="utf-8")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # Found only now that it is locked.
+        path.rename(self._folder / name)
+        weakref.finalize(self, file.close)
+        return file
+
+    def all(self) -> set[str]:
+        """The places in use, by any process; files of dead ones are deleted."""
+        found = set()
+        for path in self._folder.glob("[!.]*"):
+            with suppress(FileNotFoundError), path.open(encoding="utf-8") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    found.update(file.read().splitlines())
+                else:
+                    path.unlink()
+        return found
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from typing_extensions import override
 
@@ -13,6 +13,9 @@ from laion_assets.lake.base import Lake, LakeError, Lease, Manifest
 from laion_assets.lake.content import MANIFEST
 from laion_assets.lake.options import LakeOptions
 from laion_assets.layout import EVERY_HIVE, SegmentKey
+
+if TYPE_CHECKING:
+    import duckdb
 
 T = TypeVar("T")
 
@@ -84,7 +87,11 @@ class LocalLake(Lake):
         """Do nothing: everything published is in the folder."""
 
     @override
-    def current(self, *folders: str) -> Path:
+    def attach(self, connection: duckdb.DuckDBPyConnection) -> str:
+        return str(self.root)
+
+    @override
+    def current(self, *folders: str, deep: bool = False) -> Path:
         return self.root
 
     @override

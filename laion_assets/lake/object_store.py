@@ -8,7 +8,9 @@ objects mean.
 from __future__ import annotations
 
 import hashlib
+import json
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,7 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from laion_assets.errors import TransientError
+from laion_assets.errors import PermanentError, TransientError
 from laion_assets.files import atomic_path
 
 if TYPE_CHECKING:
@@ -29,7 +31,10 @@ T = TypeVar("T")
 
 _ATTEMPTS: Final = 3
 _PART_BYTES: Final = 8 * 2**20
+_MOST_PARTS: Final = 10_000
+"""The most that S3 takes in one upload."""
 _PARALLEL: Final = 8
+_PROBE: Final = "_probe"
 
 
 class ObjectStoreError(RuntimeError):
@@ -38,6 +43,14 @@ class ObjectStoreError(RuntimeError):
 
 class UnavailableError(ObjectStoreError, TransientError):
     """Every attempt failed for a reason that may be transient."""
+
+
+class DamagedError(ObjectStoreError, PermanentError):
+    """An object's content is not what it must be; the message names the object."""
+
+
+class CarelessStoreError(ObjectStoreError, PermanentError):
+    """The store ignores the conditions of a conditional write."""
 
 
 class ChangedError(ObjectStoreError, TransientError):
@@ -71,6 +84,11 @@ class ObjectInfo:
     size: int
     e_tag: str | None
     modified: datetime
+
+    @property
+    def token(self) -> str:
+        """A text that changes when the object is replaced."""
+        return self.e_tag or f"{self.modified.timestamp()}.{self.size}"
 
 
 class ObjectStore:
@@ -116,8 +134,29 @@ class ObjectStore:
                     self.url, config=options, client_options=client, retry_config=retry
                 )
             except (BaseError, ValueError) as error:
-                raise ObjectStoreError(f"{self.url} cannot be opened: {error}") from error
+                raise ObjectStoreError(f"{self.url} cannot be opened: {_said(error)}") from error
         return self._opened
+
+    @property
+    def identity(self) -> str:
+        """A digest of the URL and the options."""
+        text = json.dumps([self.url, self._options], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def address(self, path: str) -> str:
+        """An object's URL, for messages."""
+        return f"{self.url.rstrip('/')}/{path}"
+
+    def info(self, path: str) -> ObjectInfo | None:
+        """Return what a listing says of an object, without a listing; None if there is none."""
+        import obstore
+
+        def head() -> ObjectInfo | None:
+            with suppress(FileNotFoundError):
+                return _info(obstore.head(self._store, path))
+            return None
+
+        return self._retrying(path, head)
 
     def read(self, path: str) -> tuple[bytes, Version] | None:
         """Return an object and its version; None if it does not exist."""
@@ -130,6 +169,21 @@ class ObjectStore:
             except FileNotFoundError:
                 return None
             return content, Version(got.meta["e_tag"], got.meta["version"])
+
+        return self._retrying(path, get)
+
+    def read_range(self, path: str, begin: int, end: int) -> bytes:
+        """Return an object's bytes from ``begin`` to before ``end``.
+
+        Raises ``FileNotFoundError`` if there is no such object.
+        """
+        import obstore
+
+        def get() -> bytes:
+            try:
+                return bytes(obstore.get_range(self._store, path, start=begin, end=end))
+            except FileNotFoundError as error:
+                raise self._missing(path) from error
 
         return self._retrying(path, get)
 
@@ -160,15 +214,36 @@ class ObjectStore:
 
         self._retrying(path, put)
 
+    def check_conditions(self) -> None:
+        """Raise :class:`CarelessStoreError` if the store writes whatever the condition is."""
+        path = f"{_PROBE}/{uuid.uuid4().hex}"
+        try:
+            self.write_if(path, uuid.uuid4().bytes, None)
+            self._must_refuse(path, None, "If-None-Match")
+            got = self.read(path)
+            outdated = got[1] if got else None
+            self.write_if(path, uuid.uuid4().bytes, outdated)
+            self._must_refuse(path, outdated, "If-Match")
+        finally:
+            self.delete([path])
+
+    def _must_refuse(self, path: str, version: Version | None, header: str) -> None:
+        with suppress(ChangedError):
+            self.write_if(path, uuid.uuid4().bytes, version)
+            raise CarelessStoreError(
+                f"{self.url} ignores {header}: of two machines that make the same partition, each "
+                "would replace what the other has published. A lake needs a store that can write "
+                "an object only if it is still the one that was read"
+            )
+
     def upload(self, source: Path, path: str) -> None:
         """Copy a file to an object."""
         import obstore
 
+        part = max(_PART_BYTES, -(-source.stat().st_size // _MOST_PARTS))
         self._retrying(
             path,
-            lambda: obstore.put(
-                self._store, path, source, chunk_size=_PART_BYTES, max_concurrency=4
-            ),
+            lambda: obstore.put(self._store, path, source, chunk_size=part, max_concurrency=4),
         )
 
     def download(self, path: str, target: Path, sha256: str | None = None) -> None:
@@ -182,26 +257,43 @@ class ObjectStore:
         def get() -> None:
             with atomic_path(target) as beside:
                 digest = hashlib.sha256()
+                try:
+                    got = obstore.get(self._store, path)
+                except FileNotFoundError as error:
+                    raise self._missing(path) from error
                 with beside.open("wb") as file:
-                    for chunk in obstore.get(self._store, path).stream(_PART_BYTES):
+                    for chunk in got.stream(_PART_BYTES):
                         file.write(chunk)
                         digest.update(chunk)
                 if sha256 and digest.hexdigest() != sha256:
                     raise ObjectStoreError(
-                        f"{self.url}/{path} is damaged: its SHA-256 is not {sha256}"
+                        f"{self.address(path)} is damaged: its SHA-256 is not {sha256}"
                     )
 
         self._retrying(path, get)
 
+    def _missing(self, path: str) -> FileNotFoundError:
+        return FileNotFoundError(f"{self.address(path)} does not exist")
+
     def delete(self, paths: Iterable[str]) -> None:
-        """Delete objects; one that does not exist counts as deleted."""
+        """Delete objects, by 1,000 a request where the store can do that.
+
+        One that does not exist counts as deleted.
+        """
         import obstore
+
+        paths = sorted(paths)
 
         def delete(path: str) -> None:
             with suppress(FileNotFoundError):
                 obstore.delete(self._store, path)
 
-        in_parallel(lambda path: self._retrying(path, lambda: delete(path)), paths)
+        try:
+            if paths:
+                self._retrying(paths[0], lambda: obstore.delete(self._store, paths))
+        except FileNotFoundError:
+            # A store that deletes them one by one stops at the first that does not exist.
+            in_parallel(lambda path: self._retrying(path, lambda: delete(path)), paths)
 
     def listed(self, folder: str, *, deep: bool = True) -> list[ObjectInfo]:
         """Return the objects below a folder, or only those directly in it, sorted by path."""
@@ -212,11 +304,7 @@ class ObjectStore:
                 return [item for chunk in obstore.list(self._store, folder) for item in chunk]
             return list(obstore.list_with_delimiter(self._store, folder)["objects"])
 
-        found = (
-            ObjectInfo(item["path"], item["size"], item["e_tag"], item["last_modified"])
-            for item in self._retrying(folder, items)
-        )
-        return sorted(found, key=lambda item: item.path)
+        return sorted(map(_info, self._retrying(folder, items)), key=lambda item: item.path)
 
     def names(self, folder: str) -> list[str]:
         """Return the paths of all that is directly in a folder, subfolders included."""
@@ -249,25 +337,33 @@ class ObjectStore:
                 raise
             except (BaseError, ObjectStoreError, OSError) as error:
                 if isinstance(error, permanent):
-                    raise ObjectStoreError(f"{self.url}/{path}: {error}") from error
+                    raise ObjectStoreError(f"{self.address(path)}: {_said(error)}") from error
                 if attempt == _ATTEMPTS:
                     if isinstance(error, ObjectStoreError):
                         raise
-                    raise UnavailableError(f"{self.url}/{path}: {error}") from error
+                    raise UnavailableError(f"{self.address(path)}: {_said(error)}") from error
             time.sleep(2.0**attempt)
             attempt += 1
 
 
-def in_parallel(call: Callable[[Any], object], items: Iterable[Any]) -> None:
-    """Call a function for each item, several at a time.
+def _said(error: BaseException) -> str:
+    """What an error says, without the layers below it that obstore lists on further lines."""
+    return str(error).partition("\n")[0]
+
+
+def _info(item: Any) -> ObjectInfo:
+    return ObjectInfo(item["path"], item["size"], item["e_tag"], item["last_modified"])
+
+
+def in_parallel(
+    call: Callable[[Any], T], items: Iterable[Any], at_once: int = _PARALLEL
+) -> list[T]:
+    """Call a function for each item, several at a time; return the results in order.
 
     The first error is raised when all calls have ended.
     """
     items = list(items)
     if len(items) < 2:
-        for item in items:
-            call(item)
-        return
-    with ThreadPoolExecutor(min(_PARALLEL, len(items))) as pool:
-        for _ in pool.map(call, items):
-            pass
+        return [call(item) for item in items]
+    with ThreadPoolExecutor(min(at_once, len(items))) as pool:
+        return list(pool.map(call, items))

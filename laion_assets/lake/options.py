@@ -21,7 +21,9 @@ class LakeOptions(Options):
         description="Local cache folder; used only when the lake is in an object store",
     )
     cache_gb: float | None = Field(
-        None, gt=0, description="Size limit of the cache in GB; null keeps everything"
+        50.0,
+        gt=0,
+        description="Size in GB above which copies that nobody uses are deleted; null keeps all",
     )
     storage_options: dict[str, str] = Field(
         default_factory=dict,

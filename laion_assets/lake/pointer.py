@@ -1,68 +1,119 @@
 """Pointers: the small objects that say which objects are published under a name.
 
-The objects of a publication lie under a prefix that is used once. Its pointer names them, and
-replacing the pointer is the one step that publishes. Objects that no pointer names are garbage.
+The objects of a publication lie under a prefix of its own or, where a file has not changed, under
+that of an earlier one. Its pointer names them, and replacing the pointer is the one step that
+publishes. Objects that no pointer names are garbage. What stands in the store may be damaged or
+written by a stranger: names that lead out of a partition's folder or prefix are refused.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 
-from laion_assets.lake.object_store import ObjectStore, ObjectStoreError, Version
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from laion_assets.lake.base import Manifest
+from laion_assets.lake.object_store import DamagedError, ObjectStore, ObjectStoreError, Version
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 INDEX: Final = "_index"
 """Prefix of all pointers."""
 _STAGING: Final = "_staging"
 
+FILES_WITHIN: Final = 32
+"""A pointer lists at most so many files itself; longer lists are objects of their own."""
+
+EMPTY_BYTES: Final = 256
+"""A pointer of this size or more publishes something: one that publishes nothing is smaller."""
+
 ABANDONED: Final = timedelta(days=7)
 """What nothing has named for so long belongs to a lost machine."""
+
+_PART: Final = r"[^/.\x00][^/\x00]*"
+Name = Annotated[str, Field(pattern=rf"^{_PART}(/{_PART})*$")]
+"""A relative path of which no part begins with a dot."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
     """One file of a publication, and the object that has its content."""
 
-    object: str
-    bytes: int
-    sha256: str
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    object: Name
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What else the manifest says of the file."""
 
 
 @dataclass(frozen=True)
 class Pointer:
     """What is published under a name: files and, for a partition, its manifest."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     id: str = ""
     """The publication; empty if nothing is published here."""
-    files: Mapping[str, StoredFile] = field(default_factory=dict)
+    files: Mapping[Name, StoredFile] = field(default_factory=dict)
+    files_at: StoredFile | None = None
+    """The object that lists the files, where they are many."""
     manifest: Mapping[str, Any] | None = None
+    """The partition's manifest without its files, of which :attr:`files` says the same."""
     held: bool = False
     """For a shared folder: whether the lease under which this was written goes on."""
     nonce: str = ""
     """Makes each written pointer a different object, even if it says the same."""
 
-    def to_bytes(self) -> bytes:
-        return json.dumps(asdict(self) | {"nonce": uuid.uuid4().hex}, sort_keys=True).encode()
+    def with_manifest(self, manifest: Manifest) -> Pointer:
+        """The pointer to a partition of these files."""
+        record = manifest.to_json()
+        files = {
+            item["name"]: replace(
+                self.files[item["name"]],
+                about={k: v for k, v in item.items() if k not in ("name", "bytes", "sha256")},
+            )
+            for item in record.pop("files")
+        }
+        return replace(self, files=files, manifest=record)
 
-    @classmethod
-    def from_bytes(cls, content: bytes) -> Pointer:
-        value = json.loads(content)
-        files = {name: StoredFile(**stored) for name, stored in value["files"].items()}
-        return cls(**{**value, "files": files})
+    def to_bytes(self) -> bytes:
+        files = {} if self.files_at else self.files
+        return _POINTER.dump_json(replace(self, files=files, nonce=uuid.uuid4().hex))
+
+    def to_note(self) -> bytes:
+        """What a machine keeps of a pointer that it has read, its files included."""
+        return _POINTER.dump_json(self)
+
+    def record(self) -> dict[str, Any]:
+        """The manifest as it stands in the partition's folder."""
+        files = [
+            {"name": name, "bytes": stored.bytes, "sha256": stored.sha256, **stored.about}
+            for name, stored in self.files.items()
+        ]
+        return {"files": files, **(self.manifest or {})}
+
+    def stored(self) -> list[StoredFile]:
+        return [*self.files.values(), *([self.files_at] if self.files_at else [])]
 
     def objects(self) -> set[str]:
-        return {stored.object for stored in self.files.values()}
+        return {stored.object for stored in self.stored()}
 
     def released(self) -> Pointer:
         """The same publication, without a lease."""
         return replace(self, held=False)
+
+
+_POINTER: Final = TypeAdapter(Pointer)
+_FILES: Final = TypeAdapter(Mapping[Name, StoredFile])
 
 
 def pointer_path(place: str) -> str:
@@ -80,10 +131,66 @@ def checkpoint_path(place: str) -> str:
     return f"{_STAGING}/{place}.json"
 
 
-def read_pointer(store: ObjectStore, path: str) -> tuple[Pointer, Version | None]:
-    """Read a pointer and its version: an empty pointer and None if it does not exist."""
+def parse(kind: TypeAdapter[T], content: bytes, what: str) -> T:
+    """Parse an object's JSON. Raises :class:`DamagedError` with ``what``, the object's address."""
+    try:
+        return kind.validate_json(content)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        where = ".".join(map(str, found["loc"]))
+        raise DamagedError(
+            f"{what} is damaged: {where + ': ' if where else ''}{found['msg']}"
+        ) from (error)
+
+
+def refuse_foreign(stored: Iterable[StoredFile], place: str, what: str) -> None:
+    """Raise :class:`DamagedError` unless the objects are below the prefix of a place.
+
+    What a pointer names is deleted when it is replaced.
+    """
+    for file in stored:
+        if not file.object.startswith(f"{place}/"):
+            raise DamagedError(f"{what} is damaged: it names {file.object}, outside of {place}")
+
+
+def read_pointer(store: ObjectStore, place: str) -> tuple[Pointer, Version | None]:
+    """Read a place's pointer and its version: an empty pointer and None if it does not exist.
+
+    Its files are not read if they are listed in an object of their own: see :func:`read_files`.
+    """
+    path = pointer_path(place)
     got = store.read(path)
-    return (Pointer.from_bytes(got[0]), got[1]) if got else (Pointer(), None)
+    return (parse_pointer(got[0], place, store.address(path)), got[1]) if got else (Pointer(), None)
+
+
+def parse_pointer(content: bytes, place: str, what: str) -> Pointer:
+    """Parse the pointer of a place. Raises :class:`DamagedError`."""
+    pointer = parse(_POINTER, content, what)
+    refuse_foreign(pointer.stored(), place, what)
+    if pointer.manifest is not None:
+        try:
+            Manifest.from_json(pointer.record())
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DamagedError(f"{what} is damaged: its manifest is none ({error!r})") from error
+    return pointer
+
+
+def read_files(store: ObjectStore, pointer: Pointer, place: str) -> Pointer:
+    """Return the pointer with the files of its list. Raises ``FileNotFoundError``."""
+    if pointer.files_at is None:
+        return pointer
+    path = pointer.files_at.object
+    got = store.read(path)
+    if got is None:
+        raise FileNotFoundError(f"{store.address(path)} does not exist")
+    files = parse(_FILES, got[0], store.address(path))
+    refuse_foreign(files.values(), place, store.address(path))
+    return replace(pointer, files=files)
+
+
+def files_to_bytes(files: Mapping[str, StoredFile]) -> bytes:
+    """The content of the object that lists files."""
+    return _FILES.dump_json(files)
 
 
 def discard(store: ObjectStore, objects: Iterable[str]) -> None:
@@ -98,7 +205,7 @@ def discard(store: ObjectStore, objects: Iterable[str]) -> None:
 
 
 def discard_abandoned(store: ObjectStore, prefix: str, pointer: Pointer) -> None:
-    """Delete old objects below a publication's prefix that its pointer does not name."""
+    """Delete old objects below a place's prefix that its pointer does not name."""
     limit = datetime.now(UTC) - ABANDONED
     named = pointer.objects()
     try:

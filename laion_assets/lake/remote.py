@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from typing_extensions import override
 
 from laion_assets.lake.base import Lake, Lease, Manifest, PartitionBusyError
 from laion_assets.lake.cache import Cache, write_bytes
 from laion_assets.lake.checkpoint import Checkpoint, Checkpointing, Uploads
-from laion_assets.lake.object_store import ChangedError, ObjectStore
+from laion_assets.lake.object_store import ChangedError, ObjectStore, in_parallel
 from laion_assets.lake.options import LakeOptions
 from laion_assets.lake.pointer import (
     ABANDONED,
@@ -39,6 +39,9 @@ from laion_assets.lake.pointer import (
 )
 from laion_assets.lake.shared import SharedFolder
 from laion_assets.layout import EVERY_HIVE, SegmentKey, place_of
+
+if TYPE_CHECKING:
+    import duckdb
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ class RemoteLake(Lake):
         self.store = ObjectStore(options.root, dict(options.storage_options), options.attempts)
         limit = options.cache_gb * 1e9 if options.cache_gb else None
         self.cache = Cache(self.local_root, self.store, limit)
+        self.index = self.cache.index
         self._checkpoint_s = options.checkpoint_s
 
     @override
@@ -66,28 +70,50 @@ class RemoteLake(Lake):
 
     @override
     def has(self, asset: str, key: SegmentKey | None = None) -> bool:
-        return self._pointer(asset, key).manifest is not None
+        return read_pointer(self.store, place_of(asset, key))[0].manifest is not None
 
     @override
     def manifest(self, asset: str, key: SegmentKey | None = None) -> Manifest:
-        manifest = self._pointer(asset, key).manifest
-        if manifest is None:
+        pointer, _ = self.index.read(place_of(asset, key))
+        if pointer.manifest is None:
             raise self._not_published(asset, key)
-        return Manifest.from_json(manifest)
+        return Manifest.from_json(pointer.record())
 
-    def _pointer(self, asset: str, key: SegmentKey | None) -> Pointer:
-        return read_pointer(self.store, pointer_path(place_of(asset, key)))[0]
+    @override
+    def manifests(
+        self, asset: str, keys: Iterable[SegmentKey | None] | None = None
+    ) -> dict[SegmentKey | None, Manifest]:
+        if keys is None:
+            found = self._pointers(asset)
+        else:
+            places = {key: place_of(asset, key) for key in keys}
+            read = self.index.read_all(places.values())
+            found = {key: read[place] for key, place in places.items()}
+        return {
+            key: Manifest.from_json(pointer.record())
+            for key, pointer in found.items()
+            if pointer.manifest is not None
+        }
+
+    def _pointers(self, asset: str) -> dict[SegmentKey | None, Pointer]:
+        """The pointers of an asset's published partitions."""
+        found: dict[SegmentKey | None, Pointer] = dict(self.index.pointers(asset).items())
+        if not found:
+            whole, _ = self.index.read(asset)
+            return {None: whole} if whole.manifest is not None else {}
+        return found
 
     @override
     def segments(self, asset: str) -> list[SegmentKey]:
-        pointers = self.cache.pointers(asset)
-        return sorted(key for key, pointer in pointers.items() if pointer.manifest is not None)
+        return sorted(self.index.versions(asset))
 
     @override
     def versions(self, asset: str) -> dict[SegmentKey | None, str]:
-        keys: list[SegmentKey | None] = [*self.segments(asset)]
-        keys += [None] if not keys and self.has(asset) else []
-        return {key: self._pointer(asset, key).id for key in keys}
+        found: dict[SegmentKey | None, str] = dict(self.index.versions(asset).items())
+        if not found:
+            whole, _ = read_pointer(self.store, asset)
+            return {None: whole.nonce} if whole.manifest is not None else {}
+        return found
 
     @override
     def assets(self, pattern: str) -> list[str]:
@@ -98,16 +124,35 @@ class RemoteLake(Lake):
     def fetch(self, asset: str, key: SegmentKey | None = None, names: str = "*") -> None:
         self.cache.fetch(place_of(asset, key), names)
 
+    @override
+    def fetch_all(self, asset: str, names: str = "*") -> Path:
+        pointers = self._pointers(asset)
+        if not pointers:
+            raise self._not_published(asset, None)
+        in_parallel(
+            lambda item: self.cache.fetch(place_of(asset, item[0]), names, item[1]),
+            pointers.items(),
+        )
+        return self._place(asset, None)
+
+    @override
+    def attach(self, connection: duckdb.DuckDBPyConnection) -> str:
+        from laion_assets.lake.filesystem import ROOT, LakeFileSystem
+
+        connection.register_filesystem(LakeFileSystem(self.cache))
+        return ROOT
+
     # What partitions share
 
     @override
-    def current(self, *folders: str) -> Path:
+    def current(self, *folders: str, deep: bool = False) -> Path:
         for folder in folders:
-            self.cache.mirror(folder)
+            self.cache.mirror(folder, deep)
         return self.local_root
 
     @override
     def update(self, file: str, change: Callable[[Path], T]) -> T:
+        self._require_conditions()
         path = self.local_root / file
         # The folder's lock, which `current` takes, too: it must not overwrite what `change` made.
         with self.cache.locked(str(Path(file).parent)):
@@ -137,6 +182,7 @@ class RemoteLake(Lake):
         for lost, and its pending partition is fenced. Raises :class:`PartitionBusyError` if
         another machine has done so with this lease.
         """
+        self._require_conditions()
         shared = SharedFolder(folder, self.cache)
 
         def settle(key: SegmentKey) -> None:
@@ -155,11 +201,11 @@ class RemoteLake(Lake):
             shared.save(held=False)
 
     def _fence(self, asset: str, key: SegmentKey) -> None:
-        path = pointer_path(place_of(asset, key))
+        place = place_of(asset, key)
         while True:
-            pointer, version = read_pointer(self.store, path)
+            pointer, version = read_pointer(self.store, place)
             with suppress(ChangedError):
-                self.store.write_if(path, pointer.to_bytes(), version)
+                self.store.write_if(pointer_path(place), pointer.to_bytes(), version)
                 return
 
     def _mirror_segments(self, asset: str, *, with_files: bool) -> None:
@@ -174,6 +220,16 @@ class RemoteLake(Lake):
             if SegmentKey.of_folder(folder) not in keys:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def _require_conditions(self) -> None:
+        """Try once on this machine whether the store keeps to the conditions of a write.
+
+        Raises :class:`~laion_assets.lake.object_store.CarelessStoreError` if it does not.
+        """
+        tried = self.cache.note("conditions", ".tried")
+        if not tried.exists() or tried.read_text(encoding="utf-8") != self.store.identity:
+            self.store.check_conditions()
+            write_bytes(tried, self.store.identity.encode())
+
     # Making
 
     @override
@@ -186,30 +242,29 @@ class RemoteLake(Lake):
         fingerprint: str,
         stage_judges_parts: bool,
     ) -> Iterator[Callable[[Manifest], None]]:
+        self._require_conditions()
         place = place_of(asset, key)
-        before, version = read_pointer(self.store, pointer_path(place))
-        checkpoint = Checkpoint.read(self.store, checkpoint_path(place))
+        before, version = self.index.read(place)
+        checkpoint = Checkpoint.read(self.store, place)
+        unused, known = before.objects(), before.stored()
         if checkpoint:
             checkpoint.restore(self.cache, path, fingerprint, stage_judges_parts)
-        unused = before.objects() | (checkpoint.objects() if checkpoint else set())
-        uploads = Uploads(self.store, place, path)
+            unused |= checkpoint.objects()
+            if checkpoint.base == before.nonce:
+                known += checkpoint.files.values()
+        uploads = Uploads(self.store, place, path, known)
         checkpointing = Checkpointing(
-            self._checkpoint_s, uploads, checkpoint_path(place), fingerprint
+            self._checkpoint_s, uploads, checkpoint_path(place), fingerprint, before.nonce
         )
         published: list[Pointer] = []
 
         def commit(manifest: Manifest) -> None:
             checkpointing.stop()
-            files = uploads.save({item["name"]: item["sha256"] for item in manifest.files})
-            pointer = Pointer(uploads.id, files, manifest.to_json())
+            pointer = uploads.publication(manifest)
             try:
                 self.store.write_if(pointer_path(place), pointer.to_bytes(), version)
             except ChangedError as error:
-                uploads.drop()
-                raise PartitionBusyError(
-                    f"{asset} of {key or 'all segments'} was made by another machine meanwhile, or "
-                    "this one was taken for dead: what it made is not published"
-                ) from error
+                self._refuse_if_replaced(place, uploads, before, error)
             # Until the folders are exchanged, nobody else may, and the copy here is outdated.
             stack.enter_context(self.cache.locked(pointer_path(place)))
             self.cache.forget(place)
@@ -229,13 +284,30 @@ class RemoteLake(Lake):
             shutil.rmtree(left.folder)
         self.cache.evict()
 
+    def _refuse_if_replaced(
+        self, place: str, uploads: Uploads, before: Pointer, error: ChangedError
+    ) -> None:
+        """Raise :class:`PartitionBusyError` unless what was uploaded is published after all.
+
+        It is if the answer to our write was lost and the pointer has been fenced since.
+        """
+        found, _ = self.index.read(place)
+        if found.id == uploads.id:
+            return
+        if found.nonce != before.nonce:
+            uploads.drop(named=found.objects())
+        raise PartitionBusyError(
+            f"{place} was made by another machine meanwhile, or this one was taken for dead: what "
+            "it made is not published"
+        ) from error
+
     @override
     def unfinished(self, asset: str, key: SegmentKey | None, name: str) -> bytes | None:
         """Return a file of an unfinished partition, from its checkpoint if it is not here."""
         here = super().unfinished(asset, key, name)
         if here is not None:
             return here
-        checkpoint = Checkpoint.read(self.store, checkpoint_path(place_of(asset, key)))
+        checkpoint = Checkpoint.read(self.store, place_of(asset, key))
         stored = checkpoint.files.get(name) if checkpoint else None
         # The object is gone if another machine has published the partition meanwhile.
         copied = self.store.read(stored.object) if stored else None
@@ -245,9 +317,10 @@ class RemoteLake(Lake):
 
     @override
     def withdraw(self, asset: str) -> None:
+        self._require_conditions()
         path = pointer_path(asset)
         while True:
-            pointer, version = read_pointer(self.store, path)
+            pointer, version = self.index.read(asset)
             if pointer.manifest is None:
                 break
             with suppress(ChangedError):

@@ -19,8 +19,9 @@ from typing import Any, Final
 
 from laion_assets.files import locked, sha256_file, write_json
 from laion_assets.lake.base import PartitionBusyError
-from laion_assets.lake.cache import Cache, while_replaced
+from laion_assets.lake.cache import Cache
 from laion_assets.lake.checkpoint import signature_of
+from laion_assets.lake.index import while_replaced
 from laion_assets.lake.object_store import ChangedError, ObjectStoreError, Version
 from laion_assets.lake.pointer import (
     Pointer,
@@ -71,7 +72,7 @@ class SharedFolder:
         """
         since, seen = time.monotonic(), ""
         while True:
-            while_replaced(self._fetch)
+            while_replaced(self._fetch, self._store.address(self._pointer_path))
             key = None if self.is_new else unsettled(self.path)
             if key is None:
                 return
@@ -87,7 +88,7 @@ class SharedFolder:
 
     def _fetch(self) -> None:
         """Make the folder's files those of the store, whatever was done to them here."""
-        self._pointer, self._version = read_pointer(self._store, self._pointer_path)
+        self._pointer, self._version = read_pointer(self._store, self._name)
         noted = self._noted()
         self.path.mkdir(parents=True, exist_ok=True)
         for file in [file for file in self.path.iterdir() if file.name != ".lock"]:

@@ -22,6 +22,9 @@ from laion_assets.removals.entry import Key
 TAKEN_OUT: Final = "taken_out"
 CAME_BACK: Final = "came_back"
 
+EVENTS: Final = f"{LEDGER}/{TAKEN_OUT}"
+"""The lake's folder of events, which has a file for each partition."""
+
 RemovalCounts = Counter[tuple[str, Key]]
 """(list, entry) -> how many samples it took out."""
 
@@ -69,7 +72,7 @@ class Event:
 
 def events_file(asset: str, key: SegmentKey) -> str:
     """Path, within the lake, of the file of one partition's events."""
-    return f"{LEDGER}/{TAKEN_OUT}/{place_of(asset, key)}.jsonl"
+    return f"{EVENTS}/{place_of(asset, key)}.jsonl"
 
 
 def _path(lake: Path, asset: str, key: SegmentKey) -> Path:
@@ -78,7 +81,7 @@ def _path(lake: Path, asset: str, key: SegmentKey) -> Path:
 
 def read_ledger(lake: Path) -> Iterator[Event]:
     """All events, partition by partition, oldest first within each."""
-    for path in sorted((lake / LEDGER / TAKEN_OUT).glob(f"*/{EVERY_HIVE}.jsonl")):
+    for path in sorted((lake / EVENTS).glob(f"*/{EVERY_HIVE}.jsonl")):
         yield from _read(path)
 
 

@@ -79,9 +79,7 @@ def test_sql_names_the_catalog_of_the_settings(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "words", [("sql", "select 1"), ("why", "https://example.org/a.jpg"), ("export", "-o", "out")]
-)
+@pytest.mark.parametrize("words", [("sql", "select 1"), ("why", "https://example.org/a.jpg")])
 def test_a_lake_in_an_object_store_must_be_fetched_first(
     words: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,85 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laion_assets.cli import main
 from laion_assets.dedup.ledger import claimed, claiming, unsettled
-from laion_assets.funnel import StageCounts
 from laion_assets.lake import (
     Lake,
-    LakeError,
-    LakeOptions,
-    LocalLake,
     Manifest,
     NotPublishedError,
     PartitionBusyError,
-    open_lake,
 )
-from laion_assets.lake.remote import RemoteLake
 from laion_assets.layout import SegmentKey
 from laion_assets.pairs.extract import PairWriter
 from laion_assets.removals.active import FOLDERS, note_resolved, read_lists, resolved_file
 from laion_assets.removals.entries import Entries
 from laion_assets.removals.entry import Key
 from laion_assets.schemas import PAIRS
-
-KEY = SegmentKey("CC-MAIN-2000-05", "00")
-OTHER = SegmentKey("CC-MAIN-2000-05", "01")
-
-Machine = Callable[[], RemoteLake]
-
-
-@contextmanager
-def store(failing: float) -> Iterator[str]:
-    command = [sys.executable, "-m", "deploy.cluster_demo.store", "--failing", str(failing)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout
-            yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
-        finally:
-            server.kill()
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with store(failing=0) as url:
-        yield url
-
-
-@pytest.fixture
-def machine(
-    endpoint: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Machine:
-    return machines(endpoint, tmp_path, f"s3://lake/{request.node.name}", monkeypatch)
-
-
-def machines(endpoint: str, folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anybody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
-    number = itertools.count()
-
-    def make() -> RemoteLake:
-        lake = open_lake(
-            LakeOptions(
-                root=url,
-                cache=str(folder / f"machine-{next(number)}"),
-                storage_options={"endpoint": endpoint, "region": "us-east-1"},
-                checkpoint_s=0.05,
-                busy_timeout_s=0.5,
-            )
-        )
-        assert isinstance(lake, RemoteLake)
-        return lake
-
-    return make
-
-
-def made(lake: Lake, content: str, *, asset: str = "pairs", key: SegmentKey = KEY) -> Manifest:
-    with lake.publish(asset, key, inputs={"from": content}, code_version="1") as staging:
-        (staging.path / "deep").mkdir(exist_ok=True)
-        (staging.path / "deep" / "a.txt").write_text(content)
-        (staging.path / "same.txt").write_text("same")
-        staging.counts = [StageCounts("pairs")]
-    return staging.published
+from tests.lake.stores import KEY, OTHER, Machine, machines, made, store, until
 
 
 def test_one_machine_publishes_and_another_reads(machine: Machine) -> None:
@@ -282,21 +212,6 @@ def test_a_partition_is_withdrawn_from_all_machines(machine: Machine) -> None:
     assert there.has("samples")
 
 
-def test_the_cache_is_no_lake_and_is_kept_small(machine: Machine, tmp_path: Path) -> None:
-    lake, here = tmp_path / "lake", machine()
-    made(LocalLake.at(lake), "one")
-    with pytest.raises(LakeError, match="is not empty"):
-        open_lake(LakeOptions(root="s3://lake/other", cache=str(lake)))
-    made(here, "one")
-    made(here, "two", key=OTHER)
-    here.cache.limit_bytes = 1e-9
-    for side in (here.local_root / ".store").rglob("*.json"):
-        os.utime(side, (0, 0))
-    here.cache.evict()
-    assert not list((here.local_root / "pairs").glob("*/*"))
-    assert (here.folder("pairs", OTHER) / "deep" / "a.txt").read_text() == "two"
-
-
 def test_a_store_that_fails_often_harms_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,31 +227,3 @@ def test_a_store_that_fails_often_harms_nothing(
         with claims(there, OTHER, pairs(tmp_path / "second", 2, 3, 4)):
             pass
         assert (kept(there, KEY), kept(here, OTHER)) == ([1, 2, 3], [4])
-
-
-def test_fetch_copies_what_is_asked_for(
-    machine: Machine, tmp_path: Path, endpoint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    here = machine()
-    made(here, "one")
-    config = tmp_path / "settings.toml"
-    config.write_text(
-        f'[lake]\nroot = "{here.store.url}"\ncache = "{tmp_path}/reader"\n'
-        f'storage_options = {{ endpoint = "{endpoint}", region = "us-east-1" }}\n'
-    )
-    assert main(["fetch", "pairs", "--names", "same*", "--config", str(config)]) == 0
-    assert capsys.readouterr().out == f"pairs: {tmp_path}/reader/pairs\n"
-    assert [path.name for path in (tmp_path / "reader").rglob("*.txt")] == ["same.txt"]
-    assert main(["fetch", "nothing", "--config", str(config)]) == 1
-    assert "there is no asset nothing; known: wat_manifest, " in capsys.readouterr().err
-    assert main(["fetch", "catalog", "--config", str(config)]) == 1
-    assert "catalog has not been materialized" in capsys.readouterr().err
-    assert main(["remove", "--ledger", "--config", str(config)]) == 1
-    assert "is in an object store" in capsys.readouterr().err
-
-
-def until(true: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

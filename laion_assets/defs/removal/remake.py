@@ -21,7 +21,7 @@ from laion_assets.defs.internals import stale_causes
 from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.defs.removal.survey import Survey, further_subsets, holds_listed, rows_of, survey
 from laion_assets.generation.shown_samples import shows_listed
-from laion_assets.lake import Lake, LocalLake
+from laion_assets.lake import Lake
 from laion_assets.layout import (
     DALLE_SAMPLES,
     SCORED_PAIRS,
@@ -30,7 +30,7 @@ from laion_assets.layout import (
     with_subsets,
 )
 from laion_assets.removals.active import FOLDERS, read_lists
-from laion_assets.removals.ledger import read_ledger
+from laion_assets.removals.ledger import EVENTS, read_ledger
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def observe(lake: Lake, instance: dg.DagsterInstance) -> Survey:
 
 
 def apply(
-    lake: LocalLake,
+    lake: Lake,
     instance: dg.DagsterInstance,
     definitions: dg.Definitions,
     found: Survey,
@@ -105,7 +105,7 @@ def _refuse_unknown_subsets(lake: Lake, definitions: dg.Definitions, found: Surv
 def _made(lake: Lake, key: SegmentKey) -> list[str]:
     """Return the segment's existing assets, in the order of processing."""
     assets = with_subsets(further_subsets(lake))
-    return [asset for asset in assets if lake.folder(asset, key).exists()]
+    return [asset for asset in assets if lake.has(asset, key)]
 
 
 def _rebuild(
@@ -162,7 +162,7 @@ def _stale(
     return [asset for asset in assets if causes(asset, key)]
 
 
-def _unfinished(lake: LocalLake, further: Sequence[str]) -> Iterator[SegmentKey]:
+def _unfinished(lake: Lake, further: Sequence[str]) -> Iterator[SegmentKey]:
     """Yield segments that rows were taken out of and whose later assets are older than that."""
     for key in _in_ledger(lake):
         made = _made(lake, key)
@@ -174,7 +174,7 @@ def _unfinished(lake: LocalLake, further: Sequence[str]) -> Iterator[SegmentKey]
                 break
 
 
-def _aggregates_behind(lake: LocalLake) -> list[str]:
+def _aggregates_behind(lake: Lake) -> list[str]:
     """Return the aggregates that are older than a segment that rows were taken out of.
 
     Dagster does not compute staleness across that many partitions.
@@ -187,7 +187,7 @@ def _aggregates_behind(lake: LocalLake) -> list[str]:
         ),
         default="",
     )
-    made = [asset for asset in AGGREGATES if lake.folder(asset).exists()]
+    made = [asset for asset in AGGREGATES if lake.has(asset)]
     return [
         asset
         for asset in made
@@ -200,9 +200,10 @@ def _shows_withdrawn(lake: Lake, asset: str) -> bool:
     return bool(lake.manifest(asset).metadata.get(SHOWS_SAMPLES)) and not lake.has(DALLE_SAMPLES)
 
 
-def _in_ledger(lake: LocalLake) -> list[SegmentKey]:
+def _in_ledger(lake: Lake) -> list[SegmentKey]:
     """Return the segments that the removal ledger names."""
-    return sorted({SegmentKey(event.crawl, event.segment) for event in read_ledger(lake.root)})
+    events = read_ledger(lake.current(EVENTS, deep=True))
+    return sorted({SegmentKey(event.crawl, event.segment) for event in events})
 
 
 def withdraw_samples(lake: Lake) -> None:

@@ -1,0 +1,131 @@
+"""Commands on a lake in an object store."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from laion_assets.lake import Lake, LocalLake
+from laion_assets.layout import (
+    EVERY_HIVE,
+    FILTERED_SUBSET,
+    PAIR_PARQUET,
+    SEARCH_INDEX,
+    SegmentKey,
+    place_of,
+)
+from laion_assets.removals.entry import Key
+from laion_assets.removals.ledger import RemovalCounts, events_file, note_removals
+from tests.cli.conftest import laion_assets, refused
+from tests.lake.stores import KEY, OTHER, Machine, made
+from tests.release.conftest import ABOUT, make_lake
+
+
+@pytest.fixture
+def config(machine: Machine, endpoint: str, tmp_path: Path) -> Path:
+    """Settings of a machine that only runs commands."""
+    path = tmp_path / "settings.toml"
+    path.write_text(
+        f'[lake]\nroot = "{machine().store.url}"\ncache = "{tmp_path}/reader"\n'
+        f'storage_options = {{ endpoint = "{endpoint}", region = "us-east-1" }}\n'
+    )
+    return path
+
+
+def put(lake: LocalLake, store: Lake) -> None:
+    """Publish to a store what a lake in a folder has, with or without a manifest."""
+    manifests = {asset: lake.manifests(asset) for asset in lake.assets("*")}
+    for asset, of in manifests.items():
+        keys = map(SegmentKey.of_folder, (lake.root / asset).glob(EVERY_HIVE))
+        for key in sorted(keys) or [None]:
+            code = of[key].code_version if key in of else "1"
+            with store.publish(asset, key, inputs={}, code_version=code) as staging:
+                shutil.copytree(lake.root / place_of(asset, key), staging.path, dirs_exist_ok=True)
+                if key in of:
+                    staging.counts, staging.metadata = list(of[key].counts), dict(of[key].metadata)
+                    staging.data_version = of[key].data_version
+
+
+def test_fetch_copies_what_is_asked_for(machine: Machine, config: Path, tmp_path: Path) -> None:
+    made(machine(), "one")
+    done = laion_assets("fetch", "pairs", "--names", "same*", "--config", config)
+    assert (done.code, done.out) == (0, f"pairs: {tmp_path}/reader/pairs\n")
+    assert [path.name for path in (tmp_path / "reader").rglob("*.txt")] == ["same.txt"]
+    refused(
+        laion_assets("fetch", "nothing", "--config", config),
+        "there is no asset nothing; known: wat_manifest, ",
+    )
+    refused(
+        laion_assets("fetch", "catalog", "--config", config), "catalog has not been materialized"
+    )
+
+
+def test_samples_are_removed_by_command(machine: Machine, config: Path) -> None:
+    here = machine()
+    words = ("remove", "--config", config, "--url", "https://a.test/me.jpg", "--reason", "17")
+    done = laion_assets(*words)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[0] == "added  url:https://a.test/me.jpg"
+    got = here.store.read("removals/requests.txt")
+    assert got
+    assert got[0].decode().splitlines()[1:] == ["url:https://a.test/me.jpg"]
+    assert "added" not in laion_assets(*words).out
+    assert laion_assets(*words[:3], "--md5", "0" * 32).code == 0
+    got = here.store.read("removals/requests.txt")
+    assert got
+    assert got[0].decode().count(f"md5:{'0' * 32}") == 1
+
+
+def test_the_removal_ledger_is_everybodys(machine: Machine, config: Path) -> None:
+    taken = RemovalCounts({("removals", Key("md5", bytes(16))): 3})
+    for number, key in enumerate((KEY, OTHER)):
+        note = partial(
+            note_removals,
+            asset=PAIR_PARQUET,
+            key=key,
+            removed=taken,
+            run_id=f"run{number}",
+            returns=False,
+        )
+        machine().update(events_file(PAIR_PARQUET, key), note)
+    done = laion_assets("remove", "--ledger", "--config", config)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert [line.split()[-1] for line in lines] == ["run0", "run1"]
+    assert f"{KEY}" in lines[0]
+
+
+def test_a_release_is_exported_as_from_a_folder(
+    machine: Machine, config: Path, tmp_path: Path
+) -> None:
+    lake = make_lake(tmp_path / "lake")
+    put(lake, machine())
+    folder = tmp_path / "folder.toml"
+    folder.write_text(f'[lake]\nroot = "{tmp_path}/lake"\n')
+    for name, settings in (("theirs", config), ("ours", folder)):
+        words = ("export", "--config", settings, "-o", tmp_path / name, "--without-indices")
+        done = laion_assets(*words, "--files", 3, "--name", ABOUT.name)
+        assert done.code == 0, done.err
+        verified = laion_assets("export", "--verify", "--config", settings, "-o", tmp_path / name)
+        assert verified.code == 0, verified.err
+    ours, theirs = (sorted((tmp_path / name).rglob("*.*")) for name in ("ours", "theirs"))
+    assert [path.name for path in ours] == [path.name for path in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        if one.suffix in (".parquet", ".npy"):
+            assert one.read_bytes() == other.read_bytes()
+
+
+def test_what_is_served_is_copied_first(machine: Machine, config: Path, tmp_path: Path) -> None:
+    here = machine()
+    refused(laion_assets("serve", "--config", config), "search_index has not been materialized")
+    made(here, "subset", asset=FILTERED_SUBSET)
+    with here.publish(SEARCH_INDEX, inputs={}, code_version="1") as staging:
+        (staging.path / "index.json").write_text("no index")
+    done = laion_assets("serve", "--config", config)
+    assert done.code == 1
+    assert f"{tmp_path}/reader/search_index cannot be searched" in done.err
+    assert (tmp_path / "reader" / SEARCH_INDEX / "index.json").exists()
+    assert (tmp_path / "reader" / FILTERED_SUBSET / KEY.hive / "same.txt").exists()
