@@ -125,10 +125,19 @@ class IndexRun(BaseModel, frozen=True):
                 at += segment.rows
         return Renumbering(starts.astype(np.int64), np.array(firsts, dtype=np.int64))
 
-    def live(self) -> npt.NDArray[np.bool_]:
-        """Whether each row is live, ``(rows,)``."""
-        flags = [not segment.dropped for segment in self.segments]
-        return np.repeat(np.array(flags, bool), [segment.rows for segment in self.segments])
+    def live_bits(self) -> npt.NDArray[np.uint8]:
+        """A bit for each row, from the lowest of a byte: whether it is live, ``(rows / 8,)``."""
+        bits = np.full(-(-self.rows // 8), 0xFF, np.uint8)
+        start = 0
+        for segment in self.segments:
+            end = start + segment.rows
+            if segment.dropped:
+                near = slice(start // 8, -(-end // 8))
+                some = np.unpackbits(bits[near], bitorder="little")
+                some[start - 8 * near.start : end - 8 * near.start] = 0
+                bits[near] = np.packbits(some, bitorder="little")
+            start = end
+        return bits
 
     def file_names(self) -> list[str]:
         names = ["ids.npy"]

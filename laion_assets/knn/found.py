@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from laion_assets.files import atomic_path
-from laion_assets.knn.files import SearchParameters
+from laion_assets.knn.files import IndexRun, SearchParameters
+from laion_assets.knn.open_index import OpenIndex
+from laion_assets.knn.subset import Modality
 
 Floats = npt.NDArray[np.float32]
 
@@ -74,21 +76,16 @@ def read_found(path: Path, parameters: Sequence[SearchParameters], n: int) -> li
         return None
 
 
-def merge_found(
-    sources: Sequence[tuple[Path, int]], parameters: Sequence[SearchParameters], path: Path
-) -> None:
-    """Publish what was found in runs that are written as one, if it is known of each.
-
-    ``sources`` are the runs' files and their numbers of live rows.
-    """
-    known = [read_found(source, parameters, n) for source, n in sources]
-    whole = [found for found in known if found is not None]
-    if len(whole) == len(sources):
-        best = [
-            Found.best([found[number] for found in whole], one.candidates(one.k))
-            for number, one in enumerate(parameters)
-        ]
-        write_found(path, parameters, sum(n for _, n in sources), best)
+def search_run(
+    index: OpenIndex, run: IndexRun, modality: Modality, parameters: Sequence[SearchParameters]
+) -> list[Found]:
+    """Search one index run for the codec's queries with each of some parameters."""
+    queries = index.codecs[run.codec].queries(modality)
+    found = []
+    for one in parameters:
+        coded, rows = index.candidates(queries, one.candidates(one.k), modality, [run], one.nprobe)
+        found.append(Found(coded, index.exact(queries, rows, modality)))
+    return found
 
 
 def _about(parameters: Sequence[SearchParameters], n: int) -> str:

@@ -20,7 +20,7 @@ from laion_assets.knn.files import (
     Tuning,
     found_name,
 )
-from laion_assets.knn.found import Found, read_found, write_found
+from laion_assets.knn.found import Found, read_found, search_run, write_found
 from laion_assets.knn.open_index import OpenIndex
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.recall import depths_of, measure_runs, recall_of, tune
@@ -131,11 +131,7 @@ def _found(
     known = read_found(path, parameters, run.n)
     if known is not None:
         return known
-    queries = index.codecs[run.codec].queries(modality)
-    found = []
-    for one in parameters:
-        coded, rows = index.candidates(queries, one.candidates(one.k), modality, [run], one.nprobe)
-        found.append(Found(coded, index.exact(queries, rows, modality)))
+    found = search_run(index, run, modality, parameters)
     write_found(path, parameters, run.n, found)
     return found
 

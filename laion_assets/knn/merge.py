@@ -28,6 +28,7 @@ from laion_assets.knn.files import (
     IndexMismatchError,
     IndexRun,
     IndexSummary,
+    SearchParameters,
     SegmentRows,
     codec_dir,
     found_name,
@@ -42,7 +43,7 @@ from laion_assets.knn.files import (
     write_index,
     write_sample_ids,
 )
-from laion_assets.knn.found import merge_found
+from laion_assets.knn.found import Found, read_found, search_run, write_found
 from laion_assets.knn.judge import judge
 from laion_assets.knn.lists import ListsFile, Renumbering, merge_lists
 from laion_assets.knn.open_index import Ints, OpenIndex
@@ -138,7 +139,7 @@ def merge_indices(
     runs = []
     progress = Progress("merged index", "runs", len(planned), logger)
     for plan in planned:
-        runs.append(_make(plan, out, d, before))
+        runs.append(_make(plan, out, d, before, subsets))
         progress.advance()
     for source in [*carried, *fresh]:
         codec = source.run.codec
@@ -283,7 +284,9 @@ def _first(run: IndexRun) -> SegmentKey:
     return min(segment.key for segment in run.segments if not segment.dropped)
 
 
-def _make(plan: _Planned, out: Path, d: int, before: IndexSummary | None) -> IndexRun:
+def _make(
+    plan: _Planned, out: Path, d: int, before: IndexSummary | None, subsets: Subsets
+) -> IndexRun:
     """Write or link one index run's files below ``out/runs``."""
     kind, codec, _ = plan.group
     if not plan.rewrite:
@@ -308,13 +311,11 @@ def _make(plan: _Planned, out: Path, d: int, before: IndexSummary | None) -> Ind
             _merge_coded(numbered, folder, kind, modality)
             parameters = before.search.get(codec, {}).get(modality) if before else None
             if parameters:
-                # So that its recall is known without a search of the whole run.
-                name = found_name(modality)
-                known = [(source.folder / name, source.run.n) for source in plan.sources]
-                merge_found(known, parameters, folder / name)
+                _merge_found(plan, run, folder, modality, parameters, subsets)
         else:
             _merge_flat(numbered, folder, kind, modality, d)
-    write_sample_ids(folder, np.concatenate([_kept_ids(source) for source in plan.sources]))
+    kept = [ids for source in plan.sources for ids in _kept_ids(source)]
+    write_sample_ids(folder, np.concatenate(kept))
     return run
 
 
@@ -331,9 +332,12 @@ def _numbered(sources: Sequence[_Source]) -> Iterator[tuple[_Source, Renumbering
         first += source.run.n
 
 
-def _kept_ids(source: _Source) -> Ints:
-    kept: Ints = read_sample_ids(source.folder, source.run)[source.run.live()]
-    return kept
+def _kept_ids(source: _Source) -> Iterator[Ints]:
+    ids, start = read_sample_ids(source.folder, source.run), 0
+    for segment in source.run.segments:
+        if not segment.dropped:
+            yield ids[start : start + segment.rows]
+        start += segment.rows
 
 
 def _merge_coded(
@@ -351,6 +355,37 @@ def _merge_coded(
         for source, numbers in numbered
     ]
     Truth.best(truths).write(folder / truth_name(modality))
+
+
+def _merge_found(
+    plan: _Planned,
+    run: IndexRun,
+    folder: Path,
+    modality: Modality,
+    parameters: Sequence[SearchParameters],
+    subsets: Subsets,
+) -> None:
+    """Put what is found in the sources beside the run, so that it need not be searched as a whole.
+
+    Segments of which it is not known are searched, unless they are the larger part of the run: then
+    nothing is written, and the run is searched when it is judged.
+    """
+    name, each = found_name(modality), []
+    known = [read_found(source.folder / name, parameters, source.run.n) for source in plan.sources]
+    missing = [s for s, found in zip(plan.sources, known, strict=True) if found is None]
+    alone = all((source.folder / "index.json").exists() for source in missing)
+    if not alone or 2 * sum(source.run.n for source in missing) > run.n:
+        return
+    for source, found in zip(plan.sources, known, strict=True):
+        if found is None:
+            own = OpenIndex(source.folder, subsets)
+            found = search_run(own, own.summary.runs[0], modality, parameters)
+        each.append(found)
+    best = [
+        Found.best([found[number] for found in each], one.candidates(one.k))
+        for number, one in enumerate(parameters)
+    ]
+    write_found(folder / name, parameters, run.n, best)
 
 
 def _merge_flat(

@@ -64,7 +64,7 @@ class _Opened:
         self._owned = owned
         self.selector = None
         if self.n < run.rows:
-            self._bits = np.packbits(run.live(), bitorder="little")
+            self._bits = run.live_bits()
             self.selector = faiss.IDSelectorBitmap(run.rows, faiss.swig_ptr(self._bits))
 
 
