@@ -31,7 +31,7 @@ from laion_assets.schemas import INDEX_IDS
 from laion_assets.tables import TableWriter
 
 METRIC: Final = "inner_product"
-IDS_GROUP_ROWS: Final = 65_536
+_IDS_GROUP_ROWS: Final = 65_536
 
 
 class IndexMismatchError(ValueError):
@@ -284,7 +284,7 @@ def write_ids(index_dir: Path, batches: Iterable[pa.Table]) -> npt.NDArray[np.in
     samples = [np.empty(0, dtype=np.int64)]
     with TableWriter(index_dir / "ids.parquet", INDEX_IDS) as writer:
         for batch in batches:
-            writer.write(batch.cast(INDEX_IDS), row_group=IDS_GROUP_ROWS)
+            writer.write(batch.cast(INDEX_IDS), row_group=_IDS_GROUP_ROWS)
             samples.append(batch["SAMPLE_ID"].to_numpy())
     ids = np.concatenate(samples)
     write_sample_ids(index_dir, ids)

@@ -143,6 +143,24 @@ def test_only_the_rows_are_read_where_no_vectors_are_asked_for(
     assert searcher.search(vector, 1)[0].ref.segment == FIRST.segment
 
 
+def test_only_the_row_group_of_a_hit_is_read(
+    subsets: dict[SegmentKey, Path], searcher: Searcher
+) -> None:
+    path = subsets[FIRST] / "part-00000.parquet"
+    about = pq.read_metadata(path)
+    assert about.num_row_groups == 3
+    with path.open("r+b") as file:
+        for group in (0, 1):
+            for number in range(about.num_columns):
+                column = about.row_group(group).column(number)
+                file.seek(column.dictionary_page_offset or column.data_page_offset)
+                file.write(bytes(column.total_compressed_size))
+    (hit,) = searcher.hits([35], [1.0])
+    assert hit.text == sample(CRAWL, "00", 0, 35)["TEXT"]
+    with pytest.raises(OSError, match=r"deserialize|page"):
+        searcher.hits([3], [1.0])
+
+
 def test_an_empty_index_has_no_hits(make_subset: MakeSubset, tmp_path: Path) -> None:
     build_index(make_subset(CRAWL, "07", []), tmp_path / "i", IndexOptions(), model_key="m")
     assert Searcher(tmp_path / "i", tmp_path).search(np.ones(512)) == []
