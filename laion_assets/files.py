@@ -63,9 +63,10 @@ def open_files(n: int) -> int:
 Identity = tuple[int, int, int]
 
 
-def identity(path: Path) -> Identity:
-    """Return a value that differs once the file was replaced. Raises ``FileNotFoundError``."""
-    about = path.stat()
+def identity(path: Path | int) -> Identity:
+    """Return a value that differs once the file was replaced; ``path`` may be an open file's
+    number. Raises ``FileNotFoundError``."""
+    about = os.fstat(path) if isinstance(path, int) else path.stat()
     return about.st_dev, about.st_ino, about.st_mtime_ns
 
 

@@ -200,11 +200,12 @@ class PartsWriter:
         schema: pa.Schema,
         *,
         rows: int = ROWS_PER_PART,
+        row_group: int = ROW_GROUP,
         first: int = 0,
         **options: Any,
     ) -> None:
         self._folder, self._schema, self._rows, self._options = folder, schema, rows, options
-        self._first = first
+        self._first, self._row_group = first, row_group
         self._waiting: list[pa.Table] = []
         self._n = 0
         self._writer: TableWriter | None = None
@@ -231,7 +232,7 @@ class PartsWriter:
                 stale.unlink()
 
     def write(self, rows: pa.Table) -> None:
-        """Add rows; they reach the file in row groups of :data:`ROW_GROUP` rows."""
+        """Add rows; they reach the file in row groups of ``row_group`` rows."""
         while rows.num_rows:
             # A row group ends where its part does.
             room = min(ROW_GROUP, self._rows - self._in_part) - self._n
@@ -245,7 +246,7 @@ class PartsWriter:
         if not self._n:
             return
         writer = self._writer or self._open()
-        writer.write(pa.concat_tables(self._waiting))
+        writer.write(pa.concat_tables(self._waiting), self._row_group)
         self._in_part += self._n
         self._waiting, self._n = [], 0
         if self._in_part >= self._rows:

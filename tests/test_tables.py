@@ -50,6 +50,16 @@ def test_row_groups_are_large_however_rows_come(
     assert groups == [4, 4, 2]
 
 
+def test_row_groups_are_small_where_rows_are_looked_up(tmp_path: Path) -> None:
+    with PartsWriter(tmp_path, SCHEMA, row_group=3, rows=10) as writer:
+        writer.write(_rows(0, 12))
+    groups = [
+        [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        for metadata in map(pq.read_metadata, writer.parts)
+    ]
+    assert groups == [[3, 3, 3, 1], [2]]
+
+
 def test_parts_of_a_longer_table_do_not_stay(tmp_path: Path) -> None:
     _write(tmp_path, 40, 10, 10)
     assert len(_write(tmp_path, 15, 10, 10)) == len(list(tmp_path.iterdir())) == 2

@@ -23,7 +23,7 @@ from laion_assets.knn.files import SearchParameters
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.open_index import OpenIndex
 from laion_assets.knn.options import IndexOptions
-from laion_assets.knn.subset import MODALITIES
+from laion_assets.knn.subset import MODALITIES, SubsetPart
 from laion_assets.layout import SegmentKey
 
 MODEL: Final = "made"
@@ -84,12 +84,11 @@ def merge(folder: Path, previous: str, out: str, version: str, *segments: str) -
         summary = merge_indices(
             [
                 SegmentIndex(
-                    SegmentKey.parse(name.strip("*")),
-                    folder / "segments" / name.strip("*"),
-                    version if name.endswith("*") else "0",
+                    SegmentKey.parse(name.strip("*")), version if name.endswith("*") else "0"
                 )
                 for name in segments
             ],
+            lambda key: folder / "segments" / str(key),
             _empty(folder / out),
             options(folder),
             lambda key: subset(folder, str(key)),
@@ -176,10 +175,10 @@ def remove(folder: Path, share: str, *segments: str) -> dict[str, Any]:
         removed += int((~keep).sum())
         pq.write_table(table.filter(keep), out / "part-00000.parquet")
         for modality in MODALITIES:
-            kind = "img_emb" if modality == "image" else "text_emb"
-            vectors = np.load(source / kind / f"{kind}_00000.npy", mmap_mode="r")
-            (out / kind).mkdir()
-            np.save(out / kind / f"{kind}_00000.npy", vectors[keep])
+            vectors = SubsetPart(source, 0).vectors(modality)
+            path = SubsetPart(out, 0).vectors_path(modality)
+            path.parent.mkdir()
+            np.save(path, vectors[keep])
         shutil.rmtree(source)
         out.rename(source)
     return {"removed": removed}
@@ -196,10 +195,11 @@ def grow(folder: Path, *segments: str) -> dict[str, Any]:
         own = _empty(folder / "grow" / "segments" / segment)
         build_index(subset(folder, segment), own, options(folder), model_key=MODEL, codec=codec)
         encoded, before = time.process_time(), _written()
-        parts.append(SegmentIndex(SegmentKey.parse(segment), own, "0"))
+        parts.append(SegmentIndex(SegmentKey.parse(segment), "0"))
         out = _empty(folder / "grow" / f"index-{number % 2}")
         summary = merge_indices(
             parts,
+            lambda key: folder / "grow" / "segments" / str(key),
             out,
             options(folder),
             lambda key: subset(folder, str(key)),

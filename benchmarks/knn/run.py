@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from benchmarks import measure, table
 from benchmarks.knn.vectors import World, blocks
 from benchmarks.peer import WORK, peer_python
+from laion_assets.clip.embed import image_path, text_path
 from laion_assets.layout import SegmentKey
 
 D: Final = 512
@@ -28,7 +29,6 @@ QUERIES: Final = 500
 # Threads that wait for one another sleep; otherwise their spinning would count as work.
 _ENV: Final = {"OMP_WAIT_POLICY": "passive"}
 _HERE: Final = Path(__file__).parent
-_KINDS: Final = ("img_emb", "text_emb")
 
 
 def _segment(number: int) -> str:
@@ -95,8 +95,9 @@ class Bench:
         sizes |= dict.fromkeys(self.grown, self.args.rows)
         for seed, (segment, n) in enumerate(sizes.items()):
             made = [np.concatenate(kind) for kind in zip(*blocks(world, n, seed), strict=True)]
-            for kind, vectors in zip(_KINDS, made, strict=True):
-                path = self.folder / "subsets" / segment / kind / f"{kind}_00000.npy"
+            subset = self.folder / "subsets" / segment
+            for path_of, vectors in zip((image_path, text_path), made, strict=True):
+                path = path_of(subset, 0)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 np.save(path, vectors)
             key = SegmentKey.parse(segment)
@@ -107,14 +108,14 @@ class Bench:
                     "segment": pa.array([key.segment] * n),
                 }
             )
-            pq.write_table(ids, self.folder / "subsets" / segment / "part-00000.parquet")
+            pq.write_table(ids, subset / "part-00000.parquet")
         for name, segments in (
             ("embeddings", self.base),
             ("embeddings-more", [*self.base, *self.more]),
         ):
             (self.folder / name).mkdir()
             for segment in segments:
-                source = self.folder / "subsets" / segment / "img_emb" / "img_emb_00000.npy"
+                source = image_path(self.folder / "subsets" / segment, 0)
                 (self.folder / name / f"{segment}.npy").hardlink_to(source)
         texts, images = [], []
         for image, text in blocks(world, QUERIES, 10_000):

@@ -13,8 +13,7 @@ ViT-B/32 on web pairs:
   pair's cosine is about 0.3, and that of an image with another's text about 0.1;
 - *near-duplicates*: one image in ten is a slightly changed copy of another, as on the web.
 
-The layout is that of embedding-reader and clip-retrieval: float16, unit norm, in `img_emb/` and
-`text_emb/`.
+They are float16 of unit norm, as a subset has them.
 """
 
 from __future__ import annotations

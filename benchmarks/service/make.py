@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from laion_assets.clip.embed import image_path, text_path
 from laion_assets.knn.build import build_index
 from laion_assets.knn.codec import Codec, Encoder, ef_search, train_codec
 from laion_assets.knn.files import SearchParameters, index_path
@@ -76,15 +77,15 @@ def make(folder: Path, n: int) -> None:
     lake, theirs = LocalLake.at(folder / "lake"), folder / "theirs"
     subset, index_dir = lake.folder("filtered_subset", KEY), lake.folder("search_index")
     codec = folder / "codec"
-    for needed in (subset / "img_emb", subset / "text_emb", index_dir, codec, theirs / "metadata"):
+    vectors_of = [image_path(subset, 0).parent, text_path(subset, 0).parent]
+    for needed in (*vectors_of, index_dir, codec, theirs / "metadata"):
         needed.mkdir(parents=True)
     mixture, random = Mixture(0), np.random.default_rng(1)
     for part, start in enumerate(range(0, n, _PART)):
         rows = min(_PART, n - start)
         vectors = mixture.draw(rows, random)
-        image = subset / "img_emb" / f"img_emb_{part:05d}.npy"
-        np.save(image, vectors.astype(np.float16))
-        os.link(image, subset / "text_emb" / f"text_emb_{part:05d}.npy")
+        np.save(image_path(subset, part), vectors.astype(np.float16))
+        os.link(image_path(subset, part), text_path(subset, part))
         table = _metadata(start, rows, part, random)
         pq.write_table(table, subset / f"part-{part:05d}.parquet", compression="zstd")
         theirs_table = table.select(["URL", "TEXT", "NSFW"]).rename_columns(
@@ -102,7 +103,7 @@ def make(folder: Path, n: int) -> None:
     summary.model_copy(update={"search": search}).write(index_dir)
     index = faiss.read_index(str(index_path(codec, "image")))
     encoder, first = Encoder(index), 0
-    for path in sorted((subset / "img_emb").iterdir()):
+    for path in sorted(vectors_of[0].iterdir()):
         # Not by `index.add`, which searches less far for the nearest cell.
         first += len(encoder.add(np.load(path).astype(np.float32), first))
     ivf = faiss.extract_index_ivf(index)

@@ -124,11 +124,14 @@ class SamplesWriter:
 
     As :class:`PartsWriter` does: parts are full but for the last, the first always exists, and
     those in the folder from number ``first`` on are replaced. ``dim``: width of the vectors.
+    ``options``: of :class:`PartsWriter`.
     """
 
-    def __init__(self, folder: Path, schema: pa.Schema, dim: int, *, first: int = 0) -> None:
+    def __init__(
+        self, folder: Path, schema: pa.Schema, dim: int, *, first: int = 0, **options: Any
+    ) -> None:
         self._folder, self._dim, self._number = folder, dim, first
-        self._rows = PartsWriter(folder, schema, rows=ROWS_PER_PART, first=first)
+        self._rows = PartsWriter(folder, schema, rows=ROWS_PER_PART, first=first, **options)
         self._part = ExitStack()
         self._writers: list[VectorsWriter] = []
         self._room = 0

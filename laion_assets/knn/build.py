@@ -7,18 +7,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from laion_assets.knn.codec import Codec, train_codec, unequal
+from laion_assets.knn.codec import Codec, train_codec
 from laion_assets.knn.files import (
-    IDS_GROUP_ROWS,
     IndexMismatchError,
     IndexRun,
     IndexSummary,
-    SearchParameters,
+    PartRows,
     SegmentRows,
     link_codec,
     new_index,
@@ -28,16 +27,26 @@ from laion_assets.knn.files import (
     write_ids,
     write_index,
 )
+from laion_assets.knn.judge import judge_alone
 from laion_assets.knn.lists import write_lists
 from laion_assets.knn.open_index import OpenIndex
 from laion_assets.knn.options import FLAT_KINDS, IndexOptions
-from laion_assets.knn.recall import Recall, tune
-from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart, blocks, subset_parts
+from laion_assets.knn.subset import (
+    MODALITIES,
+    Modality,
+    SubsetPart,
+    blocks,
+    published_digests,
+    subset_parts,
+)
 from laion_assets.knn.truth import Truth
 from laion_assets.schemas import INDEX_IDS
+from laion_assets.tables import batches, read_parquet
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
+
+_DIGEST_BEGINNING: Final = 16
 
 __all__ = ["IndexOptions", "build_index", "index_subset", "uses_codec"]
 
@@ -128,11 +137,11 @@ def build_index(
     n = len(write_ids(out, _ids(parts)))
     kind = codec.summary.kind if codec else options.kind
     kind = kind if codec or kind in FLAT_KINDS else "flat"
-    residual: dict[str, float] = {}
+    residual: list[float] = []
     for modality in MODALITIES:
         progress = Progress(f"{modality} index", "vectors", n, logger)
         if codec:
-            residual[modality] = _encode(parts, modality, codec, out, progress)
+            residual.append(_encode(parts, modality, codec, out, progress))
         else:
             index = new_index(kind, d)
             for part in parts:
@@ -141,68 +150,34 @@ def build_index(
                     index.add_with_ids(block, rows)
                     progress.advance(len(block))
             write_index(index, out / vectors_name(kind, modality))
-    rows_of_parts = tuple((part.number, part.rows()) for part in parts)
     run = IndexRun(
         folder=".",
         level=0,
         kind=kind,
         codec=codec.id if codec else "",
         segments=(
-            SegmentRows(
-                crawl=crawl, segment=segment, version="", parts=rows_of_parts, residual=residual
-            ),
+            SegmentRows(crawl, segment, "", _described(subset, parts), residual=tuple(residual)),
         ),
     )
     if codec:
         link_codec(codec.folder, out, codec.id)
     summary = IndexSummary(kind=kind, n=n, d=d, model=model_key, runs=(run,), versions=versions())
     summary.write(out)
-    if codec:
-        summary = judge(OpenIndex(out, subset), summary, options, tuned=tuned)
-    return summary
+    return judge_alone(OpenIndex(out, subset), options, tuned=tuned) if codec else summary
 
 
-def judge(
-    index: OpenIndex, summary: IndexSummary, options: IndexOptions, *, tuned: bool = True
-) -> IndexSummary:
-    """Choose search parameters, measure drift and imbalance, and write the summary with them.
+def _described(subset: Path, parts: Sequence[SubsetPart]) -> tuple[PartRows, ...]:
+    """The subset's parts with their rows and, if it is published, their vectors' digests."""
+    published = published_digests(subset)
 
-    Unless ``tuned``, the parameters are generous ones that suit a piece of a larger index.
-    """
-    search: dict[str, dict[str, tuple[SearchParameters, ...]]] = {}
-    recall: dict[str, dict[str, Recall]] = {}
-    drift: dict[str, dict[str, float]] = {}
-    imbalance: dict[str, dict[str, float]] = {}
-    for name, codec in index.codecs.items():
-        runs = [run for run in summary.runs if run.codec == name]
-        segments = [s for run in runs for s in run.segments if s.rows and not s.dropped]
-        search[name], recall[name], drift[name], imbalance[name] = {}, {}, {}, {}
-        for modality in MODALITIES:
-            if tuned:
-                search[name][modality], recall[name][modality] = tune(
-                    index, name, modality, options
-                )
-            else:
-                rows = sum(run.n for run in runs)
-                search[name][modality] = (_generous(codec.summary.cells, rows, options),)
-            then = codec.summary
-            if segments:
-                rows = sum(segment.rows for segment in segments)
-                far = sum(segment.rows * segment.residual[modality] for segment in segments) / rows
-                drift[name][modality] = round(far / then.residual[modality], 4)
-                sizes = index.cell_sizes(name, modality)
-                imbalance[name][modality] = round(unequal(sizes) / then.imbalance[modality], 4)
-    summary = summary.model_copy(
-        update={"search": search, "recall": recall, "drift": drift, "imbalance": imbalance}
+    def digest(part: SubsetPart, modality: Modality) -> str:
+        name = part.vectors_path(modality).relative_to(subset).as_posix()
+        return published.get(name, "")[:_DIGEST_BEGINNING]
+
+    return tuple(
+        PartRows(part.number, part.rows(), *(digest(part, modality) for modality in MODALITIES))
+        for part in parts
     )
-    summary.write(index.folder)
-    return summary
-
-
-def _generous(cells: int, rows: int, options: IndexOptions) -> SearchParameters:
-    """Parameters that look at some 50,000 vectors, which is fast for one segment."""
-    nprobe = min(cells, 1_024, max(64, cells * 50_000 // max(1, rows)))
-    return SearchParameters(nprobe=nprobe, rerank=800 if options.rerank else 0, k=100)
 
 
 def _encode(
@@ -237,32 +212,22 @@ def _width(parts: Sequence[SubsetPart], options: IndexOptions) -> int:
 def _whose(parts: Sequence[SubsetPart]) -> tuple[str, str]:
     """Crawl and segment of the subset; empty if it has no rows."""
     for part in parts:
-        with pq.ParquetFile(part.parquet) as file:
-            for batch in file.iter_batches(1, columns=["crawl", "segment"]):
-                row = batch.to_pylist()[0]
-                return row["crawl"], row["segment"]
+        for batch in batches(part.parquet, ["SAMPLE_ID", "crawl", "segment"], 1):
+            return batch["crawl"][0].as_py(), batch["segment"][0].as_py()
     return "", ""
 
 
-def _ids(parts: Sequence[SubsetPart]) -> Iterator[pa.RecordBatch]:
-    """Batches of the schema :data:`~laion_assets.knn.files.IDS`."""
+def _ids(parts: Sequence[SubsetPart]) -> Iterator[pa.Table]:
+    """A table of the schema :data:`~laion_assets.schemas.INDEX_IDS` for each part."""
     row = 0
     for part in parts:
-        part_row = 0
-        with pq.ParquetFile(part.parquet) as file:
-            columns = ["SAMPLE_ID", "crawl", "segment"]
-            for batch in file.iter_batches(IDS_GROUP_ROWS, columns=columns):
-                n = batch.num_rows
-                yield pa.record_batch(
-                    [
-                        pa.array(np.arange(row, row + n)),
-                        batch["SAMPLE_ID"],
-                        batch["crawl"],
-                        batch["segment"],
-                        pa.array(np.full(n, part.number, dtype=np.int32)),
-                        pa.array(np.arange(part_row, part_row + n)),
-                    ],
-                    schema=INDEX_IDS,
-                )
-                row += n
-                part_row += n
+        of_part = read_parquet(part.parquet, ["SAMPLE_ID", "crawl", "segment"])
+        n = of_part.num_rows
+        columns = {
+            "row": np.arange(row, row + n),
+            "part": np.full(n, part.number, dtype=np.int32),
+            "part_row": np.arange(n),
+        }
+        own = {name: of_part[name] for name in of_part.column_names}
+        yield pa.table({**columns, **own}).select(INDEX_IDS.names)
+        row += n

@@ -4,7 +4,8 @@ An index run holds the vectors of some segments, with rows numbered from 0. Its 
 `image.index` and `text.index` (flat), or `image.lists` and `text.lists` (codes of a codec, which
 is in ``codec/<id>/``) with `image_truth.npz` and `text_truth.npz`; and `ids.npy`, the SAMPLE_ID of
 each row. A segment's own index is one run, in the folder itself; a merged index has its runs in
-``runs/``.
+``runs/``, those of a codec with `image_found.npz` and `text_found.npz`
+(:mod:`laion_assets.knn.found`).
 """
 
 from __future__ import annotations
@@ -13,54 +14,67 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from laion_assets import __version__
-from laion_assets.files import atomic_path, write_json
+from laion_assets.files import atomic_path, write_text
 from laion_assets.knn.lists import Renumbering
 from laion_assets.knn.options import FLAT_KINDS
 from laion_assets.knn.subset import MODALITIES, Modality
 from laion_assets.layout import SegmentKey
 from laion_assets.schemas import INDEX_IDS
+from laion_assets.tables import TableWriter
 
 METRIC: Final = "inner_product"
-IDS_GROUP_ROWS: Final = 65_536
+_IDS_GROUP_ROWS: Final = 65_536
 
 
 class IndexMismatchError(ValueError):
     """Indices, ids or rows do not belong together; the message says which."""
 
 
-class SegmentRows(BaseModel, frozen=True):
-    """One segment's rows in an index run.
+class PartRows(NamedTuple):
+    """One part of a subset: its number, its rows, and the beginnings of the SHA-256 of its vectors'
+    files. Those are empty if the subset was no published one."""
 
-    Args:
-        crawl: the crawl's name; empty if the subset is of no known crawl.
-        segment: the segment's number; empty likewise.
-        version: data version of the segment's own index.
-        parts: ``(number, rows)`` of the subset's parts, in order.
-        residual: by modality, one minus the mean cosine of the vectors with their cells' centres;
-            empty in a flat run.
-        dropped: the segment was replaced or removed; its rows are still in the files and are
-            skipped.
-    """
+    number: int
+    rows: int
+    image: str = ""
+    text: str = ""
+
+    def digest(self, modality: Modality) -> str:
+        return self.image if modality == "image" else self.text
+
+
+class SegmentRows(NamedTuple):
+    """One segment's rows in an index run. In `index.json` it is a list: there may be 10,000."""
 
     crawl: str
+    """The crawl's name; empty if the subset is of no known crawl."""
     segment: str
+    """The segment's number; empty likewise."""
     version: str
-    parts: tuple[tuple[int, int], ...]
-    residual: Mapping[str, float] = {}
+    """Data version of the segment's own index."""
+    parts: tuple[PartRows, ...]
+    """The subset's parts, in order."""
+    residual: tuple[float, ...] = ()
+    """For each of `MODALITIES`, one minus the mean cosine of the vectors with their cells' centres;
+    empty in a flat run."""
     dropped: bool = False
+    """Whether the segment was replaced or removed; its rows are still in the files and are
+    skipped."""
+    token: str = ""
+    """The lake's token of the segment's own index when ``version`` was read; it changes when that
+    is published again."""
 
     @property
     def rows(self) -> int:
-        return sum(rows for _, rows in self.parts)
+        return sum(part.rows for part in self.parts)
 
     @property
     def key(self) -> SegmentKey:
@@ -68,14 +82,23 @@ class SegmentRows(BaseModel, frozen=True):
         return SegmentKey(self.crawl, self.segment)
 
 
+Recall = Mapping[str, float]
+"""Number of neighbours -> share of them that is found, 0..1."""
+
+
 class IndexRun(BaseModel, frozen=True):
-    """Files with the vectors of some segments; ``codec`` is empty for a flat run."""
+    """Files with the vectors of some segments; ``codec`` is empty for a flat run.
+
+    ``recall``: that of a flat run in a merged index, by modality. It is measured when the run is
+    written or loses rows.
+    """
 
     folder: str
     level: int
     kind: str
     codec: str
     segments: tuple[SegmentRows, ...]
+    recall: Mapping[str, Recall] = {}
 
     @property
     def rows(self) -> int:
@@ -102,10 +125,19 @@ class IndexRun(BaseModel, frozen=True):
                 at += segment.rows
         return Renumbering(starts.astype(np.int64), np.array(firsts, dtype=np.int64))
 
-    def live(self) -> npt.NDArray[np.bool_]:
-        """Whether each row is live, ``(rows,)``."""
-        flags = [not segment.dropped for segment in self.segments]
-        return np.repeat(np.array(flags, bool), [segment.rows for segment in self.segments])
+    def live_bits(self) -> npt.NDArray[np.uint8]:
+        """A bit for each row, from the lowest of a byte: whether it is live, ``(rows / 8,)``."""
+        bits = np.full(-(-self.rows // 8), 0xFF, np.uint8)
+        start = 0
+        for segment in self.segments:
+            end = start + segment.rows
+            if segment.dropped:
+                near = slice(start // 8, -(-end // 8))
+                some = np.unpackbits(bits[near], bitorder="little")
+                some[start - 8 * near.start : end - 8 * near.start] = 0
+                bits[near] = np.packbits(some, bitorder="little")
+            start = end
+        return bits
 
     def file_names(self) -> list[str]:
         names = ["ids.npy"]
@@ -132,12 +164,26 @@ class SearchParameters(BaseModel, frozen=True):
         return max(self.rerank, 4 * k) if self.rerank else k
 
 
+class Tuning(BaseModel, frozen=True):
+    """When and how search parameters were chosen.
+
+    ``n`` is the number of vectors then, ``target`` the recall they were to reach, ``reached`` the
+    lowest that they did reach, ``rerank`` whether candidates were to be scored exactly.
+    """
+
+    n: int
+    target: float
+    reached: float
+    rerank: bool
+
+
 class IndexSummary(BaseModel, frozen=True):
     """Content of `index.json`: ``n`` vectors of width ``d`` in each of the two indices.
 
-    By codec and modality: ``search`` holds parameters for few results and for many, ``recall`` is
-    measured at 1, 10 and 100. ``drift`` is how far vectors lie from their cells' centres and
-    ``imbalance`` how unequal the cells are, both relative to the codec's training (1 = as then).
+    By codec and modality: ``search`` holds parameters for few results and for many, and ``tuned``
+    how they were chosen; ``recall`` is measured at 1, 10 and 100. ``drift`` is how far vectors lie
+    from their cells' centres and ``imbalance`` how unequal the cells are, both relative to the
+    codec's training (1 = as then).
     """
 
     kind: str
@@ -147,18 +193,16 @@ class IndexSummary(BaseModel, frozen=True):
     runs: tuple[IndexRun, ...]
     versions: Mapping[str, str]
     search: Mapping[str, Mapping[str, tuple[SearchParameters, ...]]] = {}
-    recall: Mapping[str, Mapping[str, Mapping[str, float]]] = {}
+    tuned: Mapping[str, Mapping[str, Tuning]] = {}
+    recall: Mapping[str, Mapping[str, Recall]] = {}
     drift: Mapping[str, Mapping[str, float]] = {}
     imbalance: Mapping[str, Mapping[str, float]] = {}
     metric: str = METRIC
 
-    def to_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
-
     def headline(self) -> dict[str, Any]:
         """A summary for people, without the list of segments."""
-        shown = {name: value for name, value in self.to_json().items() if value != {}}
-        del shown["runs"]
+        shown = self.model_dump(mode="json", exclude={"runs", "tuned"})
+        shown = {name: value for name, value in shown.items() if value != {}}
         segments = sum(not s.dropped for run in self.runs for s in run.segments)
         return shown | {"runs": len(self.runs), "segments": segments, "codecs": self.codecs()}
 
@@ -175,7 +219,7 @@ class IndexSummary(BaseModel, frozen=True):
         return cls.model_validate_json((index_dir / "index.json").read_text(encoding="utf-8"))
 
     def write(self, index_dir: Path) -> None:
-        write_json(index_dir / "index.json", self.to_json())
+        write_text(index_dir / "index.json", self.model_dump_json() + "\n")
 
 
 def samples_of(headline: Mapping[str, Any]) -> int:
@@ -193,6 +237,10 @@ def vectors_name(kind: str, modality: Modality) -> str:
 
 def truth_name(modality: Modality) -> str:
     return f"{modality}_truth.npz"
+
+
+def found_name(modality: Modality) -> str:
+    return f"{modality}_found.npz"
 
 
 def codec_dir(index_dir: Path, codec: str) -> Path:
@@ -231,16 +279,12 @@ def map_index(path: Path) -> Any:
     return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
 
 
-def write_ids(index_dir: Path, batches: Iterable[pa.RecordBatch]) -> npt.NDArray[np.int64]:
+def write_ids(index_dir: Path, batches: Iterable[pa.Table]) -> npt.NDArray[np.int64]:
     """Publish `ids.parquet` and `ids.npy`; return the SAMPLE_IDs."""
     samples = [np.empty(0, dtype=np.int64)]
-    with (
-        atomic_path(index_dir / "ids.parquet") as beside,
-        pq.ParquetWriter(beside, INDEX_IDS, compression="zstd") as writer,
-    ):
+    with TableWriter(index_dir / "ids.parquet", INDEX_IDS) as writer:
         for batch in batches:
-            batch = batch.cast(INDEX_IDS)
-            writer.write_batch(batch, row_group_size=IDS_GROUP_ROWS)
+            writer.write(batch.cast(INDEX_IDS), row_group=_IDS_GROUP_ROWS)
             samples.append(batch["SAMPLE_ID"].to_numpy())
     ids = np.concatenate(samples)
     write_sample_ids(index_dir, ids)

@@ -16,19 +16,22 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from laion_assets.knn.build import judge
 from laion_assets.knn.files import (
     IndexMismatchError,
     IndexRun,
     IndexSummary,
+    SearchParameters,
+    SegmentRows,
     codec_dir,
+    found_name,
     link_codec,
     link_file,
     map_index,
@@ -40,6 +43,8 @@ from laion_assets.knn.files import (
     write_index,
     write_sample_ids,
 )
+from laion_assets.knn.found import Found, read_found, search_run, write_found
+from laion_assets.knn.judge import judge
 from laion_assets.knn.lists import ListsFile, Renumbering, merge_lists
 from laion_assets.knn.open_index import Ints, OpenIndex
 from laion_assets.knn.options import IndexOptions
@@ -55,12 +60,22 @@ logger = logging.getLogger(__name__)
 class SegmentIndex:
     """A segment's own index, written by :func:`~laion_assets.knn.build.build_index`.
 
-    ``version`` changes when the segment's index does.
+    ``version`` changes when the segment's index does, ``token`` whenever it is published.
     """
 
     key: SegmentKey
-    folder: Path
     version: str
+    token: str = ""
+
+
+IndexOf = Callable[[SegmentKey], Path]
+"""A segment -> the folder of its own index."""
+
+
+def merged_segments(index_dir: Path) -> dict[SegmentKey, SegmentRows]:
+    """The segments whose rows an index has, with their versions and tokens as they were merged."""
+    runs = IndexSummary.read(index_dir).runs
+    return {entry.key: entry for run in runs for entry in run.segments if not entry.dropped}
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,7 @@ class _Planned:
 
 def merge_indices(
     segments: Sequence[SegmentIndex],
+    index_of: IndexOf,
     out: Path,
     options: IndexOptions,
     subsets: Subsets,
@@ -106,6 +122,7 @@ def merge_indices(
 
     Args:
         segments: the segments' own indices.
+        index_of: where these are; asked only for those that are not in ``previous``.
         out: the folder of the merged index.
         options: those of the merging and of the search parameters.
         subsets: where the segments' subsets are.
@@ -116,12 +133,13 @@ def merge_indices(
     """
     if not segments:
         raise ValueError("there is no index to merge: no segments were given")
-    fresh, carried, model, d = _sort_out(segments, previous)
+    before = IndexSummary.read(previous) if previous else None
+    fresh, carried, model, d = _sort_out(segments, index_of, previous, before)
     planned = _plan([*carried, *fresh], options)
     runs = []
     progress = Progress("merged index", "runs", len(planned), logger)
     for plan in planned:
-        runs.append(_make(plan, out, d))
+        runs.append(_make(plan, out, d, before, subsets))
         progress.advance()
     for source in [*carried, *fresh]:
         codec = source.run.codec
@@ -142,68 +160,88 @@ def merge_indices(
     summary.write(out)
     written = sum(plan.rewrite for plan in planned)
     logger.info(f"{len(runs)} index runs: {written} written, {len(runs) - written} linked")
-    return judge(OpenIndex(out, subsets), summary, options)
+    return judge(OpenIndex(out, subsets), options, subsets, before)
 
 
 def _sort_out(
-    segments: Sequence[SegmentIndex], previous: Path | None
+    segments: Sequence[SegmentIndex],
+    index_of: IndexOf,
+    previous: Path | None,
+    before: IndexSummary | None,
 ) -> tuple[list[_Source], list[_Source], str, int]:
     """New segments' runs; the previous index's runs, with dropped segments marked; model; width."""
     wanted = {s.key: s for s in sorted(segments, key=lambda s: s.key)}
-    carried, have = [], set()
-    before = IndexSummary.read(previous) if previous else None
+    marked = _marked(before, wanted) if before else []
+    have = {entry.key for run in marked for entry in run.segments if not entry.dropped}
+    new = {key: index_of(key) for key in wanted if key not in have}
+    carried, fresh, models, widths = [], [], [], []
     if before and previous:
-        for run in before.runs:
-            entries = []
-            for entry in run.segments:
-                now = wanted.get(entry.key)
-                keep = not entry.dropped and now is not None and now.version == entry.version
-                if keep:
-                    have.add(entry.key)
-                entries.append(entry if keep else entry.model_copy(update={"dropped": True}))
-            marked = run.model_copy(update={"segments": tuple(entries)})
-            if any(not entry.dropped for entry in entries):
+        for was, run in zip(before.runs, marked, strict=True):
+            if any(not entry.dropped for entry in run.segments):
                 folder = previous / run.folder
-                carried.append(_Source(folder, marked, _holds_lost(folder, marked, wanted)))
-    fresh, models, widths = [], [], []
-    for key, segment in wanted.items():
-        if key in have:
-            continue
-        summary = IndexSummary.read(segment.folder)
+                carried.append(_Source(folder, run, _holds_lost(folder, was, run, have, new)))
+    for key, folder in new.items():
+        summary = IndexSummary.read(folder)
         (run,) = summary.runs
         (rows,) = run.segments
         # An empty subset names neither its segment nor its vectors' width.
-        rows = rows.model_copy(
-            update={"crawl": key.crawl, "segment": key.segment, "version": segment.version}
+        rows = rows._replace(
+            crawl=key.crawl,
+            segment=key.segment,
+            version=wanted[key].version,
+            token=wanted[key].token,
         )
         models.append(summary.model)
         if summary.n or len(wanted) == 1:
             widths.append(summary.d)
-        fresh.append(_Source(segment.folder, run.model_copy(update={"segments": (rows,)})))
+        fresh.append(_Source(folder, run.model_copy(update={"segments": (rows,)})))
     if before and carried:
         models.append(before.model)
         widths.append(before.d)
     if not widths:
-        widths.append(IndexSummary.read(next(iter(wanted.values())).folder).d)
+        widths.append(IndexSummary.read(next(iter(new.values()))).d)
     return fresh, carried, str(_the_one("model", models)), int(_the_one("width", widths))
 
 
-def _holds_lost(folder: Path, run: IndexRun, wanted: Mapping[SegmentKey, SegmentIndex]) -> bool:
-    """Whether a dropped row is a sample that is no longer in its segment's index."""
-    if run.n == run.rows:
-        return False
-    ids = read_sample_ids(folder, run)
-    start = 0
-    for entry in run.segments:
-        held = ids[start : start + entry.rows]
-        start += entry.rows
-        if not entry.dropped or not entry.rows:
+def _marked(before: IndexSummary, wanted: Mapping[SegmentKey, SegmentIndex]) -> list[IndexRun]:
+    """The previous index's runs, with what is no longer wanted of them marked as dropped."""
+    runs = []
+    for run in before.runs:
+        entries = []
+        for entry in run.segments:
+            now = None if entry.dropped else wanted.get(entry.key)
+            if now is not None and now.version == entry.version:
+                entries.append(entry._replace(token=now.token))
+            else:
+                entries.append(entry._replace(dropped=True))
+        marked = run.model_copy(update={"segments": tuple(entries)})
+        # A flat run that lost rows is judged again.
+        runs.append(marked if marked.n == run.n else marked.model_copy(update={"recall": {}}))
+    return runs
+
+
+def _holds_lost(
+    folder: Path,
+    was: IndexRun,
+    run: IndexRun,
+    have: AbstractSet[SegmentKey],
+    new: Mapping[SegmentKey, Path],
+) -> bool:
+    """Whether a dropped row is a sample that is no longer in its segment's index.
+
+    Only what was dropped just now, or whose segment changed since, is looked at.
+    """
+    start, ids = 0, None
+    for before, entry in zip(was.segments, run.segments, strict=True):
+        held = slice(start, start + entry.rows)
+        start = held.stop
+        if not entry.dropped or not entry.rows or (before.dropped and entry.key in have):
             continue
-        now = wanted.get(entry.key)
-        if now is None:
+        if entry.key in have or entry.key not in new:
             return True
-        present = np.load(now.folder / "ids.npy", mmap_mode="r", allow_pickle=False)
-        if not np.isin(held, present).all():
+        ids = read_sample_ids(folder, run) if ids is None else ids
+        present = np.load(new[entry.key] / "ids.npy", mmap_mode="r", allow_pickle=False)
+        if not np.isin(ids[held], present).all():
             return True
     return False
 
@@ -246,7 +284,9 @@ def _first(run: IndexRun) -> SegmentKey:
     return min(segment.key for segment in run.segments if not segment.dropped)
 
 
-def _make(plan: _Planned, out: Path, d: int) -> IndexRun:
+def _make(
+    plan: _Planned, out: Path, d: int, before: IndexSummary | None, subsets: Subsets
+) -> IndexRun:
     """Write or link one index run's files below ``out/runs``."""
     kind, codec, _ = plan.group
     if not plan.rewrite:
@@ -254,6 +294,9 @@ def _make(plan: _Planned, out: Path, d: int) -> IndexRun:
         run = source.run.model_copy(update={"folder": f"runs/{_name(source.run)}"})
         for name in run.file_names():
             link_file(source.folder / name, out / run.folder / name)
+        for name in map(found_name, MODALITIES):
+            if (source.folder / name).exists():
+                link_file(source.folder / name, out / run.folder / name)
         return run
     entries = [e for source in plan.sources for e in source.run.segments if not e.dropped]
     run = IndexRun(folder="", level=plan.level, kind=kind, codec=codec, segments=tuple(entries))
@@ -266,9 +309,13 @@ def _make(plan: _Planned, out: Path, d: int) -> IndexRun:
     for modality in MODALITIES:
         if codec:
             _merge_coded(numbered, folder, kind, modality)
+            parameters = before.search.get(codec, {}).get(modality) if before else None
+            if parameters:
+                _merge_found(plan, run, folder, modality, parameters, subsets)
         else:
             _merge_flat(numbered, folder, kind, modality, d)
-    write_sample_ids(folder, np.concatenate([_kept_ids(source) for source in plan.sources]))
+    kept = [ids for source in plan.sources for ids in _kept_ids(source)]
+    write_sample_ids(folder, np.concatenate(kept))
     return run
 
 
@@ -285,9 +332,12 @@ def _numbered(sources: Sequence[_Source]) -> Iterator[tuple[_Source, Renumbering
         first += source.run.n
 
 
-def _kept_ids(source: _Source) -> Ints:
-    kept: Ints = read_sample_ids(source.folder, source.run)[source.run.live()]
-    return kept
+def _kept_ids(source: _Source) -> Iterator[Ints]:
+    ids, start = read_sample_ids(source.folder, source.run), 0
+    for segment in source.run.segments:
+        if not segment.dropped:
+            yield ids[start : start + segment.rows]
+        start += segment.rows
 
 
 def _merge_coded(
@@ -305,6 +355,37 @@ def _merge_coded(
         for source, numbers in numbered
     ]
     Truth.best(truths).write(folder / truth_name(modality))
+
+
+def _merge_found(
+    plan: _Planned,
+    run: IndexRun,
+    folder: Path,
+    modality: Modality,
+    parameters: Sequence[SearchParameters],
+    subsets: Subsets,
+) -> None:
+    """Put what is found in the sources beside the run, so that it need not be searched as a whole.
+
+    Segments of which it is not known are searched, unless they are the larger part of the run: then
+    nothing is written, and the run is searched when it is judged.
+    """
+    name, each = found_name(modality), []
+    known = [read_found(source.folder / name, parameters, source.run.n) for source in plan.sources]
+    missing = [s for s, found in zip(plan.sources, known, strict=True) if found is None]
+    alone = all((source.folder / "index.json").exists() for source in missing)
+    if not alone or 2 * sum(source.run.n for source in missing) > run.n:
+        return
+    for source, found in zip(plan.sources, known, strict=True):
+        if found is None:
+            own = OpenIndex(source.folder, subsets)
+            found = search_run(own, own.summary.runs[0], modality, parameters)
+        each.append(found)
+    best = [
+        Found.best([found[number] for found in each], one.candidates(one.k))
+        for number, one in enumerate(parameters)
+    ]
+    write_found(folder / name, parameters, run.n, best)
 
 
 def _merge_flat(

@@ -35,6 +35,8 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 _ATTEMPTS: Final = 5
+_EXACT_AT_ONCE: Final = 16_384
+"""Pairs of a query and a row whose vectors are in memory at a time."""
 
 
 class StaleIndexError(RuntimeError):
@@ -57,12 +59,12 @@ class _Opened:
     def __init__(self, run: IndexRun, first: int, index: Any, owned: Any = None) -> None:
         import faiss
 
-        self.index = index
+        self.index, self.run = index, run
         self.first, self.n, self.codec = first, run.n, run.codec
         self._owned = owned
         self.selector = None
         if self.n < run.rows:
-            self._bits = np.packbits(run.live(), bitorder="little")
+            self._bits = run.live_bits()
             self.selector = faiss.IDSelectorBitmap(run.rows, faiss.swig_ptr(self._bits))
 
 
@@ -109,7 +111,6 @@ class OpenIndex:
             ]
             for modality in MODALITIES
         }
-        self._groups = sorted({run.codec for run in self.summary.runs if run.n})
 
     def _open_run(self, index_dir: Path, run: IndexRun, first: int, modality: Modality) -> _Opened:
         path = index_dir / run.folder / vectors_name(run.kind, modality)
@@ -124,10 +125,6 @@ class OpenIndex:
             )
         return opened
 
-    def groups(self) -> list[str]:
-        """Codecs of the non-empty index runs; the empty name stands for flat runs."""
-        return self._groups
-
     def nearest(
         self,
         queries: Floats,
@@ -135,7 +132,7 @@ class OpenIndex:
         modality: Modality,
         *,
         parameters: SearchParameters | None = None,
-        only: str | None = None,
+        runs: Sequence[IndexRun] | None = None,
     ) -> tuple[Floats, Ints]:
         """Scores and row numbers, ``(q, k)``, best first, padded with -inf and -1.
 
@@ -144,14 +141,16 @@ class OpenIndex:
             k: number of results per query.
             modality: the index to search.
             parameters: used instead of the recorded ones.
-            only: a codec; search only its index runs.
+            runs: search only these index runs.
         """
         scores, rows = [], []
-        for group in self.groups() if only is None else [only]:
+        chosen = self.summary.runs if runs is None else runs
+        for group in sorted({run.codec for run in chosen if run.n}):
+            its_runs = [run for run in chosen if run.codec == group]
             if group:
-                found = self._coded(queries, k, modality, group, parameters)
+                found = self._coded(queries, k, modality, its_runs, parameters)
             else:
-                found = self._flat(queries, k, modality)
+                found = self._flat(queries, k, modality, its_runs)
             scores.append(found[0])
             rows.append(found[1])
         if not rows:
@@ -159,15 +158,18 @@ class OpenIndex:
             return empty, np.full((len(queries), k), -1, np.int64)
         return _best(np.concatenate(scores, axis=1), np.concatenate(rows, axis=1), k)
 
-    def _with_rows(self, modality: Modality, codec: str) -> list[_Opened]:
-        return [one for one in self._opened[modality] if one.codec == codec and one.n]
+    def _with_rows(self, modality: Modality, runs: Sequence[IndexRun]) -> list[_Opened]:
+        folders = {run.folder for run in runs}
+        return [one for one in self._opened[modality] if one.run.folder in folders and one.n]
 
-    def _flat(self, queries: Floats, k: int, modality: Modality) -> tuple[Floats, Ints]:
+    def _flat(
+        self, queries: Floats, k: int, modality: Modality, runs: Sequence[IndexRun]
+    ) -> tuple[Floats, Ints]:
         import faiss
 
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         scores, rows = [], []
-        for opened in self._with_rows(modality, ""):
+        for opened in self._with_rows(modality, runs):
             parameters = None
             if opened.selector is not None:
                 parameters = faiss.SearchParameters(sel=opened.selector)
@@ -181,12 +183,12 @@ class OpenIndex:
         queries: Floats,
         k: int,
         modality: Modality,
-        codec: str,
+        runs: Sequence[IndexRun],
         parameters: SearchParameters | None,
     ) -> tuple[Floats, Ints]:
-        parameters = parameters or self.summary.parameters(codec, modality, k)
+        parameters = parameters or self.summary.parameters(runs[0].codec, modality, k)
         scores, rows = self.candidates(
-            queries, parameters.candidates(k), modality, codec, parameters.nprobe
+            queries, parameters.candidates(k), modality, runs, parameters.nprobe
         )
         if parameters.rerank:
             scores = self.exact(queries, rows, modality)
@@ -194,21 +196,26 @@ class OpenIndex:
         return _best(scores, rows, k)
 
     def candidates(
-        self, queries: Floats, wanted: int, modality: Modality, codec: str, nprobe: int
+        self,
+        queries: Floats,
+        wanted: int,
+        modality: Modality,
+        runs: Sequence[IndexRun],
+        nprobe: int,
     ) -> tuple[Floats, Ints]:
-        """Scores and rows of the best ``wanted`` by their codes alone.
+        """Scores and rows of the best ``wanted`` of a codec's ``runs`` by their codes alone.
 
         ``(q, wanted)``, or fewer columns.
         """
         import faiss
 
-        encoder = self._encoders[codec, modality]
+        encoder = self._encoders[runs[0].codec, modality]
         nprobe = min(nprobe, encoder.ivf.nlist)
         rotated = encoder.rotated(np.ascontiguousarray(queries, dtype=np.float32))
         near, cells = encoder.cells(rotated, nprobe)
         n = len(rotated)
-        scores, rows = [], []
-        for opened in self._with_rows(modality, codec):
+        scores, rows = [np.empty((n, 0), np.float32)], [np.empty((n, 0), np.int64)]
+        for opened in self._with_rows(modality, runs):
             here = min(wanted, opened.n)
             found = np.empty((n, here), dtype=np.float32)
             ids = np.empty((n, here), dtype=np.int64)
@@ -225,8 +232,6 @@ class OpenIndex:
             )
             scores.append(found)
             rows.append(np.where(ids >= 0, ids + opened.first, -1))
-        if len(rows) == 1:
-            return scores[0], rows[0]
         both = np.concatenate(scores, axis=1), np.concatenate(rows, axis=1)
         return _best(*both, min(wanted, both[0].shape[1]))
 
@@ -236,15 +241,20 @@ class OpenIndex:
         A sample that moved, because its segment's subset was rebuilt, is found at its new row. One
         that is gone has the score -inf, and ``stale`` names the segment.
         """
-        scores = np.full(rows.shape, -np.inf, dtype=np.float32)
-        for query, its_rows, its_scores in zip(queries, rows, scores, strict=True):
-            order = np.argsort(its_rows)
-            order = order[np.searchsorted(its_rows, 0, sorter=order) :]
-            vectors, gone = self._vectors.ascending(its_rows[order], modality)
-            its_scores[order] = vectors.astype(np.float32) @ query
-            if gone is not None:
-                its_scores[order[gone]] = -np.inf
-        return scores
+        scores = np.full(rows.size, -np.inf, dtype=np.float32)
+        order = np.argsort(rows, axis=None, kind="stable")
+        sorted_rows = rows.ravel()[order]
+        # All queries' rows in one ascending pass: each file of vectors is opened once.
+        for first in range(int(sorted_rows.searchsorted(0)), len(order), _EXACT_AT_ONCE):
+            here = order[first : first + _EXACT_AT_ONCE]
+            wanted, which = np.unique(
+                sorted_rows[first : first + _EXACT_AT_ONCE], return_inverse=True
+            )
+            vectors, gone = self._vectors.ascending(wanted, modality)
+            of_query = queries[here // rows.shape[1]]
+            found = np.einsum("nd,nd->n", vectors.astype(np.float32)[which], of_query)
+            scores[here] = found if gone is None else np.where(gone[which], -np.inf, found)
+        return scores.reshape(rows.shape)
 
     def vectors(self, rows: Ints, modality: Modality) -> npt.NDArray[np.float16]:
         """The subset's own vectors of some rows, ``(n, d)``.
@@ -262,12 +272,15 @@ class OpenIndex:
         """Place of each row's sample. Raises ``IndexError`` for a row beyond the last one."""
         return [self._rows.place(int(row)) for row in rows]
 
+    def runs_of(self, codec: str) -> list[IndexRun]:
+        """The index runs of a codec; the empty name stands for flat ones."""
+        return [run for run in self.summary.runs if run.codec == codec]
+
     def cell_sizes(self, codec: str, modality: Modality) -> Ints:
         """Number of vectors in each cell of a codec, over all index runs, ``(cells,)``."""
         paths = [
             self.folder / run.folder / vectors_name(run.kind, modality)
-            for run in self.summary.runs
-            if run.codec == codec
+            for run in self.runs_of(codec)
         ]
         sizes: Ints = np.sum([ListsFile.open(path).sizes for path in paths], axis=0)
         return sizes

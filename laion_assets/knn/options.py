@@ -73,7 +73,7 @@ class IndexOptions(Options):
     rerank: bool = Field(
         True,
         description=(
-            "Score the best candidates again with the subset's own vectors, memory-mapped from "
+            "Score the best candidates again with the subset's own vectors, read from "
             "disk: gives exact scores, and a high recall from small codes"
         ),
     )
@@ -81,7 +81,11 @@ class IndexOptions(Options):
         0.95, ge=0, le=1, description="Lowest recall against brute force that passes the check"
     )
     tune_recall: float = Field(
-        0.97, ge=0, le=1, description="Recall that the search parameters are chosen to reach"
+        0.97,
+        ge=0,
+        le=1,
+        description="Recall that the search parameters are chosen to reach. They are chosen again "
+        "when it is no longer reached, or the index has grown by a fifth",
     )
     recall_queries: int = Field(200, ge=1, description="Recall queries per modality")
     recall_seed: int = Field(0, ge=0, description="Seed of the sample of recall queries")

@@ -10,7 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from laion_assets.knn.codec import sample_queries
-from laion_assets.knn.files import IndexRun, IndexSummary, SearchParameters, map_index, vectors_name
+from laion_assets.knn.files import (
+    IndexRun,
+    IndexSummary,
+    Recall,
+    SearchParameters,
+    map_index,
+    vectors_name,
+)
 from laion_assets.knn.lists import ListsFile
 from laion_assets.knn.open_index import OpenIndex
 from laion_assets.knn.options import IndexOptions
@@ -38,7 +45,6 @@ _ENOUGH: Final = 0.0005
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-Recall = Mapping[str, float]
 
 
 def recall_at(
@@ -92,36 +98,59 @@ def _by_depth(
     return found
 
 
-def measure_recall(
-    index_dir: Path, subsets: Subsets, options: IndexOptions, *, own_queries: bool
-) -> dict[str, Recall]:
+def measure_recall(index_dir: Path, subsets: Subsets, options: IndexOptions) -> dict[str, Recall]:
     """Recall of each modality's index, searched with its recorded parameters.
 
-    With ``own_queries`` the queries are sampled from the indexed subsets, and their neighbours are
-    found by brute force over all of them. Otherwise they are the codec's queries, whose neighbours
-    the index runs know. Flat runs always get queries of their own. For an index of several codecs
-    the lowest recall counts.
+    The queries are sampled from the indexed subsets, and their neighbours are found by brute force
+    over all of them. For an index of several codecs the lowest recall counts.
     """
     index = OpenIndex(index_dir, subsets)
-    measured: dict[str, Recall] = {}
-    for modality in MODALITIES:
-        found: list[Recall] = []
-        for codec in index.groups():
-            runs = [run for run in index.summary.runs if run.codec == codec]
-            if codec and not own_queries:
-                queries, truth = index.codecs[codec].queries(modality), index.truth(codec, modality)
-            else:
-                queries, truth = _brute_force(index, runs, subsets, modality, options)
-            n = sum(run.n for run in runs)
-            for most, depths in _WANTED.items():
-                _, rows = index.nearest(queries, most, modality, only=codec)
-                scores = index.exact(queries, rows, modality)
-                found.append(recall_at(truth, scores, rows, n, depths))
-        measured[modality] = _lowest(found)
-    return measured
+    codecs = sorted({run.codec for run in index.summary.runs if run.n})
+    return {
+        modality: lowest(
+            [
+                measure_runs(index, index.runs_of(codec), subsets, modality, options)
+                for codec in codecs
+            ]
+        )
+        for modality in MODALITIES
+    }
 
 
-def _lowest(found: Sequence[Recall]) -> Recall:
+def measure_runs(
+    index: OpenIndex,
+    runs: Sequence[IndexRun],
+    subsets: Subsets,
+    modality: Modality,
+    options: IndexOptions,
+) -> Recall:
+    """Recall of a codec's index runs, or of flat ones, as :func:`measure_recall` measures it."""
+    queries, truth = _brute_force(index, runs, subsets, modality, options)
+    n = sum(run.n for run in runs)
+    recall: dict[str, float] = {}
+    for most, depths in _WANTED.items():
+        _, rows = index.nearest(queries, most, modality, runs=runs)
+        scores = index.exact(queries, rows, modality)
+        recall |= recall_at(truth, scores, rows, n, depths)
+    return recall
+
+
+def recorded_recall(summary: IndexSummary) -> dict[str, Recall]:
+    """Recall of a merged index by modality, as it was measured when it was made.
+
+    For an index of several codecs, or with flat runs, the lowest counts.
+    """
+    return {
+        modality: lowest(
+            [recall[modality] for recall in summary.recall.values()]
+            + [run.recall[modality] for run in summary.runs if modality in run.recall]
+        )
+        for modality in MODALITIES
+    }
+
+
+def lowest(found: Sequence[Recall]) -> Recall:
+    """The lowest of several recalls at each depth."""
     names = {name for recall in found for name in recall}
     return {
         name: min(recall[name] for recall in found if name in recall)
@@ -143,7 +172,7 @@ def _brute_force(
         for segment in run.segments:
             if not segment.dropped:
                 folder = subset_folder(subsets, segment.crawl, segment.segment)
-                parts += [SubsetPart(folder, number) for number, _ in segment.parts]
+                parts += [SubsetPart(folder, part.number) for part in segment.parts]
     n = sum(part.rows() for part in parts)
     queries = sample_queries(parts, modality, options.recall_queries, n, options.recall_seed)
     for first, run in zip(index.firsts, index.summary.runs, strict=False):
@@ -153,10 +182,8 @@ def _brute_force(
         for segment in run.segments:
             if not segment.dropped:
                 folder = subset_folder(subsets, segment.crawl, segment.segment)
-                vectors = (
-                    SubsetPart(folder, number).vectors(modality) for number, _ in segment.parts
-                )
-                found = Truth.of(queries, vectors)
+                its_parts = (SubsetPart(folder, part.number) for part in segment.parts)
+                found = Truth.of(queries, (part.vectors(modality) for part in its_parts))
                 shifted = np.where(found.rows >= 0, found.rows + start, -1)
                 truths.append(Truth(found.scores, shifted, found.floor))
             start += segment.rows
@@ -172,31 +199,31 @@ def tune(
     they have on the codec's queries.
     """
     queries, truth = index.codecs[codec].queries(modality), index.truth(codec, modality)
-    n = sum(run.n for run in index.summary.runs if run.codec == codec)
-    cells = index.codecs[codec].summary.cells
+    runs, cells = index.runs_of(codec), index.codecs[codec].summary.cells
+    n = sum(run.n for run in runs)
     best: dict[int, tuple[float, SearchParameters, Recall]] = {}
     nearest: dict[int, tuple[float, SearchParameters, Recall]] = {}
     nprobe, before = max(1, cells // _WIDEST), -1.0
     while True:
-        _, rows = index.candidates(queries, max(_RERANKS), modality, codec, nprobe)
+        _, rows = index.candidates(queries, max(_RERANKS), modality, runs, nprobe)
         exact = index.exact(queries, rows, modality)
         for most, depths in _WANTED.items():
             for rerank in _RERANKS if options.rerank else (0,):
                 parameters = SearchParameters(nprobe=nprobe, rerank=rerank, k=most)
-                found = _recall_of(truth, exact, parameters, depths, n)
-                lowest = min(found.values(), default=1.0)
+                found = recall_of(truth, exact, parameters, depths, n)
+                least = min(found.values(), default=1.0)
                 cost = _cost(nprobe, n * nprobe / cells, parameters.candidates(most))
-                if lowest >= options.tune_recall and (most not in best or cost < best[most][0]):
+                if least >= options.tune_recall and (most not in best or cost < best[most][0]):
                     best[most] = (cost, parameters, found)
-                if most not in nearest or lowest > nearest[most][0]:
-                    nearest[most] = (lowest, parameters, found)
+                if most not in nearest or least > nearest[most][0]:
+                    nearest[most] = (least, parameters, found)
         nprobe *= 2
         if nprobe > cells:
             break
         if len(best) == len(_WANTED):
             # Searching twice the cells costs more than any number of candidates.
-            least = _cost(nprobe, n * nprobe / cells, 0)
-            if all(least > cost for cost, _, _ in best.values()):
+            cheapest = _cost(nprobe, n * nprobe / cells, 0)
+            if all(cheapest > cost for cost, _, _ in best.values()):
                 break
         # Do more cells help those that are not reached yet?
         missing = [nearest[most][0] for most in _WANTED if most not in best]
@@ -208,7 +235,12 @@ def tune(
     return tuple(parameters for _, parameters, _ in chosen.values()), recall
 
 
-def _recall_of(
+def depths_of(parameters: SearchParameters) -> Sequence[int]:
+    """Numbers of neighbours that these parameters of :func:`tune` are judged at."""
+    return _WANTED[parameters.k]
+
+
+def recall_of(
     truth: Truth, exact: Floats, parameters: SearchParameters, depths: Sequence[int], n: int
 ) -> Recall:
     """Recall at some depths when the candidates are those with the ``exact`` scores, ``(q, r)``.

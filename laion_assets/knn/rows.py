@@ -9,13 +9,13 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache
 
-from laion_assets.files import open_files
+from laion_assets.files import Identity
 from laion_assets.knn.files import IndexSummary, SegmentRows, read_sample_ids
 from laion_assets.knn.samples import SamplePlace
 from laion_assets.knn.subset import (
@@ -23,21 +23,24 @@ from laion_assets.knn.subset import (
     SubsetError,
     SubsetPart,
     Subsets,
-    Vectors,
+    published_digests,
     read_whole,
     subset_folder,
+    subset_parts,
 )
+from laion_assets.knn.vectors import VectorFiles
 
 Ints = npt.NDArray[np.int64]
 
 logger = logging.getLogger(__name__)
 
-_OPEN_PARTS: Final = 4_096
-"""Parts of subsets that are kept mapped, if that many files may be open."""
+_KEPT_BYTES: Final = 2**27
+"""Memory for what is known of the segments' vectors; 10,000 segments in their places take 10 MB."""
+_READING_ATTEMPTS: Final = 3
 
 
 class IndexRows:
-    """The sample behind each row of an index folder, and the part of a subset that has it.
+    """The sample behind each row of an index folder, and the segment and part that have it.
 
     Rows are counted through all index runs. Raises :class:`.files.IndexMismatchError` if
     a run's ids are not as many as `index.json` says.
@@ -45,64 +48,62 @@ class IndexRows:
 
     def __init__(self, index_dir: Path, summary: IndexSummary) -> None:
         self.folder = index_dir
-        self.firsts = np.cumsum([0, *(run.rows for run in summary.runs)])
-        """First row of each run, and the number of all rows."""
         self._ids = [read_sample_ids(index_dir / run.folder, run) for run in summary.runs]
-        self.parts: list[tuple[SegmentRows, int]] = []
-        """Each part's segment and number, in the order of the rows: found by bisection."""
-        starts = []
-        for first, run in zip(self.firsts, summary.runs, strict=False):
-            start = int(first)
-            for segment in run.segments:
-                for number, rows in segment.parts:
-                    self.parts.append((segment, number))
-                    starts.append(start)
-                    start += rows
-        self.starts = np.array(starts, dtype=np.int64)
-        """First row of each part."""
-        self.sizes: list[int] = np.diff(self.starts, append=self.firsts[-1]).tolist()
-        """Number of rows of each part."""
+        self.firsts = np.cumsum([0, *map(len, self._ids)])
+        """First row of each run, and the number of all rows."""
+        self.segments = [segment for run in summary.runs for segment in run.segments]
+        self.starts = np.cumsum([0, *(segment.rows for segment in self.segments)])
+        """First row of each of the segments, and the number of all rows."""
 
-    def part_of(self, row: int) -> int:
-        """Position in ``parts`` of the part that has a row."""
-        return int(self.starts.searchsorted(row, side="right")) - 1
+    def segments_of(self, rows: Ints) -> Ints:
+        """Position in ``segments`` of those that have the rows."""
+        return self.starts.searchsorted(rows, side="right") - 1
 
-    def ids_of_part(self, part: int) -> Ints:
-        """SAMPLE_IDs of a part as it was indexed, ``(rows,)``."""
-        start = int(self.starts[part])
-        run = int(np.searchsorted(self.firsts, start, side="right")) - 1
+    def ids_of_segment(self, at: int) -> Ints:
+        """SAMPLE_IDs of a segment as it was indexed, ``(rows,)``."""
+        start = int(self.starts[at])
+        run = int(self.firsts.searchsorted(start, side="right")) - 1
         first = start - int(self.firsts[run])
-        ids: Ints = np.asarray(self._ids[run][first : first + self.sizes[part]])
+        ids: Ints = np.asarray(self._ids[run][first : first + self.segments[at].rows])
         return ids
 
     def place(self, row: int) -> SamplePlace:
         """Place of a row's sample. Raises ``IndexError`` for a row beyond the last one."""
         if not 0 <= row < self.firsts[-1]:
             raise IndexError(f"there is no row {row}")
-        part = self.part_of(row)
-        run = int(np.searchsorted(self.firsts, row, side="right")) - 1
-        segment, number = self.parts[part]
+        run = int(self.firsts.searchsorted(row, side="right")) - 1
         sample_id = int(self._ids[run][row - self.firsts[run]])
-        part_row = int(row - self.starts[part])
-        return SamplePlace(segment.crawl, segment.segment, number, part_row, sample_id)
+        at = int(self.starts.searchsorted(row, side="right")) - 1
+        segment, left = self.segments[at], int(row - self.starts[at])
+        for part in segment.parts:
+            if left < part.rows:
+                break
+            left -= part.rows
+        return SamplePlace(segment.crawl, segment.segment, part.number, left, sample_id)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Stored:
-    """Vectors of a part as it is now.
+    """Where the vectors of a segment are now.
 
-    ``at`` are the rows in it of the samples that were indexed, -1 for one that is gone; None if
-    all are where they were.
+    ``files`` are the parts' files with their identities, ``ends`` the number of rows up to the end
+    of each. ``at`` are the rows, counted through all parts, of the samples that were indexed, -1
+    for one that is gone; None if all are where they were.
     """
 
-    vectors: Vectors
-    at: Ints | None = None
+    files: tuple[tuple[str, Identity], ...]
+    ends: Ints
+    at: npt.NDArray[Any] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return 512 * len(self.files) + (0 if self.at is None else self.at.nbytes)
 
 
 class RowVectors:
-    """The subsets' own vectors of an index's rows, memory-mapped part by part.
+    """The subsets' own vectors of an index's rows. No file stays open.
 
-    A part may have been replaced since it was indexed; its samples are then found by their
+    A subset may have been replaced since it was indexed; its samples are then found by their
     SAMPLE_IDs. Several threads may read at once.
     """
 
@@ -112,8 +113,10 @@ class RowVectors:
         self._rows = rows
         self._subsets = subsets
         self._d = d
-        most_open = min(_OPEN_PARTS, open_files(4 * _OPEN_PARTS) // 4)
-        self._kept: LRUCache[tuple[Modality, int], _Stored] = LRUCache(most_open)
+        self._files = VectorFiles()
+        self._kept: LRUCache[tuple[Modality, int], _Stored] = LRUCache(
+            _KEPT_BYTES, lambda stored: min(_KEPT_BYTES, stored.nbytes)
+        )
         self._lock = Lock()
 
     def ascending(
@@ -121,67 +124,132 @@ class RowVectors:
     ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_] | None]:
         """Vectors ``(n, d)`` of ascending rows, and which of them are gone; None if none is.
 
-        Each part is visited once.
+        Each file is opened once.
         """
         out = np.empty((len(rows), self._d), dtype=np.float16)
         gone: npt.NDArray[np.bool_] | None = None
+        segments = self._rows.segments_of(rows)
+        local = rows - self._rows.starts[segments]
+        ends = [*(np.flatnonzero(np.diff(segments)) + 1).tolist(), len(rows)]
         first = 0
-        while first < len(rows):
-            part = self._rows.part_of(rows[first])
-            stored, start = self._part(part, modality), int(self._rows.starts[part])
-            last = first + int(rows[first:].searchsorted(start + self._rows.sizes[part]))
-            at = rows[first:last] - start
-            if stored.at is not None:
-                at = stored.at[at]
+        for last in ends if len(rows) else ():
+            here = slice(first, last)
+            lost = self._of_segment(int(segments[first]), local[here], modality, out[here])
+            if lost is not None:
                 if gone is None:
                     gone = np.zeros(len(rows), dtype=bool)
-                gone[first:last] = at < 0
-            if len(stored.vectors):
-                # clip: numpy needs no copy to undo, and no existing row is out of bounds.
-                stored.vectors.take(at, axis=0, out=out[first:last], mode="clip")
-            else:
-                out[first:last] = 0
+                gone[here] = lost
             first = last
         return out, gone
 
-    def _part(self, part: int, modality: Modality) -> _Stored:
-        key = (modality, part)
-        with self._lock:
-            known = self._kept.get(key)
-        if known is not None:
-            return known
-        stored = self._read(part, modality)
-        if stored is None:
-            # Not kept: the part may come back.
-            self._note_stale(part)
-            nothing = np.empty((0, self._d), dtype=np.float16)
-            return _Stored(nothing, np.full(self._rows.sizes[part], -1))
-        if stored.at is not None:
-            self._note_stale(part)
-        with self._lock:
-            self._kept[key] = stored
+    def _of_segment(
+        self, segment: int, rows: Ints, modality: Modality, out: npt.NDArray[np.float16]
+    ) -> npt.NDArray[np.bool_] | None:
+        """Read vectors of a segment's rows into ``out``; return which are gone."""
+        key = (modality, segment)
+        for _ in range(_READING_ATTEMPTS):
+            with self._lock:
+                stored = self._kept.get(key)
+            if stored is None:
+                stored = self._look(segment, modality)
+                if stored is None:
+                    break  # not kept: the subset may come back
+                with self._lock:
+                    self._kept[key] = stored
+            at = rows if stored.at is None else stored.at[rows]
+            try:
+                if self._read(stored, at, out):
+                    return None if stored.at is None or (at >= 0).all() else at < 0
+            except (FileNotFoundError, SubsetError):
+                pass
+            with self._lock:  # it was replaced since it was looked at
+                self._kept.pop(key, None)
+        self._note_stale(segment)
+        out[:] = 0
+        return np.ones(len(rows), dtype=bool)
+
+    def _read(self, stored: _Stored, at: Ints, out: npt.NDArray[np.float16]) -> bool:
+        """Read rows, counted through all files, into ``out``; False if a file is another now."""
+        if stored.at is None and len(stored.files) == 1:
+            path, seen = stored.files[0]
+            header, out[:] = self._files.read(path, at)
+            return header.seen == seen
+        files = stored.ends.searchsorted(at, side="right")
+        for number in range(len(stored.files)):
+            which = np.flatnonzero((files == number) & (at >= 0))
+            if not len(which):
+                continue
+            path, seen = stored.files[number]
+            start = int(stored.ends[number - 1]) if number else 0
+            header, vectors = self._files.read(path, at[which] - start)
+            if header.seen != seen:
+                return False
+            out[which] = vectors
+        out[at < 0] = 0
+        return True
+
+    def _look(self, segment: int, modality: Modality) -> _Stored | None:
+        """Find a segment's vectors; None if they are missing, or do not fit their rows."""
+        indexed = self._rows.segments[segment]
+        folder = subset_folder(self._subsets, indexed.crawl, indexed.segment)
+        try:
+            stored = read_whole(
+                folder,
+                lambda: (
+                    self._as_indexed(folder, indexed, modality)
+                    or self._by_ids(folder, segment, modality)
+                ),
+            )
+        except SubsetError as error:
+            logger.warning("%s", error)
+            return None
+        if stored is not None and stored.at is not None:
+            self._note_stale(segment)
         return stored
 
-    def _read(self, part: int, modality: Modality) -> _Stored | None:
-        """Read a part; None if it or its vectors are missing."""
-        segment, number = self._rows.parts[part]
-        folder = subset_folder(self._subsets, segment.crawl, segment.segment)
-        subset_part = SubsetPart(folder, number)
-        try:
-            found = read_whole(
-                subset_part,
-                lambda _: (subset_part.sample_ids(), np.asarray(subset_part.vectors(modality))),
-            )
-        except SubsetError:
-            return None
-        if found is None:
-            return None
-        _, (present, vectors) = found
-        return _Stored(vectors, _moved(self._rows.ids_of_part(part), present))
+    def _as_indexed(self, folder: Path, segment: SegmentRows, modality: Modality) -> _Stored | None:
+        """The vectors' files, if the subset's manifest says that they are those indexed.
 
-    def _note_stale(self, part: int) -> None:
-        segment, _ = self._rows.parts[part]
-        name = (segment.crawl, segment.segment)
+        That costs a tenth of reading the SAMPLE_IDs.
+        """
+        if not all(part.digest(modality) for part in segment.parts):
+            return None
+        published = published_digests(folder)
+        paths = []
+        for part in segment.parts:
+            path = SubsetPart(folder, part.number).vectors_path(modality)
+            name = path.relative_to(folder).as_posix()
+            if not published.get(name, "").startswith(part.digest(modality)):
+                return None
+            paths.append(path)
+        return self._stored(paths, [part.rows for part in segment.parts])
+
+    def _by_ids(self, folder: Path, segment: int, modality: Modality) -> _Stored:
+        """The vectors' files and, by SAMPLE_ID, the rows in them of what was indexed."""
+        parts = subset_parts(folder)
+        ids = [part.sample_ids() for part in parts]
+        present = np.concatenate(ids) if ids else np.empty(0, np.int64)
+        moved = _moved(self._rows.ids_of_segment(segment), present)
+        paths = [part.vectors_path(modality) for part in parts]
+        return self._stored(paths, [len(some) for some in ids], moved)
+
+    def _stored(
+        self, paths: list[Path], rows: list[int], at: npt.NDArray[Any] | None = None
+    ) -> _Stored:
+        files = []
+        for path, n in zip(paths, rows, strict=True):
+            header = self._files.header(str(path))
+            if (header.rows, header.d) != (n, self._d):
+                raise SubsetError(
+                    f"{path} has vectors of the shape ({header.rows}, {header.d}), "
+                    f"not ({n}, {self._d})"
+                )
+            files.append((str(path), header.seen))
+        return _Stored(tuple(files), np.cumsum(rows, dtype=np.int64), at)
+
+    def _note_stale(self, segment: int) -> None:
+        of = self._rows.segments[segment]
+        name = (of.crawl, of.segment)
         if name not in self.stale:
             self.stale.add(name)
             logger.warning(
@@ -192,7 +260,7 @@ class RowVectors:
             )
 
 
-def _moved(indexed: Ints, present: Ints) -> Ints | None:
+def _moved(indexed: Ints, present: Ints) -> npt.NDArray[Any] | None:
     """Row of each indexed SAMPLE_ID among the present ones, -1 if it is gone.
 
     None if nothing has moved.
@@ -200,7 +268,7 @@ def _moved(indexed: Ints, present: Ints) -> Ints | None:
     if np.array_equal(indexed, present):
         return None
     if not len(present):
-        return np.full(len(indexed), -1)
+        return np.full(len(indexed), -1, np.int32)
     order = np.argsort(present)
     guess = order[np.searchsorted(present, indexed, sorter=order).clip(max=len(present) - 1)]
-    return np.where(present[guess] == indexed, guess, -1)
+    return np.where(present[guess] == indexed, guess, -1).astype(np.int32)

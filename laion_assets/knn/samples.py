@@ -1,8 +1,8 @@
 """Samples of the subsets, read by their places: metadata and vectors.
 
-No whole segment is held in memory. A part of a subset (some 10,000 rows) is read once and kept
-while it is among the most recently used; its vectors stay memory-mapped. Arrow reads a parquet file
-by whole row groups, so a part is the least that can be read.
+No whole segment is held in memory. Arrow reads a parquet file by whole row groups, so a row group
+is the least that can be read; a subset has small ones for that. It is kept while it is among the
+most recently used. No file stays open.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from typing import Any, Final, Self, cast
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 from cachetools import LRUCache
 
-from laion_assets.files import Identity, open_files
+from laion_assets.files import Identity, identity
 from laion_assets.knn.subset import (
     MODALITIES,
     Modality,
+    SubsetError,
     SubsetPart,
     Subsets,
-    read_whole,
     subset_folder,
+    subset_parts,
 )
+from laion_assets.knn.vectors import VectorFiles
 from laion_assets.layout import CRAWL_NAME
 
 COLUMNS: Final = (
@@ -47,13 +50,15 @@ COLUMNS: Final = (
     "segment",
 )
 _UNSIGNED: Final = 2**64 - 1
-_SHARD_DIGITS: Final = 5
 _REF: Final = re.compile(rf"({CRAWL_NAME.pattern})\.(\d{{2}})\.(\d{{9,12}})\.([0-9a-f]{{16}})")
-_OPEN_FILES: Final = 65_536
-"""Files that may be open, if the system allows that many."""
-_FILES_PER_PART: Final = 8
-"""Share of these files for each kept part: it has two mapped, and others need some as well."""
 _CACHE_BYTES: Final = 2**26
+_PARTS: Final = 65_536
+"""Parts of which it is kept where their row groups begin; some 500 bytes each."""
+_EVERY: Final = -1
+_NOWHERE: Final = -1
+_READING_ATTEMPTS: Final = 3
+
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ class SamplePlace:
 class SampleRef:
     """Name of a sample in URLs: where its image is stored, and its SAMPLE_ID.
 
-    It stays valid when the index is rebuilt: the id is compared, and looked up in the part.
+    It stays valid when index and subset are rebuilt: the segment's subset is asked for the id.
     """
 
     crawl: str
@@ -91,11 +96,6 @@ class SampleRef:
         crawl, segment, key, digits = match.groups()
         number = int(digits, 16)
         return cls(crawl, segment, key, number - 2**64 if number >= 2**63 else number)
-
-    @property
-    def part(self) -> int:
-        """Number of the sample's shard and of its part of the subset."""
-        return int(self.key[:_SHARD_DIGITS])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,55 +137,60 @@ class Sample:
         )
 
 
-class Part:
-    """One part of a subset: its columns in memory, its vectors of some modalities memory-mapped."""
+class RowGroup:
+    """One row group of a part of a subset, in memory; the part has ``rows``.
 
-    def __init__(self, part: SubsetPart, modalities: Sequence[Modality] = MODALITIES) -> None:
-        with pq.ParquetFile(part.parquet) as file:
-            present = set(file.schema_arrow.names)
-            table = file.read([name for name in COLUMNS if name in present])
-        self._columns = {name: table[name].combine_chunks() for name in table.column_names}
+    ``group`` may be :data:`_EVERY` for the SAMPLE_IDs of all rows.
+    """
+
+    def __init__(
+        self, part: SubsetPart, seen: Identity, starts: Ints, group: int, file: pq.ParquetFile
+    ) -> None:
+        if group == _EVERY:
+            table = file.read(["SAMPLE_ID"], use_threads=False)
+        else:
+            present = file.schema_arrow.names
+            table = file.read_row_group(
+                group, [name for name in COLUMNS if name in present], use_threads=False
+            )
+        self.part, self.seen = part, seen
+        self.rows, self._first = int(starts[-1]), 0 if group == _EVERY else int(starts[group])
         self.nbytes = int(table.nbytes)
         self.sample_ids: npt.NDArray[np.int64] = table["SAMPLE_ID"].to_numpy()
-        # Opened now: the folder may be replaced, and these are the vectors of these rows.
-        self._vectors = {modality: part.vectors(modality) for modality in modalities}
+        self._columns = {name: table[name].combine_chunks() for name in table.column_names}
+
+    def is_current(self) -> bool:
+        """Whether the part is still the one that was read."""
+        try:
+            return identity(self.part.parquet) == self.seen
+        except FileNotFoundError:
+            return False
+
+    def sample_id(self, row: int) -> int:
+        return int(self.sample_ids[row - self._first])
 
     def value(self, name: str, row: int) -> Any:
         column = self._columns.get(name)
-        return None if column is None else column[row].as_py()
+        return None if column is None else column[row - self._first].as_py()
 
     def values(self, row: int) -> dict[str, Any]:
-        return {name: column[row].as_py() for name, column in self._columns.items()}
-
-    def row_of(self, sample_id: int, guess: int) -> int | None:
-        """The row that holds the sample; None if the part no longer has it."""
-        ids = self.sample_ids
-        if 0 <= guess < len(ids) and ids[guess] == sample_id:
-            return guess
-        found = np.flatnonzero(ids == sample_id)
-        return int(found[0]) if len(found) else None
-
-    def vectors(self, rows: Sequence[int], modality: Modality) -> npt.NDArray[np.float32]:
-        """Vectors of some rows as embedded, ``(len(rows), d)`` of unit length."""
-        taken = np.asarray(self._vectors[modality][np.asarray(rows, np.int64)], np.float32)
-        norms = np.linalg.norm(taken, axis=1, keepdims=True)
-        return cast("npt.NDArray[np.float32]", taken / np.maximum(norms, 1e-12))
+        return {name: column[row - self._first].as_py() for name, column in self._columns.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class PartRow:
-    """A row of a part. It keeps the part in memory: look at it and let it go."""
+    """A row of a part. It keeps the row group in memory: look at it and let it go."""
 
-    part: Part
+    group: RowGroup
     row: int
 
     def value(self, name: str) -> Any:
-        return self.part.value(name, self.row)
+        return self.group.value(name, self.row)
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A sample's row without its part, since a query may touch thousands of parts."""
+    """A sample's row without its row group, since a query may touch thousands of them."""
 
     values: Mapping[str, Any]
     vectors: Mapping[Modality, npt.NDArray[np.float32]]
@@ -202,46 +207,18 @@ class Located:
 class Samples:
     """The samples of all subsets that an index was built from. Several threads may share it.
 
-    It keeps the most recently used parts, up to ``cache_bytes`` of metadata. Two threads that miss
-    the same part both read it: that takes a few milliseconds, and neither waits for a lock.
+    It keeps the most recently used row groups, up to ``cache_bytes``. Two threads that miss the
+    same row group both read it: that takes a millisecond, and neither waits for a lock.
     """
 
-    def __init__(
-        self,
-        subsets: Subsets,
-        cache_bytes: int = _CACHE_BYTES,
-        modalities: Sequence[Modality] = MODALITIES,
-    ) -> None:
-        """``modalities``: those whose vectors :meth:`locate` may be asked for."""
-        self._subsets, self._modalities = subsets, modalities
-        most_parts = max(1, open_files(_OPEN_FILES) // _FILES_PER_PART)
-        # A part counts as at least this many bytes, so that no more than `most_parts` are kept;
-        # one that is larger than the cache is kept alone.
-        least = -(-cache_bytes // most_parts)
-        self._kept: LRUCache[tuple[Path, Identity], Part] = LRUCache(
-            cache_bytes, lambda part: min(cache_bytes, max(least, part.nbytes))
+    def __init__(self, subsets: Subsets, cache_bytes: int = _CACHE_BYTES) -> None:
+        self._subsets = subsets
+        self._starts: LRUCache[tuple[Path, Identity], Ints] = LRUCache(_PARTS)
+        self._kept: LRUCache[tuple[Path, Identity, int], RowGroup] = LRUCache(
+            cache_bytes, lambda group: min(cache_bytes, group.nbytes)
         )
         self._lock = threading.Lock()
-
-    def part(self, crawl: str, segment: str, number: int) -> Part | None:
-        """A part as it is published now; None if there is none.
-
-        Raises :class:`~laion_assets.knn.subset.SubsetError` if its rows and vectors differ.
-        """
-        part = SubsetPart(subset_folder(self._subsets, crawl, segment), number)
-        found = read_whole(
-            part, lambda seen: self._known(part, seen) or Part(part, self._modalities)
-        )
-        if found is None:
-            return None
-        seen, whole = found
-        with self._lock:
-            self._kept[part.parquet, seen] = whole
-        return whole
-
-    def _known(self, part: SubsetPart, seen: Identity) -> Part | None:
-        with self._lock:
-            return self._kept.get((part.parquet, seen))
+        self._vectors = VectorFiles()
 
     def locate(
         self,
@@ -249,9 +226,11 @@ class Samples:
         modalities: Sequence[Modality] = (),
         keep: Callable[[int, PartRow], bool] | None = None,
     ) -> list[Located | None]:
-        """Find the sample of each place, wherever it is in its part now; None once it is gone.
+        """Find the sample of each place, wherever it is in its subset now; None once it is gone.
 
-        Parts are visited one after another.
+        Segments are visited one after another. Raises
+        :class:`~laion_assets.knn.subset.SubsetError` if a part's rows and vectors differ in
+        number.
 
         Args:
             places: None gives None.
@@ -259,30 +238,137 @@ class Samples:
             keep: called with the number of a place and its sample's row; a sample that it refuses
                 gives None, too.
         """
-        by_part: dict[tuple[str, str, int], list[tuple[int, SamplePlace]]] = {}
+        by_segment: dict[tuple[str, str], dict[int, SamplePlace]] = {}
         for number, place in enumerate(places):
             if place is not None:
-                key = (place.crawl, place.segment, place.part)
-                by_part.setdefault(key, []).append((number, place))
-        found: list[Located | None] = [None] * len(places)
-        for key, its_places in by_part.items():
-            part = self.part(*key)
-            if part is None:
-                continue
-            kept = []
-            for number, place in its_places:
-                row = part.row_of(place.sample_id, place.part_row)
-                if row is not None and (keep is None or keep(number, PartRow(part, row))):
-                    kept.append((number, row))
-            rows = [row for _, row in kept]
-            vectors = {modality: part.vectors(rows, modality) for modality in modalities}
-            for i, (number, row) in enumerate(kept):
-                found[number] = Located(
-                    part.values(row), {modality: its[i] for modality, its in vectors.items()}
-                )
-        return found
+                by_segment.setdefault((place.crawl, place.segment), {})[number] = place
+        located: list[Located | None] = [None] * len(places)
+        for (crawl, segment), its in by_segment.items():
+            folder = subset_folder(self._subsets, crawl, segment)
+            found = self._find(folder, its)
+            if keep is not None:
+                found = {number: row for number, row in found.items() if keep(number, row)}
+            for _ in range(_READING_ATTEMPTS):
+                vectors = self._vectors_of(found, modalities)
+                if vectors is not None:
+                    break
+                found = self._find(folder, {number: its[number] for number in found})
+            for number, own in (vectors or {}).items():
+                at = found[number]
+                values = {"crawl": crawl, "segment": segment} | at.group.values(at.row)
+                located[number] = Located(values, own)
+        return located
 
     def find(self, ref: SampleRef) -> Located | None:
         """Find a sample with its vectors; None if the subset does not have it."""
-        place = SamplePlace(ref.crawl, ref.segment, ref.part, 0, ref.sample_id)
+        place = SamplePlace(ref.crawl, ref.segment, _NOWHERE, _NOWHERE, ref.sample_id)
         return self.locate([place], MODALITIES)[0]
+
+    def _find(self, folder: Path, places: Mapping[int, SamplePlace]) -> dict[int, PartRow]:
+        """The rows of a segment's samples, by the numbers of their places; without those gone."""
+        found: dict[int, PartRow] = {}
+        by_part: dict[int, dict[int, SamplePlace]] = {}
+        for number, place in places.items():
+            by_part.setdefault(place.part, {})[number] = place
+        for part, its in by_part.items():
+            groups = self._groups(SubsetPart(folder, part), [at.part_row for at in its.values()])
+            for number, place in its.items():
+                group = groups.get(place.part_row)
+                if group and group.sample_id(place.part_row) == place.sample_id:
+                    found[number] = PartRow(group, place.part_row)
+        lost = {place.sample_id: n for n, place in places.items() if n not in found}
+        for here in subset_parts(folder) if lost and folder.is_dir() else ():
+            # The subset was replaced: its samples may be at other rows and in other parts.
+            for every in self._groups(here).values():
+                rows = np.flatnonzero(np.isin(every.sample_ids, np.array([*lost], np.int64)))
+                for row, group in self._groups(here, rows.tolist()).items():
+                    if (moved := lost.get(group.sample_id(row))) is not None:
+                        found[moved] = PartRow(group, row)
+        return found
+
+    def _groups(self, part: SubsetPart, rows: Sequence[int] | None = None) -> dict[int, RowGroup]:
+        """The row group of each of the rows that the part has now.
+
+        Without ``rows``, the SAMPLE_IDs of all of them, as if that were a row group.
+        """
+        path, groups = part.parquet, dict[int, RowGroup]()
+        try:
+            seen = identity(path)
+            with self._lock:
+                starts = self._starts.get((path, seen))
+                of = {} if starts is None else _groups_of(rows, starts)
+                for row, number in of.items():
+                    if (kept := self._kept.get((path, seen, number))) is not None:
+                        groups[row] = kept
+            if starts is not None and len(groups) == len(of):
+                return groups
+            return self._load(part, rows)
+        except FileNotFoundError:
+            return {}
+
+    def _load(self, part: SubsetPart, rows: Sequence[int] | None) -> dict[int, RowGroup]:
+        path = part.parquet
+        with pa.OSFile(str(path)) as file, pq.ParquetFile(file, pre_buffer=False) as opened:
+            seen, starts = identity(file.fileno()), _starts(opened)
+            of = _groups_of(rows, starts)
+            with self._lock:
+                kept = {number: self._kept.get((path, seen, number)) for number in of.values()}
+            groups = {
+                number: have or RowGroup(part, seen, starts, number, opened)
+                for number, have in kept.items()
+            }
+        with self._lock:
+            self._starts[path, seen] = starts
+            for number, group in groups.items():
+                self._kept[path, seen, number] = group
+        return {row: groups[number] for row, number in of.items()}
+
+    def _vectors_of(
+        self, found: Mapping[int, PartRow], modalities: Sequence[Modality]
+    ) -> dict[int, dict[Modality, npt.NDArray[np.float32]]] | None:
+        """Vectors of rows, by the numbers of their places; None if a part was replaced since."""
+        vectors: dict[int, dict[Modality, npt.NDArray[np.float32]]] = {n: {} for n in found}
+        by_part: dict[SubsetPart, list[int]] = {}
+        for number, at in found.items() if modalities else ():
+            by_part.setdefault(at.group.part, []).append(number)
+        for part, numbers in by_part.items():
+            numbers.sort(key=lambda number: found[number].row)
+            rows = np.array([found[number].row for number in numbers], np.int64)
+            problem = None
+            try:
+                for modality in modalities:
+                    header, taken = self._vectors.read(str(part.vectors_path(modality)), rows)
+                    if header.rows != (n := found[numbers[0]].group.rows):
+                        problem = f"{part.parquet} has {n} rows, its {modality}s {header.rows}"
+                    for number, vector in zip(numbers, _unit(taken), strict=True):
+                        vectors[number][modality] = vector
+            except (FileNotFoundError, SubsetError) as error:
+                problem = str(error)
+            if not all(found[number].group.is_current() for number in numbers):
+                return None
+            if problem:
+                raise SubsetError(problem)
+        return vectors
+
+
+def _starts(parquet: pq.ParquetFile) -> Ints:
+    """First row of each row group, and the number of all rows."""
+    about = parquet.metadata
+    sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+    return np.cumsum([0, *sizes], dtype=np.int64)
+
+
+def _groups_of(rows: Sequence[int] | None, starts: Ints) -> dict[int, int]:
+    """The number of the row group of each of the rows that there are."""
+    if rows is None:
+        return {_EVERY: _EVERY}
+    within = np.array([row for row in rows if 0 <= row < starts[-1]], np.int64)
+    return dict(
+        zip(within.tolist(), (starts.searchsorted(within, "right") - 1).tolist(), strict=True)
+    )
+
+
+def _unit(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    taken = vectors.astype(np.float32)
+    norms = np.linalg.norm(taken, axis=1, keepdims=True)
+    return cast("npt.NDArray[np.float32]", taken / np.maximum(norms, 1e-12))

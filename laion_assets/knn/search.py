@@ -26,7 +26,7 @@ class Hit(Sample):
 
 
 class Searcher:
-    """Search an index folder; vectors are memory-mapped, metadata is read for the hits alone.
+    """Search an index folder; vectors are read where they lie, metadata for the hits alone.
 
     Several threads may search at once. A searcher keeps the index that it opened, even when the
     folder is replaced.
@@ -35,7 +35,7 @@ class Searcher:
     def __init__(self, index_dir: Path, subsets: Subsets) -> None:
         self.index = OpenIndex(index_dir, subsets)
         self.summary = self.index.summary
-        self._samples = Samples(subsets, modalities=())
+        self._samples = Samples(subsets)
 
     def search(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -12,12 +12,9 @@ import numpy.typing as npt
 
 from laion_assets.clip.embed import image_path, text_path
 from laion_assets.files import Identity, identity
-from laion_assets.layout import (
-    FILTERED_SUBSET,
-    PARTITIONS,
-    SegmentKey,
-)
-from laion_assets.tables import read_parquet, rows_in
+from laion_assets.lake import MANIFEST, Manifest
+from laion_assets.layout import FILTERED_SUBSET, PARTITIONS, SegmentKey
+from laion_assets.tables import part_path, read_parquet, rows_in
 
 Modality = Literal["image", "text"]
 MODALITIES: Final[Sequence[Modality]] = ("image", "text")
@@ -51,7 +48,7 @@ class SubsetPart:
 
     @property
     def parquet(self) -> Path:
-        return self.folder / f"part-{self.number:05d}.parquet"
+        return part_path(self.folder, self.number)
 
     def rows(self) -> int:
         return rows_in(self.parquet)
@@ -62,12 +59,15 @@ class SubsetPart:
         ids: npt.NDArray[np.int64] = rows["SAMPLE_ID"].to_numpy()
         return ids
 
+    def vectors_path(self, modality: Modality) -> Path:
+        return _PATH[modality](self.folder, self.number)
+
     def vectors(self, modality: Modality) -> Vectors:
         """Memory-mapped vectors of the rows, ``(rows, d)`` float16.
 
         Raises :class:`SubsetError` if there are not as many vectors as rows.
         """
-        path = _PATH[modality](self.folder, self.number)
+        path = self.vectors_path(modality)
         if not path.exists():
             raise SubsetError(f"{self.parquet} has no {modality} vectors at {path}")
         vectors: Vectors = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -97,20 +97,34 @@ def subset_parts(folder: Path) -> list[SubsetPart]:
     ]
 
 
-def read_whole(part: SubsetPart, read: Callable[[Identity], T]) -> tuple[Identity, T] | None:
-    """Call ``read`` until the part is not replaced meanwhile; return its identity and the value.
+def published_digests(folder: Path) -> Mapping[str, str]:
+    """SHA-256 of the files of a published folder by name; empty for a folder that is none."""
+    if not (folder / MANIFEST).exists():
+        return {}
+    return {item["name"]: item["sha256"] for item in Manifest.read(folder).files}
 
-    Rows and vectors are separate files, so a part that is replaced between the two reads would mix
-    two versions. ``read`` takes the identity of the part's parquet. Returns None if the part does
-    not exist, or is replaced again and again. Raises :class:`SubsetError` if its rows and vectors
-    do not belong together.
+
+def _state(folder: Path) -> tuple[Identity, ...]:
+    """What differs once a published folder, or a part of one that is not, was replaced."""
+    try:
+        return (identity(folder / MANIFEST),)
+    except FileNotFoundError:
+        return tuple(identity(part.parquet) for part in subset_parts(folder))
+
+
+def read_whole(folder: Path, read: Callable[[], T]) -> T | None:
+    """Call ``read`` until the subset is not replaced meanwhile; return its value.
+
+    Rows and vectors are separate files, so a subset that is replaced between the two reads would
+    mix two versions. Returns None if it does not exist, or is replaced again and again. Raises
+    :class:`SubsetError` if its rows and vectors do not belong together.
     """
     for attempt in range(_READING_ATTEMPTS):
         try:
-            before = identity(part.parquet)
-            value = read(before)
-            if identity(part.parquet) == before:
-                return before, value
+            before = _state(folder)
+            value = read()
+            if _state(folder) == before:
+                return value
         except FileNotFoundError:
             continue
         except SubsetError:

@@ -90,10 +90,12 @@ class Truth:
         return score, (score >= self.floor) & np.isfinite(score)
 
     def write(self, path: Path) -> None:
+        # A segment's are half as large with 32 bits, and there are 10,000 of them.
+        rows = self.rows.astype(np.int32) if self.rows.max(initial=0) < 2**31 else self.rows
         with atomic_path(path) as beside, beside.open("wb") as out:
-            np.savez(out, scores=self.scores, rows=self.rows, floor=self.floor)
+            np.savez(out, scores=self.scores, rows=rows, floor=self.floor)
 
     @classmethod
     def read(cls, path: Path) -> Truth:
         with np.load(path, allow_pickle=False) as arrays:
-            return cls(arrays["scores"], arrays["rows"], arrays["floor"])
+            return cls(arrays["scores"], arrays["rows"].astype(np.int64), arrays["floor"])

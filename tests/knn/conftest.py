@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from laion_assets.clip.embed import image_path, text_path
 from laion_assets.schemas import SUBSET, sample_id_of, uid_of
 
 D = 32
@@ -51,8 +52,8 @@ def make_subset(tmp_path: Path) -> MakeSubset:
     def make(crawl: str, segment: str, rows: Sequence[int], seed: int = 0, d: int = D) -> Path:
         folder = tmp_path / f"subset-{crawl}-{segment}-{seed}"
         random = np.random.default_rng([seed, *f"{crawl}|{segment}".encode()])
-        for name in ("img_emb", "text_emb"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+        for path in (image_path(folder, 0), text_path(folder, 0)):
+            path.parent.mkdir(parents=True, exist_ok=True)
         for part, n in enumerate(rows):
             records = [sample(crawl, segment, part, row) for row in range(n)]
             # Several row groups, as a large part has.
@@ -61,9 +62,9 @@ def make_subset(tmp_path: Path) -> MakeSubset:
                 folder / f"part-{part:05d}.parquet",
                 row_group_size=16,
             )
-            for name in ("img_emb", "text_emb"):
+            for path_of in (image_path, text_path):
                 vectors = unit(random.normal(size=(n, d)))
-                np.save(folder / name / f"{name}_{part:05d}.npy", vectors)
+                np.save(path_of(folder, part), vectors)
         return folder
 
     return make

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from laion_assets.clip.embed import image_path, text_path
 from laion_assets.knn.build import IndexOptions, build_index
 from laion_assets.knn.files import IndexMismatchError, IndexSummary, map_index
 from laion_assets.knn.recall import measure_recall, size_problem
@@ -73,7 +74,7 @@ def test_an_empty_subset_gives_a_valid_empty_index(
     assert faiss.read_index(str(out / "image.index")).d == d
     assert size_problem(out, 0) is None
     perfect = {"1": 1.0, "10": 1.0, "100": 1.0}
-    found = measure_recall(out, subset, IndexOptions(), own_queries=True)
+    found = measure_recall(out, subset, IndexOptions())
     assert found == {"image": perfect, "text": perfect}
 
 
@@ -81,7 +82,7 @@ def test_rows_and_vectors_that_differ_in_number_are_refused(
     make_subset: MakeSubset, tmp_path: Path
 ) -> None:
     subset = make_subset(CRAWL, "00", [10])
-    path = subset / "text_emb" / "text_emb_00000.npy"
+    path = text_path(subset, 0)
     np.save(path, np.load(path)[:9])
     with pytest.raises(SubsetError, match=r"\(9, 32\).*10 rows"):
         build_index(subset, tmp_path / "index", IndexOptions(), model_key="m")
@@ -93,7 +94,7 @@ def test_rows_and_vectors_that_differ_in_number_are_refused(
 
 def test_vectors_of_different_widths_are_refused(make_subset: MakeSubset, tmp_path: Path) -> None:
     subset = make_subset(CRAWL, "00", [10, 10])
-    path = subset / "img_emb" / "img_emb_00001.npy"
+    path = image_path(subset, 1)
     np.save(path, np.load(path)[:, :16])
     with pytest.raises(IndexMismatchError, match=r"16 \(part 1, image\), 32 \(part 0, image\)"):
         build_index(subset, tmp_path / "index", IndexOptions(), model_key="m")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from laion_assets.knn.build import IndexOptions, build_index
 from laion_assets.knn.files import IndexMismatchError, IndexSummary
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.open_index import OpenIndex
-from laion_assets.knn.recall import measure_recall, size_problem
+from laion_assets.knn.recall import measure_recall, recorded_recall, size_problem
 from laion_assets.knn.subset import subset_parts
 from laion_assets.layout import SegmentKey
 from tests.knn.conftest import MakeSubset
@@ -25,6 +26,7 @@ class Segments:
     def __init__(self, make_subset: MakeSubset, root: Path) -> None:
         self._make_subset, self._root = make_subset, root
         self.subsets: dict[SegmentKey, Path] = {}
+        self.indices: dict[SegmentKey, Path] = {}
 
     def add(
         self, crawl: str, segment: str, rows: list[int], kind: str = "flat", **options: object
@@ -35,7 +37,22 @@ class Segments:
         out = self._root / f"index-{crawl}-{segment}-{version}"
         built = IndexOptions(kind=kind, dimension=99)
         build_index(self.subsets[key], out, built, model_key="m")
-        return SegmentIndex(key, out, version)
+        self.indices[key] = out
+        return SegmentIndex(key, version)
+
+    def merge(
+        self,
+        parts: Sequence[SegmentIndex],
+        out: Path,
+        options: IndexOptions = OPTIONS,
+        previous: Path | None = None,
+    ) -> IndexSummary:
+        return merge_indices(
+            parts, self.indices.__getitem__, out, options, self.subset_of, previous=previous
+        )
+
+    def own(self, part: SegmentIndex) -> Path:
+        return self.indices[part.key]
 
     def subset_of(self, key: SegmentKey) -> Path:
         return self.subsets[key]
@@ -77,16 +94,13 @@ def test_every_sample_is_found_in_its_own_segment(
     nothing = segments.add(OLD, "01", [], kind)
     for name, every in (("runs", 9), ("one", 2)):
         options = IndexOptions(merge_every=every)
-        summary = merge_indices(
-            [last, nothing, first], tmp_path / name, options, segments.subset_of
-        )
+        summary = segments.merge([last, nothing, first], tmp_path / name, options)
         assert (summary.n, summary.d, summary.kind) == (35, 32, kind)
         assert len(summary.runs) == (3 if name == "runs" else 1)
         holds(tmp_path / name, segments)
-        found = measure_recall(
-            tmp_path / name, segments.subset_of, IndexOptions(), own_queries=True
-        )
+        found = measure_recall(tmp_path / name, segments.subset_of, IndexOptions())
         assert found == {"image": PERFECT, "text": PERFECT}
+        assert recorded_recall(summary) == found
 
 
 def test_an_index_grows_by_links_and_now_and_then_a_merge(
@@ -97,7 +111,7 @@ def test_an_index_grows_by_links_and_now_and_then_a_merge(
     for number in range(7):
         parts.append(segments.add(OLD, f"{number:02d}", [5 + number]))
         out = tmp_path / f"merged-{number}"
-        summary = merge_indices(parts, out, OPTIONS, segments.subset_of, previous=previous)
+        summary = segments.merge(parts, out, previous=previous)
         holds(out, segments)
         previous = out
         assert [run.level for run in summary.runs] == [
@@ -111,7 +125,7 @@ def test_an_index_grows_by_links_and_now_and_then_a_merge(
         ][number]
     # The newest segment's files are the segment's own, the oldest run's those of three merges ago.
     folders = {run.level: run.folder for run in summary.runs[::-1]}
-    same = parts[-1].folder / "image.index"
+    same = segments.own(parts[-1]) / "image.index"
     assert (out / folders[0] / "image.index").samefile(same)
     assert (out / folders[1] / "ids.npy").samefile(tmp_path / "merged-2" / folders[1] / "ids.npy")
 
@@ -120,9 +134,9 @@ def test_a_rebuilt_segments_old_vectors_are_skipped_then_left_out(
     segments: Segments, tmp_path: Path
 ) -> None:
     parts = [segments.add(OLD, f"{number:02d}", [20]) for number in range(6)]
-    merge_indices(parts, tmp_path / "a", OPTIONS, segments.subset_of)
+    segments.merge(parts, tmp_path / "a")
     parts[1] = segments.add(OLD, "01", [20], seed=7)
-    merge_indices(parts, tmp_path / "b", OPTIONS, segments.subset_of, previous=tmp_path / "a")
+    segments.merge(parts, tmp_path / "b", previous=tmp_path / "a")
     holds(tmp_path / "b", segments)
     large, small = IndexSummary.read(tmp_path / "b").runs
     assert (large.rows, large.n, small.n) == (120, 100, 20)
@@ -131,7 +145,7 @@ def test_a_rebuilt_segments_old_vectors_are_skipped_then_left_out(
     )
     # Over a quarter of the large run is outdated: it is rewritten without that.
     parts[3] = segments.add(OLD, "03", [20], seed=7)
-    merge_indices(parts, tmp_path / "c", OPTIONS, segments.subset_of, previous=tmp_path / "b")
+    segments.merge(parts, tmp_path / "c", previous=tmp_path / "b")
     holds(tmp_path / "c", segments)
     assert [(run.rows, run.n) for run in IndexSummary.read(tmp_path / "c").runs] == [
         (80, 80),
@@ -144,14 +158,14 @@ def test_nothing_of_a_sample_that_is_gone_stays_in_the_files(
     segments: Segments, tmp_path: Path
 ) -> None:
     parts = [segments.add(OLD, f"{number:02d}", [20]) for number in range(6)]
-    merge_indices(parts, tmp_path / "a", OPTIONS, segments.subset_of)
+    segments.merge(parts, tmp_path / "a")
     # First the segment is rebuilt with all its samples, then the last one is removed.
     parts[1] = segments.add(OLD, "01", [20], seed=7)
-    merge_indices(parts, tmp_path / "b", OPTIONS, segments.subset_of, previous=tmp_path / "a")
-    (removed,) = np.load(parts[1].folder / "ids.npy")[-1:]
+    segments.merge(parts, tmp_path / "b", previous=tmp_path / "a")
+    (removed,) = np.load(segments.own(parts[1]) / "ids.npy")[-1:]
     assert len(holding(tmp_path / "b", removed)) == 2
     parts[1] = segments.add(OLD, "01", [19], seed=7)
-    merge_indices(parts, tmp_path / "c", OPTIONS, segments.subset_of, previous=tmp_path / "b")
+    segments.merge(parts, tmp_path / "c", previous=tmp_path / "b")
     assert holding(tmp_path / "c", removed) == []
     holds(tmp_path / "c", segments)
     assert [(run.rows, run.n) for run in IndexSummary.read(tmp_path / "c").runs] == [
@@ -159,9 +173,9 @@ def test_nothing_of_a_sample_that_is_gone_stays_in_the_files(
         (19, 19),
     ]
     # The same holds for a segment that is gone as a whole.
-    (lost,) = np.load(parts[4].folder / "ids.npy")[:1]
+    (lost,) = np.load(segments.own(parts[4]) / "ids.npy")[:1]
     del parts[4], segments.subsets[SegmentKey(OLD, "04")]
-    merge_indices(parts, tmp_path / "d", OPTIONS, segments.subset_of, previous=tmp_path / "c")
+    segments.merge(parts, tmp_path / "d", previous=tmp_path / "c")
     assert holding(tmp_path / "d", lost) == []
     holds(tmp_path / "d", segments)
 
@@ -173,8 +187,8 @@ def holding(index_dir: Path, sample_id: int) -> list[Path]:
 
 def test_the_order_given_does_not_change_the_bytes(segments: Segments, tmp_path: Path) -> None:
     parts = [segments.add(OLD, segment, [9]) for segment in ("00", "01", "02")]
-    merge_indices(parts, tmp_path / "a", OPTIONS, segments.subset_of)
-    merge_indices(parts[::-1], tmp_path / "b", OPTIONS, segments.subset_of)
+    segments.merge(parts, tmp_path / "a")
+    segments.merge(parts[::-1], tmp_path / "b")
     names = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")]
     assert len(names) == 4
     for name in names:
@@ -184,7 +198,7 @@ def test_the_order_given_does_not_change_the_bytes(segments: Segments, tmp_path:
 def test_a_killed_merge_leaves_no_run_behind(segments: Segments, tmp_path: Path) -> None:
     parts = [segments.add(OLD, segment, [9]) for segment in ("00", "01", "02")]
     (tmp_path / "a" / "runs" / "half").mkdir(parents=True)
-    merge_indices(parts, tmp_path / "a", OPTIONS, segments.subset_of)
+    segments.merge(parts, tmp_path / "a")
     assert len(list((tmp_path / "a" / "runs").iterdir())) == 1
 
 
@@ -194,16 +208,18 @@ def test_indices_that_do_not_belong_together_are_refused(
     wide = segments.add(OLD, "00", [5])
     narrow = segments.add(NEW, "00", [5], d=16)
     with pytest.raises(IndexMismatchError, match="differ in width: 16, 32"):
-        merge_indices([wide, narrow], tmp_path / "out", OPTIONS, segments.subset_of)
+        segments.merge([wide, narrow], tmp_path / "out")
     with pytest.raises(ValueError, match="no index"):
-        merge_indices([], tmp_path / "out", OPTIONS, segments.subset_of)
+        segments.merge([], tmp_path / "out")
 
 
 def test_an_index_that_is_not_its_json_is_refused(segments: Segments, tmp_path: Path) -> None:
     parts = [segments.add(OLD, f"{number:02d}", [5 + number]) for number in range(3)]
-    (parts[0].folder / "text.index").write_bytes((parts[1].folder / "text.index").read_bytes())
-    assert size_problem(parts[0].folder, 5) == "text.index holds 6; the subset has 5 rows"
+    (segments.own(parts[0]) / "text.index").write_bytes(
+        (segments.own(parts[1]) / "text.index").read_bytes()
+    )
+    assert size_problem(segments.own(parts[0]), 5) == "text.index holds 6; the subset has 5 rows"
     for every in (3, 9):
         options = IndexOptions(merge_every=every)
         with pytest.raises(IndexMismatchError, match="holds 6 vectors, "):
-            merge_indices(parts, tmp_path / f"out-{every}", options, segments.subset_of)
+            segments.merge(parts, tmp_path / f"out-{every}", options)

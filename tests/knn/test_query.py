@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from laion_assets.clip.embed import image_path
 from laion_assets.clip.model import ClipModel
 from laion_assets.knn.build import IndexOptions, build_index
 from laion_assets.knn.query import QueryError, search_image
@@ -27,7 +28,7 @@ def test_an_image_file_is_searched_if_it_is_jpeg_png_or_webp(
     ghostscript_started: Callable[[], bool],  # noqa: F811
 ) -> None:
     subset, index = make_subset("CC-MAIN-2000-05", "00", [20], d=model.dim), tmp_path / "index"
-    vectors = subset / "img_emb" / "img_emb_00000.npy"
+    vectors = image_path(subset, 0)
     wanted = np.load(vectors)
     wanted[7] = model.encode_images([picture(3)])[0]
     np.save(vectors, wanted)

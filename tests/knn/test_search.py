@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from laion_assets.clip.embed import image_path, text_path
 from laion_assets.knn.build import IndexOptions, build_index
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.search import Searcher, StaleIndexError
@@ -29,12 +30,16 @@ def subsets(make_subset: MakeSubset) -> dict[SegmentKey, Path]:
 
 @pytest.fixture
 def searcher(subsets: dict[SegmentKey, Path], tmp_path: Path) -> Searcher:
-    parts = []
+    indices = {key: tmp_path / f"index-{key.segment}" for key in subsets}
     for key, folder in subsets.items():
-        out = tmp_path / f"index-{key.segment}"
-        build_index(folder, out, IndexOptions(), model_key="m")
-        parts.append(SegmentIndex(key, out, "v"))
-    merge_indices(parts, tmp_path / "merged", IndexOptions(), subsets.__getitem__)
+        build_index(folder, indices[key], IndexOptions(), model_key="m")
+    merge_indices(
+        [SegmentIndex(key, "v") for key in subsets],
+        indices.__getitem__,
+        tmp_path / "merged",
+        IndexOptions(),
+        subsets.__getitem__,
+    )
     return Searcher(tmp_path / "merged", subsets.__getitem__)
 
 
@@ -84,16 +89,14 @@ def test_samples_that_moved_are_found_and_lost_ones_are_noticed(
     folder = subsets[SECOND]
     path = folder / "part-00000.parquet"
     table = pq.read_table(path)
-    vectors = np.load(folder / "img_emb" / "img_emb_00000.npy")
+    vectors = np.load(image_path(folder, 0))
     pq.write_table(table.take(pa.array([*range(1, 50), 0])), path)
     for row in (0, 30):
         (hit,) = searcher.search(vectors[row], 1)
         assert hit.text == sample(CRAWL, "01", 0, row)["TEXT"]
     pq.write_table(table.slice(0, 10), path)
-    for name in ("img_emb", "text_emb"):
-        np.save(
-            folder / name / f"{name}_00000.npy", np.load(folder / name / f"{name}_00000.npy")[:10]
-        )
+    for path in (image_path(folder, 0), text_path(folder, 0)):
+        np.save(path, np.load(path)[:10])
     with pytest.raises(StaleIndexError, match=r"00-05\|01 no longer has .*: rebuild the index"):
         searcher.search(vectors[30], 1)
 
@@ -135,9 +138,27 @@ def test_only_the_rows_are_read_where_no_vectors_are_asked_for(
 ) -> None:
     vector = SubsetPart(subsets[FIRST], 0).vectors("image")[3].astype(np.float32)
     for folder in subsets.values():
-        for name in ("img_emb", "text_emb"):
-            shutil.rmtree(folder / name)
+        for path in (image_path(folder, 0), text_path(folder, 0)):
+            shutil.rmtree(path.parent)
     assert searcher.search(vector, 1)[0].ref.segment == FIRST.segment
+
+
+def test_only_the_row_group_of_a_hit_is_read(
+    subsets: dict[SegmentKey, Path], searcher: Searcher
+) -> None:
+    path = subsets[FIRST] / "part-00000.parquet"
+    about = pq.read_metadata(path)
+    assert about.num_row_groups == 3
+    with path.open("r+b") as file:
+        for group in (0, 1):
+            for number in range(about.num_columns):
+                column = about.row_group(group).column(number)
+                file.seek(column.dictionary_page_offset or column.data_page_offset)
+                file.write(bytes(column.total_compressed_size))
+    (hit,) = searcher.hits([35], [1.0])
+    assert hit.text == sample(CRAWL, "00", 0, 35)["TEXT"]
+    with pytest.raises(OSError, match=r"deserialize|page"):
+        searcher.hits([3], [1.0])
 
 
 def test_an_empty_index_has_no_hits(make_subset: MakeSubset, tmp_path: Path) -> None:

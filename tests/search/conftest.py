@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from laion_assets.clip.embed import image_path, text_path
 from laion_assets.clip.model import ClipModel, load_clip
 from laion_assets.clip.options import ClipOptions
 from laion_assets.download.options import DownloadOptions
@@ -111,7 +113,8 @@ class SmallLake:
         """The segment's shard, subset and index."""
         shard = self.lake.folder("image_shards", key)
         subset = self.lake.folder("filtered_subset", key)
-        for folder in (shard / SHARDS, subset / "img_emb", subset / "text_emb"):
+        vectors_of = [image_path(subset, 0).parent, text_path(subset, 0).parent]
+        for folder in (shard / SHARDS, *vectors_of):
             folder.mkdir(parents=True, exist_ok=True)
         pictures, records = [], []
         with tarfile.open(tar_path(shard, 0), "w") as tar:
@@ -131,8 +134,10 @@ class SmallLake:
         vectors = self.embed(chosen, pictures)
         for record_, (one, other) in zip(records, vectors, strict=True):
             record_["similarity"] = float(one @ other)
-        for name, values in zip(("img_emb", "text_emb"), zip(*vectors, strict=True), strict=True):
-            np.save(subset / name / f"{name}_00000.npy", np.stack(values).astype(np.float16))
+        for path_of, values in zip(
+            (image_path, text_path), zip(*vectors, strict=True), strict=True
+        ):
+            np.save(path_of(subset, 0), np.stack(values).astype(np.float16))
         pq.write_table(pa.Table.from_pylist(records, schema=SUBSET), subset / "part-00000.parquet")
         out = self.lake.folder("knn_index", key)
         out.mkdir(parents=True, exist_ok=True)
@@ -168,10 +173,11 @@ class SmallLake:
 
     def publish(self, *keys: SegmentKey) -> None:
         """Publish `search_index` over these segments."""
-        parts = [SegmentIndex(key, self.lake.folder("knn_index", key), "1") for key in keys]
+        parts = [SegmentIndex(key, "1") for key in keys]
+        index_of = partial(self.lake.folder, "knn_index")
         inputs = {str(key): "1" for key in keys}
         with self.lake.publish("search_index", inputs=inputs, code_version="1") as staging:
-            merge_indices(parts, staging.path, IndexOptions(), subset_beside(self.index))
+            merge_indices(parts, index_of, staging.path, IndexOptions(), subset_beside(self.index))
 
 
 def stored(body: bytes, quality: int) -> tuple[Image.Image, bytes]:

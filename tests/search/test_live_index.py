@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from laion_assets.clip.embed import image_path
 from laion_assets.download.shard_files import tar_path
 from laion_assets.knn.query import subset_beside
 from laion_assets.search.live_index import LiveIndex
@@ -139,7 +140,7 @@ def member_bytes(tar: tarfile.TarFile, name: str) -> bytes:
 
 def test_a_subset_that_is_not_whole_is_not_the_clients_fault(own_lake: SmallLake) -> None:
     with serving(own_lake.index, own_lake.model) as served:
-        vectors = own_lake.lake.folder("filtered_subset", FIRST) / "text_emb/text_emb_00000.npy"
+        vectors = image_path(own_lake.lake.folder("filtered_subset", FIRST), 0)
         np.save(vectors, np.load(vectors)[:-1])
         answer = served.http.post("/search", json={"text": "a red apple"})
         assert (answer.status_code, answer.json()["reason"]) == (503, "subset")

@@ -8,13 +8,14 @@ from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.knn.build import build_index, uses_codec
 from laion_assets.knn.codec import Codec
+from laion_assets.knn.recall import measure_recall
 from laion_assets.layout import FILTERED_SUBSET, INDEX_CODEC, KNN_INDEX
 from laion_assets.settings import Settings
 from resources.clip import ClipModelResource
 from resources.lake import LakeResource
 from resources.rules import IndexResource
 
-ASSET = Asset(KNN_INDEX, group="index", revision=2, checks=("size_equal", "recall", "codec_fits"))
+ASSET = Asset(KNN_INDEX, group="index", revision=3, checks=("size_equal", "recall", "codec_fits"))
 
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
@@ -48,7 +49,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             made.staging.metadata = summary.headline()
             made.require(
                 checks.size_equal(made.out, made.kept(FILTERED_SUBSET)),
-                checks.recall(made.out, subset, options, own_queries=True),
+                checks.recall(measure_recall(made.out, subset, options), options),
                 checks.codec_fits(made.out, options),
             )
         return made.result()

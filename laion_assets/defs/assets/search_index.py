@@ -11,7 +11,8 @@ from laion_assets.defs.declaration import Asset
 from laion_assets.defs.publishing import InputsChangedError, publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.knn.files import IndexSummary, samples_of
-from laion_assets.knn.merge import SegmentIndex, merge_indices
+from laion_assets.knn.merge import SegmentIndex, merge_indices, merged_segments
+from laion_assets.knn.recall import recorded_recall
 from laion_assets.lake import Lake
 from laion_assets.layout import FILTERED_SUBSET, KNN_INDEX, SEARCH_INDEX, SegmentKey
 from laion_assets.settings import Settings
@@ -21,7 +22,7 @@ from resources.rules import IndexResource
 ASSET = Asset(
     SEARCH_INDEX,
     group="index",
-    revision=2,
+    revision=3,
     checks=("size_equal", "recall", "codec_fits"),
     pool=pools.INDEX,
     aggregate=True,
@@ -40,9 +41,29 @@ def _previous(store: Lake, context: dg.AssetExecutionContext) -> Path | None:
     return store.folder(SEARCH_INDEX)
 
 
-def _linked(summary: IndexSummary) -> set[SegmentKey]:
-    """The segments whose own files may be in the index as they are."""
-    return {run.segments[0].key for run in summary.runs if run.level == 0}
+def _wanted(store: Lake, before: Path | None) -> tuple[list[SegmentIndex], int]:
+    """The published indices of segments, and their samples.
+
+    Only the manifests of those are read that were published since the index before was made.
+    """
+    known = merged_segments(before) if before else {}
+    wanted, rows = [], 0
+    for key, token in store.versions(KNN_INDEX).items():
+        assert key is not None, f"{KNN_INDEX} is by segment"
+        merged = known.get(key)
+        if merged and merged.token == token:
+            wanted.append(SegmentIndex(key, merged.version, token))
+            rows += merged.rows
+        else:
+            manifest = store.manifest(KNN_INDEX, key)
+            wanted.append(SegmentIndex(key, manifest.data_version, token))
+            rows += samples_of(manifest.metadata)
+    return wanted, rows
+
+
+def _linked(summary: IndexSummary) -> list[SegmentKey]:
+    """The segments whose own files are in the index as they are."""
+    return [run.segments[0].key for run in summary.runs if run.level == 0]
 
 
 def build(settings: Settings) -> dg.AssetsDefinition:
@@ -61,25 +82,20 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         def subset_of(key: SegmentKey) -> Path:
             return store.published(FILTERED_SUBSET, key)
 
-        keys = store.segments(KNN_INDEX)
-        manifests = {key: store.manifest(KNN_INDEX, key) for key in keys}
-        made_of = {str(key): manifest.data_version for key, manifest in manifests.items()}
+        before = _previous(store, context)
+        wanted, rows = _wanted(store, before)
+        made_of = {str(segment.key): segment.version for segment in wanted}
         with publishing(context, store, made_of=made_of, options=options) as made:
-            before = _previous(store, context)
-            summary = merge_indices(
-                [
-                    SegmentIndex(key, store.folder(KNN_INDEX, key), made_of[str(key)])
-                    for key in keys
-                ],
-                made.out,
-                options,
-                subset_of,
-                previous=before,
-            )
-            new = _linked(summary)
-            linked_from = [store.folder(KNN_INDEX, key) for key in keys if key in new]
-            made.staging.linked_from = [*linked_from, before] if before else linked_from
-            for key in sorted(new):
+            used: dict[SegmentKey, Path] = {}
+
+            def index_of(key: SegmentKey) -> Path:
+                used[key] = store.folder(KNN_INDEX, key)
+                return used[key]
+
+            summary = merge_indices(wanted, index_of, made.out, options, subset_of, previous=before)
+            own = [used[key] for key in _linked(summary) if key in used]
+            made.staging.linked_from = [*own, before] if before else own
+            for key in sorted(used):
                 if store.manifest(KNN_INDEX, key).data_version != made_of[str(key)]:
                     raise InputsChangedError(f"{KNN_INDEX} of {key} was replaced meanwhile")
             made.staging.metadata = summary.headline()
@@ -87,10 +103,9 @@ def build(settings: Settings) -> dg.AssetsDefinition:
             made.staging.data_version = code_version(
                 ASSET.revision, json.dumps(made_of, sort_keys=True)
             )
-            rows = sum(samples_of(manifest.metadata) for manifest in manifests.values())
             made.require(
                 checks.size_equal(made.out, rows),
-                checks.recall(made.out, subset_of, options, own_queries=False),
+                checks.recall(recorded_recall(summary), options),
                 checks.codec_fits(made.out, options),
             )
         return made.result(**{"dagster/row_count": summary.n})

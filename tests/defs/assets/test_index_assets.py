@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from laion_assets.defs.partitions import crawls, segment_partitions
 from laion_assets.funnel import StageCounts
 from laion_assets.knn.files import IndexSummary
 from laion_assets.knn.search import Searcher
-from laion_assets.lake import LocalLake
+from laion_assets.knn.subset import SubsetPart
+from laion_assets.lake import MANIFEST, LocalLake
 from laion_assets.layout import SegmentKey
 from laion_assets.settings import Settings
 from resources.clip import ClipModelResource
@@ -124,21 +126,45 @@ def test_segments_are_flat_until_a_codec_is_made_and_then_grow(tmp_path: Path) -
     name = f"{summary.runs[-1].folder}/image.lists"
     assert digests[name] == own_digests["image.lists"]
 
-    # A segment with fewer rows replaces its own; the searcher that was open goes on meanwhile.
+    # The manifests of what was merged before are not read again: here they cannot be.
+    manifests = [graph.lake.folder("knn_index", key) / MANIFEST for key in KEYS[1:]]
+    whole = [path.read_bytes() for path in manifests]
+    _overwrite(manifests, [b"{" + b" " * (len(content) - 1) for content in whole])
+    subset = graph.lake.folder("filtered_subset", KEYS[0])
+    graph.subset(KEYS[0], 0, rows=ROWS - 1)
+    assert warnings(graph.make("knn_index", KEYS[0])) == []
+    assert warnings(graph.make("search_index")) == []
+    assert IndexSummary.read(folder).n == 3 * ROWS - 1
+    _overwrite(manifests, whole)
+
+    # A segment with other samples replaces its own; the searcher that was open goes on meanwhile,
+    # and finds what is still in the subsets.
     searcher = Searcher(folder, lambda key: graph.lake.folder("filtered_subset", key))
-    query = np.ones(64)
-    scores, _ = searcher.nearest(query[None], 5)
+    query = SubsetPart(subset, 0).vectors("image")[:1].astype(np.float32)
+    scores, rows = searcher.nearest(query, 5)
+    assert searcher.places(rows[0])[0].segment == KEYS[0].segment
     graph.subset(KEYS[0], 50, rows=500)
     assert warnings(graph.make("knn_index", KEYS[0])) == []
     assert warnings(graph.make("search_index")) == []
     assert IndexSummary.read(folder).n == 2 * ROWS + 500
-    assert (searcher.nearest(query[None], 5)[0] == scores).all()
+    left, rows = searcher.nearest(query, 5)
+    assert KEYS[0].segment not in {place.segment for place in searcher.places(rows[0])}
+    assert np.isfinite(left).all()
+    assert left[0, 0] < scores[0, 0]
 
     # Vectors of another kind are indexed, with a warning that asks for another codec.
     graph.subset(KEYS[1], 60, away=0.7)
     advice = warnings(graph.make("knn_index", KEYS[1]))
     assert "image drift" in advice[0]
     assert "is over 1.15" in advice[0]
+
+
+def _overwrite(paths: list[Path], contents: list[bytes]) -> None:
+    """Change files in place, and let them look as if they had not been touched."""
+    for path, content in zip(paths, contents, strict=True):
+        about = path.stat()
+        path.write_bytes(content)
+        os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
 def test_an_index_below_the_recall_asked_for_is_not_published(tmp_path: Path) -> None:
