@@ -33,7 +33,7 @@ chromium:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
 	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium; }
 
-test: lint chromium
+test: lint chromium postgres
 	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 lint: setup
@@ -50,7 +50,7 @@ soak-demo: setup
 soak-download: setup
 	$(BIN)/python -m tests.soak.kill_download --kills 50
 
-# Debian's Postgres; what uses it starts one of its own in a folder and ends it.
+# Debian's Postgres, for tests and cluster-demo; what uses it starts one of its own in a folder and ends it.
 postgres:
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
 	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends postgresql; }

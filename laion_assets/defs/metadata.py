@@ -19,15 +19,15 @@ from laion_assets.tables import rows_in
 IN, KEPT, IN_PER_SECOND, REJECTS = "in", "kept", "in_per_second", "rejects"
 """What is recorded of a stage, under the name that :func:`stage_name` gives it."""
 
-THUMBNAIL_BYTES: Final = 12_000
-"""About 16 kB in Base64."""
+THUMBNAIL_BYTES: Final = 5_000
+"""About 7 kB in Base64: a person sees what the picture is of, and opens the whole one for more."""
 _QUALITY: Final = 50
 _EFFORT: Final = 6
 """The slowest and smallest encoding: some hundredths of a second."""
 _SHRINK: Final = 0.9
 _SMALLEST_SIDE: Final = 32
 
-PREVIEW_ROWS = 8
+PREVIEW_ROWS = 5
 PREVIEW_CHARS = 80
 
 
@@ -105,13 +105,12 @@ def definition_metadata(asset: str, lake_root: str) -> dict[str, Any]:
 
 
 def table_metadata(asset: str, folder: Path) -> dict[str, Any]:
-    """Dagster's standard metadata of a published partition with rows: its columns and their number
-    of rows. Empty for an asset without."""
+    """Dagster's standard metadata of a published partition with rows: how many; empty for an asset
+    without. The columns are the definition's, not repeated with every partition."""
     tables = partition_of(asset).tables
     if not tables:
         return {}
-    rows = rows_in(*tables[0].paths(folder))
-    return {"dagster/column_schema": column_schema(tables[0]), "dagster/partition_row_count": rows}
+    return {"dagster/partition_row_count": rows_in(*tables[0].paths(folder))}
 
 
 def _counts_metadata(counts: StageCounts, seconds: float) -> dict[str, Any]:

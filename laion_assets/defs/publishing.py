@@ -129,9 +129,10 @@ class Publication:
             "resumed": self.staging.resumed
         }
         metadata |= table_metadata(self.asset, self.out)
+        # As metadata of the result, Dagster would record all of it twice: with the step's output.
+        self.context.add_asset_metadata(metadata | shown)
         return dg.MaterializeResult(
             asset_key=self.context.asset_key,
-            metadata=metadata | shown,
             data_version=dg.DataVersion(manifest.data_version),
             check_results=[found.for_dagster(self.asset) for found in self._outcomes],
         )

@@ -1,5 +1,7 @@
-"""What pruning deletes from Dagster's storage, and what it never deletes: real runs, on SQLite."""
+"""What pruning deletes from Dagster's storage, and what it never deletes: real runs, on SQLite and
+on Postgres."""
 
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from dagster._core.storage.runs.schema import RunsTable
 
+from deploy.cluster_demo import postgres
 from laion_assets.defs.jobs import prune_job
 from laion_assets.defs.retention import Pruned, prune
 from laion_assets.settings import Retention
@@ -50,7 +53,20 @@ def age(instance: dg.DagsterInstance, *run_ids: str) -> None:
         )
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    if request.param == "sqlite":
+        yield request.getfixturevalue("instance")
+        return
+    with postgres.running() as url:
+        of_postgres = {"storage": {"postgres": {"postgres_url": url}}}
+        quiet = {"telemetry": {"enabled": False}}
+        with dg.DagsterInstance.local_temp(str(tmp_path), of_postgres | quiet) as instance:
+            yield instance
+
+
 def files_of(instance: dg.DagsterInstance, run_id: str) -> int:
+    """Bytes of the files that are a run's alone: on SQLite its events, elsewhere its output."""
     root = Path(instance.storage_directory())
     return sum(path.stat().st_size for path in root.rglob("*") if run_id in str(path))
 
@@ -61,7 +77,8 @@ def history(instance: dg.DagsterInstance) -> list[tuple[int, str | None]]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_logs_are_deleted_and_results_stay(instance: dg.DagsterInstance) -> None:
+def test_logs_are_deleted_and_results_stay(storage: dg.DagsterInstance) -> None:
+    instance = storage
     first, second, other = (run(instance, part) for part in ("0", "0", "1"))
     failed = run(instance, "0", doomed="yes")
     young = run(instance, "1", doomed="yes")

@@ -22,6 +22,10 @@ from laion_assets.stats.why import why
 from laion_assets.tables import read_parquet, stored
 from tests.world.conftest import World
 
+RECORD_BYTES, RECORD_BYTES_AN_ASSET = 150_000, 30_000
+"""Most that Dagster keeps of a run, or of each asset of a large one; half of it are events that
+only Dagster writes."""
+
 
 @pytest.fixture(scope="session")
 def manifest(world: World) -> Manifest:
@@ -111,7 +115,8 @@ def test_materializations_have_dagsters_own_keys(world: World) -> None:
     for asset in SEGMENT_ASSETS:
         record = world.instance.fetch_materializations(dg.AssetKey(asset), limit=1).records[0]
         metadata = record.asset_materialization.metadata
-        columns = metadata["dagster/column_schema"].value.columns
+        declared = world.defs.resolve_asset_graph().get(dg.AssetKey(asset)).metadata
+        columns = declared["dagster/column_schema"].columns
         assert [column.name for column in columns] == partition_of(asset).rows.schema.names
         assert all(column.description for column in columns)
         assert metadata["dagster/uri"].value.startswith("file:///")
@@ -119,6 +124,16 @@ def test_materializations_have_dagsters_own_keys(world: World) -> None:
     index = world.instance.get_latest_materialization_event(dg.AssetKey("search_index"))
     assert index
     assert index.asset_materialization.metadata["dagster/row_count"].value > 100
+
+
+def test_the_record_of_a_run_stays_small(world: World) -> None:
+    for run_id in world.instance.get_run_ids():
+        sizes, assets = Counter[str](), 0
+        for entry in world.instance.all_logs(run_id):
+            kind = entry.dagster_event_type
+            sizes[kind.value if kind else "log"] += len(dg.serialize_value(entry))
+            assets += kind == dg.DagsterEventType.ASSET_MATERIALIZATION
+        assert 0 < sizes.total() <= max(RECORD_BYTES, RECORD_BYTES_AN_ASSET * assets), sizes
 
 
 def test_materializations_have_the_metadata_that_people_need(world: World) -> None:
