@@ -1,6 +1,7 @@
 """Extract the pairs of WAT files into parquet.
 
-A link is checked in this order, and the first check that fails names the reason: ``not_image``,
+A link is checked in this order, and the first check that fails names the reason: ``bad_value``
+(it has a value that is not sound text), ``not_image``,
 ``no_alt``, ``alt_too_short``, ``alt_too_long``, then the URL (see :func:`.urls.image_url`), then
 ``language``, then ``duplicate``. A link that is not an image and has no alt text is not counted.
 """
@@ -114,6 +115,9 @@ def page_pairs(
     licence: str | None = None
     for link in page.links:
         alt = link.alt
+        if link.damaged:
+            counts.reject("bad_value", link.url or alt)
+            continue
         if link.path != IMAGE_PATH:
             counts.reject("not_image", alt)
             continue

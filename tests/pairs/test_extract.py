@@ -15,6 +15,7 @@ from laion_assets.funnel import LISTED, REASONS, StageCounts
 from laion_assets.pairs import extract
 from laion_assets.pairs.extract import extract_files, extract_wat, read_counts
 from laion_assets.pairs.rules import PairRules
+from laion_assets.wat import NoPagesError
 from tests.wat.making import INFO, anchor, image, member, page, payload, write
 
 TEXT = "a photo of the old house"
@@ -72,6 +73,7 @@ REFUSED = [
     (image("data:,x", "家"), "alt_too_short"),
     (image("a.jpg", "word " * 1000), "alt_too_long"),
     (image("data:,x", "word " * 1000), "alt_too_long"),
+    ({**image("a.jpg"), "alt": 7}, "bad_value"),
     (image(None, TEXT), "bad_url"),
     (image("", TEXT), "bad_url"),
     (image("http://", TEXT), "bad_url"),
@@ -165,8 +167,10 @@ def test_plain_files(tmp_path: Path) -> None:
     ]
 
 
-def test_nothing_in_nothing_out(tmp_path: Path) -> None:
-    assert pairs_of(tmp_path)[0] == []
+def test_a_file_without_a_page_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(NoPagesError, match="empty"):
+        pairs_of(tmp_path)
+    assert not list(tmp_path.rglob("*.parquet"))
 
 
 def test_a_missing_file_leaves_nothing(tmp_path: Path) -> None:
