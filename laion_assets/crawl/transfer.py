@@ -63,7 +63,7 @@ class Throttle:
         with self._lock:
             now = time.monotonic()
             if now < self._until:
-                return  # a request that was on its way when another was told to wait
+                return  # a request that was on its way when another was asked to wait
             wait = error.wait_s
             if wait is None:
                 wait = min(first_wait_s * 2.0**self._waits, _LONGEST_WAIT_S)

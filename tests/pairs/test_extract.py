@@ -83,9 +83,47 @@ REFUSED = [
     (image("ftp://me:pw@h.example/a.jpg", TEXT), "url_scheme"),
     (image("a.jpg?" + "x" * 5000, TEXT), "url_too_long"),
     (image("a.jpg?" + "x" * 5000, "ein Foto von dem alten Haus"), "url_too_long"),
+    (image("a.svg", TEXT), "url_suffix"),
+    (image("a.SVG?v=1.jpg", "ein Foto von dem alten Haus"), "url_suffix"),
+    (image("favicon.ico#x", TEXT), "url_suffix"),
+    (image("a.gif", TEXT), "url_suffix"),
     (image("a.jpg", "ein Foto von dem alten Haus"), "language"),
     (image("first.jpg#2", TEXT), "duplicate"),
 ]
+
+
+# The same for rules that are off by default.
+REFUSED_IF_ASKED = [
+    (image("a.jpg", "house"), {"min_words": 2}, "alt_few_words"),
+    (image("a.jpg", "IMG_0815.JPG"), {"refuse_file_name_texts": True}, "alt_file_name"),
+    (image("i/1x1.png", TEXT), {"refuse_placeholders": True}, "url_placeholder"),
+    (image("i/grey-placeholder.jpg?x=1", TEXT), {"refuse_placeholders": True}, "url_placeholder"),
+    (image("spacer_2.png", TEXT), {"refuse_placeholders": True}, "url_placeholder"),
+]
+
+
+@pytest.mark.parametrize(("link", "rules", "reason"), REFUSED_IF_ASKED)
+def test_refused_if_asked(
+    tmp_path: Path, link: dict[str, str], rules: dict[str, object], reason: str
+) -> None:
+    _, counts = pairs_of(tmp_path, page([link]), **rules, languages=[])
+    assert counts.rejects == {reason: 1}
+    assert pairs_of(tmp_path, page([link]), languages=[])[1].kept == 1
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        image("a.svg.jpg", TEXT),
+        image("show.php?file=a.svg", TEXT),
+        image("pixel-art/house.jpg", TEXT),
+        image("emptynest.jpg", TEXT),
+        image("a.jpg", "The file a.jpg of the old house"),
+    ],
+)
+def test_what_only_resembles_is_kept(tmp_path: Path, link: dict[str, str]) -> None:
+    strict = {"refuse_placeholders": True, "refuse_file_name_texts": True, "min_words": 2}
+    assert pairs_of(tmp_path, page([link]), **strict, languages=[])[1].kept == 1
 
 
 @pytest.mark.parametrize(("link", "reason"), REFUSED)
@@ -98,7 +136,8 @@ def test_refused(tmp_path: Path, link: dict[str, str], reason: str) -> None:
 
 def test_every_reason_is_tested() -> None:
     """All but those of the lists, which are applied after the extraction."""
-    assert {reason for _, reason in REFUSED} == set(REASONS["pairs"]) - LISTED
+    tested = {reason for *_, reason in (*REFUSED, *REFUSED_IF_ASKED)}
+    assert tested == set(REASONS["pairs"]) - LISTED
 
 
 @pytest.mark.parametrize(("alt", "kept"), [("house", 1), ("hous", 0), ("w" * 60, 1), ("w" * 61, 0)])

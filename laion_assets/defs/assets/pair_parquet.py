@@ -22,7 +22,7 @@ from resources.rules import PairRulesResource, WorkResource
 ASSET = Asset(
     PAIR_PARQUET,
     group="pairs",
-    revision=1,
+    revision=2,
     checks=("schema_exact", "keys_unique", "funnel_adds_up"),
     asks_network=True,
 )
