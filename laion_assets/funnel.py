@@ -66,6 +66,8 @@ REASONS: Final[Mapping[str, Mapping[str, str]]] = {
         "blocked": "the image's hash is on a blocklist, or a URL or host on the way to it",
         "unsupported_type": "not JPEG, PNG or WebP",
         "too_many_pixels": "the header declares more pixels than the limit (decompression bomb)",
+        "too_complex": "more scans, markers or chunks than any sound image has",
+        "too_narrow": "one side is longer than the other by more than the limit",
         "animated": "the image has several frames",
         "undecodable": "the bytes do not decode as an image",
         "decoder_failed": "the decoder took too long over it, or died",

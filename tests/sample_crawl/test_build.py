@@ -264,6 +264,8 @@ def test_every_reason_is_planted(manifest: Manifest, stage: str) -> None:
         "changed",
         "predicate",
         "bad_value",
+        "too_complex",
+        "too_narrow",
         "alt_few_words",
         "alt_file_name",
         "url_placeholder",
