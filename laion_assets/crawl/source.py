@@ -24,6 +24,13 @@ import fsspec
 import msgspec
 from pydantic import BaseModel, Field
 
+from laion_assets.crawl.transfer import (
+    SLOW_DOWN,
+    RefusedError,
+    SlowDownError,
+    Throttle,
+    Transfer,
+)
 from laion_assets.errors import PermanentError, TransientError
 from laion_assets.files import atomic_path
 from laion_assets.layout import CRAWL_NAME
@@ -40,6 +47,10 @@ _STREAMED: Final[dict[str, Any]] = {
 }
 """How a list is opened over HTTP: not in ranges, because its server may not know its size. If any
 size is given, fsspec sends no HEAD request first."""
+
+
+_THROTTLE: Final = Throttle()
+"""One for the process: a source throttles addresses, not requests."""
 
 
 class CrawlSourceError(TransientError, RuntimeError):
@@ -81,6 +92,12 @@ class CrawlSourceOptions(Options):
         0.5,
         ge=0,
         description="Wait in seconds before the second attempt; doubled for each further one",
+    )
+    patience_s: Annotated[float, OPERATIONAL] = Field(
+        1800.0,
+        ge=0,
+        description="How long, in seconds, a source is waited for that asks for fewer requests"
+        " (HTTP 403, 429, 503; SlowDown)",
     )
     storage_options: Annotated[dict[str, str], OPERATIONAL] = Field(
         default_factory=dict, description="Options for fsspec, such as endpoint_url"
@@ -212,13 +229,15 @@ class CrawlSource:
         Raises :class:`CrawlSourceError`, and ``FileNotFoundError`` if the source does not have it.
         """
         url = self._url(wat_file)
-
-        def copy() -> None:
+        with atomic_path(to) as beside:
+            if url.startswith(_HTTP):
+                with beside.open("w+b") as stream:
+                    self._retry(url, Transfer(url, stream), self.options.patience_s)
+                return
             filesystem, path = fsspec.core.url_to_fs(url, **self.options.storage_options)
-            with atomic_path(to) as beside:
-                filesystem.get_file(path, str(beside))
-
-        self._retry(url, copy)
+            self._retry(
+                url, lambda: filesystem.get_file(path, str(beside)), self.options.patience_s
+            )
 
     def _url(self, path: str) -> str:
         return f"{self.options.data_url.rstrip('/')}/{path}"
@@ -229,20 +248,48 @@ class CrawlSource:
             data: bytes = stream.read()
         return data
 
-    def _retry(self, url: str, call: Callable[[], T]) -> T:
-        for attempt in range(1, self.options.attempts + 1):
+    def _retry(self, url: str, call: Callable[[], T], patience_s: float = 0) -> T:
+        """Call again after errors that may pass; wait for a source that asks for fewer requests.
+
+        An attempt that got somewhere does not count.
+        """
+        failures, asked_first = 0, None
+        while True:
+            _THROTTLE.wait()
             try:
-                return call()
+                result = call()
             except (FileNotFoundError, CrawlSourceError):
                 raise
             except Exception as error:
-                if attempt == self.options.attempts:
+                slow_down = _slow_down(url, error) if patience_s else None
+                if slow_down is not None:
+                    asked_first = asked_first or time.monotonic()
+                    if time.monotonic() - asked_first < patience_s:
+                        _THROTTLE.slow_down(slow_down, max(self.options.back_off_s, 0.01))
+                        continue
+                failures = 0 if getattr(error, "progress", False) else failures + 1
+                final = slow_down is not None or isinstance(error, RefusedError)
+                if final or failures >= self.options.attempts:
                     cause = str(error) or type(error).__name__
                     raise CrawlSourceError(
-                        f"{url} could not be read in {attempt} attempts: {cause}"
+                        f"{url} could not be read in {failures} attempts: {cause}"
                     ) from error
-                time.sleep(self.options.back_off_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-        raise AssertionError("unreachable")
+                self._back_off(failures)
+            else:
+                _THROTTLE.answered()
+                return result
+
+    def _back_off(self, failures: int) -> None:
+        time.sleep(self.options.back_off_s * 2.0 ** max(failures - 1, 0) * random.uniform(0.5, 1.5))
+
+
+def _slow_down(url: str, error: Exception) -> SlowDownError | None:
+    """The error as a request to slow down, if it is one, whatever transport it is of."""
+    if isinstance(error, SlowDownError):
+        return error
+    if getattr(error, "status", None) in SLOW_DOWN or "SlowDown" in str(error):
+        return SlowDownError(f"{url}: {error}")
+    return None
 
 
 def _crawls_of(url: str, raw: bytes) -> list[CrawlInfo]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice, zip_longest
 from typing import Final
 
 from cachetools import LRUCache
@@ -24,6 +25,8 @@ from laion_assets.download.errors import FetchRefused
 Resolve = Callable[[str], Sequence[str]]
 """A name -> its addresses, as text; raises ``OSError`` if it has none. Called in threads."""
 
+MAX_ADDRESSES: Final = 3
+"""Addresses of a name that are tried: each may take a socket until its connection times out."""
 CACHE_SECONDS: Final = 300.0
 CACHE_NAMES: Final = 20_000
 DNS_THREADS: Final = 128
@@ -163,7 +166,7 @@ class Names:
         for address in answer.addresses:
             if not self._allowed(address):
                 raise FetchRefused("private_address", f"{host} is at {address}, not public")
-        return [(address, port) for address in answer.addresses]
+        return [(address, port) for address in _tried(answer.addresses)]
 
     async def _ask(self, host: str) -> _Answer:
         known = self._answers.get(host)
@@ -201,3 +204,13 @@ class Names:
 
 def _specific(pattern: str) -> tuple[bool, int]:
     return "*" not in pattern, len(pattern)
+
+
+def _tried(addresses: Sequence[str]) -> list[str]:
+    """The first addresses, of both families in turn, so that one that does not work here is not
+    all that is tried."""
+    families = [[a for a in addresses if (":" in a) == six] for six in (False, True)]
+    if addresses and ":" in addresses[0]:
+        families.reverse()
+    in_turn = (address for pair in zip_longest(*families) for address in pair if address)
+    return list(islice(in_turn, MAX_ADDRESSES))

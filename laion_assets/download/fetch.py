@@ -16,7 +16,6 @@ import errno
 import functools
 import socket
 import ssl
-import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,8 +26,16 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from laion_assets.download.addresses import Names, Resolve, is_public, system_resolve
+from laion_assets.download.addresses import (
+    MAX_ADDRESSES,
+    Names,
+    Resolve,
+    is_public,
+    system_resolve,
+)
+from laion_assets.download.bodies import Inflater, content_codings
 from laion_assets.download.errors import ON_A_LIST, FetchRefused, HostBusy
+from laion_assets.download.heads import MAX_FIELDS, MAX_HEAD_BYTES, LenientConnector
 from laion_assets.download.hosts import Host, Hosts, retry_after_s
 from laion_assets.download.opt_out import opted_out
 from laion_assets.download.options import DownloadOptions
@@ -40,10 +47,9 @@ from laion_assets.files import open_files
 _RETRIED: Final = frozenset({"connect", "timeout", "http_5xx"})
 """Reasons that may no longer apply in a second."""
 
-_OURS: Final = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
-)
-"""Errors of this machine, not of a host."""
+_OURS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Errors of this machine, which no stranger's URL can cause. EADDRNOTAVAIL is none: any address of
+a kind that this machine does not have, as IPv6 where it is switched off, gives it."""
 _OPEN_FILES_BESIDE: Final = 256
 
 _HOST_FAILED: Final = frozenset({"connect", "timeout"})
@@ -54,12 +60,13 @@ _WEB_PORTS: Final = (80, 443)
 _FIRST_FREE_PORT: Final = 1024
 _KEEP_ALIVE_S: Final = 2.0
 _CHUNK: Final = 64 * 1024
-_ANY_ZLIB: Final = 47  # gzip or zlib, by its header
+_GOOD: Final = (200, 203)
+"""Statuses with which the whole image comes; 203 says that a proxy has changed it (RFC 9110)."""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A body that came with status 200, its content decoded; ``redirects`` led to ``url``."""
+    """A body that came with a good status, its content decoded; ``redirects`` led to ``url``."""
 
     body: bytes
     status: int
@@ -114,11 +121,12 @@ class Fetcher:
 
     async def __aenter__(self) -> Fetcher:
         options = self.options
-        _have_open_files(2 * options.concurrency + _OPEN_FILES_BESIDE)
+        # One socket for each address that is tried, and one for a connection that is kept.
+        _have_open_files((MAX_ADDRESSES + 1) * options.concurrency + _OPEN_FILES_BESIDE)
         self._names = Names(
             self._resolve, options.connect_to, self._allowed, options.total_timeout_s
         )
-        connector = aiohttp.TCPConnector(
+        connector = LenientConnector(
             resolver=_Resolver(self._names),
             socket_factory=self._open_socket,
             use_dns_cache=False,
@@ -138,6 +146,9 @@ class Fetcher:
             },
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
+            max_line_size=MAX_HEAD_BYTES,
+            max_field_size=MAX_HEAD_BYTES,
+            max_headers=MAX_FIELDS,
             trust_env=False,
         )
         return self
@@ -332,7 +343,7 @@ class Fetcher:
             value = response.headers.get("Retry-After", "").strip()
             detail = f"HTTP {status}" + (f", Retry-After: {value}" if value else "")
             raise HostBusy(detail, retry_after_s(value))
-        if status != 200:
+        if status not in _GOOD:
             kind = {4: "http_4xx", 5: "http_5xx"}.get(status // 100, "http_other")
             raise FetchRefused(kind, f"HTTP {status}")
         if robots_txt:
@@ -346,34 +357,24 @@ class Fetcher:
             raise FetchRefused("too_large", f"{response.content_length} bytes declared")
 
     async def _body(self, response: aiohttp.ClientResponse, robots_txt: bool) -> bytes:
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding in ("", "identity"):
-            inflate = None
-        elif encoding in ("gzip", "x-gzip", "deflate"):
-            inflate = zlib.decompressobj(_ANY_ZLIB)
-        else:
-            raise FetchRefused("http_other", f"Content-Encoding {encoding} was not asked for")
         limit = ROBOTS_MAX_BYTES if robots_txt else self.options.max_bytes
+        codings = content_codings(",".join(response.headers.getall("Content-Encoding", [])))
+        inflaters = [Inflater(coding, limit) for coding in reversed(codings)]
         body = bytearray()
         received = 0
         async for chunk in response.content.iter_chunked(_CHUNK):
             received += len(chunk)
-            if inflate is not None:
-                if inflate.eof:  # ignore what follows the compressed body
-                    break
-                try:
-                    body += inflate.decompress(chunk, limit + 1 - len(body))
-                except zlib.error as error:
-                    raise FetchRefused("http_other", f"Content-Encoding: {error}") from error
-            else:
-                body += chunk
+            for inflater in inflaters:
+                chunk = inflater.add(chunk)
+            body += chunk
             if max(len(body), received) > limit:
                 if robots_txt:  # the rest is ignored
                     return bytes(body[:limit])
                 raise FetchRefused("too_large", f"over {limit} bytes")
-        if inflate is not None and not inflate.eof:
-            raise FetchRefused("connect", "the compressed body ended early")
-        return bytes(body)
+        left = b""
+        for inflater in inflaters:
+            left = inflater.add(left) + inflater.end()
+        return bytes(body + left)
 
 
 def _have_open_files(n: int) -> None:

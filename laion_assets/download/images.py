@@ -1,8 +1,8 @@
 """Make a stranger's bytes into an image to store; refuse before decoding what can be refused.
 
 img2dataset's resizer decodes, resizes and encodes. It decodes with OpenCV, some versions of which
-silently fill the missing part of a cut image with grey. So each image's end is looked for first;
-if a JPEG's end is in doubt, Pillow reads the JPEG to its end.
+silently fill the missing part of a cut image with grey. So each image's end is looked for first
+(:mod:`.formats`); if a JPEG's end is in doubt, Pillow reads the JPEG to its end.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from laion_assets.download import img2dataset_parts
 from laion_assets.download.errors import ImageRefused
+from laion_assets.download.formats import Png, check_jpeg, read_png
 from laion_assets.download.options import DownloadOptions
 from laion_assets.removals.active import Lists
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
-_PNG_DEPTH_AT: Final = 24  # the bit depth's position, in the first chunk, IHDR
-_JPEG_SCAN: Final = b"\xff\xda"
-_JPEG_END: Final = b"\xff\xd9"
+_ORIENTATION: Final = 0x0112
+_ON_ITS_SIDE: Final = 5
+"""From this EXIF orientation on, width and height change places when a picture is turned."""
 _LARGE_PIXELS: Final = 16_000_000
 _STRIP_ROWS: Final = 128
 _EXIF_BYTES: Final = 65_536
@@ -91,14 +93,20 @@ class ImageMaker:
         """
         kind = _kind(body)
         with _as_undecodable():
-            size, plain = self._check_header(body, kind)
+            png = read_png(body) if kind == "PNG" else None
+            needed = body if png is None else png.lean
+            size, plain = self._check_header(needed, kind, png)
         if not large and size[0] * size[1] > _LARGE_PIXELS:
             raise LargeImage
         with _as_undecodable():
-            _find_end(body, kind)
-            opaque = body if plain else _flatten(body)
+            _find_end(needed, kind)
+            turn = self._turn(body, kind)
+            if turn != 1:
+                needed, size = _upright(needed, turn, size)
+            elif not plain:
+                needed = _flatten(needed, png)
         encoded, width, height, original_width, original_height, problem = self._resize(
-            BytesIO(opaque)
+            BytesIO(needed)
         )
         if encoded is None or problem is not None:
             raise ImageRefused("undecodable", problem or "no image")
@@ -106,7 +114,9 @@ class ImageMaker:
             raise ImageRefused("undecodable", "the decoded size is not the declared one")
         return StoredImage(encoded, width, height, *size, _exif(body, kind))
 
-    def _check_header(self, body: bytes, kind: str) -> tuple[tuple[int, int], bool]:
+    def _check_header(
+        self, body: bytes, kind: str, png: Png | None
+    ) -> tuple[tuple[int, int], bool]:
         """The declared ``(width, height)``, and whether OpenCV decodes to 8 bits without alpha."""
         try:
             image = Image.open(BytesIO(body), formats=(kind,))
@@ -115,13 +125,23 @@ class ImageMaker:
         with image:
             if image.width * image.height > self._options.max_pixels:
                 raise ImageRefused("too_many_pixels", f"{image.width} x {image.height} declared")
+            long, short = max(image.size), min(image.size)
+            if long > short * self._options.max_aspect_ratio:
+                raise ImageRefused("too_narrow", f"{image.width} x {image.height}")
             # A JPEG of several pictures (MPO) is a photo with its previews, not an animation.
-            if kind != "JPEG" and getattr(image, "is_animated", False):
-                raise ImageRefused("animated", f"{getattr(image, 'n_frames', '?')} frames")
-            plain = not image.has_transparency_data
-        if kind == "PNG" and body[_PNG_DEPTH_AT] == 16:
-            plain = False
+            frames = png.frames if png else getattr(image, "n_frames", 1)
+            if kind != "JPEG" and frames > 1:
+                raise ImageRefused("animated", f"{frames} frames")
+            plain = not image.has_transparency_data and not (png and png.depth == 16)
         return image.size, plain
+
+    def _turn(self, body: bytes, kind: str) -> int:
+        """The EXIF orientation by which a JPEG is to be turned; 1 is none."""
+        if not self._options.apply_orientation or kind != "JPEG":
+            return 1
+        with Image.open(BytesIO(body), formats=(kind,)) as image:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+        return orientation if orientation in range(1, 9) else 1
 
 
 def _kind(body: bytes) -> str:
@@ -158,20 +178,28 @@ def _find_end(body: bytes, kind: str) -> None:
         if len(body) < declared:
             raise ImageRefused("undecodable", f"{len(body)} of {declared} bytes")
         return
-    if kind == "JPEG" and body.rfind(_JPEG_END) > body.rfind(_JPEG_SCAN):
-        # No end marker can occur inside a scan, so this one ends the last scan.
+    if kind == "PNG" or check_jpeg(body):
         return
     with Image.open(BytesIO(body), formats=(kind,)) as image:
-        if kind == "PNG":
-            image.verify()  # every chunk's checksum, to the last
-        else:
-            # Decoding to an eighth of the size still reads every byte, for part of the work.
-            image.draft("L", (1, 1))
-            image.load()
+        # Decoding to an eighth of the size still reads every byte, for part of the work.
+        image.draft("L", (1, 1))
+        image.load()
 
 
-def _flatten(body: bytes) -> bytes:
-    """The image as BMP with 8 bits and no alpha.
+def _upright(body: bytes, turn: int, size: tuple[int, int]) -> tuple[bytes, tuple[int, int]]:
+    """The picture turned as browsers show it, as BMP, and its width and height then."""
+    import cv2
+
+    # In colour, OpenCV obeys the orientation; otherwise it does not.
+    image = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ImageRefused("undecodable", "OpenCV does not decode it")
+    size = size[::-1] if turn >= _ON_ITS_SIDE else size
+    return cv2.imencode(".bmp", image)[1].tobytes(), size
+
+
+def _flatten(body: bytes, png: Png | None) -> bytes:
+    """The image as BMP with 8 bits and no alpha, on white.
 
     The resizer would blend it with white by the same formula, but over the whole image at once, in
     64 bits. It would clip 16-bit samples at 255, so that nearly all become white.
@@ -181,6 +209,7 @@ def _flatten(body: bytes) -> bytes:
     image = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise ImageRefused("undecodable", "OpenCV does not decode it")
+    clear = _transparent_gray(image, png) if png and image.ndim == 2 else None
     if image.dtype == np.uint16:
         image = (image // 256).astype(np.uint8)
     if image.ndim == 3 and image.shape[2] == 4:
@@ -191,7 +220,20 @@ def _flatten(body: bytes) -> bytes:
             on_white = alpha / 255 * strip[:, :, :3] + 255 - alpha
             opaque[top : top + _STRIP_ROWS] = np.rint(on_white.clip(0, 255))
         image = opaque
+    if clear is not None:
+        image[clear] = 255
     return cv2.imencode(".bmp", image)[1].tobytes()
+
+
+def _transparent_gray(image: NDArray[Any], png: Png) -> NDArray[np.bool_] | None:
+    """Where a gray PNG has its transparent colour, which OpenCV takes for a gray like others."""
+    if png.color != 0 or png.transparency is None:
+        return None
+    value = int.from_bytes(png.transparency[:2], "big")
+    if png.depth < 8:
+        value = value * 255 // ((1 << png.depth) - 1)
+    where: NDArray[np.bool_] = image == value
+    return where
 
 
 def _exif(body: bytes, kind: str) -> str | None:

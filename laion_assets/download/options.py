@@ -127,6 +127,17 @@ class DownloadOptions(Options):
         description="Maximum pixels that a header may declare; Pillow allows twice the default",
     )
     image_size: int = Field(256, ge=1, description="Side of the stored image, in pixels")
+    max_aspect_ratio: float = Field(
+        20.0,
+        ge=1,
+        description="Images of which one side is over this many times the other are"
+        " refused: resized, they are lines",
+    )
+    apply_orientation: bool = Field(
+        False,
+        description="Turn JPEGs by their EXIF orientation, as browsers do; img2dataset stores them"
+        " as they lie, and the tag in the JSON",
+    )
     resize_mode: str = Field(
         "border",
         pattern="^(no|border|keep_ratio|keep_ratio_largest|center_crop)$",

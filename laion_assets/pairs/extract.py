@@ -1,8 +1,10 @@
 """Extract the pairs of WAT files into parquet.
 
-A link is checked in this order, and the first check that fails names the reason: ``not_image``,
-``no_alt``, ``alt_too_short``, ``alt_too_long``, then the URL (see :func:`.urls.image_url`), then
-``language``, then ``duplicate``. A link that is not an image and has no alt text is not counted.
+A link is checked in this order, and the first check that fails names the reason: ``bad_value`` (it
+has a value that is not sound text), ``not_image``, ``no_alt``, then the text
+(:meth:`.rules.PairRules.refused_text`), then the URL (:func:`.urls.image_url`,
+:meth:`.rules.PairRules.refused_url`), then ``language``, then ``duplicate``. A link that is not an
+image and has no alt text is not counted.
 """
 
 from __future__ import annotations
@@ -110,6 +112,9 @@ def page_pairs(
     licence: str | None = None
     for link in page.links:
         alt = link.alt
+        if link.damaged:
+            counts.reject("bad_value", link.url or alt)
+            continue
         if link.path != IMAGE_PATH:
             counts.reject("not_image", alt)
             continue
@@ -117,16 +122,16 @@ def page_pairs(
         if not text:
             counts.reject("no_alt")
             continue
-        if len(text) < rules.min_text_chars:
-            counts.reject("alt_too_short", text)
-            continue
-        if len(text) > rules.max_text_chars:
-            counts.reject("alt_too_long", text)
+        if reason := rules.refused_text(text):
+            counts.reject(reason, text)
             continue
         try:
             url = urls.resolve(link.url)
         except UrlRefusedError as refused:
             counts.reject(refused.reason, link.url)
+            continue
+        if reason := rules.refused_url(url):
+            counts.reject(reason, url)
             continue
         language, score = detect(text)
         if not rules.wants_language(language):

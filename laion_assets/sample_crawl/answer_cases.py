@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from laion_assets.pairs.rules import PairRules
 from laion_assets.sample_crawl.drafts import Draft, picture_url
 from laion_assets.sample_crawl.plan import Plan, Supply
 
@@ -133,9 +134,14 @@ def files(plan: Plan, supply: Supply) -> list[Draft]:
     page = Draft("https://www.files.sample.test/bodies.html", "Files of every kind")
 
     def plant(case: str, name: str, reason: str, **answer: Any) -> None:
-        url = f"http://files.sample.test/{case}{name[name.rindex('.') :]}"
+        suffix = name[name.rindex(".") :]
+        pair, url = supply.take(), f"http://files.sample.test/{case}{suffix}"
+        if suffix in PairRules().refused_suffixes:
+            # Refused by its name; under a name without suffix the body decides.
+            page.refused_url(f"{case}_by_name", pair, url, "url_suffix")
+            url = url.removesuffix(suffix)
         served = {"file": f"special/{name}", **answer}
-        page.image(case, supply.take(), url, answer=served, ends=("images", reason))
+        page.image(case, pair, url, answer=served, ends=("images", reason))
 
     plant("small_icon", "icon.png", "too_small")
     plant("one_byte_too_small", "4999.jpg", "too_small")

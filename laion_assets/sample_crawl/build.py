@@ -36,6 +36,8 @@ class _Crawl:
     start: str
     end: str
     segment_ids: tuple[str, str]
+    extracted: str = ""
+    """When its WAT files were written, if not on the crawl's date."""
 
 
 _CRAWLS: Final = (
@@ -54,6 +56,8 @@ _CRAWLS: Final = (
         "20000306000000",
         "20000306030000",
         ("952300800000.7", "952300800964.31"),
+        # Of the era in which the writer decodes attributes; the other crawl is of the one before.
+        extracted="2020-02-09T20:06:10Z",
     ),
 )
 _WAT_FILES: Final = 2
@@ -225,7 +229,8 @@ def _ordinary_pages(pairs: list[PlannedPair], rng: random.Random) -> Iterator[Dr
 
 def _written(crawl: _Crawl, number: int, pages: list[Draft]) -> tuple[WatFile, list[Ends]]:
     """Write the WAT file of ``pages``; return it, and where each of its records ends."""
-    wat = WatFile(crawl.name, f"CC-MAIN-{crawl.start}-{crawl.end}-{number:05d}.warc.gz", crawl.date)
+    name = f"CC-MAIN-{crawl.start}-{crawl.end}-{number:05d}.warc.gz"
+    wat = WatFile(crawl.name, name, crawl.date, crawl.extracted or crawl.date)
     wat.write_warcinfo()
     for page in pages:
         links = [entry.link for entry in page.entries]

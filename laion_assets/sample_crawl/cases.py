@@ -102,6 +102,12 @@ def _duplicates(plan: Plan, supply: Supply) -> dict[int, list[Draft]]:
         pages[0].image("shared_first", pair, picture_url(pair.file))
         pages[2].image("shared_other_segment", pair, picture_url(pair.file), ends=across)
         pages[7].image("shared_other_crawl", pair, picture_url(pair.file), ends=across)
+    # The first crawl's WAT files have attributes as in the page, the second's have them decoded.
+    pair, url = supply.take(), "http://img.sample.test/era.php?id=21&size=l"
+    answer = {"file": pair.file}
+    for slot, case, ends in ((0, "era_of_raw_attributes", None), (4, "era_of_decoded", across)):
+        src = url.replace("&", "&amp;")
+        pages[slot].image(case, pair, url, src=src, answer=answer, ends=ends)
     for pair in plan.group("other_text"):
         pages[4].image("same_url_other_text", pair, picture_url(pair.file))
     return {0: [pages[0], again], **{slot: [pages[slot]] for slot in (1, 2, 4, 7)}}

@@ -14,12 +14,15 @@ import json
 import uuid
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
+
+from laion_assets.wat.pages import DECODES_SINCE
+from laion_assets.wat.references import decode_attribute
 
 _NAMESPACE: Final = uuid.UUID("6f1d8a52-0b5c-5c1e-9b57-2f6f1d0f7c11")
 _WARC: Final = "WARC/1.0"
@@ -68,11 +71,19 @@ class WatFile:
     crawl: str
     warc_name: str
     date: str
+    extracted: str = ""
+    """When the file was written, if not on ``date``; since July 2019 its writer decodes the
+    character references in attributes."""
     hosts_address: str = "192.0.2.80"  # TEST-NET-1: nobody's address
     _out: io.BytesIO = field(default_factory=io.BytesIO)
     _offset: int = 0
     _last_member: int = 0
     records: int = 0
+
+    @property
+    def written(self) -> str:
+        """The date of the file's own records."""
+        return self.extracted or self.date
 
     @property
     def name(self) -> str:
@@ -82,7 +93,7 @@ class WatFile:
         """Write the file's own warcinfo record, then the metadata of the WARC's warcinfo record."""
         lines = (
             "Software-Info: ia-web-commons, as written by the sample crawl's builder",
-            f"Extracted-Date: {self.date}",
+            f"Extracted-Date: {self.written}",
             "ip: 192.0.2.1",
             "hostname: builder.sample.test",
             "format: WARC File Format 1.0",
@@ -92,7 +103,7 @@ class WatFile:
         self._write(
             [
                 ("WARC-Type", "warcinfo"),
-                ("WARC-Date", self.date),
+                ("WARC-Date", self.written),
                 ("WARC-Filename", self.name),
                 ("WARC-Record-ID", _record_id(self.name, "warcinfo")),
                 ("Content-Type", "application/warc-fields"),
@@ -109,7 +120,7 @@ class WatFile:
         self._describe(page.url, "request", "application/http; msgtype=request", _request(page), [])
         concurrent = [("WARC-Concurrent-To", _record_id(self.warc_name, page.url, "request"))]
         response = "application/http; msgtype=response"
-        payload = _response(page)
+        payload = _response(page if self.written < DECODES_SINCE else _decoded(page))
         self._describe(page.url, "response", response, payload, concurrent, page.damage)
         if page.damage != "truncated":
             notes = [
@@ -179,7 +190,7 @@ class WatFile:
             [
                 ("WARC-Type", "metadata"),
                 ("WARC-Target-URI", uri),
-                ("WARC-Date", self.date),
+                ("WARC-Date", self.written),
                 ("WARC-Record-ID", _record_id(self.name, uri, kind)),
                 ("WARC-Refers-To", about),
                 ("Content-Type", "application/json"),
@@ -262,6 +273,16 @@ def _request(page: Page) -> dict[str, Any]:
             "Entity-Trailing-Slop-Length": "0",
         }
     }
+
+
+def _decoded(page: Page) -> Page:
+    """The page as a writer sees it that decodes the references in attributes."""
+    links = []
+    for link in page.links:
+        names = ("url", "alt", "title", "rel")
+        values = {name: getattr(link, name) for name in names}
+        links.append(replace(link, **{n: v and decode_attribute(v) for n, v in values.items()}))
+    return replace(page, links=links, base=page.base and decode_attribute(page.base))
 
 
 def _response(page: Page) -> dict[str, Any]:

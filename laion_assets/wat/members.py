@@ -57,8 +57,8 @@ def read_members(stream: BinaryIO) -> Iterator[bytes | Damage]:
     while piece:
         try:
             member, rest, end = _inflate(stream, piece, start + len(piece))
-        except (InflateError, _TooLargeError, _EndedInsideError) as error:
-            found = _find_member(stream, start + 1)
+        except (InflateError, OverflowError, _TooLargeError, _EndedInsideError) as error:
+            found = find_member(stream, start + 1)
             cut = isinstance(error, _EndedInsideError) and found is None
             yield Damage("truncated" if cut else "bad_record", start, str(error))
             if found is None:
@@ -96,7 +96,7 @@ def _inflate(stream: BinaryIO, piece: bytes, position: int) -> tuple[bytes, byte
         position += len(piece)
 
 
-def _find_member(stream: BinaryIO, offset: int) -> int | None:
+def find_member(stream: BinaryIO, offset: int) -> int | None:
     """First byte of the next member with a WARC record, at ``offset`` or later; None if none."""
     overlap = len(_MAGIC) - 1
     window = b""
@@ -121,5 +121,5 @@ def _begins_record(stream: BinaryIO, offset: int) -> bool:
     inflater = isal_zlib.decompressobj(wbits=_GZIP)
     try:
         return bool(inflater.decompress(stream.read(_PIECE), len(_WARC)) == _WARC)
-    except InflateError:
+    except (InflateError, OverflowError):
         return False

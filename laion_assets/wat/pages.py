@@ -2,7 +2,8 @@
 
 A WAT record's payload is JSON. Its useful part is
 ``Envelope.Payload-Metadata.HTTP-Response-Metadata.HTML-Metadata`` (``Head`` and ``Links``). It is
-decoded into typed structs, which skips the rest without building it.
+decoded into typed structs, which skips the rest without building it. A record with a value that
+does not fit, or that is not quite JSON, is read a second time, value by value (:mod:`.lenient`).
 """
 
 from __future__ import annotations
@@ -14,19 +15,26 @@ from typing import Final, NamedTuple
 import msgspec
 
 from laion_assets.funnel import StageCounts
+from laion_assets.wat.lenient import NotJsonError, read_html
 from laion_assets.wat.members import Damage
+from laion_assets.wat.metadata import Html, Link
 from laion_assets.wat.records import Record, read_records
+from laion_assets.wat.references import decode_attribute
 
 IMAGE_PATH: Final = "IMG@/src"
 
+DECODES_SINCE: Final = "2019-07"
+"""Date, as far as it matters, of the first WAT files whose writer has decoded the character
+references in attributes (see :mod:`.references`)."""
 
-class Link(msgspec.Struct, frozen=True, gc=False):
-    """One entry of ``Links`` or ``Head.Link`` as in the page, neither cleaned nor resolved."""
 
-    path: str | None = None
-    url: str | None = None
-    alt: str | None = None
-    rel: str | None = None
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
+_HEAD_BYTES: Final = 4096
+_SHOWN: Final = 200
+
+
+class NoPagesError(ValueError):
+    """A file holds no HTML page; the message says what it seems to be."""
 
 
 class Page(NamedTuple):
@@ -42,18 +50,8 @@ class Page(NamedTuple):
     then document order."""
 
 
-class _Head(msgspec.Struct, gc=False):
-    base: str | None = msgspec.field(name="Base", default=None)
-    link: list[Link] = msgspec.field(name="Link", default_factory=list)
-
-
-class _Html(msgspec.Struct, gc=False):
-    head: _Head = msgspec.field(name="Head", default_factory=_Head)
-    links: list[Link] = msgspec.field(name="Links", default_factory=list)
-
-
 class _Response(msgspec.Struct, gc=False):
-    html: _Html | None = msgspec.field(name="HTML-Metadata", default=None)
+    html: Html | None = msgspec.field(name="HTML-Metadata", default=None)
 
 
 class _Payload(msgspec.Struct, gc=False):
@@ -76,16 +74,37 @@ def read_pages(path: Path, counts: StageCounts) -> Iterator[Page]:
 
     ``counts`` (stage ``wat``) counts every WARC record: kept if it is an HTML page, with or
     without links that matter. A damaged record is counted and costs that record alone. Whatever
-    bytes the file holds, only ``OSError`` is raised, if reading itself fails.
+    bytes the file holds, nothing else is raised than ``OSError``, if reading itself fails, and
+    :class:`NoPagesError` at the end of a file without a page: that is no WAT file.
     """
+    records = pages = 0
     with path.open("rb", buffering=0) as stream:
         for record in read_records(stream):
             if isinstance(record, Damage):
                 counts.reject(record.reason, str(record))
                 continue
+            records += 1
             page = page_of(record, counts)
             if page is not None:
+                pages += 1
                 yield page
+        if not pages:
+            stream.seek(0)
+            raise NoPagesError(_what_it_is(stream.read(_HEAD_BYTES), records))
+
+
+def _what_it_is(head: bytes, records: int) -> str:
+    """Describe a file without pages by its first bytes, for people."""
+    if records:
+        return f"no HTML page in it, only {records:,} other records: not a WAT file"
+    if not head:
+        return "the file is empty"
+    if head.startswith(_ZSTD):
+        return "the file is compressed by zstd; WAT files are read gzipped or plain: zstd -d first"
+    if head.lstrip().startswith((b"<", b"{")):
+        text = " ".join(head.decode("utf-8", "replace").split())
+        return f"the file is an answer in its place, not a WAT file: {text[:_SHOWN]}"
+    return "no WARC record in it: not a WAT file"
 
 
 def page_of(record: Record, counts: StageCounts) -> Page | None:
@@ -94,20 +113,27 @@ def page_of(record: Record, counts: StageCounts) -> Page | None:
         counts.reject("not_html")
         return None
     try:
-        wat = _decoder.decode(record.block)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        html = _html(record.block)
+    except NotJsonError as error:
         counts.reject("bad_json", f"{record.uri}: {error}")
         return None
-    payload = wat.envelope.payload
-    html = payload.response.html if payload and payload.response else None
     if html is None:
         counts.reject("not_html")
         return None
     counts.keep()
-    return _page(record.uri, html)
+    return _page(record, html)
 
 
-def _page(url: str, html: _Html) -> Page:
+def _html(block: bytes) -> Html | None:
+    """The block's ``HTML-Metadata``, None if it has none. Raises :class:`NotJsonError`."""
+    try:
+        payload = _decoder.decode(block).envelope.payload
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return read_html(block)
+    return payload.response.html if payload and payload.response else None
+
+
+def _page(record: Record, html: Html) -> Page:
     links = [link for link in html.links if link.path == IMAGE_PATH or link.alt is not None]
     # Checked for every link of the crawl, so the cheap check comes first: few URLs have "ommons".
     licences = [
@@ -115,4 +141,15 @@ def _page(url: str, html: _Html) -> Page:
         for link in (*html.head.link, *html.links)
         if link.url and "ommons" in link.url and "creativecommons.org" in link.url.lower()
     ]
-    return Page(url, html.head.base, links, licences)
+    base = html.head.base
+    if record.date and record.date < DECODES_SINCE:
+        base = base and decode_attribute(base)
+        links, licences = [*map(_decoded, links)], [*map(_decoded, licences)]
+    return Page(record.uri, base, links, licences)
+
+
+def _decoded(link: Link) -> Link:
+    def decode(value: str | None) -> str | None:
+        return value and decode_attribute(value)
+
+    return Link(link.path, decode(link.url), decode(link.alt), decode(link.rel), link.damaged)

@@ -10,7 +10,7 @@ yielded are skipped. That is slower, but continues after the damage.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final, NamedTuple
 
 from isal import igzip
@@ -22,6 +22,8 @@ _PIECE: Final = 256 << 10
 _BEGIN: Final = b"WARC/"
 # The standard says CRLF; copies that went through text tools have LF, and readers accept both.
 _HEADER_END: Final = re.compile(rb"\r?\n\r?\n")
+_NEXT: Final = re.compile(rb"\r?\n\r?\n(WARC/[0-9.]+\r?\n)")
+_LONGEST_BEGIN: Final = 32
 
 
 class Record(NamedTuple):
@@ -30,7 +32,10 @@ class Record(NamedTuple):
     kind: str
     """``WARC-Type``; empty if the header names none."""
     uri: str
-    """``WARC-Target-URI``; empty if the header names none."""
+    """``WARC-Target-URI``, without the angle brackets that some writers put around it; empty if the
+    header names none."""
+    date: str
+    """``WARC-Date``: when the record was written, as in ``2019-06-19T…``; empty if not named."""
     block: bytes
     """The bytes after the header."""
 
@@ -44,21 +49,31 @@ class _MoreNeededError(Exception):
 
 
 def read_records(stream: BinaryIO) -> Iterator[Record | Damage]:
-    """Yield the records of a gzipped WARC file, and the damage found between them.
+    """Yield the records of a WARC file, gzipped or not, and the damage found between them.
 
     Whatever the bytes are, only ``OSError`` is raised, if reading itself fails. Damage costs the
     gzip member that it hits, which in Common Crawl's files is one record; of a member with several
     records, those before the damage may have been yielded. ``stream`` must be seekable. Memory: a
     few MiB, or a few times the longest record (at most :data:`.members.MAX_MEMBER_BYTES`).
     """
+    plain = stream.read(len(_BEGIN)) == _BEGIN
+    stream.seek(0)
     yielded = 0
     try:
-        for record, end in _streamed(stream):
+        for record, end in _plain(stream) if plain else _inflated(stream):
             yielded = end
             yield record
-    except (members.InflateError, igzip.BadGzipFile, EOFError, RecordError):
+    # isal raises OverflowError for a header whose name has no end.
+    except (members.InflateError, igzip.BadGzipFile, EOFError, OverflowError):
         stream.seek(0)
         yield from _by_members(stream, yielded)
+    except RecordError as error:
+        # A gzipped file may have garbage before its first member that looks like a record.
+        if plain and (yielded or members.find_member(stream, 0) is None):
+            yield from _after_damage(stream, yielded, error)
+        else:
+            stream.seek(0)
+            yield from _by_members(stream, yielded)
 
 
 def split_records(data: bytes) -> Iterator[Record]:
@@ -76,33 +91,76 @@ def split_records(data: bytes) -> Iterator[Record]:
         position = _skip_line_ends(data, position)
 
 
-def _streamed(stream: BinaryIO) -> Iterator[tuple[Record, int]]:
-    """Yield each record, and the number of inflated bytes up to its end."""
+def _inflated(stream: BinaryIO) -> Iterator[tuple[Record, int]]:
+    """The records of a gzipped file, as :func:`_streamed` yields them."""
     # isal's IGzipFile has no type hints.
     with igzip.IGzipFile(fileobj=stream, mode="rb") as inflated:  # type: ignore[no-untyped-call]
-        data, position, passed = b"", 0, 0
-        ended = False
-        while not ended:
-            # For a long record the piece doubles, so that the record is not copied for every piece.
-            piece = inflated.read(max(_PIECE, len(data) - position))
-            ended = not piece
-            data, passed, position = data[position:] + piece, passed + position, 0
-            if len(data) > 2 * members.MAX_MEMBER_BYTES:
-                raise RecordError(f"a record of more than {members.MAX_MEMBER_BYTES} bytes")
-            while position < len(data):
-                try:
-                    record, end = _parse(data, position)
-                except _MoreNeededError as error:
-                    if ended:
-                        raise RecordError(str(error)) from error
-                    break
-                after = _skip_line_ends(data, end)
-                if len(data) - after < len(_BEGIN) and not ended:
-                    break  # its checksum counts as verified only once the next bytes are read
-                if after < len(data) and (after == end or not data.startswith(_BEGIN, after)):
-                    raise RecordError("no record begins where Content-Length says that this ends")
-                yield record, passed + after
-                position = after
+        yield from _streamed(inflated.read)
+
+
+def _plain(stream: BinaryIO, start: int = 0) -> Iterator[tuple[Record, int]]:
+    """The records of an uncompressed file from a byte on, as :func:`_streamed` yields them."""
+    stream.seek(start)
+    for record, end in _streamed(stream.read):
+        yield record, start + end
+
+
+def _streamed(read: Callable[[int], bytes]) -> Iterator[tuple[Record, int]]:
+    """Yield each record, and the number of inflated bytes up to its end."""
+    data, position, passed = b"", 0, 0
+    ended = False
+    while not ended:
+        # For a long record the piece doubles, so that the record is not copied for every piece.
+        piece = read(max(_PIECE, len(data) - position))
+        ended = not piece
+        data, passed, position = data[position:] + piece, passed + position, 0
+        if len(data) > 2 * members.MAX_MEMBER_BYTES:
+            raise RecordError(f"a record of more than {members.MAX_MEMBER_BYTES} bytes")
+        while position < len(data):
+            try:
+                record, end = _parse(data, position)
+            except _MoreNeededError as error:
+                if ended:
+                    raise RecordError(str(error)) from error
+                break
+            after = _skip_line_ends(data, end)
+            if len(data) - after < len(_BEGIN) and not ended:
+                break  # its checksum counts as verified only once the next bytes are read
+            if after < len(data) and (after == end or not data.startswith(_BEGIN, after)):
+                raise RecordError("no record begins where Content-Length says that this ends")
+            yield record, passed + after
+            position = after
+
+
+def _after_damage(stream: BinaryIO, start: int, error: RecordError) -> Iterator[Record | Damage]:
+    """Yield the damage at a byte of an uncompressed file, and what follows it."""
+    while True:
+        found = _find_record(stream, start + 1)
+        yield Damage("truncated" if found is None else "bad_record", start, str(error))
+        if found is None:
+            return
+        start = found
+        try:
+            for record, end in _plain(stream, found):
+                start = end
+                yield record
+        except RecordError as again:
+            error = again
+        else:
+            return
+
+
+def _find_record(stream: BinaryIO, offset: int) -> int | None:
+    """First byte of the next record that begins after a blank line; None if there is none."""
+    window = b""
+    stream.seek(offset)
+    while block := stream.read(_PIECE):
+        window += block
+        if found := _NEXT.search(window):
+            return offset + found.start(1)
+        kept = window[-_LONGEST_BEGIN:]
+        offset, window = offset + len(window) - len(kept), kept
+    return None
 
 
 def _by_members(stream: BinaryIO, skip: int) -> Iterator[Record | Damage]:
@@ -146,7 +204,10 @@ def _parse(data: bytes, start: int) -> tuple[Record, int]:
         )
     kind = _field(data, b"WARC-Type", start, end).decode("utf-8", "replace")
     uri = _field(data, b"WARC-Target-URI", start, end).decode("utf-8", "replace")
-    return Record(kind, uri, data[body:stop]), stop
+    if uri.startswith("<") and uri.endswith(">"):  # as wget before 1.20 has it
+        uri = uri[1:-1]
+    date = _field(data, b"WARC-Date", start, end).decode("ascii", "replace")
+    return Record(kind, uri, date, data[body:stop]), stop
 
 
 def _field(data: bytes, name: bytes, start: int, end: int) -> bytes:

@@ -6,7 +6,13 @@ import threading
 
 import pytest
 
-from laion_assets.download.addresses import Names, is_public, parse_endpoint, system_resolve
+from laion_assets.download.addresses import (
+    MAX_ADDRESSES,
+    Names,
+    is_public,
+    parse_endpoint,
+    system_resolve,
+)
 from laion_assets.download.errors import FetchRefused
 
 PUBLIC = [
@@ -223,3 +229,14 @@ def test_a_slow_name_times_out_and_leaves_the_others_alone() -> None:
     (*slow, good), later = asyncio.run(asyncio.wait_for(run(), 30))
     assert slow == [f"dns: slow{i}.test: no answer in 0.3 s" for i in range(100)]
     assert good == later == "[('8.8.8.8', 80)]"
+
+
+def test_few_addresses_of_a_name_are_tried_and_of_both_families() -> None:
+    """Each may hold a socket until its connection times out."""
+    fours, sixes = [f"93.184.216.{n}" for n in range(20)], [f"2606:2800::{n}" for n in range(1, 20)]
+    names = Names(lambda _: [*sixes, *fours], {}, is_public)
+    tried = [address for address, _ in asyncio.run(names.endpoints("many.test", 80))]
+    assert tried == [sixes[0], fours[0], sixes[1]]
+    names = Names(lambda _: fours, {}, is_public)
+    assert len(asyncio.run(names.endpoints("many.test", 80))) == MAX_ADDRESSES
+    names.close()

@@ -7,6 +7,8 @@ import gzip
 import itertools
 import socket
 import ssl
+import subprocess
+import sys
 import zlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +17,7 @@ from urllib.parse import quote
 import pytest
 import trustme
 
+from laion_assets.download.addresses import MAX_ADDRESSES
 from laion_assets.download.errors import FetchRefused
 from laion_assets.download.fetch import Fetched, Fetcher
 from laion_assets.download.options import DownloadOptions
@@ -234,7 +237,7 @@ def test_statuses(web: Listener) -> None:
         b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nContent-Length: 9\r\n\r\nbody",
         b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nbody",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nXYZ\r\nbody\r\n",
-        b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"a" * 300_000 + b"\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 50_000 + b"\r\n",
         b"HTTP/1.1 99999 OK\r\n\r\n",
         b"\x00\xff" * 5000,
@@ -331,8 +334,9 @@ def test_unrequested_content_encodings(web: Listener, pack: object) -> None:
     assert refused(f"http://a.test:{web.port}/") == "too_large"
     web.routes["/"] = answer(pack(b"picture" * 100)[:-12], Content_Encoding=name)
     assert refused(f"http://a.test:{web.port}/") == "connect"
-    web.routes["/"] = answer(b"not packed at all", Content_Encoding=name)
-    assert refused(f"http://a.test:{web.port}/") == "http_other"
+    # Declared, and not done: the image's own rules judge the bytes.
+    web.routes["/"] = answer(b"\xff\xd8\xff not packed", Content_Encoding=name)
+    assert get(f"http://a.test:{web.port}/").body == b"\xff\xd8\xff not packed"
 
 
 def test_other_content_encodings_are_refused(web: Listener) -> None:
@@ -489,3 +493,76 @@ def test_a_handshake_that_never_ends(web: Listener) -> None:
     options = DownloadOptions(total_timeout_s=5, connect_timeout_s=0.3)
     assert refused(f"https://a.test:{web.port}/", options) in ("connect", "tls")
     assert refused(f"https://a.test:{web.port}/", QUICK) in ("timeout", "tls")
+
+
+_WITHOUT_IPV6 = """
+import asyncio
+from laion_assets.download.errors import FetchRefused
+from laion_assets.download.fetch import Fetcher
+from laion_assets.download.options import DownloadOptions
+
+async def main():
+    async with Fetcher(DownloadOptions()) as fetcher:
+        for address in ("[2606:4700::1111]", "[2606:4700::1111]:8080"):
+            try:
+                await fetcher.fetch(f"http://{address}/a.jpg")
+            except FetchRefused as refused:
+                print(refused)
+
+asyncio.run(main())
+"""
+
+
+def test_an_ipv6_address_is_its_own_failure_where_ipv6_is_off() -> None:
+    """Switched off by sysctl, connecting fails with EADDRNOTAVAIL: not this machine's fault."""
+    off = 'echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6 || exit 77; exec "$0" -c "$1"'
+    alone = ["unshare", "--map-root-user", "--net", "sh", "-c", off]
+    ran = subprocess.run(
+        [*alone, sys.executable, _WITHOUT_IPV6], capture_output=True, text=True, check=False
+    )
+    if ran.returncode in (1, 77) and not ran.stdout and "Traceback" not in ran.stderr:
+        pytest.skip(f"no network namespace of one's own here: {ran.stderr.strip()}")
+    assert ran.returncode == 0, ran.stderr
+    assert [line.split(":")[0] for line in ran.stdout.splitlines()] == ["connect", "connect"]
+    assert "Cannot assign requested address" in ran.stdout
+
+
+def _open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_dead_names_with_many_addresses_leave_open_files_for_others(web: Listener) -> None:
+    """Each attempt at an address that swallows packets holds a socket until it times out."""
+    full = socket.create_server(("0.0.0.0", 0), backlog=1)  # all addresses of loopback
+    port = full.getsockname()[1]
+    held = [socket.socket() for _ in range(8)]
+    for one in held:
+        one.setblocking(False)
+        one.connect_ex((PUBLIC, port))  # from here on, its queue is full
+    most = 0
+
+    async def watch(fetching: asyncio.Future[object]) -> None:
+        nonlocal most
+        while not fetching.done():
+            most = max(most, _open_files())
+            await asyncio.sleep(0.02)
+
+    async def fetch_all() -> None:
+        options = DownloadOptions(concurrency=30, connect_timeout_s=2, total_timeout_s=3, retries=0)
+        many = [f"127.0.0.{n}" for n in range(2, 22)]
+        allowed = dict.fromkeys(many, True)
+        async with Fetcher(
+            options, resolve=lambda _: many, allowed=allowed.__contains__
+        ) as fetcher:
+            urls = [f"http://h{n}.test:{port}/" for n in range(30)]
+            fetching = asyncio.gather(*map(fetcher.fetch, urls), return_exceptions=True)
+            await watch(fetching)
+            assert all(isinstance(error, FetchRefused) for error in fetching.result())
+
+    before = _open_files()
+    try:
+        asyncio.run(fetch_all())
+    finally:
+        for one in (*held, full):
+            one.close()
+    assert 30 <= most - before <= 30 * MAX_ADDRESSES + 40

@@ -15,6 +15,7 @@ from laion_assets import schemas
 from laion_assets.funnel import LISTED, REASONS, StageCounts
 from laion_assets.pairs.extract import PairWriter, extract_files, extract_wat, read_counts
 from laion_assets.pairs.rules import PairRules
+from laion_assets.wat import NoPagesError
 from tests.wat.making import INFO, anchor, image, member, page, payload, write
 
 TEXT = "a photo of the old house"
@@ -72,6 +73,7 @@ REFUSED = [
     (image("data:,x", "家"), "alt_too_short"),
     (image("a.jpg", "word " * 1000), "alt_too_long"),
     (image("data:,x", "word " * 1000), "alt_too_long"),
+    ({**image("a.jpg"), "alt": 7}, "bad_value"),
     (image(None, TEXT), "bad_url"),
     (image("", TEXT), "bad_url"),
     (image("http://", TEXT), "bad_url"),
@@ -81,9 +83,47 @@ REFUSED = [
     (image("ftp://me:pw@h.example/a.jpg", TEXT), "url_scheme"),
     (image("a.jpg?" + "x" * 5000, TEXT), "url_too_long"),
     (image("a.jpg?" + "x" * 5000, "ein Foto von dem alten Haus"), "url_too_long"),
+    (image("a.svg", TEXT), "url_suffix"),
+    (image("a.SVG?v=1.jpg", "ein Foto von dem alten Haus"), "url_suffix"),
+    (image("favicon.ico#x", TEXT), "url_suffix"),
+    (image("a.gif", TEXT), "url_suffix"),
     (image("a.jpg", "ein Foto von dem alten Haus"), "language"),
     (image("first.jpg#2", TEXT), "duplicate"),
 ]
+
+
+# The same for rules that are off by default.
+REFUSED_IF_ASKED = [
+    (image("a.jpg", "house"), {"min_words": 2}, "alt_few_words"),
+    (image("a.jpg", "IMG_0815.JPG"), {"refuse_file_name_texts": True}, "alt_file_name"),
+    (image("i/1x1.png", TEXT), {"refuse_placeholders": True}, "url_placeholder"),
+    (image("i/grey-placeholder.jpg?x=1", TEXT), {"refuse_placeholders": True}, "url_placeholder"),
+    (image("spacer_2.png", TEXT), {"refuse_placeholders": True}, "url_placeholder"),
+]
+
+
+@pytest.mark.parametrize(("link", "rules", "reason"), REFUSED_IF_ASKED)
+def test_refused_if_asked(
+    tmp_path: Path, link: dict[str, str], rules: dict[str, object], reason: str
+) -> None:
+    _, counts = pairs_of(tmp_path, page([link]), **rules, languages=[])
+    assert counts.rejects == {reason: 1}
+    assert pairs_of(tmp_path, page([link]), languages=[])[1].kept == 1
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        image("a.svg.jpg", TEXT),
+        image("show.php?file=a.svg", TEXT),
+        image("pixel-art/house.jpg", TEXT),
+        image("emptynest.jpg", TEXT),
+        image("a.jpg", "The file a.jpg of the old house"),
+    ],
+)
+def test_what_only_resembles_is_kept(tmp_path: Path, link: dict[str, str]) -> None:
+    strict = {"refuse_placeholders": True, "refuse_file_name_texts": True, "min_words": 2}
+    assert pairs_of(tmp_path, page([link]), **strict, languages=[])[1].kept == 1
 
 
 @pytest.mark.parametrize(("link", "reason"), REFUSED)
@@ -96,7 +136,8 @@ def test_refused(tmp_path: Path, link: dict[str, str], reason: str) -> None:
 
 def test_every_reason_is_tested() -> None:
     """All but those of the lists, which are applied after the extraction."""
-    assert {reason for _, reason in REFUSED} == set(REASONS["pairs"]) - LISTED
+    tested = {reason for *_, reason in (*REFUSED, *REFUSED_IF_ASKED)}
+    assert tested == set(REASONS["pairs"]) - LISTED
 
 
 @pytest.mark.parametrize(("alt", "kept"), [("house", 1), ("hous", 0), ("w" * 60, 1), ("w" * 61, 0)])
@@ -172,8 +213,10 @@ def test_plain_files(tmp_path: Path) -> None:
     ]
 
 
-def test_nothing_in_nothing_out(tmp_path: Path) -> None:
-    assert pairs_of(tmp_path)[0] == []
+def test_a_file_without_a_page_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(NoPagesError, match="empty"):
+        pairs_of(tmp_path)
+    assert not list(tmp_path.rglob("*.parquet"))
 
 
 def test_a_missing_file_leaves_nothing(tmp_path: Path) -> None:

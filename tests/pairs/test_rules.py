@@ -33,6 +33,9 @@ def test_languages() -> None:
         {"min_text_chars": 20, "max_text_chars": 10},
         {"max_url_chars": 0},
         {"languages": "en"},
+        {"refused_suffixes": [".SVG"]},
+        {"refused_suffixes": [""]},
+        {"min_words": 0},
     ],
 )
 def test_wrong_values(wrong: dict[str, object]) -> None:

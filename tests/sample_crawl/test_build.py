@@ -263,6 +263,12 @@ def test_every_reason_is_planted(manifest: Manifest, stage: str) -> None:
         "decoder_failed",
         "changed",
         "predicate",
+        "bad_value",
+        "too_complex",
+        "too_narrow",
+        "alt_few_words",
+        "alt_file_name",
+        "url_placeholder",
     }
     planted = {case.reason for case in manifest.cases if case.stage == stage}
     assert set(REASONS[stage]) - elsewhere <= planted
