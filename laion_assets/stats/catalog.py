@@ -1,4 +1,5 @@
-"""`catalog.duckdb`: views over the lake's parquet, macros over the views, and restricted queries.
+"""`catalog.duckdb`: tables of the lake's partitions, views over its parquet, macros over both, and
+restricted queries.
 
 The views name the lake by the absolute path it had when the catalog was built, so that any DuckDB
 can open the file from anywhere. A lake that was moved is read after `SET VARIABLE lake = '…'`;
@@ -7,6 +8,7 @@ can open the file from anywhere. A lake that was moved is read after `SET VARIAB
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,20 +18,24 @@ from typing import Any, Final, TypeVar
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from laion_assets import schemas
 from laion_assets.files import atomic_path
 from laion_assets.funnel import REASONS
-from laion_assets.lake import LocalLake
+from laion_assets.lake import Lake, LocalLake
 from laion_assets.layout import (
     CATALOG,
     EVERY_HIVE,
     PARTITIONS,
+    SUBSET_PREFIX,
     Partition,
     partition_of,
     unqueryable,
+    with_subsets,
 )
+from laion_assets.stats.partitions import LAYOUT, create_tables, fill, quoted, versions
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -88,36 +94,82 @@ _LAION400M: Final = (
 """Samples with one side or both sides of at least so many pixels: arXiv 2111.02114, table 1."""
 
 _DERIVED: Final[Mapping[str, str]] = {
+    # The stages of a further subset have the names of the main one's.
+    "funnel_by_segment": (
+        "select crawl, segment, stage, reason, n from counts "
+        f"where not starts_with(asset, {quoted(SUBSET_PREFIX)})"
+    ),
     "funnel": (
         "select stage, reason, cast(sum(n) as bigint) as n from funnel_by_segment group by all"
     ),
     "rejects": "from funnel_by_segment where reason not in ('in', 'kept')",
+    "runs": (
+        "select crawl, segment, asset, run_id, code_version, started, seconds, bytes, n_in, kept, "
+        "metadata from partitions"
+    ),
+    "stats": (
+        "select crawl, segment, stage, metric, bin_low, bin_high, n from statistics "
+        "where kind = 'histogram'"
+    ),
+    "top": "select crawl, segment, stage, metric, value, n from statistics where kind = 'top'",
 }
+_COUNTED: Final = ("funnel_by_segment", "funnel", "rejects", "runs")
+"""Those whose rows are in the catalog itself."""
 
 
-def build_catalog(lake_root: Path, out: Path, subsets: Sequence[str] = ()) -> dict[str, Any]:
-    """Publish the catalog of a lake as the file ``out``; return each view's number of rows.
+def build_catalog(
+    lake: Lake | Path, out: Path, subsets: Sequence[str] = (), previous: Path | None = None
+) -> dict[str, Any]:
+    """Publish the catalog of a lake as the file ``out``; return its summary.
 
-    ``subsets`` names the assets of further subsets; each gets a view of its name. New partitions
-    appear in the views without a rebuild, also those of a stage that had none. Raises
-    ``ValueError`` if the lake's path has characters that DuckDB would take for a pattern or key.
+    ``subsets`` names the assets of further subsets; each gets a view of its name. ``previous``: an
+    earlier catalog of the lake, which is read and left as it is; what it knows of unchanged
+    partitions is taken over. The summary has ``partitions`` (how many), ``views`` (their rows) and
+    ``made_of`` (a digest of all partitions' data versions). Raises ``ValueError`` if the lake's
+    path has characters that DuckDB would take for a pattern or key.
     """
+    lake = lake if isinstance(lake, Lake) else LocalLake.at(lake)
+    root = lake.local_root.absolute()
+    _refuse_pattern(root)
     stages = dict(_STAGES)
     for name in subsets:
         stages |= _views(partition_of(name))
-    root = lake_root.absolute()
-    _refuse_pattern(root)
+    now = versions(lake, with_subsets(subsets))
     with (
         atomic_path(out) as beside,
         duckdb.connect(
             str(beside), config={"storage_compatibility_version": _READABLE_BY}
         ) as connection,
     ):
-        connection.execute("create table lake as select $root as root", {"root": str(root)})
+        fill(connection, lake, now, previous if previous and _is_usable(previous) else None)
+        connection.execute(
+            "create table lake as select $root as root, $layout as layout",
+            {"root": str(root), "layout": LAYOUT},
+        )
         _define(connection, root, stages)
-        rows = {name: _count(connection, name) for name in (*stages, *_DERIVED)}
+        rows = dict.fromkeys(stages, 0) | dict(
+            connection.execute(
+                'select "view", cast(sum("rows") as bigint) from files '
+                'where "view" is not null group by all'
+            ).fetchall()
+        )
+        rows |= {name: _count(connection, name) for name in _COUNTED}
+        ((made_of,),) = connection.execute(
+            "select md5(coalesce(string_agg(data_version, ' ' order by asset, crawl, segment), ''))"
+            " from partitions"
+        ).fetchall()
         connection.execute("checkpoint")
-    return {"views": rows}
+    return {"partitions": now.num_rows, "views": rows, "made_of": made_of}
+
+
+def _is_usable(previous: Path) -> bool:
+    """Whether a catalog's tables are those that this code makes."""
+    try:
+        with duckdb.connect(str(previous), read_only=True) as connection:
+            return connection.execute("select layout from lake").fetchall() == [(LAYOUT,)]
+    except duckdb.Error as error:
+        logger.info(f"{previous} is not taken over: {error}")
+        return False
 
 
 def _refuse_pattern(root: Path) -> None:
@@ -129,8 +181,13 @@ def _refuse_pattern(root: Path) -> None:
 
 
 def _define(connection: duckdb.DuckDBPyConnection, root: Path, stages: Mapping[str, _View]) -> None:
+    """Create the views and macros over :data:`~laion_assets.stats.partitions.TABLES`."""
+    columns: dict[str, list[set[str]]] = {}
+    for name, text in connection.execute('select distinct "view", "columns" from files').fetchall():
+        columns.setdefault(name, []).append({part.split(" ")[0] for part in text.split(", ")})
     for name, view in stages.items():
-        connection.execute(f"create view {name} as {_select(connection, root, view)}")
+        sql = _select(connection, root, name, view, columns.get(name, []))
+        connection.execute(f"create view {name} as {sql}")
     for name, sql in _DERIVED.items():
         connection.execute(f"create view {name} as {sql}")
     _add_words(connection)
@@ -149,6 +206,7 @@ def open_samples(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         tempfile.TemporaryDirectory(prefix="laion-assets-sql-") as nothing,
         duckdb.connect(config={"temp_directory": nothing}) as connection,
     ):
+        create_tables(connection)
         _define(connection, Path(nothing), _STAGES)
         connection.execute("drop view subset")
         # Arrow's reader never takes a path for a pattern.
@@ -175,49 +233,38 @@ def _add_words(connection: duckdb.DuckDBPyConnection) -> None:
     connection.executemany("insert into laion400m values (?, ?, ?, ?)", paper)
 
 
-def _select(connection: duckdb.DuckDBPyConnection, root: Path, view: _View) -> str:
-    pattern = f"{view.asset}/{EVERY_HIVE}/{view.files}"
-    # crawl and segment are in the path and, for some stages, in the file, too. The path's values
-    # win, and stay text, since "00" as a number would be 0.
+def _select(
+    connection: duckdb.DuckDBPyConnection,
+    root: Path,
+    name: str,
+    view: _View,
+    columns: Sequence[set[str]],
+) -> str:
+    """The SQL of a view. ``columns``: the different sets of columns that its files have.
+
+    crawl and segment are in the path. They stay text, since "00" as a number would be 0.
+    """
+    # By name only if needed: DuckDB then reads all footers. Where every file lacks a column, the
+    # next one may have it.
+    whole = len(columns) == 1 and columns[0] >= set(view.columns.names) - set(_KEY.names)
+    pattern = f"/{view.asset}/{EVERY_HIVE}/{view.files}"
     files = (
-        f"read_parquet(coalesce(getvariable('lake'), {_quoted(str(root))}) || "
-        f"{_quoted('/' + pattern)}, hive_partitioning = true, "
-        "hive_types = {'crawl': varchar, 'segment': varchar}"
+        f"read_parquet(coalesce(getvariable('{name}_files'), "
+        f"[coalesce(getvariable('lake'), {quoted(str(root))}) || {quoted(pattern)}]), "
+        "hive_partitioning = true, hive_types = {'crawl': varchar, 'segment': varchar}, "
+        f"union_by_name = coalesce(getvariable('{name}_mixed'), {not whole})"
+        f"{'' if columns else ', allow_empty = true'})"
     )
-    names = ", ".join(f'"{name}"' for name in view.columns.names)
-    if next(root.glob(pattern), None) is None:
-        types = connection.from_arrow(view.columns.empty_table()).types
-        none = ", ".join(
-            f'cast(null as {kind}) as "{name}"'
-            for name, kind in zip(view.columns.names, types, strict=True)
-        )
-        # Without files, read_parquet returns one column of its own, which must not show.
-        return (
-            f"select {names} from (select {none} where false union all by name "
-            f"from {files}, allow_empty = true, union_by_name = true))"
-        )
-    if view.open_ended:
-        # img2dataset's options decide which of its columns a shard has.
-        return f"from {files}, union_by_name = true)"
-    # By name only if needed: DuckDB then reads the footers even of files that a filter excludes.
-    mixed = ", union_by_name = true" if _mixed(root, pattern, view.columns) else ""
-    return f"select {names} from {files}{mixed})"
-
-
-def _mixed(root: Path, pattern: str, columns: pa.Schema) -> bool:
-    """Return whether any partition lacks some of the columns; one file of each is looked at."""
-    seen: set[Path] = set()
-    for path in root.glob(pattern):
-        if path.parent not in seen:
-            seen.add(path.parent)
-            present = set(pq.read_schema(path).names) | {"crawl", "segment"}
-            if not present >= set(columns.names):
-                return True
-    return False
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    types = connection.from_arrow(view.columns.empty_table()).types
+    none = ", ".join(
+        f'cast(null as {kind}) as "{column}"'
+        for column, kind in zip(view.columns.names, types, strict=True)
+    )
+    # A column that no file has is null. Without files, read_parquet returns one column of its own,
+    # which must not show.
+    names = ", ".join(f'"{column}"' for column in view.columns.names)
+    shown = "*" if view.open_ended and columns else names
+    return f"select {shown} from (select {none} where false union all by name from {files})"
 
 
 def _count(connection: duckdb.DuckDBPyConnection, view: str) -> int:
@@ -245,8 +292,8 @@ def open_catalog(catalog: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     ):
         lake = lake_of(catalog, connection)
         _refuse_pattern(lake)
-        connection.execute(f"set variable lake = {_quoted(str(lake))}")
-        connection.execute(f"set allowed_directories = [{_quoted(str(lake))}]")
+        connection.execute(f"set variable lake = {quoted(str(lake))}")
+        connection.execute(f"set allowed_directories = [{quoted(str(lake))}]")
         connection.execute("set enable_external_access = false")
         connection.execute("set lock_configuration = true")
         yield connection
