@@ -234,12 +234,7 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
         Partition(
             SEGMENT_STATS,
             None,
-            (
-                Table("funnel.parquet", schemas.FUNNEL, view="funnel_by_segment"),
-                Table("histograms.parquet", schemas.HISTOGRAMS, view="stats"),
-                Table("top.parquet", schemas.TOP, view="top"),
-                Table("runs.parquet", schemas.RUNS, view="runs"),
-            ),
+            (Table("statistics.parquet", schemas.STATISTICS, view="statistics"),),
         ),
     )
 }

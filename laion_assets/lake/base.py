@@ -81,7 +81,8 @@ class Manifest:
     seconds: float
     bytes: int
     files: Sequence[Mapping[str, Any]]
-    """``name`` (relative to the partition's folder), ``bytes`` and ``sha256`` of each file."""
+    """``name`` (relative to the partition's folder), ``bytes`` and ``sha256`` of each file; of a
+    parquet file ``rows`` and ``columns``, too, unless it is older than these."""
     counts: Sequence[StageCounts]
     metadata: Mapping[str, Any]
 
