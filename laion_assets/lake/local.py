@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing_extensions import override
 from laion_assets.lake.base import Lake, LakeError, Lease, Manifest
 from laion_assets.lake.content import MANIFEST
 from laion_assets.lake.options import LakeOptions
-from laion_assets.layout import EVERY_HIVE, SegmentKey
+from laion_assets.layout import SegmentKey
 
 T = TypeVar("T")
 
@@ -62,17 +63,32 @@ class LocalLake(Lake):
 
     @override
     def segments(self, asset: str) -> list[SegmentKey]:
-        found = (self.root / asset).glob(f"{EVERY_HIVE}/{MANIFEST}")
-        return sorted(SegmentKey.of_folder(path.parent) for path in found)
+        return [key for key in self.published_at(asset) if key]
 
     @override
     def versions(self, asset: str) -> dict[SegmentKey | None, str]:
-        found = {}
-        for path in self.root.glob(f"{asset}/{EVERY_HIVE}/{MANIFEST}"):
-            with suppress(FileNotFoundError):  # it has just been replaced by nothing
-                found[SegmentKey.of_folder(path.parent)] = _version(path)
-        whole = self.root / asset / MANIFEST
-        return found | ({None: _version(whole)} if whole.exists() else {})
+        # A file system may use an inode again.
+        return {
+            key: f"{about.st_ino:x}.{about.st_mtime_ns:x}" for key, about in self._manifests(asset)
+        }
+
+    @override
+    def published_at(self, asset: str) -> dict[SegmentKey | None, float]:
+        return {key: about.st_mtime for key, about in self._manifests(asset)}
+
+    def _manifests(self, asset: str) -> Iterator[tuple[SegmentKey | None, os.stat_result]]:
+        """The partitions of an asset, sorted, and what its file system says of their manifests.
+
+        At ten thousand partitions, paths as objects would cost more than the system calls.
+        """
+        base = f"{self.root}/{asset}"
+        for crawl in _folders(base, "crawl="):
+            for segment in _folders(f"{base}/{crawl}", "segment="):
+                with suppress(FileNotFoundError):
+                    about = os.stat(f"{base}/{crawl}/{segment}/{MANIFEST}")  # noqa: PTH116
+                    yield SegmentKey(crawl[len("crawl=") :], segment[len("segment=") :]), about
+        with suppress(FileNotFoundError):
+            yield None, Path(f"{base}/{MANIFEST}").stat()
 
     @override
     def assets(self, pattern: str) -> list[str]:
@@ -113,7 +129,8 @@ class LocalLake(Lake):
         yield lambda _: None
 
 
-def _version(path: Path) -> str:
-    """What differs once a file was replaced: a file system may use an inode again."""
-    about = path.stat()
-    return f"{about.st_ino:x}.{about.st_mtime_ns:x}"
+def _folders(parent: str, prefix: str) -> list[str]:
+    """Names in a folder that begin so, sorted; none if there is no such folder."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(name for name in os.listdir(parent) if name.startswith(prefix))  # noqa: PTH208
+    return []

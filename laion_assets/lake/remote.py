@@ -16,6 +16,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
@@ -88,6 +89,17 @@ class RemoteLake(Lake):
         keys: list[SegmentKey | None] = [*self.segments(asset)]
         keys += [None] if not keys and self.has(asset) else []
         return {key: self._pointer(asset, key).id for key in keys}
+
+    @override
+    def published_at(self, asset: str) -> dict[SegmentKey | None, float]:
+        pointers: dict[SegmentKey | None, Pointer] = dict(self.cache.pointers(asset).items())
+        if not pointers:
+            pointers[None] = self._pointer(asset, None)
+        return {
+            key: datetime.fromisoformat(manifest["started"]).timestamp() + manifest["seconds"]
+            for key, pointer in sorted(pointers.items(), key=lambda item: str(item[0]))
+            if (manifest := pointer.manifest) is not None
+        }
 
     @override
     def assets(self, pattern: str) -> list[str]:
