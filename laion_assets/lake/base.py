@@ -225,6 +225,11 @@ class Lake(ABC):
         replaced; it costs a look at the folders, or a listing of the store, and no manifest."""
 
     @abstractmethod
+    def published_at(self, asset: str) -> dict[SegmentKey | None, float]:
+        """Return when each of an asset's partitions was published, sorted, as seconds of one clock;
+        it costs what :meth:`versions` does."""
+
+    @abstractmethod
     def assets(self, pattern: str) -> list[str]:
         """Return the names of the lake's assets that match a pattern, sorted."""
 

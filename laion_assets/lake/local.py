@@ -96,6 +96,14 @@ class LocalLake(Lake):
         ]
 
     @override
+    def published_at(self, asset: str) -> dict[SegmentKey | None, float]:
+        # The second half of a version is the time in nanoseconds.
+        return {
+            key: int(version.partition(".")[2], 16) / 1e9
+            for key, version in sorted(self.versions(asset).items(), key=lambda of: str(of[0]))
+        }
+
+    @override
     def assets(self, pattern: str) -> list[str]:
         folders = (path for path in self.root.glob(pattern) if path.is_dir())
         return sorted(path.name for path in folders if not path.name.startswith("."))

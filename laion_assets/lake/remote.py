@@ -16,6 +16,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -114,6 +115,13 @@ class RemoteLake(Lake):
             whole, _ = read_pointer(self.store, asset)
             return {None: whole.nonce} if whole.manifest is not None else {}
         return found
+
+    @override
+    def published_at(self, asset: str) -> dict[SegmentKey | None, float]:
+        return {
+            key: datetime.fromisoformat(manifest.started).timestamp() + manifest.seconds
+            for key, manifest in sorted(self.manifests(asset).items(), key=lambda of: str(of[0]))
+        }
 
     @override
     def assets(self, pattern: str) -> list[str]:
