@@ -290,7 +290,7 @@ class RemoteLake(Lake):
                 self.cache.remember(place, pointer)
         for left in self.abandoned(ABANDONED.total_seconds()):
             shutil.rmtree(left.folder)
-        self.cache.evict()
+        self.cache.count()
 
     def _refuse_if_replaced(
         self, place: str, uploads: Uploads, before: Pointer, error: ChangedError
