@@ -226,8 +226,8 @@ class Lake(ABC):
 
     @abstractmethod
     def published_at(self, asset: str) -> dict[SegmentKey | None, float]:
-        """Return when each of an asset's partitions was published, sorted, as seconds of one clock;
-        it costs what :meth:`versions` does."""
+        """Return when each of an asset's partitions was published, in seconds of one clock; from a
+        look at the folders, or what this machine has not yet read of the store's manifests."""
 
     @abstractmethod
     def assets(self, pattern: str) -> list[str]:

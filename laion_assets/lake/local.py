@@ -74,15 +74,25 @@ class LocalLake(Lake):
         found = {key: self.version(asset, key) for key in keys}
         return {key: version for key, version in found.items() if version is not None}
 
+    @override
+    def published_at(self, asset: str) -> dict[SegmentKey | None, float]:
+        keys = (None, *(SegmentKey(*names) for names in self.names(asset)))
+        found = {key: self._look(asset, key) for key in keys}
+        return {key: about.st_mtime for key, about in found.items() if about is not None}
+
     def version(self, asset: str, key: SegmentKey | None) -> str | None:
         """What :meth:`versions` says of one partition; None if it is not published."""
+        about = self._look(asset, key)
+        # A file system may use an inode again.
+        return f"{about.st_ino:x}.{about.st_mtime_ns:x}" if about else None
+
+    def _look(self, asset: str, key: SegmentKey | None) -> os.stat_result | None:
+        """What the file system says of a partition's manifest; None if it is not published."""
         try:
             path = f"{self.root}/{place_of(asset, key)}/{MANIFEST}"
-            about = os.stat(path)  # noqa: PTH116 - a Path costs more than the look
+            return os.stat(path)  # noqa: PTH116 - a Path costs more than the look
         except FileNotFoundError:
             return None
-        # A file system may use an inode again.
-        return f"{about.st_ino:x}.{about.st_mtime_ns:x}"
 
     def names(self, asset: str) -> list[tuple[str, str]]:
         """Crawl and segment of each of an asset's folders, published or not, in any order.
@@ -94,14 +104,6 @@ class LocalLake(Lake):
             for crawl in _entries(self.root / asset, "crawl=")
             for segment in _entries(crawl.path, "segment=")
         ]
-
-    @override
-    def published_at(self, asset: str) -> dict[SegmentKey | None, float]:
-        # The second half of a version is the time in nanoseconds.
-        return {
-            key: int(version.partition(".")[2], 16) / 1e9
-            for key, version in sorted(self.versions(asset).items(), key=lambda of: str(of[0]))
-        }
 
     @override
     def assets(self, pattern: str) -> list[str]:

@@ -119,8 +119,9 @@ class RemoteLake(Lake):
     @override
     def published_at(self, asset: str) -> dict[SegmentKey | None, float]:
         return {
-            key: datetime.fromisoformat(manifest.started).timestamp() + manifest.seconds
-            for key, manifest in sorted(self.manifests(asset).items(), key=lambda of: str(of[0]))
+            key: datetime.fromisoformat(manifest["started"]).timestamp() + manifest["seconds"]
+            for key, pointer in self._pointers(asset).items()
+            if (manifest := pointer.manifest) is not None
         }
 
     @override

@@ -61,7 +61,7 @@ class Partitions:
         }
 
     def keys(self, asset: str) -> Collection[SegmentKey]:
-        """The segments of which the asset has a partition, sorted."""
+        """The segments of which the asset has a partition."""
         return self._published[asset].keys()
 
     def published_at(self, asset: str, key: SegmentKey) -> float:

@@ -303,7 +303,7 @@ def test_a_version_changes_when_a_partition_is_replaced(
     assert lake.versions("nothing") == {}
 
 
-def test_partitions_are_told_in_order_with_when_they_were_published(tmp_path: Path) -> None:
+def test_a_lake_says_when_partitions_were_published(tmp_path: Path) -> None:
     lake = LocalLake.at(tmp_path)
     keys = [SegmentKey("CC-MAIN-2021-04", "07"), SegmentKey("CC-MAIN-2013-20", "11")]
     for key in keys:
@@ -312,7 +312,7 @@ def test_partitions_are_told_in_order_with_when_they_were_published(tmp_path: Pa
         os.utime(lake.folder("samples", key) / "_manifest.json", (5, 5 + keys.index(key)))
     (tmp_path / "samples" / "crawl=CC-MAIN-2021-04" / "segment=08").mkdir()
     assert lake.published_at("samples") == {keys[1]: 6.0, keys[0]: 5.0}
-    assert lake.segments("samples") == list(lake.published_at("samples")) == keys[::-1]
+    assert lake.segments("samples") == keys[::-1]
     with lake.publish("report", inputs={}, code_version="1"):
         pass
     assert list(lake.published_at("report")) == [None]

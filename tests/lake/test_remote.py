@@ -59,9 +59,8 @@ def test_a_look_up_fetches_its_file_and_no_rows(machine: Machine) -> None:
         write_table(part_path(staging.path, 0), rows)
         write_lookups("pair_parquet", staging.path)
     for text, found in ((str(sample_id_of(uid)), {KEY: [0]}), ("1", {})):
-        held, without = Partitions(there).candidates(
-            "pair_parquet", ask(text).sought("pair_parquet")
-        )
+        sought = ask(text).sought("pair_parquet")
+        held, without = Partitions(there).candidates("pair_parquet", sought)
         assert ({key: rows.tolist() for key, rows in held.items()}, without) == (found, [])
     here_now = there.local_root / "pair_parquet" / KEY.hive
     assert {p.name for p in here_now.rglob("*") if p.is_file()} == {"_manifest.json", "uid"}

@@ -57,6 +57,7 @@ from laion_assets.removals.entries import Entries
 from laion_assets.removals.entry import WIDTHS
 from laion_assets.removals.keys import hex_keys
 from laion_assets.removals.ledger import (
+    EVENTS,
     TAKEN_OUT,
     RemovalCounts,
     all_listed,
@@ -356,11 +357,9 @@ def _returning(lake: Lake, partitions: Partitions, lists: Lists) -> Iterator[Seg
     The removal ledger says what was ever taken out of which; a segment that it does not name lacks
     nothing.
     """
+    root = lake.current(EVENTS, deep=True)
     for asset in (PAIR_PARQUET, UNIQUE_PAIRS, IMAGE_SHARDS):
-        keys = partitions.keys(asset)
-        folders = {events_file(asset, key).rpartition("/")[0] for key in keys}
-        root = lake.current(*sorted(folders))
-        for key in keys:
+        for key in partitions.keys(asset):
             # Most have none, and a path as an object would cost more than the look.
             if os.path.exists(f"{root}/{events_file(asset, key)}"):  # noqa: PTH110
                 last = {(e.list, e.entry): e for e in read_events(root, asset, key)}
