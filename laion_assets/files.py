@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from laion_assets.errors import PermanentError, TransientError
 
@@ -68,6 +68,37 @@ def identity(path: Path | int) -> Identity:
     number. Raises ``FileNotFoundError``."""
     about = os.fstat(path) if isinstance(path, int) else path.stat()
     return about.st_dev, about.st_ino, about.st_mtime_ns
+
+
+class ReadAt(Protocol):
+    """A file that is read at any place."""
+
+    @property
+    def name(self) -> str:
+        """Its path or URL, for messages."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read_at(self, offset: int, n: int) -> bytes:
+        """Return ``n`` bytes, or fewer at the end."""
+
+    def close(self) -> None: ...
+
+
+class LocalFile:
+    """A file of this machine to :class:`ReadAt`. Raises ``FileNotFoundError``."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.name = str(path)
+        self._handle = os.open(path, os.O_RDONLY)
+        self.size = os.fstat(self._handle).st_size
+
+    def read_at(self, offset: int, n: int) -> bytes:
+        return os.pread(self._handle, n, offset)
+
+    def close(self) -> None:
+        os.close(self._handle)
 
 
 def fsync_directory(path: Path) -> None:

@@ -10,7 +10,6 @@ from laion_assets.cli.common import (
     CommandError,
     argument,
     command,
-    local_lake,
     must_exist,
     opened_lake,
 )
@@ -206,7 +205,7 @@ def why(args: argparse.Namespace) -> None:
     from laion_assets.stats import why as stories
 
     must_exist(args.lake)
-    lake = LocalLake.at(args.lake) if args.lake else local_lake(load_settings(args.config))
+    lake = LocalLake.at(args.lake) if args.lake else opened_lake(load_settings(args.config))
     try:
         answer = stories.why(lake, args.what)
     except stories.NotAskableError as error:

@@ -4,16 +4,7 @@ Everything outside this package imports from here. What does not belong in it: w
 are, and what their files hold.
 """
 
-from laion_assets.lake.base import (
-    Abandoned,
-    Lake,
-    LakeError,
-    Lease,
-    Manifest,
-    NotPublishedError,
-    PartitionBusyError,
-    Staging,
-)
+from laion_assets.lake.base import Abandoned, Lake, Lease
 from laion_assets.lake.content import MANIFEST
 from laion_assets.lake.local import LocalLake, is_remote
 from laion_assets.lake.object_store import (
@@ -24,6 +15,13 @@ from laion_assets.lake.object_store import (
     UnavailableError,
 )
 from laion_assets.lake.options import LakeOptions
+from laion_assets.lake.partition import (
+    LakeError,
+    Manifest,
+    NotPublishedError,
+    PartitionBusyError,
+    Staging,
+)
 
 __all__ = [
     "MANIFEST",

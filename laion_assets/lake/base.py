@@ -11,21 +11,18 @@ a folder, :mod:`laion_assets.lake.remote` in an object store.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from laion_assets.errors import TransientError
-from laion_assets.files import LockedError, locked, replace_folder, write_json
-from laion_assets.funnel import StageCounts
+from laion_assets.files import LockedError, ReadAt, locked, replace_folder, write_json
 from laion_assets.lake.content import (
     FINGERPRINT,
     MANIFEST,
@@ -36,6 +33,12 @@ from laion_assets.lake.content import (
     prepare,
 )
 from laion_assets.lake.locks import lock_of, unlocked
+from laion_assets.lake.partition import (
+    Manifest,
+    NotPublishedError,
+    PartitionBusyError,
+    Staging,
+)
 from laion_assets.layout import EVERY_HIVE, SegmentKey, place_of
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 STAGING: Final = ".staging"
 """Folder of the partitions in the making, as ``asset/crawl=…/segment=…`` or ``asset/all``."""
@@ -51,92 +55,6 @@ STAGING: Final = ".staging"
 _WHOLE: Final = "all"
 _WITHDRAWN: Final = "withdrawn"
 """Name, beside those, of a published partition that is being deleted."""
-
-
-class LakeError(RuntimeError):
-    """The lake cannot do what was asked; the message says what and why."""
-
-
-class NotPublishedError(LakeError):
-    """A partition that is needed has not been materialized."""
-
-
-class PartitionBusyError(LakeError, TransientError):
-    """Another process is making the same partition."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The record of a published partition: where it came from, and what it holds."""
-
-    asset: str
-    crawl: str | None
-    segment: str | None
-    run_id: str
-    code_version: str
-    fingerprint: str
-    data_version: str
-    started: str
-    """ISO 8601, in UTC."""
-    seconds: float
-    bytes: int
-    files: Sequence[Mapping[str, Any]]
-    """``name`` (relative to the partition's folder), ``bytes`` and ``sha256`` of each file; of a
-    parquet file ``rows`` and ``columns``, too, unless it is older than these."""
-    counts: Sequence[StageCounts]
-    metadata: Mapping[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        value = dict(self.__dict__)
-        value["counts"] = [counts.to_json() for counts in self.counts]
-        return value
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
-        counts = [StageCounts.from_json(counts) for counts in value["counts"]]
-        return cls(**{**value, "counts": counts})
-
-    @classmethod
-    def read(cls, folder: Path) -> Manifest:
-        """Read the manifest in a partition's folder. Raises ``FileNotFoundError``."""
-        return cls.from_json(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-
-    def stage(self, name: str) -> StageCounts:
-        for counts in self.counts:
-            if counts.stage == name:
-                return counts
-        raise KeyError(f"{self.asset} counted no stage {name!r}")
-
-
-@dataclass
-class Staging:
-    """A partition in the making: the stage fills ``path``, the asset sets the other fields.
-
-    It does not assume that ``path`` is empty (``resumed``), that all files are new
-    (``linked_from``), or that equal content means equal bytes (``data_version``).
-    """
-
-    path: Path
-    fingerprint: str
-    resumed: bool
-    """Whether ``path`` holds finished parts of an earlier run."""
-    counts: list[StageCounts] = field(default_factory=list)
-    metadata: dict[str, Any] = field(default_factory=dict)
-    not_content: tuple[str, ...] = ()
-    """Patterns of names of files that record how a run went (times, run ids), not what it made.
-    They are published, and the data version does not depend on them."""
-    linked_from: list[Path] = field(default_factory=list)
-    """Published folders that files may be hard links into; their digests are already known."""
-    data_version: str | None = None
-    """Replaces the digest of the files where equal content does not have equal bytes."""
-    manifest: Manifest | None = None
-    """Set once the partition has been published."""
-
-    @property
-    def published(self) -> Manifest:
-        if self.manifest is None:
-            raise LakeError(f"{self.path} has not been published")
-        return self.manifest
 
 
 @dataclass(frozen=True)
@@ -270,6 +188,19 @@ class Lake(ABC):
         that are read are transferred, each partition's as it is when the connection first looks at
         it. If it is replaced later, questions fail with a ``duckdb.Error``: ask a new connection.
         """
+
+    @abstractmethod
+    def opener(self) -> Callable[[str, SegmentKey | None, str], ReadAt]:
+        """Return a function that opens a published file by asset, key and name.
+
+        It sees each partition as it is when it opens the first file of it. From a store only what
+        is read is transferred. The function raises ``FileNotFoundError``, and so does reading a
+        file of a partition that is replaced meanwhile.
+        """
+
+    def map(self, call: Callable[[K], T], items: Iterable[K]) -> list[T]:
+        """Call a function that reads the lake for each item, side by side where it may wait."""
+        return list(map(call, items))
 
     def published(self, asset: str, key: SegmentKey | None = None) -> Path:
         """Return the folder of a partition. Raises :class:`NotPublishedError`."""

@@ -7,7 +7,6 @@ complete yet. What does not belong here: publishing, which :mod:`laion_assets.la
 from __future__ import annotations
 
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from laion_assets.files import (
+    LocalFile,
     LockedError,
     atomic_path,
     locked,
@@ -29,11 +29,11 @@ from laion_assets.files import (
     write_json,
     write_unsynced,
 )
-from laion_assets.lake.base import LakeError, Manifest
 from laion_assets.lake.content import MANIFEST
 from laion_assets.lake.index import Index, while_replaced
 from laion_assets.lake.locks import unlocked
 from laion_assets.lake.object_store import ObjectStore, in_parallel
+from laion_assets.lake.partition import LakeError, Manifest
 from laion_assets.lake.pointer import (
     ABANDONED,
     INDEX,
@@ -147,10 +147,10 @@ class Cache:
             replace_folder(new, folder)
         self.remember(place, pointer)
 
-    def open_copy(self, place: str, pointer: Pointer, name: str) -> io.FileIO | None:
+    def open_copy(self, place: str, pointer: Pointer, name: str) -> LocalFile | None:
         """Open a file if this machine has it as the pointer names it; None if it does not."""
         with suppress(FileNotFoundError):
-            file = io.FileIO(self.root / place / name)
+            file = LocalFile(self.root / place / name)
             # A folder's note is deleted before it is replaced, so what was opened is what it says.
             if _id_in(self.note(pointer_path(place))) == pointer.id:
                 return file

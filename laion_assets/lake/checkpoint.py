@@ -25,7 +25,6 @@ from typing import ClassVar, Final
 from pydantic import ConfigDict, TypeAdapter
 
 from laion_assets.files import replace_folder, sha256_file, write_json
-from laion_assets.lake.base import Manifest
 from laion_assets.lake.cache import Cache
 from laion_assets.lake.content import FINGERPRINT, MANIFEST
 from laion_assets.lake.object_store import (
@@ -34,6 +33,7 @@ from laion_assets.lake.object_store import (
     ObjectStoreError,
     in_parallel,
 )
+from laion_assets.lake.partition import Manifest
 from laion_assets.lake.pointer import (
     FILES_WITHIN,
     Name,

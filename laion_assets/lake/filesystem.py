@@ -23,7 +23,7 @@ from typing import Any, Final
 from fsspec import AbstractFileSystem
 from fsspec.utils import glob_translate
 
-from laion_assets.files import write_unsynced
+from laion_assets.files import ReadAt, write_unsynced
 from laion_assets.lake.cache import Cache
 from laion_assets.lake.pointer import Pointer, StoredFile
 from laion_assets.layout import SegmentKey, place_of
@@ -32,7 +32,7 @@ PROTOCOL: Final = "lake"
 ROOT: Final = f"{PROTOCOL}://store"
 """Beginning of the paths: what follows is as in a lake's folder."""
 
-_ALIGNED: Final = 128 * 2**10
+_ALIGNED: Final = 32 * 2**10
 """Ranges begin and end at multiples of this: as many bytes take as long as few."""
 _MANY: Final = 16
 """An asset of which more partitions are read has all its pointers read: that is a listing."""
@@ -92,9 +92,16 @@ class LakeFileSystem(AbstractFileSystem):  # type: ignore[misc]
         """Open a file for reading at any place. Raises ``FileNotFoundError``."""
         if mode != "rb":
             raise PermissionError(f"{path} can only be read")
-        place, name, stored = self._find(path)
-        copy = self._cache.open_copy(place, self._seen[place], name)
-        return copy or RangedFile(Ranges(self._cache, stored))
+        place, name, _stored = self._find(path)
+        return _Stream(self.open_at(place, name))
+
+    def open_at(self, place: str, name: str) -> ReadAt:
+        """Open a place's file by its name. Raises ``FileNotFoundError``."""
+        pointer = self._pointer(place)
+        if name not in pointer.files:
+            raise FileNotFoundError(f"{ROOT}/{place}/{name}")
+        copy = self._cache.open_copy(place, pointer, name)
+        return copy or Ranges(self._cache, pointer.files[name])
 
     def _find(self, path: str) -> tuple[str, str, StoredFile]:
         """Place, name and object of a file. Raises ``FileNotFoundError``."""
@@ -153,21 +160,23 @@ class Ranges:
 
     def __init__(self, cache: Cache, stored: StoredFile) -> None:
         self._cache, self._stored = cache, stored
-        self.size = stored.bytes
+        self.name, self.size = cache.store.address(stored.object), stored.bytes
         self._folder = cache.ranges(stored.sha256)
         with suppress(FileNotFoundError):
             os.utime(self._folder)
         self._kept = set(_kept_in(self._folder))
 
-    def read(self, begin: int, end: int) -> bytes:
-        """Return the bytes from ``begin`` to before ``end``."""
+    def read_at(self, offset: int, n: int) -> bytes:
         found = bytearray()
-        at, end = begin, min(end, self.size)
+        at, end = offset, min(offset + n, self.size)
         while at < end:
             first, content = self._containing(at, end)
             found += content[at - first : end - first]
-            at = begin + len(found)
+            at = offset + len(found)
         return bytes(found)
+
+    def close(self) -> None:
+        """Do nothing: nothing is held open."""
 
     def _containing(self, at: int, end: int) -> tuple[int, bytes]:
         """Where a range begins that has the byte ``at``, and its content."""
@@ -180,12 +189,11 @@ class Ranges:
         first = at - at % _ALIGNED
         last = min([end, *(kept[0] for kept in self._kept if kept[0] > at)])
         last = min(self.size, last + -last % _ALIGNED)
-        store, path = self._cache.store, self._stored.object
         try:
-            content = store.read_range(path, first, last)
+            content = self._cache.store.read_range(self._stored.object, first, last)
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"{store.address(path)} is gone: its partition was replaced while it was read"
+                f"{self.name} is gone: its partition was replaced while it was read"
             ) from None  # DuckDB shows all of it
         write_unsynced(self._path(first, last), content)
         self._kept.add((first, last))
@@ -204,11 +212,16 @@ def _kept_in(folder: Path) -> Iterator[tuple[int, int]]:
                 yield int(begin), int(end)
 
 
-class RangedFile(io.RawIOBase):
-    """An object as a file that is read at any place."""
+class _Stream(io.RawIOBase):
+    """A file as fsspec and DuckDB want it."""
 
-    def __init__(self, ranges: Ranges) -> None:
-        self._ranges, self._at = ranges, 0
+    def __init__(self, file: ReadAt) -> None:
+        self._file, self._at = file, 0
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
     def readable(self) -> bool:
         return True
@@ -220,12 +233,12 @@ class RangedFile(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._ranges.size}[whence]
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
         self._at = origin + offset
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        content = self._ranges.read(self._at, self._ranges.size if size < 0 else self._at + size)
+        content = self._file.read_at(self._at, self._file.size if size < 0 else size)
         self._at += len(content)
         return content
 

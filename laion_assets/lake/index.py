@@ -35,7 +35,7 @@ from laion_assets.layout import SegmentKey, place_of
 
 T = TypeVar("T")
 
-_AT_ONCE: Final = 32
+AT_ONCE: Final = 32
 """Small objects that are read at once: their latency is what takes time."""
 
 
@@ -66,18 +66,22 @@ class Index:
     def read_all(self, places: Iterable[str]) -> dict[str, Pointer]:
         """Return the pointers of places, by place; an empty one where there is none."""
         places = list(places)
-        read = in_parallel(lambda place: self.read(place)[0], places, at_once=_AT_ONCE)
+        read = in_parallel(lambda place: self.read(place)[0], places, at_once=AT_ONCE)
         return dict(zip(places, read, strict=True))
 
-    def versions(self, asset: str) -> dict[SegmentKey, str]:
-        """Return a text for each published segment that changes when its pointer does.
+    def published(self, asset: str) -> dict[SegmentKey, ObjectInfo]:
+        """Return what a listing says of the pointers of an asset's published segments.
 
-        That is a listing: only pointers small enough to be empty are read.
+        Only those small enough to be empty are read.
         """
         listed = self._listed(asset)
         small = {key: item for key, item in listed.items() if item.size < EMPTY_BYTES}
         empty = {key for key, pointer in self._current(small).items() if pointer.manifest is None}
-        return {key: item.token for key, item in listed.items() if key not in empty}
+        return {key: item for key, item in listed.items() if key not in empty}
+
+    def versions(self, asset: str) -> dict[SegmentKey, str]:
+        """Return a text for each published segment that changes when its pointer does."""
+        return {key: item.token for key, item in self.published(asset).items()}
 
     def pointers(self, asset: str) -> dict[SegmentKey, Pointer]:
         """Return the pointers of an asset's published segments, sorted by segment.
@@ -108,7 +112,7 @@ class Index:
             self._note(place, pointer, version)
             return pointer
 
-        found = in_parallel(current, listed.values(), at_once=_AT_ONCE)
+        found = in_parallel(current, listed.values(), at_once=AT_ONCE)
         return dict(zip(listed, found, strict=True))
 
     def _noted(self, place: str) -> tuple[str | None, Pointer]:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from typing_extensions import override
 
-from laion_assets.lake.base import Lake, LakeError, Lease, Manifest
+from laion_assets.files import LocalFile, ReadAt
+from laion_assets.lake.base import Lake, Lease
 from laion_assets.lake.content import MANIFEST
 from laion_assets.lake.options import LakeOptions
+from laion_assets.lake.partition import LakeError, Manifest
 from laion_assets.layout import SegmentKey, place_of
 
 if TYPE_CHECKING:
@@ -117,6 +119,10 @@ class LocalLake(Lake):
     @override
     def attach(self, connection: duckdb.DuckDBPyConnection) -> str:
         return str(self.root)
+
+    @override
+    def opener(self) -> Callable[[str, SegmentKey | None, str], ReadAt]:
+        return lambda asset, key, name: LocalFile(f"{self.root}/{place_of(asset, key)}/{name}")
 
     @override
     def current(self, *folders: str, deep: bool = False) -> Path:

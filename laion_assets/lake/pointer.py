@@ -18,8 +18,8 @@ from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from laion_assets.lake.base import Manifest
 from laion_assets.lake.object_store import DamagedError, ObjectStore, ObjectStoreError, Version
+from laion_assets.lake.partition import Manifest
 from laion_assets.tables import UNITS
 
 logger = logging.getLogger(__name__)

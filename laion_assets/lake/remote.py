@@ -16,18 +16,20 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from typing_extensions import override
 
-from laion_assets.lake.base import Lake, Lease, Manifest, PartitionBusyError
+from laion_assets.files import ReadAt
+from laion_assets.lake.base import Lake, Lease
 from laion_assets.lake.cache import Cache, write_bytes
 from laion_assets.lake.checkpoint import Checkpoint, Checkpointing, Uploads
+from laion_assets.lake.index import AT_ONCE
 from laion_assets.lake.object_store import ChangedError, ObjectStore, in_parallel
 from laion_assets.lake.options import LakeOptions
+from laion_assets.lake.partition import Manifest, PartitionBusyError
 from laion_assets.lake.pointer import (
     ABANDONED,
     INDEX,
@@ -47,12 +49,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 class RemoteLake(Lake):
     """The store's partitions, through this machine's cache.
 
-    Raises :class:`~laion_assets.lake.base.LakeError` if the cache folder holds anything else.
+    Raises :class:`~laion_assets.lake.partition.LakeError` if the cache folder holds anything else.
     """
 
     def __init__(self, options: LakeOptions) -> None:
@@ -118,11 +121,15 @@ class RemoteLake(Lake):
 
     @override
     def published_at(self, asset: str) -> dict[SegmentKey | None, float]:
-        return {
-            key: datetime.fromisoformat(manifest["started"]).timestamp() + manifest["seconds"]
-            for key, pointer in self._pointers(asset).items()
-            if (manifest := pointer.manifest) is not None
+        # The store's clock. A fenced partition looks younger than it is, which does no harm.
+        found: dict[SegmentKey | None, float] = {
+            key: item.modified.timestamp()
+            for key, item in sorted(self.index.published(asset).items())
         }
+        whole = None if found else self.store.info(pointer_path(asset))
+        if whole and self.has(asset):
+            found[None] = whole.modified.timestamp()
+        return found
 
     @override
     def assets(self, pattern: str) -> list[str]:
@@ -150,6 +157,17 @@ class RemoteLake(Lake):
 
         connection.register_filesystem(LakeFileSystem(self.cache))
         return ROOT
+
+    @override
+    def opener(self) -> Callable[[str, SegmentKey | None, str], ReadAt]:
+        from laion_assets.lake.filesystem import LakeFileSystem
+
+        files = LakeFileSystem(self.cache)
+        return lambda asset, key, name: files.open_at(place_of(asset, key), name)
+
+    @override
+    def map(self, call: Callable[[K], T], items: Iterable[K]) -> list[T]:
+        return in_parallel(call, items, at_once=AT_ONCE)
 
     # What partitions share
 

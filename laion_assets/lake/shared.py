@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from laion_assets.files import locked, sha256_file, write_json
-from laion_assets.lake.base import PartitionBusyError
 from laion_assets.lake.cache import Cache
 from laion_assets.lake.checkpoint import signature_of
 from laion_assets.lake.index import while_replaced
 from laion_assets.lake.object_store import ChangedError, ObjectStoreError, Version
+from laion_assets.lake.partition import PartitionBusyError
 from laion_assets.lake.pointer import (
     Pointer,
     StoredFile,

@@ -10,7 +10,6 @@ that it names is a candidate: whoever asks reads the row and compares.
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 from typing import Final
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laion_assets.errors import PermanentError
-from laion_assets.files import atomic_path
+from laion_assets.files import ReadAt, atomic_path
 
 Hashes = NDArray[np.uint64]
 Rows = NDArray[np.uint32]
@@ -65,19 +64,15 @@ def write(path: Path, hashes: Hashes, rows: Rows) -> None:
             stream.write(column.astype("<u4").tobytes())
 
 
-def find(path: str | Path, hashes: Hashes) -> Rows:
+def find(file: ReadAt, hashes: Hashes) -> Rows:
     """The rows whose hash may be one of ``hashes``, sorted and distinct, both.
 
-    Raises ``FileNotFoundError``, and :class:`LookupDamagedError`.
+    Raises :class:`LookupDamagedError`.
     """
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        n, bits = _header(handle, path)
-        if len(hashes) * _WHOLE_FROM > n:
-            return _find_many(handle, path, n, bits, hashes)
-        found = [_find_one(handle, path, n, bits, int(value)) for value in hashes]
-    finally:
-        os.close(handle)
+    n, bits = _header(file)
+    if len(hashes) * _WHOLE_FROM > n:
+        return _find_many(file, n, bits, hashes)
+    found = [_find_one(file, n, bits, int(value)) for value in hashes]
     hits = [rows for rows in found if len(rows)]
     return np.unique(np.concatenate(hits)) if hits else _NONE
 
@@ -89,49 +84,49 @@ def _bits(n: int) -> int:
     return max(0, n.bit_length() - _BUCKET_BITS)
 
 
-def _header(handle: int, path: str | Path) -> tuple[int, int]:
+def _header(file: ReadAt) -> tuple[int, int]:
     """Number of entries, and of the bits that name a bucket."""
-    head = os.pread(handle, _HEADER.size, 0)
+    head = file.read_at(0, _HEADER.size)
     magic, n = _HEADER.unpack(head) if len(head) == _HEADER.size else (b"", 0)
     bits = _bits(n)
     whole = _HEADER.size + _WORD * ((1 << bits) + 1 + 2 * n) if magic == _MAGIC else -1
-    if os.fstat(handle).st_size != whole:
-        raise _damaged(path)
+    if file.size != whole:
+        raise _damaged(file)
     return n, bits
 
 
-def _damaged(path: str | Path) -> LookupDamagedError:
+def _damaged(file: ReadAt) -> LookupDamagedError:
     return LookupDamagedError(
-        f"{path} is damaged: materialize its partition again. Without this file the partition is "
-        "searched row by row, so deleting it helps until then"
+        f"{file.name} is damaged: materialize its partition again. Without this file the "
+        "partition is searched row by row, so deleting it helps until then"
     )
 
 
-def _find_one(handle: int, path: str | Path, n: int, bits: int, value: int) -> Rows:
+def _find_one(file: ReadAt, n: int, bits: int, value: int) -> Rows:
     directory = _HEADER.size + _WORD * (value >> (64 - bits))
-    begin, stop = _BUCKET.unpack(os.pread(handle, _BUCKET.size, directory))
+    begin, stop = _BUCKET.unpack(file.read_at(directory, _BUCKET.size))
     if not begin <= stop <= n:
-        raise _damaged(path)
+        raise _damaged(file)
     rest = _HEADER.size + _WORD * ((1 << bits) + 1)
-    bucket = os.pread(handle, _WORD * (stop - begin), rest + _WORD * begin)
+    bucket = file.read_at(rest + _WORD * begin, _WORD * (stop - begin))
     wanted = (value >> (32 - bits)) & 0xFFFFFFFF
     if wanted.to_bytes(_WORD, "little") not in bucket:
         return _NONE
     entries = np.frombuffer(bucket, "<u4")
     first, last = (int(entries.searchsorted(wanted, side)) for side in ("left", "right"))
     rows = rest + _WORD * (n + begin + first)
-    return np.frombuffer(os.pread(handle, _WORD * (last - first), rows), "<u4")
+    return np.frombuffer(file.read_at(rows, _WORD * (last - first)), "<u4")
 
 
-def _find_many(handle: int, path: str | Path, n: int, bits: int, hashes: Hashes) -> Rows:
+def _find_many(file: ReadAt, n: int, bits: int, hashes: Hashes) -> Rows:
     """Compare all entries with all hashes, both sorted."""
-    columns = np.frombuffer(os.pread(handle, os.fstat(handle).st_size, 0), "<u4")
+    columns = np.frombuffer(file.read_at(0, file.size), "<u4")
     columns = columns[_HEADER.size // _WORD :]
     begins, rest, rows = np.split(columns, [(1 << bits) + 1, (1 << bits) + 1 + n])
     ends = begins.astype(np.int64)
     sizes = ends[1:] - ends[:-1]
     if sizes.min() < 0 or sizes.sum() != n:
-        raise _damaged(path)
+        raise _damaged(file)
     buckets = np.repeat(np.arange(1 << bits, dtype=np.uint64), sizes)
     entries = (buckets << np.uint64(32)) | rest
     wanted = hashes >> np.uint64(32 - bits)

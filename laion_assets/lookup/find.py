@@ -9,11 +9,13 @@ is published before it. A table for which that does not hold is searched row by 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import closing
 from functools import cached_property
 from typing import Final
 
 import numpy as np
 
+from laion_assets.files import ReadAt
 from laion_assets.lake import Lake
 from laion_assets.layout import (
     EMBEDDINGS,
@@ -26,7 +28,6 @@ from laion_assets.layout import (
     SUBSET_PREFIX,
     UNIQUE_PAIRS,
     SegmentKey,
-    place_of,
 )
 from laion_assets.lookup.files import Hashes, Rows, find
 from laion_assets.lookup.write import BLOCK, FILES
@@ -111,24 +112,32 @@ class Partitions:
             for kind, name in FILES[asset].items()
             if len(sought.get(kind, ()))
         ]
+        opened = self._lake.opener()
+
+        def look(key: SegmentKey) -> Rows | None:
+            try:
+                hits = [
+                    _rows(opened(asset, key, f"{LOOKUP}/{name}"), host, keys)
+                    for name, host, keys in wanted
+                ]
+            except FileNotFoundError:
+                return None
+            return hits[0] if len(hits) == 1 else np.unique(np.concatenate(hits))
+
+        keys = list(self._published[asset]) if wanted else []
         found: dict[SegmentKey, Rows] = {}
         without = []
-        for key in self._published[asset] if wanted else ():
-            for name, *_ in wanted:
-                self._lake.fetch(asset, key, f"{LOOKUP}/{name}")
-            folder = f"{self._lake.local_root}/{place_of(asset, key)}/{LOOKUP}"
-            try:
-                hits = [_rows(f"{folder}/{name}", host, keys) for name, host, keys in wanted]
-            except FileNotFoundError:
+        for key, rows in zip(keys, self._lake.map(look, keys), strict=True):
+            if rows is None:
                 without.append(key)
-                continue
-            if any(len(rows) for rows in hits):
-                found[key] = hits[0] if len(hits) == 1 else np.unique(np.concatenate(hits))
+            elif len(rows):
+                found[key] = rows
         return found, without
 
 
-def _rows(path: str, of_hosts: bool, keys: Hashes) -> Rows:
-    rows = find(path, keys)
+def _rows(file: ReadAt, of_hosts: bool, keys: Hashes) -> Rows:
+    with closing(file):
+        rows = find(file, keys)
     if of_hosts and len(rows):
         _, first = np.unique(rows // BLOCK, return_index=True)
         spans = [np.arange(row, row - row % BLOCK + BLOCK) for row in rows[first].tolist()]

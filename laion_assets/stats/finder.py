@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import duckdb
 
-from laion_assets.lake import LocalLake
+from laion_assets.lake import Lake
 from laion_assets.layout import (
     IMAGE_SHARDS,
     PAIR_PARQUET,
@@ -27,7 +27,7 @@ from laion_assets.stats.question import Question, columns_of
 class Finder:
     """The partitions of a lake, as they were when it was made."""
 
-    def __init__(self, lake: LocalLake, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, lake: Lake, connection: duckdb.DuckDBPyConnection) -> None:
         self._lake, self.connection = lake, connection
         self._partitions = Partitions(lake)
         self.scanned: list[str] = []
@@ -58,7 +58,7 @@ class Finder:
         condition = question.where(columns)
         assert condition is not None, f"{asset} was looked up for what it does not have"
         names = [name for name in (table.url, table.text, table.uid) if name]
-        paths = table.paths(self._lake.folder(asset, key))
+        paths = table.paths(self._lake.folder(asset, key, table.files))
         for _, rows in read_rows(paths, numbers, [*names, *question.hashes]):
             self.connection.register("candidates", rows)
             select = f"select {columns['url']}, {columns['text']} from candidates where "
@@ -104,8 +104,9 @@ class Finder:
 
     def _files(self, asset: str, keys: Collection[SegmentKey]) -> dict[str, SegmentKey]:
         """Files of an asset's partitions, and the segment of each."""
+        table = partition_of(asset).rows
         return {
             str(path): key
             for key in keys
-            for path in partition_of(asset).rows.paths(self._lake.folder(asset, key))
+            for path in table.paths(self._lake.folder(asset, key, table.files))
         }

@@ -23,7 +23,7 @@ from laion_assets.filtering.score import ScoredWith
 from laion_assets.filtering.subset import TakenWith, choose
 from laion_assets.funnel import REASONS
 from laion_assets.knn.files import find_sample
-from laion_assets.lake import LocalLake, Manifest
+from laion_assets.lake import Lake, Manifest
 from laion_assets.layout import (
     EMBEDDINGS,
     FILTERED_SUBSET,
@@ -40,7 +40,7 @@ from laion_assets.layout import (
     Table,
     partition_of,
 )
-from laion_assets.removals.active import REASON_OF_LIST, read_lists
+from laion_assets.removals.active import FOLDERS, REASON_OF_LIST, read_lists
 from laion_assets.removals.entries import Entries
 from laion_assets.schemas import sample_id_of, uid_of
 from laion_assets.stats.finder import Finder
@@ -112,7 +112,7 @@ class Answer:
             )
 
 
-def why(lake: LocalLake, text: str) -> Answer:
+def why(lake: Lake, text: str) -> Answer:
     """Collect everything that a lake knows of a URL, a SAMPLE_ID or an image's hash.
 
     Raises :class:`NotAskableError`, and ``ListError`` if a removal list cannot be read.
@@ -137,8 +137,8 @@ def _listed_remark(name: str, text: str) -> str:
 class _Lists:
     """The lake's removal lists and blocklists, as they are now."""
 
-    def __init__(self, lake: LocalLake) -> None:
-        self._lists: dict[str, Entries] = dict(read_lists(lake.root).each())
+    def __init__(self, lake: Lake) -> None:
+        self._lists: dict[str, Entries] = dict(read_lists(lake.current(*FOLDERS)).each())
 
     def of_pair(self, url: str, sample_id: int) -> str | None:
         """Name of the first list that names a pair."""
@@ -161,7 +161,7 @@ class _Lists:
 class StoryReader:
     """Reader of the partitions that have a pair."""
 
-    def __init__(self, lake: LocalLake, finder: Finder) -> None:
+    def __init__(self, lake: Lake, finder: Finder) -> None:
         self._lake, self._finder, self._connection = lake, finder, finder.connection
         self.lists = _Lists(lake)
         self._subsets = [FILTERED_SUBSET, *lake.assets(f"{SUBSET_PREFIX}*")]
@@ -239,7 +239,7 @@ class StoryReader:
         shard = files_of(Path(row["filename"]).parent / SHARDS, row["shard"])[0]
         detail = (
             f"{row['original_width']} x {row['original_height']}, SHA-256 {row['sha256']}; "
-            f"now {row['key']} in {shard.relative_to(self._lake.root)}{attempts}"
+            f"now {row['key']} in {shard.relative_to(self._lake.local_root)}{attempts}"
         )
         return Step("images", "kept", detail, by)
 
@@ -287,17 +287,16 @@ class StoryReader:
             f"{self._by(asset, key)}"
         )
         if row is not None:
-            part = Path(row["filename"]).relative_to(self._lake.root)
+            part = Path(row["filename"]).relative_to(self._lake.local_root)
             yield Step(asset, "kept", f"now row {row['file_row_number']} of {part}", by)
             return
         assert scored is not None
         yield Step(asset, *_refusal(scored, manifest.metadata), by)
 
     def _indices(self, key: SegmentKey, sample_id: int) -> Iterator[Step]:
-        for asset, folder in (
-            (KNN_INDEX, self._lake.folder(KNN_INDEX, key)),
-            (SEARCH_INDEX, self._lake.folder(SEARCH_INDEX)),
-        ):
+        for asset, of in ((KNN_INDEX, key), (SEARCH_INDEX, None)):
+            self._lake.fetch(asset, of, "*ids.npy")
+            folder = self._lake.folder(asset, of, "index.json")
             if not (folder / "index.json").exists():
                 continue
             row = find_sample(folder, key, sample_id)
@@ -322,7 +321,8 @@ class StoryReader:
     ) -> Row | None:
         """The first row of a partition that meets a condition."""
         table = table or partition_of(asset).rows
-        return self._first(table.paths(self._lake.folder(asset, key)), where, value)
+        folder = self._lake.folder(asset, key, table.files)
+        return self._first(table.paths(folder), where, value)
 
     def _first(self, files: Sequence[Path], where: str, *values: Any) -> Row | None:
         present = [str(path) for path in files if path.exists()]
@@ -371,11 +371,12 @@ def _refusal(scored: Row, made: Mapping[str, Any]) -> tuple[str, str]:
     return "missing", "its recipe would keep it: the scores were rebuilt since"
 
 
-def _examples(lake: LocalLake, question: Question) -> list[str]:
+def _examples(lake: Lake, question: Question) -> list[str]:
     """Remarks on links that became no pair, if they are among a manifest's examples."""
     remarks = []
-    for key in lake.segments(PAIR_PARQUET) if question.urls else ():
-        for counts in lake.manifest(PAIR_PARQUET, key).counts:
+    manifests = lake.manifests(PAIR_PARQUET) if question.urls else {}
+    for key, manifest in sorted(manifests.items(), key=lambda of: str(of[0])):
+        for counts in manifest.counts:
             for reason, examples in counts.examples.items():
                 if {example.partition(" ")[0] for example in examples} & set(question.urls):
                     meaning = REASONS[counts.stage][reason]

@@ -14,14 +14,18 @@ from laion_assets.layout import (
     FILTERED_SUBSET,
     PAIR_PARQUET,
     SEARCH_INDEX,
+    SEGMENT_ASSETS,
     SegmentKey,
     place_of,
 )
+from laion_assets.lookup.write import FILES, write_lookups
 from laion_assets.removals.entry import Key
 from laion_assets.removals.ledger import RemovalCounts, events_file, note_removals
+from laion_assets.stats.why import why
 from tests.cli.conftest import laion_assets, refused
 from tests.lake.stores import KEY, OTHER, Machine, made
 from tests.release.conftest import ABOUT, make_lake
+from tests.stats.conftest import HOSTS, SEGMENTS, SegmentFiles, hash_of
 
 
 @pytest.fixture
@@ -37,7 +41,10 @@ def config(machine: Machine, endpoint: str, tmp_path: Path) -> Path:
 
 def put(lake: LocalLake, store: Lake) -> None:
     """Publish to a store what a lake in a folder has, with or without a manifest."""
-    manifests = {asset: lake.manifests(asset) for asset in lake.assets("*")}
+    order = [*SEGMENT_ASSETS, *lake.assets("*")]  # what is made of others comes after them
+    manifests = {
+        asset: lake.manifests(asset) for asset in sorted(lake.assets("*"), key=order.index)
+    }
     for asset, of in manifests.items():
         keys = map(SegmentKey.of_folder, (lake.root / asset).glob(EVERY_HIVE))
         for key in sorted(keys) or [None]:
@@ -96,6 +103,51 @@ def test_the_removal_ledger_is_everybodys(machine: Machine, config: Path) -> Non
     lines = done.out.splitlines()
     assert [line.split()[-1] for line in lines] == ["run0", "run1"]
     assert f"{KEY}" in lines[0]
+
+
+@pytest.fixture
+def segments(machine: Machine, tmp_path: Path) -> list[SegmentFiles]:
+    """Three segments with look-ups, in the folder ``lake`` and in the store."""
+    made = [SegmentFiles(tmp_path / "lake", *segment) for segment in SEGMENTS]
+    for segment in made:
+        segment.write()
+        segment.tar()
+        for asset in FILES:
+            write_lookups(asset, segment.folder(asset))
+    put(LocalLake.at(tmp_path / "lake"), machine())
+    return made
+
+
+def test_a_pair_is_explained_from_a_store(
+    segments: list[SegmentFiles], machine: Machine, config: Path
+) -> None:
+    there, url = machine(), segments[1].pairs[3]["url"]
+    (ours,), (theirs,) = (
+        why(lake, url).stories for lake in (LocalLake.at(segments[0].lake), there)
+    )
+    assert [(step.stage, step.verdict, step.detail) for step in theirs.steps] == [
+        (step.stage, step.verdict, step.detail) for step in ours.steps
+    ]
+    copied = {path.parent.name for path in there.local_root.rglob("part-*.parquet")}
+    assert copied == {f"segment={segments[1].segment}"}
+    assert not list(there.local_root.rglob("*.tar"))
+    assert not list(there.local_root.glob("*/*/*/_lookup")), "of look-ups, ranges are read"
+    done = laion_assets("why", "--config", config, url)
+    assert (done.code, done.out.splitlines()[0]) == (0, url)
+    refused(laion_assets("why", "--config", config, "http://nothing.test/"), "nothing is known of")
+
+
+def test_listed_samples_are_found_in_a_store(
+    segments: list[SegmentFiles], config: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder.toml"
+    folder.write_text(f'[lake]\nroot = "{tmp_path}/lake"\n')
+    entries = ["--url", segments[1].pairs[3]["url"], "--sha256", hash_of(5), "--host", HOSTS[0]]
+    ours, theirs = (
+        laion_assets("remove", "--config", settings, *entries) for settings in (folder, config)
+    )
+    assert theirs.out == ours.out
+    assert "filtered_subset" in ours.out
 
 
 def test_a_release_is_exported_as_from_a_folder(

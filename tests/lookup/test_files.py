@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from laion_assets.lookup.files import Hashes, LookupDamagedError, find, write
+from laion_assets.files import LocalFile
+from laion_assets.lookup import files
+from laion_assets.lookup.files import Hashes, LookupDamagedError, Rows, write
 
 N = 20_000
 
 
 def some(seed: int, n: int = N) -> Hashes:
     return np.random.default_rng(seed).integers(0, 1 << 64, n, dtype=np.uint64)
+
+
+def find(path: Path, hashes: Hashes) -> Rows:
+    with closing(LocalFile(path)) as file:
+        return files.find(file, hashes)
 
 
 def asked(*values: int) -> Hashes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from laion_assets import schemas, tables
+from laion_assets.files import LocalFile
 from laion_assets.layout import IMAGE_SHARDS, LOOKUP, PAIR_PARQUET
 from laion_assets.lookup.files import Rows, find
 from laion_assets.lookup.write import BLOCK, FILES, write_lookups
@@ -29,7 +31,8 @@ def look_up(folder: Path, asset: str, entry: str) -> list[int]:
     """Rows that a list's entry names, as far as the look-ups of a folder tell."""
     key = key_of(*parse_entry(entry))
     head = np.array([int.from_bytes(key.value[:8], "big")], np.uint64)
-    rows: Rows = find(folder / LOOKUP / FILES[asset][key.kind], head)
+    with closing(LocalFile(folder / LOOKUP / FILES[asset][key.kind])) as file:
+        rows: Rows = find(file, head)
     return rows.tolist()
 
 

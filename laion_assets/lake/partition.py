@@ -1,0 +1,99 @@
+"""The record of a partition, in the making and published, and the errors of those who want one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from laion_assets.errors import TransientError
+from laion_assets.funnel import StageCounts
+from laion_assets.lake.content import MANIFEST
+
+
+class LakeError(RuntimeError):
+    """The lake cannot do what was asked; the message says what and why."""
+
+
+class NotPublishedError(LakeError):
+    """A partition that is needed has not been materialized."""
+
+
+class PartitionBusyError(LakeError, TransientError):
+    """Another process is making the same partition."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of a published partition: where it came from, and what it holds."""
+
+    asset: str
+    crawl: str | None
+    segment: str | None
+    run_id: str
+    code_version: str
+    fingerprint: str
+    data_version: str
+    started: str
+    """ISO 8601, in UTC."""
+    seconds: float
+    bytes: int
+    files: Sequence[Mapping[str, Any]]
+    """``name`` (relative to the partition's folder), ``bytes`` and ``sha256`` of each file; of a
+    parquet file ``rows`` and ``columns``, too, unless it is older than these."""
+    counts: Sequence[StageCounts]
+    metadata: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        value = dict(self.__dict__)
+        value["counts"] = [counts.to_json() for counts in self.counts]
+        return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
+        counts = [StageCounts.from_json(counts) for counts in value["counts"]]
+        return cls(**{**value, "counts": counts})
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read the manifest in a partition's folder. Raises ``FileNotFoundError``."""
+        return cls.from_json(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+
+    def stage(self, name: str) -> StageCounts:
+        for counts in self.counts:
+            if counts.stage == name:
+                return counts
+        raise KeyError(f"{self.asset} counted no stage {name!r}")
+
+
+@dataclass
+class Staging:
+    """A partition in the making: the stage fills ``path``, the asset sets the other fields.
+
+    It does not assume that ``path`` is empty (``resumed``), that all files are new
+    (``linked_from``), or that equal content means equal bytes (``data_version``).
+    """
+
+    path: Path
+    fingerprint: str
+    resumed: bool
+    """Whether ``path`` holds finished parts of an earlier run."""
+    counts: list[StageCounts] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    not_content: tuple[str, ...] = ()
+    """Patterns of names of files that record how a run went (times, run ids), not what it made.
+    They are published, and the data version does not depend on them."""
+    linked_from: list[Path] = field(default_factory=list)
+    """Published folders that files may be hard links into; their digests are already known."""
+    data_version: str | None = None
+    """Replaces the digest of the files where equal content does not have equal bytes."""
+    manifest: Manifest | None = None
+    """Set once the partition has been published."""
+
+    @property
+    def published(self) -> Manifest:
+        if self.manifest is None:
+            raise LakeError(f"{self.path} has not been published")
+        return self.manifest
