@@ -66,8 +66,9 @@ class VectorFiles:
             out = np.empty((len(rows), header.d), header.dtype)
             width = out.itemsize * header.d
             into = out.reshape(-1).view(np.uint8)
-            # Rows that follow one another are read at once.
-            ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+            # Rows that follow one another are read at once. Most often there is one.
+            gaps = np.flatnonzero(np.diff(rows) != 1) + 1 if len(rows) > 1 else rows[:0]
+            ends = [*gaps.tolist(), len(rows)]
             first = 0
             for last in ends:
                 here = into[first * width : last * width].data
