@@ -191,7 +191,7 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
             UNIQUE_PAIRS,
             "unique_pairs",
             (replace(_PAIR_ROWS, view="unique_pairs"),),
-            ("claims.json",),
+            ("_claims.json",),
         ),
         Partition(
             IMAGE_SHARDS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -17,11 +18,12 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from benchmarks import measure, table
+from benchmarks.dedup.claim import KEY
 from benchmarks.peer import WORK
 from laion_assets import schemas
-from laion_assets.dedup import ledger as ledgers
-from laion_assets.dedup.runs import ROWS_AT_ONCE, SortedRun, SortedRunWriter, merge
-from laion_assets.files import write_json
+from laion_assets.dedup import upkeep
+from laion_assets.dedup.runs import ROWS_AT_ONCE, Columns, SortedRun, SortedRunWriter, merge
+from laion_assets.dedup.state import Owner, State, load, open_runs, save
 from laion_assets.layout import SegmentKey
 
 _KNOWN_SHARE: Final = 0.1
@@ -33,63 +35,84 @@ def main() -> None:
     parser.add_argument(
         "--segments", default="10,100,1000", help="sizes of the ledger, in segments"
     )
-    parser.add_argument("--pairs", type=int, default=1_000_000, help="pairs per segment")
+    parser.add_argument("--pairs", type=int, default=500_000, help="pairs per segment")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each size")
     args = parser.parse_args()
 
-    rows = []
+    shutil.rmtree(WORK / "dedup", ignore_errors=True)
     chance = np.random.default_rng(0)
-    for segments in [0, *map(int, args.segments.split(","))]:
-        folder = WORK / "dedup"
-        shutil.rmtree(folder, ignore_errors=True)
-        ledger, partitions, pairs = folder / "ledger", folder / "partitions", folder / "pairs"
-        _make_ledger(ledger, partitions, segments, args.pairs, chance)
-        _make_pairs(pairs, ledger, args.pairs, chance)
-        size = sum(path.stat().st_size for path in ledger.iterdir())
-        command: list[str | Path] = [
-            sys.executable,
-            "-m",
-            "benchmarks.dedup.claim",
-            ledger,
-            partitions,
-            pairs,
-        ]
-        _forget(ledger)
-        first = measure.run(command)
-        again = measure.run(command)
-        answers = [json.loads(run.stdout.splitlines()[-1]) for run in (first, again)]
-        expected = args.pairs - (int(args.pairs * _KNOWN_SHARE) if segments else 0)
-        if [answer["kept"] for answer in answers] != [expected, expected]:
-            raise SystemExit(f"{expected} pairs are new, but the claims kept {answers}")
-        print(segments, answers, file=sys.stderr, flush=True)
-        rows.append(
-            [
-                f"{segments:,}",
-                f"{size / 1e9:.2f}",
-                f"{size / max(1, segments * args.pairs):.1f}" if segments else "",
-                f"{answers[0]['write']:.1f}",
-                f"{answers[1]['write']:.1f}",
-                f"{first.cpu_seconds:.1f}",
-                f"{first.peak_own_bytes / 1e6:.0f}",
-            ]
-        )
+    made = [
+        _Ledger(WORK / "dedup" / f"{segments}", segments, args.pairs, chance)
+        for segments in [0, *map(int, args.segments.split(","))]
+    ]
+    # One after another, so that a busy machine is busy for all of them.
+    for _ in range(args.rounds):
+        for ledger in made:
+            ledger.measure(cached=False)
+            ledger.measure(cached=True)
     merged = _merge_seconds(WORK / "dedup", args.pairs, chance)
     shutil.rmtree(WORK / "dedup")
-    columns = [
-        "segments held",
-        "GB",
-        "bytes per pair",
-        "one more: s",
-        "again: s",
-        "CPU s",
-        "peak MB",
-    ]
-    text = table.markdown(columns, rows)
+    columns = ["segments held", "GB", "CPU s", "cached: CPU s", "s", "locked: s", "MB", "peak MB"]
+    text = table.markdown(columns, [ledger.row() for ledger in made])
+    few, many = made[1], made[-1]
+    growth = {
+        cached: many.least("cpu", cached) / few.least("cpu", cached) for cached in (False, True)
+    }
+    exponent = math.log(growth[True]) / math.log(many.segments / few.segments)
     text += (
-        f"\n\nSegments of {args.pairs:,} pairs. Beside this, merging costs {merged:.2f} s for each "
-        f"{args.pairs:,} claims and level, so once for each power of {ledgers.FAN} in the number "
-        "of segments."
+        f"\n\nSegments of {args.pairs:,} pairs, the best of {args.rounds}. From {few.segments:,} "
+        f"segments to {many.segments:,} the CPU time grows {growth[False]:.2f} times, and "
+        f"{growth[True]:.2f} times if the ledger is cached (exponent {exponent:.2f}). Beside this, "
+        f"merging costs {merged:.2f} CPU s for each 1,000,000 claims and level, so once for each "
+        f"power of {upkeep.FAN} in the number of segments."
     )
     table.publish("dedup", text)
+
+
+class _Ledger:
+    """A ledger, a segment that is to claim, and what that cost."""
+
+    def __init__(
+        self, folder: Path, segments: int, pairs: int, chance: np.random.Generator
+    ) -> None:
+        self.segments = segments
+        self._ledger, self._partitions = folder / "ledger", folder / "partitions"
+        self._pairs = folder / "pairs"
+        _make_ledger(self._ledger, self._partitions, segments, pairs, chance)
+        _make_pairs(self._pairs, self._ledger, pairs, chance)
+        self._bytes = sum(path.stat().st_size for path in self._ledger.iterdir())
+        self._state = load(self._ledger)
+        self._kept = pairs - (int(pairs * _KNOWN_SHARE) if segments else 0)
+        self._found: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+
+    def measure(self, *, cached: bool) -> None:
+        """Claim the segment, as if it had never been claimed."""
+        shutil.rmtree(self._partitions / KEY.hive, ignore_errors=True)
+        save(self._ledger, self._state)
+        if not cached:
+            _forget(self._ledger)
+        command = [sys.executable, "-m", "benchmarks.dedup.claim"]
+        run = measure.run([*command, self._ledger, self._partitions, self._pairs])
+        answer = json.loads(run.stdout.splitlines()[-1])
+        if answer.pop("kept") != self._kept:
+            raise SystemExit(f"{self._kept} pairs are new, but the claim kept others: {answer}")
+        self._found[cached].append(answer | {"peak": run.peak_own_bytes})
+        print(self.segments, cached, answer, file=sys.stderr, flush=True)
+
+    def least(self, name: str, cached: bool) -> float:
+        return min(answer[name] for answer in self._found[cached])
+
+    def row(self) -> list[str]:
+        return [
+            f"{self.segments:,}",
+            f"{self._bytes / 1e9:.2f}",
+            f"{self.least('cpu', False):.2f}",
+            f"{self.least('cpu', True):.2f}",
+            f"{self.least('wall', False):.1f}",
+            f"{self.least('locked', False):.1f}",
+            f"{self.least('disk', False) / 1e6:,.0f}",
+            f"{self.least('peak', False) / 1e6:.0f}",
+        ]
 
 
 def _make_ledger(
@@ -97,55 +120,50 @@ def _make_ledger(
 ) -> None:
     """Make a ledger as ``segments`` claims leave it: runs of 1, 8, 64 … segments, random uids."""
     ledger.mkdir(parents=True)
-    state = ledgers._State()
+    state = State(next_number=segments)
     for number in range(segments):
         key = SegmentKey(f"CC-MAIN-2023-{number // 100:02d}", f"{number % 100:02d}")
-        state.owners[key] = ledgers._Owner(number, pairs)
+        state.owners[str(key)] = Owner(number, pairs)
         (partitions / key.hive).mkdir(parents=True)
-    state.next_number = segments
-    level = 20
-    at = 0
+    level, at = 20, 0
     while at < segments:
-        while ledgers.FAN**level > segments - at:
+        while upkeep.FAN**level > segments - at:
             level -= 1
-        n = ledgers.FAN**level
-        owners = (at, at + n)
-        _, name = state.next_run()
-        state.runs.append(_make_run(ledger, name, level, n * pairs, owners, chance))
+        n = upkeep.FAN**level
+        state.runs.append(_make_run(ledger, level, n * pairs, (at, at + n), chance))
         at += n
-    write_json(ledger / "ledger.json", state.to_json())
+    save(ledger, state)
 
 
 def _make_run(
-    ledger: Path,
-    name: str,
-    level: int,
-    rows: int,
-    owners: tuple[int, int],
-    chance: np.random.Generator,
+    ledger: Path, level: int, rows: int, owners: tuple[int, int], chance: np.random.Generator
 ) -> SortedRun:
     steps = 1 + rows // ROWS_AT_ONCE
-    with SortedRunWriter(ledger, name) as writer:
+    with SortedRunWriter(ledger, owners[1] - 1, level, rows) as writer:
         for step in range(steps):
             begin, stop = step * (1 << 64) // steps, (step + 1) * (1 << 64) // steps
             n = rows * (step + 1) // steps - rows * step // steps
             high = np.sort(chance.integers(begin, stop - 1, n, dtype=np.uint64, endpoint=True))
             low = chance.integers(0, (1 << 64) - 1, n, dtype=np.uint64, endpoint=True)
-            writer.write(high, low, chance.integers(*owners, n, dtype=np.uint32))
-    return writer.run(level)
+            writer.write(Columns(high, low, chance.integers(*owners, n, dtype=np.uint32)))
+    return writer.run()
 
 
 def _make_pairs(folder: Path, ledger: Path, rows: int, chance: np.random.Generator) -> None:
     """Make a segment's pair parquet; the largest run has :data:`_KNOWN_SHARE` of its uids."""
     folder.mkdir(parents=True)
     uids = chance.integers(0, (1 << 64) - 1, (rows, 2), dtype=np.uint64, endpoint=True)
-    largest = max(ledger.glob("*.high"), key=lambda path: path.stat().st_size, default=None)
-    if largest is not None:
+    held = load(ledger).runs
+    if held:
+        steps = 1 + held[0].rows // ROWS_AT_ONCE
         known = int(rows * _KNOWN_SHARE)
-        high = np.memmap(largest, dtype="<u8", mode="r")
-        low = np.memmap(largest.with_suffix(".low"), dtype="<u8", mode="r")
-        picked = np.arange(known) * (len(high) // known)
-        uids[:known, 0], uids[:known, 1] = high[picked], low[picked]
+        with open_runs(ledger, held[:1]) as (largest,):
+            for step in range(steps):
+                claims = largest.between(step * (1 << 64) // steps, (step + 1) * (1 << 64) // steps)
+                some = slice(known * step // steps, known * (step + 1) // steps)
+                n = some.stop - some.start
+                picked = chance.choice(len(claims.high), n, replace=False)
+                uids[some, 0], uids[some, 1] = claims.high[picked], claims.low[picked]
         chance.shuffle(uids)
     number = pa.array(np.arange(rows)).cast(pa.string())
     urls = pa.compute.binary_join_element_wise("https://img.example/a/b/", number, "")
@@ -173,14 +191,14 @@ def _forget(ledger: Path) -> None:
 
 
 def _merge_seconds(folder: Path, pairs: int, chance: np.random.Generator) -> float:
-    folder.mkdir(parents=True, exist_ok=True)
-    made = [
-        _make_run(folder, f"m{number}", 0, pairs, (number, number + 1), chance)
-        for number in range(ledgers.FAN)
-    ]
-    started = time.perf_counter()
-    merge(folder, made, "merged", np.ones(ledgers.FAN, dtype=np.bool_), ROWS_AT_ONCE)
-    return (time.perf_counter() - started) / ledgers.FAN
+    """CPU seconds for a million claims of one merge."""
+    (folder / "merged").mkdir(parents=True, exist_ok=True)
+    numbers = range(upkeep.FAN)
+    made = [_make_run(folder, 0, pairs, (number, number + 1), chance) for number in numbers]
+    counts = np.ones(upkeep.FAN, dtype=np.bool_)
+    started = time.process_time()
+    merged = merge(folder, made, folder / "merged", counts, ROWS_AT_ONCE)
+    return (time.process_time() - started) / merged.rows * 1e6
 
 
 if __name__ == "__main__":

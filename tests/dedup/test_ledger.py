@@ -9,112 +9,23 @@ import random
 import shutil
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_assets import schemas
-from laion_assets.dedup import ledger as module
-from laion_assets.dedup import runs
-from laion_assets.dedup.ledger import LedgerError, claimed, claiming, release_segment
+from laion_assets.dedup import runs, upkeep
+from laion_assets.dedup.ledger import claimed, owners
+from laion_assets.dedup.state import LedgerError, load
 from laion_assets.funnel import StageCounts
 from laion_assets.layout import SegmentKey
-from laion_assets.removals.entries import Entries, parse
-
-CRAWL = "CC-MAIN-2021-04"
-NONE = Entries()
-
-
-def url_of(number: int) -> str:
-    return f"http://h{number % 7}.example/{number}.jpg"
-
-
-def uid(number: int) -> bytes:
-    return schemas.uid_of(url_of(number), f"text {number}")
-
-
-class World:
-    """A ledger, and segments given as the numbers of their pairs, part by part."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.ledger = root / "ledger"
-        self.published = root / "published"
-
-    def pairs(self, segment: str, parts: Sequence[Sequence[int]]) -> Path:
-        folder = self.root / "pairs" / segment
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for number, rows in enumerate(parts):
-            columns: dict[str, list[object]] = {
-                "uid": [uid(row) for row in rows],
-                "url": [url_of(row) for row in rows],
-                "text": [f"text {row}" for row in rows],
-                "language_score": [0.9] * len(rows),
-            }
-            table = pa.table(
-                [
-                    pa.array(columns.get(field.name, [segment] * len(rows)), field.type)
-                    for field in schemas.PAIRS
-                ],
-                schema=schemas.PAIRS,
-            )
-            pq.write_table(table, folder / f"part-{number:05d}.parquet", row_group_size=4)
-        return folder
-
-    def claim(
-        self,
-        segment: str,
-        removals: Entries = NONE,
-        blocklists: Entries = NONE,
-        *,
-        crawl: str = CRAWL,
-        stop: str = "",
-    ) -> StageCounts:
-        """Claim and publish; ``stop`` raises "before" or "after" publishing."""
-        key = SegmentKey(crawl, segment)
-        target = self.published / key.hive
-        staging = self.root / f"staging-{crawl}-{segment}"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        with claiming(self.ledger, self.published, key) as claims:
-            counts = claims.write(
-                self.root / "pairs" / segment, staging, removals=removals, blocklists=blocklists
-            )
-            assert counts.adds_up
-            if stop == "before":
-                raise StoppedError
-            shutil.rmtree(target, ignore_errors=True)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staging.rename(target)
-            if stop == "after":
-                raise StoppedError
-        return counts
-
-    def release(self, segment: str) -> None:
-        release_segment(self.ledger, self.published, SegmentKey(CRAWL, segment))
-
-    def folder(self, segment: str) -> Path:
-        return self.published / SegmentKey(CRAWL, segment).hive
-
-    def kept(self, segment: str) -> list[list[int]]:
-        *parts, last = sorted(
-            self.folder(segment).iterdir(), key=lambda p: (p.suffix != ".parquet", p)
-        )
-        assert last.name == "claims.json"
-        assert [part.name for part in parts] == [f"part-{i:05d}.parquet" for i in range(len(parts))]
-        tables = [pq.read_table(part, partitioning=None) for part in parts]
-        assert all(table.schema == schemas.PAIRS for table in tables)
-        return [[int(text.split()[1]) for text in table["text"].to_pylist()] for table in tables]
-
-
-class StoppedError(Exception):
-    pass
+from laion_assets.removals.entries import parse
+from tests.dedup.world import CRAWL, NONE, StoppedError, World, uid, url_of
 
 
 @pytest.fixture
@@ -130,8 +41,8 @@ def test_first_come_first_kept_in_order(world: World) -> None:
     counts = world.claim("01")
     assert counts.rows()[1:] == [("unique_pairs", "kept", 5), ("unique_pairs", "duplicate", 3)]
     assert counts.examples == {"duplicate": [url_of(12), url_of(13), url_of(14)]}
-    assert world.kept("00") == [list(range(10)), list(range(10, 15))]
-    assert world.kept("01") == [[15, 16, 17, 18, 19], []]
+    assert world.kept("00") == list(range(15))
+    assert world.kept("01") == [15, 16, 17, 18, 19]
     assert claimed(world.ledger) == {SegmentKey(CRAWL, "00"): 15, SegmentKey(CRAWL, "01"): 5}
 
 
@@ -149,7 +60,7 @@ def test_a_seen_set_would_drop_a_segments_own_samples(world: World) -> None:
     assert [number for number in range(15) if uid(number) not in seen] == []
     world.claim("00")
     world.claim("00")
-    assert sum(map(len, world.kept("00"))) == 15
+    assert len(world.kept("00")) == 15
 
 
 def test_another_crawl_has_the_same_segment_numbers(world: World) -> None:
@@ -162,7 +73,7 @@ def test_a_segment_rebuilt_with_other_pairs_releases_the_rest(world: World) -> N
     world.claim("00")
     world.pairs("00", [[0, 1, 2]])
     world.claim("00")
-    assert world.kept("00") == [[0, 1, 2]]
+    assert world.kept("00") == [0, 1, 2]
     assert world.claim("01").kept == 8
 
 
@@ -181,7 +92,7 @@ def test_lists(world: World) -> None:
     blocklists = parse(["host:h5.example", "host:h6.example", f"url:{url_of(2)}"], "blocklists")
     counts = world.claim("00", removals, blocklists)
     assert counts.rejects == {"removed": 4, "blocked": 3}
-    assert world.kept("00") == [[0, 1, 7, 8, 9], [10, 11, 14]]
+    assert world.kept("00") == [0, 1, 7, 8, 9, 10, 11, 14]
     # Refused pairs are not claimed: no segment holds them.
     assert claimed(world.ledger) == {SegmentKey(CRAWL, "00"): 8}
     counts = world.claim("01", removals)
@@ -235,19 +146,25 @@ def test_stopped_after_publishing_holds_what_is_published(world: World) -> None:
 
 
 def claim_and_die(root: Path, segment: str, at: int) -> None:
-    """Claim in a process that kills itself when it publishes its ``at``-th file."""
-    replace, done = Path.replace, iter(range(at))
+    """Claim in a process that kills itself before its ``at``-th call of one of the functions that
+    change which files there are."""
+    done = iter(range(at))
 
-    def replace_or_die(path: Path, target: Path) -> Path:
-        if next(done, None) is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return replace(path, target)
+    def or_die(call: Callable[..., Any]) -> Callable[..., Any]:
+        def call_or_die(*args: Any) -> Any:
+            if next(done, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args)
 
-    Path.replace = replace_or_die  # type: ignore[method-assign, assignment]
+        return call_or_die
+
+    for name in ("replace", "rename", "unlink"):
+        setattr(Path, name, or_die(getattr(Path, name)))
+    upkeep.FAN = 2  # type: ignore[misc]
     World(root).claim(segment)
 
 
-@pytest.mark.parametrize("at", range(6))
+@pytest.mark.parametrize("at", [*range(7), 8, 10, 12, 14, 18])
 def test_sigkill_at_any_step_neither_loses_a_pair_nor_claims_it_for_ever(
     tmp_path: Path, at: int
 ) -> None:
@@ -263,9 +180,26 @@ def test_sigkill_at_any_step_neither_loses_a_pair_nor_claims_it_for_ever(
     process.join(60)
     assert process.exitcode in (0, -signal.SIGKILL)
     world.claim("02")
+    assert {path.stem for path in world.ledger.glob("run-*")} == {
+        run.name for run in load(world.ledger).runs
+    }
     segments = [name for name in ("00", "01", "02") if world.folder(name).exists()]
-    kept = sorted(row for name in segments for part in world.kept(name) for row in part)
+    kept = sorted(row for name in segments for row in world.kept(name))
     assert kept == list(range(20))
+
+
+def test_a_ledger_lost_while_a_segment_waits(world: World) -> None:
+    """The numbers of owners begin anew, and those that were found mean nothing any more."""
+    for segment in ("01", "00"):
+        world.claim(segment)
+    assert world.kept("00") == list(range(12))
+
+    def lose() -> None:
+        shutil.rmtree(world.ledger)
+        shutil.rmtree(world.folder("01"))
+
+    world.pairs("02", [range(25)])
+    assert world.claim("02", meanwhile=lose).kept == 13
 
 
 def test_a_lost_ledger_is_rebuilt_from_the_partitions(world: World) -> None:
@@ -280,7 +214,7 @@ def test_a_lost_ledger_is_rebuilt_from_the_partitions(world: World) -> None:
 
 def test_a_damaged_ledger_says_what_to_do(world: World) -> None:
     world.claim("00")
-    run = next(world.ledger.glob("*.high"))
+    run = next(world.ledger.glob("*.claims"))
     run.write_bytes(run.read_bytes()[:-8])
     with pytest.raises(LedgerError, match=r"delete .*ledger"):
         world.claim("01")
@@ -292,16 +226,62 @@ def test_a_damaged_ledger_says_what_to_do(world: World) -> None:
 def test_runs_are_merged_and_void_claims_left_out(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FAN", 3)
+    monkeypatch.setattr(upkeep, "FAN", 3)
     monkeypatch.setattr(runs, "ROWS_AT_ONCE", 4)
     for number in range(8):
         world.pairs("02", [range(30 + number, 60)])
         world.claim("02")
         world.claim("00")
     world.claim("01")
-    assert len(list(world.ledger.glob("*.high"))) <= 5
-    assert sum(path.stat().st_size for path in world.ledger.glob("*.high")) < 8 * 200
+    held = load(world.ledger).runs
+    assert {path.stem for path in world.ledger.glob("run-*")} == {run.name for run in held}
+    assert len(held) <= 5
+    assert sum(run.rows for run in held) < 200
     assert world.claim("01").kept == 5
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_others_claim_while_runs_are_merged(
+    world: World, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    """And somebody may even delete the ledger."""
+    monkeypatch.setattr(upkeep, "FAN", 2)
+    merge = runs.merge
+    merges: list[runs.SortedRun] = []
+
+    def merge_slowly(*args: Any) -> runs.SortedRun:
+        merged = merge(*args)
+        merges.append(merged)
+        if len(merges) == 1:
+            if lost:
+                shutil.rmtree(world.ledger)
+            world.pairs("02", [range(18, 25)])
+            assert world.claim("02").kept == 5
+        return merged
+
+    monkeypatch.setattr(runs, "merge", merge_slowly)
+    world.claim("00")
+    world.claim("01")
+    assert merges
+    held = load(world.ledger).runs
+    assert {path.stem for path in world.ledger.glob("run-*")} == {run.name for run in held}
+    world.pairs("03", [range(30)])
+    assert world.claim("03").kept == 5
+    assert not list(world.ledger.glob(".merging/*"))
+
+
+def test_owners(world: World) -> None:
+    rows = [19, 3, 99, 12, 3]
+    ids = np.array([int.from_bytes(uid(row)[:8], "big", signed=True) for row in rows])
+    assert owners(world.ledger, ids) == []
+    world.claim("00")
+    world.claim("01")
+    first, second = SegmentKey(CRAWL, "00"), SegmentKey(CRAWL, "01")
+    assert owners(world.ledger, ids) == [(0, second), (1, first), (3, first), (4, first)]
+    assert owners(world.ledger, ids.view(np.uint64)[:1]) == [(0, second)]
+    assert owners(world.ledger, ids[:0]) == []
+    world.release("00")
+    assert owners(world.ledger, ids) == [(0, second)]
 
 
 def test_no_pairs_at_all(world: World) -> None:
@@ -321,7 +301,7 @@ def test_bounded_memory_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     monkeypatch.setattr(runs, "ROWS_AT_ONCE", at_once)
-    monkeypatch.setattr(module, "FAN", 2)
+    monkeypatch.setattr(upkeep, "FAN", 2)
     rnd = random.Random(at_once)
     world = World(tmp_path)
     holders: dict[int, str] = {}
@@ -329,7 +309,7 @@ def test_bounded_memory_changes_nothing(
         rows = rnd.sample(range(400), size)
         world.pairs(segment, [rows])
         world.claim(segment)
-        assert world.kept(segment) == [[row for row in rows if row not in holders]]
+        assert world.kept(segment) == [row for row in rows if row not in holders]
         holders |= {row: segment for row in rows if row not in holders}
 
 
@@ -342,48 +322,65 @@ def test_uids_that_share_their_first_half(tmp_path: Path, monkeypatch: pytest.Mo
     world.pairs("01", [[0, 9, 4, 5, 10]])
     world.claim("00")
     world.claim("01")
-    assert world.kept("01") == [[0, 4, 10]]
+    assert world.kept("01") == [0, 4, 10]
 
 
 segments = st.sampled_from(["00", "01", "02", "03"])
-steps = st.lists(
-    st.tuples(
-        st.sampled_from(["claim", "claim", "claim", "before", "after", "delete", "release"]),
-        segments,
-        st.lists(st.integers(0, 30), unique=True, max_size=15),
-    ),
-    max_size=12,
+step = st.tuples(
+    st.sampled_from(["claim", "claim", "claim", "before", "after", "delete", "release", "lose"]),
+    segments,
+    st.lists(st.integers(0, 30), unique=True, max_size=15),
 )
+steps = st.lists(st.tuples(step, st.lists(step, max_size=2)), max_size=8)
+
+Step = tuple[str, str, list[int]]
+
+
+class Expected:
+    """A published segment holds its pairs, a new claim takes the free ones."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.holds: dict[str, set[int]] = {}
+
+    def do(self, step: Step, meanwhile: list[Step]) -> None:
+        """Take a step, and others while it waits for the ledger's lock."""
+        world, (action, segment, rows) = self.world, step
+        if action == "lose":
+            shutil.rmtree(world.ledger, ignore_errors=True)
+        elif action in ("delete", "release"):
+            if action == "release":
+                world.release(segment)
+            shutil.rmtree(world.folder(segment), ignore_errors=True)
+            self.holds.pop(segment, None)
+        else:
+            world.pairs(segment, [rows])
+            stop = "" if action == "claim" else action
+            try:
+                world.claim(segment, stop=stop, meanwhile=lambda: self.do_all(segment, meanwhile))
+            except StoppedError:
+                assert stop
+            if stop != "before":
+                others = (held for name, held in self.holds.items() if name != segment)
+                taken: set[int] = set().union(*others)
+                self.holds[segment] = set(rows) - taken
+                assert world.kept(segment) == [row for row in rows if row not in taken]
+
+    def do_all(self, segment: str, steps: list[Step]) -> None:
+        for step in steps:
+            # A partition is made by one process at a time.
+            if step[1] != segment:
+                self.do(step, [])
 
 
 @settings(max_examples=60, deadline=None)
 @given(steps)
-def test_whatever_happens_every_pair_is_held_once(plan: list[tuple[str, str, list[int]]]) -> None:
-    """Compare with sets: a published segment holds its pairs, a new claim takes the free ones."""
+def test_whatever_happens_every_pair_is_held_once(plan: list[tuple[Step, list[Step]]]) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "FAN", 2)
-        world = World(Path(folder))
-        holds: dict[str, set[int]] = {}
-        for action, segment, rows in plan:
-            if action == "delete":
-                shutil.rmtree(world.folder(segment), ignore_errors=True)
-                holds.pop(segment, None)
-                continue
-            if action == "release":
-                world.release(segment)
-                shutil.rmtree(world.folder(segment), ignore_errors=True)
-                holds.pop(segment, None)
-                continue
-            world.pairs(segment, [rows])
-            stop = "" if action == "claim" else action
-            try:
-                world.claim(segment, stop=stop)
-            except StoppedError:
-                assert stop
-            if stop != "before":
-                taken = set().union(*(holds[name] for name in holds if name != segment))
-                holds[segment] = set(rows) - taken
-                assert world.kept(segment) == [[row for row in rows if row not in taken]]
+        patch.setattr(upkeep, "FAN", 2)
+        expected = Expected(World(Path(folder)))
+        for step, meanwhile in plan:
+            expected.do(step, meanwhile)
 
 
 @settings(max_examples=15, deadline=None)
@@ -403,27 +400,29 @@ def test_any_order_and_repetition_keeps_the_same_set_once(
         rnd.shuffle(order)
         for name in order:
             world.claim(name)
-        kept = [row for name in names for part in world.kept(name) for row in part]
+        kept = [row for name in names for row in world.kept(name)]
         assert sorted(kept) == sorted({row for rows in plan for row in rows})
         assert claimed(world.ledger) == {
-            SegmentKey(CRAWL, name): sum(map(len, world.kept(name))) for name in names
+            SegmentKey(CRAWL, name): len(world.kept(name)) for name in names
         }
 
 
-def claim_in_process(root: Path, segment: str) -> None:
-    World(root).claim(segment)
+def claim_in_process(root: Path, segments: Sequence[str]) -> None:
+    upkeep.FAN = 2  # type: ignore[misc]
+    for segment in segments:
+        World(root).claim(segment)
 
 
 def test_two_writers_at_once(tmp_path: Path) -> None:
     world = World(tmp_path)
-    segments = ["00", "01"]
-    for segment in segments:
-        world.pairs(segment, [range(200)])
+    segments = [["00", "01", "02", "03"], ["10", "11", "12", "13"]]
+    for number, segment in enumerate([*segments[0], *segments[1]]):
+        world.pairs(segment, [range(number, 200 + number)])
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=claim_in_process, args=(tmp_path, segment)) for segment in segments
+        context.Process(target=claim_in_process, args=(tmp_path, some)) for some in segments
     ]
-    # All wait at the lock, so that they start together.
+    # Both wait at the lock, so that they start together.
     world.ledger.mkdir()
     handle = os.open(world.ledger / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(handle, fcntl.LOCK_EX)
@@ -433,5 +432,7 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
-    kept = [row for segment in segments for part in world.kept(segment) for row in part]
-    assert sorted(kept) == list(range(200))
+    kept = [row for some in segments for segment in some for row in world.kept(segment)]
+    assert sorted(kept) == list(range(207))
+    held = load(world.ledger).runs
+    assert {path.stem for path in world.ledger.glob("run-*")} == {run.name for run in held}
