@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import duckdb
-import pyarrow as pa
 
 from laion_assets import tables
 from laion_assets.lake import Lake, Manifest, NotPublishedError
@@ -27,44 +26,15 @@ logger = logging.getLogger(__name__)
 
 Row = tuple[Any, ...]
 
-_KEY: Final = (("asset", pa.string()), ("crawl", pa.string()), ("segment", pa.string()))
-VERSIONS: Final = pa.schema([*_KEY, ("version", pa.string())])
-"""What :meth:`Lake.versions` says, for many assets."""
-TABLES: Final[Mapping[str, pa.Schema]] = {
-    "partitions": pa.schema(
-        [
-            *VERSIONS,
-            ("run_id", pa.string()),
-            ("code_version", pa.string()),
-            ("data_version", pa.string()),
-            ("started", pa.timestamp("us")),
-            ("seconds", pa.float64()),
-            ("bytes", pa.int64()),
-            ("rows", pa.int64()),
-            ("n_in", pa.int64()),
-            ("kept", pa.int64()),
-            ("metadata", pa.string()),
-        ]
-    ),
-    "files": pa.schema(
-        [
-            *_KEY,
-            ("view", pa.string()),
-            ("name", pa.string()),
-            ("bytes", pa.int64()),
-            ("rows", pa.int64()),
-            ("columns", pa.string()),
-        ]
-    ),
-    "counts": pa.schema(
-        [
-            *_KEY,
-            ("place", pa.int32()),
-            ("stage", pa.string()),
-            ("reason", pa.string()),
-            ("n", pa.int64()),
-        ]
-    ),
+KEY: Final = "asset varchar, crawl varchar, segment varchar"
+VERSIONS: Final = f"{KEY}, version varchar"
+"""Columns of what :meth:`Lake.versions` says."""
+TABLES: Final[Mapping[str, str]] = {
+    "partitions": f"{VERSIONS}, run_id varchar, code_version varchar, data_version varchar, "
+    "started timestamp, seconds double, bytes bigint, rows bigint, n_in bigint, kept bigint, "
+    "metadata varchar",
+    "files": f'{KEY}, "view" varchar, name varchar, bytes bigint, rows bigint, "columns" varchar',
+    "counts": f"{KEY}, place int, stage varchar, reason varchar, n bigint",
 }
 """Table -> its columns. ``rows`` of a partition are those of its first table, ``view`` of a file
 is the one that shows it, ``columns`` are :func:`laion_assets.tables.describe`'s."""
@@ -72,7 +42,7 @@ is the one that shows it, ``columns`` are :func:`laion_assets.tables.describe`'s
 LAYOUT: Final = hashlib.sha256(
     repr(
         [
-            [(name, str(schema)) for name, schema in TABLES.items()],
+            TABLES,
             [
                 (partition.asset, table.files, table.view)
                 for partition in PARTITIONS.values()
@@ -83,64 +53,63 @@ LAYOUT: Final = hashlib.sha256(
 ).hexdigest()[:16]
 """Differs where the tables, or what they say of the same manifest, would."""
 
+PLACE: Final = "asset || '/crawl=' || crawl || '/segment=' || segment || '/' || name"
+"""SQL for the path, below the lake's root, of a row of `files`."""
+
 _AT_ONCE: Final = 2_000
 """Manifests in memory."""
 _SAME: Final = "using (asset, crawl, segment, version)"
 
 
-def versions(lake: Lake, assets: Iterable[str]) -> pa.Table:
-    """Return :data:`VERSIONS` of the assets' published segments."""
-    return _table(
-        VERSIONS,
-        [
-            (asset, key.crawl, key.segment, version)
-            for asset in assets
-            for key, version in lake.versions(asset).items()
-            if key
-        ],
-    )
-
-
 def create_tables(connection: duckdb.DuckDBPyConnection) -> None:
     """Create :data:`TABLES` without a row."""
-    for name, schema in TABLES.items():
-        connection.register("empty", schema.empty_table())
-        connection.execute(f"create table {name} as from empty")
+    for name, columns in TABLES.items():
+        connection.execute(f"create table {name} ({columns})")
+
+
+def insert(connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[Row]) -> None:
+    """Add rows to a table. No Arrow: it would load pandas."""
+    if rows:
+        unnested = ", ".join(f"unnest(${number})" for number in range(1, len(rows[0]) + 1))
+        connection.execute(
+            f"insert into {table} select {unnested}",
+            [list(column) for column in zip(*rows, strict=True)],
+        )
 
 
 def fill(
-    connection: duckdb.DuckDBPyConnection, lake: Lake, now: pa.Table, previous: Path | None
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    assets: Iterable[str],
+    previous: Path | None = None,
 ) -> None:
-    """Create :data:`TABLES` in a database, for the partitions ``now``, :data:`VERSIONS`.
+    """Create :data:`TABLES` in a database, for the published segments of assets.
 
     ``previous``: a catalog of the same lake, from which unchanged partitions are copied. A
     partition that is removed meanwhile is left out. One that is replaced meanwhile is described as
     it is then, and read again the next time.
     """
-    connection.register("now", now)
+    connection.execute(f"create temp table now ({VERSIONS})")
+    for asset in assets:
+        versions = lake.versions(asset).items()
+        insert(connection, "now", [(asset, k.crawl, k.segment, v) for k, v in versions if k])
     if previous:
         connection.execute(f"attach {quoted(str(previous))} as previous (read_only)")
-    for name, schema in TABLES.items():
-        connection.register("empty", schema.empty_table())
-        old = (
-            f"from previous.{name} semi join (from previous.partitions semi join now {_SAME}) "
-            "using (asset, crawl, segment)"
-        )
-        connection.execute(f"create temp table {name}_ as {old if previous else 'from empty'}")
-    changed = connection.execute(f"from now anti join partitions_ {_SAME} order by all").fetchall()
-    logger.info(f"{len(changed):,} of {now.num_rows:,} partitions are new or replaced")
+        for name in TABLES:
+            connection.execute(
+                f"create table {name} as from previous.{name} semi join "
+                f"(from previous.partitions semi join now {_SAME}) using (asset, crawl, segment)"
+            )
+        connection.execute("detach previous")
+    else:
+        create_tables(connection)
+    changed = connection.execute(f"from now anti join partitions {_SAME} order by all").fetchall()
+    logger.info(f"{len(changed):,} partitions are new or replaced")
     manifests = _manifests(lake, changed)
     while some := list(islice(manifests, _AT_ONCE)):
-        for name, schema in TABLES.items():
-            rows = _table(schema, [row for described in some for row in described[name]])
-            connection.register("rows_read", rows)
-            connection.execute(f"insert into {name}_ from rows_read")
-    for name in TABLES:
-        order = "crawl, segment, asset" + {"files": ", name", "counts": ", place"}.get(name, "")
-        connection.execute(f"create table {name} as from {name}_ order by {order}")
-        connection.execute(f"drop table {name}_")
-    if previous:
-        connection.execute("detach previous")
+        for name in TABLES:
+            insert(connection, name, [row for described in some for row in described[name]])
+    connection.execute("drop table now")
 
 
 def describe(lake: Lake, asset: str, key: SegmentKey, version: str) -> dict[str, list[Row]]:
@@ -197,12 +166,6 @@ def _files(
                 known = "rows" in item and "columns" in item
                 folder = None if known else lake.folder(manifest.asset, key, item["name"])
                 yield table, item, tables.describe(folder / item["name"]) if folder else item
-
-
-def _table(schema: pa.Schema, rows: Sequence[Row]) -> pa.Table:
-    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-    return pa.table(arrays, schema=schema)
 
 
 def quoted(text: str) -> str:

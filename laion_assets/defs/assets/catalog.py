@@ -3,7 +3,7 @@
 import dagster as dg
 
 from laion_assets.defs.declaration import Asset
-from laion_assets.defs.publishing import fetch_tables, publishing
+from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.layout import CATALOG, SEGMENT_STATS, subset_asset
 from laion_assets.settings import Settings
@@ -27,7 +27,6 @@ def build(settings: Settings) -> dg.AssetsDefinition:
     def catalog(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         store = lake.open()
         with publishing(context, store) as made:
-            fetch_tables(store, settings)
             previous = store.folder(CATALOG) / FILE
             made.staging.metadata = build_catalog(
                 store, made.out / FILE, subsets, previous if previous.exists() else None
