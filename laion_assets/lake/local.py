@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -69,12 +69,27 @@ class LocalLake(Lake):
         return sorted(key for key in self.versions(asset) if key)
 
     @override
-    def versions(self, asset: str) -> dict[SegmentKey | None, str]:
-        keys = (None, *(SegmentKey(*names) for names in self.names(asset)))
+    def names(self, asset: str) -> list[tuple[str, str]]:
+        # Without a look at each: a millisecond for a thousand segments.
+        return [
+            (crawl.name.removeprefix("crawl="), segment.name.removeprefix("segment="))
+            for crawl in _entries(self.root / asset, "crawl=")
+            for segment in _entries(crawl.path, "segment=")
+        ]
+
+    @override
+    def versions(
+        self, asset: str, keys: Iterable[SegmentKey] | None = None
+    ) -> dict[SegmentKey | None, str]:
+        if keys is None:
+            keys = [SegmentKey(*names) for names in self.names(asset)]
+            if not keys:
+                version = self.version(asset)
+                return {} if version is None else {None: version}
         found = {key: self.version(asset, key) for key in keys}
         return {key: version for key, version in found.items() if version is not None}
 
-    def version(self, asset: str, key: SegmentKey | None) -> str | None:
+    def version(self, asset: str, key: SegmentKey | None = None) -> str | None:
         """What :meth:`versions` says of one partition; None if it is not published."""
         try:
             path = f"{self.root}/{place_of(asset, key)}/{MANIFEST}"
@@ -83,17 +98,6 @@ class LocalLake(Lake):
             return None
         # A file system may use an inode again.
         return f"{about.st_ino:x}.{about.st_mtime_ns:x}"
-
-    def names(self, asset: str) -> list[tuple[str, str]]:
-        """Crawl and segment of each of an asset's folders, published or not, in any order.
-
-        It is the cheapest look at an asset: two milliseconds for a thousand segments.
-        """
-        return [
-            (crawl.name.removeprefix("crawl="), segment.name.removeprefix("segment="))
-            for crawl in _entries(self.root / asset, "crawl=")
-            for segment in _entries(crawl.path, "segment=")
-        ]
 
     @override
     def assets(self, pattern: str) -> list[str]:
