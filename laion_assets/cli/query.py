@@ -161,21 +161,21 @@ in DuckDB's SQL. `show tables` lists the views; docs/queries.md has examples.
 )
 def sql(args: argparse.Namespace) -> None:
     from laion_assets.cli.output import print_csv, print_json, print_table
-    from laion_assets.lake import LocalLake
+    from laion_assets.lake import open_lake
     from laion_assets.layout import CATALOG
     from laion_assets.settings import load_settings
     from laion_assets.stats.catalog import query
 
-    catalog = args.catalog
+    catalog, lake = args.catalog, None
     if catalog is None:
-        lake = LocalLake(load_settings(args.config).lake)
+        lake = open_lake(load_settings(args.config).lake)
         catalog = lake.folder(CATALOG) / "catalog.duckdb"
     if not catalog.exists():
         raise CommandError(
             f"{catalog} does not exist: materialize the asset `catalog`, or name a catalog by "
             "--catalog"
         )
-    table = query(catalog, args.statement)
+    table = query(catalog, args.statement, lake)
     {"table": print_table, "csv": print_csv, "json": print_json}[args.format](table)
 
 

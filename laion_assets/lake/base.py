@@ -137,10 +137,19 @@ class Lake(ABC):
     def segments(self, asset: str) -> list[SegmentKey]:
         """Return the published segments of an asset, sorted."""
 
+    def names(self, asset: str) -> list[tuple[str, str]]:
+        """Return crawl and segment of an asset's partitions, published or not, in any order."""
+        return [(key.crawl, key.segment) for key in self.versions(asset) if key]
+
     @abstractmethod
-    def versions(self, asset: str) -> dict[SegmentKey | None, str]:
-        """Return a text for each of an asset's published partitions that changes when it is
-        replaced; it costs a look at the folders, or a listing of the store, and no manifest."""
+    def versions(
+        self, asset: str, keys: Iterable[SegmentKey] | None = None
+    ) -> dict[SegmentKey | None, str]:
+        """Return a text for each of an asset's published partitions, or those of ``keys``, that
+        changes when it is replaced.
+
+        It costs a look at the folders, or a listing of the store, and no manifest.
+        """
 
     @abstractmethod
     def published_at(self, asset: str) -> dict[SegmentKey | None, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -71,8 +71,23 @@ class LocalLake(Lake):
         return sorted(key for key in self.versions(asset) if key)
 
     @override
-    def versions(self, asset: str) -> dict[SegmentKey | None, str]:
-        keys = (None, *(SegmentKey(*names) for names in self.names(asset)))
+    def names(self, asset: str) -> list[tuple[str, str]]:
+        # Without a look at each: a millisecond for a thousand segments.
+        return [
+            (crawl.name.removeprefix("crawl="), segment.name.removeprefix("segment="))
+            for crawl in _entries(self.root / asset, "crawl=")
+            for segment in _entries(crawl.path, "segment=")
+        ]
+
+    @override
+    def versions(
+        self, asset: str, keys: Iterable[SegmentKey] | None = None
+    ) -> dict[SegmentKey | None, str]:
+        if keys is None:
+            keys = [SegmentKey(*names) for names in self.names(asset)]
+            if not keys:
+                version = self.version(asset)
+                return {} if version is None else {None: version}
         found = {key: self.version(asset, key) for key in keys}
         return {key: version for key, version in found.items() if version is not None}
 
@@ -82,7 +97,7 @@ class LocalLake(Lake):
         found = {key: self._look(asset, key) for key in keys}
         return {key: about.st_mtime for key, about in found.items() if about is not None}
 
-    def version(self, asset: str, key: SegmentKey | None) -> str | None:
+    def version(self, asset: str, key: SegmentKey | None = None) -> str | None:
         """What :meth:`versions` says of one partition; None if it is not published."""
         about = self._look(asset, key)
         # A file system may use an inode again.
@@ -95,17 +110,6 @@ class LocalLake(Lake):
             return os.stat(path)  # noqa: PTH116 - a Path costs more than the look
         except FileNotFoundError:
             return None
-
-    def names(self, asset: str) -> list[tuple[str, str]]:
-        """Crawl and segment of each of an asset's folders, published or not, in any order.
-
-        It is the cheapest look at an asset: two milliseconds for a thousand segments.
-        """
-        return [
-            (crawl.name.removeprefix("crawl="), segment.name.removeprefix("segment="))
-            for crawl in _entries(self.root / asset, "crawl=")
-            for segment in _entries(crawl.path, "segment=")
-        ]
 
     @override
     def assets(self, pattern: str) -> list[str]:

@@ -112,8 +112,12 @@ class RemoteLake(Lake):
         return sorted(self.index.versions(asset))
 
     @override
-    def versions(self, asset: str) -> dict[SegmentKey | None, str]:
+    def versions(
+        self, asset: str, keys: Iterable[SegmentKey] | None = None
+    ) -> dict[SegmentKey | None, str]:
         found: dict[SegmentKey | None, str] = dict(self.index.versions(asset).items())
+        if keys is not None:
+            return {key: found[key] for key in keys if key in found}
         if not found:
             whole, _ = read_pointer(self.store, asset)
             return {None: whole.nonce} if whole.manifest is not None else {}

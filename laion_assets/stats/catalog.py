@@ -99,7 +99,7 @@ def _is_usable(previous: Path) -> bool:
         return False
 
 
-def _refuse_pattern(root: Path) -> None:
+def _refuse_pattern(root: Path | str) -> None:
     if unqueryable(root):
         raise ValueError(
             f"the lake's path {root} has one of the characters * ? [ =, which cannot be in a view's"
@@ -129,12 +129,15 @@ def open_samples(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 @contextmanager
-def open_catalog(catalog: Path, linked: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+def open_catalog(
+    catalog: Path, lake: Lake | None = None, linked: Path | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a read-only connection that can access the catalog and the lake's files, nothing else.
 
-    ``linked``: a folder of links to such files, which it can access, too.
-    Raises ``FileNotFoundError`` if there is no catalog, ``ValueError`` if the lake was moved to a
-    path that DuckDB would take for a pattern or for keys.
+    ``lake``: by default the folder above the catalog's, or the one that it was built for.
+    ``linked``: a folder of links to such files, to be read in its place. Raises
+    ``FileNotFoundError`` if there is no catalog, ``ValueError`` if the lake was moved to a path
+    that DuckDB would take for a pattern or for keys.
     """
     if not catalog.is_file():
         raise FileNotFoundError(f"no catalog at {catalog}: materialize the asset `catalog` first")
@@ -146,10 +149,11 @@ def open_catalog(catalog: Path, linked: Path | None = None) -> Iterator[duckdb.D
             config={"temp_directory": spill, "autoinstall_known_extensions": False},
         ) as connection,
     ):
-        lake = lake_of(catalog, connection)
-        _refuse_pattern(lake)
-        connection.execute(f"set variable lake = {quoted(str(lake))}")
-        folders = ", ".join(quoted(str(folder)) for folder in (lake, linked) if folder)
+        lake = lake or LocalLake.at(lake_of(catalog, connection))
+        root = lake.attach(connection)
+        _refuse_pattern(root)
+        connection.execute(f"set variable lake = {quoted(str(linked or root))}")
+        folders = ", ".join(quoted(str(folder)) for folder in (root, linked) if folder)
         connection.execute(f"set allowed_directories = [{folders}]")
         connection.execute("set enable_external_access = false")
         connection.execute("set lock_configuration = true")
@@ -165,12 +169,13 @@ def lake_of(catalog: Path, connection: duckdb.DuckDBPyConnection) -> Path:
     return Path(root)
 
 
-def query(catalog: Path, sql: str) -> pa.Table:
+def query(catalog: Path, sql: str, lake: Lake | None = None) -> pa.Table:
     """Run one SELECT (or DESCRIBE, SHOW, SUMMARIZE) over the catalog's views and macros.
 
     Nothing outside the lake is read and nothing is written: other statements are refused, since
     a COPY could write where reading is allowed. Each partition is seen whole, as :func:`ask` has
-    it; only those that the statement can read are looked at. Raises :class:`QueryError`.
+    it; only those that the statement can read are looked at. ``lake``: as :func:`open_catalog` has
+    it. Raises :class:`QueryError`.
     """
     try:
         statements = duckdb.extract_statements(sql)
@@ -178,6 +183,7 @@ def query(catalog: Path, sql: str) -> pa.Table:
             raise QueryError("only one SELECT, DESCRIBE, SHOW or SUMMARIZE can be run at a time")
         table = _ask(
             catalog,
+            lake,
             lambda connection, reading: connection.sql(reading.sql).to_arrow_table(),
             lambda connection, names: reading_of(connection, sql, names),
         )
@@ -190,15 +196,18 @@ def ask(
     catalog: Path,
     question: Callable[[duckdb.DuckDBPyConnection], T],
     views: Collection[str] | None = None,
+    lake: Lake | None = None,
 ) -> T:
     """Return what ``question`` finds in the catalog, each partition as one publication left it.
 
-    ``views``: those over files that it reads; None: any. If a partition that it reads is replaced
-    meanwhile, it is asked once more of a snapshot. Raises :class:`QueryError` if that would be
-    needed where it cannot be made: the lake's folder must be writable.
+    ``views``: those over files that it reads; None: any. ``lake``: as :func:`open_catalog` has it.
+    If a partition that it reads is replaced meanwhile, it is asked once more: of a folder, with the
+    files held open or linked, so that it ends. Raises :class:`QueryError` where that is refused,
+    or if a store's partitions are replaced under each of several tries.
     """
     return _ask(
         catalog,
+        lake,
         lambda connection, _: question(connection),
         lambda _, names: Reading("", dict.fromkeys(names.views if views is None else views)),
     )
@@ -206,14 +215,15 @@ def ask(
 
 def _ask(
     catalog: Path,
+    lake: Lake | None,
     question: Callable[[duckdb.DuckDBPyConnection, Reading], T],
     read: Callable[[duckdb.DuckDBPyConnection, Names], Reading],
 ) -> T:
     for _ in range(_TRIES):
-        with open_catalog(catalog) as connection:
+        with open_catalog(catalog, lake) as connection:
+            of = lake or LocalLake.at(lake_of(catalog, connection))
             reading = read(connection, names_in(connection))
-            lake = LocalLake.at(lake_of(catalog, connection))
-            current = look(connection, lake, reading, assets_of(connection))
+            current = look(connection, of, reading, assets_of(connection))
             try:
                 answer = question(connection, reading)
             except duckdb.Error:
@@ -224,16 +234,17 @@ def _ask(
                 if current.is_current:
                     return answer
             files = files_of(connection, reading)
-        if not reading.by_path:
-            return _ask_a_snapshot(catalog, question, reading, current.snapshot(files))
+        if isinstance(of, LocalLake) and not reading.by_path:
+            return _ask_a_snapshot(catalog, of, question, reading, current.snapshot(of, files))
     raise QueryError(
-        "partitions keep being replaced while their files are read by path: ask the views instead, "
-        "or retry when fewer runs are in progress"
+        "partitions keep being replaced while they are read from a store or by their paths: retry "
+        "when fewer runs are in progress"
     )
 
 
 def _ask_a_snapshot(
     catalog: Path,
+    lake: LocalLake,
     question: Callable[[duckdb.DuckDBPyConnection, Reading], T],
     reading: Reading,
     snapshot: AbstractContextManager[Current],
@@ -246,7 +257,8 @@ def _ask_a_snapshot(
                 "partitions were replaced while they were read, and no snapshot of them can be "
                 f"made: {error}"
             ) from error
-        connection = stack.enter_context(open_catalog(catalog, current.lake.root))
+        linked = current.lake.local_root
+        connection = stack.enter_context(open_catalog(catalog, lake, linked))
         show(connection, current, reading)
         return question(connection, reading)
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -21,9 +21,9 @@ from typing import Final
 import duckdb
 
 from laion_assets.files import open_files
-from laion_assets.lake import MANIFEST, LocalLake, NotPublishedError
+from laion_assets.lake import MANIFEST, Lake, LocalLake
 from laion_assets.layout import SegmentKey, partition_of, place_of
-from laion_assets.stats.partitions import PLACE, VERSIONS, describe, insert, quoted
+from laion_assets.stats.partitions import PLACE, VERSIONS, described_by, insert, quoted
 from laion_assets.stats.statement import NAMES, ROWS, Reading
 
 SNAPSHOTS: Final = ".snapshots"
@@ -42,7 +42,7 @@ Partition = tuple[str, SegmentKey]
 class Current:
     """The version of each partition whose files a question reads."""
 
-    lake: LocalLake
+    lake: Lake
     versions: Mapping[Partition, str]
     unknown: frozenset[Partition] = frozenset()
     """Partitions that the catalog does not know in this version."""
@@ -50,13 +50,15 @@ class Current:
     @property
     def is_current(self) -> bool:
         """Whether none was replaced or removed since. New ones are seen whole or not at all."""
-        return all(
-            self.lake.version(asset, key) == version
-            for (asset, key), version in self.versions.items()
-        )
+        keys: dict[str, list[SegmentKey]] = {}
+        for asset, key in self.versions:
+            keys.setdefault(asset, []).append(key)
+        return self.versions == _versions(self.lake, keys)
 
     @contextmanager
-    def snapshot(self, files: Mapping[Partition, Sequence[str]]) -> Iterator[Current]:
+    def snapshot(
+        self, lake: LocalLake, files: Mapping[Partition, Sequence[str]]
+    ) -> Iterator[Current]:
         """These partitions, each as it is when the snapshot is made, in a folder of links.
 
         ``files``: the names of theirs that the question reads, as :func:`files_of` has them. The
@@ -70,17 +72,18 @@ class Current:
                 folder = TemporaryDirectory(prefix="laion-assets-held-", dir=memory)
                 linked, link = LocalLake.at(Path(stack.enter_context(folder))), _holding(stack)
             else:
-                linked, link = LocalLake.at(stack.enter_context(_below(self.lake.root))), os.link
+                linked, link = LocalLake.at(stack.enter_context(_below(lake.root))), os.link
             found = {
                 partition: version
                 for partition in self.versions
-                if (version := self._link(partition, files.get(partition, ()), linked, link))
+                if (version := self._link(lake, partition, files.get(partition, ()), linked, link))
             }
             unknown = self.unknown | {p for p, v in found.items() if self.versions[p] != v}
             yield replace(self, lake=linked, versions=found, unknown=unknown & found.keys())
 
     def _link(
         self,
+        lake: LocalLake,
         partition: Partition,
         files: Sequence[str],
         linked: LocalLake,
@@ -91,8 +94,8 @@ class Current:
         Its manifest is copied where the catalog does not know it.
         """
         place = place_of(*partition)
-        folder, to = self.lake.root / place, linked.root / place
-        while version := self.lake.version(*partition):
+        folder, to = lake.root / place, linked.root / place
+        while version := lake.version(*partition):
             to.mkdir(parents=True)
             with suppress(FileNotFoundError):  # it has just been replaced
                 names = files
@@ -102,7 +105,7 @@ class Current:
                 for name in names:
                     (to / name).parent.mkdir(exist_ok=True)
                     link(folder / name, to / name)
-                if version == self.lake.version(*partition):
+                if version == lake.version(*partition):
                     return version
             shutil.rmtree(to)
         return None
@@ -141,9 +144,18 @@ def _below(root: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _versions(lake: Lake, keys: Mapping[str, Iterable[SegmentKey]]) -> dict[Partition, str]:
+    return {
+        (asset, key): version
+        for asset, of_asset in keys.items()
+        for key, version in lake.versions(asset, of_asset).items()
+        if key
+    }
+
+
 def look(
     connection: duckdb.DuckDBPyConnection,
-    lake: LocalLake,
+    lake: Lake,
     reading: Reading,
     assets: Mapping[str, str],
 ) -> Current:
@@ -152,15 +164,14 @@ def look(
     ``assets``: the asset of each view. Raises ``duckdb.Error`` if a condition on crawl or segment
     cannot be evaluated.
     """
-    keys: dict[str, list[list[str] | None]] = {}
+    queries: dict[str, list[list[str] | None]] = {}
     for view, of_view in (*reading.views.items(), *reading.counts.items()):
-        keys.setdefault(assets[view], []).append(of_view)
-    versions = {
-        (asset, key): version
-        for asset, of_asset in keys.items()
-        for key in _keys(connection, lake, asset, of_asset, reading)
-        if (version := lake.version(asset, key))
+        queries.setdefault(assets[view], []).append(of_view)
+    keys = {
+        asset: _keys(connection, lake, asset, of_asset, reading)
+        for asset, of_asset in queries.items()
     }
+    versions = _versions(lake, keys)
     unknown = show(connection, Current(lake, versions), reading)
     if reading.first is not None:
         (view,) = reading.views
@@ -175,13 +186,12 @@ def look(
 def show(
     connection: duckdb.DuckDBPyConnection, current: Current, reading: Reading
 ) -> set[Partition]:
-    """Have a catalog's views show these partitions.
+    """Have a catalog's views show these partitions, below what the variable `lake` says.
 
     Returns those that the catalog does not know; they are described by their manifests.
     """
-    unknown: set[Partition] = set()
     if not reading.views and not reading.counts:
-        return unknown  # Without what is made here, SHOW TABLES shows the catalog's own.
+        return set()  # Without what is made here, SHOW TABLES shows the catalog's own.
     connection.execute(f"create or replace temp table _versions ({VERSIONS})")
     insert(
         connection,
@@ -193,13 +203,11 @@ def show(
         "create or replace temp table _files as from files semi join "
         f"(from partitions semi join _versions {same}) using (asset, crawl, segment)"
     )
-    changed = connection.execute(f"from _versions anti join partitions {same}").fetchall()
-    for asset, crawl, segment, version in changed:
-        key = SegmentKey(crawl, segment)
-        unknown.add((asset, key))
-        with suppress(NotPublishedError, FileNotFoundError):  # `is_current` will notice
-            insert(connection, "_files", describe(current.lake, asset, key, version)["files"])
-    connection.execute(f"set variable lake = {quoted(str(current.lake.root))}")
+    changed = connection.execute(
+        f"from _versions anti join partitions {same} order by all"
+    ).fetchall()
+    for described in described_by(current.lake, changed):
+        insert(connection, "_files", described["files"])
     for view in reading.views:
         of_view = f'from _files where "view" = {quoted(view)}'
         connection.execute(
@@ -214,7 +222,7 @@ def show(
             f'create temp view {ROWS}{view} as select crawl, segment, sum("rows") as "rows" '
             f'from _files where "view" = {quoted(view)} group by all having sum("rows") > 0'
         )
-    return unknown
+    return {(asset, SegmentKey(*names)) for asset, *names, _ in changed}
 
 
 def files_of(connection: duckdb.DuckDBPyConnection, reading: Reading) -> dict[Partition, list[str]]:
@@ -229,11 +237,11 @@ def files_of(connection: duckdb.DuckDBPyConnection, reading: Reading) -> dict[Pa
 
 def _keys(
     connection: duckdb.DuckDBPyConnection,
-    lake: LocalLake,
+    lake: Lake,
     asset: str,
     queries: Sequence[list[str] | None],
     reading: Reading,
-) -> Iterator[SegmentKey]:
+) -> list[SegmentKey]:
     """The segments that any of a question's views of an asset reads, published or not."""
     names = lake.names(asset)
     if None not in queries:
@@ -245,7 +253,7 @@ def _keys(
     if reading.first is not None:
         (view,) = reading.views
         names = _beginning(connection, view, sorted(names), reading.first)
-    return (SegmentKey(*key) for key in names)
+    return [SegmentKey(*key) for key in names]
 
 
 def _beginning(

@@ -12,14 +12,14 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Final
 
 import duckdb
 
 from laion_assets import tables
-from laion_assets.lake import Lake, Manifest, NotPublishedError
+from laion_assets.lake import Lake, Manifest
 from laion_assets.layout import PARTITIONS, SegmentKey, Table, partition_of
 
 logger = logging.getLogger(__name__)
@@ -56,8 +56,10 @@ LAYOUT: Final = hashlib.sha256(
 PLACE: Final = "asset || '/crawl=' || crawl || '/segment=' || segment || '/' || name"
 """SQL for the path, below the lake's root, of a row of `files`."""
 
+_READ_AT_ONCE: Final = 64
+"""Manifests that are in memory: one of many shards has a thousand files."""
 _AT_ONCE: Final = 2_000
-"""Manifests in memory."""
+"""Manifests that are inserted by one statement."""
 _SAME: Final = "using (asset, crawl, segment, version)"
 
 
@@ -105,21 +107,36 @@ def fill(
         create_tables(connection)
     changed = connection.execute(f"from now anti join partitions {_SAME} order by all").fetchall()
     logger.info(f"{len(changed):,} partitions are new or replaced")
-    manifests = _manifests(lake, changed)
-    while some := list(islice(manifests, _AT_ONCE)):
+    described = described_by(lake, changed)
+    while some := list(islice(described, _AT_ONCE)):
         for name in TABLES:
-            insert(connection, name, [row for described in some for row in described[name]])
+            insert(connection, name, [row for rows in some for row in rows[name]])
     connection.execute("drop table now")
 
 
-def describe(lake: Lake, asset: str, key: SegmentKey, version: str) -> dict[str, list[Row]]:
-    """Return what a partition's manifest says, as rows of :data:`TABLES`.
+def described_by(lake: Lake, changed: Iterable[Row]) -> Iterator[dict[str, list[Row]]]:
+    """What the manifests of partitions say, as rows of :data:`TABLES`.
 
-    Raises :class:`~laion_assets.lake.NotPublishedError` if there is no such partition.
+    ``changed``: asset, crawl, segment and version of each. One that is removed meanwhile is left
+    out.
     """
-    manifest = lake.manifest(asset, key)
+    for asset, of_asset in groupby(changed, lambda row: row[0]):
+        versions = {SegmentKey(*names): version for _, *names, version in of_asset}
+        keys = iter(versions)
+        while some := list(islice(keys, _READ_AT_ONCE)):
+            for key, manifest in lake.manifests(asset, some).items():
+                assert key is not None
+                try:
+                    yield _described(lake, asset, manifest, key, versions[key])
+                except FileNotFoundError as error:
+                    logger.warning(f"left out until the next time, since it lacks a file: {error}")
+
+
+def _described(
+    lake: Lake, asset: str, manifest: Manifest, key: SegmentKey, version: str
+) -> dict[str, list[Row]]:
     of = (asset, key.crawl, key.segment)
-    files = list(_files(lake, manifest, key))
+    files = list(_files(lake, asset, manifest, key))
     counts = [row for stage in manifest.counts for row in stage.rows()]
     last = manifest.counts[-1] if manifest.counts else None
     started = datetime.fromisoformat(manifest.started).astimezone(UTC).replace(tzinfo=None)
@@ -147,24 +164,16 @@ def describe(lake: Lake, asset: str, key: SegmentKey, version: str) -> dict[str,
     }
 
 
-def _manifests(lake: Lake, changed: Iterable[Row]) -> Iterator[dict[str, list[Row]]]:
-    for asset, crawl, segment, version in changed:
-        try:
-            yield describe(lake, asset, SegmentKey(crawl, segment), version)
-        except (NotPublishedError, FileNotFoundError) as error:
-            logger.warning(f"left out until the next time, since it was removed: {error}")
-
-
 def _files(
-    lake: Lake, manifest: Manifest, key: SegmentKey
+    lake: Lake, asset: str, manifest: Manifest, key: SegmentKey
 ) -> Iterator[tuple[Table, Mapping[str, Any], Mapping[str, Any]]]:
     """Each table file with its entry in the manifest, its rows and columns."""
-    of = partition_of(manifest.asset).tables
+    of = partition_of(asset).tables
     for item in manifest.files:
         for table in of:
             if fnmatchcase(item["name"], table.files):
                 known = "rows" in item and "columns" in item
-                folder = None if known else lake.folder(manifest.asset, key, item["name"])
+                folder = None if known else lake.folder(asset, key, item["name"])
                 yield table, item, tables.describe(folder / item["name"]) if folder else item
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from laion_assets.lake import Lake, LocalLake
 from laion_assets.layout import (
+    CATALOG,
     EVERY_HIVE,
     FILTERED_SUBSET,
     PAIR_PARQUET,
@@ -21,7 +23,9 @@ from laion_assets.layout import (
 from laion_assets.lookup.write import FILES, write_lookups
 from laion_assets.removals.entry import Key
 from laion_assets.removals.ledger import RemovalCounts, events_file, note_removals
+from laion_assets.stats.catalog import build_catalog
 from laion_assets.stats.why import why
+from laion_assets.tables import part_path
 from tests.cli.conftest import laion_assets, refused
 from tests.lake.stores import KEY, OTHER, Machine, made
 from tests.release.conftest import ABOUT, make_lake
@@ -168,6 +172,46 @@ def test_a_release_is_exported_as_from_a_folder(
     for one, other in zip(ours, theirs, strict=True):
         if one.suffix in (".parquet", ".npy"):
             assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_question_to_a_store_is_answered_as_from_a_folder(
+    machine: Machine, config: Path, tmp_path: Path
+) -> None:
+    lake = make_lake(tmp_path / "lake")
+    put(lake, machine())
+    store = machine()
+    with store.publish(CATALOG, inputs={}, code_version="2") as staging:
+        build_catalog(store, staging.path / "catalog.duckdb")
+    assert not list(store.local_root.rglob("part-00001.parquet")), "it reads one file of each table"
+    folder = tmp_path / "folder.toml"
+    folder.write_text(f'[lake]\nroot = "{tmp_path}/lake"\n')
+
+    def ask(settings: Path, sql: str) -> list[dict[str, object]]:
+        answer = laion_assets("sql", "--config", settings, "--json", sql)
+        assert answer.code == 0, answer.err
+        rows: list[dict[str, object]] = json.loads(answer.out)
+        return rows
+
+    for sql in (
+        "select crawl, segment, count(*) as n from images group by all order by all",
+        "from resolution_table()",
+        "from funnel()",
+        "select * from subset where crawl = 'CC-MAIN-2001-05' order by SAMPLE_ID",
+        "select stage, sum(n) as n from stats group by all order by all",
+    ):
+        assert ask(config, sql) == ask(folder, sql)
+    path = "lake://store/pair_parquet/**/*.parquet"
+    assert ask(config, f"select count(*) as n from '{path}'") == [{"n": 180}]
+    done = laion_assets("sql", "--config", config, "from read_text('/etc/passwd')")
+    assert (done.code, done.out) == (1, "")
+    assert "Permission Error" in done.err
+    first, second = (SegmentKey(*segment) for segment in SEGMENTS[:2])
+    part = part_path(lake.folder(FILTERED_SUBSET, second), 0)
+    with store.publish(FILTERED_SUBSET, first, inputs={}, code_version="2") as replaced:
+        for number in range(2):
+            shutil.copyfile(part, part_path(replaced.path, number))
+    sql = "select count(*) as n, count(WIDTH) as m from subset"
+    assert ask(config, sql) == [{"n": 96, "m": 96}]
 
 
 def test_what_is_served_is_copied_first(machine: Machine, config: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from laion_assets.cli import main
 from laion_assets.files import atomic_path
 from laion_assets.funnel import StageCounts
 from laion_assets.lake import (
@@ -271,19 +270,6 @@ def test_what_needs_a_folder_refuses_an_object_store_clearly(tmp_path: Path) -> 
         local_lake(LakeOptions(root=str(tmp_path / "nowhere")))
     assert local_lake(LakeOptions(root=f"file://{tmp_path}")).root == tmp_path
     assert str(LocalLake.at(tmp_path)) == str(tmp_path)
-
-
-FETCH = "copy what it reads by `laion-assets fetch ASSET ...`, and name the cache folder as `root`"
-
-
-def test_a_command_that_needs_a_folder_says_how_to_get_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = tmp_path / "settings.toml"
-    config.write_text('[lake]\nroot = "s3://bucket/prefix"\n')
-    assert main(["sql", "select 1", "--config", str(config)]) == 1
-    where = "the lake s3://bucket/prefix is in an object store, and this works on a folder only: "
-    assert f"{where}{FETCH}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", [KEY, None])

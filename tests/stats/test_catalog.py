@@ -192,7 +192,7 @@ def test_a_query_sees_a_partition_whole_while_it_is_replaced_repeatedly(tmp_path
                 sql = f"select count(*) from '{lake}/filtered_subset/*/*/*.parquet'"
                 by_path |= set(_rows(lake / "catalog" / "catalog.duckdb", sql))
             except QueryError as error:  # rather than a mixture
-                assert "by path" in str(error)  # noqa: PT017
+                assert "by their paths" in str(error)  # noqa: PT017
     finally:
         publisher.kill()
         publisher.communicate()

@@ -48,12 +48,12 @@ def test_partitions_files_and_counts_are_those_of_the_manifests(
     assert json.loads(partition["metadata"]) == {}
     found = query(tmp_path / "c.duckdb", f"from files {where} order by name").to_pylist()
     assert [(row["view"], row["name"], row["rows"]) for row in found] == [
-        ("images", "00000.parquet", 55),
-        ("fetches", "_ledger/00000.parquet", 55),
+        ("fetches", "_ledger/part-00000.pq", 55),
+        ("images", "part-00000.parquet", 55),
     ]
-    path = files[0].folder("image_shards") / "00000.parquet"
-    assert found[0]["bytes"] == path.stat().st_size
-    assert found[0]["columns"].startswith("caption string, crawl string, error_message string")
+    path = files[0].folder("image_shards") / found[1]["name"]
+    assert found[1]["bytes"] == path.stat().st_size
+    assert found[1]["columns"].startswith("caption string, error_message string, exif ")
     found = query(tmp_path / "c.duckdb", f"from counts {where} order by place").to_pylist()
     assert [(row["stage"], row["reason"], row["n"]) for row in found] == [
         ("images", "in", 55),
