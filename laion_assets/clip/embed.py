@@ -30,12 +30,13 @@ from laion_assets.clip.shards import (
     NOT_AN_IMAGE,
     ShardError,
     count_rows,
+    digest_of_rows,
     find_shards,
     read_rows,
     shard_number,
 )
 from laion_assets.download.tars import ImageBytes
-from laion_assets.files import atomic_path, sha256_file, write_json
+from laion_assets.files import atomic_path, write_json
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
 from laion_assets.layout import (
     EMBEDDINGS,
@@ -177,7 +178,7 @@ def _note(tar: Path, model: ClipModel) -> dict[str, Any]:
         shard = {
             "tar": tar.name,
             "tar_bytes": tar.stat().st_size,
-            "parquet_sha256": sha256_file(tar.with_suffix(".parquet")),
+            "rows_sha256": digest_of_rows(tar),
         }
     except OSError as error:
         raise ShardError(f"{tar} cannot be read: {error}") from error
