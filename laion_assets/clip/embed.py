@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -23,7 +22,13 @@ from pydantic import BaseModel
 from laion_assets import schemas
 from laion_assets.clip.decode import Prepared, Shard, batches, decoded
 from laion_assets.clip.options import ClipOptions
-from laion_assets.clip.shards import ShardError, count_rows, find_shards, read_rows, shard_number
+from laion_assets.clip.shards import (
+    ShardError,
+    count_rows,
+    digest_of_rows,
+    find_shards,
+    shard_number,
+)
 from laion_assets.files import write_json
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
 from laion_assets.layout import EMBEDDINGS, PARTITIONS
@@ -268,12 +273,15 @@ def _kept(shards: Mapping[int, Note]) -> int:
 
 def _note(tar: Path, model: ClipModel) -> Note:
     """Describe what a shard's embeddings are made from. Raises :class:`ShardError`."""
-    rows = json.dumps(read_rows(tar).to_pylist())
     try:
-        shard = {"tar": tar.name, "tar_bytes": tar.stat().st_size}
+        shard = {
+            "tar": tar.name,
+            "tar_bytes": tar.stat().st_size,
+            "rows_sha256": digest_of_rows(tar),
+        }
     except OSError as error:
         raise ShardError(f"{tar} cannot be read: {error}") from error
-    return shard | {"rows_sha256": sha256(rows.encode()).hexdigest()} | _note_of_model(model)
+    return shard | _note_of_model(model)
 
 
 def _note_of_model(model: ClipModel) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from pathlib import Path
 from typing import Any, Final
@@ -81,6 +82,15 @@ def read_rows(tar: Path) -> pa.Table:
         for field in schemas.EMBEDDED
     ]
     return pa.table(columns, schema=schemas.EMBEDDED)
+
+
+def digest_of_rows(tar: Path) -> str:
+    """SHA-256 of what :func:`read_rows` returns."""
+    stream = pa.BufferOutputStream()
+    rows = read_rows(tar).combine_chunks()
+    with pa.ipc.new_stream(stream, rows.schema) as writer:
+        writer.write_table(rows)
+    return hashlib.sha256(stream.getvalue()).hexdigest()
 
 
 def _read(tar: Path, columns: list[str] | None = None) -> pa.Table:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
-from laion_assets.clip.shards import count_rows, find_shards, read_rows
+from laion_assets.clip.shards import count_rows, digest_of_rows, find_shards, read_rows
 from laion_assets.defs.checks import shards_whole, successes_in
 from laion_assets.download import joined
 from laion_assets.download.joined import join, take_apart
@@ -108,6 +108,7 @@ def test_a_partition_has_few_tables_and_every_shard(
         assert rows.select(expected.column_names) == expected
         assert read_ledger(tar) == read_ledger(old)
         assert (count_rows(tar), read_rows(tar)) == (count_rows(old), read_rows(old))
+        assert digest_of_rows(tar) == digest_of_rows(old)
     in_turn = pa.concat_tables(rows_in_turn(partition, ["url", "no_such_column"]))
     assert in_turn == pa.concat_tables(rows_in_turn(plain, ["url"]))
     assert in_turn["url"].to_pylist() == urls()

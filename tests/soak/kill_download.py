@@ -113,7 +113,7 @@ def problems(out: Path) -> list[str]:
             ):
                 found.append(f"{ledger} has a different number of rows than its shard")
         checked = shards_whole(Path(folder))
-    return found + ([] if checked.passed else [str(checked.description)])
+    return found + ([checked.problem] if checked.problem else [])
 
 
 def soak(folder: Path, kills: int, rng: random.Random) -> list[str]:
