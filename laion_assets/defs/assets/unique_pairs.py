@@ -13,7 +13,7 @@ from laion_assets.defs.retries import retrying_transient
 from laion_assets.layout import DEDUP_LEDGER, LISTS, PAIR_PARQUET, UNIQUE_PAIRS
 from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.settings import Settings
-from laion_assets.tables import ROWS_PER_PART, rows_in, stored
+from laion_assets.tables import ROWS_PER_PART, rows_in
 from resources.lake import LakeResource
 
 ASSET = Asset(
@@ -53,7 +53,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             made.staging.counts = [counts]
             parts = max(1, -(-counts.kept // ROWS_PER_PART))
             made.require(
-                checks.schema_exact(made.rows, stored(schemas.PAIRS, made.rows[0]), parts),
+                checks.schema_exact(made.rows, schemas.PAIRS, parts),
                 checks.keys_unique(made.rows, "uid"),
                 checks.funnel_adds_up(counts, rows_in(*made.rows), made.kept(PAIR_PARQUET)),
             )
