@@ -102,6 +102,10 @@ PICTURES: Final = "_pictures"
 """Folder, within a partition's, of pictures for people."""
 PICTURE_FILES: Final = f"{PICTURES}/*"
 
+LOOKUP: Final = "_lookup"
+"""Folder, within a partition's, of the files by which its rows are found (:mod:`.lookup`)."""
+LOOKUP_FILES: Final = f"{LOOKUP}/*"
+
 DEDUP_LEDGER: Final = "dedup_ledger"
 """Folder that all partitions of `unique_pairs` share."""
 
@@ -182,7 +186,7 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
     partition.asset: partition
     for partition in (
         Partition(WAT_MANIFEST, None, (Table("manifest.parquet", schemas.WAT_MANIFEST),)),
-        Partition(PAIR_PARQUET, "pairs", (replace(_PAIR_ROWS, view="pairs"),)),
+        Partition(PAIR_PARQUET, "pairs", (replace(_PAIR_ROWS, view="pairs"),), (LOOKUP_FILES,)),
         Partition(
             UNIQUE_PAIRS,
             "unique_pairs",
@@ -210,7 +214,7 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
                     aligned=True,
                 ),
             ),
-            ("_shards/*.tar", "_shards/*_stats.json", PICTURE_FILES),
+            ("_shards/*.tar", "_shards/*_stats.json", LOOKUP_FILES, PICTURE_FILES),
         ),
         Partition(
             EMBEDDINGS,
@@ -234,12 +238,7 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
         Partition(
             SEGMENT_STATS,
             None,
-            (
-                Table("funnel.parquet", schemas.FUNNEL, view="funnel_by_segment"),
-                Table("histograms.parquet", schemas.HISTOGRAMS, view="stats"),
-                Table("top.parquet", schemas.TOP, view="top"),
-                Table("runs.parquet", schemas.RUNS, view="runs"),
-            ),
+            (Table("statistics.parquet", schemas.STATISTICS, view="statistics"),),
         ),
     )
 }

@@ -159,39 +159,20 @@ INDEX_IDS: Final = pa.schema(
 )
 """`knn_index`: row number in the index -> sample, and its place in the segment's subset."""
 
-FUNNEL: Final = pa.schema([("stage", pa.string()), ("reason", pa.string()), ("n", pa.int64())])
-"""`in` and `kept` are reasons too: they come first of each stage, the rejects after them."""
-
-HISTOGRAMS: Final = pa.schema(
+STATISTICS: Final = pa.schema(
     [
+        ("kind", pa.string()),
         ("stage", pa.string()),
         ("metric", pa.string()),
         ("bin_low", pa.float64()),
         ("bin_high", pa.float64()),
+        ("value", pa.string()),
         ("n", pa.int64()),
     ]
 )
-"""Bins that hold something, ``bin_low <= value < bin_high``. All segments use the same grid."""
-
-TOP: Final = pa.schema(
-    [("stage", pa.string()), ("metric", pa.string()), ("value", pa.string()), ("n", pa.int64())]
-)
-"""The most frequent values of a segment. A sum over segments misses what is in no segment's top."""
-
-RUNS: Final = pa.schema(
-    [
-        ("asset", pa.string()),
-        ("run_id", pa.string()),
-        ("code_version", pa.string()),
-        ("started", pa.timestamp("us")),
-        ("seconds", pa.float64()),
-        ("bytes", pa.int64()),
-        ("n_in", pa.int64()),
-        ("kept", pa.int64()),
-        ("metadata", pa.string()),
-    ]
-)
-"""One row a partition, from its manifest. `started` is UTC, `metadata` is JSON."""
+"""`segment_stats`, of two kinds. `histogram`: the bins that hold something, ``bin_low <= value <
+bin_high``, on one grid for all segments. `top`: the most frequent values; a sum over segments
+misses what is in no segment's top."""
 
 _MEANING: Final[Mapping[str, str]] = {
     "uid": "dedup key: 16 bytes of URL and text",
@@ -241,19 +222,11 @@ _MEANING: Final[Mapping[str, str]] = {
     "part_row": "row number within that part",
     "stage": "stage of the funnel",
     "n": "how many",
+    "kind": "histogram or top",
     "metric": "what is measured",
     "bin_low": "lower edge of the bin, included",
     "bin_high": "upper edge of the bin, excluded",
     "value": "one of the most frequent values",
-    "asset": "name of the asset",
-    "run_id": "Dagster's run that made the partition",
-    "code_version": "revision of the code and digest of its options",
-    "started": "when the run began, UTC",
-    "seconds": "how long the run took",
-    "bytes": "size of the partition's files",
-    "n_in": "subjects that went into the stage",
-    "kept": "subjects that the stage kept",
-    "metadata": "what else the manifest records, as JSON",
 }
 
 

@@ -87,6 +87,13 @@ def rows_in(*parquet: Path) -> int:
     return sum(int(pq.read_metadata(path).num_rows) for path in parquet)
 
 
+def describe(path: Path) -> dict[str, Any]:
+    """``rows`` of a parquet file, and its ``columns`` with their types, as one sorted text."""
+    footer = pq.read_metadata(path)
+    columns = sorted(f"{field.name} {field.type}" for field in footer.schema.to_arrow_schema())
+    return {"rows": footer.num_rows, "columns": ", ".join(columns)}
+
+
 def read_parquet(
     path: Path, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
 ) -> pa.Table:

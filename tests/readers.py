@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 
-def assert_readable(folder: Path, columns: Sequence[str], rows: int) -> None:
-    """Assert that pandas, pyarrow, DuckDB and ``datasets`` find each row once, with all columns."""
+def assert_readable(folder: Path, columns: Collection[str], rows: int) -> None:
+    """Assert that pandas, pyarrow, DuckDB, polars and ``datasets`` find each row once.
+
+    The first three must find all ``columns``, those of the partition's key included.
+    """
     import duckdb
     import pandas as pd
+    import polars as pl
+    import pyarrow.dataset as ds
     import pyarrow.parquet as pq
     from datasets import load_dataset
 
@@ -22,5 +28,8 @@ def assert_readable(folder: Path, columns: Sequence[str], rows: int) -> None:
     for reader, frame in found.items():
         assert len(frame) == rows, reader
         assert set(frame.columns) == set(columns), reader
-    loaded = load_dataset("parquet", data_files=files, cache_dir=folder.parent / "cache")
-    assert loaded["train"].num_rows == rows
+    assert ds.dataset(folder).to_table().num_rows == rows
+    assert pl.read_parquet(files).height == rows
+    with TemporaryDirectory() as cache:
+        loaded = load_dataset("parquet", data_files=files, cache_dir=cache)
+        assert loaded["train"].num_rows == rows

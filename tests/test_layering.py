@@ -26,11 +26,11 @@ PRODUCT = [
 ]
 WAY = [
     *("wat", "pairs", "dedup", "download", "clip", "safety", "filtering", "knn", "generation"),
-    *("stats", "release", "search"),
+    *("lookup", "stats", "release", "search"),
 ]
 GROUND = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "definitions", "settings"}
 SHARED = GROUND | {"removals"}
-MORE = {package: {"lake"} for package in ("knn", "stats", "release", "search")}
+MORE = {package: {"lake"} for package in ("knn", "lookup", "stats", "release", "search")}
 """An index is asked beside its lake, statistics and releases are taken from it, and the service
 follows what it publishes."""
 DOMAIN = {*WAY, "crawl", "removals", "lake", "sample_crawl"}

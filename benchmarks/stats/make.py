@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from laion_assets import schemas
 from laion_assets.lake import LocalLake
 from laion_assets.layout import SegmentKey
 from laion_assets.stats.catalog import build_catalog
+from laion_assets.tables import part_path, stored
 
 _CRAWL: Final = "CC-MAIN-2099-01"
 _SEGMENTS: Final = 100
@@ -75,22 +77,25 @@ def make(lake: Path, rows: int) -> int:
 
 
 def _write(lake: Path, rows: int) -> None:
-    columns = ", ".join(
-        f'cast("{field.name}" as {_sql_type(str(field.type))}) as "{field.name}"'
-        for field in schemas.SUBSET
-    )
-    for number, first in enumerate(range(0, rows, _ROWS_A_FILE)):
-        segment, part = number % _SEGMENTS, number // _SEGMENTS
+    for segment in range(min(_SEGMENTS, math.ceil(rows / _ROWS_A_FILE))):
         key = SegmentKey(_CRAWL, f"{segment:02d}")
-        folder = LocalLake.at(lake).folder("filtered_subset", key)
-        folder.mkdir(parents=True, exist_ok=True)
-        stop = min(rows, first + _ROWS_A_FILE)
-        made = _ROWS.format(first=first, stop=stop, crawl=_CRAWL, segment=f"{segment:02d}")
-        with duckdb.connect() as connection:
-            connection.execute(
-                f"copy (select {columns} from ({made})) to '{folder}/part-{part:05d}.parquet' "
-                "(format parquet, compression zstd, row_group_size 100000)"
+        with LocalLake.at(lake).publish(
+            "filtered_subset", key, inputs={}, code_version=str(rows)
+        ) as staging:
+            columns = ", ".join(
+                f'cast("{field.name}" as {_sql_type(str(field.type))}) as "{field.name}"'
+                for field in stored(schemas.SUBSET, part_path(staging.path, 0))
             )
+            step = _SEGMENTS * _ROWS_A_FILE
+            for part, first in enumerate(range(segment * _ROWS_A_FILE, rows, step)):
+                stop = min(rows, first + _ROWS_A_FILE)
+                made = _ROWS.format(first=first, stop=stop, crawl=key.crawl, segment=key.segment)
+                with duckdb.connect() as connection:
+                    connection.execute(
+                        f"copy (select {columns} from ({made})) to "
+                        f"'{part_path(staging.path, part)}' "
+                        "(format parquet, compression zstd, row_group_size 100000)"
+                    )
 
 
 def _sql_type(arrow: str) -> str:

@@ -21,6 +21,7 @@ from laion_assets.files import atomic_path
 from laion_assets.funnel import StageCounts
 from laion_assets.lake import Lake, Manifest, Staging
 from laion_assets.layout import (
+    LOOKUP_FILES,
     PICTURE_FILES,
     PICTURES,
     SegmentKey,
@@ -28,6 +29,7 @@ from laion_assets.layout import (
     partition_of,
     segment_assets,
 )
+from laion_assets.lookup.find import MADE_OF
 from laion_assets.options import versioned
 from laion_assets.settings import Settings
 
@@ -182,7 +184,8 @@ def publishing(
         stage_judges_parts=stage_judges_parts,
     ) as staging:
         yield Publication(context, lake, name, key, staging)
-        staging.not_content = (*staging.not_content, PICTURE_FILES)
+        staging.not_content = (*staging.not_content, LOOKUP_FILES, PICTURE_FILES)
+        staging.metadata = {**staging.metadata, MADE_OF: before}
         if options is not None:
             staging.metadata = {**staging.metadata, "options": versioned(options)}
         for asset, data_version in before.items():

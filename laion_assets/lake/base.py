@@ -81,7 +81,8 @@ class Manifest:
     seconds: float
     bytes: int
     files: Sequence[Mapping[str, Any]]
-    """``name`` (relative to the partition's folder), ``bytes`` and ``sha256`` of each file."""
+    """``name`` (relative to the partition's folder), ``bytes`` and ``sha256`` of each file; of a
+    parquet file ``rows`` and ``columns``, too, unless it is older than these."""
     counts: Sequence[StageCounts]
     metadata: Mapping[str, Any]
 
@@ -222,6 +223,11 @@ class Lake(ABC):
     def versions(self, asset: str) -> dict[SegmentKey | None, str]:
         """Return a text for each of an asset's published partitions that changes when it is
         replaced; it costs a look at the folders, or a listing of the store, and no manifest."""
+
+    @abstractmethod
+    def published_at(self, asset: str) -> dict[SegmentKey | None, float]:
+        """Return when each of an asset's partitions was published, in seconds of one clock; from a
+        look at the folders, or what this machine has not yet read of the store's manifests."""
 
     @abstractmethod
     def assets(self, pattern: str) -> list[str]:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from laion_assets.files import LockedError, atomic_path, locked, replace_folder, write_json
+from laion_assets.files import (
+    LockedError,
+    atomic_path,
+    locked,
+    replace_folder,
+    write_json,
+    write_unsynced,
+)
 from laion_assets.lake.base import LakeError, Manifest
 from laion_assets.lake.content import MANIFEST
 from laion_assets.lake.index import Index, while_replaced
@@ -41,7 +49,9 @@ _NOTES: Final = ".store"
 _FETCH: Final = ".fetch"
 _RANGES: Final = "ranges"
 _LOOK_AFTER: Final = 0.05
-"""Share of the limit after whose download the cache's size is looked at."""
+"""Share of the limit after whose download a process looks at the cache's size at once."""
+_LOOK_EVERY_S: Final = 60.0
+"""Otherwise the machine's processes do so as often: it takes 0.1 ms for each copied partition."""
 
 
 class Cache:
@@ -56,6 +66,7 @@ class Cache:
         self.index = Index(store, root / _NOTES)
         self._uses = Uses(root / _NOTES / "uses")
         self._downloaded, self._evicting = 0, threading.Lock()
+        self._looked = root / _NOTES / "looked"
         self._claim()
 
     def _claim(self) -> None:
@@ -105,7 +116,7 @@ class Cache:
                 lambda: self._fetch(place, names, read.pop() if read else self._pointer(place)),
                 self.store.address(pointer_path(place)),
             )
-        self.count(0)
+        self.count()
 
     def _pointer(self, place: str) -> Pointer:
         return self.index.read(place)[0]
@@ -174,10 +185,11 @@ class Cache:
         self._downloaded += total
         return total
 
-    def count(self, downloaded: int) -> None:
-        """Look at the cache's size every so many bytes."""
+    def count(self, downloaded: int = 0) -> None:
+        """Note what was downloaded; look at the cache's size now and then."""
         self._downloaded += downloaded
-        if self.limit_bytes and self._downloaded > _LOOK_AFTER * self.limit_bytes:
+        many = self.limit_bytes and self._downloaded > _LOOK_AFTER * self.limit_bytes
+        if many or _age(self._looked) > _LOOK_EVERY_S:
             self.evict()
 
     # Plain files
@@ -218,13 +230,15 @@ class Cache:
 
         What a living lake of any process on this machine has fetched stays.
         """
-        for folder in unlocked((self.root / _FETCH).glob("*"), ABANDONED.total_seconds()):
-            shutil.rmtree(folder)
-        if not self.limit_bytes or not self._evicting.acquire(blocking=False):
+        if not self._evicting.acquire(blocking=False):
             return
         try:
             self._downloaded = 0
-            self._evict(self.limit_bytes)
+            write_unsynced(self._looked, b"")
+            for folder in unlocked((self.root / _FETCH).glob("*"), ABANDONED.total_seconds()):
+                shutil.rmtree(folder)
+            if self.limit_bytes:
+                self._evict(self.limit_bytes)
         finally:
             self._evicting.release()
 
@@ -307,6 +321,14 @@ class Uses:
                 else:
                     path.unlink()
         return found
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was written; infinite if there is none."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
 
 
 def _is_hidden(name: str) -> bool:

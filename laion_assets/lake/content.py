@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
+from laion_assets import tables
 from laion_assets.files import fsync_file, sha256_file, write_json
 
 MANIFEST: Final = "_manifest.json"
@@ -18,6 +19,9 @@ MANIFEST: Final = "_manifest.json"
 
 FINGERPRINT: Final = ".fingerprint.json"
 """File of a staging folder: the fingerprint of what the partition is made from."""
+
+_PARQUET: Final = b"PAR1"
+"""Beginning of every parquet file, whatever its name."""
 
 
 def digest(value: object) -> str:
@@ -69,7 +73,8 @@ def known_digests(
 
 
 def describe(folder: Path, known: Mapping[tuple[int, int], str]) -> list[dict[str, Any]]:
-    """Return name, size and SHA-256 of every file below the folder.
+    """Return name, size and SHA-256 of every file below the folder, and what
+    :func:`laion_assets.tables.describe` says of a parquet file, so that nobody opens it for that.
 
     Files are fsynced, and temporary ones deleted. A file that is ``known`` is not read.
     """
@@ -90,4 +95,7 @@ def describe(folder: Path, known: Mapping[tuple[int, int], str]) -> list[dict[st
             fsync_file(path)
             sha256 = sha256_file(path)
         described.append({"name": str(relative), "bytes": stat.st_size, "sha256": sha256})
+        with path.open("rb") as stream:
+            is_parquet = stream.read(len(_PARQUET)) == _PARQUET
+        described[-1] |= tables.describe(path) if is_parquet else {}
     return described

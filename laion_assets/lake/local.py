@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,7 +13,7 @@ from typing_extensions import override
 from laion_assets.lake.base import Lake, LakeError, Lease, Manifest
 from laion_assets.lake.content import MANIFEST
 from laion_assets.lake.options import LakeOptions
-from laion_assets.layout import EVERY_HIVE, SegmentKey
+from laion_assets.layout import SegmentKey, place_of
 
 if TYPE_CHECKING:
     import duckdb
@@ -65,17 +66,44 @@ class LocalLake(Lake):
 
     @override
     def segments(self, asset: str) -> list[SegmentKey]:
-        found = (self.root / asset).glob(f"{EVERY_HIVE}/{MANIFEST}")
-        return sorted(SegmentKey.of_folder(path.parent) for path in found)
+        return sorted(key for key in self.versions(asset) if key)
 
     @override
     def versions(self, asset: str) -> dict[SegmentKey | None, str]:
-        found = {}
-        for path in self.root.glob(f"{asset}/{EVERY_HIVE}/{MANIFEST}"):
-            with suppress(FileNotFoundError):  # it has just been replaced by nothing
-                found[SegmentKey.of_folder(path.parent)] = _version(path)
-        whole = self.root / asset / MANIFEST
-        return found | ({None: _version(whole)} if whole.exists() else {})
+        keys = (None, *(SegmentKey(*names) for names in self.names(asset)))
+        found = {key: self.version(asset, key) for key in keys}
+        return {key: version for key, version in found.items() if version is not None}
+
+    @override
+    def published_at(self, asset: str) -> dict[SegmentKey | None, float]:
+        keys = (None, *(SegmentKey(*names) for names in self.names(asset)))
+        found = {key: self._look(asset, key) for key in keys}
+        return {key: about.st_mtime for key, about in found.items() if about is not None}
+
+    def version(self, asset: str, key: SegmentKey | None) -> str | None:
+        """What :meth:`versions` says of one partition; None if it is not published."""
+        about = self._look(asset, key)
+        # A file system may use an inode again.
+        return f"{about.st_ino:x}.{about.st_mtime_ns:x}" if about else None
+
+    def _look(self, asset: str, key: SegmentKey | None) -> os.stat_result | None:
+        """What the file system says of a partition's manifest; None if it is not published."""
+        try:
+            path = f"{self.root}/{place_of(asset, key)}/{MANIFEST}"
+            return os.stat(path)  # noqa: PTH116 - a Path costs more than the look
+        except FileNotFoundError:
+            return None
+
+    def names(self, asset: str) -> list[tuple[str, str]]:
+        """Crawl and segment of each of an asset's folders, published or not, in any order.
+
+        It is the cheapest look at an asset: two milliseconds for a thousand segments.
+        """
+        return [
+            (crawl.name.removeprefix("crawl="), segment.name.removeprefix("segment="))
+            for crawl in _entries(self.root / asset, "crawl=")
+            for segment in _entries(crawl.path, "segment=")
+        ]
 
     @override
     def assets(self, pattern: str) -> list[str]:
@@ -120,7 +148,9 @@ class LocalLake(Lake):
         yield lambda _: None
 
 
-def _version(path: Path) -> str:
-    """What differs once a file was replaced: a file system may use an inode again."""
-    about = path.stat()
-    return f"{about.st_ino:x}.{about.st_mtime_ns:x}"
+def _entries(folder: Path | str, prefix: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if entry.name.startswith(prefix)]
+    except (FileNotFoundError, NotADirectoryError):  # it has just been removed, or is no partition
+        return []

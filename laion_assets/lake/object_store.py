@@ -225,7 +225,8 @@ class ObjectStore:
             self.write_if(path, uuid.uuid4().bytes, outdated)
             self._must_refuse(path, outdated, "If-Match")
         finally:
-            self.delete([path])
+            with suppress(ObjectStoreError):  # a few bytes
+                self.delete([path])
 
     def _must_refuse(self, path: str, version: Version | None, header: str) -> None:
         with suppress(ChangedError):
@@ -288,12 +289,12 @@ class ObjectStore:
             with suppress(FileNotFoundError):
                 obstore.delete(self._store, path)
 
-        try:
-            if paths:
+        if len(paths) > 1:
+            # A store that deletes one by one stops at the first that does not exist.
+            with suppress(FileNotFoundError):
                 self._retrying(paths[0], lambda: obstore.delete(self._store, paths))
-        except FileNotFoundError:
-            # A store that deletes them one by one stops at the first that does not exist.
-            in_parallel(lambda path: self._retrying(path, lambda: delete(path)), paths)
+                return
+        in_parallel(lambda path: self._retrying(path, lambda: delete(path)), paths)
 
     def listed(self, folder: str, *, deep: bool = True) -> list[ObjectInfo]:
         """Return the objects below a folder, or only those directly in it, sorted by path."""

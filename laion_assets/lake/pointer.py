@@ -9,6 +9,7 @@ written by a stranger: names that lead out of a partition's folder or prefix are
 from __future__ import annotations
 
 import logging
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from laion_assets.lake.base import Manifest
 from laion_assets.lake.object_store import DamagedError, ObjectStore, ObjectStoreError, Version
+from laion_assets.tables import UNITS
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +39,9 @@ EMPTY_BYTES: Final = 256
 ABANDONED: Final = timedelta(days=7)
 """What nothing has named for so long belongs to a lost machine."""
 
-_PART: Final = r"[^/.\x00][^/\x00]*"
+_PART: Final = rf"(?:{re.escape(UNITS)}|[^/.\x00][^/\x00]*)"
 Name = Annotated[str, Field(pattern=rf"^{_PART}(/{_PART})*$")]
-"""A relative path of which no part begins with a dot."""
+"""A relative path of which no part begins with a dot, but for a stage's units."""
 
 
 @dataclass(frozen=True)

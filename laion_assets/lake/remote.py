@@ -16,6 +16,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -114,6 +115,14 @@ class RemoteLake(Lake):
             whole, _ = read_pointer(self.store, asset)
             return {None: whole.nonce} if whole.manifest is not None else {}
         return found
+
+    @override
+    def published_at(self, asset: str) -> dict[SegmentKey | None, float]:
+        return {
+            key: datetime.fromisoformat(manifest["started"]).timestamp() + manifest["seconds"]
+            for key, pointer in self._pointers(asset).items()
+            if (manifest := pointer.manifest) is not None
+        }
 
     @override
     def assets(self, pattern: str) -> list[str]:
@@ -282,7 +291,7 @@ class RemoteLake(Lake):
                 self.cache.remember(place, pointer)
         for left in self.abandoned(ABANDONED.total_seconds()):
             shutil.rmtree(left.folder)
-        self.cache.evict()
+        self.cache.count()
 
     def _refuse_if_replaced(
         self, place: str, uploads: Uploads, before: Pointer, error: ChangedError

@@ -13,9 +13,10 @@ import logging
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -64,10 +65,10 @@ def extract_segment(
     a killed call.
 
     A part has the pairs of whole WAT files, and ends with the one that makes it
-    :data:`~laion_assets.tables.ROWS_PER_PART` rows. ``fetch(wat_file, to)`` must be picklable and
-    copies a WAT file to a local path. Of pairs with the same (URL, TEXT) the first is kept, in the
-    order of files and rows. Memory: about 60 bytes
-    a pair of the largest WAT file for each worker, and one byte a pair of the segment.
+    :data:`~laion_assets.tables.ROWS_PER_PART` rows. ``fetch(wat_file, to)`` copies a WAT file to a
+    local path, in threads of this process: up to two files for each worker. Of pairs with the same
+    (URL, TEXT) the first is kept, in the order of files and rows. Memory: about 60 bytes a pair of
+    the largest WAT file for each worker, and one byte a pair of the segment.
 
     Returns the counts of stages ``wat`` and ``pairs``. Raises :class:`SegmentError` or
     :class:`PermanentSegmentError` if a WAT file could not be fetched or read, after all the others
@@ -141,16 +142,22 @@ def _extract_missing(
     failed: dict[int, str] = {}
     permanent = False
     # Spawned, not forked: the caller may have threads, and forked ones would hold their locks.
-    with ProcessPoolExecutor(
-        min(workers, len(missing)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=die_with,
-        initargs=(os.getpid(),),
-    ) as pool:
-        futures: dict[Future[str], int] = {
-            pool.submit(_fetch_and_extract, wat_files[i], fetch, parts[i], rules, crawl, segment): i
-            for i in missing
-        }
+    with (
+        ProcessPoolExecutor(
+            min(workers, len(missing)),
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=die_with,
+            initargs=(os.getpid(),),
+        ) as pool,
+        # Half of them wait for a process while the others fetch what it reads next. They are
+        # threads of one process, which waits as one where the source asks for fewer requests.
+        ThreadPoolExecutor(2 * workers, thread_name_prefix="wat") as fetchers,
+    ):
+
+        def make(i: int) -> str:
+            return _made(wat_files[i], fetch, pool, parts[i], rules, crawl, segment)
+
+        futures: dict[Future[str], int] = {fetchers.submit(make, i): i for i in missing}
         try:
             for future in as_completed(futures):
                 i = futures[future]
@@ -162,6 +169,7 @@ def _extract_missing(
                     failed[i] = error.message
                     permanent |= error.permanent
         except BaseException:
+            fetchers.shutdown(wait=False, cancel_futures=True)
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if failed:
@@ -181,20 +189,42 @@ class _WatError(Exception):
         self.message, self.permanent = message, permanent
 
 
-def _fetch_and_extract(
-    wat_file: str, fetch: Fetch, part: Path, rules: PairRules, crawl: str, segment: str
+def _made(
+    wat_file: str,
+    fetch: Fetch,
+    pool: ProcessPoolExecutor,
+    part: Path,
+    rules: PairRules,
+    crawl: str,
+    segment: str,
 ) -> str:
-    """Make one part, in a worker process; return a line for the log."""
+    """Fetch a WAT file, and let a process make its part; return a line for the log."""
     local = part.with_suffix(".warc.wat.gz")
     try:
-        fetch(wat_file, local)
-        _, pairs = extract_wat(local, part, rules, crawl=crawl, segment=segment, wat_file=wat_file)
+        with _as_wat_error():
+            fetch(wat_file, local)
+        kept = pool.submit(_extract, local, part, rules, crawl, segment, wat_file).result()
+    finally:
+        local.unlink(missing_ok=True)
+    return f"{kept:,} pairs of {wat_file.rpartition('/')[2]}"
+
+
+def _extract(
+    wat: Path, part: Path, rules: PairRules, crawl: str, segment: str, wat_file: str
+) -> int:
+    """Make one part, in a worker process; return the number of its pairs."""
+    with _as_wat_error():
+        _, pairs = extract_wat(wat, part, rules, crawl=crawl, segment=segment, wat_file=wat_file)
+    return pairs.kept
+
+
+@contextmanager
+def _as_wat_error() -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # noqa: BLE001 - whatever it is, the other WAT files go on
         permanent = isinstance(error, FileNotFoundError) or any(map(is_permanent, causes(error)))
         raise _WatError(f"{type(error).__name__}: {error}", permanent) from None
-    finally:
-        local.unlink(missing_ok=True)
-    return f"{pairs.kept:,} pairs of {wat_file.rpartition('/')[2]}"
 
 
 def _join(raw: Sequence[Path], out: Path, scratch: Path) -> None:

@@ -58,6 +58,15 @@ class Entries:
         """Whether any entry is of a ``SAMPLE_ID``."""
         return self._has_kind("sample-id")
 
+    def heads(self, kind: str) -> NDArray[np.uint64]:
+        """(n,) uint64, sorted and distinct: the first 8 bytes of the keys of one kind."""
+        heads: NDArray[np.uint64] = np.unique(
+            np.concatenate(
+                [np.empty(0, np.uint64), *(column.head for column in self.columns.get(kind, ()))]
+            )
+        )
+        return heads
+
     def has(self, key: Key) -> bool:
         """Whether the key is an entry."""
         return any(column.has_one(key.value) for column in self.columns.get(key.kind, ()))
@@ -129,7 +138,7 @@ class Entries:
             found |= self.which_keys("url-md5", digests)
         if self._has_kind("host"):
             # By the authority as written, because each distinct one is parsed once.
-            places = [url.partition("//")[2].partition("/")[0] for url in urls]
+            places = [authority_of(url) for url in urls]
             named = self._named_authorities(set(places))
             if named:
                 found |= np.fromiter((place in named for place in places), np.bool_, len(places))
@@ -138,9 +147,9 @@ class Entries:
     def _named_authorities(self, authorities: Iterable[str]) -> set[str]:
         ordered, keys, owner = list(authorities), [], []
         for number, authority in enumerate(ordered):
-            domains = _with_parents(_host(f"//{authority}"))
-            keys += [host_key(domain) for domain in domains]
-            owner += [number] * len(domains)
+            of_authority = host_keys(authority)
+            keys += of_authority
+            owner += [number] * len(of_authority)
         hits = np.flatnonzero(self.which_keys("host", keys))
         return {ordered[owner[hit]] for hit in hits}
 
@@ -195,6 +204,16 @@ class Entries:
                 left = [column.without(theirs) for column in left]
             columns[kind] = tuple(left)
         return of_columns(columns)
+
+
+def authority_of(url: str) -> str:
+    """The part of a URL, as it is written, that has its host."""
+    return url.partition("//")[2].partition("/")[0]
+
+
+def host_keys(authority: str) -> list[bytes]:
+    """The keys by which an entry may name an authority's host: its own and its parent domains'."""
+    return [host_key(domain) for domain in _with_parents(_host(f"//{authority}"))]
 
 
 def _host(url: str) -> str:

@@ -1,4 +1,5 @@
-"""`catalog.duckdb`: views over the lake's parquet, macros over the views, and restricted queries.
+"""`catalog.duckdb`: tables of the lake's partitions, views over its parquet, macros over both, and
+restricted queries.
 
 The views name the lake by the absolute path it had when the catalog was built, so that any DuckDB
 can open the file from anywhere. A lake that was moved is read after `SET VARIABLE lake = '…'`;
@@ -7,117 +8,95 @@ can open the file from anywhere. A lake that was moved is read after `SET VARIAB
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from laion_assets import schemas
+from laion_assets.errors import TransientError
 from laion_assets.files import atomic_path
-from laion_assets.funnel import REASONS
-from laion_assets.lake import LocalLake
-from laion_assets.layout import (
-    CATALOG,
-    EVERY_HIVE,
-    PARTITIONS,
-    Partition,
-    partition_of,
-    unqueryable,
-)
+from laion_assets.lake import Lake, LocalLake
+from laion_assets.layout import CATALOG, partition_of, unqueryable, with_subsets
+from laion_assets.stats.current import Current, files_of, look, show
+from laion_assets.stats.partitions import LAYOUT, create_tables, fill, quoted
+from laion_assets.stats.statement import Names, Reading, reading_of
+from laion_assets.stats.views import STAGES, assets_of, define, examples, names_in, views_of
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_KEY: Final = pa.schema([("crawl", pa.string()), ("segment", pa.string())])
+_TRIES: Final = 5
+_READABLE_BY: Final = "v1.2.0"
+"""The oldest DuckDB that can open the catalog. A team's shells and notebooks lag behind ours."""
 
 
 class QueryError(ValueError):
     """The SQL is not one query that reads, or DuckDB refused it; the message says why."""
 
 
-@dataclass(frozen=True)
-class _View:
-    asset: str
-    files: str
-    columns: pa.Schema
-    open_ended: bool = False
+def build_catalog(
+    lake: Lake | Path, out: Path, subsets: Sequence[str] = (), previous: Path | None = None
+) -> dict[str, Any]:
+    """Publish the catalog of a lake as the file ``out``; return its summary.
 
-
-def _with_key(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([*(field for field in _KEY if field.name not in schema.names), *schema])
-
-
-def _views(partition: Partition) -> dict[str, _View]:
-    """The catalog's views of an asset's tables, by name; crawl and segment are in the path."""
-    return {
-        table.view: _View(
-            partition.asset,
-            table.files,
-            _with_key(table.schema),
-            open_ended=table.schema.equals(schemas.IMAGES),
-        )
-        for table in partition.tables
-        if table.view
-    }
-
-
-_STAGES: Final[Mapping[str, _View]] = {
-    name: view for partition in PARTITIONS.values() for name, view in _views(partition).items()
-}
-
-_TRIES: Final = 5
-_READABLE_BY: Final = "v1.2.0"
-"""The oldest DuckDB that can open the catalog. A team's shells and notebooks lag behind ours."""
-
-_MACROS: Final = Path(__file__).with_name("macros.sql")
-
-_LAION400M: Final = (
-    ("all", "Unique samples", 413_000_000),
-    ("either_1024", "Width or height ≥ 1,024", 26_000_000),
-    ("both_1024", "Width and height ≥ 1,024", 9_600_000),
-    ("either_512", "Width or height ≥ 512", 112_000_000),
-    ("both_512", "Width and height ≥ 512", 67_000_000),
-    ("either_256", "Width or height ≥ 256", 268_000_000),
-    ("both_256", "Width and height ≥ 256", 211_000_000),
-)
-"""Samples with one side or both sides of at least so many pixels: arXiv 2111.02114, table 1."""
-
-_DERIVED: Final[Mapping[str, str]] = {
-    "funnel": (
-        "select stage, reason, cast(sum(n) as bigint) as n from funnel_by_segment group by all"
-    ),
-    "rejects": "from funnel_by_segment where reason not in ('in', 'kept')",
-}
-
-
-def build_catalog(lake_root: Path, out: Path, subsets: Sequence[str] = ()) -> dict[str, Any]:
-    """Publish the catalog of a lake as the file ``out``; return each view's number of rows.
-
-    ``subsets`` names the assets of further subsets; each gets a view of its name. New partitions
-    appear in the views without a rebuild, also those of a stage that had none. Raises
-    ``ValueError`` if the lake's path has characters that DuckDB would take for a pattern or key.
+    ``subsets`` names the assets of further subsets; each gets a view of its name. ``previous``: an
+    earlier catalog of the lake, which is read and left as it is; what it knows of unchanged
+    partitions is taken over. The summary has ``partitions`` (how many), ``views`` (their rows) and
+    ``made_of`` (a digest of all partitions' data versions). Raises ``ValueError`` if the lake's
+    path has characters that DuckDB would take for a pattern or key, ``TransientError`` if a file
+    that it looks at vanishes.
     """
-    stages = dict(_STAGES)
-    for name in subsets:
-        stages |= _views(partition_of(name))
-    root = lake_root.absolute()
+    lake = lake if isinstance(lake, Lake) else LocalLake.at(lake)
+    root = lake.local_root.absolute()
     _refuse_pattern(root)
+    stages = dict(STAGES)
+    for name in subsets:
+        stages |= views_of(partition_of(name))
     with (
         atomic_path(out) as beside,
         duckdb.connect(
             str(beside), config={"storage_compatibility_version": _READABLE_BY}
         ) as connection,
     ):
-        connection.execute("create table lake as select $root as root", {"root": str(root)})
-        _define(connection, root, stages)
-        rows = {name: _count(connection, name) for name in (*stages, *_DERIVED)}
+        usable = previous if previous and _is_usable(previous) else None
+        fill(connection, lake, with_subsets(subsets), usable)
+        connection.execute(
+            "create table lake as select $root as root, $layout as layout",
+            {"root": str(root), "layout": LAYOUT},
+        )
+        try:
+            define(connection, root, stages, examples(connection, lake))
+        except duckdb.IOException as error:
+            raise TransientError(f"replaced while the catalog was built: {error}") from error
+        rows = dict.fromkeys(stages, 0) | dict(
+            connection.execute(
+                'select "view", cast(sum("rows") as bigint) from files '
+                'where "view" is not null group by all'
+            ).fetchall()
+        )
+        ((partitions, made_of),) = connection.execute(
+            "select count(*), md5(coalesce(string_agg(data_version, ' ' order by asset, crawl, "
+            "segment), '')) from partitions"
+        ).fetchall()
         connection.execute("checkpoint")
-    return {"views": rows}
+    return {"partitions": partitions, "views": rows, "made_of": made_of}
+
+
+def _is_usable(previous: Path) -> bool:
+    """Whether a catalog's tables are those that this code makes."""
+    try:
+        with duckdb.connect(str(previous), read_only=True) as connection:
+            return connection.execute("select layout from lake").fetchall() == [(LAYOUT,)]
+    except duckdb.Error as error:
+        logger.info(f"{previous} is not taken over: {error}")
+        return False
 
 
 def _refuse_pattern(root: Path) -> None:
@@ -126,15 +105,6 @@ def _refuse_pattern(root: Path) -> None:
             f"the lake's path {root} has one of the characters * ? [ =, which cannot be in a view's"
             " path: rename the folder"
         )
-
-
-def _define(connection: duckdb.DuckDBPyConnection, root: Path, stages: Mapping[str, _View]) -> None:
-    for name, view in stages.items():
-        connection.execute(f"create view {name} as {_select(connection, root, view)}")
-    for name, sql in _DERIVED.items():
-        connection.execute(f"create view {name} as {sql}")
-    _add_words(connection)
-    connection.execute(_MACROS.read_text(encoding="utf-8"))
 
 
 @contextmanager
@@ -149,7 +119,8 @@ def open_samples(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         tempfile.TemporaryDirectory(prefix="laion-assets-sql-") as nothing,
         duckdb.connect(config={"temp_directory": nothing}) as connection,
     ):
-        _define(connection, Path(nothing), _STAGES)
+        create_tables(connection)
+        define(connection, Path(nothing), STAGES, {})
         connection.execute("drop view subset")
         # Arrow's reader never takes a path for a pattern.
         files = sorted(map(str, folder.glob("*.parquet")))
@@ -157,79 +128,11 @@ def open_samples(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def _add_words(connection: duckdb.DuckDBPyConnection) -> None:
-    """Create the tables that macros join: reasons in the funnel's order, and the paper's rows."""
-    reasons = [
-        (place, stage, reason, meaning)
-        for place, (stage, of_stage) in enumerate(REASONS.items())
-        for reason, meaning in {"in": "went in", "kept": "was kept", **of_stage}.items()
-    ]
-    connection.execute(
-        "create table reasons (place int, stage varchar, reason varchar, meaning varchar)"
-    )
-    connection.executemany("insert into reasons values (?, ?, ?, ?)", reasons)
-    connection.execute(
-        'create table laion400m (place int, "row" varchar, what varchar, samples bigint)'
-    )
-    paper = [(place, *row) for place, row in enumerate(_LAION400M)]
-    connection.executemany("insert into laion400m values (?, ?, ?, ?)", paper)
-
-
-def _select(connection: duckdb.DuckDBPyConnection, root: Path, view: _View) -> str:
-    pattern = f"{view.asset}/{EVERY_HIVE}/{view.files}"
-    # crawl and segment are in the path and, for some stages, in the file, too. The path's values
-    # win, and stay text, since "00" as a number would be 0.
-    files = (
-        f"read_parquet(coalesce(getvariable('lake'), {_quoted(str(root))}) || "
-        f"{_quoted('/' + pattern)}, hive_partitioning = true, "
-        "hive_types = {'crawl': varchar, 'segment': varchar}"
-    )
-    names = ", ".join(f'"{name}"' for name in view.columns.names)
-    if next(root.glob(pattern), None) is None:
-        types = connection.from_arrow(view.columns.empty_table()).types
-        none = ", ".join(
-            f'cast(null as {kind}) as "{name}"'
-            for name, kind in zip(view.columns.names, types, strict=True)
-        )
-        # Without files, read_parquet returns one column of its own, which must not show.
-        return (
-            f"select {names} from (select {none} where false union all by name "
-            f"from {files}, allow_empty = true, union_by_name = true))"
-        )
-    if view.open_ended:
-        # img2dataset's options decide which of its columns a shard has.
-        return f"from {files}, union_by_name = true)"
-    # By name only if needed: DuckDB then reads the footers even of files that a filter excludes.
-    mixed = ", union_by_name = true" if _mixed(root, pattern, view.columns) else ""
-    return f"select {names} from {files}{mixed})"
-
-
-def _mixed(root: Path, pattern: str, columns: pa.Schema) -> bool:
-    """Return whether any partition lacks some of the columns; one file of each is looked at."""
-    seen: set[Path] = set()
-    for path in root.glob(pattern):
-        if path.parent not in seen:
-            seen.add(path.parent)
-            present = set(pq.read_schema(path).names) | {"crawl", "segment"}
-            if not present >= set(columns.names):
-                return True
-    return False
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _count(connection: duckdb.DuckDBPyConnection, view: str) -> int:
-    row = connection.execute(f"select count(*) from {view}").fetchone()
-    assert row is not None
-    return int(row[0])
-
-
 @contextmanager
-def open_catalog(catalog: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def open_catalog(catalog: Path, linked: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a read-only connection that can access the catalog and the lake's files, nothing else.
 
+    ``linked``: a folder of links to such files, which it can access, too.
     Raises ``FileNotFoundError`` if there is no catalog, ``ValueError`` if the lake was moved to a
     path that DuckDB would take for a pattern or for keys.
     """
@@ -245,8 +148,9 @@ def open_catalog(catalog: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     ):
         lake = lake_of(catalog, connection)
         _refuse_pattern(lake)
-        connection.execute(f"set variable lake = {_quoted(str(lake))}")
-        connection.execute(f"set allowed_directories = [{_quoted(str(lake))}]")
+        connection.execute(f"set variable lake = {quoted(str(lake))}")
+        folders = ", ".join(quoted(str(folder)) for folder in (lake, linked) if folder)
+        connection.execute(f"set allowed_directories = [{folders}]")
         connection.execute("set enable_external_access = false")
         connection.execute("set lock_configuration = true")
         yield connection
@@ -265,40 +169,86 @@ def query(catalog: Path, sql: str) -> pa.Table:
     """Run one SELECT (or DESCRIBE, SHOW, SUMMARIZE) over the catalog's views and macros.
 
     Nothing outside the lake is read and nothing is written: other statements are refused, since
-    a COPY could write where reading is allowed. The query is repeated if a partition was replaced
-    meanwhile (see :func:`ask`). Raises :class:`QueryError`.
+    a COPY could write where reading is allowed. Each partition is seen whole, as :func:`ask` has
+    it; only those that the statement can read are looked at. Raises :class:`QueryError`.
     """
     try:
         statements = duckdb.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise QueryError("only one SELECT, DESCRIBE, SHOW or SUMMARIZE can be run at a time")
-        table = ask(catalog, lambda connection: connection.sql(sql).to_arrow_table())
+        table = _ask(
+            catalog,
+            lambda connection, reading: connection.sql(reading.sql).to_arrow_table(),
+            lambda connection, names: reading_of(connection, sql, names),
+        )
     except duckdb.Error as error:
         raise QueryError(str(error)) from error
     return table.rename_columns(_distinct(table.column_names))
 
 
-def ask(catalog: Path, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
-    """Return what ``question`` finds in the catalog while no partition that it reads is replaced.
+def ask(
+    catalog: Path,
+    question: Callable[[duckdb.DuckDBPyConnection], T],
+    views: Collection[str] | None = None,
+) -> T:
+    """Return what ``question`` finds in the catalog, each partition as one publication left it.
 
-    If one was replaced, its files may have vanished, or old and new ones may be mixed: then the
-    question is repeated, a few times at most. Raises :class:`QueryError` after the last of them.
+    ``views``: those over files that it reads; None: any. If a partition that it reads is replaced
+    meanwhile, it is asked once more of a snapshot. Raises :class:`QueryError` if that would be
+    needed where it cannot be made: the lake's folder must be writable.
     """
+    return _ask(
+        catalog,
+        lambda connection, _: question(connection),
+        lambda _, names: Reading("", dict.fromkeys(names.views if views is None else views)),
+    )
+
+
+def _ask(
+    catalog: Path,
+    question: Callable[[duckdb.DuckDBPyConnection, Reading], T],
+    read: Callable[[duckdb.DuckDBPyConnection, Names], Reading],
+) -> T:
     for _ in range(_TRIES):
         with open_catalog(catalog) as connection:
-            lake, assets = LocalLake.at(lake_of(catalog, connection)), _assets(connection)
-            before = _partitions(lake, assets)
+            reading = read(connection, names_in(connection))
+            lake = LocalLake.at(lake_of(catalog, connection))
+            current = look(connection, lake, reading, assets_of(connection))
             try:
-                answer = question(connection)
-            except duckdb.IOException:
-                if not _replaced(before, _partitions(lake, assets)):
+                answer = question(connection, reading)
+            except duckdb.Error:
+                # Files of a partition that was replaced vanish under a question.
+                if current.is_current:
                     raise
-                continue
-        if not _replaced(before, _partitions(lake, assets)):
-            return answer
+            else:
+                if current.is_current:
+                    return answer
+            files = files_of(connection, reading)
+        if not reading.by_path:
+            return _ask_a_snapshot(catalog, question, reading, current.snapshot(files))
     raise QueryError(
-        "partitions keep being replaced while they are read: retry when fewer runs are in progress"
+        "partitions keep being replaced while their files are read by path: ask the views instead, "
+        "or retry when fewer runs are in progress"
     )
+
+
+def _ask_a_snapshot(
+    catalog: Path,
+    question: Callable[[duckdb.DuckDBPyConnection, Reading], T],
+    reading: Reading,
+    snapshot: AbstractContextManager[Current],
+) -> T:
+    with ExitStack() as stack:
+        try:
+            current = stack.enter_context(snapshot)
+        except OSError as error:
+            raise QueryError(
+                "partitions were replaced while they were read, and no snapshot of them can be "
+                f"made: {error}"
+            ) from error
+        connection = stack.enter_context(open_catalog(catalog, current.lake.root))
+        show(connection, current, reading)
+        return question(connection, reading)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -310,31 +260,3 @@ def _distinct(names: Sequence[str]) -> list[str]:
             next(way for way in ways if way not in distinct and (way == name or way not in names))
         )
     return distinct
-
-
-def _assets(connection: duckdb.DuckDBPyConnection) -> set[str]:
-    """Assets that the catalog has views of; a further subset's view has its asset's name."""
-    views = connection.execute("select view_name from duckdb_views() where not internal").fetchall()
-    further = {name for (name,) in views} - set(_STAGES) - set(_DERIVED)
-    return {view.asset for view in _STAGES.values()} | further
-
-
-def _partitions(lake: LocalLake, assets: Iterable[str]) -> dict[Path, tuple[int, int]]:
-    """Identity of each published partition's folder, which changes when it is replaced.
-
-    The time is part of it, since a file system may reuse the inode of a deleted folder.
-    """
-    found = {}
-    for asset in assets:
-        for folder in (lake.folder(asset, key) for key in lake.segments(asset)):
-            with suppress(FileNotFoundError):  # it has just been removed
-                stat = folder.stat()
-                found[folder] = (stat.st_ino, stat.st_mtime_ns)
-    return found
-
-
-def _replaced(
-    before: Mapping[Path, tuple[int, int]], after: Mapping[Path, tuple[int, int]]
-) -> bool:
-    """Return whether a partition was replaced or removed; new ones are seen whole or not at all."""
-    return any(after.get(folder) != which for folder, which in before.items())

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 
-from laion_assets.layout import Table
-from laion_assets.removals.entry import ListError, parse_entry
+from laion_assets.layout import IMAGE_SHARDS, Table
+from laion_assets.lookup.files import Hashes, heads_of
+from laion_assets.removals.entry import WIDTHS, ListError, parse_entry
 from laion_assets.schemas import UID_BYTES
 
 _HEX: Final = "uid in hex digits"
@@ -22,36 +25,62 @@ class NotAskableError(ValueError):
 
 @dataclass(frozen=True)
 class Question:
-    """One pair, image or URL to look for: one of ``urls``, ``sample_id`` and ``hashes`` is set."""
+    """One pair, image or URL to look for, by whichever of these is set; one of several will do."""
 
     text: str
     """The question as it was asked."""
     urls: tuple[str, ...] = ()
     """The URL as written and as normalised."""
     sample_id: int | None = None
+    uid: bytes | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
     """``sha256`` or ``md5`` of an image."""
+
+    def sought(self, asset: str) -> dict[str, Hashes]:
+        """What to look up in an asset's partitions: kind of key -> the first 8 bytes of keys."""
+        if asset == IMAGE_SHARDS:
+            digests = {kind: [bytes.fromhex(value)] for kind, value in self.hashes.items()}
+        else:
+            digests = {"url-sha256": [hashlib.sha256(url.encode()).digest() for url in self.urls]}
+            if self.sample_id is not None:
+                digests["sample-id"] = [_first_half(self.sample_id)]
+            if self.uid is not None:
+                digests["sample-id"] = [self.uid[: UID_BYTES // 2]]
+        return {
+            kind: np.unique(heads_of(b"".join(values), WIDTHS[kind]))
+            for kind, values in digests.items()
+        }
 
     def where(self, columns: Mapping[str, str]) -> tuple[str, list[Any]] | None:
         """SQL condition on a table's columns and its values; None if they cannot answer."""
         if self.urls:
             return f"{columns['url']} in ({', '.join('?' * len(self.urls))})", list(self.urls)
-        if self.sample_id is not None:
-            if "uid" not in columns:
-                return f"{columns['SAMPLE_ID']} = ?", [self.sample_id]
-            # SAMPLE_ID is the first half of the uid.
-            first = self.sample_id.to_bytes(UID_BYTES // 2, "big", signed=True)
-            rest = UID_BYTES - len(first)
-            uids = [first + b"\0" * rest, first + b"\xff" * rest]
-            return "uid between ? and ?", [
-                uid.hex() if columns["uid"] == _HEX else uid for uid in uids
-            ]
-        name, value = next(iter(self.hashes.items()))
-        return (f"{name} = ?", [value]) if name in columns else None
+        conditions, values = [], list[Any]()
+        uids = [self.uid, self.uid] if self.uid else []
+        if self.sample_id is not None and "uid" not in columns:
+            conditions, values = [f"{columns['SAMPLE_ID']} = ?"], [self.sample_id]
+        elif self.sample_id is not None:
+            first = _first_half(self.sample_id)
+            uids = [first.ljust(UID_BYTES, byte) for byte in (b"\0", b"\xff")]
+        if uids and "uid" in columns:
+            conditions.append("uid between ? and ?")
+            values += [uid.hex() if columns["uid"] == _HEX else uid for uid in uids]
+        for name, value in self.hashes.items():
+            if name in columns:
+                conditions.append(f"{name} = ?")
+                values.append(value)
+        return (" or ".join(conditions), values) if conditions else None
+
+
+def _first_half(sample_id: int) -> bytes:
+    """The first half of the uids that have a SAMPLE_ID."""
+    return sample_id.to_bytes(UID_BYTES // 2, "big", signed=True)
 
 
 def ask(text: str) -> Question:
     """Parse a URL as people write it, a SAMPLE_ID, or an image's SHA-256 or MD5.
+
+    32 hexadecimal digits are the MD5 of an image or the uid of a pair.
 
     Raises :class:`NotAskableError`.
     """
@@ -66,6 +95,8 @@ def ask(text: str) -> Question:
         ) from error
     if kind == "url":
         return Question(text, urls=tuple(dict.fromkeys([text.removeprefix("url:"), value])))
+    if kind == "md5" and kind not in text:
+        return Question(text, uid=bytes.fromhex(value), hashes={kind: value})
     if kind in ("sha256", "md5"):
         return Question(text, hashes={kind: value})
     raise NotAskableError(f"{text!r} is a {kind} entry: ask for one URL, SAMPLE_ID or image hash")

@@ -1,22 +1,19 @@
 """The statistics of one segment: its funnel checked against its files, histograms, top values.
 
-No count is taken from the manifests alone: a stage must have written as many rows as it counts.
+A stage must have written as many rows as it counts. What does not belong here: sums over segments,
+which the catalog has, and the counts themselves, which it takes from the manifests.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from laion_assets.files import atomic_path
 from laion_assets.funnel import STAGES, StageCounts
 from laion_assets.lake import Manifest
 from laion_assets.layout import (
@@ -24,8 +21,9 @@ from laion_assets.layout import (
     KNN_INDEX,
     PARTITIONS,
 )
-from laion_assets.schemas import FUNNEL, HISTOGRAMS, RUNS, TOP
+from laion_assets.schemas import STATISTICS
 from laion_assets.stats.grids import ASPECT, PIXELS, SIMILARITY, TEXT_LENGTH, Grid
+from laion_assets.tables import write_table
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +82,7 @@ _TOP: Final[Sequence[tuple[str, str, str]]] = (
 
 
 def segment_stats(partitions: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Write `funnel.parquet`, `histograms.parquet`, `top.parquet` and `runs.parquet` to ``out``.
+    """Check the segment's counts against its files, and write `statistics.parquet` to ``out``.
 
     ``partitions`` maps an asset's name to its published folder; missing stages are left out.
     Returns a summary for metadata. Raises :class:`FunnelMismatch`, which lists everything that
@@ -103,22 +101,18 @@ def segment_stats(partitions: Mapping[str, Path], out: Path) -> dict[str, Any]:
             raise FunnelMismatch("; ".join(problems))
         logger.info(f"the funnel of {len(counts)} stages agrees with the files")
         histograms = [
-            row
+            ("histogram", stage, metric, grid.edge(number), grid.edge(number + 1), None, n)
             for stage, metric, value, grid in _HISTOGRAMS
             if stage in tables
-            for row in tables[stage].histogram(stage, metric, value, grid)
+            for number, n in tables[stage].histogram(value, grid)
         ]
         top = [
-            row
-            for stage, metric, value in _TOP
+            ("top", stage, metric, None, None, value, n)
+            for stage, metric, column in _TOP
             if stage in tables
-            for row in tables[stage].top(stage, metric, value)
+            for value, n in tables[stage].top(column)
         ]
-    funnel = [row for stage in counts.values() for row in stage.rows()]
-    _write(out / "funnel.parquet", FUNNEL, funnel)
-    _write(out / "histograms.parquet", HISTOGRAMS, histograms)
-    _write(out / "top.parquet", TOP, top)
-    _write(out / "runs.parquet", RUNS, [_run(manifest) for manifest in manifests.values()])
+    _write(out / "statistics.parquet", [*histograms, *top])
     return {
         "stages": {stage: {"in": c.n_in, "kept": c.kept} for stage, c in counts.items()},
         "rejected": sum(sum(c.rejects.values()) for c in counts.values()),
@@ -179,22 +173,22 @@ class _Table:
         )
         return {reason: int(n) for reason, n in rows}
 
-    def histogram(self, stage: str, metric: str, value: str, grid: Grid) -> list[Row]:
-        bins = self._rows(
+    def histogram(self, value: str, grid: Grid) -> list[Row]:
+        """``(number of the bin, n)`` of each bin that holds something."""
+        return self._rows(
             f"select {grid.low('value')}, count(*) from (select {value} as value from {{rows}}) "
             f"where isfinite(value){' and value > 0' if grid.octaves else ''} "
             "group by all order by all",
             self._where,
         )
-        return [(stage, metric, grid.edge(number), grid.edge(number + 1), n) for number, n in bins]
 
-    def top(self, stage: str, metric: str, value: str) -> list[Row]:
-        rows = self._rows(
+    def top(self, value: str) -> list[Row]:
+        """``(value, n)`` of the most frequent values."""
+        return self._rows(
             f"select coalesce({value}, '') as value, count(*) as n from {{rows}} "
             f"group by all order by n desc, value limit {TOP_VALUES}",
             self._where,
         )
-        return [(stage, metric, *row) for row in rows]
 
 
 def _row_problems(counts: Mapping[str, StageCounts], tables: Mapping[str, _Table]) -> Iterable[str]:
@@ -217,24 +211,15 @@ def _row_problems(counts: Mapping[str, StageCounts], tables: Mapping[str, _Table
                 )
 
 
-def _run(manifest: Manifest) -> Row:
-    counts = manifest.counts[-1] if manifest.counts else None
-    started = datetime.fromisoformat(manifest.started).astimezone(UTC).replace(tzinfo=None)
-    return (
-        manifest.asset,
-        manifest.run_id,
-        manifest.code_version,
-        started,
-        manifest.seconds,
-        manifest.bytes,
-        counts.n_in if counts else None,
-        counts.kept if counts else None,
-        json.dumps(manifest.metadata, sort_keys=True, ensure_ascii=False),
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in STATISTICS]
+    write_table(
+        path,
+        pa.table(
+            [
+                pa.array(column, field.type)
+                for column, field in zip(columns, STATISTICS, strict=True)
+            ],
+            schema=STATISTICS,
+        ),
     )
-
-
-def _write(path: Path, schema: pa.Schema, rows: Sequence[Row]) -> None:
-    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in schema]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-    with atomic_path(path) as beside:
-        pq.write_table(pa.table(arrays, schema=schema), beside, compression="zstd")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -43,8 +43,9 @@ from laion_assets.layout import (
 from laion_assets.removals.active import REASON_OF_LIST, read_lists
 from laion_assets.removals.entries import Entries
 from laion_assets.schemas import sample_id_of, uid_of
+from laion_assets.stats.finder import Finder
 from laion_assets.stats.question import NotAskableError as NotAskableError
-from laion_assets.stats.question import Question, ask, columns_of
+from laion_assets.stats.question import Question, ask
 
 Row = Mapping[str, Any]
 
@@ -88,10 +89,14 @@ class Story:
 
 @dataclass(frozen=True)
 class Answer:
-    """Everything known; ``remarks`` belong to no single segment. False if nothing is known."""
+    """Everything known; ``remarks`` belong to no single segment. False if nothing is known.
+
+    ``scanned``: partitions that had to be searched row by row.
+    """
 
     stories: Sequence[Story]
     remarks: Sequence[str]
+    scanned: Sequence[str] = ()
 
     def __bool__(self) -> bool:
         return bool(self.stories or self.remarks)
@@ -100,14 +105,11 @@ class Answer:
         for story in self.stories:
             yield from story.lines()
         yield from self.remarks
-
-
-_COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
-    asset: columns_of(partition.rows)
-    for asset, partition in PARTITIONS.items()
-    if partition.rows.url and partition.rows.text
-}
-"""Asset -> the names of its columns that questions ask for."""
+        if self.scanned:
+            yield (
+                f"{len(self.scanned)} partitions had to be searched row by row, because they have "
+                f"no look-up or are older than what they were made of, such as {self.scanned[0]}"
+            )
 
 
 def why(lake: LocalLake, text: str) -> Answer:
@@ -117,12 +119,13 @@ def why(lake: LocalLake, text: str) -> Answer:
     """
     question = ask(text)
     with duckdb.connect() as connection:
-        reader = StoryReader(lake, connection)
-        stories = [reader.story(*found) for found in reader.find(question)]
+        finder = Finder(lake, connection)
+        reader = StoryReader(lake, finder)
+        stories = [reader.story(*found) for found in finder.find(question)]
     remarks = [_listed_remark(name, text) for name, text in reader.lists.naming(question)]
     if not stories:
         remarks += _examples(lake, question)
-    return Answer(stories, remarks)
+    return Answer(stories, remarks, finder.scanned)
 
 
 def _listed_remark(name: str, text: str) -> str:
@@ -156,34 +159,12 @@ class _Lists:
 
 
 class StoryReader:
-    """Reader of the lake's files: of all to find a pair, then of the partitions that have it."""
+    """Reader of the partitions that have a pair."""
 
-    def __init__(self, lake: LocalLake, connection: duckdb.DuckDBPyConnection) -> None:
-        self._lake, self._connection = lake, connection
+    def __init__(self, lake: LocalLake, finder: Finder) -> None:
+        self._lake, self._finder, self._connection = lake, finder, finder.connection
         self.lists = _Lists(lake)
         self._subsets = [FILTERED_SUBSET, *lake.assets(f"{SUBSET_PREFIX}*")]
-
-    # Finding
-
-    def find(self, question: Question) -> list[tuple[SegmentKey, str, str]]:
-        """``(segment, url, text)`` of each matching pair in any partition of any asset."""
-        found: set[tuple[SegmentKey, str, str]] = set()
-        for asset in [*_COLUMNS, *self._subsets[1:]]:
-            columns = _COLUMNS.get(asset, _COLUMNS[FILTERED_SUBSET])
-            condition = question.where(columns)
-            key_of = self._files(asset)
-            if condition is None or not key_of:
-                continue
-            where, values = condition
-            rows = self._connection.execute(
-                f"select distinct filename, {columns['url']}, {columns['text']} "
-                f"from read_parquet(?, filename = true, hive_partitioning = false) where {where}",
-                [list(key_of), *values],
-            ).fetchall()
-            found |= {(key_of[filename], url, text or "") for filename, url, text in rows}
-        return sorted(found)
-
-    # Telling
 
     def story(self, key: SegmentKey, url: str, text: str) -> Story:
         return Story(key, url, text, list(self._steps(key, url, text)))
@@ -233,21 +214,11 @@ class StoryReader:
         if listed:
             reason = REASON_OF_LIST[listed]
             return Step(stage, reason, REASONS[stage][reason], by)
-        holders = [other for other in self._holders(uid) if other != key]
+        holders = [other for other in self._finder.holders(uid) if other != key]
         if holders:
             detail = f"{REASONS[stage]['duplicate']}: {', '.join(map(str, holders))}"
             return Step(stage, "duplicate", detail, by)
         return Step(stage, "not kept", "no list or other segment explains it any more", by)
-
-    def _holders(self, uid: bytes) -> list[SegmentKey]:
-        """Segments whose unique pairs have the uid."""
-        key_of = self._files(UNIQUE_PAIRS)
-        rows = self._connection.execute(
-            "select distinct filename from read_parquet("
-            "?, filename = true, hive_partitioning = false) where uid = ?",
-            [list(key_of), uid],
-        ).fetchall()
-        return sorted(key_of[filename] for (filename,) in rows)
 
     def _images(self, key: SegmentKey, row: Row | None) -> Step:
         rules = ("min_bytes", "max_bytes", "max_pixels", "total_timeout_s", "image_size")
@@ -367,14 +338,6 @@ class StoryReader:
         names = [column[0] for column in cursor.description or ()]
         return dict(zip(names, row, strict=True)) if row else None
 
-    def _files(self, asset: str) -> dict[str, SegmentKey]:
-        """Files of all of an asset's partitions, and the segment of each."""
-        return {
-            str(path): key
-            for key in self._lake.segments(asset)
-            for path in partition_of(asset).rows.paths(self._lake.folder(asset, key))
-        }
-
     def _manifest(self, asset: str, key: SegmentKey) -> Manifest | None:
         """Manifest of a partition; None if it is not published."""
         return self._lake.manifest(asset, key) if self._lake.has(asset, key) else None
@@ -411,13 +374,10 @@ def _refusal(scored: Row, made: Mapping[str, Any]) -> tuple[str, str]:
 def _examples(lake: LocalLake, question: Question) -> list[str]:
     """Remarks on links that became no pair, if they are among a manifest's examples."""
     remarks = []
-    partitions = ((asset, key) for asset in lake.assets("*") for key in lake.segments(asset))
-    for asset, key in partitions:
-        for counts in lake.manifest(asset, key).counts:
+    for key in lake.segments(PAIR_PARQUET) if question.urls else ():
+        for counts in lake.manifest(PAIR_PARQUET, key).counts:
             for reason, examples in counts.examples.items():
-                if any(
-                    example.split()[:1] == [url] for example in examples for url in question.urls
-                ):
+                if {example.partition(" ")[0] for example in examples} & set(question.urls):
                     meaning = REASONS[counts.stage][reason]
                     remarks.append(f"{key}, stage {counts.stage}: {reason} ({meaning})")
     return remarks

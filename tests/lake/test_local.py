@@ -301,3 +301,19 @@ def test_a_version_changes_when_a_partition_is_replaced(
     assert set(seen[0]) == set(seen[1]) == {key}
     assert seen[0] != seen[1]
     assert lake.versions("nothing") == {}
+
+
+def test_a_lake_says_when_partitions_were_published(tmp_path: Path) -> None:
+    lake = LocalLake.at(tmp_path)
+    keys = [SegmentKey("CC-MAIN-2021-04", "07"), SegmentKey("CC-MAIN-2013-20", "11")]
+    for key in keys:
+        with lake.publish("samples", key, inputs={}, code_version="1"):
+            pass
+        os.utime(lake.folder("samples", key) / "_manifest.json", (5, 5 + keys.index(key)))
+    (tmp_path / "samples" / "crawl=CC-MAIN-2021-04" / "segment=08").mkdir()
+    assert lake.published_at("samples") == {keys[1]: 6.0, keys[0]: 5.0}
+    assert lake.segments("samples") == keys[::-1]
+    with lake.publish("report", inputs={}, code_version="1"):
+        pass
+    assert list(lake.published_at("report")) == [None]
+    assert lake.published_at("nothing") == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +20,15 @@ from laion_assets.lake import (
     PartitionBusyError,
 )
 from laion_assets.layout import SegmentKey
+from laion_assets.lookup.find import Partitions
+from laion_assets.lookup.write import write_lookups
 from laion_assets.pairs.extract import PairWriter
 from laion_assets.removals.active import FOLDERS, note_resolved, read_lists, resolved_file
 from laion_assets.removals.entries import Entries
 from laion_assets.removals.entry import Key
-from laion_assets.schemas import PAIRS
+from laion_assets.schemas import PAIRS, sample_id_of, uid_of
+from laion_assets.stats.question import ask
+from laion_assets.tables import part_path, write_table
 from tests.lake.stores import KEY, OTHER, Machine, machines, made, store, until
 
 
@@ -34,6 +39,9 @@ def test_one_machine_publishes_and_another_reads(machine: Machine) -> None:
     first = made(here, "one")
     assert there.manifest("pairs", KEY) == first
     assert there.segments("pairs") == [KEY]
+    at = datetime.fromisoformat(first.started).timestamp() + first.seconds
+    assert there.published_at("pairs") == {KEY: at}
+    assert there.published_at("nothing") == {}
     assert there.assets("pair*") == ["pairs"]
     assert (there.published("pairs", KEY) / "deep" / "a.txt").read_text() == "one"
     assert Manifest.read(there.folder("pairs", KEY)) == first
@@ -41,6 +49,21 @@ def test_one_machine_publishes_and_another_reads(machine: Machine) -> None:
     assert (there.folder("pairs", KEY) / "deep" / "a.txt").read_text() == "two"
     left = [item.path for item in there.store.listed("pairs")]
     assert len(left) == 2, "the objects of the first publication are gone"
+
+
+def test_a_look_up_fetches_its_file_and_no_rows(machine: Machine) -> None:
+    here, there = machine(), machine()
+    uid = uid_of("http://a.test/1.jpg", "text")
+    with here.publish("pair_parquet", KEY, inputs={}, code_version="1") as staging:
+        rows = pa.Table.from_pylist([{"uid": uid, "url": "http://a.test/1.jpg"}], PAIRS)
+        write_table(part_path(staging.path, 0), rows)
+        write_lookups("pair_parquet", staging.path)
+    for text, found in ((str(sample_id_of(uid)), {KEY: [0]}), ("1", {})):
+        sought = ask(text).sought("pair_parquet")
+        held, without = Partitions(there).candidates("pair_parquet", sought)
+        assert ({key: rows.tolist() for key, rows in held.items()}, without) == (found, [])
+    here_now = there.local_root / "pair_parquet" / KEY.hive
+    assert {p.name for p in here_now.rglob("*") if p.is_file()} == {"_manifest.json", "uid"}
 
 
 def test_files_are_fetched_as_they_are_asked_for(machine: Machine) -> None:

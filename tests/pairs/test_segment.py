@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -40,10 +41,6 @@ def refuse(source: Path, wat_file: str, to: Path) -> None:
     if wat_file in ("b/2.gz", "b/0.gz"):
         raise ConnectionError(f"no way to {wat_file}")
     copy(source, wat_file, to)
-
-
-def die(source: Path, wat_file: str, to: Path) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def make_source(folder: Path) -> Path:
@@ -133,9 +130,36 @@ def test_a_failure_names_the_file_after_the_others_are_done(source: Path, tmp_pa
     assert sum(pq.read_metadata(path).num_rows for path in out.iterdir()) == 60
 
 
+def test_the_next_file_is_fetched_while_one_is_read(source: Path, tmp_path: Path) -> None:
+    """With one worker, two fetches overlap."""
+    at_once, most, lock = 0, 0, Lock()
+
+    def fetch(source: Path, wat_file: str, to: Path) -> None:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.1)
+        copy(source, wat_file, to)
+        with lock:
+            at_once -= 1
+
+    extract_segment(WATS, partial(fetch, source), tmp_path, PairRules(), workers=1, **PLACE)
+    assert most == 2
+
+
 def test_a_dead_worker_is_reported(source: Path, tmp_path: Path) -> None:
+    def kill() -> None:
+        """As a system without memory does."""
+        while not (workers := multiprocessing.active_children()):
+            time.sleep(0.01)
+        workers[0].kill()
+
+    killer = Thread(target=kill)
+    killer.start()
     with pytest.raises(SegmentError, match="a worker process died"):
-        extract(source, tmp_path / "out", fetch=die)
+        extract(source, tmp_path / "out")
+    killer.join()
 
 
 def test_no_wat_files(tmp_path: Path) -> None:

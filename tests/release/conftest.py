@@ -50,9 +50,13 @@ def make_lake(root: Path) -> LocalLake:
         manifest = files.folder("filtered_subset") / "_manifest.json"
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"data_version": crawl}))
     files.tar()
+    publish_catalog(lake)
+    return lake
+
+
+def publish_catalog(lake: LocalLake) -> None:
     with lake.publish("catalog", inputs={}, code_version="1") as staging:
         build_catalog(lake.root, staging.path / "catalog.duckdb")
-    return lake
 
 
 @pytest.fixture(scope="session")

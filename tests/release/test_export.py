@@ -26,7 +26,7 @@ from laion_assets.release.plan import ReleaseError
 from laion_assets.release.verify import verify
 from laion_assets.removals.active import read_lists
 from tests.conftest import heard
-from tests.release.conftest import ABOUT, unit
+from tests.release.conftest import ABOUT, publish_catalog, unit
 from tests.stats.conftest import SEGMENTS, SegmentFiles
 
 
@@ -420,6 +420,7 @@ def test_statistics_of_other_partitions_are_not_released(lake: LocalLake, tmp_pa
         export(lake, tmp_path / "out", files=1)
     for segment in SEGMENTS:
         SegmentFiles(lake.root, *segment).stats()
+    publish_catalog(lake)
     manifest = export(lake, tmp_path / "out", files=1)
     assert (manifest["recipe"], manifest["threshold"]) == ("mine v2", 0.25)
 
@@ -446,6 +447,7 @@ def test_where_the_models_weights_lie_is_not_published(
             lake, "filtered_subset", segment, model=key, options={"thresholds": {key: 0.3}}
         )
         SegmentFiles(lake.root, *segment).stats()
+    publish_catalog(lake)
     manifest = export(lake, tmp_path / "out", files=1)
     assert manifest["model"].endswith(public)
     for path in (tmp_path / "out").glob("*.*"):

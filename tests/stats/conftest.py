@@ -19,6 +19,7 @@ from laion_assets import schemas
 from laion_assets.download.outcomes import History, ledger_table
 from laion_assets.download.shard_files import SHARDS, ledger_of
 from laion_assets.funnel import StageCounts
+from laion_assets.lake.content import describe
 from laion_assets.schemas import sample_id_of, uid_of
 from laion_assets.stats.segment import segment_stats
 from laion_assets.tables import part_path, write_table
@@ -139,7 +140,7 @@ class SegmentFiles:
             "started": "2026-01-02T03:04:05+01:00",
             "seconds": 1.5,
             "bytes": 1000,
-            "files": [],
+            "files": describe(self.folder(asset), {}),
             "counts": [stage.to_json() for stage in stages],
             "metadata": metadata,
         }
@@ -223,7 +224,9 @@ class SegmentFiles:
     def stats(self) -> dict[str, Any]:
         out = self.folder("segment_stats")
         out.mkdir(parents=True, exist_ok=True)
-        return segment_stats(self.partitions(), out)
+        summary = segment_stats(self.partitions(), out)
+        self.manifest("segment_stats", [])
+        return summary
 
 
 @pytest.fixture

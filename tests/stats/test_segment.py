@@ -1,51 +1,37 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laion_assets.schemas import FUNNEL, HISTOGRAMS, RUNS, TOP
+from laion_assets.funnel import STAGES
+from laion_assets.schemas import STATISTICS
 from laion_assets.stats.grids import ASPECT, PIXELS, SIMILARITY
 from laion_assets.stats.segment import FunnelMismatch, segment_stats
 from tests.stats.conftest import SegmentFiles, counts
 
 
+def _rows(folder: Path, kind: str, stage: str, metric: str) -> list[dict[str, Any]]:
+    table = pq.read_table(folder / "statistics.parquet")
+    assert table.schema.equals(STATISTICS)
+    rows = table.to_pylist()
+    return [r for r in rows if (r["kind"], r["stage"], r["metric"]) == (kind, stage, metric)]
+
+
 def _histogram(folder: Path, stage: str, metric: str) -> dict[float, int]:
-    rows = pq.read_table(folder / "histograms.parquet").to_pylist()
-    return {r["bin_low"]: r["n"] for r in rows if (r["stage"], r["metric"]) == (stage, metric)}
+    return {row["bin_low"]: row["n"] for row in _rows(folder, "histogram", stage, metric)}
 
 
-def test_the_funnel_is_the_manifests_counts_in_the_order_of_the_stages(
-    segment: SegmentFiles, tmp_path: Path
-) -> None:
+def _top(folder: Path, stage: str, metric: str) -> dict[str, int]:
+    return {row["value"]: row["n"] for row in _rows(folder, "top", stage, metric)}
+
+
+def test_the_summary_has_the_counts_of_the_manifests(segment: SegmentFiles, tmp_path: Path) -> None:
     summary = segment_stats(segment.partitions(), tmp_path)
-    table = pq.read_table(tmp_path / "funnel.parquet")
-    assert table.schema.equals(FUNNEL)
-    assert [tuple(row.values()) for row in table.to_pylist()] == [
-        ("wat", "in", 25),
-        ("wat", "kept", 20),
-        ("wat", "not_html", 5),
-        ("pairs", "in", 167),
-        ("pairs", "kept", 60),
-        ("pairs", "alt_too_short", 7),
-        ("pairs", "no_alt", 100),
-        ("unique_pairs", "in", 60),
-        ("unique_pairs", "kept", 55),
-        ("unique_pairs", "duplicate", 5),
-        ("images", "in", 55),
-        ("images", "kept", 40),
-        ("images", "http_4xx", 10),
-        ("images", "too_small", 5),
-        ("embeddings", "in", 40),
-        ("embeddings", "kept", 40),
-        ("subset", "in", 40),
-        ("subset", "kept", 24),
-        ("subset", "below_threshold", 16),
-    ]
+    assert list(summary["stages"]) == [*STAGES]
     assert summary["stages"]["subset"] == {"in": 40, "kept": 24}
     assert summary["rejected"] == 5 + 107 + 5 + 15 + 16
 
@@ -54,7 +40,6 @@ def test_histograms_count_every_row_once_with_edges_in_their_own_bin(
     segment: SegmentFiles, tmp_path: Path
 ) -> None:
     segment_stats(segment.partitions(), tmp_path)
-    assert pq.read_schema(tmp_path / "histograms.parquet").equals(HISTOGRAMS)
     similarity = _histogram(tmp_path, "scored", "similarity")
     assert sum(similarity.values()) == 40
     assert similarity[0.3] == 2, "0.300 and 0.305"
@@ -70,34 +55,17 @@ def test_histograms_count_every_row_once_with_edges_in_their_own_bin(
 
 def test_top_values_are_counted_from_the_rows(segment: SegmentFiles, tmp_path: Path) -> None:
     segment_stats(segment.partitions(), tmp_path)
-    table = pq.read_table(tmp_path / "top.parquet")
-    assert table.schema.equals(TOP)
-    top = {(r["stage"], r["metric"], r["value"]): r["n"] for r in table.to_pylist()}
-    assert top["pairs", "host", "a.test"] == 20
-    assert top["pairs", "language", "de"] == 6
-    assert top["scored", "nsfw", "UNLIKELY"] == 24
-    assert top["subset", "license", "?"] == 18
-
-
-def test_runs_are_one_row_a_partition(segment: SegmentFiles, tmp_path: Path) -> None:
-    segment_stats(segment.partitions(), tmp_path)
-    table = pq.read_table(tmp_path / "runs.parquet")
-    assert table.schema.equals(RUNS)
-    runs = {row["asset"]: row for row in table.to_pylist()}
-    assert set(runs) == set(segment.partitions())
-    subset = runs["filtered_subset"]
-    assert (subset["n_in"], subset["kept"], subset["bytes"]) == (40, 24, 1000)
-    assert subset["started"].isoformat() == "2026-01-02T02:04:05", "UTC"
-    assert json.loads(subset["metadata"])["threshold"] == 0.3
-    assert runs["scored_pairs"]["n_in"] is None
+    assert _top(tmp_path, "pairs", "host")["a.test"] == 20
+    assert _top(tmp_path, "pairs", "language")["de"] == 6
+    assert _top(tmp_path, "scored", "nsfw")["UNLIKELY"] == 24
+    assert _top(tmp_path, "subset", "license")["?"] == 18
 
 
 def test_the_same_partitions_give_the_same_bytes(segment: SegmentFiles, tmp_path: Path) -> None:
     for out in ("a", "b"):
         segment_stats(segment.partitions(), tmp_path / out)
-    for name in ("funnel", "histograms", "top", "runs"):
-        first, second = ((tmp_path / out / f"{name}.parquet").read_bytes() for out in "ab")
-        assert first == second
+    first, second = ((tmp_path / out / "statistics.parquet").read_bytes() for out in "ab")
+    assert first == second
 
 
 def _lose_a_row(segment: SegmentFiles) -> None:
@@ -151,9 +119,7 @@ def test_counts_that_do_not_agree_are_an_error_and_publish_nothing(
 def test_missing_stages_are_left_out(segment: SegmentFiles, tmp_path: Path) -> None:
     only = {"pair_parquet": segment.folder("pair_parquet")}
     assert set(segment_stats(only, tmp_path)["stages"]) == {"wat", "pairs"}
-    empty = pa.Table.from_pylist([], schema=HISTOGRAMS)
-    table = pq.read_table(tmp_path / "histograms.parquet")
-    assert table.schema.equals(empty.schema)
+    table = pq.read_table(tmp_path / "statistics.parquet")
     assert set(table["stage"].to_pylist()) == {"pairs"}
 
 
@@ -165,8 +131,7 @@ def test_a_segment_without_any_pair_has_statistics_too(
         part.unlink()
     segment.manifest("pair_parquet", [counts("wat", 0, {}), counts("pairs", 0, {})])
     segment_stats({"pair_parquet": folder}, tmp_path)
-    assert pq.read_table(tmp_path / "funnel.parquet")["n"].to_pylist() == [0, 0, 0, 0]
-    assert pq.read_table(tmp_path / "top.parquet").num_rows == 0
+    assert pq.read_table(tmp_path / "statistics.parquet").num_rows == 0
 
 
 def test_grids_have_round_edges() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +12,7 @@ from laion_assets import schemas
 from laion_assets.cli import main
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.lake import LocalLake
+from laion_assets.lookup.write import FILES, write_lookups
 from laion_assets.schemas import sample_id_of
 from laion_assets.stats.why import Answer, NotAskableError, why
 from tests.stats.conftest import Record, SegmentFiles
@@ -22,15 +24,18 @@ def verdicts(answer: Answer) -> dict[str, str]:
 
 
 def note(segment: SegmentFiles, asset: str, **metadata: object) -> None:
-    """Add to the metadata of a manifest."""
+    """Add to the metadata of a manifest, which stays as old as it was."""
     path = segment.folder(asset) / "_manifest.json"
-    manifest = json.loads(path.read_text())
+    about, manifest = path.stat(), json.loads(path.read_text())
     manifest["metadata"] |= metadata
     path.write_text(json.dumps(manifest))
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
-@pytest.fixture
-def lake(segment: SegmentFiles) -> LocalLake:
+@pytest.fixture(params=["look-ups", "no look-ups"])
+def lake(segment: SegmentFiles, request: pytest.FixtureRequest) -> LocalLake:
+    for asset in FILES if request.param == "look-ups" else ():
+        write_lookups(asset, segment.folder(asset))
     note(segment, "filtered_subset", options=Recipe().model_dump(mode="json"))
     note(segment, "pair_parquet", options={"min_text_chars": 5})
     return LocalLake.at(segment.lake)
@@ -134,14 +139,35 @@ def test_it_may_be_asked_by_sample_id_or_hash(segment: SegmentFiles, lake: Local
         pair = segment.pairs[row]
         (story,) = why(lake, str(sample_id_of(pair["uid"]))).stories
         assert story.url == pair["url"]
+        (story,) = why(lake, pair["uid"].hex()).stories
+        assert story.url == pair["url"]
     part = segment.folder("image_shards") / "part-00000.parquet"
     table = pq.ParquetFile(part).read()
     for name, length in (("sha256", 64), ("md5", 32)):
         hashes = [f"{row:0{length}x}" for row in range(len(table))]
         at = table.schema.get_field_index(name)
         pq.write_table(table.set_column(at, name, [hashes]), part)
+        if (segment.folder("image_shards") / "_lookup").exists():
+            write_lookups("image_shards", segment.folder("image_shards"))
         (story,) = why(lake, f"{7:0{length}x}").stories
         assert story.url == segment.pairs[7]["url"]
+
+
+def test_it_says_what_had_to_be_searched_row_by_row(segment: SegmentFiles, lake: LocalLake) -> None:
+    with_look_ups = (segment.folder("pair_parquet") / "_lookup").exists()
+    answer = why(lake, segment.pairs[3]["url"])
+    scanned = [] if with_look_ups else ["pair_parquet of CC-MAIN-2000-05|00"]
+    assert answer.scanned == scanned
+    assert ("row by row" in list(answer.lines())[-1]) == bool(scanned)
+    # What has left the pairs may still be in what was made of them.
+    segment.table("pair_parquet", "part-00000.parquet", segment.pairs[4:30], schemas.PAIRS)
+    if with_look_ups:
+        write_lookups("pair_parquet", segment.folder("pair_parquet"))
+    (segment.folder("pair_parquet") / "_manifest.json").touch()
+    answer = why(lake, segment.pairs[3]["url"])
+    assert answer.scanned == ["unique_pairs of CC-MAIN-2000-05|00", *scanned]
+    assert verdicts(answer)["pairs"] == "missing"
+    assert verdicts(answer)["filtered_subset"] == "kept"
 
 
 def test_an_example_in_a_manifest_is_found(segment: SegmentFiles, lake: LocalLake) -> None:

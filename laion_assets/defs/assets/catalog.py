@@ -1,16 +1,17 @@
-"""`catalog.duckdb`: views and macros over all the lake's parquet, for ad-hoc SQL."""
+"""`catalog.duckdb`: what there is, and views and macros over its parquet, for ad-hoc SQL."""
 
 import dagster as dg
 
 from laion_assets.defs.declaration import Asset
-from laion_assets.defs.publishing import fetch_tables, publishing
+from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import retrying_transient
-from laion_assets.layout import CATALOG, SEGMENT_STATS, segment_assets, subset_asset
+from laion_assets.layout import CATALOG, SEGMENT_STATS, subset_asset
 from laion_assets.settings import Settings
 from laion_assets.stats.catalog import build_catalog
 from resources.lake import LakeResource
 
-ASSET = Asset(CATALOG, group="stats", revision=3, aggregate=True, fresh=True)
+ASSET = Asset(CATALOG, group="stats", revision=4, aggregate=True, fresh=True)
+FILE = "catalog.duckdb"
 
 
 def build(settings: Settings) -> dg.AssetsDefinition:
@@ -25,17 +26,13 @@ def build(settings: Settings) -> dg.AssetsDefinition:
     @retrying_transient
     def catalog(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         store = lake.open()
-        made_of = {
-            f"{asset}/{key}": store.manifest(asset, key).data_version
-            for asset in segment_assets(settings.subsets)
-            for key in store.segments(asset)
-        }
-        with publishing(context, store, made_of=made_of) as made:
-            fetch_tables(store, settings)
-            # DuckDB gives each file an id of its own; what the views show is what they are made of.
-            made.staging.data_version = made.staging.fingerprint
-            path = made.out / "catalog.duckdb"
-            made.staging.metadata = build_catalog(store.local_root, path, subsets)
+        with publishing(context, store) as made:
+            previous = store.folder(CATALOG) / FILE
+            made.staging.metadata = build_catalog(
+                store, made.out / FILE, subsets, previous if previous.exists() else None
+            )
+            # DuckDB gives each file an id of its own; what the catalog shows is what it is made of.
+            made.staging.data_version = made.staging.metadata["made_of"]
         return made.result()
 
     return catalog

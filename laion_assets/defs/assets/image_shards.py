@@ -18,6 +18,7 @@ from laion_assets.download.segment import download_segment
 from laion_assets.download.shard_files import SHARDS, shards_of
 from laion_assets.download.summary import Downloaded
 from laion_assets.layout import IMAGE_SHARDS, LISTS, UNIQUE_PAIRS
+from laion_assets.lookup.write import write_lookups
 from laion_assets.removals.active import FOLDERS, note_resolved, read_lists, resolved_file
 from laion_assets.settings import Settings
 from resources.downloader import DownloaderResource
@@ -62,6 +63,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
                 before=shards_of(published) if published.exists() else None,
             )
             join(shards)
+            write_lookups(IMAGE_SHARDS, made.out)
             made.staging.counts = [downloaded.counts]
             successes = checks.successes_in(made.rows)
             made.require(

@@ -10,6 +10,7 @@ from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import key_of, made_of_the_same, publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.layout import LISTS, PAIR_PARQUET, WAT_MANIFEST
+from laion_assets.lookup.write import write_lookups
 from laion_assets.pairs.segment import extract_segment, segment_counts
 from laion_assets.pairs.take_out import start_from, take_out
 from laion_assets.removals.active import FOLDERS, read_lists
@@ -60,6 +61,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
                 workers=work.workers,
             )
             taken = take_out(made.out, lists)
+            write_lookups(PAIR_PARQUET, made.out)
             made.staging.counts = segment_counts(made.rows)
             pairs = next(counts for counts in made.staging.counts if counts.stage == "pairs")
             made.require(

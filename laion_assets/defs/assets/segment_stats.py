@@ -1,9 +1,9 @@
-"""The segment's funnel, histograms and runs, computed by DuckDB over every stage's files."""
+"""The segment's histograms and top values by DuckDB; its funnel is checked against the files."""
 
 import dagster as dg
 
 from laion_assets.defs.declaration import Asset
-from laion_assets.defs.metadata import table_preview
+from laion_assets.defs.metadata import numbers_table
 from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.layout import SEGMENT_ASSETS, SEGMENT_STATS
@@ -11,7 +11,7 @@ from laion_assets.settings import Settings
 from laion_assets.stats.segment import segment_stats as compute
 from resources.lake import LakeResource
 
-ASSET = Asset(SEGMENT_STATS, group="stats", revision=1)
+ASSET = Asset(SEGMENT_STATS, group="stats", revision=2)
 
 _UPSTREAM = tuple(asset for asset in SEGMENT_ASSETS if asset != SEGMENT_STATS)
 
@@ -28,9 +28,14 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> dg.MaterializeResult:
         with publishing(context, lake.open(), upstream=_UPSTREAM) as made:
-            made.staging.not_content = ("runs.parquet",)
             folders = {asset: made.input(asset) for asset in _UPSTREAM}
             made.staging.metadata = compute(folders, made.out)
-        return made.result(funnel=table_preview(made.rows, ["stage", "reason", "n"], rows=60))
+            funnel = [
+                {"stage": stage, "reason": reason, "n": n}
+                for asset in _UPSTREAM
+                for counts in made.manifest(asset).counts
+                for stage, reason, n in counts.rows()
+            ]
+        return made.result(funnel=numbers_table(funnel))
 
     return segment_stats

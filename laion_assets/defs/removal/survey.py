@@ -8,26 +8,30 @@ from the findings does not belong here.
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.download.listed_rows import LOOKED_AT, named_rows, resolved_in
-from laion_assets.download.shard_files import rows_in_turn
+from laion_assets.download.listed_rows import LOOKED_AT, Resolved, named_rows
 from laion_assets.download.shards import MAKING
 from laion_assets.funnel import LISTED
+from laion_assets.knn.files import IndexSummary
 from laion_assets.lake import Lake, NotPublishedError
 from laion_assets.layout import (
     FILTERED_SUBSET,
     IMAGE_SHARDS,
+    KNN_INDEX,
     LISTS,
     PAIR_PARQUET,
     PARTITIONS,
@@ -37,6 +41,9 @@ from laion_assets.layout import (
     SegmentKey,
     Table,
 )
+from laion_assets.lookup.files import heads_of
+from laion_assets.lookup.find import Partitions
+from laion_assets.lookup.rows import read_rows
 from laion_assets.pairs.take_out import taken_out
 from laion_assets.pairs.uids import halves
 from laion_assets.removals.active import (
@@ -47,7 +54,10 @@ from laion_assets.removals.active import (
     resolved_file,
 )
 from laion_assets.removals.entries import Entries
+from laion_assets.removals.entry import WIDTHS
+from laion_assets.removals.keys import hex_keys
 from laion_assets.removals.ledger import (
+    EVENTS,
     TAKEN_OUT,
     RemovalCounts,
     all_listed,
@@ -55,7 +65,8 @@ from laion_assets.removals.ledger import (
     key_of_entry,
     read_events,
 )
-from laion_assets.tables import batches
+from laion_assets.schemas import UID_BYTES
+from laion_assets.tables import rows_in
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
@@ -122,43 +133,48 @@ def survey(
 
     ``new`` is the part of ``lists`` to search for, if not all of them. URLs that lead to listed
     images are recorded (:mod:`laion_assets.removals.active`) and searched for, too.
+
+    What has look-ups is not read unless it holds something (:mod:`laion_assets.lookup`). Raises
+    :class:`laion_assets.lookup.files.LookupDamagedError`.
     """
     sought = lists if new is None else new
+    partitions = Partitions(lake, keys)
     found = Survey()
-
-    def wanted(asset: str) -> list[SegmentKey]:
-        return [key for key in lake.segments(asset) if keys is None or key in keys]
-
+    images = _listed_images(lake, partitions, sought)
+    for name in LISTS:
+        resolved = {url for of_key in images.values() for url in of_key.resolved[name]}
+        if resolved:
+            note = partial(note_resolved, name=name, resolved=resolved)
+            found.resolved += lake.update(resolved_file(name), note)
     if any(entries.names_images or entries.names_urls for _, entries in sought.each()):
-        for key in wanted(IMAGE_SHARDS):
-            resolved, _ = resolved_in(lake.folder(IMAGE_SHARDS, key, TABLES), sought)
-            for name in LISTS:
-                found.resolved += lake.update(
-                    resolved_file(name),
-                    partial(note_resolved, name=name, resolved=resolved[name]),
-                )
         now = read_lists(lake.current(*FOLDERS))
         sought = Lists(*(_with_resolved(sought[name], lists[name], now[name]) for name in LISTS))
 
-    by_key: dict[SegmentKey, list[str]] = {}
-    for asset in [*ROWS, *further_subsets(lake)]:
-        for key in wanted(asset):
-            by_key.setdefault(key, []).append(asset)
-    progress = Progress("survey of the lists", "segments", len(by_key), logger)
-    gone: list[Ids] = []
-    for key, assets in sorted(by_key.items()):
-        of_key: list[Ids] = [np.empty(0, np.int64)]
-        for asset in assets:
-            n = _look(lake.folder(asset, key, TABLES), asset, sought, of_key)
-            if n:
-                found.samples.setdefault(key, Counter())[asset] = n
-        gone += of_key
-        if _lacks(lake, key, assets, lists):
-            found.returning.add(key)
+    pairs, without = partitions.candidates(PAIR_PARQUET, _heads(sought))
+    scanned = partitions.scanned if sought else {}
+    visited = sorted({*pairs, *without, *images, *scanned})
+    progress = Progress("survey of the lists", "segments", len(visited), logger)
+    gone: dict[SegmentKey, Ids] = {}
+    for key in visited:
+        whole = scanned.get(key, set()) | ({PAIR_PARQUET} if key in without else set())
+        segment = _Segment(lake, key, sought, whole, images.get(key, _Images()), pairs.get(key))
+        counts = segment.count(partitions.assets(key))
+        if counts:
+            found.samples[key] = counts
+        gone[key] = segment.ids
         progress.advance()
-    if keys is None:
-        found.aggregate = _count_indexed(lake.folder(SEARCH_INDEX, names="*/ids.npy"), sought, gone)
+    found.returning = set(_returning(lake, partitions, lists))
+    if keys is None and sought:
+        found.aggregate = _count_indexed(lake, partitions, sought, gone)
     return found
+
+
+def _heads(lists: Lists) -> dict[str, NDArray[np.uint64]]:
+    """Kind of key -> the first 8 bytes of what the lists have of it, as look-ups want them."""
+    return {
+        kind: np.unique(np.concatenate([entries.heads(kind) for _, entries in lists.each()]))
+        for kind in (WIDTHS if lists else ())
+    }
 
 
 def _with_resolved(sought: Entries, listed: Entries, now: Entries) -> Entries:
@@ -166,103 +182,209 @@ def _with_resolved(sought: Entries, listed: Entries, now: Entries) -> Entries:
     return sought if now.digest == listed.digest else sought.and_also(now.without(listed))
 
 
-def _look(folder: Path, asset: str, lists: Lists, gone: list[Ids]) -> int:
-    """Count the listed rows of an asset's partition; add their SAMPLE_IDs to ``gone``."""
-    if asset == IMAGE_SHARDS:
-        tables = rows_in_turn(folder, LOOKED_AT) if lists else ()
-        return sum(len(named_rows(table, lists)[0]) for table in tables)
-    rows = rows_of(asset)
-    assert rows is not None
-    return _count(folder, rows, lists, gone)
+@dataclass
+class _Images:
+    """Listed rows of one partition of `image_shards`, by what the images' own table knows."""
+
+    rows: set[int] = field(default_factory=set)
+    ids: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    resolved: Resolved = field(default_factory=lambda: {name: set() for name in LISTS})
 
 
-def _count(folder: Path, rows: Table, lists: Lists, gone: list[Ids]) -> int:
-    """Count the listed rows of a folder of parquet files; add their SAMPLE_IDs to ``gone``.
-
-    Files without URLs also count the rows whose SAMPLE_ID is in ``gone``, and add none.
-    """
+def _listed_images(lake: Lake, partitions: Partitions, lists: Lists) -> dict[SegmentKey, _Images]:
+    """Find the images that the lists name by their hashes or redirects."""
     if not lists:
-        return 0
-    known = np.unique(np.concatenate([*gone, np.empty(0, np.int64)]))
-    n = 0
-    for batch in _batches(folder, rows, lists):
-        ids = _sample_ids(batch, rows)
-        mask = np.isin(ids, known) if rows.url is None and ids is not None else None
-        for _, entries in lists.each():
-            named = _named(batch, rows, entries, ids)
-            mask = named if mask is None else mask | named
-        assert mask is not None
-        n += int(mask.sum())
-        if ids is not None and rows.url is not None:
-            gone.append(ids[mask])
-    return n
+        return {}
+    found: dict[SegmentKey, _Images] = {}
+    rows, without = partitions.candidates(IMAGE_SHARDS, _heads(lists))
+    whole = {*without, *(key for key, of in partitions.scanned.items() if IMAGE_SHARDS in of)}
+    for key in sorted({*rows, *whole}):
+        named = _Images()
+        folder = lake.folder(IMAGE_SHARDS, key, TABLES)
+        wanted = None if key in whole else rows[key]
+        for numbers, table in _read(ROWS[IMAGE_SHARDS].paths(folder), LOOKED_AT, wanted):
+            if wanted is not None:
+                # What names a row by its own URL is found among the pairs.
+                own = pc.or_(pc.is_valid(table["redirects"]), pc.is_valid(table["sha256"]))
+                numbers, table = numbers[own.to_numpy()], table.filter(own)
+            listed, _ = named_rows(table, lists)
+            held = np.unique(np.array([row.row for row in listed], np.int64))
+            named.rows |= set(numbers[held].tolist())
+            named.ids = np.union1d(named.ids, _sample_ids(table.take(held), ROWS[IMAGE_SHARDS]))
+            for row in listed:
+                if row.resolved:
+                    named.resolved[row.list].add((row.key, row.url_sha256))
+        if named.rows:
+            found[key] = named
+    return found
 
 
-def _count_indexed(folder: Path, lists: Lists, gone: list[Ids]) -> int:
-    """Count the rows of the search index that are listed or whose SAMPLE_ID is in ``gone``."""
-    if not lists:
-        return 0
-    known = np.unique(np.concatenate([*gone, np.empty(0, np.int64)]))
-    n = 0
-    for path in sorted(folder.glob("runs/*/ids.npy")):
-        held = np.load(path, mmap_mode="r", allow_pickle=False)
-        for start in range(0, len(held), _IDS_AT_ONCE):
-            ids = np.asarray(held[start : start + _IDS_AT_ONCE])
-            mask = np.isin(ids, known)
-            for _, entries in lists.each():
-                mask |= entries.which_samples(ids)
+@dataclass
+class _Segment:
+    """The search of one segment: pairs by look-up, and all that was made of them by SAMPLE_ID."""
+
+    lake: Lake
+    key: SegmentKey
+    lists: Lists
+    whole: Collection[str]
+    """Assets of which every row is compared with the lists."""
+    images: _Images
+    pairs: NDArray[Any] | None
+    """Rows of the pairs that may be listed."""
+    ids: Ids = field(init=False)
+    """SAMPLE_IDs of the listed rows found so far."""
+
+    def count(self, assets: Sequence[str]) -> Counter[str]:
+        """Return the number of listed rows of each asset that has any."""
+        self.ids = self.images.ids
+        found = Counter[str]()
+        for asset in assets:
+            rows = rows_of(asset)
+            if rows is None:
+                continue
+            folder = self.lake.folder(asset, self.key, TABLES)
+            if asset == IMAGE_SHARDS:
+                n = len(self.images.rows | set(self._held(folder, rows).tolist()))
+            elif asset in self.whole:
+                n = self._named(folder, rows, None)
+            elif asset == PAIR_PARQUET:
+                n = 0 if self.pairs is None else self._named(folder, rows, self.pairs)
+            else:
+                n = len(self._held(folder, rows))
+            if n:
+                found[asset] = n
+        return found
+
+    def _named(self, folder: Path, rows: Table, numbers: NDArray[Any] | None) -> int:
+        """Count the rows, of these numbers or of all, that a list names; learn their SAMPLE_IDs.
+
+        Rows without a URL are counted by the SAMPLE_IDs known, too.
+        """
+        n = 0
+        for table in _tables(rows.paths(folder), rows, self.lists, numbers):
+            mask = _named(table, rows, self.lists)
+            ids = _sample_ids(table, rows)
+            if rows.url is None:
+                mask |= np.isin(ids, self.ids)
             n += int(mask.sum())
-    return n
+            self.ids = np.union1d(self.ids, ids[mask])
+        return n
+
+    def _held(self, folder: Path, rows: Table) -> NDArray[np.int64]:
+        """Return the numbers of the rows whose SAMPLE_ID is known to be listed."""
+        column = rows.sample_id or rows.uid
+        held = [np.empty(0, np.int64)]
+        if column and len(self.ids):
+            for numbers, table in _read(rows.paths(folder), [column]):
+                held.append(numbers[np.isin(_sample_ids(table, rows), self.ids)])
+        return np.concatenate(held)
 
 
-def _batches(folder: Path, rows: Table, lists: Lists) -> Iterator[Any]:
+def _tables(
+    paths: Sequence[Path], rows: Table, lists: Lists, numbers: NDArray[Any] | None = None
+) -> Iterator[pa.Table]:
+    """Yield rows of a table's files, with the columns by which the lists may name them."""
     columns = [name for name in (rows.url, rows.uid, rows.sample_id) if name]
     if rows.hashes and any(entries.names_images for _, entries in lists.each()):
         columns += ["sha256", "md5"]
-    for path in rows.paths(folder):
-        # `read_table` would make columns of the lake's hive folders.
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(columns=columns)
+    for _, table in _read(paths, columns, numbers):
+        yield table
 
 
-def _sample_ids(batch: Any, rows: Table) -> Ids | None:
+def _read(
+    paths: Sequence[Path], columns: Sequence[str], numbers: NDArray[Any] | None = None
+) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
+    """Yield rows of a table's files and their numbers: of these numbers, or all."""
+    return read_rows(paths, np.arange(rows_in(*paths)) if numbers is None else numbers, columns)
+
+
+def _sample_ids(table: pa.Table, rows: Table) -> Ids:
     if rows.sample_id:
-        ids: Ids = batch[rows.sample_id].to_numpy(zero_copy_only=False)
+        ids: Ids = table[rows.sample_id].to_numpy()
         return ids
-    return halves(batch[rows.uid])[0].view(np.int64) if rows.uid else None
+    column = table[rows.uid]
+    if column.type == pa.string():
+        keys, _ = hex_keys(pc.utf8_slice_codeunits(column, 0, UID_BYTES), UID_BYTES // 2)
+        return heads_of(keys.tobytes(), UID_BYTES // 2).view(np.int64)
+    return halves(column)[0].view(np.int64)
 
 
-def _named(batch: Any, rows: Table, entries: Entries, ids: Ids | None) -> NDArray[np.bool_]:
-    mask = np.zeros(batch.num_rows, dtype=np.bool_)
-    if rows.url and entries.names_urls:
-        mask |= entries.which_urls(batch[rows.url].to_pylist())
-    if rows.hashes and entries.names_images:
-        mask |= entries.which_images(batch["sha256"], batch["md5"])
-    if ids is not None:
-        mask |= entries.which_samples(ids)
+def _named(table: pa.Table, rows: Table, lists: Lists) -> NDArray[np.bool_]:
+    """(n,) bool: the rows that a list names, by what this table knows of them."""
+    mask = np.zeros(table.num_rows, dtype=np.bool_)
+    for _, entries in lists.each():
+        if rows.url and entries.names_urls:
+            mask |= entries.which_urls(table[rows.url].to_pylist())
+        if rows.hashes and entries.names_images:
+            mask |= entries.which_images(table["sha256"], table["md5"])
+        if entries.names_samples and (rows.uid or rows.sample_id):
+            mask |= entries.which_samples(_sample_ids(table, rows))
     return mask
 
 
-def _lacks(lake: Lake, key: SegmentKey, assets: Sequence[str], lists: Lists) -> bool:
-    """Return True if a partition lacks rows that are no longer listed."""
-    if PAIR_PARQUET in assets:
-        parts = ROWS[PAIR_PARQUET].paths(lake.folder(PAIR_PARQUET, key, TABLES))
-        if not all(all_listed(taken_out(part), lists) for part in parts):
-            return True
-    if UNIQUE_PAIRS in assets and _refused(lake, UNIQUE_PAIRS, key):
-        root = lake.current(str(Path(events_file(UNIQUE_PAIRS, key)).parent))
-        last = {(e.list, e.entry): e for e in read_events(root, UNIQUE_PAIRS, key)}
-        taken = RemovalCounts(
-            {
-                (event.list, key_of_entry(event.entry)): event.samples
-                for event in last.values()
-                if event.event == TAKEN_OUT
-            }
-        )
-        if not all_listed(taken, lists):
-            return True
-    if IMAGE_SHARDS in assets and _refused(lake, IMAGE_SHARDS, key):
-        for table in rows_in_turn(lake.folder(IMAGE_SHARDS, key, TABLES), LOOKED_AT):
+def _count_indexed(
+    lake: Lake, partitions: Partitions, lists: Lists, gone: Mapping[SegmentKey, Ids]
+) -> int:
+    """Count the rows of the search index that are listed or whose SAMPLE_ID is in ``gone``.
+
+    Of a segment whose index has not changed since the merge, it has the rows of that index.
+    """
+    if not lake.has(SEARCH_INDEX):
+        return 0
+    merged = datetime.fromisoformat(lake.manifest(SEARCH_INDEX).started).timestamp()
+    lake.fetch(SEARCH_INDEX, names="index.json")
+    folder = lake.folder(SEARCH_INDEX, names="*/ids.npy")
+    n = 0
+    for run in IndexSummary.read(folder).runs:
+        start = 0
+        for entry in run.segments:
+            key = SegmentKey(entry.crawl, entry.segment)
+            outdated = entry.dropped or not partitions.published_at(KNN_INDEX, key) < merged
+            if outdated or len(gone.get(key, ())):
+                held = np.load(folder / run.folder / "ids.npy", mmap_mode="r", allow_pickle=False)
+                ids = np.asarray(held[start : start + entry.rows])
+                mask = np.isin(ids, gone.get(key, ()))
+                for _, entries in lists.each():
+                    mask |= entries.which_samples(ids)
+                n += int(mask.sum())
+            start += entry.rows
+    return n
+
+
+def _returning(lake: Lake, partitions: Partitions, lists: Lists) -> Iterator[SegmentKey]:
+    """Yield partitions that lack rows which are no longer listed.
+
+    The removal ledger says what was ever taken out of which; a segment that it does not name lacks
+    nothing.
+    """
+    root = lake.current(EVENTS, deep=True)
+    for asset in (PAIR_PARQUET, UNIQUE_PAIRS, IMAGE_SHARDS):
+        for key in partitions.keys(asset):
+            # Most have none, and a path as an object would cost more than the look.
+            if os.path.exists(f"{root}/{events_file(asset, key)}"):  # noqa: PTH110
+                last = {(e.list, e.entry): e for e in read_events(root, asset, key)}
+                taken = RemovalCounts(
+                    {
+                        (event.list, key_of_entry(event.entry)): event.samples
+                        for event in last.values()
+                        if event.event == TAKEN_OUT
+                    }
+                )
+                if not all_listed(taken, lists) and _lacks(lake, asset, key, lists):
+                    yield key
+
+
+def _lacks(lake: Lake, asset: str, key: SegmentKey, lists: Lists) -> bool:
+    """Return True if a partition lacks rows that are no longer listed, though something that was
+    once taken out of it is not."""
+    folder = lake.folder(asset, key, TABLES)
+    if asset == PAIR_PARQUET:
+        parts = ROWS[PAIR_PARQUET].paths(folder)
+        return not all(all_listed(taken_out(part), lists) for part in parts)
+    if asset == UNIQUE_PAIRS:
+        return _refused(lake, asset, key)
+    if _refused(lake, asset, key):
+        for _, table in _read(ROWS[asset].paths(folder), LOOKED_AT):
             named, refused = named_rows(table, lists)
             if refused - {row.row for row in named}:
                 return True
@@ -287,9 +409,7 @@ def _file_holds(path: Path, lists: Lists) -> bool:
         return True
     names = set(schema.names)
     if {"url", "redirects", "reason"} <= names:
-        columns = [name for name in LOOKED_AT if name in names]
-        tables = (pa.Table.from_batches([batch]) for batch in batches(path, columns))
-        return any(named_rows(table, lists)[0] for table in tables)
+        return any(named_rows(table, lists)[0] for _, table in _read([path], LOOKED_AT))
 
     def present(*possible: str) -> str | None:
         return next((name for name in possible if name in names), None)
@@ -303,7 +423,9 @@ def _file_holds(path: Path, lists: Lists) -> bool:
         hashes="sha256" in names,
     )
     readable = rows.url or rows.uid or rows.sample_id
-    return bool(readable and _count(path.parent, rows, lists, []))
+    return bool(readable) and any(
+        _named(table, rows, lists).any() for table in _tables([path], rows, lists)
+    )
 
 
 def _refused(lake: Lake, asset: str, key: SegmentKey) -> bool:
