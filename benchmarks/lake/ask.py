@@ -1,5 +1,5 @@
-"""``python -m benchmarks.lake.ask NAME LAKE NEEDLE``: one thing that people do with a lake, measured
-inside a process of its own.
+"""``python -m benchmarks.lake.ask NAME LAKE NEEDLE``: measure one thing that people do with a lake,
+in a process of its own.
 
 Imports are done and DuckDB is loaded before the clock starts. Prints JSON: ``cpu_s``, ``peak_mb``
 (of the whole process) and ``answer``, by which the parent sees that the right thing was found.
@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import json
 import resource
-import shutil
 import sys
 import tempfile
 import time
@@ -22,17 +21,17 @@ from typing import Any, Final
 import duckdb
 import pyarrow.dataset  # noqa: F401 - what the catalog's questions load
 
-from benchmarks.lake import rows as made_up
 from benchmarks.lake.make import add_segment
-from laion_assets import schemas
 from laion_assets.defs.removal.survey import survey
 from laion_assets.lake import LocalLake
-from laion_assets.layout import CATALOG, SegmentKey
+from laion_assets.layout import CATALOG, IMAGE_SHARDS, SegmentKey
 from laion_assets.removals.active import Lists
 from laion_assets.removals.entries import parse
+from laion_assets.schemas import sample_id_of
 from laion_assets.stats.catalog import build_catalog, query
 from laion_assets.stats.report import build_report
 from laion_assets.stats.why import why
+from laion_assets.tables import batches, part_path
 
 
 def catalog_of(root: Path) -> Path:
@@ -59,29 +58,22 @@ def report(root: Path, _: SegmentKey) -> Any:
         return build_report(catalog_of(root), Path(out))["samples"]
 
 
-def story(of: Callable[[], str], root: Path, _: SegmentKey) -> Any:
-    return len(why(LocalLake.at(root), of()).stories)
+def story(column: str, root: Path, needle: SegmentKey) -> Any:
+    value = first_row(root, needle)[column]
+    asked = sample_id_of(value) if column == "uid" else value
+    return len(why(LocalLake.at(root), str(asked)).stories)
 
 
-def find_listed(root: Path, _: SegmentKey) -> Any:
-    listed = Lists(removals=parse([f"url:{needle_url()}"], "the benchmark"))
-    return [str(key) for key in survey(LocalLake.at(root), listed).keys]
+def find_listed(root: Path, needle: SegmentKey) -> Any:
+    listed = parse([f"url:{first_row(root, needle)['url']}"], "the benchmark")
+    return [str(key) for key in survey(LocalLake.at(root), Lists(removals=listed)).keys]
 
 
-def needle_url() -> str:
-    """The URL of the needle's first pair, which no other segment has."""
-    url: str = made_up.pairs(1, 1)["url"][0].as_py()
-    return url
-
-
-def needle_uid() -> bytes:
-    uid: bytes = made_up.pairs(1, 1)["uid"][0].as_py()
-    return uid
-
-
-def needle_sha256() -> str:
-    digest: str = made_up.images(made_up.pairs(1, 1), 1)["sha256"][0].as_py()
-    return digest
+def first_row(root: Path, key: SegmentKey) -> dict[str, Any]:
+    """URL, uid and SHA-256 of a segment's first image."""
+    part = part_path(root / IMAGE_SHARDS / key.hive, 0)
+    row: dict[str, Any] = next(batches(part, ["url", "uid", "sha256"], rows=1)).to_pylist()[0]
+    return row | {"uid": bytes.fromhex(row["uid"])}
 
 
 Task = Callable[[Path, SegmentKey], Any]
@@ -103,9 +95,9 @@ TASKS: Final[Mapping[str, Task]] = {
         "where crawl = '{crawl}' group by host order by n desc, host limit 10",
     ),
     "report": report,
-    "why, by URL": partial(story, needle_url),
-    "why, by SAMPLE_ID": partial(story, lambda: str(schemas.sample_id_of(needle_uid()))),
-    "why, by SHA-256": partial(story, needle_sha256),
+    "why, by URL": partial(story, "url"),
+    "why, by SAMPLE_ID": partial(story, "uid"),
+    "why, by SHA-256": partial(story, "sha256"),
     "find one URL to remove": find_listed,
 }
 
@@ -113,7 +105,7 @@ TASKS: Final[Mapping[str, Task]] = {
 def main() -> None:
     name, root, needle = sys.argv[1], Path(sys.argv[2]), SegmentKey.parse(sys.argv[3])
     if name == "catalog after one new segment":
-        add_segment(root, needle)
+        add_segment(root)
     for module in ("matplotlib.backends.backend_agg", "jinja2", "PIL.Image"):
         importlib.import_module(module)
     duckdb.connect().execute("select 1").fetchall()

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.lake import rows as made_up
 from laion_assets import schemas
 from laion_assets.clip.embed import EmbeddedWith, image_path, text_path
+from laion_assets.filtering.score import ScoredWith
 from laion_assets.filtering.subset import TakenWith
 from laion_assets.funnel import StageCounts
 from laion_assets.lake import MANIFEST, LocalLake, Staging
@@ -78,12 +79,13 @@ def build(root: Path, partitions: int, sizes: Sizes) -> SegmentKey:
     return needle
 
 
-def add_segment(root: Path, needle: SegmentKey) -> None:
+def add_segment(root: Path) -> None:
     """Publish one segment more, of a crawl of its own; do nothing if there is one."""
     key = SegmentKey("CC-MAIN-2099-01", "00")
+    (first,) = keys(1)
     for asset in _assets(root):
-        if not (asset / key.hive).exists() and (asset / needle.hive).exists():
-            Template(asset, needle).link(key)
+        if not (asset / key.hive).exists():
+            Template(asset, first).link(key)
 
 
 def _assets(root: Path) -> list[Path]:
@@ -146,7 +148,7 @@ def _segment(lake: LocalLake, key: SegmentKey, sizes: Sizes, seed: int) -> None:
             tar = staging.path / "_shards" / f"{shard:05d}.tar"
             tar.parent.mkdir(exist_ok=True)
             tar.touch()
-        staging.counts = [_counts("images", sizes.unique, sizes.images, "http_404")]
+        staging.counts = [_counts("images", sizes.unique, sizes.images, "http_4xx")]
     with _publish(lake, EMBEDDINGS, key) as staging:
         _rows(staging, scored, schemas.EMBEDDED, key)
         _vectors(staging, images, texts)
@@ -156,7 +158,13 @@ def _segment(lake: LocalLake, key: SegmentKey, sizes: Sizes, seed: int) -> None:
         ).model_dump()
     with _publish(lake, SCORED_PAIRS, key) as staging:
         _rows(staging, scored, schemas.SCORED, key)
-        staging.metadata = {"rows": sizes.images, "model": "synthetic/none"}
+        staging.metadata = ScoredWith(
+            rows=sizes.images,
+            prompts="none v1",
+            prompts_digest="0" * 32,
+            words="none v1",
+            model="synthetic/none",
+        ).model_dump()
     with _publish(lake, FILTERED_SUBSET, key) as staging:
         _rows(staging, kept, schemas.SUBSET, key)
         _vectors(staging, images[: sizes.kept], texts[: sizes.kept])

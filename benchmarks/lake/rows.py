@@ -74,7 +74,7 @@ def images(unique: pa.Table, successes: int) -> pa.Table:
     some: dict[str, Any] = {
         "key": pc.utf8_lpad(pa.array(np.arange(n)).cast(pa.string()), 9, "0"),
         "status": _where(got, "success", "failed_to_download"),
-        "error_message": _where(got, None, "http_404"),
+        "error_message": _where(got, None, "http_4xx"),
         "width": _where(got, 256, None),
         "height": _where(got, 256, None),
         "original_width": pc.if_else(pa.array(got), pa.array(width), None),
@@ -82,7 +82,7 @@ def images(unique: pa.Table, successes: int) -> pa.Table:
         "exif": _where(got, "{}", None),
         "sha256": pc.if_else(pa.array(got), pa.array(digests), None),
         "md5": pc.if_else(pa.array(got), pc.utf8_slice_codeunits(pa.array(digests), 0, 32), None),
-        "reason": _where(got, None, "http_404"),
+        "reason": _where(got, None, "http_4xx"),
         "redirects": pa.nulls(n, pa.list_(pa.string())),
         "shard": pa.array(np.arange(n) // SHARD),
         "uid": pa.array([uid.hex() for uid in unique["uid"].to_pylist()]),

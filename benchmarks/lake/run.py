@@ -78,13 +78,13 @@ def _files_opened(command: Sequence[str], root: Path) -> int | None:
 def _text(sizes: Sequence[int], found: dict[int, dict[str, dict[str, Any]]]) -> str:
     rows = []
     for name in TASKS:
-        of = [found[size][name] for size in sizes]
-        last = of[-1]
+        measured = [found[size][name] for size in sizes]
+        last = measured[-1]
         rows.append(
             [
                 name,
-                *(f"{one['cpu_s']:.2f}" for one in of),
-                _exponent(sizes, [one["cpu_s"] for one in of]),
+                *(f"{one['cpu_s']:.2f}" for one in measured),
+                _exponent(sizes, [one["cpu_s"] for one in measured]),
                 f"{last['peak_mb']:,.0f}",
                 "" if last["files"] is None else f"{last['files']:,}",
             ]
