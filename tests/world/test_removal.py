@@ -59,7 +59,7 @@ class Sample:
 
 def sole_rows(lake: LocalLake, key: SegmentKey) -> list[tuple[int, int]]:
     """List ``(part, row)`` of subset rows whose URL, text and image are unique in the lake."""
-    shards = f"read_parquet('{lake.root}/image_shards/*/*/[0-9]*.parquet')"
+    shards = f"read_parquet('{lake.root}/image_shards/*/*/part-*.parquet')"
     alone = [
         f"{ours} in (select {theirs} from {shards} group by 1 having count(*) = 1)"
         for ours, theirs in (("URL", "url"), ("TEXT", "caption"), ("sha256", "sha256"))
