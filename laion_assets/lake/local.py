@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -84,32 +85,37 @@ class LocalLake(Lake):
         self, asset: str, keys: Iterable[SegmentKey] | None = None
     ) -> dict[SegmentKey | None, str]:
         if keys is None:
-            keys = [SegmentKey(*names) for names in self.names(asset)]
-            if not keys:
-                version = self.version(asset)
-                return {} if version is None else {None: version}
+            return {key: _version(about) for key, about in self._manifests(asset)}
         found = {key: self.version(asset, key) for key in keys}
         return {key: version for key, version in found.items() if version is not None}
 
     @override
     def published_at(self, asset: str) -> dict[SegmentKey | None, float]:
-        keys = (None, *(SegmentKey(*names) for names in self.names(asset)))
-        found = {key: self._look(asset, key) for key in keys}
-        return {key: about.st_mtime for key, about in found.items() if about is not None}
+        return {key: about.st_mtime for key, about in self._manifests(asset)}
 
     def version(self, asset: str, key: SegmentKey | None = None) -> str | None:
         """What :meth:`versions` says of one partition; None if it is not published."""
-        about = self._look(asset, key)
-        # A file system may use an inode again.
-        return f"{about.st_ino:x}.{about.st_mtime_ns:x}" if about else None
-
-    def _look(self, asset: str, key: SegmentKey | None) -> os.stat_result | None:
-        """What the file system says of a partition's manifest; None if it is not published."""
         try:
             path = f"{self.root}/{place_of(asset, key)}/{MANIFEST}"
-            return os.stat(path)  # noqa: PTH116 - a Path costs more than the look
+            return _version(os.stat(path))  # noqa: PTH116 - a Path costs more than the look
         except FileNotFoundError:
             return None
+
+    def _manifests(self, asset: str) -> Iterator[tuple[SegmentKey | None, os.stat_result]]:
+        """The published partitions of an asset, and what the file system says of their manifests.
+
+        Paths are relative to a crawl's folder: the way there would cost as much as the look.
+        """
+        with suppress(FileNotFoundError):
+            yield None, (self.root / asset / MANIFEST).stat()
+        for crawl in _entries(self.root / asset, "crawl="):
+            with suppress(FileNotFoundError), _opened(crawl.path) as folder:
+                for segment in _entries(folder, "segment="):
+                    try:
+                        about = os.stat(f"{segment.name}/{MANIFEST}", dir_fd=folder)
+                    except FileNotFoundError:
+                        continue
+                    yield _key(crawl.name, segment.name), about
 
     @override
     def assets(self, pattern: str) -> list[str]:
@@ -158,7 +164,27 @@ class LocalLake(Lake):
         yield lambda _: None
 
 
-def _entries(folder: Path | str, prefix: str) -> list[os.DirEntry[str]]:
+@lru_cache(maxsize=1 << 16)
+def _key(crawl: str, segment: str) -> SegmentKey:
+    """The key that these folders name; assets have the same segments."""
+    return SegmentKey(crawl.removeprefix("crawl="), segment.removeprefix("segment="))
+
+
+def _version(about: os.stat_result) -> str:
+    # A file system may use an inode again.
+    return f"{about.st_ino:x}.{about.st_mtime_ns:x}"
+
+
+@contextmanager
+def _opened(folder: str) -> Iterator[int]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _entries(folder: Path | str | int, prefix: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if entry.name.startswith(prefix)]
