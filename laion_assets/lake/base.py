@@ -153,8 +153,8 @@ class Lake(ABC):
 
     @abstractmethod
     def published_at(self, asset: str) -> dict[SegmentKey | None, float]:
-        """Return when each of an asset's partitions was published, in seconds of one clock; from a
-        look at the folders, or what this machine has not yet read of the store's manifests."""
+        """Return when each of an asset's partitions was published, in seconds of one clock, that of
+        the machine or of the store; it costs what :meth:`versions` does."""
 
     @abstractmethod
     def assets(self, pattern: str) -> list[str]:
