@@ -215,7 +215,7 @@ def show(
             f"order by crawl, segment, name) {of_view})"
         )
         connection.execute(
-            f'set variable {view}_mixed = (select count(distinct "columns") > 1 {of_view})'
+            f'set variable {view}_mixed = (select min("columns") <> max("columns") {of_view})'
         )
     for view in reading.counts:
         connection.execute(
