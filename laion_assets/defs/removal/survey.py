@@ -83,8 +83,6 @@ those of `filtered_subset`."""
 TABLES: Final = "*.parquet"
 """The files of a partition that are searched."""
 
-_IDS_AT_ONCE: Final = 1_000_000
-
 
 def further_subsets(lake: Lake) -> list[str]:
     """Return the further subsets in the lake, whether the settings still have them or not."""
@@ -151,13 +149,15 @@ def survey(
         sought = Lists(*(_with_resolved(sought[name], lists[name], now[name]) for name in LISTS))
 
     pairs, without = partitions.candidates(PAIR_PARQUET, _heads(sought))
-    scanned = partitions.scanned if sought else {}
-    visited = sorted({*pairs, *without, *images, *scanned})
+    scanned = {key: set(assets) for key, assets in partitions.scanned.items()} if sought else {}
+    for key in without:
+        scanned.setdefault(key, set()).add(PAIR_PARQUET)
+    visited = sorted({*pairs, *images, *scanned})
     progress = Progress("survey of the lists", "segments", len(visited), logger)
     gone: dict[SegmentKey, Ids] = {}
     for key in visited:
-        whole = scanned.get(key, set()) | ({PAIR_PARQUET} if key in without else set())
-        segment = _Segment(lake, key, sought, whole, images.get(key, _Images()), pairs.get(key))
+        whole, of_images = scanned.get(key, set()), images.get(key, _Images())
+        segment = _Segment(lake, key, sought, whole, of_images, pairs.get(key))
         counts = segment.count(partitions.assets(key))
         if counts:
             found.samples[key] = counts
@@ -205,7 +205,8 @@ def _listed_images(lake: Lake, partitions: Partitions, lists: Lists) -> dict[Seg
         for numbers, table in _read(ROWS[IMAGE_SHARDS].paths(folder), LOOKED_AT, wanted):
             if wanted is not None:
                 # What names a row by its own URL is found among the pairs.
-                own = pc.or_(pc.is_valid(table["redirects"]), pc.is_valid(table["sha256"]))
+                own = pc.or_(pc.is_valid(table["sha256"]), pc.is_valid(table["md5"]))
+                own = pc.or_(own, pc.is_valid(table["redirects"]))
                 numbers, table = numbers[own.to_numpy()], table.filter(own)
             listed, _ = named_rows(table, lists)
             held = np.unique(np.array([row.row for row in listed], np.int64))
