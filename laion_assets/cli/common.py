@@ -18,7 +18,7 @@ from laion_assets.funnel import StageCounts
 if TYPE_CHECKING:
     import dagster as dg
 
-    from laion_assets.lake import Lake, LocalLake
+    from laion_assets.lake import Lake
     from laion_assets.settings import Settings
 
 Run = Callable[[argparse.Namespace], None]
@@ -128,22 +128,12 @@ def must_hold(found: Sequence[object], what: str, folder: Path) -> None:
         raise CommandError(f"there are no {what} in {folder}")
 
 
-def local_lake(settings: Settings) -> LocalLake:
-    """The settings' lake as a folder on this machine.
-
-    Raises ``LakeError`` if it is in an object store, or if its folder does not exist.
-    """
-    from laion_assets import lake
-
-    return lake.local_lake(settings.lake)
-
-
 def opened_lake(settings: Settings) -> Lake:
     """The settings' lake, wherever it is. Raises ``LakeError`` if its folder does not exist."""
     from laion_assets import lake
 
     remote = lake.is_remote(settings.lake.root)
-    return lake.open_lake(settings.lake) if remote else local_lake(settings)
+    return lake.open_lake(settings.lake) if remote else lake.local_lake(settings.lake)
 
 
 def dagster_instance() -> dg.DagsterInstance:

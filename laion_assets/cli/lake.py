@@ -68,7 +68,6 @@ where it stopped; the folder appears when it is complete.
     ],
 )
 def export(args: argparse.Namespace) -> None:
-    from laion_assets.layout import segment_assets
     from laion_assets.release.export import LICENSES, About
     from laion_assets.release.export import export as write_release
     from laion_assets.settings import load_settings
@@ -85,9 +84,6 @@ def export(args: argparse.Namespace) -> None:
     about = About(version=args.release, contact=settings.download.contact, **given)
     if not args.url:
         say(f"no --url given: croissant.json will say that the release is at {about.url}")
-    for asset in segment_assets(settings.subsets):
-        if lake.segments(asset):
-            lake.fetch_all(asset, "*.parquet")  # the statistics are questions to the catalog
     manifest = write_release(
         lake,
         args.output,
@@ -125,8 +121,8 @@ def _verify(settings: Settings, release: Path) -> None:
     "copy published assets from an object store to this machine",
     about="""
 Copy the published partitions of assets from a lake in an object store to this
-machine's cache ([lake] cache in the settings). serve, sql --catalog and
-why --lake can then use the cache as a lake.
+machine's cache ([lake] cache in the settings), which can then be read as a
+lake.
 """,
     example="fetch search_index filtered_subset catalog",
     arguments=[

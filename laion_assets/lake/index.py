@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 AT_ONCE: Final = 32
 """Small objects that are read at once: their latency is what takes time."""
+_FEW: Final = 10
+"""Segments that are asked for one by one: a listing of ten thousand takes as many requests."""
 
 
 class Index:
@@ -69,19 +71,32 @@ class Index:
         read = in_parallel(lambda place: self.read(place)[0], places, at_once=AT_ONCE)
         return dict(zip(places, read, strict=True))
 
-    def published(self, asset: str) -> dict[SegmentKey, ObjectInfo]:
-        """Return what a listing says of the pointers of an asset's published segments.
+    def published(
+        self, asset: str, keys: Iterable[SegmentKey] | None = None
+    ) -> dict[SegmentKey, ObjectInfo]:
+        """Return what the store says of the pointers of an asset's published segments.
 
-        Only those small enough to be empty are read.
+        ``keys``: only of these. It takes a listing or, for few keys, a request for each; pointers
+        small enough to be empty are read.
         """
-        listed = self._listed(asset)
+        wanted = None if keys is None else set(keys)
+        if wanted is not None and len(wanted) <= _FEW:
+            paths = {key: pointer_path(place_of(asset, key)) for key in sorted(wanted)}
+            found = in_parallel(self._store.info, paths.values(), at_once=AT_ONCE)
+            listed = {key: item for key, item in zip(paths, found, strict=True) if item}
+        else:
+            listed = self._listed(asset)
+            if wanted is not None:
+                listed = {key: item for key, item in listed.items() if key in wanted}
         small = {key: item for key, item in listed.items() if item.size < EMPTY_BYTES}
         empty = {key for key, pointer in self._current(small).items() if pointer.manifest is None}
         return {key: item for key, item in listed.items() if key not in empty}
 
-    def versions(self, asset: str) -> dict[SegmentKey, str]:
+    def versions(
+        self, asset: str, keys: Iterable[SegmentKey] | None = None
+    ) -> dict[SegmentKey, str]:
         """Return a text for each published segment that changes when its pointer does."""
-        return {key: item.token for key, item in self.published(asset).items()}
+        return {key: item.token for key, item in self.published(asset, keys).items()}
 
     def pointers(self, asset: str) -> dict[SegmentKey, Pointer]:
         """Return the pointers of an asset's published segments, sorted by segment.

@@ -115,10 +115,8 @@ class RemoteLake(Lake):
     def versions(
         self, asset: str, keys: Iterable[SegmentKey] | None = None
     ) -> dict[SegmentKey | None, str]:
-        found: dict[SegmentKey | None, str] = dict(self.index.versions(asset).items())
-        if keys is not None:
-            return {key: found[key] for key in keys if key in found}
-        if not found:
+        found: dict[SegmentKey | None, str] = dict(self.index.versions(asset, keys).items())
+        if keys is None and not found:
             whole, _ = read_pointer(self.store, asset)
             return {None: whole.nonce} if whole.manifest is not None else {}
         return found

@@ -139,7 +139,7 @@ def export(
             logger.info(f"{out} is already complete")
             return read_json(out / MANIFEST)
         _prepare(staging, planned)
-        facts = ask(catalog, lambda connection: _facts(connection, planned.partitions))
+        facts = ask(catalog, lambda found: _facts(found, planned.partitions), lake=lake)
         made = _Made(staging, planned.digest)
         _write_data(planned, staging, made)
         if index:

@@ -79,15 +79,6 @@ def test_sql_names_the_catalog_of_the_settings(tmp_path: Path) -> None:
     )
 
 
-def test_a_lake_in_an_object_store_must_be_fetched_first(tmp_path: Path) -> None:
-    config = tmp_path / "mine.toml"
-    config.write_text('[lake]\nroot = "s3://bucket/prefix"\n')
-    refused(
-        laion_assets("sql", "select 1", "--config", config),
-        "the lake s3://bucket/prefix is in an object store",
-    )
-
-
 def test_why_needs_a_lake(tmp_path: Path) -> None:
     config = tmp_path / "mine.toml"
     config.write_text(f'[lake]\nroot = "{tmp_path}/lake"\n')

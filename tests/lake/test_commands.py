@@ -25,7 +25,7 @@ from laion_assets.removals.entry import Key
 from laion_assets.removals.ledger import RemovalCounts, events_file, note_removals
 from laion_assets.stats.catalog import build_catalog
 from laion_assets.stats.why import why
-from laion_assets.tables import part_path
+from laion_assets.tables import part_path, read_parquet, write_table
 from tests.cli.conftest import laion_assets, refused
 from tests.lake.stores import KEY, OTHER, Machine, made
 from tests.release.conftest import ABOUT, make_lake
@@ -139,6 +139,33 @@ def test_a_pair_is_explained_from_a_store(
     done = laion_assets("why", "--config", config, url)
     assert (done.code, done.out.splitlines()[0]) == (0, url)
     refused(laion_assets("why", "--config", config, "http://nothing.test/"), "nothing is known of")
+
+
+def test_sql_reads_a_store_in_place(
+    segments: list[SegmentFiles], machine: Machine, config: Path, tmp_path: Path
+) -> None:
+    here = machine()
+    with here.publish("catalog", inputs={}, code_version="1") as staging:
+        build_catalog(here, staging.path / "catalog.duckdb")
+    first, last = segments[0], segments[-1]
+    questions = {
+        "select count(*) from subset": 3 * 24,
+        f"select max(URL) from subset where crawl = '{first.crawl}' and segment = '00'": max(
+            row["url"] for row in first.pairs[:24]
+        ),
+        "select count(distinct segment || crawl) from pairs where length(text) > 5": 3,
+    }
+    for sql, answer in questions.items():
+        done = laion_assets("sql", "--config", config, "--json", sql)
+        assert done.code == 0, done.err
+        assert [list(row.values()) for row in json.loads(done.out)] == [[answer]]
+    assert not list((tmp_path / "reader").rglob("*.parquet"))
+    key = SegmentKey(last.crawl, last.segment)
+    with here.publish(FILTERED_SUBSET, key, inputs={}, code_version="2") as staging:
+        table = read_parquet(here.folder(FILTERED_SUBSET, key) / "part-00000.parquet")
+        write_table(staging.path / "part-00000.parquet", table.slice(0, 5))
+    done = laion_assets("sql", "--config", config, "--json", "select count(*) as n from subset")
+    assert json.loads(done.out) == [{"n": 53}], "the replaced partition is seen"
 
 
 def test_listed_samples_are_found_in_a_store(

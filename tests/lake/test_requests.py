@@ -59,6 +59,8 @@ def test_the_index_costs_a_listing(proxied: Machine, proxy: Between) -> None:
     assert proxy.count(lambda: there.manifests("pairs")) == 2
     assert there.manifests("pairs") == manifests
     assert there.manifests("pairs", keys[2:4]) == {key: manifests[key] for key in keys[2:4]}
+    assert proxy.count(lambda: there.versions("pairs", keys[2:4])) == 2
+    assert there.versions("pairs", [keys[2], keys[11]]) == {keys[2]: versions[keys[2]]}
     now = there.versions("pairs")
     assert [key for key in keys[:10] if now[key] != versions[key]] == [keys[3]]
     assert proxy.count(lambda: there.fetch_all("pairs", "same*")) == 11
