@@ -231,6 +231,7 @@ def test_headers_that_are_not_text_cost_their_image(
     images: Listener, bodies: list[bytes], tmp_path: Path
 ) -> None:
     images.routes["/0.jpg"] = raw(b"HTTP/1.1 503 X\r\nRetry-After: sp\xe4ter\r\nContent-Length: 0")
+    # No coding: the body counts as it is, and is too short for an image.
     images.routes["/1.jpg"] = raw(
         b"HTTP/1.1 200 OK\r\nContent-Encoding: \xe9\r\nContent-Length: 3", b"abc"
     )
@@ -242,7 +243,7 @@ def test_headers_that_are_not_text_cost_their_image(
     pairs = tmp_path / "pairs.parquet"
     write_pairs(pairs, [f"http://g{i}.test/{i}.jpg" for i in range(4)])
     counts = run(pairs, tmp_path / "out", options_for(images, busy_retries=0))
-    assert (counts.kept, counts.rejects) == (1, {"busy": 2, "http_other": 1})
+    assert (counts.kept, counts.rejects) == (1, {"busy": 2, "too_small": 1})
     rows = pq.read_table(tmp_path / "out" / "00000.parquet").to_pylist()
     assert "Retry-After: sp?ter" in rows[0]["error_message"]
     assert rows[3]["redirects"] == ["http://h2.test/hop.jpg"]

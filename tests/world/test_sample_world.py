@@ -22,7 +22,7 @@ from laion_assets.stats.why import why
 from laion_assets.tables import read_parquet, stored
 from tests.world.conftest import World
 
-RECORD_BYTES, RECORD_BYTES_AN_ASSET = 150_000, 30_000
+RECORD_BYTES, RECORD_BYTES_AN_ASSET = 150_000, 33_000
 """Most that Dagster keeps of a run, or of each asset of a large one; half of it are events that
 only Dagster writes."""
 
