@@ -36,8 +36,6 @@ KEY_COLUMNS: Final = ("crawl", "segment")
 UNITS: Final = ".raw"
 """Folder, in that of a partition in the making, of what a stage has finished and not yet joined."""
 
-_JOINED: Final = ".joined"
-
 
 def part_path(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.parquet"
@@ -197,8 +195,8 @@ class PartsWriter:
 
     At least one part is written, so that a reader finds the schema of a table without rows. Parts
     from number ``first`` on that are in the folder already are replaced, or deleted where there are
-    more. A part appears when it is full: a killed writer's parts are whole, and only
-    :func:`is_joined` says that no more are to come.
+    more. A part appears when it is full: a killed writer's parts are whole, and do not say that
+    more were to come.
     """
 
     def __init__(
@@ -313,13 +311,3 @@ class VectorsWriter:
         # numpy pads the header for a first dimension that grows in place.
         header = {"descr": "<f2", "fortran_order": False, "shape": (self._n, self._dim)}
         np.lib.format.write_array_header_1_0(self._file, header)
-
-
-def mark_joined(folder: Path) -> None:
-    """Note, in a staging folder, that the stage's units are all joined into parts."""
-    (folder / _JOINED).touch()
-
-
-def is_joined(folder: Path) -> bool:
-    """Whether the units of a staging folder are all joined, so that they may be deleted."""
-    return (folder / _JOINED).exists()

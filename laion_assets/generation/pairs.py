@@ -24,14 +24,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
-from laion_assets.download.shard_files import read_shard, tar_path
+from laion_assets.download.shard_files import SHARD_DIGITS, read_shard, tar_path
 from laion_assets.download.tars import ImageBytes
 from laion_assets.layout import FILTERED_SUBSET, PARTITIONS
 from laion_assets.tables import read_parquet
 
 SHARDS_OPEN: Final = 16
 """Number of shards that are shuffled together; more would mean random reads all over the disk."""
-_SHARD_DIGITS: Final = 5
 _BATCHES_AHEAD: Final = 2
 _TRIED: Final = 64
 """Random partners tried before a pair's caption is replaced by any other caption."""
@@ -104,7 +103,7 @@ def find_shards(subset: Path, images: Path, version: str = "") -> list[Shard]:
     for part in PARTITIONS[FILTERED_SUBSET].rows.paths(subset):
         keys = read_parquet(part, ["key"])["key"]
         # The key's first digits are the shard's name, as img2dataset makes keys.
-        names = np.array(pc.utf8_slice_codeunits(keys, 0, _SHARD_DIGITS), dtype=str)
+        names = np.array(pc.utf8_slice_codeunits(keys, 0, SHARD_DIGITS), dtype=str)
         edges = np.flatnonzero(names[1:] != names[:-1]) + 1
         found += [
             Shard(part, tar_path(images, int(names[first])), first, stop, version)

@@ -78,7 +78,7 @@ def describe(folder: Path, known: Mapping[tuple[int, int], str]) -> list[dict[st
 
     Files are fsynced, and temporary ones deleted. A file that is ``known`` is not read.
     """
-    described = []
+    described, temporary = [], []
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
             continue
@@ -87,7 +87,7 @@ def describe(folder: Path, known: Mapping[tuple[int, int], str]) -> list[dict[st
             # It stays until the exchange: a run that is killed before must find its parts again.
             continue
         if any(part.startswith(".") for part in relative.parts) or relative.name == MANIFEST:
-            path.unlink()
+            temporary.append(path)
             continue
         stat = path.stat()
         sha256 = known.get((stat.st_dev, stat.st_ino))
@@ -98,4 +98,7 @@ def describe(folder: Path, known: Mapping[tuple[int, int], str]) -> list[dict[st
         with path.open("rb") as stream:
             is_parquet = stream.read(len(_PARQUET)) == _PARQUET
         described[-1] |= tables.describe(path) if is_parquet else {}
+    # Last, as a stage's notes are among them: a run that is killed before goes on from these.
+    for path in temporary:
+        path.unlink()
     return described

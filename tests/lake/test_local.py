@@ -143,6 +143,21 @@ def test_temporary_files_of_a_killed_writer_are_not_published(tmp_path: Path) ->
     assert names == {"part-0", MANIFEST}
 
 
+def test_a_run_killed_while_its_files_are_described_goes_on_from_its_notes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, files = lake_at(tmp_path), {"part-0": "a", ".notes.json": "of part-0"}
+
+    def killed(path: Path) -> str:
+        raise KeyboardInterrupt(path.name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("laion_assets.lake.content.sha256_file", killed)
+        with pytest.raises(KeyboardInterrupt, match="part-0"):
+            make(lake, files, wat="v1")
+    assert lake.unfinished("pair_parquet", KEY, ".notes.json") == b"of part-0"
+
+
 def _republish(root: str, ready: str) -> None:
     lake = lake_at(Path(root))
     for number in itertools.count():
