@@ -26,6 +26,7 @@ from laion_assets.layout import CATALOG, partition_of, unqueryable, with_subsets
 from laion_assets.stats.current import Current, files_of, look, show
 from laion_assets.stats.partitions import LAYOUT, create_tables, fill, quoted
 from laion_assets.stats.statement import Names, Reading, reading_of
+from laion_assets.stats.sums import fill_sums
 from laion_assets.stats.views import STAGES, assets_of, define, examples, names_in, views_of
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ def build_catalog(
             {"root": str(root), "layout": LAYOUT},
         )
         try:
+            fill_sums(connection, lake, usable)
             define(connection, root, stages, examples(connection, lake))
         except duckdb.IOException as error:
             raise TransientError(f"replaced while the catalog was built: {error}") from error
