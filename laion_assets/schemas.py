@@ -170,9 +170,10 @@ STATISTICS: Final = pa.schema(
         ("n", pa.int64()),
     ]
 )
-"""`segment_stats`, of two kinds. `histogram`: the bins that hold something, ``bin_low <= value <
+"""`segment_stats`, by kind. `histogram`: the bins that hold something, ``bin_low <= value <
 bin_high``, on one grid for all segments. `top`: the most frequent values; a sum over segments
-misses what is in no segment's top."""
+misses what is in no segment's top. `rows`: how many rows of the subset were counted, and the data
+version that they are of. `nearest`: a pair near the threshold, its similarity in ``bin_low``."""
 
 _MEANING: Final[Mapping[str, str]] = {
     "uid": "dedup key: 16 bytes of URL and text",
@@ -222,11 +223,11 @@ _MEANING: Final[Mapping[str, str]] = {
     "part_row": "row number within that part",
     "stage": "stage of the funnel",
     "n": "how many",
-    "kind": "histogram or top",
+    "kind": "histogram, top, rows or nearest",
     "metric": "what is measured",
-    "bin_low": "lower edge of the bin, included",
+    "bin_low": "lower edge of the bin, included; a nearest pair's similarity",
     "bin_high": "upper edge of the bin, excluded",
-    "value": "one of the most frequent values",
+    "value": "one of the most frequent values; a data version",
 }
 
 

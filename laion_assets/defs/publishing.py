@@ -27,11 +27,9 @@ from laion_assets.layout import (
     SegmentKey,
     is_by_segment,
     partition_of,
-    segment_assets,
 )
 from laion_assets.lookup.find import MADE_OF
 from laion_assets.options import versioned
-from laion_assets.settings import Settings
 
 
 class InputsChangedError(TransientError):
@@ -193,13 +191,6 @@ def publishing(
                 raise InputsChangedError(
                     f"{asset} was replaced while {name} was being built: materialize {name} again"
                 )
-
-
-def fetch_tables(lake: Lake, settings: Settings) -> None:
-    """Fetch the parquet of all segments, which the catalog's views read."""
-    for asset in segment_assets(settings.subsets):
-        if lake.segments(asset):
-            lake.fetch_all(asset, "*.parquet")
 
 
 def made_of_the_same(made: Publication) -> Path | None:

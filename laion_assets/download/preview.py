@@ -46,6 +46,21 @@ def contact_sheet(shards: Path, n: int = 24, seed: int = 0) -> bytes:
 
 def sheet(samples: Sequence[Sample]) -> bytes:
     """JPEG of at most 150 KB: the samples in order; a grey tile if an image does not decode."""
+    return _sheet(samples, _tiles(samples))
+
+
+def sheet_and_tiles(samples: Sequence[Sample]) -> tuple[bytes, list[bytes]]:
+    """What :func:`sheet` returns, and a small JPEG of each sample."""
+    tiles = _tiles(samples)
+    made = []
+    for tile in tiles:
+        buffer = io.BytesIO()
+        tile.save(buffer, "JPEG", quality=_QUALITIES[0])
+        made.append(buffer.getvalue())
+    return _sheet(samples, tiles), made
+
+
+def _sheet(samples: Sequence[Sample], tiles: Sequence[Image.Image]) -> bytes:
     line = _FONT_SIZE + 3
     row_height = _TILE + _CAPTION_LINES * line + _GAP
     rows = max(1, -(-len(samples) // _COLUMNS))
@@ -55,11 +70,9 @@ def sheet(samples: Sequence[Sample]) -> bytes:
     font = ImageFont.load_default(_FONT_SIZE)
     if not samples:
         pen.text((_GAP, _GAP), "no images", "black", font)
-    encoded = _encoded_images(samples)
-    for i, sample in enumerate(samples):
+    for i, (sample, small) in enumerate(zip(samples, tiles, strict=True)):
         left = _GAP + i % _COLUMNS * (_TILE + _GAP)
         top = _GAP + i // _COLUMNS * row_height
-        small = _small(encoded[sample.tar, sample.key])
         corner = (left + (_TILE - small.width) // 2, top + (_TILE - small.height) // 2)
         page.paste(small, corner)
         lines = textwrap.wrap(
@@ -70,15 +83,9 @@ def sheet(samples: Sequence[Sample]) -> bytes:
     return _encode(page)
 
 
-def thumbnails(samples: Sequence[Sample]) -> list[bytes]:
-    """A small JPEG of each sample; a grey one if its image does not decode."""
+def _tiles(samples: Sequence[Sample]) -> list[Image.Image]:
     encoded = _encoded_images(samples)
-    made = []
-    for sample in samples:
-        buffer = io.BytesIO()
-        _small(encoded[sample.tar, sample.key]).save(buffer, "JPEG", quality=_QUALITIES[0])
-        made.append(buffer.getvalue())
-    return made
+    return [_small(encoded[sample.tar, sample.key]) for sample in samples]
 
 
 def _small(encoded: bytes) -> Image.Image:

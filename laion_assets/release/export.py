@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import duckdb
 import jinja2
 import pyarrow.parquet as pq
 
@@ -34,14 +34,17 @@ from laion_assets.release.files import (
     vectors_name,
     write_faiss,
     write_metadata,
+    write_rows,
     write_vectors,
 )
 from laion_assets.release.manifest import CROISSANT, MANIFEST, README, SUMS, read_json
-from laion_assets.release.plan import SUBSET, Partitions, Plan, ReleaseError, plan
+from laion_assets.release.plan import SUBSET, Plan, ReleaseError, plan
 from laion_assets.removals.active import FOLDERS, read_lists
-from laion_assets.stats.catalog import ask, open_samples
+from laion_assets.stats.catalog import open_catalog
 from laion_assets.stats.report import dataset_card
-from laion_assets.stats.report_data import Facts, gather, of_samples
+from laion_assets.stats.report_data import Facts, LeftOut, gather
+from laion_assets.stats.segment import ROWS_OF_SUBSET, of_subset
+from laion_assets.tables import part_path
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
@@ -139,7 +142,7 @@ def export(
             logger.info(f"{out} is already complete")
             return read_json(out / MANIFEST)
         _prepare(staging, planned)
-        facts = ask(catalog, lambda found: _facts(found, planned.partitions), lake=lake)
+        facts = _facts(catalog, planned)
         made = _Made(staging, planned.digest)
         _write_data(planned, staging, made)
         if index:
@@ -150,12 +153,8 @@ def export(
                         logger.info(f"building the {modality} index")
                         kind = index.kind
                         write_faiss(staging, planned.files, modality, codec, kind, nprobe[modality])
-        with open_samples(staging / "metadata") as connection:
-            facts = of_samples(facts, connection, sum(planned.left_out.values()))
-            languages = connection.execute("select distinct language from subset").fetchall()
         _unchanged(lake, planned)
-        spoken = sorted(language for (language,) in languages if language)
-        manifest = _write_words(staging, planned, facts, about, spoken, made)
+        manifest = _write_words(staging, planned, facts, about, made)
         staging.rename(out)
         fsync_directory(out.parent)
         (out / _STATE).unlink()
@@ -226,29 +225,42 @@ def _write_data(planned: Plan, staging: Path, made: _Made) -> None:
         progress.advance()
 
 
-def _facts(connection: duckdb.DuckDBPyConnection, partitions: Partitions) -> Facts:
-    """Gather the statistics.
+def _facts(catalog: Path, planned: Plan) -> Facts:
+    """Gather the statistics of what is released.
 
-    Raises :class:`ReleaseError` unless they are those of the partitions.
+    Raises :class:`ReleaseError` unless the catalog's are those of the subset's partitions.
     """
-    counted = {
-        SegmentKey(crawl, segment): (code, n_in, kept, json.loads(metadata))
-        for crawl, segment, code, n_in, kept, metadata in connection.execute(
-            "select crawl, segment, code_version, n_in, kept, metadata from runs where asset = ?",
-            [SUBSET],
-        ).fetchall()
-    }
-    present = {}
-    for key, manifest in partitions.manifests.items():
-        counts = manifest.counts[-1]
-        present[key] = (manifest.code_version, counts.n_in, counts.kept, dict(manifest.metadata))
-    other = sorted(str(key) for key in {*counted, *present} if counted.get(key) != present.get(key))
-    if other:
-        raise ReleaseError(
-            f"the statistics are not those of the subset's partitions ({', '.join(other[:3])}"
-            f"{' and more' if other[3:] else ''}): materialize segment_stats and catalog again"
-        )
-    return gather(connection)
+    with open_catalog(catalog) as connection:
+        counted = {
+            SegmentKey(crawl, segment): (version, code, json.loads(metadata))
+            for crawl, segment, version, code, metadata in connection.execute(
+                "select crawl, segment, sums.value, code_version, metadata from runs "
+                "join sums using (crawl, segment) where asset = ? and kind = ? and stage = ?",
+                [SUBSET, *ROWS_OF_SUBSET],
+            ).fetchall()
+        }
+        present = {
+            key: (manifest.data_version, manifest.code_version, dict(manifest.metadata))
+            for key, manifest in planned.partitions.manifests.items()
+        }
+        keys = {*counted, *present}
+        other = sorted(str(key) for key in keys if counted.get(key) != present.get(key))
+        if other:
+            raise ReleaseError(
+                f"the statistics are not those of the subset's partitions ({', '.join(other[:3])}"
+                f"{' and more' if other[3:] else ''}): materialize segment_stats and catalog again"
+            )
+        return gather(connection, _left_out(planned))
+
+
+def _left_out(planned: Plan) -> LeftOut | None:
+    n = sum(planned.left_out.values())
+    if not n:
+        return None
+    with tempfile.TemporaryDirectory(prefix="laion-assets-export-") as folder:
+        slices = [(piece, piece.left_out) for piece in planned.pieces if len(piece.left_out)]
+        write_rows(slices, part_path(Path(folder), 0))
+        return LeftOut(n, of_subset(Path(folder)))
 
 
 def _unchanged(lake: Lake, planned: Plan) -> None:
@@ -264,10 +276,9 @@ def _write_words(
     planned: Plan,
     facts: Facts,
     about: About,
-    languages: Sequence[str],
     made: _Made,
 ) -> dict[str, Any]:
-    """Write the files that describe the data files; ``languages`` are those of their texts."""
+    """Write the files that describe the data files."""
     published = datetime.now(UTC).date().isoformat()
     described = croissant(
         name=about.name,
@@ -284,7 +295,7 @@ def _write_words(
     )
     indexed = planned.made_with["indices"] is not None
     words: Mapping[str, Callable[[Path], None]] = {
-        README: lambda path: write_text(path, _readme(planned, facts, about, languages, indexed)),
+        README: lambda path: write_text(path, _readme(planned, facts, about, indexed)),
         CROISSANT: lambda path: write_json(path, described),
     }
     for name, write in words.items():
@@ -316,9 +327,7 @@ def _write_words(
     return manifest
 
 
-def _readme(
-    planned: Plan, facts: Facts, about: About, languages: Sequence[str], indexed: bool
-) -> str:
+def _readme(planned: Plan, facts: Facts, about: About, indexed: bool) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("laion_assets.release"),
         autoescape=False,  # noqa: S701 - Markdown; what strangers wrote is in no template
@@ -332,7 +341,7 @@ def _readme(
     return environment.get_template("README.md").render(
         name=about.name,
         license_id=about.license_id,
-        languages=[language for language in languages if len(language) in (2, 3)],
+        languages=[language for language in facts.spoken if len(language) in (2, 3)],
         size=size,
         card=dataset_card(facts, about.contact),
         total=planned.samples,

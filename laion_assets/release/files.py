@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from laion_assets.knn.options import FLAT_KINDS
 from laion_assets.knn.subset import MODALITIES, Modality, blocks
 from laion_assets.lake import Lake
 from laion_assets.layout import INDEX_CODEC, SEARCH_INDEX
-from laion_assets.release.plan import Plan
+from laion_assets.release.plan import Piece, Plan, Rows
 from laion_assets.tables import ROW_GROUP, TableWriter, batches
 
 VECTORS: Final = {"image": "img_emb", "text": "text_emb"}
@@ -38,9 +38,14 @@ def index_name(modality: Modality) -> str:
 
 
 def write_metadata(plan: Plan, first: int, stop: int, out: Path) -> None:
+    write_rows(plan.slices(first, stop), out)
+
+
+def write_rows(slices: Iterable[tuple[Piece, Rows]], out: Path) -> None:
+    """Write the rows of parts of the subset, by their sorted numbers."""
     with TableWriter(out, schemas.SUBSET) as writer:
         waiting: list[pa.Table] = []
-        for piece, rows in plan.slices(first, stop):
+        for piece, rows in slices:
             start = 0
             for batch in batches(piece.part.parquet, schemas.SUBSET.names, ROW_GROUP):
                 low, high = np.searchsorted(rows, [start, start + len(batch)])

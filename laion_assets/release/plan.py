@@ -65,8 +65,12 @@ class Partitions:
     def read(cls, lake: Lake) -> Partitions:
         # Noted before anything is read, so that replacements are noticed at the end.
         noted = lake.versions(SUBSET)
-        manifests = (lake.manifest(SUBSET, key) for key in lake.segments(SUBSET))
-        return cls(noted, {_key_of(found): _without_files(found) for found in manifests})
+        manifests = {
+            key: _without_files(manifest)
+            for key, manifest in lake.manifests(SUBSET).items()
+            if key is not None
+        }
+        return cls(noted, dict(sorted(manifests.items())))
 
     @property
     def versions(self) -> dict[str, str]:
@@ -81,10 +85,6 @@ class Partitions:
             for key, manifest in self.manifests.items()
             if now[key] != self.noted[key]
         )
-
-
-def _key_of(manifest: Manifest) -> SegmentKey:
-    return SegmentKey(str(manifest.crawl), str(manifest.segment))
 
 
 def _without_files(manifest: Manifest) -> Manifest:

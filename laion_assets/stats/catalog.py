@@ -18,14 +18,14 @@ from typing import Any, Final, TypeVar
 import duckdb
 import pyarrow as pa
 
-from laion_assets import schemas
 from laion_assets.errors import TransientError
 from laion_assets.files import atomic_path
 from laion_assets.lake import Lake, LocalLake
 from laion_assets.layout import CATALOG, partition_of, unqueryable, with_subsets
 from laion_assets.stats.current import Current, files_of, look, show
-from laion_assets.stats.partitions import LAYOUT, create_tables, fill, quoted
+from laion_assets.stats.partitions import LAYOUT, fill, quoted
 from laion_assets.stats.statement import Names, Reading, reading_of
+from laion_assets.stats.sums import fill_sums
 from laion_assets.stats.views import STAGES, assets_of, define, examples, names_in, views_of
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ def build_catalog(
             {"root": str(root), "layout": LAYOUT},
         )
         try:
+            fill_sums(connection, lake, usable)
             define(connection, root, stages, examples(connection, lake))
         except duckdb.IOException as error:
             raise TransientError(f"replaced while the catalog was built: {error}") from error
@@ -105,27 +106,6 @@ def _refuse_pattern(root: Path | str) -> None:
             f"the lake's path {root} has one of the characters * ? [ =, which cannot be in a view's"
             " path: rename the folder"
         )
-
-
-@contextmanager
-def open_samples(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a catalog in memory whose view `subset` is a folder's parquet files.
-
-    The views of all other stages are empty.
-    """
-    import pyarrow.dataset  # which loads pandas
-
-    with (
-        tempfile.TemporaryDirectory(prefix="laion-assets-sql-") as nothing,
-        duckdb.connect(config={"temp_directory": nothing}) as connection,
-    ):
-        create_tables(connection)
-        define(connection, Path(nothing), STAGES, {})
-        connection.execute("drop view subset")
-        # Arrow's reader never takes a path for a pattern.
-        files = sorted(map(str, folder.glob("*.parquet")))
-        connection.register("subset", pyarrow.dataset.dataset(files, schemas.SUBSET))
-        yield connection
 
 
 @contextmanager

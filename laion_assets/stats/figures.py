@@ -67,12 +67,14 @@ def draw(facts: Facts) -> list[Figure]:
             "Language of the pairs",
             "Pairs that passed the text rules, by detected language",
             facts.languages[:8],
+            facts.kept("pairs"),
         ),
         _bars(
             "licences",
             "Licences",
             "Samples by the Creative Commons licence that their pages name",
             [(licence_name(value), n) for value, n in facts.licenses[:8]],
+            facts.samples,
         ),
         _bars(
             "hosts", "Top hosts", "The hosts that most samples are from", facts.hosts, facts.samples

@@ -32,6 +32,8 @@ class Grid:
 
 
 SIMILARITY: Final = Grid(100)
+TEN_THOUSANDTHS: Final = Grid(10_000)
 TEXT_LENGTH: Final = Grid(1 / 5)
+CHARACTERS: Final = Grid(1)
 PIXELS: Final = Grid(2, octaves=True)
 ASPECT: Final = Grid(4, octaves=True)

@@ -1,4 +1,4 @@
-"""`report.html`, its figures, and `dataset_card.md`, from the catalog and the shards."""
+"""`report.html`, its figures, and `dataset_card.md`, from the catalog and a few shards."""
 
 from __future__ import annotations
 
@@ -12,45 +12,50 @@ from urllib.parse import quote
 import jinja2
 
 from laion_assets import schemas
-from laion_assets.download.preview import Sample, sheet, thumbnails
+from laion_assets.download.preview import Sample, sheet_and_tiles
 from laion_assets.download.shard_files import tar_path
 from laion_assets.files import atomic_path, write_text
 from laion_assets.filtering.figures import urls_of_shard
 from laion_assets.funnel import REASONS
 from laion_assets.generation.report import OVERVIEW
-from laion_assets.lake import LocalLake
-from laion_assets.layout import (
-    IMAGE_SHARDS,
-    SegmentKey,
-)
+from laion_assets.lake import Lake, LocalLake
+from laion_assets.layout import IMAGE_SHARDS, place_of
 from laion_assets.schemas import meaning
-from laion_assets.stats.catalog import ask, lake_of
+from laion_assets.stats.catalog import lake_of, open_catalog
 from laion_assets.stats.figures import STAGE_NAMES, draw
+from laion_assets.stats.near import NearPair, pairs_around
 from laion_assets.stats.plotting import percent
-from laion_assets.stats.report_data import DECILES, Facts, NearPair, gather
+from laion_assets.stats.report_data import DECILES, Facts, gather
 
 logger = logging.getLogger(__name__)
 
 
 def build_report(
-    catalog: Path, out: Path, *, contact: str = "", samples: Path | None = None
+    catalog: Path,
+    out: Path,
+    *,
+    contact: str = "",
+    samples: Path | None = None,
+    lake: Lake | None = None,
 ) -> dict[str, Any]:
     """Write `report.html`, `dataset_card.md`, and `figures/` (each as PNG and as CSV) to ``out``.
 
-    ``samples`` is the folder of `dalle_samples`, if the page shall show them. The page is one
-    self-contained file. The same catalog and shards give the same bytes. Returns the most
-    important numbers, for metadata. Raises ``FileNotFoundError`` without a catalog,
-    :class:`~laion_assets.stats.catalog.QueryError` if partitions keep being replaced.
+    ``samples`` is the folder of `dalle_samples`, if the page shall show them; ``lake`` is as
+    :func:`~laion_assets.stats.catalog.open_catalog` has it. The page is one self-contained file.
+    The same catalog and shards give the same bytes. Returns the most important numbers, for
+    metadata. Raises ``FileNotFoundError`` without a catalog, ``TransientError`` if a partition that
+    is read was replaced since the catalog was built.
     """
-    facts, root = ask(
-        catalog, lambda connection: (gather(connection), lake_of(catalog, connection))
-    )
+    with open_catalog(catalog, lake) as connection:
+        facts = gather(connection)
+        near = [] if facts.threshold is None else pairs_around(connection, facts.threshold)
+        lake = lake or LocalLake.at(lake_of(catalog, connection))
     figures = draw(facts)
     for figure in figures:
         with atomic_path(out / "figures" / f"{figure.name}.png") as beside:
             beside.write_bytes(figure.light)
         write_text(out / "figures" / f"{figure.name}.csv", figure.csv)
-    around = _around(facts.around, LocalLake.at(root), out / "figures")
+    around = _around(near, lake, out / "figures")
     values = {
         "facts": facts,
         "figures": {figure.name: figure for figure in figures},
@@ -95,25 +100,26 @@ def dataset_card(facts: Facts, contact: str = "") -> str:
 
 
 def _around(
-    pairs: Sequence[NearPair], lake: LocalLake, out: Path
+    pairs: Sequence[NearPair], lake: Lake, out: Path
 ) -> dict[str, list[tuple[NearPair, bytes]]]:
     """Collect the pairs just above and just below the threshold, each with its picture.
 
     Also writes both contact sheets and a CSV to ``out``. Pairs whose shard was rebuilt or deleted
     since they were embedded are left out.
     """
-    pairs = [pair for pair in pairs if _urls(_tar(pair, lake)).get(pair.key) == pair.url]
+    pairs = [pair for pair in pairs if _urls(_tar(pair, lake)).get(pair.image) == pair.url]
     shown = {}
     for name, wanted in (("just_above", True), ("just_below", False)):
         of_side = [pair for pair in pairs if pair.above == wanted]
         samples = [
-            Sample(_tar(pair, lake), pair.key, f"{pair.similarity:.3f} {pair.text}")
+            Sample(_tar(pair, lake), pair.image, f"{pair.similarity:.3f} {pair.text}")
             for pair in of_side
         ]
         if samples:
-            shown[name] = list(zip(of_side, thumbnails(samples), strict=True))
+            whole, tiles = sheet_and_tiles(samples)
+            shown[name] = list(zip(of_side, tiles, strict=True))
             with atomic_path(out / f"{name}.jpg") as beside:
-                beside.write_bytes(sheet(samples))
+                beside.write_bytes(whole)
     if pairs:
         # No URL or text: a SAMPLE_ID finds the sample as long as it is in the lake, and no longer.
         rows = [f"{pair.sample_id},{pair.similarity},{pair.above}\n" for pair in pairs]
@@ -121,9 +127,9 @@ def _around(
     return shown
 
 
-def _tar(pair: NearPair, lake: LocalLake) -> Path:
-    key = SegmentKey(pair.crawl, pair.segment)
-    return tar_path(lake.folder(IMAGE_SHARDS, key), pair.shard)
+def _tar(pair: NearPair, lake: Lake) -> Path:
+    # A shard that is in an object store alone is not fetched for a picture or two.
+    return tar_path(lake.local_root / place_of(IMAGE_SHARDS, pair.key), pair.shard)
 
 
 def _urls(tar: Path) -> dict[str, str]:

@@ -1,15 +1,19 @@
-"""The report's data, queried from the catalog by SQL."""
+"""The report's data, queried from the catalog by SQL: from its tables, and no file of the lake.
+
+All of it is about the segments whose statistics are in the catalog.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 
 from laion_assets.clip.options import file_name, public_key
 from laion_assets.funnel import REASONS, StageCounts
@@ -19,13 +23,14 @@ from laion_assets.layout import (
     IMAGE_SHARDS,
     PAIR_PARQUET,
     SCORED_PAIRS,
+    SEGMENT_ASSETS,
+    SEGMENT_STATS,
     WAT_MANIFEST,
 )
+from laion_assets.stats.segment import FINE_SIMILARITY, FINE_TEXT_LENGTH
 
 DECILES: Final = tuple(number / 10 for number in range(1, 10))
 TOP_ROWS: Final = 12
-AROUND: Final = 12
-"""Number of pairs shown on either side of the threshold."""
 
 _FILTERING: Final = (
     WAT_MANIFEST,
@@ -38,6 +43,9 @@ _FILTERING: Final = (
 
 _CHOICES: Final = ("options", "model", "model_version", "prompts", "words", "recipe", "threshold")
 """A manifest's metadata on how its rows were chosen; the rest is about the run."""
+
+_RUNS: Final = tuple(asset for asset in SEGMENT_ASSETS if asset != SEGMENT_STATS)
+_MEASURED: Final = "(crawl, segment) in (from segments)"
 
 Row = tuple[Any, ...]
 
@@ -85,21 +93,6 @@ class Made:
 
 
 @dataclass(frozen=True)
-class NearPair:
-    """A pair near the threshold, and the place of its picture."""
-
-    above: bool
-    similarity: float
-    sample_id: int
-    url: str
-    text: str
-    crawl: str
-    segment: str
-    shard: int
-    key: str
-
-
-@dataclass(frozen=True)
 class Facts:
     """A dataset in numbers. Sequences are empty as long as nothing has been made."""
 
@@ -123,7 +116,8 @@ class Facts:
     licenses: Sequence[tuple[str, int]]
     runs: Sequence[AssetRuns]
     made: Sequence[Made]
-    around: Sequence[NearPair]
+    spoken: Sequence[str]
+    """Languages of the samples' texts, sorted."""
     left_out: int = 0
     """Number of the subset's samples that are not in ``samples``, because a list names them."""
 
@@ -132,99 +126,119 @@ class Facts:
         return next((counts.kept for counts in self.funnel if counts.stage == stage), 0)
 
 
-def gather(connection: duckdb.DuckDBPyConnection) -> Facts:
-    """Query a catalog (see :func:`laion_assets.stats.catalog.open_catalog`) for all facts."""
+@dataclass(frozen=True)
+class LeftOut:
+    """Samples of the subset that a release leaves out.
+
+    ``statistics`` of these ``n`` are as :func:`laion_assets.stats.segment.of_subset` has them.
+    """
+
+    n: int
+    statistics: pa.Table
+
+
+def gather(connection: duckdb.DuckDBPyConnection, left_out: LeftOut | None = None) -> Facts:
+    """Query a catalog (see :func:`laion_assets.stats.catalog.open_catalog`) for all facts.
+
+    Those about samples are about all but what was left out.
+    """
 
     def rows(sql: str, *values: object) -> list[Row]:
         return connection.execute(sql, list(values)).fetchall()
 
+    counted = "sums"
+    if left_out:
+        connection.register("left_out", left_out.statistics)
+        counted = "(from sums union all by name select * replace (-n as n) from left_out)"
+
+    def sums(kind: str, stage: str, metric: str) -> list[Row]:
+        return rows(
+            f"select bin_low, bin_high, value, cast(sum(n) as bigint) as n from {counted} "
+            "where kind = ? and stage = ? and metric = ? group by all having sum(n) > 0 "
+            "order by bin_low, n desc, value",
+            kind,
+            stage,
+            metric,
+        )
+
     def histogram(stage: str, metric: str) -> list[Bin]:
-        return [
-            Bin(*row)
-            for row in rows(
-                "select bin_low, bin_high, cast(sum(n) as bigint) from stats "
-                "where stage = ? and metric = ? group by all order by all",
-                stage,
-                metric,
-            )
-        ]
+        return [Bin(low, high, n) for low, high, _, n in sums("histogram", stage, metric)]
 
     def top(stage: str, metric: str) -> list[tuple[str, int]]:
-        return [
-            (value, n)
-            for value, n in rows(
-                "select value, cast(sum(n) as bigint) as n from top "
-                "where stage = ? and metric = ? group by all order by n desc, value limit ?",
-                stage,
-                metric,
-                TOP_ROWS,
-            )
-        ]
+        return [(value, n) for *_, value, n in sums("top", stage, metric)]
 
-    statistics = [Statistic(*row) for row in rows("from resolution_table()")]
-    similarity_deciles, text_deciles = _deciles(connection)
-    metadata = [
-        (asset, code, json.loads(text))
-        for asset, code, text in rows(
-            "select distinct asset, code_version, metadata from runs order by all"
-        )
-    ]
+    rows(
+        "create or replace temp view segments as "
+        "select distinct crawl, segment from sums where kind = 'rows'"
+    )
+    dropped = left_out.n if left_out else 0
+    samples = sum(n for *_, n in rows("select n from sums where kind = 'rows'")) - dropped
+    sides = histogram("subset", "shorter_side"), histogram("subset", "longer_side")
+    paper = rows('select "row", what, samples from laion400m order by place')
+    metadata = _metadata(rows)
     made_with = [values for asset, _, values in metadata if asset == FILTERED_SUBSET]
-    threshold = _common(made_with, "threshold")
     model = _common(made_with, "model")
+    languages = top("subset", "language")
+    ((newest,),) = rows(f"select max(started) from runs where asset in {_RUNS} and {_MEASURED}")
     return Facts(
-        samples=statistics[0].n,
-        crawls=[crawl for (crawl,) in rows("select distinct crawl from runs order by all")],
-        segments=rows("select count(distinct (crawl, segment)) from runs")[0][0],
-        newest=rows("select max(started) from runs")[0][0],
+        samples=samples,
+        left_out=dropped,
+        crawls=[crawl for (crawl,) in rows("select distinct crawl from segments order by all")],
+        segments=rows("select count(*) from segments")[0][0],
+        newest=newest,
         model=model and public_key(model),
         recipe=_common(made_with, "recipe"),
-        threshold=threshold,
-        funnel=_funnel(rows("select stage, reason, n from funnel")),
-        statistics=statistics,
-        similarity_deciles=similarity_deciles,
-        text_deciles=text_deciles,
+        threshold=_common(made_with, "threshold"),
+        funnel=_funnel(
+            rows(
+                "select stage, reason, cast(sum(n) as bigint) from funnel_by_segment "
+                f"where {_MEASURED} group by all order by all"
+            )
+        ),
+        statistics=_statistics(samples, *sides, paper),
+        similarity_deciles=_deciles(histogram("subset", FINE_SIMILARITY)),
+        text_deciles=_deciles(histogram("subset", FINE_TEXT_LENGTH)),
         similarity=histogram("scored", "similarity"),
         text_length=histogram("subset", "text_length"),
-        shorter_side=histogram("subset", "shorter_side"),
-        languages=top("pairs", "language"),
-        nsfw=top("scored", "nsfw"),
-        hosts=top("subset", "host"),
-        licenses=top("subset", "license"),
-        runs=[AssetRuns(*row) for row in rows("from throughput()")],
+        shorter_side=sides[0],
+        languages=top("pairs", "language")[:TOP_ROWS],
+        nsfw=top("scored", "nsfw")[:TOP_ROWS],
+        hosts=top("subset", "host")[:TOP_ROWS],
+        licenses=top("subset", "license")[:TOP_ROWS],
+        runs=[AssetRuns(*row) for row in rows(f"from throughput() where asset in {_RUNS}")],
         made=_made(metadata),
-        around=[] if threshold is None else _around(rows),
+        spoken=sorted(language for language, _ in languages if language),
     )
 
 
-def of_samples(facts: Facts, connection: duckdb.DuckDBPyConnection, left_out: int) -> Facts:
-    """Facts of the same lake, but about the samples of ``connection`` alone.
-
-    ``connection`` is that of :func:`laion_assets.stats.catalog.open_samples`; ``left_out`` is the
-    number of samples it lacks. Replaces only what a card shows: statistics, deciles and licences.
-    """
-    statistics = [
-        Statistic(*row) for row in connection.execute("from resolution_table()").fetchall()
-    ]
-    similarity_deciles, text_deciles = _deciles(connection)
-    licenses = connection.execute(f"select license, samples from licences() limit {TOP_ROWS}")
-    return replace(
-        facts,
-        samples=statistics[0].n,
-        left_out=left_out,
-        statistics=statistics,
-        similarity_deciles=similarity_deciles,
-        text_deciles=text_deciles,
-        licenses=licenses.fetchall(),
-    )
+def _statistics(
+    samples: int, shorter: Sequence[Bin], longer: Sequence[Bin], paper: Sequence[Row]
+) -> list[Statistic]:
+    """The paper's table. Its edges are edges of bins."""
+    table = []
+    for row, what, of_paper in paper:
+        n = samples
+        if row != "all":
+            sides, pixels = row.split("_")
+            bins = longer if sides == "either" else shorter
+            n = sum(item.n for item in bins if item.low >= int(pixels))
+        share = n / samples if samples else 0.0
+        table.append(Statistic(what, n, share, of_paper, of_paper / paper[0][2]))
+    return table
 
 
-def _around(rows: Callable[..., list[Row]]) -> list[NearPair]:
+def _metadata(rows: Callable[..., list[Row]]) -> list[tuple[str, str, dict[str, Any]]]:
+    """The different ``(asset, code version, choices)`` with which partitions were made."""
+    paths = ", ".join(f"'$.{name}'" for name in _CHOICES)
     return [
-        NearPair(*row)
-        for row in rows(
-            "select similarity >= threshold, similarity, SAMPLE_ID, url, text, crawl, segment, "
-            f"shard, key from around_threshold({AROUND})"
+        (
+            asset,
+            code,
+            {name: json.loads(text) for name, text in zip(_CHOICES, found, strict=True) if text},
+        )
+        for asset, code, found in rows(
+            f"select distinct asset, code_version, json_extract(metadata, [{paths}])::varchar[] "
+            f"from runs where asset in {_FILTERING} and {_MEASURED} order by all"
         )
     ]
 
@@ -285,25 +299,14 @@ def _funnel(rows: Sequence[Row]) -> list[StageCounts]:
     return [found[stage] for stage in REASONS if stage in found]
 
 
-def _deciles(connection: duckdb.DuckDBPyConnection) -> tuple[list[float], list[float]]:
-    """Deciles of the subset's similarities, to 1e-4, and of its texts' lengths in characters.
-
-    They are read off the counts of each value: DuckDB's exact quantile keeps all values in memory.
-    """
-
-    def of(value: str) -> list[float]:
-        counts = connection.execute(
-            f"select {value} as value, count(*) as n from subset where value is not null "
-            "group by all order by all"
-        ).fetchall()
-        if not counts:
-            return []
-        values, ends = np.array([value for value, _ in counts]), np.cumsum([n for _, n in counts])
-        places = np.array(DECILES) * (ends[-1] - 1)
-        below, above = (
-            values[np.searchsorted(ends, rounded(places), side="right")]
-            for rounded in (np.floor, np.ceil)
-        )
-        return [float(value) for value in below + (above - below) * (places % 1)]
-
-    return of("round(similarity::double, 4)"), of('length("TEXT")')
+def _deciles(bins: Sequence[Bin]) -> list[float]:
+    """The deciles of values that are the lower edges of their bins."""
+    if not bins:
+        return []
+    values, ends = np.array([item.low for item in bins]), np.cumsum([item.n for item in bins])
+    places = np.array(DECILES) * (ends[-1] - 1)
+    below, above = (
+        values[np.searchsorted(ends, rounded(places), side="right")]
+        for rounded in (np.floor, np.ceil)
+    )
+    return [float(value) for value in below + (above - below) * (places % 1)]

@@ -7,7 +7,7 @@ which the catalog has, and the counts themselves, which it takes from the manife
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,16 +18,34 @@ from laion_assets.funnel import STAGES, StageCounts
 from laion_assets.lake import Manifest
 from laion_assets.layout import (
     EMBEDDINGS,
+    FILTERED_SUBSET,
     KNN_INDEX,
     PARTITIONS,
+    SCORED_PAIRS,
 )
 from laion_assets.schemas import STATISTICS
-from laion_assets.stats.grids import ASPECT, PIXELS, SIMILARITY, TEXT_LENGTH, Grid
+from laion_assets.stats import near
+from laion_assets.stats.grids import (
+    ASPECT,
+    CHARACTERS,
+    PIXELS,
+    SIMILARITY,
+    TEN_THOUSANDTHS,
+    TEXT_LENGTH,
+    Grid,
+)
 from laion_assets.tables import write_table
 
 logger = logging.getLogger(__name__)
 
 TOP_VALUES: Final = 100
+WITHOUT_LIMIT: Final = ("language",)
+"""Metrics of which there are few values, and all of them are wanted."""
+ROWS_OF_SUBSET: Final = ("rows", "subset")
+"""Kind and stage of the row that says of which rows all others are: how many, of which version."""
+FINE_SIMILARITY: Final = "similarity_fine"
+FINE_TEXT_LENGTH: Final = "text_length_fine"
+"""The metrics that deciles are read off: similarities to 1e-4, and lengths to a character."""
 HOST: Final = r"regexp_extract({}, '^https?://(?:[^/?#@]*@)?([^/:?#]+)', 1)"
 
 Row = tuple[Any, ...]
@@ -62,7 +80,9 @@ _HISTOGRAMS: Final[Sequence[tuple[str, str, str, Grid]]] = (
     ("images", "aspect", "original_width / original_height", ASPECT),
     ("scored", "similarity", "similarity", SIMILARITY),
     ("subset", "similarity", "similarity", SIMILARITY),
+    ("subset", FINE_SIMILARITY, "round(similarity::double, 4)", TEN_THOUSANDTHS),
     ("subset", "text_length", 'length("TEXT")', TEXT_LENGTH),
+    ("subset", FINE_TEXT_LENGTH, 'length("TEXT")', CHARACTERS),
     ("subset", "width", '"WIDTH"', PIXELS),
     ("subset", "height", '"HEIGHT"', PIXELS),
     ("subset", "shorter_side", 'least("WIDTH", "HEIGHT")', PIXELS),
@@ -100,25 +120,40 @@ def segment_stats(partitions: Mapping[str, Path], out: Path) -> dict[str, Any]:
         if problems:
             raise FunnelMismatch("; ".join(problems))
         logger.info(f"the funnel of {len(counts)} stages agrees with the files")
-        histograms = [
-            ("histogram", stage, metric, grid.edge(number), grid.edge(number + 1), None, n)
-            for stage, metric, value, grid in _HISTOGRAMS
-            if stage in tables
-            for number, n in tables[stage].histogram(value, grid)
-        ]
-        top = [
-            ("top", stage, metric, None, None, value, n)
-            for stage, metric, column in _TOP
-            if stage in tables
-            for value, n in tables[stage].top(column)
-        ]
-    _write(out / "statistics.parquet", [*histograms, *top])
+        measured = list(_measured(tables))
+        if {SCORED_PAIRS, FILTERED_SUBSET} <= set(partitions):
+            of = manifests[FILTERED_SUBSET]
+            n = counts["subset"].kept
+            measured.append((*ROWS_OF_SUBSET, "data_version", None, None, of.data_version, n))
+            folders = partitions[SCORED_PAIRS], partitions[FILTERED_SUBSET]
+            measured += near.statistics(connection, *folders, of.metadata["threshold"])
+    write_table(out / "statistics.parquet", _table(measured))
     return {
         "stages": {stage: {"in": c.n_in, "kept": c.kept} for stage, c in counts.items()},
         "rejected": sum(sum(c.rejects.values()) for c in counts.values()),
-        "histogram_bins": len(histograms),
+        "statistics": len(measured),
         "bytes_of_all_stages": sum(manifest.bytes for manifest in manifests.values()),
     }
+
+
+def of_subset(folder: Path) -> pa.Table:
+    """Histograms and top values of a folder's rows of the subset, as ``schemas.STATISTICS``."""
+    with duckdb.connect() as connection:
+        table = _Table(connection, FILTERED_SUBSET, folder, "true")
+        return _table(list(_measured({"subset": table})))
+
+
+def _measured(tables: Mapping[str, _Table]) -> Iterator[Row]:
+    for stage, metric, value, grid in _HISTOGRAMS:
+        if stage in tables:
+            for number, n in tables[stage].histogram(value, grid):
+                edges = grid.edge(number), grid.edge(number + 1)
+                yield ("histogram", stage, metric, *edges, None, n)
+    for stage, metric, column in _TOP:
+        if stage in tables:
+            limit = None if metric in WITHOUT_LIMIT else TOP_VALUES
+            for value, n in tables[stage].top(column, limit):
+                yield ("top", stage, metric, None, None, value, n)
 
 
 def _counts(manifests: Mapping[str, Manifest]) -> dict[str, StageCounts]:
@@ -182,11 +217,11 @@ class _Table:
             self._where,
         )
 
-    def top(self, value: str) -> list[Row]:
-        """``(value, n)`` of the most frequent values."""
+    def top(self, value: str, limit: int | None) -> list[Row]:
+        """``(value, n)`` of the most frequent values, at most ``limit`` of them."""
         return self._rows(
             f"select coalesce({value}, '') as value, count(*) as n from {{rows}} "
-            f"group by all order by n desc, value limit {TOP_VALUES}",
+            f"group by all order by n desc, value{f' limit {limit}' if limit else ''}",
             self._where,
         )
 
@@ -211,15 +246,9 @@ def _row_problems(counts: Mapping[str, StageCounts], tables: Mapping[str, _Table
                 )
 
 
-def _write(path: Path, rows: Sequence[Row]) -> None:
+def _table(rows: Sequence[Row]) -> pa.Table:
     columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in STATISTICS]
-    write_table(
-        path,
-        pa.table(
-            [
-                pa.array(column, field.type)
-                for column, field in zip(columns, STATISTICS, strict=True)
-            ],
-            schema=STATISTICS,
-        ),
-    )
+    arrays = [
+        pa.array(column, field.type) for column, field in zip(columns, STATISTICS, strict=True)
+    ]
+    return pa.table(arrays, schema=STATISTICS)

@@ -45,10 +45,10 @@ def make_lake(root: Path) -> LocalLake:
     for seed, (crawl, segment) in enumerate(SEGMENTS):
         files = SegmentFiles(root, crawl, segment)
         files.write()
-        files.stats()
         write_vectors(files.folder("filtered_subset"), seed)
         manifest = files.folder("filtered_subset") / "_manifest.json"
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"data_version": crawl}))
+        files.stats()
     files.tar()
     publish_catalog(lake)
     return lake

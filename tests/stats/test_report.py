@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -22,7 +23,7 @@ from laion_assets.stats.catalog import build_catalog, open_catalog
 from laion_assets.stats.figures import draw, licence_name
 from laion_assets.stats.plotting import percent
 from laion_assets.stats.report import build_report, dataset_card
-from laion_assets.stats.report_data import Facts, gather
+from laion_assets.stats.report_data import Facts, Statistic, gather
 from tests.stats.conftest import SEGMENTS, THRESHOLD, SegmentFiles, counts
 
 
@@ -90,6 +91,31 @@ def test_the_papers_table_is_counted_from_the_subset(lake: Path, facts: Facts) -
     ]
     assert 0 < facts.statistics[2].n < facts.statistics[1].n < 72, "the rows of the table differ"
     assert facts.statistics[1].paper_share == pytest.approx(26 / 413)
+
+
+def test_facts_are_in_the_catalog(lake: Path, facts: Facts, tmp_path: Path) -> None:
+    """No file of the lake is read for them; a macro that counts all rows finds the same."""
+    copy = shutil.copytree(lake, tmp_path / "lake")
+    build_catalog(copy, tmp_path / "catalog.duckdb")
+    with open_catalog(tmp_path / "catalog.duckdb") as connection:
+        rows = connection.execute("from resolution_table()").fetchall()
+        licences = connection.execute("select license, samples from licences()").fetchall()
+        shutil.rmtree(copy)
+        assert gather(connection) == facts
+    assert [Statistic(*row) for row in rows] == facts.statistics
+    assert licences == facts.licenses
+    assert facts.spoken == ["de", "en"]
+
+
+def test_segments_in_the_making_are_not_counted(lake: Path, facts: Facts, tmp_path: Path) -> None:
+    copy = shutil.copytree(lake, tmp_path / "lake")
+    begun = SegmentFiles(copy, SEGMENTS[0][0], "07")
+    begun.write()
+    shutil.rmtree(begun.folder("filtered_subset"))
+    build_catalog(copy, tmp_path / "catalog.duckdb")
+    with open_catalog(tmp_path / "catalog.duckdb") as connection:
+        found = gather(connection)
+    assert found == replace(facts, runs=found.runs)
 
 
 def test_deciles_are_those_of_numpy(lake: Path, facts: Facts) -> None:
@@ -202,6 +228,17 @@ def test_a_long_host_leaves_room_for_its_bar(facts: Facts) -> None:
     picture = np.asarray(Image.open(io.BytesIO(figure.light)).convert("RGB")).astype(int)
     coloured = np.abs(picture - picture[..., :1]).max(axis=2) > 60
     assert np.ptp(np.flatnonzero(coloured.any(axis=0))) > 300, "pixels of the longer bar"
+
+
+def test_shares_are_of_all_pairs_and_not_of_those_shown(facts: Facts) -> None:
+    many = [(f"{number:02d}", 10) for number in range(18)]
+    figures = draw(replace(facts, languages=many, licenses=[(f"cc {n}", 4) for n, _ in many]))
+    shares = {
+        figure.name: [row[2] for row in figure.rows]
+        for figure in figures
+        if figure.name in ("language", "licences")
+    }
+    assert shares == {"language": [10 / 180] * 8, "licences": [4 / 72] * 8}
 
 
 def test_the_same_catalog_gives_the_same_report(

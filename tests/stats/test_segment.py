@@ -61,6 +61,43 @@ def test_top_values_are_counted_from_the_rows(segment: SegmentFiles, tmp_path: P
     assert _top(tmp_path, "subset", "license")["?"] == 18
 
 
+def test_deciles_have_metrics_fine_enough_to_be_exact(
+    segment: SegmentFiles, tmp_path: Path
+) -> None:
+    segment_stats(segment.partitions(), tmp_path)
+    similarity = _histogram(tmp_path, "subset", "similarity_fine")
+    assert similarity == {round(0.3 + 0.005 * row, 4): 1 for row in range(24)}
+    assert _histogram(tmp_path, "subset", "text_length_fine") == {13.0 + n: 1 for n in range(24)}
+
+
+def test_what_was_measured_and_the_nearest_pairs_are_noted(
+    segment: SegmentFiles, tmp_path: Path
+) -> None:
+    segment_stats(segment.partitions(), tmp_path)
+    (rows,) = _rows(tmp_path, "rows", "subset", "data_version")
+    assert (rows["value"], rows["n"]) == ("d", 24)
+    above = [row["bin_low"] for row in _rows(tmp_path, "nearest", "scored", "above")]
+    below = [row["bin_low"] for row in _rows(tmp_path, "nearest", "scored", "below")]
+    harmless = [row for row in range(24) if row % 5 not in (2, 4)]
+    assert above == pytest.approx([0.3 + 0.005 * row for row in harmless[:12]])
+    assert len(below) == 9
+    assert below == sorted(below, reverse=True)
+    assert max(below) < 0.3
+
+
+def test_all_languages_are_counted_and_the_top_hosts(segment: SegmentFiles, tmp_path: Path) -> None:
+    segment.pairs = [
+        pair | {"language": f"{n:03d}", "url": f"http://{n}.test/"}
+        for n, pair in enumerate(segment.pairs * 3)
+    ]
+    segment.write()
+    segment.manifest("pair_parquet", [counts("pairs", 180, {})])
+    only = {"pair_parquet": segment.folder("pair_parquet")}
+    segment_stats(only, tmp_path)
+    assert len(_top(tmp_path, "pairs", "language")) == 180
+    assert len(_top(tmp_path, "pairs", "host")) == 100
+
+
 def test_the_same_partitions_give_the_same_bytes(segment: SegmentFiles, tmp_path: Path) -> None:
     for out in ("a", "b"):
         segment_stats(segment.partitions(), tmp_path / out)

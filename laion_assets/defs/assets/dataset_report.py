@@ -6,7 +6,7 @@ import dagster as dg
 
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table
-from laion_assets.defs.publishing import fetch_tables, publishing
+from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.generation.shown_samples import PARTS, SHOWN, may_be_shown
 from laion_assets.lake import Lake
@@ -48,10 +48,9 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         # The samples are shown where there are any: nothing waits for them.
         samples = [DALLE_SAMPLES] if fit_to_show(store) else []
         with publishing(context, store, upstream=[CATALOG, *samples]) as made:
-            fetch_tables(store, settings)
             drawn = made.input(DALLE_SAMPLES) if samples else None
             path = made.input(CATALOG) / "catalog.duckdb"
-            summary = build_report(path, made.out, contact=contact, samples=drawn)
+            summary = build_report(path, made.out, contact=contact, samples=drawn, lake=store)
             made.staging.metadata = summary | {SHOWS_SAMPLES: drawn is not None}
         shown: dict[str, Any] = {
             path.stem: made.view(path)
