@@ -2,7 +2,7 @@
 
 The second, the *needle*, is what look-ups must find among partitions that do not hold it. Files are
 what the stages write: same writers, same schemas, same look-up indexes. Sampled down: a segment has
-a tenth of the pairs of LAION-400M's size, and a fifth of its samples; images' tars are empty.
+a tenth of the pairs of LAION-400M's size, and a fifth of its samples; there are no images' tars.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from laion_assets.layout import (
 )
 from laion_assets.lookup.write import write_lookups
 from laion_assets.stats.segment import segment_stats
-from laion_assets.tables import PartsWriter, VectorsWriter, write_table
+from laion_assets.tables import PartsWriter, TableWriter, VectorsWriter, part_path, write_table
 
 SEGMENTS: Final = 100
 """Segments of a crawl."""
@@ -142,12 +142,11 @@ def _segment(lake: LocalLake, key: SegmentKey, sizes: Sizes, seed: int) -> None:
         _rows(staging, unique, schemas.PAIRS, key)
         staging.counts = [_counts("unique_pairs", sizes.pairs, sizes.unique, "duplicate")]
     with _publish(lake, IMAGE_SHARDS, key) as staging:
-        _rows(staging, of_images, schemas.IMAGES, key)
+        of_key = made_up.with_key(of_images, schemas.IMAGES, key.crawl, key.segment)
+        with TableWriter(part_path(staging.path, 0), schemas.IMAGES) as writer:
+            for start in range(0, of_key.num_rows, made_up.SHARD):
+                writer.write(of_key.slice(start, made_up.SHARD))  # a shard's own row group
         write_lookups(IMAGE_SHARDS, staging.path)
-        for shard in range(-(-sizes.unique // made_up.SHARD)):
-            tar = staging.path / "_shards" / f"{shard:05d}.tar"
-            tar.parent.mkdir(exist_ok=True)
-            tar.touch()
         staging.counts = [_counts("images", sizes.unique, sizes.images, "http_4xx")]
     with _publish(lake, EMBEDDINGS, key) as staging:
         _rows(staging, scored, schemas.EMBEDDED, key)
