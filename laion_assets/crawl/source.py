@@ -310,7 +310,7 @@ def _conditions(headers: Mapping[str, str]) -> dict[str, str]:
         return {}
     try:
         age = parsedate_to_datetime(now) - parsedate_to_datetime(modified)
-    except ValueError:
+    except (ValueError, OverflowError):
         return {}
     # Times are whole seconds, in which a list may change twice (RFC 9110, section 8.8.2.2).
     return {"If-Modified-Since": modified} if age >= timedelta(seconds=1) else {}

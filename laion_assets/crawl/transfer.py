@@ -144,7 +144,7 @@ def _seconds(retry_after: str | None) -> float | None:
         if retry_after.strip().isdigit():
             return min(float(retry_after), _LONGEST_WAIT_S)
         at = parsedate_to_datetime(retry_after)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), _LONGEST_WAIT_S)

@@ -41,8 +41,11 @@ def content_codings(field: str) -> list[str]:
 class Inflater:
     """Undoes one coding, piece by piece; what does not begin like the coding passes unchanged."""
 
-    def __init__(self, coding: str, limit: int) -> None:
-        self._coding, self._limit = coding, limit
+    def __init__(self, coding: str, limit: int, *, cut: bool = False) -> None:
+        """``cut``: leave out what is beyond the limit, instead of refusing the body."""
+        self._coding, self._limit, self._cut = coding, limit, cut
+        self._between = b""
+        """What has come of the next member, where too little to know whether there is one."""
         self._begin = b""
         self._decided = False
         self._inflate: zlib._Decompress | None = None
@@ -60,22 +63,37 @@ class Inflater:
         if self._inflate is None:
             return data
         out = b""
+        if self._inflate.eof and not self._ended:
+            data, self._between = self._between + data, b""
+            if len(data) < len(_GZIP):
+                self._between = data
+                return b""
+            self._next_member(data)
         while data and not self._ended:
             try:
                 out += self._inflate.decompress(data, self._limit + 1 - self._n - len(out))
             except zlib.error as error:
                 raise FetchRefused("http_other", f"Content-Encoding: {error}") from error
             if self._n + len(out) > self._limit:
-                raise FetchRefused("too_large", f"over {self._limit} bytes")
+                if not self._cut:
+                    raise FetchRefused("too_large", f"over {self._limit} bytes")
+                out, self._ended = out[: self._limit - self._n], True
+                break
             data = self._inflate.unused_data
             if not self._inflate.eof:
                 break
-            # Several gzip members are one body (RFC 1952, 2.2); anything else behind is ignored.
-            self._ended = not data.startswith(_GZIP)
-            if not self._ended:
-                self._inflate = zlib.decompressobj(_GZIP_WBITS)
+            if len(data) < len(_GZIP):
+                self._between = data
+                break
+            self._next_member(data)
         self._n += len(out)
         return out
+
+    def _next_member(self, data: bytes) -> None:
+        """Several gzip members are one body (RFC 1952, 2.2); anything else behind is ignored."""
+        self._ended = not data.startswith(_GZIP)
+        if not self._ended:
+            self._inflate = zlib.decompressobj(_GZIP_WBITS)
 
     def end(self) -> bytes:
         """What is left. Raises :class:`FetchRefused` if the compressed body is cut."""

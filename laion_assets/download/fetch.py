@@ -359,7 +359,7 @@ class Fetcher:
     async def _body(self, response: aiohttp.ClientResponse, robots_txt: bool) -> bytes:
         limit = ROBOTS_MAX_BYTES if robots_txt else self.options.max_bytes
         codings = content_codings(",".join(response.headers.getall("Content-Encoding", [])))
-        inflaters = [Inflater(coding, limit) for coding in reversed(codings)]
+        inflaters = [Inflater(coding, limit, cut=robots_txt) for coding in reversed(codings)]
         body = bytearray()
         received = 0
         async for chunk in response.content.iter_chunked(_CHUNK):

@@ -21,6 +21,7 @@ MAX_FIELDS: Final = 1000
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _UNSAFE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]+")
 _HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
+_LONGEST_END: Final = 3
 _TOO_LONG: Final = b"a head of too many bytes\r\n\r\n"
 """What the parser gets in the place of one, and refuses."""
 _INTERIM: Final = re.compile(rb"HTTP/1\.\d 1\d\d")
@@ -73,33 +74,37 @@ class _MendingHandler(ResponseHandler):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self._head: bytes | None = None
+        self._head: bytearray | None = None
 
     def set_response_params(self, **params: Any) -> None:
-        self._head = b""  # an answer is to come
+        self._head = bytearray()  # an answer is to come
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
         if self._head is None:
             super().data_received(data)
             return
+        # The end may begin in what has come before; the rest was searched then.
+        start = max(0, len(self._head) - _LONGEST_END)
         self._head += data
         while self._head is not None:
-            end = _HEAD_END.search(self._head)
+            end, start = _HEAD_END.search(self._head, start), 0
             if (end.end() if end else len(self._head)) > MAX_HEAD_BYTES:
                 self._head = None
                 super().data_received(_TOO_LONG)
                 return
             if end is None:
                 return
-            head, rest = self._head[: end.end()], self._head[end.end() :]
+            head, rest = bytes(self._head[: end.end()]), self._head[end.end() :]
             # After an interim answer, such as 103 Early Hints, another head follows.
             self._head = rest if _INTERIM.match(head) else None
-            super().data_received(mended(head) if self._head is not None else mended(head) + rest)
+            super().data_received(
+                mended(head) if self._head is not None else mended(head) + bytes(rest)
+            )
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._head:  # what came is no whole head: the parser says what it is
-            whole, self._head = self._head, None
+            whole, self._head = bytes(self._head), None
             super().data_received(whole)
         super().connection_lost(exc)
 

@@ -64,7 +64,14 @@ def join(shards: Path) -> None:
 
 
 def take_apart(shards: Path) -> None:
-    """Undo :func:`join`, as far as it got, for a download that goes on in the folder."""
+    """Undo :func:`join`, as far as it got, for a download that goes on in the folder.
+
+    What an earlier version has left unfinished, in the folder above, goes on here, too.
+    """
+    for old, new in ((shards.parent, shards), (shards.parent / LEDGER, shards / LEDGER)):
+        for path in old.glob("[0-9]*"):
+            new.mkdir(parents=True, exist_ok=True)
+            path.replace(new / path.name)
     for number in shards_in(shards):
         tar, parquet, *_ = files_of(shards, number)
         if tar.exists() and not parquet.exists():

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, 
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Final
 
 import numpy as np
@@ -153,8 +154,11 @@ def _extract_missing(
         # threads of one process, which waits as one where the source asks for fewer requests.
         ThreadPoolExecutor(2 * workers, thread_name_prefix="wat") as fetchers,
     ):
+        broken = Event()
 
         def make(i: int) -> str:
+            if broken.is_set():
+                raise BrokenProcessPool
             return _made(wat_files[i], fetch, pool, parts[i], rules, crawl, segment)
 
         futures: dict[Future[str], int] = {fetchers.submit(make, i): i for i in missing}
@@ -164,6 +168,7 @@ def _extract_missing(
                 try:
                     progress.advance(note=future.result())
                 except BrokenProcessPool:
+                    broken.set()  # nothing more is fetched: no process would read it
                     failed[i] = "a worker process died (killed, or out of memory)"
                 except _WatError as error:
                     failed[i] = error.message

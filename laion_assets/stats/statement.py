@@ -284,11 +284,17 @@ def _only_counts(select: Node, known: Collection[str]) -> bool:
 
 def _first(select: Node) -> int | None:
     """How many rows a SELECT takes as they come: the LIMIT of one that names columns alone."""
-    plain = all(item["class"] in ("STAR", "COLUMN_REF") for item in select["select_list"])
+    plain = all(
+        item["class"] == "COLUMN_REF"
+        or (item["class"] == "STAR" and not item.get("replace_list") and not item.get("expr"))
+        for item in select["select_list"]
+    )
     other = ("group_expressions", "having", "qualify")
     limits = select["modifiers"]
     if not plain or any(select[name] for name in other) or len(limits) != 1:
         return None
+    if select["aggregate_handling"] != "STANDARD_HANDLING" or not limits[0].get("limit"):
+        return None  # GROUP BY ALL names no expressions; an OFFSET alone leaves all that follow.
     parts = [limits[0].get("limit"), limits[0].get("offset")]
     numbers = [part["literal"] for part in parts if part and part["class"] == "CONSTANT"]
     if (

@@ -138,6 +138,12 @@ def test_retry_after_is_honoured(serve: Serve, tmp_path: Path, named: Callable[[
     assert server.times[1] - server.times[0] >= 0.9
 
 
+def test_an_absurd_retry_after_is_none(serve: Serve, tmp_path: Path) -> None:
+    never = "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"
+    server = serve(*(Mood(503, {"Retry-After": never}) for _ in range(3)), Mood())
+    assert fetch(server, tmp_path) == WAT
+
+
 def test_the_whole_process_waits(serve: Serve, tmp_path: Path) -> None:
     asks, other = serve(Mood(429, {"Retry-After": "1"}), Mood()), serve(Mood())
     thread = Thread(target=fetch, args=(asks, tmp_path / "1"))

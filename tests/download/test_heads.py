@@ -7,6 +7,7 @@ import zlib
 
 import pytest
 
+from laion_assets.download.bodies import Inflater
 from laion_assets.download.errors import FetchRefused
 from laion_assets.download.heads import MAX_HEAD_BYTES, mended
 from tests.download.conftest import Answer, Listener, get
@@ -115,6 +116,23 @@ def test_what_is_ambiguous_or_boundless_is_refused(
     with pytest.raises(FetchRefused) as refused:
         get(f"http://site.test:{web.port}/a.jpg")
     assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize("by", [1, 2, 7, 1000])
+def test_gzip_members_are_one_body_wherever_pieces_end(by: int) -> None:
+    packed = b"".join(map(gzip.compress, HALVES))
+    for behind in (b"", b"trailing", b"\x1f"):
+        inflater = Inflater("gzip", len(BODY))
+        pieces = [packed[at : at + by] for at in range(0, len(packed), by)]
+        assert b"".join(map(inflater.add, [*pieces, behind])) + inflater.end() == BODY
+    inflater = Inflater("gzip", len(BODY))
+    assert b"".join(inflater.add(gzip.compress(half)) for half in HALVES) == BODY
+
+
+def test_a_long_robots_txt_is_read_as_far_as_it_counts() -> None:
+    inflater = Inflater("gzip", 1000, cut=True)
+    assert inflater.add(gzip.compress(BODY)) == BODY[:1000]
+    assert inflater.add(gzip.compress(BODY)) + inflater.end() == b""
 
 
 def test_a_sound_head_is_not_changed() -> None:

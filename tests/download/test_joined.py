@@ -221,6 +221,16 @@ def test_a_damaged_part_is_logged_and_refetched(
     ]
 
 
+def test_what_an_earlier_version_left_unfinished_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "_ledger").mkdir()
+    left = ("00000.tar", "00000.parquet", "_ledger/00000.parquet")
+    for name in left:
+        (tmp_path / name).write_bytes(b"x")
+    take_apart(tmp_path / SHARDS)
+    moved = {path.relative_to(tmp_path / SHARDS).as_posix() for path in tmp_path.rglob("0*")}
+    assert moved == set(left)
+
+
 def test_a_part_has_the_columns_of_all_its_shards(tmp_path: Path) -> None:
     shards = folder(tmp_path) / SHARDS
     tables = [

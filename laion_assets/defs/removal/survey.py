@@ -27,7 +27,7 @@ from laion_assets.download.listed_rows import LOOKED_AT, Resolved, named_rows
 from laion_assets.download.shards import MAKING
 from laion_assets.funnel import LISTED
 from laion_assets.knn.files import IndexSummary
-from laion_assets.lake import Lake, NotPublishedError
+from laion_assets.lake import Lake, LakeError, NotPublishedError
 from laion_assets.layout import (
     FILTERED_SUBSET,
     IMAGE_SHARDS,
@@ -200,9 +200,9 @@ def _listed_images(lake: Lake, partitions: Partitions, lists: Lists) -> dict[Seg
     whole = {*without, *(key for key, of in partitions.scanned.items() if IMAGE_SHARDS in of)}
     for key in sorted({*rows, *whole}):
         named = _Images()
-        folder = lake.folder(IMAGE_SHARDS, key, TABLES)
+        paths = _files(lake.folder(IMAGE_SHARDS, key, TABLES), ROWS[IMAGE_SHARDS])
         wanted = None if key in whole else rows[key]
-        for numbers, table in _read(ROWS[IMAGE_SHARDS].paths(folder), LOOKED_AT, wanted):
+        for numbers, table in _read(paths, LOOKED_AT, wanted):
             if wanted is not None:
                 # What names a row by its own URL is found among the pairs.
                 own = pc.or_(pc.is_valid(table["sha256"]), pc.is_valid(table["md5"]))
@@ -262,7 +262,7 @@ class _Segment:
         Rows without a URL are counted by the SAMPLE_IDs known, too.
         """
         n = 0
-        for table in _tables(rows.paths(folder), rows, self.lists, numbers):
+        for table in _tables(_files(folder, rows), rows, self.lists, numbers):
             mask = _named(table, rows, self.lists)
             ids = _sample_ids(table, rows)
             if rows.url is None:
@@ -276,9 +276,20 @@ class _Segment:
         column = rows.sample_id or rows.uid
         held = [np.empty(0, np.int64)]
         if column and len(self.ids):
-            for numbers, table in _read(rows.paths(folder), [column]):
+            for numbers, table in _read(_files(folder, rows), [column]):
                 held.append(numbers[np.isin(_sample_ids(table, rows), self.ids)])
         return np.concatenate(held)
+
+
+def _files(folder: Path, rows: Table) -> list[Path]:
+    """A table's files in a partition's folder. Raises :class:`LakeError` if it has none."""
+    paths = rows.paths(folder)
+    if not paths and folder.exists():
+        raise LakeError(
+            f"{folder} has no {rows.files}: an earlier version made it. Materialize "
+            "it again first: nothing is found in it"
+        )
+    return paths
 
 
 def _tables(

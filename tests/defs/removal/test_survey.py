@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_assets.defs.removal.survey import Survey, survey
-from laion_assets.lake import LocalLake
+from laion_assets.lake import LakeError, LocalLake
 from laion_assets.layout import SegmentKey
 from laion_assets.lookup.files import LookupDamagedError
 from laion_assets.lookup.write import FILES, write_lookups
@@ -58,6 +58,17 @@ def test_one_pair_is_found_in_every_table_that_has_it(
             "sample-id": f"sample-id:{sample_id_of(pair['uid'])}",
         }[kind]
         assert found(segments, entry).samples == {KEYS[1]: dict.fromkeys(assets, 1)}, row
+
+
+def test_a_partition_of_an_earlier_layout_is_not_taken_for_clean(
+    segments: list[SegmentFiles],
+) -> None:
+    folder = segments[1].folder("image_shards")
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name != "_manifest.json":
+            path.unlink()
+    with pytest.raises(LakeError, match="an earlier version made it"):
+        found(segments, f"sha256:{hash_of(8)}")
 
 
 def test_an_image_is_found_by_its_bytes_in_whatever_segment(segments: list[SegmentFiles]) -> None:
