@@ -154,6 +154,10 @@ def _extract_missing(
         # threads of one process, which waits as one where the source asks for fewer requests.
         ThreadPoolExecutor(2 * workers, thread_name_prefix="wat") as fetchers,
     ):
+        # All processes are started here: one that a thread starts while another is found dead would
+        # be waited for without end (CPython 3.11).
+        for _ in range(min(workers, len(missing))):
+            pool.submit(int)
         broken = Event()
 
         def make(i: int) -> str:
