@@ -149,10 +149,15 @@ def test_the_next_file_is_fetched_while_one_is_read(source: Path, tmp_path: Path
 
 
 def test_a_dead_worker_is_reported(source: Path, tmp_path: Path) -> None:
+    others = {child.pid for child in multiprocessing.active_children()}
+
     def kill() -> None:
         """As a system without memory does."""
-        while len(workers := multiprocessing.active_children()) < 2:
+        workers: list[Any] = []
+        while len(workers) < 2:
             time.sleep(0.01)
+            now = multiprocessing.active_children()
+            workers = [child for child in now if child.pid not in others]
         workers[0].kill()
 
     killer = Thread(target=kill)
