@@ -39,17 +39,10 @@ def heard(tell: Callable[[str], object], level: int = logging.INFO) -> Iterator[
         package.setLevel(before)
 
 
-_MADE_ONCE = ("world", "search", "stats", "clip")
-"""Folders whose tests share what takes long to make."""
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those of such a folder run in the same one."""
+    """Give the tests of the world the time that making it takes."""
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if folder in _MADE_ONCE:
-            item.add_marker(pytest.mark.xdist_group(folder))
-        if folder == "world":
+        if item.path.relative_to(Path(__file__).parent).parts[0] == "world":
             # The first waits for two crawls to be made, on a machine that does other things, too.
             item.add_marker(pytest.mark.timeout(1200), append=False)
 
