@@ -18,9 +18,10 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
 
 from laion_assets.errors import PermanentError, TransientError
 
@@ -166,6 +167,32 @@ def locked(path: Path, waiting: Callable[[], None], timeout_s: float = math.inf)
                     has_waited = True
                 time.sleep(0.1)
         yield
+
+
+class FileWriter:
+    """Base of what writes in a ``with`` block, and is whole once that ends without an error.
+
+    What :attr:`_stack` holds is closed in either case, and learns of the error.
+    """
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._finish()
+        self._stack.__exit__(kind, error, trace)
+
+    def _finish(self) -> None:
+        """Write what is left, if the block has ended well."""
 
 
 def write_text(target: Path, text: str) -> None:

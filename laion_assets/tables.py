@@ -13,17 +13,15 @@ What does not belong here: which tables there are (:mod:`laion_assets.layout`), 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.files import atomic_path
+from laion_assets.files import FileWriter, atomic_path
 from laion_assets.layout import SegmentKey
 
 ROWS_PER_PART: Final = 1_000_000
@@ -148,7 +146,7 @@ def _asked(
     return list(names), in_path
 
 
-class TableWriter:
+class TableWriter(FileWriter):
     """Writes one parquet file, published when the block ends well.
 
     ``schema``: the rows' columns, :func:`stored` of which the file gets. ``options``: of
@@ -156,23 +154,12 @@ class TableWriter:
     """
 
     def __init__(self, path: Path, schema: pa.Schema, **options: Any) -> None:
-        self._stack = ExitStack()
+        super().__init__()
         self._schema = stored(schema, path)
         beside = self._stack.enter_context(atomic_path(path))
         self._writer = self._stack.enter_context(
             pq.ParquetWriter(beside, self._schema, compression="zstd", **options)
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
 
     def write(self, rows: pa.Table, row_group: int = ROW_GROUP) -> None:
         """Write rows as one row group, or several of at most ``row_group`` rows."""
@@ -190,7 +177,7 @@ def write_table(path: Path, table: pa.Table, **options: Any) -> None:
         writer.write(table)
 
 
-class PartsWriter:
+class PartsWriter(FileWriter):
     """Writes rows into a folder's numbered parts, :data:`ROWS_PER_PART` to each but the last.
 
     At least one part is written, so that a reader finds the schema of a table without rows. Parts
@@ -209,6 +196,7 @@ class PartsWriter:
         first: int = 0,
         **options: Any,
     ) -> None:
+        super().__init__()
         self._folder, self._schema, self._rows, self._options = folder, schema, rows, options
         self._first, self._row_group = first, row_group
         self._waiting: list[pa.Table] = []
@@ -217,24 +205,14 @@ class PartsWriter:
         self._in_part = 0
         self.parts: list[Path] = []
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self._flush()
-            if not self.parts:
-                self._open()
-        self._close(kind, error, trace)
-        if kind is None:
-            earlier = {part_path(self._folder, number) for number in range(self._first)}
-            for stale in set(self._folder.glob(PARTS)) - earlier - set(self.parts):
-                stale.unlink()
+    def _finish(self) -> None:
+        self._flush()
+        if not self.parts:
+            self._open()
+        self._close()
+        earlier = {part_path(self._folder, number) for number in range(self._first)}
+        for stale in set(self._folder.glob(PARTS)) - earlier - set(self.parts):
+            stale.unlink()
 
     def write(self, rows: pa.Table) -> None:
         """Add rows; they reach the file in row groups of ``row_group`` rows."""
@@ -255,52 +233,36 @@ class PartsWriter:
         self._in_part += self._n
         self._waiting, self._n = [], 0
         if self._in_part >= self._rows:
-            self._close(None, None, None)
+            self._close()
 
     def _open(self) -> TableWriter:
         path = part_path(self._folder, self._first + len(self.parts))
-        self._writer = TableWriter(path, self._schema, **self._options)
+        self._writer = self._stack.enter_context(TableWriter(path, self._schema, **self._options))
         self.parts.append(path)
         return self._writer
 
-    def _close(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        writer, self._writer, self._in_part = self._writer, None, 0
-        if writer is not None:
-            writer.__exit__(kind, error, trace)
+    def _close(self) -> None:
+        self._stack.close()
+        self._writer, self._in_part = None, 0
 
 
-class VectorsWriter:
+class VectorsWriter(FileWriter):
     """Writes one npy file of float16 vectors whose number is known only at the end.
 
     (n, ``dim``); the file is published when the block ends well.
     """
 
     def __init__(self, path: Path, dim: int) -> None:
-        self._stack = ExitStack()
+        super().__init__()
         self._dim, self._n = dim, 0
         self._file = self._stack.enter_context(
             self._stack.enter_context(atomic_path(path)).open("wb")
         )
         self._write_header()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self._file.seek(0)
-            self._write_header()
-        self._stack.__exit__(kind, error, trace)
+    def _finish(self) -> None:
+        self._file.seek(0)
+        self._write_header()
 
     def write(self, vectors: NDArray[Any]) -> None:
         """Add vectors, (m, ``dim``)."""

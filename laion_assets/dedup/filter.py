@@ -9,13 +9,13 @@ does not belong here: the claims.
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from laion_assets.dedup.pages import Pages, PagesWriter
+from laion_assets.files import FileWriter
 
 _KEYS_PER_BLOCK: Final = 8
 _BITS: Final = 3
@@ -77,31 +77,26 @@ class Filter:
         return np.concatenate(found)
 
 
-class FilterWriter:
+class FilterWriter(FileWriter):
     """Writes a filter, which is whole once the block ends without an error.
 
     ``room``: how many keys it is made for; more keys than that let more others pass.
     """
 
     def __init__(self, path: Path, room: int) -> None:
+        super().__init__()
         self._pages = PagesWriter(path)
         self._count = self._left = _page_count(room)
         self._begun = np.zeros((0, 2), dtype=np.uint64)
         """The blocks from the first one on of the pages that are left."""
 
     def __enter__(self) -> Self:
-        self._pages.__enter__()
+        self._stack.enter_context(self._pages)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        while kind is None and self._left:
+    def _finish(self) -> None:
+        while self._left:
             self._flush(min(self._left, _PAGES_AT_ONCE))
-        self._pages.__exit__(kind, error, trace)
 
     def add(self, high: NDArray[np.uint64]) -> None:
         """Add keys, (n,); all keys must come sorted."""

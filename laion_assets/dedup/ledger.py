@@ -51,6 +51,7 @@ from laion_assets.dedup.upkeep import CLAIMS, buckets, merge_due, opened
 from laion_assets.files import write_json
 from laion_assets.funnel import EXAMPLES_KEPT, LISTED, StageCounts
 from laion_assets.layout import PAIR_PARQUET, PARTITIONS, UNIQUE_PAIRS, SegmentKey
+from laion_assets.pairs.extract import DICTIONARY
 from laion_assets.pairs.take_out import listed_rows
 from laion_assets.removals.active import REASON_OF_LIST, Lists
 from laion_assets.removals.entries import Entries
@@ -67,9 +68,6 @@ _DUPLICATE: Final = 1 + _REASON_OF_CODE.index("duplicate")
 _NOBODY: Final = np.iinfo(np.uint32).max
 _COMPARED: Final = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<u8"), ("owner", "<u4")])
 """A row of the segment in the order of uids, and the number of the owner that has claimed it."""
-
-# uid never repeats, and URLs and texts hardly do.
-_DICTIONARY: Final = ["language", "license", "page_url", "wat_file"]
 
 
 class Claims:
@@ -277,7 +275,7 @@ def _listed(
 def _write_kept(parts: Sequence[Path], out: Path, verdicts: NDArray[np.uint8]) -> StageCounts:
     """Write the rows that are kept to the parts in ``out``."""
     counts, at = StageCounts(UNIQUE_PAIRS), 0
-    with PartsWriter(out, schemas.PAIRS, use_dictionary=_DICTIONARY) as writer:
+    with PartsWriter(out, schemas.PAIRS, use_dictionary=DICTIONARY) as writer:
         for batch in (batch for part in parts for batch in batches(part)):
             codes = verdicts[at : at + batch.num_rows]
             at += batch.num_rows

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
+
+from laion_assets.files import FileWriter
 
 _WORD: Final = 8
 _AT_ONCE: Final = 1 << 23
@@ -28,25 +29,20 @@ class DamagedError(ValueError):
     """A file of the ledger does not hold what was written; the message says where."""
 
 
-class PagesWriter:
+class PagesWriter(FileWriter):
     """Writes a file of pages, which is whole once the block ends without an error."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self._path, self._count = path, 0
 
     def __enter__(self) -> Self:
-        self._file = self._path.open("wb")
+        self._file = self._stack.enter_context(self._path.open("wb"))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+    def _finish(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def write(self, pages: NDArray[np.uint64]) -> None:
         """Append pages, (n, words) and contiguous; their first words become the checksums."""

@@ -9,10 +9,10 @@ owners are, and which sorted runs are in use.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from laion_assets.dedup.filter import Filter, FilterWriter
 from laion_assets.dedup.pages import DamagedError, Pages, PagesWriter
-from laion_assets.files import fsync_file
+from laion_assets.files import FileWriter
 
 ROWS_AT_ONCE: Final = 1_000_000
 """Rows that a merge holds in memory, of all its sorted runs together: 20 bytes each, and as much
@@ -67,18 +67,18 @@ class Columns(NamedTuple):
         return Columns(self.high[rows], self.low[rows], self.owner[rows])
 
 
-class SortedRunWriter:
+class SortedRunWriter(FileWriter):
     """Writes a sorted run, which is whole once the block ends without an error.
 
     ``room``: at most how many claims will come.
     """
 
     def __init__(self, folder: Path, newest: int, level: int, room: int) -> None:
+        super().__init__()
         self._run = SortedRun(newest, level, 0, room)
         self._waiting = _empty()
         claims, self._first_path, filtered = self._run.paths(folder)
         self._pages, self._filter = PagesWriter(claims), FilterWriter(filtered, room)
-        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         self._first = self._stack.enter_context(self._first_path.open("wb"))
@@ -86,13 +86,8 @@ class SortedRunWriter:
         self._stack.enter_context(self._filter)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None and len(self._waiting.high):
+    def _finish(self) -> None:
+        if len(self._waiting.high):
             missing = _PER_PAGE - len(self._waiting.high)
             padding = Columns(
                 np.full(missing, _LARGEST, dtype=np.uint64),
@@ -100,8 +95,8 @@ class SortedRunWriter:
                 np.zeros(missing, dtype=np.uint32),
             )
             self._write(_joined([self._waiting, padding]), np.array([_LARGEST]))
-        self._stack.__exit__(kind, error, trace)
-        fsync_file(self._first_path)
+        self._first.flush()
+        os.fsync(self._first.fileno())
 
     def write(self, claims: Columns) -> None:
         """Append claims; all claims must come sorted by ``high``."""

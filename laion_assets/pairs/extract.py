@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -38,7 +37,7 @@ COUNTS_KEY: Final = b"laion_assets.counts"
 # As Python objects, a row takes some four times the memory that it takes in a table.
 _ROWS_AS_OBJECTS: Final = 10_000
 # uid never repeats in a part, and URLs and texts hardly do.
-_DICTIONARY: Final = ["language", "license", "page_url", "crawl", "segment", "wat_file"]
+DICTIONARY: Final = ["language", "license", "page_url", "crawl", "segment", "wat_file"]
 
 
 class Pair(NamedTuple):
@@ -57,18 +56,11 @@ class PairWriter(TableWriter):
     """Writes one parquet file of :data:`schemas.PAIRS`, in row groups of :data:`ROW_GROUP`."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, PAIRS, use_dictionary=_DICTIONARY)
+        super().__init__(path, PAIRS, use_dictionary=DICTIONARY)
         self._waiting = PAIRS.empty_table()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            super().write(self._waiting)
-        super().__exit__(kind, error, trace)
+    def _finish(self) -> None:
+        super().write(self._waiting)
 
     def write(self, rows: pa.Table, row_group: int = ROW_GROUP) -> None:
         """Add rows; they reach the file when they fill a row group, or at the end."""

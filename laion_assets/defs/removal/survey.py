@@ -339,7 +339,7 @@ def _count_indexed(
 ) -> int:
     """Count the rows of the search index that are listed or whose SAMPLE_ID is in ``gone``.
 
-    Of a segment whose index has not changed since the merge, it has the rows of that index.
+    A segment whose index has not changed since the merge is read from that index.
     """
     if not lake.has(SEARCH_INDEX):
         return 0
