@@ -177,6 +177,10 @@ def _files(
                 yield table, item, tables.describe(folder / item["name"]) if folder else item
 
 
+HIVE: Final = "hive_partitioning = true, hive_types = {'crawl': varchar, 'segment': varchar}"
+"""Arguments of `read_parquet` for the lake's files: a segment stays text, since 00 would be 0."""
+
+
 def quoted(text: str) -> str:
     """A text as SQL has it."""
     return "'" + text.replace("'", "''") + "'"

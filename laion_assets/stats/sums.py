@@ -17,7 +17,7 @@ import duckdb
 from laion_assets.lake import Lake
 from laion_assets.layout import PARTITIONS, SEGMENT_STATS, SegmentKey
 from laion_assets.stats.near import AROUND, NEAREST
-from laion_assets.stats.partitions import quoted
+from laion_assets.stats.partitions import HIVE, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ _MEASURED: Final = f"partitions where asset = '{SEGMENT_STATS}'"
 _GROUPED: Final = ", ".join(name for name in COLUMNS if name != "n")
 _FROM_FILES: Final = (
     "select * replace (if(kind in ('histogram', 'top'), null, segment) as segment) from "
-    "read_parquet($files, hive_partitioning = true, "
-    "hive_types = {'crawl': varchar, 'segment': varchar})"
+    f"read_parquet($files, {HIVE})"
 )
 _NEAREST_OF_CRAWL: Final = (
     f"qualify kind <> '{NEAREST}' or row_number() over (partition by crawl, kind, metric "

@@ -25,7 +25,7 @@ from laion_assets.layout import (
     Partition,
     SegmentKey,
 )
-from laion_assets.stats.partitions import TABLES, quoted
+from laion_assets.stats.partitions import HIVE, TABLES, quoted
 from laion_assets.stats.statement import Macro, Names
 from laion_assets.tables import KEY_COLUMNS
 
@@ -178,8 +178,7 @@ def _select(
     files = (
         f"read_parquet(coalesce(getvariable('{name}_files'), "
         f"[coalesce(getvariable('lake'), {quoted(str(root))}) || {quoted(pattern)}]), "
-        "hive_partitioning = true, hive_types = {'crawl': varchar, 'segment': varchar}, "
-        f"union_by_name = coalesce(getvariable('{name}_mixed'), {not whole})"
+        f"{HIVE}, union_by_name = coalesce(getvariable('{name}_mixed'), {not whole})"
         f"{'' if columns else ', allow_empty = true'})"
     )
     types = connection.from_arrow(view.columns.empty_table()).types
