@@ -7,11 +7,15 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Final
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import resources
 import sensors
@@ -34,8 +38,6 @@ MORE = {package: {"lake"} for package in ("knn", "lookup", "stats", "release", "
 """An index is asked beside its lake, statistics and releases are taken from it, and the service
 follows what it publishes."""
 DOMAIN = {*WAY, "crawl", "removals", "lake", "sample_crawl"}
-HEAVY = ["torch", "diffusers", "transformers", "open_clip", "faiss", "img2dataset", "pandas"]
-HEAVY += ["matplotlib", "timm"]
 
 LONGEST_MODULE: Final = 450
 LONGEST_FUNCTION: Final = 80
@@ -146,8 +148,32 @@ def test_the_generic_packages_are_ours() -> None:
         assert Path(package.__file__).parent.parent == ROOT
 
 
-def test_importing_the_definitions_loads_nothing_heavy_and_reads_no_settings() -> None:
-    code = f"import sys, laion_assets.definitions;print([m for m in {HEAVY!r} if m in sys.modules])"
+def of_extras() -> set[str]:
+    """The modules that the extras by role install, and pandas, which torch's friends bring."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = [
+        line for role in ("work", "search", "clip", "all", "generation") for line in extras[role]
+    ]
+    names = {canonicalize_name(Requirement(line).name) for line in asked} - {"laion-assets"}
+    brought = {
+        module
+        for module, brings in packages_distributions().items()
+        if names & {canonicalize_name(name) for name in brings}
+    }
+    assert {"torch", "open_clip", "faiss", "img2dataset", "uvicorn"} <= brought
+    return brought | {"pandas", "timm", "cv2"}
+
+
+def test_the_base_installation_runs_the_definitions_and_the_command_line() -> None:
+    """Nothing of an extra is imported, nor are the settings read."""
+    code = f"""
+import sys
+import laion_assets.cli, laion_assets.definitions, laion_assets.defs.removal.survey
+import laion_assets.stats.catalog, laion_assets.stats.question, laion_assets.stats.why
+laion_assets.cli.build_parser()
+print(sorted({of_extras()!r} & set(sys.modules)))
+"""
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

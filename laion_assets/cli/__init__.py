@@ -73,6 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The interpreter's own flush at exit must not fail once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+        if isinstance(error, ModuleNotFoundError):
+            say(
+                f"laion-assets: {error}, which is in an extra: 'laion-assets[work]' makes the "
+                "assets, [search] serves them, [all] does both"
+            )
+            return 1
         # Our own errors explain themselves; others need their name.
         ours = type(error).__module__.startswith("laion_assets")
         name = "" if ours else f"{type(error).__name__}: "

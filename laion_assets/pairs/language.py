@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import pycld2
-
 UNKNOWN: Final = "unknown"
 
 
@@ -22,6 +20,8 @@ def detect(text: str) -> tuple[str, float]:
     "ceb"), or ``"unknown"``. ``score`` is the share of the text, 0 to 1, that is in that language;
     0 for unknown.
     """
+    import pycld2
+
     try:
         reliable, _, found = pycld2.detect(text, isPlainText=True)
     except (pycld2.error, UnicodeEncodeError):
