@@ -1,15 +1,18 @@
 # The README's commands. Each does its own set-up in .venv and is quick the second time.
-PYTHON ?= python3
+# The newest Python that runs it. 3.14 comes last: not every wheel is there for it yet.
+PYTHON ?= $(shell for version in 3.13 3.12 3.11 3 3.14; do \
+  python$$version -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null \
+    && echo python$$version && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: docs setup demo dalle-demo test ui search chromium lint soak-demo soak-download train clean bench cluster-demo postgres
+.PHONY: docs setup demo dalle-demo test test-python test-install ui search chromium lint soak-demo soak-download train clean bench cluster-demo postgres
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13), "Python 3.11 or 3.12 is needed: make PYTHON=python3.11"'
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 to 3.14 is on the PATH. Install one (Debian: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
@@ -35,6 +38,20 @@ chromium:
 
 test: lint chromium postgres
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+# The tests with another Python, in an environment of its own: make test-python PYTHON=python3.13
+test-python:
+	$(MAKE) test VENV=.venv-$(notdir $(PYTHON)) PYTHON=$(PYTHON)
+
+# Installs the wheel as a user would, outside the checkout: the base alone, then all with the demo.
+test-install:
+	rm -rf build/install && mkdir -p build/install
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/install .
+	$(PYTHON) -m venv build/install/base && $(PYTHON) -m venv build/install/all
+	build/install/base/bin/pip install --quiet --constraint constraints.txt build/install/*.whl
+	cd build/install && base/bin/laion-assets --help >base.txt && ! base/bin/python -c 'import torch' 2>/dev/null
+	build/install/all/bin/pip install --quiet --constraint constraints.txt "$$(echo build/install/*.whl)[all]"
+	cd build/install && all/bin/laion-assets demo
 
 lint: setup
 	$(BIN)/ruff check .
