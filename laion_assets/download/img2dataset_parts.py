@@ -20,12 +20,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import pyarrow as pa
 from PIL import Image
 
 from laion_assets.download.options import DownloadOptions
+from laion_assets.download.sample_json import SampleJson
 from laion_assets.download.shard_files import SHARD_DIGITS
 
 SILENCE: Final = {
@@ -39,14 +40,33 @@ TAR_MTIME: Final = 0.0
 _import_lock: Final = threading.Lock()
 
 
-class Writer(Protocol):
-    """img2dataset's ``WebDatasetSampleWriter``: a tar and a parquet file."""
+class Writer:
+    """img2dataset's ``WebDatasetSampleWriter``: a tar and a parquet file.
 
-    def write(
-        self, img_str: bytes | None, key: str, caption: str | None, meta: dict[str, Any]
-    ) -> None: ...
+    Only the JSON in the tar is not img2dataset's, which repeats the parquet's row: see
+    :mod:`.sample_json`.
+    """
 
-    def close(self) -> None: ...
+    def __init__(self, writer: Any, schema: pa.Schema, suffix: str) -> None:
+        self._writer = writer
+        self._json = SampleJson(schema)
+        self._suffix = suffix
+
+    def write(self, encoded: bytes | None, row: dict[str, Any]) -> None:
+        """Add a row of the schema, and to the tar its encoded image, if it has one."""
+        if encoded is not None:
+            self._writer.tarwriter.write(
+                {
+                    "__key__": row["key"],
+                    self._suffix: encoded,
+                    "txt": row["caption"] or "",
+                    "json": self._json(row),
+                }
+            )
+        self._writer.buffered_parquet_writer.write(row)
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 Resizer = Callable[[BytesIO], tuple[bytes | None, int, int, int, int, str | None]]
@@ -114,8 +134,7 @@ def open_writer(folder: Path, shard: int, schema: pa.Schema, options: DownloadOp
     writer.tarwriter.mtime = TAR_MTIME
     # By default img2dataset flushes every 100 rows, which makes a row group.
     writer.buffered_parquet_writer.buffer_size = options.samples_per_shard
-    made: Writer = writer
-    return made
+    return Writer(writer, schema, options.encode_format)
 
 
 def key_of(shard: int, row: int, samples_per_shard: int) -> str:

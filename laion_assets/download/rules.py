@@ -12,6 +12,7 @@ from typing import Final
 
 import pyarrow as pa
 
+from laion_assets.download import sample_json
 from laion_assets.download.errors import ON_A_LIST, TRANSIENT, FetchRefused, ImageRefused
 from laion_assets.download.fetch import as_asked
 from laion_assets.download.images import Checksums, refuse_listed
@@ -39,7 +40,7 @@ class Rules:
 
     def digest(self, rows: pa.Table) -> str:
         """Digest of what decides a shard, apart from the lists: its rows and the options."""
-        return _sha256([self.options_digest, rows.to_pylist()])
+        return _sha256([sample_json.VERSION, self.options_digest, rows.to_pylist()])
 
     def is_current(self, folder: Path, shard: int, stats: ShardStats, digest: str | None) -> bool:
         """Whether a finished shard is what a new download would start from.

@@ -140,7 +140,7 @@ def write_shard(
                 all_.seek(place.start)
                 encoded = all_.read(place.size)
             columns = {column: getattr(outcome, column) for column in OUTCOME_COLUMNS}
-            writer.write(encoded, key, pair["caption"], {**pair, "key": key, **columns})
+            writer.write(encoded, {**pair, "key": key, **columns})
         writer.close()
         made[2].parent.mkdir()
         urls = [pair["url"] for pair in pairs]
@@ -160,10 +160,10 @@ def _pair_columns(table: pa.Table) -> tuple[pa.Schema, list[dict[str, Any]]]:
     """The shard parquet's schema, and the columns of its rows that come from the pairs.
 
     ``url`` and ``caption`` come first, as in img2dataset's files. Bytes become hexadecimal, and
-    times and decimals text, because each row is also a JSON file of the tar.
+    times and decimals text, as in the tar's JSON; nested columns keep their types.
     """
     carried = [field for field in table.schema if field.name not in ("url", "text")]
-    as_text = {f.name for f in carried if _is_bytes(f.type) or not _is_json(f.type)}
+    as_text = {f.name for f in carried if _is_bytes(f.type) or not _keeps_type(f.type)}
     schema = pa.schema(
         [
             ("url", pa.string()),
@@ -188,7 +188,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
-def _is_json(kind: pa.DataType) -> bool:
+def _keeps_type(kind: pa.DataType) -> bool:
     types = pa.types
     return bool(
         types.is_integer(kind)

@@ -20,7 +20,7 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 def test_the_examples_of_the_page_run(made: Path, tmp_path: Path) -> None:
     """The examples run one after another in one process, without a network."""
-    assert len(EXAMPLES) == 7
+    assert len(EXAMPLES) == 8
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(EXAMPLES)],

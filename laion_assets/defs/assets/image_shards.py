@@ -27,7 +27,7 @@ from resources.lake import LakeResource
 ASSET = Asset(
     IMAGE_SHARDS,
     group="images",
-    revision=3,
+    revision=4,
     checks=("shards_whole", "funnel_adds_up"),
     pool=pools.DOWNLOAD,
     asks_network=True,
