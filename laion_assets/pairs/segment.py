@@ -29,7 +29,9 @@ from laion_assets.errors import PermanentError, TransientError
 from laion_assets.files import causes, is_permanent
 from laion_assets.funnel import StageCounts, total
 from laion_assets.layout import PAIR_PARQUET, PARTITIONS
+from laion_assets.pairs import many_texts
 from laion_assets.pairs.extract import PairWriter, extract_wat, read_counts
+from laion_assets.pairs.many_texts import rows_of_many_texts
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.uids import UidBuckets
 from laion_assets.tables import ROWS_PER_PART, part_path, rows_in, spans
@@ -40,6 +42,9 @@ logger = logging.getLogger(__name__)
 SPAN_KEY: Final = b"laion_assets.wat_files"
 """Key, in a part's parquet metadata, of the numbers of the WAT files whose pairs it has: from one
 to before another."""
+
+# What becomes of a row when the parts are joined.
+_KEPT, _DUPLICATE, _MANY_TEXTS = np.arange(3, dtype=np.int8)
 
 Fetch = Callable[[str, Path], None]
 
@@ -80,7 +85,7 @@ def extract_segment(
         raw.mkdir(exist_ok=True)
         parts = [part_path(raw, number) for number in range(len(wat_files))]
         _extract_missing(wat_files, fetch, parts, rules, crawl, segment, workers)
-        _join(parts, out, raw / "uids")
+        _join(parts, out, raw / "uids", rules.max_texts_per_url)
     _remove_work_files(out)
     return segment_counts(_parts(out))
 
@@ -236,16 +241,19 @@ def _as_wat_error() -> Iterator[None]:
         raise _WatError(f"{type(error).__name__}: {error}", permanent) from None
 
 
-def _join(raw: Sequence[Path], out: Path, scratch: Path) -> None:
-    """Write the first rows of their (URL, TEXT) from whole WAT files' parts into few large parts.
+def _join(raw: Sequence[Path], out: Path, scratch: Path, most_texts: int) -> None:
+    """Write the first rows of their (URL, TEXT) from whole WAT files' parts into few large parts,
+    but for those of URLs with more than ``most_texts`` texts, unless that is 0.
 
     A part that an earlier call has written stays.
     """
     rows = [rows_in(part) for part in raw]
-    keep = _first_rows(raw, sum(rows), scratch)
-    logger.info(f"{int(keep.sum()):,} of {len(keep):,} pairs are the first of their (URL, TEXT)")
-    of_wat = np.split(keep, np.cumsum(rows))[:-1]
-    made_of = spans([int(kept.sum()) for kept in of_wat], ROWS_PER_PART)
+    first = _first_rows(raw, sum(rows), scratch)
+    logger.info(f"{int(first.sum()):,} of {len(first):,} pairs are the first of their (URL, TEXT)")
+    ends = np.where(first, _KEPT, _DUPLICATE)
+    ends[rows_of_many_texts(raw, first, most_texts, scratch)] = _MANY_TEXTS
+    of_wat = np.split(ends, np.cumsum(rows))[:-1]
+    made_of = spans([int((end == _KEPT).sum()) for end in of_wat], ROWS_PER_PART)
     for number, span in enumerate(made_of):
         target = part_path(out, number)
         if not (target.exists() and _span(target) == span):
@@ -266,17 +274,15 @@ def _first_rows(parts: Sequence[Path], rows: int, scratch: Path) -> NDArray[np.b
 
 
 def _write_part(
-    raw: Sequence[Path], keep: Sequence[NDArray[np.bool_]], span: tuple[int, int], target: Path
+    raw: Sequence[Path], ends: Sequence[NDArray[np.int8]], span: tuple[int, int], target: Path
 ) -> None:
     counts = [StageCounts("wat"), StageCounts("pairs")]
     with PairWriter(target) as writer:
-        for part, kept in zip(raw, keep, strict=True):
-            writer.copy(part, kept)
+        for part, end in zip(raw, ends, strict=True):
+            writer.copy(part, end == _KEPT)
             wat, pairs = read_counts(part)
-            dropped = len(kept) - int(kept.sum())
-            pairs.kept -= dropped
-            pairs.n_in -= dropped
-            pairs.reject("duplicate", n=dropped)
+            pairs.drop("duplicate", int((end == _DUPLICATE).sum()))
+            pairs.drop(many_texts.REASON, int((end == _MANY_TEXTS).sum()))
             counts[0].add(wat)
             counts[1].add(pairs)
         writer.note_counts(counts)

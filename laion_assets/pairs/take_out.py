@@ -119,9 +119,7 @@ def _rewrite(
 ) -> None:
     pairs = next(of_stage for of_stage in counts if of_stage.stage == "pairs")
     for name, _ in rows.values():
-        pairs.kept -= 1
-        pairs.n_in -= 1
-        pairs.reject(REASON_OF_LIST[name])
+        pairs.drop(REASON_OF_LIST[name])
     keep = np.ones(rows_in(part), dtype=np.bool_)
     keep[list(rows)] = False
     with PairWriter(part) as writer:

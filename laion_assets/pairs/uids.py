@@ -33,6 +33,14 @@ class Bucket(NamedTuple):
         repeated: NDArray[np.uint64] = self.row[1:][same]
         return repeated
 
+    def rows_in_groups(self, least: int) -> NDArray[np.uint64]:
+        """Rows whose uid at least so many rows have, themselves included."""
+        differs = (self.high[1:] != self.high[:-1]) | (self.low[1:] != self.low[:-1])
+        edges = np.flatnonzero(np.concatenate([[True], differs, [True]]))
+        sizes = np.diff(edges)
+        grouped: NDArray[np.uint64] = self.row[np.repeat(sizes >= least, sizes)]
+        return grouped
+
 
 def halves(uids: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """A ``uid`` column as two (n,) uint64 arrays whose order is the order of the uids' bytes.

@@ -63,6 +63,7 @@ def test_a_row(tmp_path: Path) -> None:
 REFUSED = [
     ({"path": "AREA@/href", "url": "a", "alt": TEXT}, "not_image"),
     ({"path": "INPUT@/src", "url": "a.jpg", "alt": ""}, "not_image"),
+    ({"path": "IMAGE@/src", "url": "a.jpg", "alt": TEXT}, "not_image"),
     ({"url": "a.jpg", "alt": TEXT}, "not_image"),
     (image("a.jpg"), "no_alt"),
     (image("a.jpg", ""), "no_alt"),
@@ -99,6 +100,14 @@ REFUSED_IF_ASKED = [
     (image("i/1x1.png", TEXT), {"refuse_placeholders": True}, "url_placeholder"),
     (image("i/grey-placeholder.jpg?x=1", TEXT), {"refuse_placeholders": True}, "url_placeholder"),
     (image("spacer_2.png", TEXT), {"refuse_placeholders": True}, "url_placeholder"),
+    *(
+        (image(url, TEXT), {"refuse_placeholders": True}, "url_placeholder")
+        for url in (
+            "https://sb.scorecardresearch.com/p?c1=2",
+            "https://mc.yandex.ru/watch/123",
+            "https://www.facebook.com/tr?id=1&noscript=1",
+        )
+    ),
 ]
 
 
@@ -118,6 +127,8 @@ def test_refused_if_asked(
         image("show.php?file=a.svg", TEXT),
         image("pixel-art/house.jpg", TEXT),
         image("emptynest.jpg", TEXT),
+        image("https://www.facebook.com/travel/a.jpg", TEXT),
+        image("https://notstatcounter.com/a.jpg", TEXT),
         image("a.jpg", "The file a.jpg of the old house"),
     ],
 )
@@ -136,7 +147,7 @@ def test_refused(tmp_path: Path, link: dict[str, str], reason: str) -> None:
 
 def test_every_reason_is_tested() -> None:
     """All but those of the lists, which are applied after the extraction."""
-    tested = {reason for *_, reason in (*REFUSED, *REFUSED_IF_ASKED)}
+    tested = {reason for *_, reason in (*REFUSED, *REFUSED_IF_ASKED)} | {"url_many_texts"}
     assert tested == set(REASONS["pairs"]) - LISTED
 
 
@@ -211,6 +222,25 @@ def test_plain_files(tmp_path: Path) -> None:
         ("b.jpg", "1.gz", ""),
         ("c.jpg", "2.gz", ""),
     ]
+
+
+@pytest.mark.parametrize(("most", "kept"), [(0, 9), (3, 5), (4, 9)])
+def test_a_url_with_many_texts_in_all_files(tmp_path: Path, most: int, kept: int) -> None:
+    """Four texts in two files, one of them twice, beside five pictures with two texts at most."""
+    logo = [image("https://h.example/logo.jpg", f"{TEXT} number {i}") for i in range(4)]
+    others = [image(f"https://h.example/{i}.jpg", f"{TEXT} {i % 2}") for i in (0, 1, 2, 3)]
+    again = image("https://h.example/0.jpg", f"{TEXT} in winter")
+    one = write(tmp_path / "1.gz", page([*logo[:2], *others]))
+    two = write(tmp_path / "2.gz", page([again, *logo[1:]]))
+    out = tmp_path / "p.parquet"
+    rules = PairRules(max_texts_per_url=most)
+    wat, pairs = extract_files([one, two], out, rules)
+    assert read_counts(out) == [wat, pairs]
+    assert pq.read_metadata(out).num_rows == pairs.kept == kept
+    many = {"url_many_texts": 4} if kept < 9 else {}
+    assert pairs.rejects == {"duplicate": 1} | many
+    assert pairs.adds_up
+    assert {path.name for path in tmp_path.iterdir()} == {"1.gz", "2.gz", "p.parquet"}
 
 
 def test_a_file_without_a_page_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

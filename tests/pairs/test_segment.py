@@ -60,9 +60,11 @@ ROWS = 15
 WATS = [f"b/{number}.gz" for number in range(5)]
 
 
-def extract(source: Path, out: Path, wats: Sequence[str] = WATS, fetch=copy) -> list[StageCounts]:  # type: ignore[no-untyped-def]
+def extract(  # type: ignore[no-untyped-def]
+    source: Path, out: Path, wats: Sequence[str] = WATS, fetch=copy, rules: PairRules = PairRules()
+) -> list[StageCounts]:
     out.mkdir(exist_ok=True)
-    return extract_segment(wats, partial(fetch, source), out, PairRules(), workers=2, **PLACE)
+    return extract_segment(wats, partial(fetch, source), out, rules, workers=2, **PLACE)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -102,6 +104,22 @@ def test_first_in_file_and_row_order_is_kept(whole: tuple[Path, list[StageCounts
     assert (wat.n_in, wat.kept, wat.rejects) == (15, 10, {"bad_record": 5})
     assert (pairs.n_in, pairs.kept) == (110, 60)
     assert pairs.rejects == {"duplicate": 45, "no_alt": 5}
+    assert pairs.adds_up
+
+
+def test_urls_with_many_texts_leave_in_all_files(source: Path, tmp_path: Path) -> None:
+    """A logo with a text in each of the five files, one of them a duplicate: four texts."""
+    for number in range(5):
+        text = f"{TEXT} on a hill" if number < 2 else f"{TEXT} {number}"
+        links = [image("http://h.example/logo.jpg", text)]
+        links.append(image(f"http://h.example/{number}.jpg", f"{TEXT} {number}"))
+        write(source / "b" / f"{number}.gz", page(links))
+    out = tmp_path / "out"
+    _, pairs = extract(source, out, rules=PairRules(max_texts_per_url=3))
+    rows = [row for path in sorted(out.iterdir()) for row in pq.read_table(path).to_pylist()]
+    assert [row["url"] for row in rows] == [f"http://h.example/{i}.jpg" for i in range(5)]
+    assert (pairs.n_in, pairs.kept) == (10, 5)
+    assert pairs.rejects == {"duplicate": 1, "url_many_texts": 4}
     assert pairs.adds_up
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,9 @@ def test_repeats_are_exact(tmp_path: Path, rows_per_bucket: int) -> None:
             expected.append(row)
         seen.add(uid)
     assert repeated == expected
+    grouped = sorted(int(row) for bucket in found for row in bucket.rows_in_groups(3))
+    times = Counter(uids)
+    assert grouped == [row for row, uid in enumerate(uids) if times[uid] >= 3]
     order = [int(row) for bucket in found for row in bucket.row]
     assert order == sorted(range(len(uids)), key=lambda row: (uids[row], row))
     buckets.remove()

@@ -269,6 +269,7 @@ def test_every_reason_is_planted(manifest: Manifest, stage: str) -> None:
         "alt_few_words",
         "alt_file_name",
         "url_placeholder",
+        "url_many_texts",
     }
     planted = {case.reason for case in manifest.cases if case.stage == stage}
     assert set(REASONS[stage]) - elsewhere <= planted
