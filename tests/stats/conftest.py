@@ -204,7 +204,7 @@ class SegmentFiles:
                 for kind, content in (
                     ("jpg", picture.getvalue()),
                     ("txt", pair["text"].encode()),
-                    ("json", b"{}"),
+                    ("json", json.dumps({"url": pair["url"]}).encode()),
                 ):
                     member = tarfile.TarInfo(f"{row:09d}.{kind}")
                     member.size = len(content)
