@@ -28,9 +28,29 @@ FAMILIES: Final = {
 _Subparsers = argparse._SubParsersAction  # argparse gives it no public name
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes a command's arguments and options in any order.
+
+    By itself argparse gives an optional argument up at the first option before it, and a list of
+    arguments at the first option within it. It can do better, but not where sub-commands follow.
+    """
+
+    _intermixing = False
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        has_commands = any(isinstance(action, _Subparsers) for action in self._actions)
+        if has_commands or self._intermixing:
+            return super().parse_known_args(args, namespace)
+        self._intermixing = True  # it parses twice by this method
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixing = False
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; parsed arguments have ``command`` and its ``parser``."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="laion-assets",
         usage="laion-assets [-h] [--version] COMMAND ...",
         description=f"Build, maintain and search a LAION-400M-like dataset.\n\n{_overview()}",
@@ -43,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         prog=parser.prog, metavar="COMMAND", required=True, help=argparse.SUPPRESS
     )
-    families: dict[str, _Subparsers[argparse.ArgumentParser]] = {}
+    families: dict[str, _Subparsers[_Parser]] = {}
     for _, group in GROUPS:
         for command in group:
             family, _, name = command.name.rpartition(" ")
@@ -63,14 +83,12 @@ def _overview() -> str:
     return "\n\n".join(sections)
 
 
-def _add_family(
-    commands: _Subparsers[argparse.ArgumentParser], name: str
-) -> _Subparsers[argparse.ArgumentParser]:
+def _add_family(commands: _Subparsers[_Parser], name: str) -> _Subparsers[_Parser]:
     parser = commands.add_parser(name, description=FAMILIES[name])
     return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
 
-def _add(commands: _Subparsers[argparse.ArgumentParser], name: str, command: Command) -> None:
+def _add(commands: _Subparsers[_Parser], name: str, command: Command) -> None:
     parser = commands.add_parser(
         name,
         help=command.summary,

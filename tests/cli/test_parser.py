@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,8 @@ from laion_assets.cli.parser import GROUPS
         ("search", "idx"),
         ("search", "idx", "a red apple", "--image", "apple.jpg"),
         ("search", "idx", "a red apple", "--over", "sound"),
+        ("search", "idx", "-k", "2", "a red apple", "a pear"),
+        ("embed", "-o", "emb"),
         ("filter", "emb", "-o", "subset", "--threshold", "high"),
     ],
     ids=" ".join,
@@ -36,6 +39,28 @@ def test_wrong_use_ends_with_2(words: tuple[str, ...], capsys: pytest.CaptureFix
         main(words)
     assert ended.value.code == 2
     assert "usage: laion-assets" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("search idx -k 2 apple", "text", "apple"),
+        ("search idx apple -k 2", "text", "apple"),
+        ("search -k 2 idx apple", "text", "apple"),
+        ("search idx --image a.jpg -k 2", "text", None),
+        ("serve --port 80 idx", "index", Path("idx")),
+        ("serve idx --port 80", "index", Path("idx")),
+        ("serve --port 80", "index", None),
+        ("pairs a.wat --languages en b.wat -o o", "wat", [Path("a.wat"), Path("b.wat")]),
+        ("embed a.tar -o emb b.tar c.tar", "shard", [Path(f"{n}.tar") for n in "abc"]),
+        ("fetch a --names *.parquet b", "asset", ["a", "b"]),
+        ("crawl add CC-MAIN-2024-10 --config c.toml", "config", Path("c.toml")),
+        ("crawl add --config c.toml CC-MAIN-2024-10", "crawl", "CC-MAIN-2024-10"),
+        ("sql --csv -- -1", "statement", "-1"),
+    ],
+)
+def test_arguments_and_options_come_in_any_order(words: str, name: str, value: object) -> None:
+    assert getattr(build_parser().parse_args(words.split()), name) == value
 
 
 def commands(parser: argparse.ArgumentParser, *words: str) -> Iterator[tuple[str, ...]]:
