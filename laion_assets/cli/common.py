@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from laion_assets.lake import Lake
+    from laion_assets.removals.entries import Entries
     from laion_assets.settings import Settings
 
 Run = Callable[[argparse.Namespace], None]
@@ -117,6 +118,23 @@ def must_exist(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and not path.exists():
             raise CommandError(f"{path} does not exist")
+
+
+def lists_in(folder: Path | None) -> Entries:
+    """The entries of a folder of lists; none without a folder.
+
+    Raises :class:`CommandError` for one that is no folder: a mistyped name would count as lists
+    that name nothing.
+    """
+    from laion_assets.removals.compiled import load
+    from laion_assets.removals.entries import Entries
+
+    if folder is None:
+        return Entries()
+    must_exist(folder)
+    if not folder.is_dir():
+        raise CommandError(f"{folder} is not a folder")
+    return load(folder)
 
 
 def must_hold(found: Sequence[object], what: str, folder: Path) -> None:

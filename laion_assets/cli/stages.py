@@ -9,6 +9,7 @@ from typing import Final
 from laion_assets.cli.common import (
     argument,
     command,
+    lists_in,
     must_exist,
     must_hold,
     output,
@@ -86,11 +87,11 @@ same folder. The rules are [download] in the settings.
 )
 def download(args: argparse.Namespace) -> None:
     from laion_assets.download.segment import download_segment
-    from laion_assets.removals.compiled import load
     from laion_assets.settings import load_settings
     from laion_assets.tables import PARTS
 
     must_exist(args.pairs)
+    removals, blocklists = lists_in(args.removals), lists_in(args.blocklists)
     if args.pairs.is_dir():
         must_hold(list(args.pairs.glob(PARTS)), f"pairs ({PARTS})", args.pairs)
     options = load_settings(args.config).download
@@ -101,8 +102,8 @@ def download(args: argparse.Namespace) -> None:
         args.pairs,
         args.output,
         options,
-        removals=load(args.removals or Path("/nonexistent")),
-        blocklists=load(args.blocklists or Path("/nonexistent")),
+        removals=removals,
+        blocklists=blocklists,
         again=bool(args.refetch),
     )
     show_counts(downloaded.counts)

@@ -143,3 +143,13 @@ def test_a_folder_of_something_else_is_reported_in_one_line(
     done = laion_assets(command, tmp_path / "empty", "-o", tmp_path / "out")
     refused(done, f"there are no {lacks}.* in {re.escape(str(tmp_path))}/empty")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--removals", "--blocklists"])
+def test_a_mistyped_folder_of_lists_is_no_empty_list(option: str, tmp_path: Path) -> None:
+    pairs, out = tmp_path / "pairs.parquet", tmp_path / "out"
+    pairs.touch()
+    for wrong, said in ((tmp_path / "removal", "does not exist"), (pairs, "is not a folder")):
+        done = laion_assets("download", pairs, option, wrong, "-o", out)
+        refused(done, f"{re.escape(str(wrong))} {said}")
+        assert not out.exists()
