@@ -140,11 +140,12 @@ def split_text(text: str) -> tuple[str, list[str]]:
 
 
 def decode_image(text: str, max_bytes: int) -> bytes:
-    """Decode base64, also that of a data: URL. Raises :class:`RequestRefusedError`."""
+    """Decode base64, also wrapped into lines, or in a data: URL. Raises
+    :class:`RequestRefusedError`."""
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
-        body = base64.b64decode(text, validate=True)
+        body = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise RequestRefusedError(422, "not_base64", "the image is not valid base64") from error
     if len(body) > max_bytes:
