@@ -285,6 +285,21 @@ def test_angle_brackets_around_the_address_are_dropped(tmp_path: Path) -> None:
 OLD, NEW = b"2018-02-09", b"2019-07-01"
 
 
+@pytest.mark.parametrize(
+    ("written", "url"),
+    [
+        ("http://a.example/\x1b[31m\x00b", "http://a.example/%1B[31m%00b"),
+        ("http://a.example/a\tb", "http://a.example/ab"),
+        ("http://a.example/\x85\u202eb", "http://a.example/%C2%85%E2%80%AEb"),
+        ("http://a.example/a b", "http://a.example/a%20b"),
+        ("http://a.example/häuser", "http://a.example/häuser"),
+    ],
+)
+def test_an_address_has_no_control_characters(tmp_path: Path, written: str, url: str) -> None:
+    wat = write(tmp_path / "a.gz", page([image("a.jpg", "a photo")], written))
+    assert [one.url for one in read(wat)[0]] == [url]
+
+
 @pytest.mark.parametrize(("date", "raw"), [(OLD, True), (b"2019-06-30", True), (NEW, False)])
 def test_attributes_are_decoded_once_in_all_eras(tmp_path: Path, date: bytes, raw: bool) -> None:
     def written(text: str) -> str:

@@ -23,7 +23,7 @@ from resources.rules import PairRulesResource, WorkResource
 ASSET = Asset(
     PAIR_PARQUET,
     group="pairs",
-    revision=2,
+    revision=3,
     checks=("schema_exact", "keys_unique", "funnel_adds_up"),
     asks_network=True,
 )
