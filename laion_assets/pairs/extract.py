@@ -3,9 +3,9 @@
 A link is checked in this order, and the first check that fails names the reason: ``bad_value`` (it
 has a value that is not sound text), ``not_image``, ``no_alt``, then the text
 (:meth:`.rules.PairRules.refused_text`), then the URL (:func:`.urls.image_url`,
-:meth:`.rules.PairRules.refused_url`), then ``language``, then ``duplicate``, and, once all pairs are
-known, ``url_many_texts`` (:mod:`.many_texts`). A link that is not an image and has no alt text is
-not counted.
+:meth:`.rules.PairRules.refused_url`), then ``language``, then ``duplicate``, and, once all pairs
+are known, ``url_many_texts`` (:mod:`.many_texts`). A link that is not an image and has no alt text
+is not counted.
 """
 
 from __future__ import annotations

@@ -61,10 +61,11 @@ WATS = [f"b/{number}.gz" for number in range(5)]
 
 
 def extract(  # type: ignore[no-untyped-def]
-    source: Path, out: Path, wats: Sequence[str] = WATS, fetch=copy, rules: PairRules = PairRules()
+    source: Path, out: Path, wats: Sequence[str] = WATS, fetch=copy, **rules: int
 ) -> list[StageCounts]:
     out.mkdir(exist_ok=True)
-    return extract_segment(wats, partial(fetch, source), out, rules, workers=2, **PLACE)
+    of_pairs = PairRules.model_validate(rules)
+    return extract_segment(wats, partial(fetch, source), out, of_pairs, workers=2, **PLACE)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -115,7 +116,7 @@ def test_urls_with_many_texts_leave_in_all_files(source: Path, tmp_path: Path) -
         links.append(image(f"http://h.example/{number}.jpg", f"{TEXT} {number}"))
         write(source / "b" / f"{number}.gz", page(links))
     out = tmp_path / "out"
-    _, pairs = extract(source, out, rules=PairRules(max_texts_per_url=3))
+    _, pairs = extract(source, out, max_texts_per_url=3)
     rows = [row for path in sorted(out.iterdir()) for row in pq.read_table(path).to_pylist()]
     assert [row["url"] for row in rows] == [f"http://h.example/{i}.jpg" for i in range(5)]
     assert (pairs.n_in, pairs.kept) == (10, 5)
