@@ -223,11 +223,13 @@ def test_a_redirect_to_nowhere(web: Listener, location: str) -> None:
 def test_statuses(web: Listener) -> None:
     expected = dict.fromkeys(["403 X", "404 X", "410 X"], "http_4xx")
     expected |= dict.fromkeys(["500 X", "502 X", "504 X"], "http_5xx")
-    expected |= dict.fromkeys(["204 X", "206 X", "304 X", "666 X"], "http_other")
+    expected |= dict.fromkeys(["201 X", "204 X", "206 X", "304 X", "666 X"], "http_other")
     urls = {f"http://a.test:{web.port}/{status[:3]}": why for status, why in expected.items()}
     for status in expected:
         web.routes[f"/{status[:3]}"] = answer(b"", status, X_Robots_Tag="noindex")
     assert reasons(list(urls)) == urls
+    web.routes["/203"] = answer(b"body", "203 Non-Authoritative Information")
+    assert get(f"http://a.test:{web.port}/203").body == b"body"
 
 
 @pytest.mark.parametrize(

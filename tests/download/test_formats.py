@@ -60,11 +60,16 @@ HUGE = zlib.compress(bytes(3_000_000))
         ([chunk(b"zTXt", b"words\0\0" + HUGE)], []),
         ([chunk(b"iTXt", b"words\0\1\0\0\0" + HUGE)], []),
         ([chunk(b"pHYs", bytes(9), crc=1)], []),
+        ([chunk(b"iCCP", b"profile\0\0" + zlib.compress(b"x"), crc=1)], []),
+        ([chunk(b"iTXt", b"words\0\0\0\0\0text", crc=1)], []),
         ([chunk(b"gAMA", b"\0")], []),
         ([chunk(b"tRNS", bytes(6), crc=1)], []),
         ([], [chunk(b"tEXt", b"words\0x", crc=1)]),
     ],
-    ids=["huge profile", "huge text", "huge iTXt", "CRC", "short gAMA", "CRC of tRNS", "behind"],
+    ids=[
+        *("huge profile", "huge text", "huge iTXt", "CRC of pHYs", "CRC of iCCP", "CRC of iTXt"),
+        *("short gAMA", "CRC of tRNS", "behind"),
+    ],
 )
 def test_what_a_picture_does_not_need_may_be_damaged(
     more: list[bytes], behind: list[bytes]

@@ -10,7 +10,7 @@ import pytest
 from laion_assets.download.bodies import Inflater
 from laion_assets.download.errors import FetchRefused
 from laion_assets.download.heads import MAX_HEAD_BYTES, mended
-from tests.download.conftest import Answer, Listener, get
+from tests.download.conftest import Answer, Listener, get, redirect
 
 BODY = b"\xff\xd8\xff" + bytes(range(256)) * 100
 LENGTH = f"Content-Length: {len(BODY)}"
@@ -45,7 +45,7 @@ CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
         raw(": no name", LENGTH),
         raw("X-Caf\u00e9: a", LENGTH),
         raw("X@Foo[1]: a", LENGTH),
-        raw("X Powered By: me", LENGTH),
+        raw("X Powered By: me", "Content-Security Policy: y", LENGTH),
         raw(f"Content-Length : {len(BODY)}"),
         raw(b"X-A: a\rb", LENGTH),
         raw(b"X-A: a\0b", LENGTH),
@@ -57,8 +57,12 @@ CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
         raw("Transfer-Encoding: identity"),
         raw(LENGTH, end=b"\n"),
         raw(LENGTH, "X-A: b", by=7),
-        raw(LENGTH, "Content-Encoding: utf-8"),
-        raw(LENGTH, "Content-Encoding: aws-chunked"),
+        *(
+            raw(LENGTH, f"Content-Encoding: {none}")
+            for none in ("utf-8", "aws-chunked", "8bit", "base64", "binary", "none")
+        ),
+        raw(LENGTH, "Content-Encoding: identity, identity"),
+        raw("Content-Encoding: aws-chunked, gzip", body=gzip.compress(BODY)),
         raw(LENGTH, "Content-Encoding: gzip"),
         raw(LENGTH, "Content-Encoding: deflate"),
         raw("Content-Encoding: identity, gzip", body=gzip.compress(BODY)),
@@ -80,6 +84,13 @@ def test_what_browsers_take_is_taken(web: Listener, answer: Answer) -> None:
     assert get(f"http://site.test:{web.port}/a.jpg").body == BODY
 
 
+def test_a_long_location_is_followed(web: Listener) -> None:
+    to = "/b.jpg?" + "x" * 9_000
+    web.routes["/a.jpg"] = redirect(to)
+    web.routes[to] = raw(LENGTH)
+    assert get(f"http://site.test:{web.port}/a.jpg").body == BODY
+
+
 def test_an_interim_answer_comes_before_the_answer(web: Listener) -> None:
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n"
 
@@ -95,6 +106,9 @@ def test_an_interim_answer_comes_before_the_answer(web: Listener) -> None:
     ("answer", "reason"),
     [
         (raw(LENGTH, f"Content-Length: {len(BODY) + 1}"), "http_other"),
+        (raw(f"Content-Length: +{len(BODY)}"), "http_other"),
+        (raw(f"Content-Length: {len(BODY) - 10}"), "http_other"),
+        (raw("Transfer-Encoding: chunked", body=CHUNKED.replace(b"\r\n", b"\n")), "http_other"),
         (raw(LENGTH, "X: " + "x" * MAX_HEAD_BYTES), "http_other"),
         (raw(LENGTH, *(f"X-{n}: {n}" for n in range(2_000))), "http_other"),
         (raw(LENGTH, "Content-Encoding: br"), "http_other"),
