@@ -33,7 +33,7 @@ REASONS: Final[Mapping[str, Mapping[str, str]]] = {
         "url_scheme": "the URL is not http or https (data:, file:, ftp:, javascript: ...)",
         "url_too_long": "the URL is longer than the maximum",
         "url_suffix": "the URL's path ends like a drawing, an animation or an icon",
-        "url_placeholder": "the URL's file is named like a placeholder or a tracking pixel",
+        "url_placeholder": "the URL is a tracker's, or its file is named like a placeholder",
         "url_many_texts": "the URL has more different texts in this segment than the maximum",
         "language": "the text is not in one of the wanted languages",
         "duplicate": "the same (URL, TEXT) came before in this segment",

@@ -6,10 +6,11 @@ from typing import Final, get_args
 
 import pytest
 
-from docs.formats import PAGE, rewritten
+from docs.formats import PAGES, rewritten
 from laion_assets import layout, schemas
 from laion_assets.defs import build
 from laion_assets.defs.removal.survey import ROWS
+from laion_assets.funnel import REASONS
 from laion_assets.layout import OVER_ALL, PARTITIONS, Table, partition_of, subset_asset
 from laion_assets.settings import Followed
 
@@ -75,9 +76,17 @@ def test_an_unknown_asset_is_an_error() -> None:
         partition_of("subsets")
 
 
-def test_the_formats_page_is_made_from_the_code() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert rewritten(page) == page, "make docs"
+@pytest.mark.parametrize("name", PAGES)
+def test_tables_of_the_docs_are_made_from_the_code(name: str) -> None:
+    page, as_it_should_be = rewritten(name)
+    assert page == as_it_should_be, "make docs"
+
+
+def test_the_docs_have_every_reason_for_a_refusal() -> None:
+    page, _ = rewritten("refusals")
+    for stage, reasons in REASONS.items():
+        for reason, meaning in reasons.items():
+            assert f"\n| `{stage}` | `{reason}` | {meaning} |" in page
 
 
 def test_sizes_of_the_stored_and_of_the_original_image_are_told_apart() -> None:
