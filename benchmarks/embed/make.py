@@ -50,7 +50,7 @@ def make_shards(folder: Path, n: int, samples_per_shard: int, seed: int = 0) -> 
                 "original_width": original_width,
                 "original_height": original_height,
             }
-            writer.write(image, key, caption, meta)
+            writer.write(image, meta)
         writer.close()
 
 
