@@ -74,7 +74,8 @@ def extract_segment(
     :data:`~laion_assets.tables.ROWS_PER_PART` rows. ``fetch(wat_file, to)`` copies a WAT file to a
     local path, in threads of this process: up to two files for each worker. Of pairs with the same
     (URL, TEXT) the first is kept, in the order of files and rows. Memory: about 60 bytes a pair of
-    the largest WAT file for each worker, and one byte a pair of the segment.
+    the largest WAT file for each worker, and a few bytes a pair of the segment (a dozen more with
+    ``max_texts_per_url``).
 
     Returns the counts of stages ``wat`` and ``pairs``. Raises :class:`SegmentError` or
     :class:`PermanentSegmentError` if a WAT file could not be fetched or read, after all the others
