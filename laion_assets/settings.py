@@ -185,6 +185,15 @@ class Retention(Options):
     )
 
 
+class Verification(Options):
+    """How the lake's files are compared with their manifests, a share of them at a time."""
+
+    at: str | None = Field(
+        "0 4 * * *", description="When a share is verified (cron, UTC); null: never"
+    )
+    shares: int = Field(90, ge=1, description="Runs after which every partition was verified")
+
+
 class Work(Options):
     """How a machine's cores are used."""
 
@@ -211,6 +220,7 @@ class Settings(Options):
     retries: Retries = Retries()
     notify: Notify = Notify()
     retention: Retention = Retention()
+    verification: Verification = Verification()
     work: Work = Work()
     pairs: PairRules = PairRules()
     download: DownloadOptions = DownloadOptions()

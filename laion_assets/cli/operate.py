@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import secrets
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from laion_assets.cli.common import argument, command, dagster_instance
+from laion_assets.cli.common import CommandError, argument, command, dagster_instance, opened_lake
 
 
 @command(
@@ -116,4 +118,79 @@ def metrics(args: argparse.Namespace) -> None:
     )
 
 
-COMMANDS: Final = (crawls, crawl_add, prune, metrics)
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError("a share is above 0 and at most 1")
+    return share
+
+
+def _since(text: str) -> float:
+    try:
+        return datetime.fromisoformat(text).astimezone().timestamp()
+    except ValueError:
+        raise argparse.ArgumentTypeError("give a date, such as 2026-11-20") from None
+
+
+@command(
+    "verify",
+    "compare the lake's files with their manifests",
+    about="""
+Read the lake's files and compare them with the sizes and SHA-256 of their
+manifests: those of all assets, or of the ones named. Each damaged file is
+listed; the exit code is then 1. Make its partition again, or restore the file
+from a backup. What is made again may take over files of the old version, so
+delete damaged ones first (--delete).
+""",
+    example="verify image_shards --share 0.1",
+    arguments=[
+        argument("asset", nargs="*", metavar="ASSET", help="name of an asset (default: all)"),
+        argument("--crawl", metavar="CRAWL", help="only this crawl's segments"),
+        argument(
+            "--share",
+            type=_share,
+            default=1.0,
+            metavar="SHARE",
+            help="only about this share of the partitions, chosen at random: 0.1 for a tenth",
+        ),
+        argument(
+            "--since",
+            type=_since,
+            metavar="DATE",
+            help="only what was published on this date or later",
+        ),
+        argument("--delete", action="store_true", help="delete the damaged files"),
+    ],
+)
+def verify(args: argparse.Namespace) -> None:
+    from laion_assets.lake import Choice, Verified, delete_damaged, find_damage
+    from laion_assets.settings import load_settings
+
+    lake = opened_lake(load_settings(args.config))
+    if unknown := sorted(set(args.asset) - set(lake.assets("*"))):
+        raise CommandError(f"{lake} has no {', '.join(unknown)}")
+    shares = round(1 / args.share)
+    choice = Choice(
+        assets=args.asset,
+        crawl=args.crawl,
+        share=(secrets.randbelow(shares), shares),
+        since=args.since,
+    )
+    partitions, verified, damages = choice.partitions(lake), Verified(), []
+    for damage in find_damage(lake, partitions, verified):
+        print(damage, flush=True)
+        damages.append(damage)
+    print(f"{verified}")
+    if not damages:
+        return
+    if args.delete:
+        delete_damaged(lake, damages)
+    concerned = {damage.partition for damage in damages}
+    raise CommandError(
+        f"{len(damages)} files of {len(concerned)} partitions are damaged: "
+        + ("deleted; " if args.delete else "")
+        + "materialize these partitions again, or restore the files from a backup"
+    )
+
+
+COMMANDS: Final = (crawls, crawl_add, prune, verify, metrics)

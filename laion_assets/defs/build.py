@@ -10,6 +10,7 @@ from typing import Final
 
 import dagster as dg
 
+from laion_assets.defs import verification
 from laion_assets.defs.assets import (
     catalog,
     dalle_samples,
@@ -82,6 +83,8 @@ def build_defs(settings: Settings) -> dg.Definitions:
     tell, pruning = notifiers(settings.notify), prune_job(settings.retention)
     by_segment = segment_assets(settings.subsets)
     segment, observe = segment_job(by_segment), lists_job()
+    whole = verification.build([*by_segment, *(module.ASSET.name for module in OVER_ALL)])
+    verify = verification.verify_job(whole)
     return dg.Definitions(
         assets=[
             *lists.build(segments),
@@ -89,8 +92,12 @@ def build_defs(settings: Settings) -> dg.Definitions:
             *filtered_subset.build_further(segments, settings),
             *(module.build(settings) for module in OVER_ALL),
         ],
-        jobs=[segment, aggregates_job(AGGREGATES), generation_job(), observe, pruning],
-        schedules=prune_schedules(pruning, settings.retention),
+        asset_checks=[whole],
+        jobs=[segment, aggregates_job(AGGREGATES), generation_job(), observe, pruning, verify],
+        schedules=[
+            *prune_schedules(pruning, settings.retention),
+            *verification.schedules(verify, settings.verification),
+        ],
         # What a person or the automation picks runs as the jobs do: a process of its own for each
         # step would load everything again.
         executor=dg.in_process_executor,

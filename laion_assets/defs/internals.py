@@ -63,6 +63,20 @@ def stale_causes(instance: dg.DagsterInstance, definitions: dg.Definitions) -> S
     return causes
 
 
+def last_evaluation(
+    instance: dg.DagsterInstance, check: dg.AssetCheckKey
+) -> dg.AssetCheckEvaluation | None:
+    """Return the last evaluation of a check that has ended; None if there is none.
+
+    What the public API returns as the latest is, within a run of the check, the run's own plan.
+    """
+    for record in instance.event_log_storage.get_asset_check_execution_history(check, limit=20):
+        event = record.event.dagster_event if record.event else None
+        if event and event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            return event.asset_check_evaluation_data
+    return None
+
+
 def configured_instance() -> dg.DagsterInstance | None:
     """Return the instance in ``DAGSTER_HOME``, or None if that is not set.
 

@@ -6,13 +6,17 @@ import dagster as dg
 
 from laion_assets.defs.internals import AssetJob
 from laion_assets.defs.retention import prune
+from laion_assets.defs.verification import FILES_WHOLE
 from laion_assets.layout import DALLE_SAMPLES, LISTS
 from laion_assets.settings import Retention
 
 
 def _asset_job(name: str, assets: Iterable[str], description: str) -> AssetJob:
     """A run in one process: the models are loaded once, and a step costs no new process."""
-    selection = dg.AssetSelection.assets(*assets)
+    names = list(assets)
+    # What a run has just written need not be read again. Lists have no files.
+    whole = [dg.AssetCheckKey(dg.AssetKey(name), FILES_WHOLE) for name in {*names} - {*LISTS}]
+    selection = dg.AssetSelection.assets(*names) - dg.AssetSelection.checks(*whole)
     executor = dg.in_process_executor
     return dg.define_asset_job(name, selection, executor_def=executor, description=description)
 

@@ -22,12 +22,22 @@ from laion_assets.lake.partition import (
     PartitionBusyError,
     Staging,
 )
+from laion_assets.lake.verify import (
+    Choice,
+    Damage,
+    Partition,
+    Verified,
+    delete_damaged,
+    find_damage,
+)
 
 __all__ = [
     "MANIFEST",
     "Abandoned",
     "CarelessStoreError",
     "ChangedError",
+    "Choice",
+    "Damage",
     "DamagedError",
     "Lake",
     "LakeError",
@@ -37,9 +47,13 @@ __all__ = [
     "Manifest",
     "NotPublishedError",
     "ObjectStoreError",
+    "Partition",
     "PartitionBusyError",
     "Staging",
     "UnavailableError",
+    "Verified",
+    "delete_damaged",
+    "find_damage",
     "is_remote",
     "local_lake",
     "open_lake",

@@ -15,7 +15,7 @@ import logging
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -75,6 +75,18 @@ class Abandoned(NamedTuple):
 
     asset: str
     folder: Path
+
+
+class Stored(NamedTuple):
+    """A version of a partition, to be read from where it is kept."""
+
+    manifest: Manifest
+    read: Callable[[str], Iterator[bytes]]
+    """Yields the content of a file, by its name in the manifest; raises ``OSError``."""
+    others: Collection[str]
+    """Names of files that are there and not in the manifest."""
+    delete: Callable[[str], None]
+    """Deletes a file, by its name, where it is kept; what is missing is made again."""
 
 
 class Lake(ABC):
@@ -207,6 +219,14 @@ class Lake(ABC):
         file of a partition that is replaced meanwhile.
         """
 
+    @abstractmethod
+    def stored(self, asset: str, key: SegmentKey | None = None) -> Stored:
+        """Return one version of a partition as the lake itself keeps it, copies here aside.
+
+        Raises :class:`NotPublishedError`; ``ValueError``, ``LookupError`` or ``TypeError`` if the
+        manifest is damaged.
+        """
+
     def map(self, call: Callable[[K], T], items: Iterable[K]) -> list[T]:
         """Call a function that reads the lake for each item, side by side where it may wait."""
         return list(map(call, items))
@@ -302,7 +322,7 @@ class Lake(ABC):
                 files=files,
                 counts=staging.counts,
                 metadata=staging.metadata,
-            )
+            ).sealed()
             write_json(path / MANIFEST, staging.manifest.to_json())
             commit(staging.manifest)
             replace_folder(path, self._place(asset, key))

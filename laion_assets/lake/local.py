@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from typing_extensions import override
 
 from laion_assets.files import LocalFile, ReadAt
-from laion_assets.lake.base import Lake, Lease
+from laion_assets.lake.base import Lake, Lease, Stored
 from laion_assets.lake.content import MANIFEST
 from laion_assets.lake.options import LakeOptions
 from laion_assets.lake.partition import LakeError, Manifest
@@ -135,6 +135,18 @@ class LocalLake(Lake):
         return lambda asset, key, name: LocalFile(f"{self.root}/{place_of(asset, key)}/{name}")
 
     @override
+    def stored(self, asset: str, key: SegmentKey | None = None) -> Stored:
+        folder, manifest = self._place(asset, key), self.manifest(asset, key)
+        named = {MANIFEST, *(item["name"] for item in manifest.files)}
+        found = (str(path.relative_to(folder)) for path in _files(folder))
+        return Stored(
+            manifest,
+            lambda name: _chunks(folder / name),
+            set(found) - named,
+            lambda name: (folder / name).unlink(missing_ok=True),
+        )
+
+    @override
     def current(self, *folders: str, deep: bool = False) -> Path:
         return self.root
 
@@ -173,6 +185,21 @@ def _key(crawl: str, segment: str) -> SegmentKey:
 def _version(about: os.stat_result) -> str:
     # A file system may use an inode again.
     return f"{about.st_ino:x}.{about.st_mtime_ns:x}"
+
+
+_CHUNK: Final = 1 << 22
+"""Bytes of a file that are read at once."""
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    # A killed run leaves its fingerprint, and editors what they make.
+    return (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
 
 
 @contextmanager

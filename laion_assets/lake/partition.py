@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from laion_assets.errors import TransientError
 from laion_assets.funnel import StageCounts
-from laion_assets.lake.content import MANIFEST
+from laion_assets.lake.content import MANIFEST, digest
 
 
 class LakeError(RuntimeError):
@@ -45,6 +45,20 @@ class Manifest:
     parquet file ``rows`` and ``columns``, too, unless it is older than these."""
     counts: Sequence[StageCounts]
     metadata: Mapping[str, Any]
+    seal: str = ""
+    """Digest of all the rest, see :meth:`sealed`; empty if it is older than these."""
+
+    def sealed(self) -> Manifest:
+        """Return the manifest with its seal: a changed byte of it breaks that."""
+        return replace(self, seal=self._seal())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is as it was sealed. It costs more than reading it."""
+        return not self.seal or self.seal == self._seal()
+
+    def _seal(self) -> str:
+        return digest({**self.to_json(), "seal": ""})
 
     def to_json(self) -> dict[str, Any]:
         value = dict(self.__dict__)

@@ -18,15 +18,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from typing_extensions import override
 
 from laion_assets.files import ReadAt
-from laion_assets.lake.base import Lake, Lease
+from laion_assets.lake.base import Lake, Lease, Stored
 from laion_assets.lake.cache import Cache, write_bytes
 from laion_assets.lake.checkpoint import Checkpoint, Checkpointing, Uploads
-from laion_assets.lake.index import AT_ONCE
+from laion_assets.lake.index import AT_ONCE, while_replaced
 from laion_assets.lake.object_store import ChangedError, ObjectStore, in_parallel
 from laion_assets.lake.options import LakeOptions
 from laion_assets.lake.partition import Manifest, PartitionBusyError
@@ -38,6 +38,7 @@ from laion_assets.lake.pointer import (
     discard,
     discard_abandoned,
     pointer_path,
+    read_files,
     read_pointer,
 )
 from laion_assets.lake.shared import SharedFolder
@@ -50,6 +51,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 K = TypeVar("K")
+
+_CHUNK: Final = 1 << 23
+"""Bytes of an object that are read at once."""
 
 
 class RemoteLake(Lake):
@@ -166,6 +170,32 @@ class RemoteLake(Lake):
 
         files = LakeFileSystem(self.cache)
         return lambda asset, key, name: files.open_at(place_of(asset, key), name)
+
+    @override
+    def stored(self, asset: str, key: SegmentKey | None = None) -> Stored:
+        place = place_of(asset, key)
+
+        def pointer() -> Pointer:
+            # Not from the notes that this machine has of what it read before.
+            return read_files(self.store, read_pointer(self.store, place)[0], place)
+
+        found = while_replaced(pointer, place)
+        if found.manifest is None:
+            raise self._not_published(asset, key)
+
+        def read(name: str) -> Iterator[bytes]:
+            path = found.files[name].object
+            info = self.store.info(path)
+            if info is None:
+                raise FileNotFoundError(self.store.address(path))
+            for first in range(0, info.size, _CHUNK):
+                yield self.store.read_range(path, first, min(first + _CHUNK, info.size))
+
+        def delete(name: str) -> None:
+            discard(self.store, [found.files[name].object])
+            (self._place(asset, key) / name).unlink(missing_ok=True)
+
+        return Stored(Manifest.from_json(found.record()), read, (), delete)
 
     @override
     def map(self, call: Callable[[K], T], items: Iterable[K]) -> list[T]:

@@ -32,6 +32,7 @@ WORDS = {
     "crawls": [],
     "crawl add": ["CC-MAIN-2000-10"],
     "prune": [],
+    "verify": [],
     "demo": [],
     "ui": [],
     "search-page": [],
