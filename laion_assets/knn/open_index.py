@@ -26,6 +26,7 @@ from laion_assets.knn.files import (
     vectors_name,
 )
 from laion_assets.knn.lists import ListsFile, map_lists
+from laion_assets.knn.mapped import MappedFiles
 from laion_assets.knn.rows import IndexRows, RowVectors
 from laion_assets.knn.samples import SamplePlace
 from laion_assets.knn.subset import MODALITIES, Modality, Subsets
@@ -89,6 +90,7 @@ class OpenIndex:
                     raise
         else:
             raise IndexMismatchError(f"{index_dir} was replaced each time while it was opened")
+        self._mapped = MappedFiles(self._mapped_paths())
         self._vectors = RowVectors(self._rows, subsets, self.summary.d)
         self.stale = self._vectors.stale
 
@@ -111,6 +113,13 @@ class OpenIndex:
             ]
             for modality in MODALITIES
         }
+
+    def _mapped_paths(self) -> list[Path]:
+        return [
+            self.folder / run.folder / name
+            for run in self.summary.runs
+            for name in ("ids.npy", *(vectors_name(run.kind, modality) for modality in MODALITIES))
+        ]
 
     def _open_run(self, index_dir: Path, run: IndexRun, first: int, modality: Modality) -> _Opened:
         path = index_dir / run.folder / vectors_name(run.kind, modality)
@@ -142,7 +151,11 @@ class OpenIndex:
             modality: the index to search.
             parameters: used instead of the recorded ones.
             runs: search only these index runs.
+
+        Raises :class:`~laion_assets.knn.mapped.IndexDamagedError` if a file was cut, and
+        :class:`~laion_assets.knn.subset.SubsetError` for damaged vectors.
         """
+        self._mapped.check()
         scores, rows = [], []
         chosen = self.summary.runs if runs is None else runs
         for group in sorted({run.codec for run in chosen if run.n}):
@@ -270,6 +283,7 @@ class OpenIndex:
 
     def places(self, rows: Sequence[int] | Ints) -> list[SamplePlace]:
         """Place of each row's sample. Raises ``IndexError`` for a row beyond the last one."""
+        self._mapped.check()
         return [self._rows.place(int(row)) for row in rows]
 
     def runs_of(self, codec: str) -> list[IndexRun]:

@@ -124,7 +124,8 @@ class RowVectors:
     ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_] | None]:
         """Vectors ``(n, d)`` of ascending rows, and which of them are gone; None if none is.
 
-        Each file is opened once.
+        Each file is opened once. Raises :class:`SubsetError` for a damaged one, or one that does
+        not fit its rows.
         """
         out = np.empty((len(rows), self._d), dtype=np.float16)
         gone: npt.NDArray[np.bool_] | None = None
@@ -146,7 +147,7 @@ class RowVectors:
         self, segment: int, rows: Ints, modality: Modality, out: npt.NDArray[np.float16]
     ) -> npt.NDArray[np.bool_] | None:
         """Read vectors of a segment's rows into ``out``; return which are gone."""
-        key = (modality, segment)
+        key, damage = (modality, segment), None
         for _ in range(_READING_ATTEMPTS):
             with self._lock:
                 stored = self._kept.get(key)
@@ -160,10 +161,14 @@ class RowVectors:
             try:
                 if self._read(stored, at, out):
                     return None if stored.at is None or (at >= 0).all() else at < 0
-            except (FileNotFoundError, SubsetError):
+            except FileNotFoundError:
                 pass
+            except SubsetError as error:
+                damage = error
             with self._lock:  # it was replaced since it was looked at
                 self._kept.pop(key, None)
+        if damage:
+            raise damage
         self._note_stale(segment)
         out[:] = 0
         return np.ones(len(rows), dtype=bool)
@@ -189,20 +194,16 @@ class RowVectors:
         return True
 
     def _look(self, segment: int, modality: Modality) -> _Stored | None:
-        """Find a segment's vectors; None if they are missing, or do not fit their rows."""
+        """Find a segment's vectors; None if they are missing. Raises :class:`SubsetError`."""
         indexed = self._rows.segments[segment]
         folder = subset_folder(self._subsets, indexed.crawl, indexed.segment)
-        try:
-            stored = read_whole(
-                folder,
-                lambda: (
-                    self._as_indexed(folder, indexed, modality)
-                    or self._by_ids(folder, segment, modality)
-                ),
-            )
-        except SubsetError as error:
-            logger.warning("%s", error)
-            return None
+        stored = read_whole(
+            folder,
+            lambda: (
+                self._as_indexed(folder, indexed, modality)
+                or self._by_ids(folder, segment, modality)
+            ),
+        )
         if stored is not None and stored.at is not None:
             self._note_stale(segment)
         return stored

@@ -27,6 +27,7 @@ from laion_assets.knn.subset import (
     SubsetError,
     SubsetPart,
     Subsets,
+    reading,
     subset_folder,
     subset_parts,
 )
@@ -230,7 +231,7 @@ class Samples:
 
         Segments are visited one after another. Raises
         :class:`~laion_assets.knn.subset.SubsetError` if a part's rows and vectors differ in
-        number.
+        number, or a file is damaged.
 
         Args:
             places: None gives None.
@@ -308,7 +309,11 @@ class Samples:
 
     def _load(self, part: SubsetPart, rows: Sequence[int] | None) -> dict[int, RowGroup]:
         path = part.parquet
-        with pa.OSFile(str(path)) as file, pq.ParquetFile(file, pre_buffer=False) as opened:
+        with (
+            reading(path),
+            pa.OSFile(str(path)) as file,
+            pq.ParquetFile(file, pre_buffer=False) as opened,
+        ):
             seen, starts = identity(file.fileno()), _starts(opened)
             of = _groups_of(rows, starts)
             with self._lock:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from laion_assets.clip.embed import image_path, text_path
 from laion_assets.files import Identity, identity
@@ -36,7 +38,19 @@ then no :class:`SegmentKey` names them.
 
 
 class SubsetError(ValueError):
-    """A subset's rows and vectors do not belong together; the message says where."""
+    """A subset's rows and vectors do not belong together, or one of its files is damaged; the
+    message says which."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise :class:`SubsetError` for what reading a damaged parquet file raises."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise SubsetError(f"{path} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,8 @@ class SubsetPart:
 
     def sample_ids(self) -> npt.NDArray[np.int64]:
         """SAMPLE_IDs of the rows, ``(rows,)``."""
-        rows = read_parquet(self.parquet, ["SAMPLE_ID"])
+        with reading(self.parquet):
+            rows = read_parquet(self.parquet, ["SAMPLE_ID"])
         ids: npt.NDArray[np.int64] = rows["SAMPLE_ID"].to_numpy()
         return ids
 

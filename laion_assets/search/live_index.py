@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,9 @@ _ROW_BITS: Final = 32
 _TAG_BITS: Final = 20
 """An id has 52 bits: a browser's numbers are exact up to 53."""
 _OPENING_ATTEMPTS: Final = 5
+_CHUNK: Final = 2**22
+_NOT_WHOLE: Final = (OSError, ValueError, RuntimeError, EOFError, LookupError)
+"""What opening a damaged index raises, faiss's and numpy's exceptions among it."""
 
 
 class IndexUnavailableError(RuntimeError):
@@ -38,8 +42,7 @@ class IndexUnavailableError(RuntimeError):
 class IndexVersion:
     """One published index, open. Several threads may search it.
 
-    Raises ``OSError``, ``ValueError`` or faiss's ``RuntimeError`` for a folder that is not a whole
-    index.
+    Raises one of :data:`_NOT_WHOLE` for a folder that is not a whole index.
     """
 
     def __init__(self, index_dir: Path, name: str, subsets: Subsets) -> None:
@@ -99,11 +102,14 @@ class LiveIndex:
         self._subsets = subsets
         self._accept = accept
         self.swaps = 0
+        self.damaged: tuple[str, ...] = ()
+        """Files of the current version whose content is not what the manifest says."""
+        self._verified: Identity | None = None
         self.problem: str | None = None
         """Why the folder's newest version is not the current one."""
         try:
             self._seen, self._current = self._open()
-        except (OSError, ValueError, RuntimeError) as error:
+        except _NOT_WHOLE as error:
             raise IndexUnavailableError(f"{index_dir} cannot be searched: {error}") from error
 
     @property
@@ -120,7 +126,7 @@ class LiveIndex:
                 self.problem = None
                 return False
             seen, version = self._open()
-        except (OSError, ValueError, RuntimeError) as error:
+        except _NOT_WHOLE as error:
             problem = f"the new index cannot be served: {error}"
             if problem != self.problem:
                 logger.warning(problem)
@@ -129,10 +135,32 @@ class LiveIndex:
         self._seen, self.problem = seen, None
         if version.name == self._current.name:
             return False
-        self._current = version
+        self._current, self.damaged = version, ()
         self.swaps += 1
         logger.info(f"now serving index {version.name}: {version.summary.n:,} samples")
         return True
+
+    def verify(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Compare the current version's files with its manifest, once.
+
+        It takes about two seconds a gigabyte; ``stop`` is asked meanwhile whether to give up.
+        """
+        seen = self._seen
+        if seen == self._verified or not (self._index_dir / MANIFEST).exists():
+            return
+        damaged = []
+        for item in Manifest.read(self._index_dir).files:
+            path, content = self._index_dir / item["name"], hashlib.sha256()
+            with suppress(FileNotFoundError), path.open("rb") as file:  # copied in part, perhaps
+                while (chunk := file.read(_CHUNK)) and not stop():
+                    content.update(chunk)
+                if content.hexdigest() != item["sha256"]:
+                    damaged.append(item["name"])
+            if stop() or self._identity() != seen:
+                return
+        self._verified, self.damaged = seen, tuple(damaged)
+        for name in damaged:
+            logger.error(f"{self._index_dir / name} is damaged: build the index again")
 
     def _identity(self) -> Identity:
         manifest = self._index_dir / MANIFEST

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +16,14 @@ from typing import Any, Final, ParamSpec, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from cachetools import TTLCache
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.download.errors import FetchRefused
 from laion_assets.download.fetch import Fetcher
 from laion_assets.download.options import DownloadOptions
 from laion_assets.generation.shown_samples import may_be_shown
+from laion_assets.knn.mapped import IndexDamagedError
 from laion_assets.knn.query import lake_beside, subset_beside
 from laion_assets.knn.samples import Located, Sample, SampleRef, Samples
 from laion_assets.knn.subset import Modality, SubsetError, Subsets
@@ -50,6 +53,9 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+_DAMAGES: Final = 100
+_DAMAGE_SHOWN_S: Final = 600
+"""Damage that a query met is named in `/healthz` so long, or until the next such query."""
 _WEB: Final = ("http://", "https://")
 
 
@@ -76,6 +82,7 @@ class SearchService:
         self.metrics = Metrics()
         self._clip_key = clip.key
         subsets: Subsets = subset or subset_beside(index_dir)
+        self._index_dir = index_dir
         self.live = LiveIndex(index_dir, subsets, self._accept)
         self.samples = Samples(subsets, options.cache_mb * 2**20)
         self.encoder = encoder or Encoder(clip, options, observe=self.metrics.encoded)
@@ -101,6 +108,8 @@ class SearchService:
             options.search_threads, thread_name_prefix="search", initializer=_one_core_a_query
         )
         self._reading = ThreadPoolExecutor(4, thread_name_prefix="thumbnails")
+        self._damage: TTLCache[str, str] = TTLCache(_DAMAGES, _DAMAGE_SHOWN_S)
+        self._stopping = threading.Event()
         self.metrics.watch(self.live, self.encoder)
 
     def _accept(self, version: IndexVersion) -> None:
@@ -119,6 +128,7 @@ class SearchService:
             try:
                 yield
             finally:
+                self._stopping.set()
                 watching.cancel()
                 loading.cancel()
                 self.encoder.close()
@@ -130,6 +140,7 @@ class SearchService:
         while True:
             await asyncio.sleep(self.options.watch_s)
             await asyncio.to_thread(self.live.refresh)
+            await asyncio.to_thread(self.live.verify, self._stopping.is_set)
 
     # Queries
 
@@ -324,7 +335,8 @@ class SearchService:
         """State of the index and the encoder."""
         version = self.live.current
         encoder = self.encoder
-        good = encoder.state == "ready" and self.live.problem is None
+        damaged = [*self.live.damaged, *self._damage.values()]
+        good = encoder.state == "ready" and self.live.problem is None and not damaged
         return {
             "status": "ok" if good else "degraded",
             "index": {
@@ -333,6 +345,7 @@ class SearchService:
                 "samples": version.summary.n,
                 "model": version.summary.model,
                 "problem": self.live.problem,
+                "damaged": damaged,
             },
             "encoder": {"state": encoder.state, "problem": encoder.problem or None},
         }
@@ -364,11 +377,13 @@ class SearchService:
             return await asyncio.get_running_loop().run_in_executor(
                 pool, lambda: function(*args, **kwargs)
             )
-        except SubsetError as error:
+        except (SubsetError, IndexDamagedError) as error:
             # Not the client's fault; the message has paths.
             logger.warning("%s", error)
+            root = self._lake.root if self._lake else self._index_dir
+            self._damage[str(error)] = str(error).replace(f"{root}/", "")
             raise RequestRefusedError(
-                503, "subset", "the dataset is being changed; try again", retry_after_s=30
+                503, "damaged", "the dataset is being changed, or damaged", retry_after_s=30
             ) from error
 
 

@@ -143,7 +143,7 @@ def test_a_subset_that_is_not_whole_is_not_the_clients_fault(own_lake: SmallLake
         vectors = image_path(own_lake.lake.folder("filtered_subset", FIRST), 0)
         np.save(vectors, np.load(vectors)[:-1])
         answer = served.http.post("/search", json={"text": "a red apple"})
-        assert (answer.status_code, answer.json()["reason"]) == (503, "subset")
+        assert (answer.status_code, answer.json()["reason"]) == (503, "damaged")
         assert str(own_lake.root) not in answer.text
 
 
