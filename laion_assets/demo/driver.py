@@ -16,6 +16,7 @@ from laion_assets.defs.build import AGGREGATES
 from laion_assets.defs.internals import stale_causes
 from laion_assets.defs.partitions import PARTITION_TAG, partition_key
 from laion_assets.defs.partitions import crawls as crawl_partitions
+from laion_assets.demo.live import Following, View
 from laion_assets.demo.world import Dagster, DemoError
 from laion_assets.lake import open_lake
 from laion_assets.layout import SEGMENT_ASSETS, SegmentKey
@@ -120,12 +121,17 @@ class Driver:
         self._dagster = dagster
         self._further = further
         self._reported: set[str] = set()
+        self._following, self._view = Following(instance), View()
 
     def bring_up_to_date(self, lacks: Needs) -> None:
-        """Have Dagster make what is missing or stale.
+        """Have Dagster make what is missing or stale, and show how far it is.
 
         Raises :class:`DemoError` if a run fails, or if something stays missing or stale.
         """
+        with self._view.open():
+            self._bring_up_to_date(lacks)
+
+    def _bring_up_to_date(self, lacks: Needs) -> None:
         awaited = [*lacks.unknown, *lacks.missing]
         if awaited:
             logger.info(f"waiting for the sensor to launch {len(awaited)} segments")
@@ -200,18 +206,25 @@ class Driver:
             time.sleep(1.0)
 
     def _report_runs(self) -> None:
-        """Log the runs that ended since the last call.
+        """Log the runs that ended since the last call, and show those at work.
 
         Raises :class:`DemoError` if one of them failed.
         """
         self._dagster.check()
-        for record in self._runs():
+        records = self._runs()
+        at_work = [record for record in records if not record.dagster_run.is_finished]
+        self._view.show(
+            self._following.now(
+                (run.dagster_run.run_id, _name(run.dagster_run), run.start_time) for run in at_work
+            ),
+            f"{len(records) - len(at_work)} of {len(records)} runs are done",
+        )
+        for record in records:
             run = record.dagster_run
             if not run.is_finished or run.run_id in self._reported:
                 continue
             self._reported.add(run.run_id)
-            selected = ", ".join(sorted(key.path[-1] for key in run.asset_selection or ()))
-            what = run.tags.get(PARTITION_TAG) or selected or run.job_name
+            what = _name(run)
             seconds = (record.end_time or 0) - (record.start_time or 0)
             logger.info(f"{what}: {run.status.value.lower()} in {seconds:.0f} s")
             if run.status != dg.DagsterRunStatus.SUCCESS:
@@ -228,3 +241,9 @@ class Driver:
             if event and event.is_run_failure:
                 return str(event.message)
         return f"it recorded no error; see run {run_id} in Dagster's UI"
+
+
+def _name(run: dg.DagsterRun) -> str:
+    """What a run makes: its partition, else its assets, else its job."""
+    selected = ", ".join(sorted(key.path[-1] for key in run.asset_selection or ()))
+    return run.tags.get(PARTITION_TAG) or selected or run.job_name
