@@ -37,7 +37,7 @@ chromium:
 	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium; }
 
 test: lint chromium postgres
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --durations 10
 
 # The tests with another Python, in an environment of its own: make test-python PYTHON=python3.13
 test-python:

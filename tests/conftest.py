@@ -11,9 +11,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
+from xdist.scheduler.loadfile import LoadFileScheduling
 
 
 class _Heard(logging.Handler):
@@ -45,6 +47,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.relative_to(Path(__file__).parent).parts[0] == "world":
             # The first waits for two crawls to be made, on a machine that does other things, too.
             item.add_marker(pytest.mark.timeout(1200), append=False)
+
+
+class _ByFile(LoadFileScheduling):  # type: ignore[misc]
+    """Tests of one file, and all of the world, run in one process: they share what they made."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = str(super()._split_scope(nodeid))
+        return "tests/world" if file.startswith("tests/world/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
+    return _ByFile(config, log)
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
