@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(1200), append=False)
 
 
-class _ByFile(LoadFileScheduling):  # type: ignore[misc]
+class _ByFile(LoadFileScheduling):
     """Tests of one file, and all of the world, run in one process: they share what they made."""
 
     def _split_scope(self, nodeid: str) -> str:
