@@ -274,9 +274,14 @@ class Settings(Options):
         return known[name] if name in known else load_recipe(name)
 
 
+_DEPLOYMENTS: Final = Path(str(package_files.files("laion_assets"))) / "deployments"
+DAGSTER_CONFIG: Final = _DEPLOYMENTS / "dagster.yaml"
+"""The shipped configuration of a Dagster instance on one machine."""
+
+
 def shipped_config(name: str) -> Path:
     """A settings file shipped with the package."""
-    return Path(str(package_files.files("laion_assets"))) / "deployments" / f"{name}.toml"
+    return _DEPLOYMENTS / f"{name}.toml"
 
 
 def sample_config() -> Path:

@@ -30,7 +30,7 @@ from benchmarks.scale.ui import Watch, browser_page
 from deploy.cluster_demo import postgres
 from laion_assets.defs.build import build_defs
 from laion_assets.layout import SEGMENT_ASSETS
-from laion_assets.settings import CONFIG_VARIABLE, load_settings
+from laion_assets.settings import CONFIG_VARIABLE, DAGSTER_CONFIG, load_settings
 
 ROOT: Final = Path(__file__).parent.parent.parent
 SHOT: Final = ROOT / "docs" / "images" / "ten-thousand-partitions.png"
@@ -129,7 +129,7 @@ prompts = "sample"
 def _home(home: Path, url: str | None) -> None:
     """Write the deployment's dagster.yaml, but start no runs: they would be measured, too."""
     home.mkdir(parents=True)
-    config = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    config = yaml.safe_load(DAGSTER_CONFIG.read_text())
     config["concurrency"]["runs"]["max_concurrent_runs"] = 0
     config["nux"] = {"enabled": False}  # the dialog that greets new users
     if url:

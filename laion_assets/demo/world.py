@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,7 +28,7 @@ from laion_assets.files import LockedError, locked, write_text
 from laion_assets.lake import open_lake
 from laion_assets.sample_crawl.build import build_sample_crawl
 from laion_assets.sample_crawl.drawn_crawl import build_drawn_crawl
-from laion_assets.settings import Settings
+from laion_assets.settings import DAGSTER_CONFIG, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -93,16 +92,10 @@ class Places:
 
 def prepare(places: Places) -> dg.DagsterInstance:
     """Build the world's crawl unless it is up to date, and open the demo's Dagster instance."""
-    configured = places.root / "dagster.yaml"
-    if not configured.exists():
-        raise DemoError(
-            f"there is no dagster.yaml in {places.root}: run the demo in the checkout, or name its "
-            "folder by --root"
-        )
     places.home.mkdir(parents=True, exist_ok=True)
-    installed = places.home / "dagster.yaml"
-    if not installed.exists() or installed.read_bytes() != configured.read_bytes():
-        shutil.copyfile(configured, installed)
+    installed, shipped = places.home / DAGSTER_CONFIG.name, DAGSTER_CONFIG.read_bytes()
+    if not installed.exists() or installed.read_bytes() != shipped:
+        installed.write_bytes(shipped)
     logger.info("building the crawl unless it is up to date")
     places.build_crawl()
     return dg.DagsterInstance.from_config(str(places.home))

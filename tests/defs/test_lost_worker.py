@@ -17,6 +17,7 @@ import yaml
 
 from laion_assets.lake import LocalLake
 from laion_assets.layout import SegmentKey
+from laion_assets.settings import DAGSTER_CONFIG
 
 ROOT = Path(__file__).parents[2]
 KEY = SegmentKey("CC-MAIN-2021-04", "00")
@@ -71,7 +72,7 @@ def until(what: str, holds: Callable[[], bool], seconds: float = 120.0) -> None:
 @pytest.fixture
 def daemon(tmp_path: Path, instance: dg.DagsterInstance) -> Iterator[dg.DagsterInstance]:
     home = Path(instance.root_directory)
-    config = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    config = yaml.safe_load(DAGSTER_CONFIG.read_text())
     config["run_monitoring"] |= {"poll_interval_seconds": 1, "free_slots_after_run_end_seconds": 1}
     (home / "dagster.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "graph.py").write_text(GRAPH)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -133,7 +132,7 @@ def test_a_second_demo_waits_its_turn(places: Places, monkeypatch: pytest.Monkey
 
 def test_an_interrupted_run_is_left_to_the_crawl_sensor(places: Places) -> None:
     """It launches failed runs again; canceled ones it would leave to a person."""
-    shutil.copyfile(ROOT / "dagster.yaml", places.root / "dagster.yaml")
+
     instance = prepare(places)
     assert instance.run_retries_enabled
     tags = {PARTITION_TAG: "CC-MAIN-2000-05|00"}

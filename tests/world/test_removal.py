@@ -26,7 +26,7 @@ from laion_assets.defs.build import build_defs
 from laion_assets.lake import LocalLake
 from laion_assets.layout import SEGMENT_ASSETS, SegmentKey
 from laion_assets.removals.ledger import read_ledger
-from laion_assets.settings import load_settings
+from laion_assets.settings import DAGSTER_CONFIG, load_settings
 from tests.world.conftest import World
 
 ALLOWED = ("removals", ".lists", "removal_ledger", "dedup_ledger")
@@ -140,7 +140,7 @@ def copy(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wor
     root = tmp_path_factory.mktemp("removal")
     shutil.copytree(world.root / "lake", root / "lake")
     shutil.copytree(world.root / "home", root / "home")
-    shutil.copyfile(Path(__file__).parents[2] / "dagster.yaml", root / "home" / "dagster.yaml")
+    shutil.copyfile(DAGSTER_CONFIG, root / "home" / "dagster.yaml")
     config = root / "config.toml"
     config.write_text(world.config.read_text().replace(str(world.root), str(root)))
     settings = load_settings(config)
