@@ -8,12 +8,15 @@ host, which serves the crawl's own files. What does not belong here: which answe
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
 import signal
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
@@ -56,7 +59,13 @@ class SampleServer:
     """
 
     def __init__(self, root: Path, port: int = 0) -> None:
-        """``root``: the folder of a built crawl; ``port`` 0 takes a free port."""
+        """``root``: the folder of a built crawl; ``port`` 0 takes a free port.
+
+        Several processes may serve the same crawl on one port, each as long as it needs it. Raises
+        ``OSError`` if anything else is served there.
+        """
+        if port:
+            _refuse_another(port, root)
         self.requests: Counter[str] = Counter()
         routes = json.loads((root / ROUTES).read_text("utf-8"))
         self._server = _Server(("127.0.0.1", port), root.resolve(), routes, self.requests)
@@ -107,7 +116,20 @@ def serve(root: Path, port: int) -> None:
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
+def _refuse_another(port: int, root: Path) -> None:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{ROUTES}", timeout=5) as answer:
+            routes = answer.read()
+    except urllib.error.HTTPError:
+        routes = b""
+    except OSError:
+        return  # nobody answers; if somebody listens, binding fails
+    if routes != (root / ROUTES).read_bytes():
+        raise OSError(errno.EADDRINUSE, "something else is served there")
+
+
 class _Server(ThreadingHTTPServer):
+    allow_reuse_port = True
     daemon_threads = True
     block_on_close = False
     request_queue_size = 128

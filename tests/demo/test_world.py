@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from laion_assets.demo.world import (
     stop_leftovers,
 )
 from laion_assets.sample_crawl.build import build_sample_crawl
+from laion_assets.sample_crawl.server import SampleServer
 from laion_assets.settings import load_settings, sample_config
 from tests.conftest import heard
 
@@ -113,6 +116,30 @@ def test_a_taken_port_is_an_error(places: Places) -> None:
             crawl_server(places, load_settings(config)),
         ):
             pass
+
+
+def test_one_crawl_is_served_by_all_who_need_it(places: Places, tmp_path: Path) -> None:
+    config = config_on(free_port(), places.root)
+    settings = load_settings(config)
+    url = f"{settings.crawl_source.data_url}collinfo.json"
+
+    def answers() -> bool:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+
+    with crawl_server(places, settings):
+        with SampleServer(places.crawl, int(url.split(":")[2].partition("/")[0])):
+            assert answers()
+        assert answers()
+        other = Places(tmp_path / "other")
+        shutil.copytree(places.crawl, other.crawl)
+        (other.crawl / "routes.json").write_text("{}")
+        with (
+            pytest.raises(DemoError, match="something else is served there"),
+            crawl_server(other, settings),
+        ):
+            pass
+        assert answers()
 
 
 def test_a_second_demo_waits_its_turn(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
