@@ -71,7 +71,8 @@ REASONS: Final[Mapping[str, Mapping[str, str]]] = {
         "too_narrow": "one side is longer than the other by more than the limit",
         "animated": "the image has several frames",
         "undecodable": "the bytes do not decode as an image",
-        "decoder_failed": "the decoder took too long over it, or died",
+        "decode_timeout": "decoding it took longer than the limit",
+        "decoder_failed": "the decoder died over it",
     },
     "embeddings": {
         "undecodable": "the stored image does not decode",

@@ -1,20 +1,24 @@
-"""Processes that decode and encode images and write shards, beside the process that fetches.
+"""Processes that decode strangers' pictures, beside the process that fetches or serves.
 
-A stranger's bytes may crash or hang a decoder: that costs its image, and a new process replaces the
-dead one (Pebble's pool). The processes are forked from a server that has imported img2dataset, so
-that a new one is ready at once and the fetching process never imports it.
+A stranger's bytes may crash or hang a decoder: that costs its picture, and a new process replaces
+the dead one (Pebble's pool). The processes are forked from a server that has imported what they
+need, so that a new one is ready at once and the first process never imports it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import multiprocessing
 import os
-from collections.abc import Callable
+import signal
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, Self, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -29,6 +33,8 @@ _POOLS_TRIED: Final = 3
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Spent = Callable[[float], None]
+"""Called with the seconds that a picture took a decoder."""
 
 _maker: ImageMaker
 
@@ -38,23 +44,28 @@ class DecodersError(TransientError, RuntimeError):
 
 
 class Decoders:
-    """A pool of ``resize_processes``; use as a context. ``scratch``: an own folder.
+    """A pool of ``processes``; use as a context. ``scratch``: an own folder.
+
+    ``preload``: module that the processes' server imports, unless it runs already. ``begin``:
+    picklable; called first in each process.
 
     Bodies go to the processes as files: a pipe holds less than one body, so a process would wait
-    for each while the fetching thread holds the interpreter.
+    for each while the first process's thread holds the interpreter.
 
-    Pools start and end in a thread: that takes seconds, in which the fetching process has answers
-    to read.
+    Pools start and end in a thread: that takes seconds, in which the first process has other work.
     """
 
-    def __init__(self, options: DownloadOptions, scratch: Path) -> None:
-        self._options = options
+    def __init__(
+        self, processes: int, scratch: Path, preload: str, begin: Callable[[], None]
+    ) -> None:
+        self._processes = processes
         self._scratch = scratch
+        self._preload = preload
+        self._begin = begin
         self._names = itertools.count()
-        self._one_large = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "decoders")
 
-    def __enter__(self) -> Decoders:
+    def __enter__(self) -> Self:
         self._pool = self._thread.submit(self._start)
         return self
 
@@ -62,31 +73,15 @@ class Decoders:
         self._thread.submit(lambda: _stop(self._pool.result())).result()
         self._thread.shutdown()
 
-    async def make(self, body: bytes) -> StoredImage:
-        """The image to store. Raises :class:`ImageRefused`."""
+    @contextmanager
+    def file(self, body: bytes) -> Iterator[Path]:
+        """A file of these bytes, for a call in one of the processes, until the block ends."""
         path = self._scratch / f"{next(self._names)}.body"
         path.write_bytes(body)
         try:
-            made = await self._make(path, large=False)
-            if made is None:
-                async with self._one_large:
-                    made = await self._make(path, large=True)
+            yield path
         finally:
             path.unlink()
-        if isinstance(made, StoredImage):
-            return made
-        assert made is not None
-        raise ImageRefused(*made)
-
-    async def _make(self, body: Path, large: bool) -> StoredImage | tuple[str, str] | None:
-        timeout_s = self._options.decode_timeout_s
-        try:
-            return await self._call(_make, (body, large), {}, timeout_s)
-        except TimeoutError as error:
-            raise ImageRefused("decoder_failed", f"not decoded in {timeout_s:g} s") from error
-        except ProcessExpired as error:
-            died = f"its decoder died with exit code {error.exitcode}"
-            raise ImageRefused("decoder_failed", died) from error
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a picklable function in one of the processes, without a time limit.
@@ -94,6 +89,22 @@ class Decoders:
         It may be called more than once if all processes die.
         """
         return await self._call(function, args, kwargs, None)
+
+    async def run_within(
+        self, timeout_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call a picklable function that decodes a picture; its own time is limited.
+
+        Raises :class:`ImageRefused` if it takes longer or if its process dies. Cancelling the call
+        ends the process, too.
+        """
+        try:
+            return await self._call(function, args, kwargs, timeout_s)
+        except TimeoutError as error:
+            raise ImageRefused("decode_timeout", f"not decoded in {timeout_s:g} s") from error
+        except ProcessExpired as error:
+            died = f"its decoder died with exit code {error.exitcode}"
+            raise ImageRefused("decoder_failed", died) from error
 
     async def _call(
         self,
@@ -127,15 +138,47 @@ class Decoders:
 
     def _start(self) -> ProcessPool:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([_PRELOADED])
+        context.set_forkserver_preload([self._preload])
         pool = ProcessPool(
-            self._options.resize_processes,
-            context=context,
-            initializer=_begin,
-            initargs=(self._options,),
+            self._processes, context=context, initializer=_begin, initargs=(self._begin,)
         )
         assert pool.active  # reading this starts the pool
         return pool
+
+
+class ImageMakers(Decoders):
+    """The downloader's pool of ``resize_processes``: makes images, and writes shards."""
+
+    def __init__(self, options: DownloadOptions, scratch: Path) -> None:
+        begin = functools.partial(_begin_making, options)
+        super().__init__(options.resize_processes, scratch, _PRELOADED, begin)
+        self._timeout_s = options.decode_timeout_s
+        self._one_large = asyncio.Lock()
+
+    async def make(self, body: bytes, spent: Spent = lambda _: None) -> StoredImage:
+        """The image to store. Raises :class:`ImageRefused`."""
+        with self.file(body) as path:
+            made = await self._make(path, large=False, spent=spent)
+            if made is None:
+                async with self._one_large:
+                    made = await self._make(path, large=True, spent=spent)
+        if isinstance(made, StoredImage):
+            return made
+        assert made is not None
+        raise ImageRefused(*made)
+
+    async def _make(
+        self, body: Path, *, large: bool, spent: Spent
+    ) -> StoredImage | tuple[str, str] | None:
+        seconds = self._timeout_s
+        try:
+            made, seconds = await self.run_within(self._timeout_s, _make, body, large)
+        except ImageRefused as refused:
+            if refused.reason == "decode_timeout":
+                spent(seconds)
+            raise
+        spent(seconds)
+        return made
 
 
 def _stop(pool: ProcessPool) -> None:
@@ -143,17 +186,29 @@ def _stop(pool: ProcessPool) -> None:
     pool.join()
 
 
-def _begin(options: DownloadOptions) -> None:
+def _begin(begin: Callable[[], None]) -> None:
     die_with(os.getppid())
+    # Pebble's own handler runs in Python, so only after the decoder; it would wait 3 s for that.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    begin()
+
+
+def _begin_making(options: DownloadOptions) -> None:
     global _maker
     _maker = ImageMaker(options)
 
 
-def _make(body: Path, large: bool) -> StoredImage | tuple[str, str] | None:
-    """The image, its refusal's reason and detail, or None for a large image unless ``large``."""
+def _make(body: Path, large: bool) -> tuple[StoredImage | tuple[str, str] | None, float]:
+    """The image, its refusal's reason and detail, or None for a large image unless ``large``.
+
+    And the seconds of this process that it took.
+    """
+    started = time.process_time()
+    made: StoredImage | tuple[str, str] | None
     try:
-        return _maker.make(body.read_bytes(), large=large)
+        made = _maker.make(body.read_bytes(), large=large)
     except ImageRefused as refused:
-        return refused.reason, refused.detail
+        made = refused.reason, refused.detail
     except LargeImage:
-        return None
+        made = None
+    return made, time.process_time() - started

@@ -17,7 +17,7 @@ import functools
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -164,15 +164,17 @@ class Fetcher:
 
     @asynccontextmanager
     async def fetching(self, url: str) -> AsyncIterator[Fetched]:
-        """Yield the body at ``url``; it counts among ``concurrency`` until the block ends.
+        """Yield the body at ``url``; until the block ends it counts among the limits of requests.
 
-        So no more bodies than requests wait for a slower next step. Raises :class:`FetchRefused`.
+        So no more bodies than requests, in all and of one host, wait for a slower next step. Raises
+        :class:`FetchRefused`.
         """
-        fetched = await self._with_retries(url)
-        try:
-            yield fetched
-        finally:
-            self._slots.release()
+        async with AsyncExitStack() as held:
+            yield await self._with_retries(url, held)
+
+    def decoded(self, fetched: Fetched, seconds: float) -> None:
+        """Count the seconds that a body of :meth:`fetching`'s block took its decoder."""
+        self._hosts.decoded(self._hosts.held(ada_url.URL(fetched.url).hostname), seconds)
 
     @property
     def has_free_slot(self) -> bool:
@@ -184,13 +186,13 @@ class Fetcher:
         self._names.forget_failures()
         self._hosts.forget()
 
-    async def _with_retries(self, url: str) -> Fetched:
+    async def _with_retries(self, url: str, held: AsyncExitStack) -> Fetched:
         options = self.options
         retries, busy_retries, wait = options.retries, options.busy_retries, options.retry_wait_s
         last_busy: HostBusy | None = None
         while True:
             try:
-                return await self._attempt(url)
+                return await self._attempt(url, held)
             except HostBusy as busy:
                 last_busy = busy
                 busy_retries -= 1
@@ -206,8 +208,10 @@ class Fetcher:
                 await asyncio.sleep(wait)
                 wait *= 2
 
-    async def _attempt(self, url: str, *, robots_txt: bool = False) -> Fetched:
-        """Try once, with one deadline over all hops; the caller holds a slot afterwards."""
+    async def _attempt(
+        self, url: str, held: AsyncExitStack, *, robots_txt: bool = False
+    ) -> Fetched:
+        """Try once, with one deadline over all hops; ``held`` gets the body's slots."""
         loop = asyncio.get_running_loop()
         left = self.options.total_timeout_s
         hops: list[str] = []
@@ -221,10 +225,11 @@ class Fetcher:
             if self._robots is not None and not robots_txt:
                 delay = await self._robots.ask(target.origin, target.url)
             # One host's slot at a time, or two redirects could wait for each other.
-            async with self._hosts.slot(target.host) as host:
+            async with AsyncExitStack() as hop:
+                host = await hop.enter_async_context(self._hosts.slot(target.host))
                 await self._wait_for_turn(target, host, delay)
+                hop.callback(self._slots.release)
                 started = loop.time()
-                answer: Fetched | _Redirect | None = None
                 try:
                     async with asyncio.timeout(left):
                         answer = await self._ask(target, tuple(hops), robots_txt)
@@ -240,13 +245,11 @@ class Fetcher:
                     raise
                 except TimeoutError as error:
                     self._hosts.failed(host)
-                    seconds = self.options.total_timeout_s
-                    raise FetchRefused("timeout", f"not done in {seconds:g} s") from error
-                finally:
-                    if not isinstance(answer, Fetched):
-                        self._slots.release()
-            if isinstance(answer, Fetched):
-                return answer
+                    detail = f"not done in {self.options.total_timeout_s:g} s"
+                    raise FetchRefused("timeout", detail) from error
+                if isinstance(answer, Fetched):
+                    held.push_async_exit(hop.pop_all())
+                    return answer
             left -= loop.time() - started
             url = answer.url
             hops.append(as_asked(url))
@@ -272,9 +275,8 @@ class Fetcher:
             self._slots.release()
 
     async def _robots_txt(self, url: str) -> bytes:
-        fetched = await self._attempt(url, robots_txt=True)
-        self._slots.release()
-        return fetched.body
+        async with AsyncExitStack() as held:
+            return (await self._attempt(url, held, robots_txt=True)).body
 
     def _target(self, url: str) -> _Target:
         try:

@@ -46,6 +46,18 @@ class Png:
     """Over 1 for an animation."""
 
 
+def lean(body: bytes) -> bytes:
+    """What a decoder needs of a picture, for decoders that have no bounds of their own.
+
+    Raises :class:`ImageRefused` for a JPEG or PNG as :func:`check_jpeg` and :func:`read_png` do.
+    """
+    if body.startswith(_SIGNATURE):
+        return read_png(body).lean
+    if body.startswith(b"\xff\xd8\xff"):
+        check_jpeg(body)
+    return body
+
+
 def read_png(body: bytes) -> Png:
     """Walk a PNG's chunks. Raises :class:`ImageRefused`.
 

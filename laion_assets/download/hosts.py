@@ -3,7 +3,8 @@
 Each host has its slots and its rate. A host that says "too many" (429, 503) gets no request before
 the time that it names. A host that fails several times in a row, or names a time too far away, is
 left alone for a while: its other images fail at once, as ``host_down`` or ``busy``, instead of each
-holding a slot until its time-out.
+holding a slot until its time-out. A picture holds its host's slot until it is decoded, and a long
+decode delays the host's next request, so that no host has the decoders for itself.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from laion_assets.download.options import DownloadOptions
 
 _SWEEP_AT_LEAST: Final = 10_000
 _MOST_DOUBLINGS: Final = 10
+_ORDINARY_DECODE_S: Final = 0.1
+"""Ten times what an ordinary picture takes."""
 
 
 def retry_after_s(value: str) -> float | None:
@@ -51,6 +54,8 @@ class Host:
     """When the rate, or the host's own wish, allows the next request."""
     failures: int = 0
     """Consecutive failures, up to now."""
+    slow_pictures: int = 0
+    """Consecutive pictures, up to now, that were decoded for longer than an answer may take."""
     last_failed: float = 0.0
     busy_since: float = 0.0
     """When it last said "too many"."""
@@ -72,7 +77,7 @@ class Host:
     def idle(self, now: float, failures_kept_s: float) -> bool:
         """Whether there is nothing to remember: a new object would do as well."""
         waits = max(self.next_start, self.down_until, self.closed_until)
-        failed = self.failures and now < self.last_failed + failures_kept_s
+        failed = (self.failures or self.slow_pictures) and now < self.last_failed + failures_kept_s
         return not (self.users or failed) and waits <= now
 
 
@@ -129,13 +134,32 @@ class Hosts:
 
     def failed(self, host: Host, why: str = "it failed") -> None:
         """Note that there was no connection, or no answer in time."""
-        limit = self._options.host_failures
         host.failures += 1
+        self._leave_after(host, host.failures, why)
+
+    def decoded(self, host: Host, seconds: float) -> None:
+        """Note how long a picture of the host took its decoder.
+
+        The host's next request waits as long as decoding took longer than usual. A picture that
+        took longer than an answer may take counts as a failure of the host.
+        """
+        longer = seconds - _ORDINARY_DECODE_S
+        if longer > 0:
+            now = asyncio.get_running_loop().time()
+            host.next_start = max(host.next_start, now) + longer
+        if seconds > self._options.total_timeout_s:
+            host.slow_pictures += 1
+            self._leave_after(host, host.slow_pictures, f"a picture took {seconds:.0f} s to decode")
+        else:
+            host.slow_pictures = 0
+
+    def _leave_after(self, host: Host, times: int, why: str) -> None:
+        limit = self._options.host_failures
         host.last_failed = asyncio.get_running_loop().time()
-        if limit and host.failures >= limit:
+        if limit and times >= limit:
             pause = self._options.host_pause_s
             host.down_until = host.last_failed + pause
-            host.why = f"not asked for {pause:g} s: {why}, {host.failures} times in a row"
+            host.why = f"not asked for {pause:g} s: {why}, {times} times in a row"
 
     def busy(self, host: Host, answer: HostBusy, started: float) -> None:
         """Note a 429 or 503 to a request of the time ``started``.
@@ -164,6 +188,10 @@ class Hosts:
         """Give every failed host another chance; a wait that a host has asked for stays."""
         for host in self._hosts.values():
             host.failures, host.down_until = 0, 0.0
+
+    def held(self, name: str) -> Host:
+        """The host of a slot that is held."""
+        return self._hosts[name]
 
     def _get(self, name: str, now: float) -> Host:
         host = self._hosts.get(name)

@@ -2,17 +2,20 @@
 
 img2dataset's resizer decodes, resizes and encodes. It decodes with OpenCV, some versions of which
 silently fill the missing part of a cut image with grey. So each image's end is looked for first
-(:mod:`.formats`); if a JPEG's end is in doubt, Pillow reads the JPEG to its end.
+(:mod:`.formats`); if a JPEG's end is in doubt, Pillow reads the JPEG to its end. A JPEG that was
+cut and closed has an end: libjpeg's warning, which OpenCV prints, shows that it lacks data.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +33,8 @@ _ON_ITS_SIDE: Final = 5
 """From this EXIF orientation on, width and height change places when a picture is turned."""
 _LARGE_PIXELS: Final = 16_000_000
 _STRIP_ROWS: Final = 128
+_LACKS_DATA: Final = b"premature end of data segment"
+"""libjpeg's words for a scan that ends before its last block (JWRN_HIT_MARKER)."""
 _EXIF_BYTES: Final = 65_536
 _EXIF_CHARS: Final = 65_536
 """Tags may all point at the same text, so a few KB of them can be written out as 76 MB."""
@@ -80,10 +85,15 @@ class LargeImage(Exception):  # noqa: N818 - it is made in another way, not refu
 
 
 class ImageMaker:
-    """Checks, resizes and encodes images."""
+    """Checks, resizes and encodes images.
+
+    While OpenCV decodes, the process's standard error goes to a file: one maker at a time, in a
+    process without other threads that print.
+    """
 
     def __init__(self, options: DownloadOptions) -> None:
         self._options = options
+        self._printed = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - as long as the maker
         self._resize = img2dataset_parts.make_resizer(options)
 
     def make(self, body: bytes, *, large: bool = True) -> StoredImage:
@@ -101,13 +111,14 @@ class ImageMaker:
         with _as_undecodable():
             _find_end(needed, kind)
             turn = self._turn(body, kind)
-            if turn != 1:
-                needed, size = _upright(needed, turn, size)
-            elif not plain:
-                needed = _flatten(needed, png)
-        encoded, width, height, original_width, original_height, problem = self._resize(
-            BytesIO(needed)
-        )
+        with _printing_to(self._printed):
+            with _as_undecodable():
+                if turn != 1:
+                    needed, size = _upright(needed, turn, size)
+                elif not plain:
+                    needed = _flatten(needed, png)
+            made = self._resize(BytesIO(needed))
+        encoded, width, height, original_width, original_height, problem = made
         if encoded is None or problem is not None:
             raise ImageRefused("undecodable", problem or "no image")
         if (original_width, original_height) != size:
@@ -184,6 +195,31 @@ def _find_end(body: bytes, kind: str) -> None:
         # Decoding to an eighth of the size still reads every byte, for part of the work.
         image.draft("L", (1, 1))
         image.load()
+
+
+@contextmanager
+def _printing_to(file: IO[bytes]) -> Iterator[None]:
+    """Keep what the block prints to standard error, to raise :class:`ImageRefused` by it.
+
+    Anything else than libjpeg's warning of missing data is passed on.
+    """
+    standard_error = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(standard_error, 2)
+        os.close(standard_error)
+        printed = b""
+        if file.tell():
+            file.seek(0)
+            printed = file.read()
+            file.seek(0)
+            file.truncate()
+        if printed and _LACKS_DATA not in printed:
+            os.write(2, printed)
+    if _LACKS_DATA in printed:
+        raise ImageRefused("undecodable", "cut: the JPEG lacks data before its end marker")
 
 
 def _upright(body: bytes, turn: int, size: tuple[int, int]) -> tuple[bytes, tuple[int, int]]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_assets.download.addresses import Resolve, system_resolve
-from laion_assets.download.decoders import Decoders
+from laion_assets.download.decoders import ImageMakers
 from laion_assets.download.fetch import Fetcher
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.previous import UNREADABLE, PreviousShards
@@ -167,7 +167,7 @@ def _make_missing(
     with (
         tempfile.TemporaryDirectory(dir=out, prefix=MAKING) as scratch,
         PreviousShards(known) as previous,
-        Decoders(options, Path(scratch)) as decoders,
+        ImageMakers(options, Path(scratch)) as decoders,
     ):
         work = ShardWork(out, Path(scratch), rules, digests, previous, decoders, fetcher, progress)
         made = asyncio.run(work.run(todo))

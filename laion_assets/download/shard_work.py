@@ -12,12 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import pyarrow as pa
 
-from laion_assets.download.decoders import Decoders
+from laion_assets.download.decoders import ImageMakers, Spent
 from laion_assets.download.errors import NETWORK, TRANSIENT, FetchRefused, ImageRefused
 from laion_assets.download.fetch import Fetcher
 from laion_assets.download.images import Checksums, refuse_listed, refuse_unseen
@@ -116,7 +117,7 @@ class ShardWork:
     rules: Rules
     digests: Sequence[str]
     previous: PreviousShards
-    decoders: Decoders
+    decoders: ImageMakers
     fetcher: Fetcher
     progress: Progress
 
@@ -243,7 +244,8 @@ class ShardWork:
                         raise ImageRefused(
                             "changed", f"SHA-256 {sums.sha256}, recorded {history.sha256}"
                         )
-                    return await self._examine(wanted, body, sums, redirects, history)
+                    spent = partial(self.fetcher.decoded, fetched)
+                    return await self._examine(wanted, body, sums, redirects, history, spent)
                 except ImageRefused as refused:
                     if refused.reason in TRANSIENT:
                         history = history.failed()
@@ -277,6 +279,7 @@ class ShardWork:
         sums: Checksums,
         redirects: list[str] | None,
         history: History,
+        spent: Spent,
     ) -> _Row:
         """The row of a body that is taken. Raises :class:`ImageRefused`."""
         changed = history.changed_sha256 == sums.sha256 != history.sha256
@@ -285,7 +288,7 @@ class ShardWork:
             outcome, encoded = replace(known.outcome, redirects=redirects), known.encoded
         else:
             refuse_unseen(body, self.rules.options.min_bytes)
-            image = await self.decoders.make(body)
+            image = await self.decoders.make(body, spent)
             encoded = image.encoded
             outcome = Outcome(
                 SUCCESS,

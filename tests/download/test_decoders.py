@@ -10,10 +10,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from laion_assets.download.decoders import Decoders
+from laion_assets.download.decoders import ImageMakers
 from laion_assets.download.errors import ImageRefused
 from laion_assets.download.options import DownloadOptions
-from tests.download.conftest import encoded, picture
+from tests.download.conftest import (
+    answer,
+    encoded,
+    listening,
+    options_for,
+    picture,
+    run,
+    write_pairs,
+)
 
 SLOW = encoded(Image.new("RGBA", (9400, 9400), (255, 0, 0, 100)), "PNG", compress_level=1)
 """An image that is quick to send to a process and slow to decode."""
@@ -29,7 +37,7 @@ def in_pool(scratch: Path, after: float, kill: bool, **settings: object) -> tupl
 
     async def run() -> tuple[str, int]:
         options = DownloadOptions.model_validate({"resize_processes": 1} | settings)
-        with Decoders(options, scratch) as decoders:
+        with ImageMakers(options, scratch) as decoders:
             pid = await decoders.run(os.getpid)
             slow = asyncio.create_task(decoders.make(SLOW))
             await asyncio.sleep(after)
@@ -51,7 +59,7 @@ def test_a_decoder_that_dies_costs_its_image(tmp_path: Path) -> None:
 
 def test_processes_that_die_while_they_wait_are_replaced(tmp_path: Path) -> None:
     async def run() -> int:
-        with Decoders(DownloadOptions(resize_processes=1), tmp_path) as decoders:
+        with ImageMakers(DownloadOptions(resize_processes=1), tmp_path) as decoders:
             for _ in range(3):
                 os.kill(await decoders.run(os.getpid), signal.SIGKILL)
                 await asyncio.sleep(0.3)
@@ -62,14 +70,40 @@ def test_processes_that_die_while_they_wait_are_replaced(tmp_path: Path) -> None
 
 def test_a_decoder_that_hangs_costs_its_image(tmp_path: Path) -> None:
     refusal, width = in_pool(tmp_path, after=0, kill=False, decode_timeout_s=0.2)
-    assert refusal == "decoder_failed: not decoded in 0.2 s"
+    assert refusal == "decode_timeout: not decoded in 0.2 s"
     assert width == 256
 
 
 def test_our_own_error_is_not_blamed_on_the_image(tmp_path: Path) -> None:
     async def run() -> None:
-        with Decoders(DownloadOptions(), tmp_path) as decoders:
+        with ImageMakers(DownloadOptions(), tmp_path) as decoders:
             await decoders.run(os.stat, "/nonexistent")
 
     with pytest.raises(FileNotFoundError):
         asyncio.run(run())
+
+
+def test_a_picture_past_its_deadline_is_refused_for_good(tmp_path: Path) -> None:
+    with listening("127.0.0.2") as web:
+        web.routes |= {"/slow.png": answer(SLOW), "/quick.jpg": answer(QUICK)}
+        urls = ["http://slow.test/slow.png", "http://quick.test/quick.jpg"]
+        write_pairs(tmp_path / "pairs.parquet", urls)
+        options = options_for(web, decode_timeout_s=0.3, resize_processes=1)
+        for again in (False, True):
+            counts = run(tmp_path / "pairs.parquet", tmp_path / "out", options, again=again)
+            assert (counts.kept, counts.rejects) == (1, {"decode_timeout": 1})
+        assert len(web.requests) == 2
+
+
+def test_a_decoders_seconds_are_counted(tmp_path: Path) -> None:
+    async def run() -> list[float]:
+        seconds: list[float] = []
+        with ImageMakers(DownloadOptions(decode_timeout_s=0.3), tmp_path) as decoders:
+            await decoders.make(QUICK, seconds.append)
+            with pytest.raises(ImageRefused):
+                await decoders.make(SLOW, seconds.append)
+        return seconds
+
+    quick, looked_at, killed = asyncio.run(run())
+    assert quick > 0
+    assert (looked_at < 0.3, killed) == (True, 0.3)

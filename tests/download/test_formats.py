@@ -150,6 +150,30 @@ def test_half_a_jpeg_with_another_behind_is_cut() -> None:
     assert np.array_equal(pixels(preview_behind), pixels(make(body)))
 
 
+@pytest.mark.parametrize("progressive", [False, True], ids=["baseline", "progressive"])
+@pytest.mark.parametrize("lost", [0.5, 0.02])
+@pytest.mark.parametrize("options", [{}, {"apply_orientation": True}], ids=["as it is", "turned"])
+def test_a_jpeg_that_was_cut_and_closed_is_refused(
+    progressive: bool, lost: float, options: dict[str, bool]
+) -> None:
+    """OpenCV fills the rest with grey, or leaves it blurred."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    body = jpeg(progressive=progressive, exif=exif.tobytes())
+    assert make(body, **options)
+    cut = body[: -int(lost * len(body))] + b"\xff\xd9"
+    assert check_jpeg(cut)
+    with pytest.raises(ImageRefused, match="lacks data"):
+        make(cut, **options)
+
+
+def test_what_decoders_print_otherwise_is_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
+    body = jpeg()
+    scan = body.rindex(b"\xff\xda")
+    assert make(body[:scan] + b"more" + body[scan:])
+    assert "Corrupt JPEG data: 4 extraneous bytes before marker" in capfd.readouterr().err
+
+
 def test_restart_markers_and_fillers_belong_to_the_picture() -> None:
     body = jpeg(restart_marker_rows=1)
     assert body.count(b"\xff\xd0") > 0

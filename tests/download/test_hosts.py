@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
 
+from laion_assets.download.errors import FetchRefused
+from laion_assets.download.fetch import Fetcher
 from laion_assets.download.options import DownloadOptions
 from tests.download.conftest import PUBLIC, Listener, answer, get, reasons
 
@@ -143,3 +147,74 @@ def test_the_host_with_most_images_is_not_left_for_the_end(web: Listener) -> Non
     assert set(reasons(urls, DownloadOptions(concurrency=1, per_host_rate=0)).values()) == {"here"}
     asked = [int(request[1].strip("/")) for request in web.requests]
     assert max(asked.index(i) for i in range(8, 14)) < max(asked.index(i) for i in range(8))
+
+
+def decoding(
+    urls: list[str], seconds: float, then: list[str], options: DownloadOptions
+) -> dict[str, str]:
+    """Hold ``urls`` together while each is decoded for ``seconds``; then fetch others at once."""
+
+    async def run() -> dict[str, str]:
+        fetcher = Fetcher(
+            options, resolve=lambda _: [PUBLIC], allowed=lambda address: address == PUBLIC
+        )
+
+        async def one(url: str) -> str:
+            try:
+                return (await fetcher.fetch(url)).body.decode()
+            except FetchRefused as refusal:
+                return str(refusal)
+
+        async with fetcher:
+            async with AsyncExitStack() as held:
+                came = [await held.enter_async_context(fetcher.fetching(url)) for url in urls]
+                for fetched in came:
+                    fetcher.decoded(fetched, seconds)
+            return dict(zip(then, await asyncio.gather(*map(one, then)), strict=True))
+
+    return asyncio.run(run())
+
+
+def test_a_host_waits_as_long_as_its_picture_took_a_decoder(web: Listener) -> None:
+    web.routes |= {f"/{i}": answer(b"here") for i in range(5)}
+    first, again = (f"http://a.test:{web.port}/{i}" for i in range(2))
+    others = [f"http://{name}.test:{web.port}/2" for name in "bc"]
+    options = DownloadOptions(per_host_rate=0)
+    assert decoding([first], 2.0, [again, *others], options) == dict.fromkeys(
+        [again, *others], "here"
+    )
+    assert [path for _, path in web.requests] == ["/0", "/2", "/2", "/1"]
+
+
+def test_a_host_whose_pictures_burn_decoders_is_left_alone(web: Listener) -> None:
+    web.routes |= {f"/{i}": answer(b"here") for i in range(5)}
+    slow = [f"http://a.test:{web.port}/{i}" for i in range(3)]
+    then = [f"http://{name}.test:{web.port}/4" for name in "ab"]
+    options = DownloadOptions(per_host_rate=0, host_failures=3)
+    outcomes = decoding(slow, 11.0, then, options)
+    assert outcomes[then[1]] == "here"
+    assert outcomes[then[0]] == (
+        "host_down: not asked for 300 s: a picture took 11 s to decode, 3 times in a row"
+    )
+
+
+def test_a_picture_holds_its_hosts_slot_until_it_is_decoded(web: Listener) -> None:
+    web.routes |= {f"/{i}": answer(b"here") for i in range(3)}
+    held, waits, other = (f"http://{name}.test:{web.port}/{i}" for i, name in enumerate("aab"))
+
+    async def run() -> list[str]:
+        fetcher = Fetcher(
+            DownloadOptions(per_host_concurrency=1, per_host_rate=0),
+            resolve=lambda _: [PUBLIC],
+            allowed=lambda address: address == PUBLIC,
+        )
+        async with fetcher:
+            async with fetcher.fetching(held):
+                waiting = asyncio.create_task(fetcher.fetch(waits))
+                await fetcher.fetch(other)
+                before = [path for _, path in web.requests]
+            await waiting
+        return before
+
+    assert asyncio.run(run()) == ["/0", "/2"]
+    assert [path for _, path in web.requests] == ["/0", "/2", "/1"]

@@ -260,6 +260,7 @@ def test_every_reason_is_planted(manifest: Manifest, stage: str) -> None:
         "blocked",
         "robots",
         "host_down",
+        "decode_timeout",
         "decoder_failed",
         "changed",
         "predicate",
