@@ -24,6 +24,8 @@ from PIL import Image
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE, read_rows, shard_number
+from laion_assets.download.errors import ImageRefused
+from laion_assets.download.formats import lean
 from laion_assets.download.tars import ImageBytes
 
 if TYPE_CHECKING:
@@ -76,8 +78,8 @@ def decoded(
         if row is None:
             return shard, None
         try:
-            image = Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS).convert("RGB")
-        except NOT_AN_IMAGE:
+            image = Image.open(io.BytesIO(lean(encoded)), formats=IMAGE_FORMATS).convert("RGB")
+        except (*NOT_AN_IMAGE, ImageRefused):
             return shard, None
         return shard, Prepared(row, model.pixels(image), model.tokenize([text])[0])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from importlib import resources as package_files
 from pathlib import Path
@@ -29,6 +29,7 @@ from laion_assets.search.api_models import (
 from laion_assets.search.errors import RequestRefusedError
 from laion_assets.search.middleware import Guard
 from laion_assets.search.options import ServeOptions
+from laion_assets.search.rate_limit import client_of
 from laion_assets.search.service import SearchService
 
 STATIC: Final = Path(str(package_files.files("laion_assets.search"))) / "static"
@@ -41,6 +42,7 @@ _LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
 _SMALL_BODY: Final = 200_000
 
 R = TypeVar("R", bound=BaseModel)
+T = TypeVar("T")
 
 
 def make_app(service: SearchService) -> FastAPI:
@@ -140,6 +142,33 @@ async def _read(request: Request, model: type[R], limit: int, options: ServeOpti
         raise RequestRefusedError(422, "invalid", problems) from error
 
 
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do work for a request whose body was read; cancel it when the client leaves.
+
+    Raises what the work raises, and :class:`RequestRefusedError` if the client has left.
+    """
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise RequestRefusedError(400, "gone", "the client disconnected")
+        return await working
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _client(request: Request) -> str:
+    return client_of(request.client.host if request.client else "")
+
+
 def _image_body(options: ServeOptions) -> int:
     return options.max_image_bytes * 4 // 3 + _SMALL_BODY
 
@@ -170,7 +199,7 @@ def _add_clip_retrieval(app: FastAPI, service: SearchService) -> None:
         parameters that ask for something that this service does not have.
         """
         asked = await _read(request, KnnRequest, _image_body(options), options)
-        results = await service.knn(asked)
+        results = await _unless_gone(request, service.knn(asked, _client(request)))
         ignored = ", ".join(asked.ignored)
         return _json(results, {"X-Ignored-Parameters": ignored} if ignored else None)
 
@@ -182,7 +211,7 @@ def _add_clip_retrieval(app: FastAPI, service: SearchService) -> None:
     async def metadata(request: Request) -> Response:
         """Metadata of ids from `/knn-service`; ids of an index that was replaced are left out."""
         asked = await _read(request, MetadataRequest, _SMALL_BODY, options)
-        return _json(await service.metadata(asked))
+        return _json(await _unless_gone(request, service.metadata(asked)))
 
     @app.get("/indices-list", tags=["clip-retrieval"])
     async def indices_list() -> list[str]:
@@ -218,7 +247,7 @@ def _add_page(app: FastAPI, service: SearchService) -> None:
     async def search(request: Request) -> Response:
         """Combined query with filters, page by page: the page's own search."""
         asked = await _read(request, SearchRequest, _image_body(options), options)
-        return _json(await service.search(asked))
+        return _json(await _unless_gone(request, service.search(asked, _client(request))))
 
     @app.get("/thumbnails/{sample}", tags=["page"], response_class=Response)
     async def thumbnail(sample: str) -> Response:

@@ -1,7 +1,8 @@
 """The CLIP model behind the queries: one thread with a bounded queue.
 
 The model is loaded while the service already answers requests that do not need it. Texts that wait
-together are embedded together.
+together are embedded together. Images are decoded elsewhere (:mod:`.query_images`), so that no
+image delays the texts. Work whose call is cancelled is dropped.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from io import BytesIO
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
@@ -21,16 +22,16 @@ import numpy.typing as npt
 from cachetools import LRUCache
 
 from laion_assets.clip.options import ClipOptions
-from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
 from laion_assets.search.errors import RequestRefusedError
 from laion_assets.search.options import ServeOptions
+from laion_assets.search.query_images import Pixels, QueryImages
 
 if TYPE_CHECKING:
     from laion_assets.clip.model import ClipModel
 
 Vector = npt.NDArray[np.float32]
 Observe = Callable[[str, float], None]
-"""Called with what was encoded (text, image) and the seconds that it took."""
+"""Called with what was done (decode, text, image) and the seconds that it took."""
 
 _REMEMBERED: Final = 4_096
 
@@ -57,6 +58,7 @@ class Encoder:
         self._load = load
         self._observe = observe
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="clip")
+        self._images = QueryImages(options)
         self._waiting = 0
         self._texts: list[tuple[str, asyncio.Future[Vector]]] = []
         self._lock = threading.Lock()
@@ -64,10 +66,13 @@ class Encoder:
 
     def start(self) -> asyncio.Future[None]:
         """Begin to load the model; the future is done when it is ready or has failed."""
+        self._images.start()
         return asyncio.get_running_loop().run_in_executor(self._thread, self._begin)
 
     def close(self) -> None:
+        """End the decoders' processes, and the thread after the batch that it is at."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._images.close()
 
     def _begin(self) -> None:
         from laion_assets.clip.model import load_clip
@@ -90,26 +95,32 @@ class Encoder:
             future: asyncio.Future[Vector] = loop.create_future()
             with self._lock:
                 self._texts.append((text, future))
-            await loop.run_in_executor(self._thread, self._encode_texts, loop)
-            vector = self._known["text", text] = await future
+            try:
+                await loop.run_in_executor(self._thread, self._encode_texts, loop)
+                vector = self._known["text", text] = await future
+            finally:
+                future.cancel()
             return vector
 
-    async def image(self, body: bytes) -> Vector:
-        """Encode an image file. Raises :class:`RequestRefusedError`."""
+    async def image(self, body: bytes, client: str) -> Vector:
+        """Encode an image file for a client. Raises :class:`RequestRefusedError`."""
         digest = hashlib.sha256(body).hexdigest()
         known = self._known.get(("image", digest))
         if known is not None:
             return known
+        self._refuse_if_down()
+        pixels = await self._images.decode(body, client, partial(self._observe, "decode"))
         with self._queued():
             loop = asyncio.get_running_loop()
-            vector = await loop.run_in_executor(self._thread, self._encode_image, body)
+            vector = await loop.run_in_executor(self._thread, self._encode_image, pixels)
             self._known["image", digest] = vector
             return vector
 
     def _encode_texts(self, loop: asyncio.AbstractEventLoop) -> None:
         """Encode all waiting texts; a call after that finds nothing left to do."""
         with self._lock:
-            taken, self._texts = self._texts, []
+            taken = [waiting for waiting in self._texts if not waiting[1].done()]
+            self._texts = []
         if not taken:
             return
         started = time.perf_counter()
@@ -124,27 +135,12 @@ class Encoder:
         for (_, future), vector in zip(taken, vectors, strict=True):
             loop.call_soon_threadsafe(_resolve, future, vector)
 
-    def _encode_image(self, body: bytes) -> Vector:
+    def _encode_image(self, pixels: Pixels) -> Vector:
         from PIL import Image
 
         self._refuse_if_down()  # as above
         started = time.perf_counter()
-        try:
-            with Image.open(BytesIO(body), formats=IMAGE_FORMATS) as opened:
-                if opened.width * opened.height > self._options.max_pixels:
-                    raise RequestRefusedError(
-                        413,
-                        "too_many_pixels",
-                        f"the image has {opened.width} × {opened.height} pixels; at most "
-                        f"{self._options.max_pixels:,} are allowed",
-                    )
-                opened.draft("RGB", (1024, 1024))  # a JPEG need not be decoded in full
-                image = opened.convert("RGB")
-        except NOT_AN_IMAGE as error:
-            raise RequestRefusedError(
-                422, "undecodable", "the image is not a readable JPEG, PNG or WebP"
-            ) from error
-        vector: Vector = self._model.encode_images([image])[0]
+        vector: Vector = self._model.encode_images([Image.fromarray(pixels)])[0]
         self._observe("image", time.perf_counter() - started)
         return vector
 

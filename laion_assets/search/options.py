@@ -48,6 +48,15 @@ class ServeOptions(Options):
     max_pixels: int = Field(
         50_000_000, ge=1, description="Largest query image, in pixels, according to its header"
     )
+    decode_processes: int = Field(
+        2, ge=1, description="Processes that decode query images, one of a client at a time"
+    )
+    decode_timeout_s: float = Field(
+        5.0, gt=0, description="Time limit for decoding a query image, in seconds"
+    )
+    images_waiting: int = Field(
+        8, ge=1, description="Largest number of query images of one client that wait or are decoded"
+    )
     image_url_timeout_s: float = Field(
         8.0, gt=0, description="Time limit for fetching a query image, in seconds"
     )

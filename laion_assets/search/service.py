@@ -131,7 +131,7 @@ class SearchService:
                 self._stopping.set()
                 watching.cancel()
                 loading.cancel()
-                self.encoder.close()
+                await asyncio.to_thread(self.encoder.close)
                 for pool in (self._searching, self._reading):
                     pool.shutdown(wait=False, cancel_futures=True)
 
@@ -142,9 +142,9 @@ class SearchService:
             await asyncio.to_thread(self.live.refresh)
             await asyncio.to_thread(self.live.verify, self._stopping.is_set)
 
-    # Queries
+    # Queries; ``client`` names whose turn an image takes
 
-    async def knn(self, request: KnnRequest) -> list[dict[str, Any]]:
+    async def knn(self, request: KnnRequest, client: str) -> list[dict[str, Any]]:
         """Results as clip-retrieval gives them: `id`, `similarity` to the query, `url`, …"""
         self._check_name(request.indice_name)
         if request.embedding_input is not None and not (
@@ -154,7 +154,7 @@ class SearchService:
         elif request.text:
             vector = await self._text_vector(request.text)
         else:
-            vector = await self._image_vector(request.image, request.image_url)
+            vector = await self._image_vector(request.image, request.image_url, client)
         wanted = request.num_images if request.num_result_ids is None else request.num_result_ids
         version = self.live.current
         found = await self._find(
@@ -190,10 +190,10 @@ class SearchService:
         places = [None if row is None else version.place(row) for row in rows]
         return self.samples.locate(places)
 
-    async def search(self, request: SearchRequest) -> dict[str, Any]:
+    async def search(self, request: SearchRequest, client: str) -> dict[str, Any]:
         """Results for the page; `next_offset` is null when there are no more."""
         started = time.perf_counter()
-        vector = await self._query_vector(request)
+        vector = await self._query_vector(request, client)
         version = self.live.current
         wanted = min(request.offset + request.limit, self.options.max_candidates)
         found = await self._find(
@@ -212,13 +212,13 @@ class SearchService:
             "milliseconds": round((time.perf_counter() - started) * 1000, 1),
         }
 
-    async def _query_vector(self, request: SearchRequest) -> Vector:
+    async def _query_vector(self, request: SearchRequest, client: str) -> Vector:
         """The sum of what is asked for, minus a share of what is excluded."""
         parts: list[npt.NDArray[np.float32]] = []
         if request.like:
             parts.append((await self.sample(request.like)).vectors["image"])
         if request.image or request.image_url:
-            parts.append(await self._image_vector(request.image, request.image_url))
+            parts.append(await self._image_vector(request.image, request.image_url, client))
         if request.text:
             wanted, excluded = split_text(request.text)
             parts.append(await self._text_vector(wanted))
@@ -234,9 +234,10 @@ class SearchService:
             )
         return await self.encoder.text(text)
 
-    async def _image_vector(self, image: str | None, image_url: str | None) -> Vector:
+    async def _image_vector(self, image: str | None, image_url: str | None, client: str) -> Vector:
         if image:
-            return await self.encoder.image(decode_image(image, self.options.max_image_bytes))
+            body = decode_image(image, self.options.max_image_bytes)
+            return await self.encoder.image(body, client)
         assert image_url is not None
         if not image_url.lower().startswith(_WEB):
             raise RequestRefusedError(422, "url_scheme", "the image's URL must be http or https")
@@ -248,7 +249,7 @@ class SearchService:
                 f"fetch_{refused.reason}",
                 f"the image could not be fetched ({refused.reason}): {refused.detail}",
             ) from refused
-        return await self.encoder.image(fetched.body)
+        return await self.encoder.image(fetched.body, client)
 
     async def _find(
         self,

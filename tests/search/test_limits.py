@@ -29,7 +29,10 @@ def png_header(width: int, height: int) -> str:
     """Return a PNG in base64 that declares a size and holds no pixels."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    data = struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    data = b"".join(
+        struct.pack(">I", 0) + name + struct.pack(">I", zlib.crc32(name))
+        for name in (b"IDAT", b"IEND")
+    )
     return base64.b64encode(b"\x89PNG\r\n\x1a\n" + body + data).decode()
 
 
