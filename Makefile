@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: docs setup demo dalle-demo test test-python test-install ui search chromium lint soak-demo soak-download train clean bench cluster-demo postgres
+.PHONY: docs setup demo dalle-demo test test-python test-install fuzz ui search chromium lint soak-demo soak-download train clean bench cluster-demo postgres
 
 setup: $(STAMP)
 
@@ -52,6 +52,12 @@ test-install:
 	cd build/install && base/bin/laion-assets --help >base.txt && ! base/bin/python -c 'import torch' 2>/dev/null
 	build/install/all/bin/pip install --quiet --constraint constraints.txt "$$(echo build/install/*.whl)[all]"
 	cd build/install && all/bin/laion-assets demo
+
+# Fuzzes what reads strangers' bytes, ten minutes by default: docs/development.md.
+FUZZ_SECONDS ?= 600
+fuzz: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,fuzz]'
+	$(BIN)/python -m tests.fuzz.run $(FUZZ_SECONDS) $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

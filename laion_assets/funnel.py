@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+
 EXAMPLES_KEPT: Final = 5
 EXAMPLE_CHARS: Final = 300
 
@@ -176,13 +178,12 @@ class StageCounts:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> StageCounts:
-        return cls(
-            stage=value["stage"],
-            n_in=value["in"],
-            kept=value["kept"],
-            rejects=dict(value["rejects"]),
-            examples={reason: list(items) for reason, items in value["examples"].items()},
-        )
+        """The counts of which :meth:`to_json` is ``value``. Raises ``ValueError``, ``KeyError``."""
+        fields = dict(value)
+        return _COUNTS.validate_python({"n_in": fields.pop("in"), **fields})
+
+
+_COUNTS: Final = TypeAdapter(StageCounts)
 
 
 def total(stage: str, parts: Iterable[StageCounts]) -> StageCounts:

@@ -49,17 +49,18 @@ Vectors = npt.NDArray[np.float32]
 class Mixture:
     """Source of vectors; the same seed gives the same ones."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, d: int = D) -> None:
         random = np.random.default_rng(seed)
-        shared = random.normal(size=D).astype(np.float32)
-        own = random.normal(size=(_CENTRES, D)).astype(np.float32)
+        shared = random.normal(size=d).astype(np.float32)
+        own = random.normal(size=(_CENTRES, d)).astype(np.float32)
         self._centres = _unit(_unit(own) + 0.9 * _unit(shared[None]))
         weights = 1 / np.arange(1, _CENTRES + 1)
         self._weights = weights / weights.sum()
 
     def draw(self, n: int, random: np.random.Generator) -> Vectors:
         chosen = self._centres[random.choice(_CENTRES, n, p=self._weights)]
-        noise = random.standard_normal((n, D), dtype=np.float32) * np.float32(0.75 / D**0.5)
+        d = self._centres.shape[1]
+        noise = random.standard_normal((n, d), dtype=np.float32) * np.float32(0.75 / d**0.5)
         return _unit(chosen + noise)
 
 
@@ -68,8 +69,11 @@ def _unit(vectors: Vectors) -> Vectors:
     return made
 
 
-def make(folder: Path, n: int) -> None:
-    """Make ``folder/lake`` for ours and ``folder/theirs`` for clip-retrieval, unless they exist."""
+def make(folder: Path, n: int, d: int = D) -> None:
+    """Make ``folder/lake`` for ours and ``folder/theirs`` for clip-retrieval, unless they exist.
+
+    ``d``: numbers of a vector.
+    """
     done = folder / "done.json"
     if done.exists() and json.loads(done.read_text()) == {"n": n, "made": 3}:
         return
@@ -80,7 +84,7 @@ def make(folder: Path, n: int) -> None:
     vectors_of = [image_path(subset, 0).parent, text_path(subset, 0).parent]
     for needed in (*vectors_of, index_dir, codec, theirs / "metadata"):
         needed.mkdir(parents=True)
-    mixture, random = Mixture(0), np.random.default_rng(1)
+    mixture, random = Mixture(0, d), np.random.default_rng(1)
     for part, start in enumerate(range(0, n, _PART)):
         rows = min(_PART, n - start)
         vectors = mixture.draw(rows, random)

@@ -51,7 +51,7 @@ def main() -> None:
     np.save(asked, queries(2_000))
     rows = []
     for who in [args.only] if args.only else list(_CONTESTANTS):
-        with _serving(who, folder) as (port, process, ready_s):
+        with serving(who, folder) as (port, process, ready_s):
             _load(port, asked, (4, 0), _WARM_S, "folded")  # fill caches as in the long run
             for name, load in _LOADS.items():
                 plain = _load(port, asked, load, args.seconds, "plain")
@@ -102,7 +102,7 @@ def _load(
 
 
 @contextmanager
-def _serving(who: str, folder: Path) -> Iterator[tuple[int, subprocess.Popen[bytes], float]]:
+def serving(who: str, folder: Path) -> Iterator[tuple[int, subprocess.Popen[bytes], float]]:
     """Run a service; yield its port, its process, and the seconds until it listened."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])

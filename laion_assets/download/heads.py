@@ -36,15 +36,15 @@ def mended(head: bytes) -> bytes:
     """
     status, *lines = re.split(rb"\r?\n", head.rstrip(b"\r\n"))
     fields: list[tuple[bytes, bytes]] = []
-    for line in lines:
+    for line in (_UNSAFE.sub(b" ", line) for line in lines):
         if line[:1] in (b" ", b"\t") and fields:
-            fields[-1] = fields[-1][0], fields[-1][1] + b" " + line.strip()
+            fields[-1] = fields[-1][0], (fields[-1][1] + b" " + line.strip()).strip()
             continue
         name, colon, value = line.partition(b":")
         if colon and _TOKEN.fullmatch(name.strip()):
             fields.append((name.strip(), value.strip()))
     fields = _framed(fields)
-    mended_lines = [status.rstrip(), *(b"%b: %b" % (n, _UNSAFE.sub(b" ", v)) for n, v in fields)]
+    mended_lines = [status.rstrip(), *(b"%b: %b" % field for field in fields)]
     return b"\r\n".join([*mended_lines, b"", b""])
 
 

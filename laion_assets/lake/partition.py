@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Final
+
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from laion_assets.errors import TransientError
 from laion_assets.funnel import StageCounts
@@ -25,9 +27,19 @@ class PartitionBusyError(LakeError, TransientError):
     """Another process is making the same partition."""
 
 
+def _of_files(records: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    for record in records:
+        for key, kind in (("name", str), ("bytes", int), ("sha256", str)):
+            if not isinstance(record.get(key), kind):
+                raise ValueError(f"a file without {key}: {str(record)[:200]}")
+    return records
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The record of a published partition: where it came from, and what it holds."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     asset: str
     crawl: str | None
@@ -40,7 +52,7 @@ class Manifest:
     """ISO 8601, in UTC."""
     seconds: float
     bytes: int
-    files: Sequence[Mapping[str, Any]]
+    files: Annotated[Sequence[Mapping[str, Any]], AfterValidator(_of_files)]
     """``name`` (relative to the partition's folder), ``bytes`` and ``sha256`` of each file; of a
     parquet file ``rows`` and ``columns``, too, unless it is older than these."""
     counts: Sequence[StageCounts]
@@ -66,20 +78,37 @@ class Manifest:
         return value
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
-        counts = [StageCounts.from_json(counts) for counts in value["counts"]]
-        return cls(**{**value, "counts": counts})
+    def from_json(cls, value: Any) -> Manifest:
+        """The manifest of which :meth:`to_json` is ``value``. Raises ``ValueError``."""
+        try:
+            counts = [StageCounts.from_json(counts) for counts in value["counts"]]
+            return _MANIFEST.validate_python({**value, "counts": counts})
+        except ValidationError as error:
+            found = error.errors(include_url=False, include_input=False)[0]
+            raise ValueError(f"{'.'.join(map(str, found['loc']))}: {found['msg']}") from error
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"it is no manifest: {error!r}") from error
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Read the manifest in a partition's folder. Raises ``FileNotFoundError``."""
-        return cls.from_json(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+        """Read the manifest in a partition's folder.
+
+        Raises ``FileNotFoundError``, and :class:`LakeError` naming the file if it is damaged.
+        """
+        path = folder / MANIFEST
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, RecursionError) as error:
+            raise LakeError(f"{path} is damaged: {error}") from error
 
     def stage(self, name: str) -> StageCounts:
         for counts in self.counts:
             if counts.stage == name:
                 return counts
         raise KeyError(f"{self.asset} counted no stage {name!r}")
+
+
+_MANIFEST: Final = TypeAdapter(Manifest)
 
 
 @dataclass

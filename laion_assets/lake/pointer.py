@@ -172,8 +172,8 @@ def parse_pointer(content: bytes, place: str, what: str) -> Pointer:
     if pointer.manifest is not None:
         try:
             Manifest.from_json(pointer.record())
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DamagedError(f"{what} is damaged: its manifest is none ({error!r})") from error
+        except ValueError as error:
+            raise DamagedError(f"{what} is damaged: its manifest: {error}") from error
     return pointer
 
 

@@ -85,7 +85,7 @@ class QueryImages:
             try:
                 with self._decoders.file(body) as path:
                     made = await self._decoders.run_within(
-                        options.decode_timeout_s, _decode, path, options.max_pixels
+                        options.decode_timeout_s, decode_file, path, options.max_pixels
                     )
             except ImageRefused as refused:
                 made = _refusal(refused)
@@ -131,7 +131,7 @@ def _refusal(refused: ImageRefused) -> tuple[int, str, str]:
     return 422, "undecodable", "the image is not a readable JPEG, PNG or WebP"
 
 
-def _decode(body: Path, max_pixels: int) -> Pixels | tuple[int, str, str]:
+def decode_file(body: Path, max_pixels: int) -> Pixels | tuple[int, str, str]:
     """The image, or its refusal's status, reason and detail. Runs in a process."""
     try:
         with Image.open(BytesIO(lean(body.read_bytes())), formats=IMAGE_FORMATS) as opened:

@@ -150,7 +150,8 @@ class SearchService:
         if request.embedding_input is not None and not (
             request.text or request.image or request.image_url
         ):
-            vector = np.asarray(request.embedding_input, np.float32)
+            with np.errstate(over="ignore"):  # a number beyond float32 is refused by the search
+                vector = np.asarray(request.embedding_input, np.float32)
         elif request.text:
             vector = await self._text_vector(request.text)
         else:

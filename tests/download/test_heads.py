@@ -154,3 +154,10 @@ def test_a_sound_head_is_not_changed() -> None:
         b"HTTP/1.1 200 OK\r\nX-Robots-Tag: noai\r\nX-Robots-Tag: all\r\nContent-Length: 3\r\n\r\n"
     )
     assert mended(head) == head
+
+
+def test_a_mended_head_needs_no_more_mending() -> None:
+    """Control characters and empty continuations leave no other value than a plain one."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 3\x01\r\nX: y\r\n \r\n\r\n"
+    assert mended(head) == b"HTTP/1.1 200 OK\r\nX: y\r\nContent-Length: 3\r\n\r\n"
+    assert mended(mended(head)) == mended(head)
