@@ -11,6 +11,7 @@ import base64
 import http.client
 import io
 import json
+import secrets
 import sys
 import threading
 import time
@@ -30,7 +31,7 @@ from benchmarks.service.run import serving
 _VECTORS: Final = 20_000
 _D: Final = 256
 """Numbers of a vector of the shipped CLIP."""
-_RATE: Final = 8.0
+_RATE: Final = 5.0
 _COLUMNS: Final = (
     "attack", "attackers", "text: p50 ms", "p99 ms", "image: p50 ms", "p99 ms",
     "embedding: p50 ms", "p99 ms", "refused",
@@ -117,12 +118,14 @@ def _attacking(port: int, body: Body | None, attackers: int) -> Iterator[None]:
     over = threading.Event()
 
     def attack(address: str) -> None:
+        assert body
         while not over.is_set():
-            _post(port, address, body or {})
+            # Each is another file, or the service would remember its vector.
+            _post(port, address, {"image": body["image"] + secrets.token_hex(8)})
 
     threads = [
         threading.Thread(target=attack, args=(f"127.0.1.{number + 1}",), daemon=True)
-        for number in range(attackers)
+        for number in range(attackers if body else 0)
         for _ in range(4)
     ]
     for thread in threads:
@@ -136,9 +139,9 @@ def _attacking(port: int, body: Body | None, attackers: int) -> Iterator[None]:
 
 
 def _post(port: int, address: str, body: Body) -> int:
-    """Status of a query from an address of loopback, 0 if there was no answer."""
+    """Status of a query from an address of loopback, 0 without an answer in a minute."""
     connection = http.client.HTTPConnection(
-        "127.0.0.1", port, timeout=300, source_address=(address, 0)
+        "127.0.0.1", port, timeout=60, source_address=(address, 0)
     )
     path = "/knn-service"
     try:
@@ -174,14 +177,18 @@ def _jpeg(image: Image.Image, **options: Any) -> bytes:
 
 
 def _with_scans(side: int, more: int) -> bytes:
-    """A progressive JPEG of one colour whose last scan is repeated, without its data if often."""
+    """A progressive JPEG of one colour whose last scan is repeated, without its data if often.
+
+    Its size is a multiple of three: more can be put behind it in base64.
+    """
     image = Image.new("RGB", (side, side), (200, 30, 90))
     body = _jpeg(image, progressive=True, subsampling=0)
     at = body.rindex(b"\xff\xda")
     scan = body[at:-2]
     if more > 1_000:
         scan = scan[: 2 + int.from_bytes(scan[2:4], "big")] + b"\0"
-    return body[:-2] + scan * more + body[-2:]
+    body = body[:-2] + scan * more + body[-2:]
+    return body + bytes(-len(body) % 3)
 
 
 if __name__ == "__main__":
