@@ -35,7 +35,11 @@ def read(folder: Path, text: str) -> Manifest:
 
 
 def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
-    assert read(tmp_path, json.dumps(WHOLE)).to_json() == WHOLE
+    found = read(tmp_path, json.dumps(WHOLE))
+    assert found.to_json() == WHOLE | {"seal": ""}
+    sealed = found.sealed()
+    assert sealed.seal
+    assert read(tmp_path, json.dumps(sealed.to_json())).is_whole
 
 
 @pytest.mark.parametrize(
