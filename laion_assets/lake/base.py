@@ -223,8 +223,7 @@ class Lake(ABC):
     def stored(self, asset: str, key: SegmentKey | None = None) -> Stored:
         """Return one version of a partition as the lake itself keeps it, copies here aside.
 
-        Raises :class:`NotPublishedError`; ``ValueError``, ``LookupError`` or ``TypeError`` if the
-        manifest is damaged.
+        Raises :class:`NotPublishedError`; ``ValueError`` if the manifest is damaged.
         """
 
     def map(self, call: Callable[[K], T], items: Iterable[K]) -> list[T]:

@@ -23,6 +23,10 @@ class NotPublishedError(LakeError):
     """A partition that is needed has not been materialized."""
 
 
+class DamagedManifestError(LakeError, ValueError):
+    """A manifest is not what it must be; the message names the file."""
+
+
 class PartitionBusyError(LakeError, TransientError):
     """Another process is making the same partition."""
 
@@ -93,13 +97,13 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """Read the manifest in a partition's folder.
 
-        Raises ``FileNotFoundError``, and :class:`LakeError` naming the file if it is damaged.
+        Raises ``FileNotFoundError``, and :class:`DamagedManifestError`.
         """
         path = folder / MANIFEST
         try:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, RecursionError) as error:
-            raise LakeError(f"{path} is damaged: {error}") from error
+            raise DamagedManifestError(f"{path} is damaged: {error}") from error
 
     def stage(self, name: str) -> StageCounts:
         for counts in self.counts:

@@ -35,7 +35,7 @@ from laion_assets.download.options import DownloadOptions
 from laion_assets.funnel import StageCounts
 from laion_assets.knn.samples import SampleRef
 from laion_assets.lake.object_store import DamagedError
-from laion_assets.lake.partition import LakeError, Manifest
+from laion_assets.lake.partition import DamagedManifestError, Manifest
 from laion_assets.lake.pointer import Pointer, parse_pointer
 from laion_assets.layout import SegmentKey
 from laion_assets.pairs.extract import page_pairs
@@ -257,7 +257,7 @@ def manifest(data: bytes) -> None:
     (SCRATCH / "_manifest.json").write_bytes(_json_of(data, _MANIFEST))
     try:
         found = Manifest.read(SCRATCH)
-    except LakeError as error:
+    except DamagedManifestError as error:
         assert "_manifest.json" in str(error)
         return
     assert found.data_version + found.fingerprint + found.code_version is not None

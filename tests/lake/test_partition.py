@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from laion_assets.funnel import StageCounts
-from laion_assets.lake.partition import LakeError, Manifest
+from laion_assets.lake.partition import DamagedManifestError, Manifest
 
 WHOLE: dict[str, Any] = {
     "asset": "pair_parquet",
@@ -58,11 +58,11 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
 )
 def test_a_damaged_manifest_is_named(tmp_path: Path, damage: dict[str, Any], why: str) -> None:
     named = re.escape(f"{tmp_path / '_manifest.json'} is damaged: ")
-    with pytest.raises(LakeError, match=f"{named}.*{why}"):
+    with pytest.raises(DamagedManifestError, match=f"{named}.*{why}"):
         read(tmp_path, json.dumps(WHOLE | damage))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000])
 def test_what_is_no_manifest_is_named(tmp_path: Path, text: str) -> None:
-    with pytest.raises(LakeError, match=re.escape("_manifest.json is damaged: ")):
+    with pytest.raises(DamagedManifestError, match=re.escape("_manifest.json is damaged: ")):
         read(tmp_path, text)
