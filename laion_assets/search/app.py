@@ -28,9 +28,15 @@ from laion_assets.search.api_models import (
 )
 from laion_assets.search.errors import RequestRefusedError
 from laion_assets.search.middleware import Guard
-from laion_assets.search.options import ServeOptions
+from laion_assets.search.options import SMALL_BODY, ServeOptions
 from laion_assets.search.rate_limit import client_of
 from laion_assets.search.service import SearchService
+from laion_assets.search.sites import (
+    JSON,
+    LOOPBACK_NAMES,
+    any_page_could_send,
+    from_another_site,
+)
 
 STATIC: Final = Path(str(package_files.files("laion_assets.search"))) / "static"
 _SWAGGER: Final = Path(str(package_files.files("fastapi_swagger"))) / "resources"
@@ -38,8 +44,6 @@ _SWAGGER_FILES: Final = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",
 }
-_LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
-_SMALL_BODY: Final = 200_000
 
 R = TypeVar("R", bound=BaseModel)
 T = TypeVar("T")
@@ -97,7 +101,7 @@ def _host_names(options: ServeOptions) -> list[str]:
         loopback = ipaddress.ip_address(options.host).is_loopback
     except ValueError:
         loopback = options.host == "localhost"
-    return list(_LOOPBACK_NAMES) if loopback else ["*"]
+    return list(LOOPBACK_NAMES) if loopback else ["*"]
 
 
 def _add_refusals(app: FastAPI, service: SearchService) -> None:
@@ -113,10 +117,15 @@ def _add_refusals(app: FastAPI, service: SearchService) -> None:
 
 
 async def _read(request: Request, model: type[R], limit: int, options: ServeOptions) -> R:
-    """Read the JSON body, whatever its Content-Type: ClipClient sends none.
+    """Read the JSON body.
 
-    Raises :class:`RequestRefusedError` for a body that is too large, too slow or invalid.
+    Raises :class:`RequestRefusedError` for a body that is too large, too slow or invalid, and for
+    what a page of another site asks or could ask.
     """
+    if from_another_site(request.headers, options.origins):
+        raise RequestRefusedError(403, "other_site", "this site's pages may not ask here")
+    if any_page_could_send(request.headers, options.origins):
+        raise RequestRefusedError(415, "media_type", f"send it as {JSON}")
     too_large = RequestRefusedError(413, "too_large", f"the request is larger than {limit:,} bytes")
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared) > limit:
@@ -169,10 +178,6 @@ def _client(request: Request) -> str:
     return client_of(request.client.host if request.client else "")
 
 
-def _image_body(options: ServeOptions) -> int:
-    return options.max_image_bytes * 4 // 3 + _SMALL_BODY
-
-
 def _json(value: Any, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json", headers=headers)
 
@@ -198,7 +203,7 @@ def _add_clip_retrieval(app: FastAPI, service: SearchService) -> None:
         and is valid until a newer index replaces this one. `X-Ignored-Parameters` names the
         parameters that ask for something that this service does not have.
         """
-        asked = await _read(request, KnnRequest, _image_body(options), options)
+        asked = await _read(request, KnnRequest, options.largest_body, options)
         results = await _unless_gone(request, service.knn(asked, _client(request)))
         ignored = ", ".join(asked.ignored)
         return _json(results, {"X-Ignored-Parameters": ignored} if ignored else None)
@@ -210,7 +215,7 @@ def _add_clip_retrieval(app: FastAPI, service: SearchService) -> None:
     )
     async def metadata(request: Request) -> Response:
         """Metadata of ids from `/knn-service`; ids of an index that was replaced are left out."""
-        asked = await _read(request, MetadataRequest, _SMALL_BODY, options)
+        asked = await _read(request, MetadataRequest, SMALL_BODY, options)
         return _json(await _unless_gone(request, service.metadata(asked)))
 
     @app.get("/indices-list", tags=["clip-retrieval"])
@@ -246,7 +251,7 @@ def _add_page(app: FastAPI, service: SearchService) -> None:
     )
     async def search(request: Request) -> Response:
         """Combined query with filters, page by page: the page's own search."""
-        asked = await _read(request, SearchRequest, _image_body(options), options)
+        asked = await _read(request, SearchRequest, options.largest_body, options)
         return _json(await _unless_gone(request, service.search(asked, _client(request))))
 
     @app.get("/thumbnails/{sample}", tags=["page"], response_class=Response)
@@ -267,11 +272,7 @@ def _add_page(app: FastAPI, service: SearchService) -> None:
     )
     async def removal_requests(request: Request) -> Response:
         """Request the removal of a sample. A person reviews the request."""
-        # Another site's page cannot send this type without a CORS preflight.
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise RequestRefusedError(415, "media_type", "send application/json")
-        asked = await _read(request, RemovalRequest, _SMALL_BODY, options)
+        asked = await _read(request, RemovalRequest, SMALL_BODY, options)
         await service.request_removal(asked)
         return JSONResponse({"status": "in the queue for review"}, 202)
 

@@ -38,12 +38,13 @@ _POLICIES: Final = {"/docs": DOCS_CSP, "/generated": GENERATED_CSP}
 QUERIES: Final = frozenset({"/knn-service", "/metadata", "/search"})
 _REMOVALS: Final = "/removal-requests"
 _THUMBNAILS: Final = "/thumbnails/"
+HEALTH: Final = "/healthz"
 _NAMED: Final = QUERIES | {
     "/",
     "/about",
     "/generated",
     "/indices-list",
-    "/healthz",
+    HEALTH,
     "/metrics",
     "/docs",
     "/openapi.json",

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from ipaddress import ip_network
+from typing import Final
+
+from pydantic import Field, field_validator
 
 from laion_assets.options import Options
+
+SMALL_BODY: Final = 200_000
+"""Bytes of the largest request body without an image."""
 
 
 class ServeOptions(Options):
@@ -25,7 +31,9 @@ class ServeOptions(Options):
         description="Origins whose pages may query it (CORS), such as clip-retrieval's front end",
     )
     proxies: tuple[str, ...] = Field(
-        (), description="Addresses of proxies whose X-Forwarded-For header is trusted"
+        (),
+        description="Addresses or networks of proxies whose X-Forwarded-For header is trusted; "
+        "`*` trusts any",
     )
 
     query_rate: float = Field(5.0, gt=0, description="Sustained queries per second and client")
@@ -41,6 +49,21 @@ class ServeOptions(Options):
     )
     removal_burst: int = Field(
         10, ge=1, description="Removal requests that one client may send at once"
+    )
+
+    connections: int = Field(
+        1_000, ge=2, description="Largest number of open connections of all clients"
+    )
+    client_connections: int = Field(
+        100,
+        ge=1,
+        description="Connections above which a client is asked to close some; proxies are exempt",
+    )
+    idle_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="Seconds in which a request's head must arrive, and after which an idle "
+        "connection is closed",
     )
 
     max_text: int = Field(1_000, ge=1, description="Largest number of characters of a query")
@@ -61,7 +84,10 @@ class ServeOptions(Options):
         8.0, gt=0, description="Time limit for fetching a query image, in seconds"
     )
     body_timeout_s: float = Field(
-        30.0, gt=0, description="Time limit for receiving a request body, in seconds"
+        30.0,
+        gt=0,
+        description="Time limit for receiving a request body, in seconds; also for a client that "
+        "takes nothing of its answer",
     )
 
     max_candidates: int = Field(
@@ -95,6 +121,19 @@ class ServeOptions(Options):
         ge=0,
         description="Largest size of the review queue, in bytes; further requests are refused",
     )
+
+    @field_validator("proxies")
+    @classmethod
+    def _are_addresses(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            if proxy != "*":
+                ip_network(proxy)
+        return proxies
+
+    @property
+    def largest_body(self) -> int:
+        """Bytes of the largest request body: an image in base64, and what is beside it."""
+        return self.max_image_bytes * 4 // 3 + SMALL_BODY
 
     def listening_on(self, host: str | None, port: int | None) -> ServeOptions:
         """The same options with another address; None keeps what is set.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -13,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from laion_assets.clip.options import ClipOptions
 from laion_assets.download.options import DownloadOptions
 from laion_assets.search.app import make_app
+from laion_assets.search.connections import Connection, Connections
 from laion_assets.search.options import ServeOptions
 from laion_assets.search.service import SearchService
 
@@ -48,8 +51,8 @@ def make_server(
         server_header=False,
         proxy_headers=bool(options.proxies),
         forwarded_allow_ips=list(options.proxies),
-        limit_concurrency=1_000,
-        timeout_keep_alive=10,
+        http=partial(Connection, connections=Connections(options, service.metrics)),  # type: ignore[arg-type]
+        timeout_keep_alive=math.ceil(options.idle_timeout_s),
         timeout_graceful_shutdown=5,
         ws="none",
     )
