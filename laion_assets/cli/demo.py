@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from laion_assets.cli.common import Argument, argument, command, ignore_beta_warnings
+from laion_assets.cli.common import (
+    Argument,
+    CommandError,
+    argument,
+    command,
+    ignore_beta_warnings,
+)
 
 if TYPE_CHECKING:
     from laion_assets.demo.world import Places
@@ -100,6 +106,58 @@ def ui(args: argparse.Namespace) -> None:
 
 
 @command(
+    "dagster",
+    "run Dagster on this machine, with a guarded UI",
+    about="""
+Run Dagster's code server, daemon and webserver on the instance in
+DAGSTER_HOME, until interrupted. They are what `dagster dev` runs, but the
+webserver refuses what pages of other sites ask of it.
+""",
+    example="dagster --port 3000",
+    arguments=[
+        argument("--port", type=int, default=3000, help="port of Dagster's UI on 127.0.0.1 (3000)"),
+    ],
+    shows_time=True,
+)
+def dagster(args: argparse.Namespace) -> None:
+    from laion_assets.demo.services import dagster_services
+    from laion_assets.settings import CONFIG_VARIABLE, load_settings
+
+    home = os.environ.get("DAGSTER_HOME")
+    if not home or not Path(home).is_dir():
+        raise CommandError(
+            "set DAGSTER_HOME to a folder for Dagster's instance, with a copy of dagster.yaml"
+        )
+    load_settings(args.config)  # fails here rather than in the code server
+    if args.config:
+        os.environ[CONFIG_VARIABLE] = str(args.config.absolute())
+    with dagster_services(Path.cwd(), Path(home).absolute(), args.port) as running:
+        running.watch()
+
+
+@command(
+    "webserver",
+    "run Dagster's webserver alone, with a guard",
+    about="""
+Run dagster-webserver with the options that follow "--". It answers to
+loopback's names and to the host of [notify] ui, and refuses what pages of
+other sites ask of it.
+""",
+    example="webserver -- --port 3000 --workspace workspace.yaml",
+    arguments=[
+        argument("options", nargs="*", metavar="OPTION", help="option of dagster-webserver")
+    ],
+)
+def webserver(args: argparse.Namespace) -> None:
+    from laion_assets.demo.service_process import run_guarded_webserver, ui_name
+    from laion_assets.settings import CONFIG_VARIABLE
+
+    if args.config:
+        os.environ[CONFIG_VARIABLE] = str(args.config.absolute())
+    run_guarded_webserver(args.options, [ui_name()])
+
+
+@command(
     "search-page",
     "serve the search page over the demo's index",
     about="""
@@ -143,4 +201,4 @@ def sample_crawl_serve(args: argparse.Namespace) -> None:
     serve(args.root, args.port)
 
 
-COMMANDS: Final = (demo, ui, search_page, sample_crawl_serve)
+COMMANDS: Final = (demo, ui, dagster, webserver, search_page, sample_crawl_serve)

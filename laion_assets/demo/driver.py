@@ -17,7 +17,7 @@ from laion_assets.defs.internals import stale_causes
 from laion_assets.defs.partitions import PARTITION_TAG, partition_key
 from laion_assets.defs.partitions import crawls as crawl_partitions
 from laion_assets.demo.live import Following, View
-from laion_assets.demo.world import Dagster, DemoError
+from laion_assets.demo.services import Dagster, DemoError
 from laion_assets.lake import open_lake
 from laion_assets.layout import SEGMENT_ASSETS, SegmentKey
 from laion_assets.settings import Settings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
@@ -12,13 +11,13 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from laion_assets.demo.driver import Driver, needs
+from laion_assets.demo.services import DemoError
 from laion_assets.demo.world import (
     DRAWN,
     SAMPLE,
-    DemoError,
     Places,
     crawl_server,
-    dagster_dev,
+    dagster_in,
     observe_lists,
     prepare,
     sole_demo,
@@ -70,7 +69,7 @@ def run_demo(places: Places, settings: Settings, ui_port: int) -> None:
             for reason in lacks.reasons():
                 logger.info(f"to build: {reason}")
             if lacks:
-                with dagster_dev(places, ui_port, group) as dagster:
+                with dagster_in(places, ui_port, group) as dagster:
                     driver = Driver(settings, instance, defs, dagster, further)
                     driver.bring_up_to_date(lacks)
         show_summary(settings, places)
@@ -88,13 +87,10 @@ def run_ui(places: Places, settings: Settings, ui_port: int) -> None:
         stop_leftovers(places, instance)
         with (
             crawl_server(places, settings) as group,
-            dagster_dev(places, ui_port, group) as dagster,
+            dagster_in(places, ui_port, group) as dagster,
         ):
             logger.info(f"open {dagster.url}/asset-groups; Ctrl-C ends it")
-            with contextlib.suppress(KeyboardInterrupt):
-                while True:
-                    dagster.check()
-                    time.sleep(1)
+            dagster.watch()
 
 
 def run_search_page(places: Places, settings: Settings, port: int | None) -> None:

@@ -6,12 +6,8 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +20,7 @@ import dagster as dg
 from laion_assets.defs.internals import skip_started_ticks
 from laion_assets.defs.partitions import INTERRUPTED_TAG, UNFINISHED
 from laion_assets.defs.removal.remake import observe
+from laion_assets.demo.services import Dagster, DemoError, dagster_services
 from laion_assets.files import LockedError, locked, write_text
 from laion_assets.lake import open_lake
 from laion_assets.sample_crawl.build import build_sample_crawl
@@ -39,11 +36,6 @@ DRAWN: Final = "drawn"
 _MAX_RETRIES: Final = "dagster/max_retries"
 """The tag by which Dagster bounds its own retries of a run."""
 _TURN_S: Final = 30.0
-_GENTLE_END_S: Final = 15.0
-
-
-class DemoError(RuntimeError):
-    """The demo cannot continue; the message says why and where to look."""
 
 
 @dataclass(frozen=True)
@@ -213,77 +205,16 @@ def _kill_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-@dataclass(frozen=True)
-class Dagster:
-    """A running ``dagster dev``."""
-
-    url: str
-    since: float
-    """Time of its start, in seconds since the epoch: all its runs are later."""
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def check(self) -> None:
-        """Raise :class:`DemoError` if it has ended."""
-        if self.process.poll() is not None:
-            raise DemoError(
-                f"dagster dev exited with {self.process.returncode}; see its log, {self.log}"
-            )
-
-
 @contextmanager
-def dagster_dev(places: Places, port: int, group: int) -> Iterator[Dagster]:
-    """Run ``dagster dev`` on the demo's instance, in the process group ``group``.
+def dagster_in(places: Places, port: int, group: int) -> Iterator[Dagster]:
+    """Run Dagster's services on the demo's instance, in the process group ``group``.
 
-    Raises :class:`DemoError` if the port is taken or Dagster does not start.
+    Raises as :func:`~laion_assets.demo.services.dagster_services` does.
     """
-    _refuse_taken(port)
-    command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml"]
-    command += ["-h", "127.0.0.1", "-p", str(port)]
-    since = time.time()
-    with places.log.open("ab") as log:
-        process = subprocess.Popen(  # noqa: S603 - our own command line
-            command,
-            cwd=places.root,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            process_group=group,
-            env=os.environ | {"DAGSTER_HOME": str(places.home)},
-        )
-    dagster = Dagster(f"http://127.0.0.1:{port}", since, process, places.log)
-    try:
-        _await_ui(dagster)
-        logger.info(f"Dagster's UI is at {dagster.url}")
-        yield dagster
-    except BaseException:
-        # Interrupted: kill whatever runs, at once.
-        _kill_group(group)
-        process.wait()
-        raise
-    process.terminate()
-    try:
-        process.wait(_GENTLE_END_S)
-    except subprocess.TimeoutExpired:
-        logger.info("dagster dev is slow to end; it will be killed")
-
-
-def _refuse_taken(port: int) -> None:
-    try:
-        socket.create_server(("127.0.0.1", port)).close()
-    except OSError as error:
-        raise DemoError(f"port {port} is taken ({error}): choose another one by --port") from error
-
-
-def _await_ui(dagster: Dagster, patience_s: float = 120) -> None:
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        dagster.check()
+    with dagster_services(places.root, places.home, port, places.log, group) as dagster:
         try:
-            with urllib.request.urlopen(f"{dagster.url}/server_info", timeout=5):  # noqa: S310
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
-    raise DemoError(
-        f"dagster dev did not answer at {dagster.url} within {patience_s:.0f} s; see its log, "
-        f"{dagster.log}"
-    )
+            yield dagster
+        except BaseException:
+            # Interrupted: kill whatever runs, at once.
+            _kill_group(group)
+            raise

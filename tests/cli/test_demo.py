@@ -5,6 +5,9 @@ from __future__ import annotations
 import socket
 import sys
 
+import pytest
+
+from laion_assets.cli import main
 from tests.cli.conftest import Stages, free_port, serving
 
 
@@ -21,3 +24,11 @@ def test_the_served_crawl_outlives_a_client_that_leaves(stages: Stages) -> None:
             client.sendall(request)
             assert client.recv(12) == b"HTTP/1.1 200"
         assert process.poll() is None
+
+
+def test_dagster_needs_a_folder_for_its_instance(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    assert main(["dagster"]) == 1
+    assert "set DAGSTER_HOME" in capsys.readouterr().err

@@ -73,4 +73,4 @@ def test_a_library_that_sets_up_the_root_logger_repeats_no_line(
 
 def test_the_demos_log_shows_the_time() -> None:
     timed = [command.name for _, group in GROUPS for command in group if command.shows_time]
-    assert timed == ["demo", "ui", "search-page"]
+    assert timed == ["demo", "ui", "dagster", "search-page"]

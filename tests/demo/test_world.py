@@ -17,8 +17,8 @@ import dagster as dg
 import pytest
 
 from laion_assets.defs.partitions import PARTITION_TAG
+from laion_assets.demo.services import DemoError
 from laion_assets.demo.world import (
-    DemoError,
     Places,
     crawl_server,
     prepare,
