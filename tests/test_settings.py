@@ -38,6 +38,12 @@ def test_the_shipped_files_are_valid() -> None:
         ("[subset]\ntreshold = 0.2", r"\[subset\] has no treshold; known: .*recipe"),
         ("[retries.network]\nfoo = 1", r"\[retries.network\] has no foo; known: times, delay_s"),
         ('[assets]\nowners = ["me"]', "assets.owners.0: String should match"),
+        ('[notify]\nui = "https://x.test/?token=abc"', "notify: ui looks like a secret"),
+        ('[lake]\nroot = "s3://AKIA:hush@bucket/"', "lake: root looks like a secret"),
+        (
+            '[download.connect_to]\n"a:80" = "http://me:hush@x.test"',
+            "download: connect_to.a:80 looks like a secret|connect_to: .*",
+        ),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
@@ -45,6 +51,34 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, message: str
     path.write_text(text)
     with pytest.raises(SettingsError, match=message):
         load_settings(path)
+
+
+@pytest.mark.parametrize("section", ["lake", "crawl_source"])
+@pytest.mark.parametrize(
+    "name",
+    ["secret_access_key", "aws_access_key_id", "key", "token", "account_key", "sas_token",
+     "service_account_key", "password", "connection_string", "AWS_SESSION_TOKEN"],
+)  # fmt: skip
+def test_a_key_in_the_file_is_refused_with_the_way_out(
+    tmp_path: Path, section: str, name: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f"[{section}]\nstorage_options = {{ {name} = 'hushhush' }}\n")
+    with pytest.raises(SettingsError, match=rf"storage_options.{name}.* environment") as refused:
+        load_settings(path)
+    assert "hushhush" not in str(refused.value)
+
+
+def test_what_is_no_key_may_stand_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    options = {
+        "endpoint": "http://127.0.0.1:9000", "region": "us-east-1", "skip_signature": "true",
+        "google_service_account_path": "/run/key.json", "aws_sse_kms_key_id": "arn:aws:kms:1",
+        "web_identity_token_file": "/run/token", "bucket_key_enabled": "true",
+    }  # fmt: skip
+    written = ", ".join(f'{name} = "{value}"' for name, value in options.items())
+    path.write_text(f"[lake]\nstorage_options = {{ {written} }}\n[subsets.monkeys]\n")
+    assert load_settings(path).lake.storage_options == options
 
 
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from laion_assets.crawl.transfer import (
 from laion_assets.errors import PermanentError, TransientError
 from laion_assets.files import atomic_path
 from laion_assets.layout import CRAWL_NAME
-from laion_assets.options import OPERATIONAL, Options
+from laion_assets.options import MASKED, OPERATIONAL, Options
 
 T = TypeVar("T")
 
@@ -100,7 +100,9 @@ class CrawlSourceOptions(Options):
         " (HTTP 403, 429, 503; SlowDown)",
     )
     storage_options: Annotated[dict[str, str], OPERATIONAL] = Field(
-        default_factory=dict, description="Options for fsspec, such as endpoint_url"
+        default_factory=dict,
+        description="Options for fsspec, such as endpoint_url; keys belong into the environment",
+        json_schema_extra=MASKED,
     )
 
 

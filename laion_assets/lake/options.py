@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from laion_assets.options import Options
+from laion_assets.options import MASKED, Options
 
 
 class LakeOptions(Options):
@@ -27,7 +27,9 @@ class LakeOptions(Options):
     )
     storage_options: dict[str, str] = Field(
         default_factory=dict,
-        description="Options of the object store, such as endpoint and region",
+        description="Options of the object store, such as endpoint and region; keys belong into "
+        "the environment",
+        json_schema_extra=MASKED,
     )
     attempts: int = Field(
         8, ge=1, le=20, description="Attempts for each request to the object store"

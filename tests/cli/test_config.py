@@ -35,6 +35,8 @@ WORDS = {
     "verify": [],
     "demo": [],
     "ui": [],
+    "dagster": [],
+    "webserver": [],
     "search-page": [],
 }
 """Command -> what it is given; inputs are in the current folder."""

@@ -18,8 +18,10 @@ from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
 from laion_assets.demo.services import Dagster, DemoError, dagster_services
+from laion_assets.settings import CONFIG_VARIABLE
 from tests.demo.test_world import ROOT, eventually, free_port, gone
 
+HIDDEN: Final = "hushhush"
 JSON: Final = {"Content-Type": "application/json"}
 LOCATIONS: Final = (
     "{ locationStatusesOrError { ... on WorkspaceLocationStatusEntries"
@@ -39,8 +41,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dagster(home: Path) -> Iterator[Dagster]:
-    with dagster_services(ROOT, home, free_port(), home / "log") as running:
-        yield running
+    config = home / "settings.toml"
+    options = f'storage_options = {{ endpoint = "http://{HIDDEN}.test", {HIDDEN} = "1" }}\n'
+    sections = (f'[lake]\nroot = "{home}/lake"\n{options}', f"[crawl_source]\n{options}")
+    config.write_text("".join(sections))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CONFIG_VARIABLE, str(config))
+        with dagster_services(ROOT, home, free_port(), home / "log") as running:
+            yield running
 
 
 def ask(dagster: Dagster, query: str) -> Any:
@@ -108,6 +116,32 @@ def test_own_pages_subscribe_and_others_do_not(dagster: Dagster) -> None:
     with connect(url, subprotocols=protocol, origin=Origin(dagster.url)) as socket:
         socket.send(json.dumps({"type": "connection_init"}))
         assert json.loads(socket.recv(10))["type"] == "connection_ack"
+
+
+def test_the_uis_graphql_does_not_show_what_is_masked(dagster: Dagster) -> None:
+    """The resource pages, the launchpad's defaults, and its schema."""
+    where = 'repositoryName: "__repository__", repositoryLocationName: "laion-assets"'
+    resources = ask(
+        dagster,
+        f"{{ allTopLevelResourceDetailsOrError(repositorySelector: {{ {where} }})"
+        " { ... on ResourceDetailsList { results { name configuredValues { key value type }"
+        " configFields { name defaultValueAsJson } } } } }",
+    )
+    by_name = {
+        resource["name"]: {value["key"]: value["value"] for value in resource["configuredValues"]}
+        for resource in resources["allTopLevelResourceDetailsOrError"]["results"]
+    }
+    assert by_name["lake"]["root"].endswith('/lake"')
+    selector = f'{{ pipelineName: "segment", {where} }}'
+    launchpad = ask(
+        dagster,
+        f"{{ runConfigSchemaOrError(selector: {selector}) {{ ... on RunConfigSchema {{"
+        " rootDefaultYaml allConfigTypes { ... on CompositeConfigType { fields { name"
+        " defaultValueAsJson } } } } } }",
+    )
+    assert "lake" in launchpad["runConfigSchemaOrError"]["rootDefaultYaml"]
+    for answer in (resources, launchpad):
+        assert HIDDEN not in json.dumps(answer)
 
 
 def test_a_taken_port_is_an_error(dagster: Dagster, home: Path) -> None:
