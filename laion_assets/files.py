@@ -26,7 +26,10 @@ from typing import Any, Final, Protocol, Self
 from laion_assets.errors import PermanentError, TransientError
 
 _RENAME_EXCHANGE: Final = 2
+_RENAME_SWAP: Final = 2
 _AT_FDCWD: Final = -100
+_NO_EXCHANGE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+"""What NFS, CIFS and FUSE, and older kernels, answer to a flag that they do not know."""
 
 _PERMANENT_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
@@ -223,29 +226,66 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def hard_link(source: Path, target: Path) -> None:
+    """Link ``target`` to the content of ``source``, which may be a symbolic link; link(2) would
+    link that. Raises ``OSError``."""
+    os.link(os.path.realpath(source), target)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give ``target`` the content of ``source``, by a hard link where the file system can.
+
+    Published files are never written to, so two folders may share one.
+    """
+    try:
+        hard_link(source, target)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:  # another file system, or one without hard links
+        with atomic_path(target) as beside:
+            shutil.copyfile(source, beside)
+
+
 def replace_folder(new: Path, target: Path) -> None:
-    """Put the folder ``new`` in ``target``'s place in one step, then delete the previous folder."""
+    """Put the folder ``new`` in ``target``'s place, then delete the previous folder.
+
+    That is one step where the file system can exchange folders, and two where it cannot.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     fsync_directory(new)
     if not target.exists():
         new.rename(target)
-    else:
-        _exchange(new, target)
+    elif not exchanges(new, target):
+        previous = new.with_name(f"{new.name}.{uuid.uuid4().hex[:12]}")
+        target.rename(previous)
+        new.rename(target)
+        new = previous
     fsync_directory(target.parent)
     if new.exists():
         shutil.rmtree(new)
 
 
-def _exchange(first: Path, second: Path) -> None:
-    """Swap two folders in one step, by renameat2(RENAME_EXCHANGE).
+def exchanges(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step; return False where the file system cannot."""
+    try:
+        _exchange(first, second)
+    except OSError as error:
+        if error.errno in _NO_EXCHANGE:
+            return False
+        raise
+    return True
 
-    Raises ``OSError`` where the file system does not support it: with two renames instead, for a
-    moment no partition would exist.
-    """
+
+def _exchange(first: Path, second: Path) -> None:
+    """Exchange two folders by Linux' renameat2 or macOS' renamex_np."""
     libc = ctypes.CDLL(None, use_errno=True)
-    done = libc.renameat2(
-        _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE
-    )
+    paths = os.fsencode(first), os.fsencode(second)
+    if hasattr(libc, "renameat2"):
+        done = libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE)
+    elif hasattr(libc, "renamex_np"):
+        done = libc.renamex_np(*paths, _RENAME_SWAP)
+    else:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     if done != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), str(first), None, str(second))

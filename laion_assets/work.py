@@ -6,27 +6,44 @@ import ctypes
 import logging
 import os
 import signal
+import threading
 import time
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
+_LOOK_S: Final = 0.5
 
 
 def signal_at_parents_end(number: signal.Signals) -> None:
-    """Have the kernel send this process a signal when its parent ends. Raises ``OSError``."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    """Have this process get a signal when its parent ends.
+
+    The kernel sends it, where it can (Linux). Elsewhere a thread looks for the parent every half
+    second.
+    """
+    if not _kernel_signals(number):
+        watch = (os.getppid(), number)
+        threading.Thread(target=_signal_without, args=watch, name="parent", daemon=True).start()
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent, of process id ``parent``, dies.
+    """Have this process killed when its parent, of process id ``parent``, dies.
 
     Exits with 1 if the parent has died already.
     """
     signal_at_parents_end(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _kernel_signals(number: signal.Signals) -> bool:
+    libc = ctypes.CDLL(None, use_errno=True)
+    return hasattr(libc, "prctl") and libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) == 0
+
+
+def _signal_without(parent: int, number: signal.Signals) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os.kill(os.getpid(), number)
 
 
 class Progress:

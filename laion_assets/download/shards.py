@@ -8,8 +8,6 @@ their outcomes.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +27,7 @@ from laion_assets.download.outcomes import (
 )
 from laion_assets.download.shard_files import LEDGER, NUMBER, files_of, has_rows
 from laion_assets.download.shard_stats import ShardStats
-from laion_assets.files import atomic_path, fsync_directory, fsync_file, write_json
+from laion_assets.files import atomic_path, fsync_directory, fsync_file, link_or_copy, write_json
 from laion_assets.schemas import OUTCOME
 from laion_assets.tables import write_table
 
@@ -93,10 +91,7 @@ def take_over(
     shard = int(tar.stem)
     target, *_, path = files_of(out, shard)
     with atomic_path(target) as beside:
-        try:
-            os.link(tar, beside)
-        except OSError:  # no hard links
-            shutil.copyfile(tar, beside)
+        link_or_copy(tar, beside)
     write_rows(out, shard, rows, ledger)
     taken = replace(stats, reused=stats.count, asked_for=0, changed=0, bytes=0)
     write_json(path, taken.to_json())

@@ -10,8 +10,6 @@ each row. A segment's own index is one run, in the folder itself; a merged index
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,7 +20,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from laion_assets import __version__
-from laion_assets.files import atomic_path, write_text
+from laion_assets.files import atomic_path, link_or_copy, write_text
 from laion_assets.knn.lists import Renumbering
 from laion_assets.knn.options import FLAT_KINDS
 from laion_assets.knn.subset import MODALITIES, Modality
@@ -332,11 +330,7 @@ def link_file(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         return
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        with atomic_path(target) as beside:
-            shutil.copyfile(source, beside)
+    link_or_copy(source, target)
 
 
 def link_codec(source: Path, index_dir: Path, codec: str) -> None:

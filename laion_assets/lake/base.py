@@ -324,8 +324,12 @@ class Lake(ABC):
             ).sealed()
             write_json(path / MANIFEST, staging.manifest.to_json())
             commit(staging.manifest)
-            replace_folder(path, self._place(asset, key))
-            (self._place(asset, key) / FINGERPRINT).unlink(missing_ok=True)
+            self._replace(path, self._place(asset, key))
+
+    def _replace(self, path: Path, place: Path) -> None:
+        """Put a finished staging folder in the place of the published one."""
+        replace_folder(path, place)
+        (place / FINGERPRINT).unlink(missing_ok=True)
 
     @abstractmethod
     def _making(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from typing_extensions import override
 
-from laion_assets.files import LocalFile, ReadAt
-from laion_assets.lake.base import Lake, Lease, Stored
+from laion_assets.files import LocalFile, ReadAt, exchanges
+from laion_assets.lake.base import STAGING, Lake, Lease, Stored
 from laion_assets.lake.content import MANIFEST
+from laion_assets.lake.links import LinkedPartition
 from laion_assets.lake.options import LakeOptions
 from laion_assets.lake.partition import LakeError, Manifest
 from laion_assets.layout import SegmentKey, place_of
@@ -35,7 +39,9 @@ class LocalLake(Lake):
     Raises :class:`LakeError` if the options name an object store.
     """
 
-    def __init__(self, options: LakeOptions) -> None:
+    def __init__(
+        self, options: LakeOptions, exchange: Callable[[Path, Path], bool] = exchanges
+    ) -> None:
         if is_remote(options.root):
             raise LakeError(
                 f"the lake {options.root} is in an object store, and this works on a folder only: "
@@ -44,6 +50,7 @@ class LocalLake(Lake):
             )
         root = Path(options.root.removeprefix("file://")).absolute()
         super().__init__(root, options.busy_timeout_s)
+        self._exchange = exchange
 
     @classmethod
     def at(cls, folder: Path) -> LocalLake:
@@ -172,8 +179,50 @@ class LocalLake(Lake):
         fingerprint: str,
         stage_judges_parts: bool,
     ) -> Iterator[Callable[[Manifest], None]]:
-        # The exchange of the folders is the publication.
+        if not self._exchanges:
+            LinkedPartition(self.root, self._place(asset, key)).settle(path)
+        # The exchange of the folders, or of the link to them, is the publication.
         yield lambda _: None
+
+    @override
+    def _replace(self, path: Path, place: Path) -> None:
+        linked = LinkedPartition(self.root, place)
+        if self._exchanges:
+            super()._replace(path, place)
+            linked.forget()
+        else:
+            linked.publish(path)
+
+    @override
+    def withdraw(self, asset: str) -> None:
+        super().withdraw(asset)
+        LinkedPartition(self.root, self._place(asset, None)).forget()
+
+    @cached_property
+    def _exchanges(self) -> bool:
+        """Whether the lake's file system can exchange two folders; asked before the first work.
+
+        Raises :class:`LakeError` if it cannot, and has no symbolic links either.
+        """
+        trial = self.root / STAGING / f".trial-{uuid.uuid4().hex}"
+        try:
+            for name in ("first", "second"):
+                (trial / name).mkdir(parents=True)
+            if self._exchange(trial / "first", trial / "second"):
+                return True
+            (trial / "link").symlink_to("first")
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            raise LakeError(
+                f"the lake {self} is on a file system that can neither exchange two folders nor "
+                "make a symbolic link, so that no partition could be replaced as a whole: put it "
+                "on another one or into an object store, or mount it with symbolic links (CIFS: "
+                "mfsymlinks)"
+            ) from error
+        finally:
+            shutil.rmtree(trial, ignore_errors=True)
+        return False
 
 
 @lru_cache(maxsize=1 << 16)

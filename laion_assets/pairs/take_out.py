@@ -7,7 +7,6 @@ by copying its parts. The WAT files are read again only when an entry has left i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from laion_assets.files import link_or_copy
 from laion_assets.funnel import EXAMPLE_CHARS, StageCounts
 from laion_assets.layout import PAIR_PARQUET, PARTITIONS
 from laion_assets.pairs.extract import PairWriter, read_counts
@@ -87,7 +87,7 @@ def start_from(before: Path | None, out: Path, lists: Lists) -> None:
     if own or not all(all_listed(taken_out(part), lists) for part in parts):
         return
     for part in parts:
-        os.link(part, out / part.name)
+        link_or_copy(part, out / part.name)
 
 
 def take_out(out: Path, lists: Lists) -> RemovalCounts:

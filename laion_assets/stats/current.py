@@ -20,7 +20,7 @@ from typing import Final
 
 import duckdb
 
-from laion_assets.files import open_files
+from laion_assets.files import hard_link, open_files
 from laion_assets.lake import MANIFEST, Lake, LocalLake
 from laion_assets.layout import SegmentKey, partition_of, place_of
 from laion_assets.stats.partitions import PLACE, VERSIONS, described_by, insert, quoted
@@ -72,7 +72,7 @@ class Current:
                 folder = TemporaryDirectory(prefix="laion-assets-held-", dir=memory)
                 linked, link = LocalLake.at(Path(stack.enter_context(folder))), _holding(stack)
             else:
-                linked, link = LocalLake.at(stack.enter_context(_below(lake.root))), os.link
+                linked, link = LocalLake.at(stack.enter_context(_below(lake.root))), hard_link
             found = {
                 partition: version
                 for partition in self.versions
