@@ -127,11 +127,11 @@ class Fetcher:
             self._resolve, options.connect_to, self._allowed, options.total_timeout_s
         )
         connector = LenientConnector(
+            largest_body=max(options.max_bytes, ROBOTS_MAX_BYTES),
             resolver=_Resolver(self._names),
             socket_factory=self._open_socket,
             use_dns_cache=False,
             ssl=_trusting(options.ca_file),
-            limit=0,  # our semaphores limit; waiting for them does not count as an image's time
             keepalive_timeout=_KEEP_ALIVE_S,
         )
         self._session = aiohttp.ClientSession(

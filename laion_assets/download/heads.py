@@ -14,6 +14,8 @@ from typing import Any, Final
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
+from laion_assets.download.errors import FetchRefused
+
 MAX_HEAD_BYTES: Final = 256 << 10
 """Maximum bytes of a head; browsers bound it likewise."""
 MAX_FIELDS: Final = 1000
@@ -70,17 +72,26 @@ def _framed(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
 
 
 class _MendingHandler(ResponseHandler):
-    """Mends each answer's head before the parser sees it."""
+    """Mends each answer's head before the parser sees it, and ends one of too many bytes.
 
-    def __init__(self, *args: Any, **more: Any) -> None:
+    Whoever reads a body sees nothing of interim heads, chunk extensions and trailers.
+    """
+
+    def __init__(self, *args: Any, most: int, **more: Any) -> None:
         super().__init__(*args, **more)
         self._head: bytearray | None = None
+        self._most, self._received = most, 0
+        self._refused: FetchRefused | None = None
 
     def set_response_params(self, **params: Any) -> None:
-        self._head = bytearray()  # an answer is to come
+        self._head, self._received = bytearray(), 0  # an answer is to come
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._received > self._most:
+            self._end_flood()
+            return
         if self._head is None:
             super().data_received(data)
             return
@@ -102,18 +113,36 @@ class _MendingHandler(ResponseHandler):
                 mended(head) if self._head is not None else mended(head) + bytes(rest)
             )
 
+    def _end_flood(self) -> None:
+        self._refused = FetchRefused("too_large", f"over {self._most} bytes on the wire")
+        (self if self._payload is None else self._payload).set_exception(self._refused)
+        # The parser would find, at the end of the connection, that the body is not whole.
+        self._head = self._parser = self._payload = None
+        if self.transport is not None:
+            self.transport.abort()
+
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._head:  # what came is no whole head: the parser says what it is
             whole, self._head = bytes(self._head), None
             super().data_received(whole)
-        super().connection_lost(exc)
+        body = self._payload
+        super().connection_lost(self._refused or exc)
+        if body is not None and not body.is_eof() and body.exception() is None:
+            # The parser refused a trailer; whoever reads the body would wait until its deadline.
+            body.set_exception(aiohttp.ClientPayloadError("the connection ended in the body"))
 
 
 class LenientConnector(aiohttp.TCPConnector):
-    """aiohttp's connector, whose connections read heads as browsers do."""
+    """aiohttp's connector, whose connections read heads as browsers do, and end an answer that is
+    not done in twice the bytes of the largest body: chunks may be small, but not all framing.
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    It bounds no connections: the downloader's semaphores do, and waiting for them does not count as
+    an image's time.
+    """
+
+    def __init__(self, largest_body: int, **options: Any) -> None:
+        super().__init__(limit=0, **options)
+        most = 2 * largest_body + MAX_HEAD_BYTES
         # aiohttp has no parameter for it.
-        make: Any = functools.partial(_MendingHandler, loop=self._loop)
+        make: Any = functools.partial(_MendingHandler, loop=self._loop, most=most)
         self._factory = make

@@ -250,6 +250,10 @@ def test_answers_that_are_not_http(web: Listener, raw: bytes) -> None:
     assert refused(f"http://a.test:{web.port}/") in ("http_other", "connect")
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+SMALL = DownloadOptions(max_bytes=100_000, total_timeout_s=PATIENCE_S)
+
+
 def _drip(web: Listener, head: bytes, drop: bytes) -> None:
     def drip(connection: socket.socket) -> None:
         connection.sendall(head)
@@ -296,6 +300,26 @@ def test_a_slow_resolver_ends_at_the_total_deadline(web: Listener) -> None:
         return [PUBLIC]
 
     assert refused(f"http://a.test:{web.port}/", QUICK, resolve=slow) == "dns"
+
+
+@pytest.mark.parametrize(
+    ("head", "block"),
+    [
+        (CHUNKED, b"1;" + b"e" * 60_000 + b"\r\na\r\n"),
+        (CHUNKED + b"1\r\na\r\n0\r\nX: ", b"a" * 60_000),
+        (b"", b"HTTP/1.1 103 Early Hints\r\nLink: " + b"a" * 60_000 + b"\r\n\r\n"),
+    ],
+    ids=["chunk extensions", "a trailer", "interim heads"],
+)
+def test_a_flood_of_framing_counts_as_bytes(web: Listener, head: bytes, block: bytes) -> None:
+    def flood(connection: socket.socket) -> None:
+        connection.sendall(head)
+        web.until_closed(connection, block)
+
+    web.routes["/"] = flood
+    # The parser refuses a long trailer itself.
+    reason = "connect" if b"\r\nX: " in head else "too_large"
+    assert refused(f"http://a.test:{web.port}/", SMALL) == reason
 
 
 def test_an_endless_body_is_cut(web: Listener) -> None:
