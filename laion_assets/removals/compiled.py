@@ -80,12 +80,21 @@ def _compiled(folder: Path, cache: Path) -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
+    if folder.is_symlink() and not folder.exists():
+        # To take that for no list would let everything back in.
+        raise ListError(f"{folder} is a symbolic link that leads nowhere: mend or remove it")
+    if folder.exists() and not folder.is_dir():
+        raise ListError(f"{folder} is not a folder: move the list to a *.txt file in one")
     paths = sorted(folder.iterdir()) if folder.exists() else []
     shown = [path for path in paths if not path.name.startswith(".")]
     for path in shown:
         if path.suffix != ".txt":
             # Its writer believes that it is in force.
             raise ListError(f"{path} is not read: a list is a *.txt file; rename or remove it")
+        if path.is_symlink() and not path.exists():
+            raise ListError(f"{path} is a symbolic link that leads nowhere: mend or remove it")
+        if path.exists() and not path.is_file():
+            raise ListError(f"{path} is not a file, as a list is: move or remove it")
     return shown
 
 

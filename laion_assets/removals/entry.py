@@ -5,7 +5,8 @@ A list is a folder of ``*.txt`` files, one entry a line; ``#`` starts a comment 
 - ``url:https://...`` or a bare URL, as people write it: it is brought to the form in which pairs
   hold URLs (WHATWG URL Standard);
 - ``url-md5:<hex>``, ``url-sha256:<hex>``: the digest of a URL, in that form, in UTF-8;
-- ``host:example.org``, which covers its sub-domains;
+- ``host:example.org``, which covers its sub-domains; a whole top-level domain, or one such as
+  ``co.uk``, is written ``host:.co.uk``, since without the dot it may be a slip;
 - ``md5:<hex>``, ``sha256:<hex>`` of an image's bytes as downloaded; a bare hash of 32 or 64
   digits is one of these, as published hash lists write them;
 - ``sample-id:<int64>``, a ``SAMPLE_ID`` of the dataset.
@@ -46,6 +47,11 @@ BARE_HASHES: Final = {2 * WIDTHS[kind]: kind for kind in ("sha256", "md5")}
 _HEX: Final = re.compile(r"[0-9a-f]+")
 _WEB: Final = ("http://", "https://")
 _COMMENT: Final = re.compile(r"(^|\s+)#.*")
+_SUFFIX: Final = re.compile(
+    r"[^.:]+|(ac|co|com|edu|gen|go|gob|gov|ltd|mil|ne|net|nom|or|org|plc|sch)\.[a-z]{2}"
+)
+"""Hosts under which strangers register theirs: top-level domains, and what many countries have
+below theirs."""
 _SPACE: Final = re.compile(r"[\s\x00-\x1f\x7f]")
 
 
@@ -94,7 +100,7 @@ def key_of(kind: str, value: str) -> Key:
     if kind == "url":
         return Key("url-sha256", hashlib.sha256(value.encode()).digest())
     if kind == "host":
-        return Key("host", host_key(value))
+        return Key("host", host_key(value.removeprefix(".")))
     if kind == "sample-id":
         return Key(kind, int(value).to_bytes(8, "big", signed=True))
     return Key(kind, bytes.fromhex(value))
@@ -145,7 +151,25 @@ def _normal_url(url: str) -> str:
 
 
 def _normal_host(host: str) -> str:
-    """The host in lower-case ASCII (IDNA), without the last dot or an IPv6 address's brackets."""
+    """The host in lower-case ASCII (IDNA), without the last dot or an IPv6 address's brackets.
+
+    A suffix under which strangers register their hosts has a dot before it, as it must be written.
+    """
+    if host.startswith("."):
+        suffix = _plain_host(host[1:])
+        if not _SUFFIX.fullmatch(suffix):
+            raise ListError(f"{host!r} is not a host name (its sub-domains are covered anyway)")
+        return f".{suffix}"
+    normal = _plain_host(host)
+    if _SUFFIX.fullmatch(normal):
+        raise ListError(
+            f"{host!r} names every host that ends with .{normal}: write host:.{normal} if all of "
+            "them are meant"
+        )
+    return normal
+
+
+def _plain_host(host: str) -> str:
     try:
         parsed = ada_url.URL(f"http://{host}")
     except ValueError as error:

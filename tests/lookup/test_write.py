@@ -74,7 +74,7 @@ def test_a_host_is_found_with_its_sub_domains(tmp_path: Path) -> None:
         "example.org": [0],
         "img.example.org": [1],
         "cdn.img.example.org": [2],
-        "org": [0],
+        ".org": [0],
         "notexample.org": [3],
         "ample.org": [],
         "bücher.example": [4],

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -106,3 +106,32 @@ def test_columns_are_never_kept_under_the_name_of_another_text(
     monkeypatch.undo()
     (folder / "mine.txt").write_text("host:a.test\n")
     assert load(folder, cache).matches_url("http://a.test/")
+
+
+def _dangling(path: Path) -> None:
+    path.symlink_to(path.with_name("absent"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_dangling, "leads nowhere"),
+        (Path.mkdir, "is not a file"),
+        (os.mkfifo, "is not a file"),
+    ],
+)
+def test_what_is_no_file_is_named(
+    tmp_path: Path, make: Callable[[Path], None], message: str
+) -> None:
+    make(tmp_path / "mine.txt")
+    with pytest.raises(ListError, match=rf"mine\.txt .*{message}"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("make", [_dangling, Path.touch])
+def test_a_folder_of_lists_that_is_none_is_not_an_empty_list(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "removals")
+    with pytest.raises(ListError, match="removals is"):
+        load(tmp_path / "removals")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from laion_assets.removals.entry import ListError, parse_entry
+from laion_assets.removals.entry import Key, ListError, host_key, key_of, parse_entry
 
 SHA = "a" * 64
 MD5 = "b" * 32
@@ -21,6 +21,8 @@ MD5 = "b" * 32
         ("host:%65xample。org", ("host", "example.org")),
         ("host:0x7f.1", ("host", "127.0.0.1")),
         ("host:[0:0::1]", ("host", "::1")),
+        ("host:.COM", ("host", ".com")),
+        ("host: .co.uk.", ("host", ".co.uk")),
         (f"sha256:{SHA.upper()}", ("sha256", SHA)),
         (SHA, ("sha256", SHA)),
         (MD5, ("md5", MD5)),
@@ -46,3 +48,15 @@ def test_entries(line: str, entry: tuple[str, str]) -> None:
 def test_an_entry_that_cannot_be_understood_is_an_error(line: str) -> None:
     with pytest.raises(ListError):
         parse_entry(line)
+
+
+@pytest.mark.parametrize("suffix", ["com", "Com.", "xn--p1ai", "co.uk", "com.br"])
+def test_a_host_that_names_a_part_of_the_web_is_asked_about(suffix: str) -> None:
+    with pytest.raises(ListError, match=r"write host:\.") as refused:
+        parse_entry(f"host:{suffix}")
+    named = str(refused.value).partition("write ")[2].partition(" if")[0]
+    assert parse_entry(named) == ("host", named.removeprefix("host:"))
+
+
+def test_its_key_covers_the_hosts_under_it() -> None:
+    assert key_of(*parse_entry("host:.com")) == Key("host", host_key("com"))

@@ -99,7 +99,7 @@ def _schema(segment: SegmentFiles) -> object:
 
 @pytest.mark.parametrize(
     ("entry", "pairs", "images"),
-    [("host:a.test", 20, 19), ("host:test", 60, 55), ("host:st", 0, 0)],
+    [("host:a.test", 20, 19), ("host:.test", 60, 55), ("host:.st", 0, 0)],
 )
 def test_a_host_is_found_with_its_sub_domains(
     segments: list[SegmentFiles], entry: str, pairs: int, images: int
@@ -185,7 +185,7 @@ def test_what_has_left_the_pairs_is_found_in_what_was_made_of_them(
 
 def test_only_the_segments_asked_for_are_searched(segments: list[SegmentFiles]) -> None:
     lake = LocalLake.at(segments[0].lake)
-    found(segments, "host:test")
+    found(segments, "host:.test")
     seen = survey(lake, read_lists(lake.root), keys=KEYS[1:2])
     assert set(seen.samples) == {KEYS[1]}
 
