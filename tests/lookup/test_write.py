@@ -95,7 +95,7 @@ def test_each_block_of_rows_has_an_entry_for_a_host(tmp_path: Path) -> None:
         "a.test": [0, BLOCK, 2 * BLOCK],
         "b.test": [BLOCK + 1, 2 * BLOCK + 1],
         "c.test": [1],
-        "test": [0, BLOCK, 2 * BLOCK],
+        ".test": [0, BLOCK, 2 * BLOCK],
     }.items():
         assert look_up(tmp_path, PAIR_PARQUET, f"host:{host}") == rows, host
 
