@@ -5,17 +5,29 @@ PYTHON ?= $(shell for version in 3.13 3.12 3.11 3 3.14; do \
     && echo python$$version && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+STAMP := $(VENV)/.installed$(if $(HASHES),-by-hash)
 
-.PHONY: docs setup demo dalle-demo test test-python test-install fuzz ui search chromium lint soak-demo soak-download train clean bench cluster-demo postgres
+.PHONY: docs licences lock setup demo dalle-demo test test-python test-install fuzz ui search chromium lint soak-demo soak-download train clean bench cluster-demo postgres
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 to 3.14 is on the PATH. Install one (Debian: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifdef HASHES  # each file must have its hash in locked.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement locked.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+else
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+endif
 	touch $@
+
+# The hashes of all files of the versions in constraints.txt, by uv; run it when these change.
+lock:
+	test -x .cache/lock/bin/uv || { $(PYTHON) -m venv .cache/lock && .cache/lock/bin/pip install --quiet uv; }
+	echo 'setuptools>=77' | .cache/lock/bin/uv pip compile pyproject.toml - --extra dev \
+	  --constraint constraints.txt --universal --python-version 3.11 --generate-hashes --quiet \
+	  --no-annotate --custom-compile-command 'make lock' --output-file locked.txt
 
 demo: setup
 	$(BIN)/laion-assets demo --end-with-parent
@@ -103,6 +115,9 @@ train: setup
 # Rewrites the tables of docs/ that are made from the code; a test compares them.
 docs: setup
 	$(BIN)/python -m docs.formats
+
+licences: setup
+	$(BIN)/python -m docs.licences
 
 # Forgets the demo: its lake, its Dagster instance, the built sample crawl.
 clean:
