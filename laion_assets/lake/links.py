@@ -88,9 +88,9 @@ class LinkedPartition:
         shutil.rmtree(self._versions, ignore_errors=True)
 
     def _current(self) -> Path | None:
-        with suppress(FileNotFoundError):
-            return self._versions / (self._versions / _CURRENT).readlink()
-        return None
+        link = self._versions / _CURRENT
+        # A copy of the lake that followed links has a folder here, and files in the partition's.
+        return self._versions / link.readlink() if link.is_symlink() else None
 
     def _point_to(self, version: Path) -> None:
         beside = self._versions / f".{uuid.uuid4().hex}"

@@ -121,11 +121,15 @@ def test_files_copied_from_elsewhere_are_taken_over(tmp_path: Path) -> None:
     assert not (lake.root / ".versions/pair_parquet" / KEY.hive).exists()
 
 
-def test_a_copied_lake_is_whole(lake: LocalLake, tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_links", [True, False])
+def test_a_copied_lake_is_whole(lake: LocalLake, tmp_path: Path, with_links: bool) -> None:
     make(lake, ONE)
-    shutil.copytree(lake.root, tmp_path / "copy", symlinks=True)
+    shutil.copytree(lake.root, tmp_path / "copy", symlinks=with_links)
     shutil.rmtree(lake.root)
-    assert seen(lake_at(tmp_path / "copy")) == ONE
+    copy = lake_at(tmp_path / "copy")
+    assert seen(copy) == ONE
+    make(copy, TWO, wat="v2")
+    assert seen(copy) == TWO
 
 
 def test_a_link_to_a_published_file_keeps_its_content(lake: LocalLake, tmp_path: Path) -> None:
