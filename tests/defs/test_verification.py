@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 from laion_assets.defs.build import build_defs
-from laion_assets.defs.verification import CHECK, FILES_WHOLE
+from laion_assets.defs.verification import CHECK, FILES_WHOLE, JOB
 from laion_assets.lake import LocalLake
 from laion_assets.layout import CATALOG, PAIR_PARQUET, SegmentKey
 from laion_assets.settings import Settings, load_settings, sample_config
@@ -43,7 +43,7 @@ def test_a_failure_stays_until_the_damage_is_mended(lake: LocalLake, settings: S
     with dg.instance_for_test() as instance:
 
         def evaluated(number: int, shares: int) -> dict[str, dg.AssetCheckEvaluation]:
-            done = definitions.resolve_job_def(CHECK).execute_in_process(
+            done = definitions.resolve_job_def(JOB).execute_in_process(
                 instance=instance,
                 run_config={"ops": {CHECK: {"config": {"number": number, "shares": shares}}}},
             )
