@@ -121,12 +121,12 @@ webserver refuses what pages of other sites ask of it.
 )
 def dagster(args: argparse.Namespace) -> None:
     from laion_assets.demo.services import dagster_services
-    from laion_assets.settings import CONFIG_VARIABLE, load_settings
+    from laion_assets.settings import CONFIG_VARIABLE, DAGSTER_CONFIG, load_settings
 
     home = os.environ.get("DAGSTER_HOME")
     if not home or not Path(home).is_dir():
         raise CommandError(
-            "set DAGSTER_HOME to a folder for Dagster's instance, with a copy of dagster.yaml"
+            f"set DAGSTER_HOME to a folder for Dagster's instance, with a copy of {DAGSTER_CONFIG}"
         )
     load_settings(args.config)  # fails here rather than in the code server
     if args.config:
@@ -139,13 +139,21 @@ def dagster(args: argparse.Namespace) -> None:
     "webserver",
     "run Dagster's webserver alone, with a guard",
     about="""
-Run dagster-webserver with the options that follow "--". It answers to
-loopback's names and to the host of [notify] ui, and refuses what pages of
-other sites ask of it.
+Run Dagster's webserver for a workspace, until interrupted. It answers to
+loopback's names and to the host of [notify] ui, and refuses what pages of other
+sites ask of it.
 """,
-    example="webserver -- --port 3000 --workspace workspace.yaml",
+    example="webserver --port 3001 --read-only",
     arguments=[
-        argument("options", nargs="*", metavar="OPTION", help="option of dagster-webserver")
+        argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"),
+        argument("--port", type=int, default=3000, help="port to listen on (default: 3000)"),
+        argument(
+            "--workspace",
+            default="workspace.yaml",
+            metavar="FILE",
+            help="Dagster's file of code locations (default: workspace.yaml)",
+        ),
+        argument("--read-only", action="store_true", help="refuse all mutations"),
     ],
 )
 def webserver(args: argparse.Namespace) -> None:
@@ -154,7 +162,9 @@ def webserver(args: argparse.Namespace) -> None:
 
     if args.config:
         os.environ[CONFIG_VARIABLE] = str(args.config.absolute())
-    run_guarded_webserver(args.options, [ui_name()])
+    options = ["--host", args.host, "--port", str(args.port), "--workspace", args.workspace]
+    options += ["--read-only"] if args.read_only else []
+    run_guarded_webserver(options, [ui_name()])
 
 
 @command(

@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
 from laion_assets.demo.services import Dagster, DemoError, dagster_services
-from laion_assets.settings import CONFIG_VARIABLE
+from laion_assets.settings import CONFIG_VARIABLE, DAGSTER_CONFIG
 from tests.demo.test_world import ROOT, eventually, free_port, gone
 
 HIDDEN: Final = "hushhush"
@@ -35,7 +35,7 @@ LIMITS: Final = "{ instance { concurrencyLimits { concurrencyKey } } }"
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("dagster")
-    shutil.copy(ROOT / "dagster.yaml", home)
+    shutil.copy(DAGSTER_CONFIG, home)
     return home
 
 
