@@ -18,7 +18,7 @@ from resources.lake import LakeResource
 CHECK: Final = "verify"
 """The operation that evaluates the check of all assets."""
 JOB: Final = "verify_lake"
-"""Not the operation's name: a code location with a job and an operation of one name fails to load."""
+"""Not the name of the operation: a code location with a job and an operation of one name fails."""
 FILES_WHOLE: Final = "files_whole"
 _SHOWN: Final = 20
 """Damaged files that a check's description names."""
