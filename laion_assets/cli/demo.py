@@ -76,15 +76,18 @@ Serve the sample crawl on this machine, start Dagster, wait until every asset
 is built and up to date, and show the result. An interrupted demo continues
 where it stopped. Run again, it builds only what is missing or stale.
 """,
-    example="demo",
-    arguments=_arguments("Dagster's UI", 3000),
+    example="demo --open",
+    arguments=[
+        *_arguments("Dagster's UI", 3000),
+        argument("--open", action="store_true", help="show the report in the browser at the end"),
+    ],
     shows_time=True,
 )
 def demo(args: argparse.Namespace) -> None:
     places, settings = _prepare(args)
     from laion_assets.demo.show import run_demo
 
-    run_demo(places, settings, args.port)
+    run_demo(places, settings, args.port, opens=args.open)
 
 
 @command(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -30,25 +32,24 @@ from laion_assets.layout import (
     CATALOG,
     DALLE_SAMPLES,
     DATASET_REPORT,
-    EMBEDDINGS,
-    FILTERED_SUBSET,
-    IMAGE_SHARDS,
-    KNN_INDEX,
-    PAIR_PARQUET,
     SEARCH_INDEX,
 )
 from laion_assets.settings import CONFIG_VARIABLE, Settings, shipped_config
 
 logger = logging.getLogger(__name__)
 
+_REASONS: Final = 3
+"""Reasons of a stage that the summary names."""
 SEARCHES: Final = {
     SAMPLE: ("a red apple", "a bicycle", "a slice of pizza"),
     DRAWN: ("a red heart", "a purple balloon", "a yellow star"),
 }
 
 
-def run_demo(places: Places, settings: Settings, ui_port: int) -> None:
+def run_demo(places: Places, settings: Settings, ui_port: int, *, opens: bool = False) -> None:
     """Bring a world up to date and print its summary; the drawn world's samples, too.
+
+    ``opens``: show the report in a browser.
 
     Raises :class:`DemoError`.
     """
@@ -75,6 +76,8 @@ def run_demo(places: Places, settings: Settings, ui_port: int) -> None:
         show_summary(settings, places)
         if further:
             show_samples(settings)
+    if opens:
+        webbrowser.open(report(open_lake(settings.lake)).as_uri())
 
 
 def run_ui(places: Places, settings: Settings, ui_port: int) -> None:
@@ -118,7 +121,7 @@ def run_search_page(places: Places, settings: Settings, port: int | None) -> Non
 
 
 def show_summary(settings: Settings, places: Places) -> None:
-    """Print the funnel, the folders, a few searches, and what to do next."""
+    """Print the funnel, where the results are, a few searches, and what to do next."""
     lake, drawn = open_lake(settings.lake), places.world == DRAWN
     config = f"{CONFIG_VARIABLE}={shipped_config(DRAWN)} " if drawn else ""
     ui, page = (
@@ -127,28 +130,24 @@ def show_summary(settings: Settings, places: Places) -> None:
     )
     print()
     print_funnel(query_funnel(lake))
-    print("\nWhere it is")
-    for asset in (
-        PAIR_PARQUET,
-        IMAGE_SHARDS,
-        EMBEDDINGS,
-        FILTERED_SUBSET,
-        KNN_INDEX,
-        SEARCH_INDEX,
-        CATALOG,
-        DATASET_REPORT,
-    ):
-        print(f"  {asset:16} {lake.folder(asset)}")
     print_searches(settings, lake, SEARCHES[places.world])
     print(
+        "\nWhere it is\n"
+        f"  the lake      {lake}\n"
+        f"  the report    {report(lake).as_uri()}\n"
+        f"  any DuckDB    {lake.folder(CATALOG) / 'catalog.duckdb'}\n"
         "\nNext\n"
-        f"  {ui:56}Dagster's UI on this instance\n"
-        f"  {page:56}the search page\n"
+        f"  {ui:24}Dagster's UI on this instance\n"
+        f"  {page:24}the search page\n"
         f'  {config}.venv/bin/laion-assets sql "select stage, reason, n from funnel"\n'
         f"  .venv/bin/laion-assets search {lake.folder(SEARCH_INDEX)} "
-        f'"{SEARCHES[places.world][-1]}"\n'
-        f"  {lake.folder(DATASET_REPORT) / 'report.html'}"
+        f'"{SEARCHES[places.world][-1]}"'
     )
+
+
+def report(lake: Lake) -> Path:
+    """The dataset's report, a page for a browser."""
+    return lake.folder(DATASET_REPORT) / "report.html"
 
 
 def show_samples(settings: Settings) -> None:
@@ -171,26 +170,27 @@ def query_funnel(lake: Lake) -> pa.Table:
 
 
 def print_funnel(funnel: pa.Table) -> None:
-    """Print the stages in their order: what went in, what was refused for which reason, what was
-    kept."""
-    rows = {(row["stage"], row["reason"]): row["n"] for row in funnel.to_pylist()}
-    print(f"{'stage':14}{'':24}{'n':>10}")
-    for stage in STAGES:
-        reasons = sorted(reason for at, reason in rows if at == stage)
-        ordered = ["in", *[r for r in reasons if r not in ("in", "kept")], "kept"]
-        for reason in ordered:
-            n = rows.get((stage, reason), 0)
-            sign = "" if reason in ("in", "kept") else "− "
-            print(f"{stage if reason == 'in' else '':14}{sign + reason:24}{n:>10,}")
+    """Print a line for each stage: what went in, what was kept, and the most frequent refusals."""
+    counts: dict[str, dict[str, int]] = {stage: {} for stage in STAGES}
+    for row in funnel.to_pylist():
+        counts[row["stage"]][row["reason"]] = row["n"]
+    print(f"{'stage':12}{'in':>9}{'kept':>9}   refused")
+    for stage, of_stage in counts.items():
+        n_in, kept = of_stage.pop("in", 0), of_stage.pop("kept", 0)
+        refused = sorted(of_stage.items(), key=lambda item: -item[1])
+        named = [f"{reason} {n:,}" for reason, n in refused[:_REASONS]]
+        if more := refused[_REASONS:]:
+            named.append(f"{sum(n for _, n in more):,} for {len(more)} other reasons")
+        print(f"{stage:12}{n_in:>9,}{kept:>9,}   {', '.join(named)}".rstrip())
 
 
 def print_searches(settings: Settings, lake: Lake, texts: Sequence[str]) -> None:
-    """Print the three best hits for each text."""
+    """Print the best hit for each text."""
     from laion_assets.clip.model import load_clip
     from laion_assets.knn.query import search_text
 
     model = load_clip(settings.clip)
+    print("\nThe best hit for a few searches")
     for text in texts:
-        print(f'\nSearch: "{text}"')
-        for hit in search_text(lake.published(SEARCH_INDEX), text, model, 3):
-            print(f"  {hit.score:.3f}  {hit.text}  {hit.url}")
+        for hit in search_text(lake.published(SEARCH_INDEX), text, model, 1):
+            print(f"  {text:20}{hit.score:.3f}  {hit.text}  {hit.url}")

@@ -9,16 +9,16 @@ from laion_assets.demo.show import print_funnel
 from laion_assets.funnel import STAGES
 
 
-def test_the_funnel_shows_each_stage_with_its_refusals(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [("pairs", "in", 1200), ("pairs", "language", 200), ("pairs", "kept", 1000)]
-    names = ("stage", "reason", "n")
-    print_funnel(pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows]))
+def test_the_funnel_has_a_line_a_stage_with_its_main_refusals(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    reasons = {"in": 1200, "language": 120, "text_short": 60, "kept": 1000}
+    reasons |= {"duplicate": 15, "url_long": 2, "url_suffix": 3}
+    rows = [{"stage": "pairs", "reason": reason, "n": n} for reason, n in reasons.items()]
+    print_funnel(pa.Table.from_pylist(rows))
     header, *lines = capsys.readouterr().out.splitlines()
-    assert header.split() == ["stage", "n"]
-    assert len(lines) == 2 * len(STAGES) + 1
-    first = 2 * list(STAGES).index("pairs")
-    assert [line.split() for line in lines[first : first + 3]] == [
-        ["pairs", "in", "1,200"],
-        ["−", "language", "200"],
-        ["kept", "1,000"],
-    ]
+    assert header.split() == ["stage", "in", "kept", "refused"]
+    assert [line.split()[0] for line in lines] == list(STAGES)
+    line = lines[list(STAGES).index("pairs")]
+    assert line.split()[1:3] == ["1,200", "1,000"]
+    assert line.endswith("   language 120, text_short 60, duplicate 15, 5 for 2 other reasons")
