@@ -29,18 +29,21 @@ lock:
 	  --constraint constraints.txt --universal --python-version 3.11 --generate-hashes --quiet \
 	  --no-annotate --custom-compile-command 'make lock' --output-file locked.txt
 
+# make ui PORT=3001: another port than 3000 (of demo and ui) or 1234 (of search).
+AT := $(if $(PORT),--port $(PORT))
+
 demo: setup
-	$(BIN)/laion-assets demo --end-with-parent
+	$(BIN)/laion-assets demo --end-with-parent $(AT)
 
 ui: setup
-	$(BIN)/laion-assets ui --end-with-parent
+	$(BIN)/laion-assets ui --end-with-parent $(AT)
 
 # A larger crawl of drawings, and a small DALL-E trained on the subset of it; its own lake.
 dalle-demo: setup
 	$(BIN)/laion-assets demo --world drawn --end-with-parent
 
 search: setup
-	$(BIN)/laion-assets search-page --end-with-parent
+	$(BIN)/laion-assets search-page --end-with-parent $(AT)
 
 # The search page is tested in the distribution's browser.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)

@@ -45,7 +45,7 @@ class Dagster:
     since: float
     """Time of their start, in seconds since the epoch: all their runs are later."""
     processes: list[tuple[str, subprocess.Popen[bytes]]]
-    """The services, by the module that runs."""
+    """The services, by the module that runs; none if another process started them."""
     log: Path | None
 
     def check(self) -> None:
@@ -53,6 +53,8 @@ class Dagster:
         for name, process in self.processes:
             if process.poll() is not None:
                 raise DemoError(f"{name} exited with {process.returncode}{self._see}")
+        if not self.processes and not _answers(self.url):
+            raise DemoError(f"the Dagster at {self.url} has ended{self._see}")
 
     def watch(self) -> None:
         """Wait until interrupted. Raises :class:`DemoError` if a service ends by itself."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+import dagster as dg
 import pyarrow as pa
 
 from laion_assets.demo.driver import Driver, needs
-from laion_assets.demo.services import DemoError
+from laion_assets.demo.services import Dagster, DemoError
 from laion_assets.demo.world import (
     DRAWN,
     SAMPLE,
@@ -22,6 +26,7 @@ from laion_assets.demo.world import (
     dagster_in,
     observe_lists,
     prepare,
+    running_dagster,
     sole_demo,
     stop_leftovers,
 )
@@ -59,38 +64,55 @@ def run_demo(places: Places, settings: Settings, ui_port: int, *, opens: bool = 
     further = (DALLE_SAMPLES,) if places.world == DRAWN else ()
     if further:
         require_extra()
-    with sole_demo(places):
-        instance = prepare(places)
-        stop_leftovers(places, instance)
-        with crawl_server(places, settings) as group:
-            observe_lists(settings, instance)
-            lacks = needs(settings, instance, defs, further)
-            if not lacks:
-                logger.info("everything is up to date: nothing to materialize")
-            for reason in lacks.reasons():
-                logger.info(f"to build: {reason}")
-            if lacks:
-                with dagster_in(places, ui_port, group) as dagster:
-                    driver = Driver(settings, instance, defs, dagster, further)
-                    driver.bring_up_to_date(lacks)
-        show_summary(settings, places)
-        if further:
-            show_samples(settings)
+    if url := running_dagster(places, idle=True):
+        logger.info(f"Dagster is running already: {url}")
+        running = Dagster(url, time.time(), [], places.log)
+        _build(settings, prepare(places), defs, further, lambda: nullcontext(running))
+    else:
+        with sole_demo(places):
+            instance = prepare(places)
+            stop_leftovers(places, instance)
+            with crawl_server(places, settings) as group:
+                start = partial(dagster_in, places, ui_port, group)
+                _build(settings, instance, defs, further, start)
+    show_summary(settings, places)
+    if further:
+        show_samples(settings)
     if opens:
         webbrowser.open(report(open_lake(settings.lake)).as_uri())
+
+
+def _build(
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    further: Sequence[str],
+    dagster: Callable[[], AbstractContextManager[Dagster]],
+) -> None:
+    """Have Dagster, once it is needed, make what is missing or stale."""
+    observe_lists(settings, instance)
+    lacks = needs(settings, instance, definitions, further)
+    if not lacks:
+        logger.info("everything is up to date: nothing to materialize")
+    for reason in lacks.reasons():
+        logger.info(f"to build: {reason}")
+    if lacks:
+        with dagster() as running:
+            Driver(settings, instance, definitions, running, further).bring_up_to_date(lacks)
 
 
 def run_ui(places: Places, settings: Settings, ui_port: int) -> None:
     """Serve the world's crawl and Dagster's UI on the demo's instance, until interrupted.
 
+    While a demo runs, its own UI is the one to look at, and this one takes over when it ends.
     Raises :class:`DemoError`.
     """
-    with sole_demo(places):
+    with sole_demo(places, patience_s=float("inf")):
         instance = prepare(places)
         stop_leftovers(places, instance)
         with (
             crawl_server(places, settings) as group,
-            dagster_in(places, ui_port, group) as dagster,
+            dagster_in(places, ui_port, group, idle=True) as dagster,
         ):
             logger.info(f"open {dagster.url}/asset-groups; Ctrl-C ends it")
             dagster.watch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -21,7 +22,7 @@ from laion_assets.defs.internals import skip_started_ticks
 from laion_assets.defs.partitions import INTERRUPTED_TAG, UNFINISHED
 from laion_assets.defs.removal.remake import observe
 from laion_assets.demo.services import Dagster, DemoError, dagster_services
-from laion_assets.files import LockedError, locked, write_text
+from laion_assets.files import LockedError, locked, write_json, write_text
 from laion_assets.lake import open_lake
 from laion_assets.sample_crawl.build import build_sample_crawl
 from laion_assets.sample_crawl.drawn_crawl import build_drawn_crawl
@@ -67,6 +68,11 @@ class Places:
         return self.folder / "processes"
 
     @property
+    def dagster(self) -> Path:
+        """The file that says where the running Dagster is, and whether it is there for its UI."""
+        return self.folder / "dagster.json"
+
+    @property
     def lock(self) -> Path:
         return self.folder / "lock"
 
@@ -94,21 +100,39 @@ def prepare(places: Places) -> dg.DagsterInstance:
 
 
 @contextmanager
-def sole_demo(places: Places) -> Iterator[None]:
-    """Hold the checkout's only demo, waiting for another one to end.
+def sole_demo(places: Places, patience_s: float = _TURN_S) -> Iterator[None]:
+    """Hold the checkout's only Dagster, waiting for another one to end.
 
-    Two demos of one checkout would kill each other's processes. Raises :class:`DemoError` if the
-    other one does not end.
+    Two of one checkout would kill each other's processes. Raises :class:`DemoError` if the other
+    one does not end within ``patience_s``.
     """
+
+    def waiting() -> None:
+        url = running_dagster(places)
+        logger.info(f"waiting for another demo of this checkout to end{_at(url)}")
+
     try:
-        with locked(
-            places.lock,
-            lambda: logger.info("waiting for another demo of this checkout to end"),
-            _TURN_S,
-        ):
+        with locked(places.lock, waiting, patience_s):
             yield
     except LockedError as error:
         raise DemoError(f"another demo is running in {places.root}: end it first") from error
+
+
+def _at(url: str | None) -> str:
+    return f"; until then, Dagster's UI is at {url}" if url else ""
+
+
+def running_dagster(places: Places, *, idle: bool = False) -> str | None:
+    """URL of the Dagster that another process of this checkout runs; None if there is none.
+
+    ``idle``: only one that was started for its UI, and builds nothing by itself.
+    """
+    try:
+        with locked(places.lock, lambda: None, 0):
+            return None
+    except LockedError:
+        about = json.loads(places.dagster.read_text()) if places.dagster.exists() else {}
+        return about.get("url") if about.get("idle") or not idle else None
 
 
 @contextmanager
@@ -206,15 +230,19 @@ def _kill_group(group: int) -> None:
 
 
 @contextmanager
-def dagster_in(places: Places, port: int, group: int) -> Iterator[Dagster]:
+def dagster_in(places: Places, port: int, group: int, *, idle: bool = False) -> Iterator[Dagster]:
     """Run Dagster's services on the demo's instance, in the process group ``group``.
 
-    Raises as :func:`~laion_assets.demo.services.dagster_services` does.
+    ``idle``: for their UI; a demo may then have them build what it needs. Raises as
+    :func:`~laion_assets.demo.services.dagster_services` does.
     """
     with dagster_services(places.root, places.home, port, places.log, group) as dagster:
+        write_json(places.dagster, {"url": dagster.url, "idle": idle})
         try:
             yield dagster
         except BaseException:
             # Interrupted: kill whatever runs, at once.
             _kill_group(group)
             raise
+        finally:
+            places.dagster.unlink(missing_ok=True)

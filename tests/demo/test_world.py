@@ -22,9 +22,11 @@ from laion_assets.demo.world import (
     Places,
     crawl_server,
     prepare,
+    running_dagster,
     sole_demo,
     stop_leftovers,
 )
+from laion_assets.files import write_json
 from laion_assets.sample_crawl.build import build_sample_crawl
 from laion_assets.sample_crawl.server import SampleServer
 from laion_assets.settings import load_settings, sample_config
@@ -142,17 +144,25 @@ def test_one_crawl_is_served_by_all_who_need_it(places: Places, tmp_path: Path) 
         assert answers()
 
 
-def test_a_second_demo_waits_its_turn(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("laion_assets.demo.world._TURN_S", 0.3)
+def test_a_second_demo_waits_its_turn(places: Places) -> None:
+    assert running_dagster(places) is None
     with sole_demo(places):
+        write_json(places.dagster, {"url": "http://127.0.0.1:3000", "idle": False})
+        assert running_dagster(places) == "http://127.0.0.1:3000"
+        assert running_dagster(places, idle=True) is None
         lines: list[str] = []
         with (
             heard(lines.append),
             pytest.raises(DemoError, match="another demo is running"),
-            sole_demo(places),
+            sole_demo(places, 0.3),
         ):
             pass
-        assert lines == ["waiting for another demo of this checkout to end"]
+        [line] = lines
+        assert line.startswith("waiting for another demo of this checkout to end")
+        assert line.endswith("Dagster's UI is at http://127.0.0.1:3000")
+        write_json(places.dagster, {"url": "http://127.0.0.1:3001", "idle": True})
+        assert running_dagster(places, idle=True) == "http://127.0.0.1:3001"
+    assert running_dagster(places) is None, "nobody holds the checkout: a killed demo left the file"
     with sole_demo(places):
         pass
 
