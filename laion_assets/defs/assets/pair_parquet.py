@@ -23,7 +23,7 @@ from resources.rules import PairRulesResource, WorkResource
 ASSET = Asset(
     PAIR_PARQUET,
     group="pairs",
-    revision=3,
+    revision=4,
     checks=("schema_exact", "keys_unique", "funnel_adds_up"),
     asks_network=True,
 )
