@@ -33,7 +33,7 @@ def clean_text(alt: str) -> str:
     Runs of white space and control characters become one space, and none is left at either end.
     """
     text = decode_complete(alt)
-    found = "<" in text
+    found = text.count("<")
     while found:  # what is left may be a tag in its turn
         text, found = _MARKUP.subn(_unmarked, text)
     # Most texts are clean already, and checking that is ten times cheaper than folding them.
