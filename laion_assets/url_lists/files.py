@@ -33,7 +33,10 @@ _FORMATS: Final[Mapping[str, Format]] = {
     ".txt": "txt",
 }
 _MAGIC: Final = "*?["
-_VERSIONED_BY: Final = ("size", "mtime", "ETag", "etag", "LastModified", "last_modified", "md5")
+_HTTP: Final = ("http://", "https://")
+_VERSIONED_BY: Final = (
+    *("size", "mtime", "ETag", "etag", "Last-Modified", "LastModified", "last_modified", "md5"),
+)
 """What file systems say of a file that differs once it was replaced."""
 
 
@@ -113,6 +116,8 @@ def find_files(places: Sequence[str], options: ReadOptions) -> list[ListFile]:
 
 
 def _files_at(filesystem: Any, path: str, place: str, options: ReadOptions) -> dict[str, Any]:
+    if path.startswith(_HTTP):
+        return {path: filesystem.info(path)}  # what links to something is no folder there
     if any(sign in path for sign in _MAGIC) and not filesystem.exists(path):
         return {
             name: about

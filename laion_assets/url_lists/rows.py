@@ -36,7 +36,7 @@ class Rows(Protocol):
 
     columns: Columns
     schema: pa.Schema
-    """Of all its columns."""
+    """Names and types of all its columns."""
     damaged: int
     """Lines that :meth:`batches` could not read; known once it has read up to the file's end."""
 

@@ -6,7 +6,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -66,8 +65,11 @@ def pairs_of_list(
             with open_rows(file, options) as rows:
                 found.append((rows.schema, rows.columns))
                 n = rows.count() if file.format == "parquet" else 0
-            ranges += [RowRange(file.name, *span) for span in _spans(0, n, ROWS_PER_RANGE)]
-        columns = [of_file for _, of_file in found]
+            of_file = [RowRange(file.name, *span) for span in spans(0, n, ROWS_PER_RANGE)]
+            # The last goes to the file's end, whatever lines could not be read before.
+            last = of_file.pop() if of_file else RowRange(file.name)
+            ranges += [*of_file, last._replace(end=None)]
+        columns = [chosen for _, chosen in found]
         _same_kind(files, columns)
         made = scratch / "made"
         made.mkdir()
@@ -113,9 +115,17 @@ def _same_kind(files: Sequence[ListFile], columns: Sequence[Columns]) -> None:
         raise UrlListError(f"{without[0]} has no captions, while other files of the list have some")
 
 
-def _spans(begin: int, end: int, rows: int) -> Iterator[tuple[int, int | None]]:
-    """Yield spans of at most ``rows`` rows; the last is open: it ends with its file."""
-    bounds = [*range(begin, max(end, begin + 1), rows), None]
-    for first, stop in pairwise(bounds):
-        assert first is not None
-        yield first, stop
+def check_captions(file: ListFile, columns: Columns) -> None:
+    """Raise :class:`~laion_assets.url_lists.files.UrlListError` for a file without captions."""
+    if columns.text is None:
+        raise UrlListError(
+            f"{file.url} has no column with a known name of captions: name it by `text`. Images "
+            "without captions can be downloaded and embedded by commands, but have no similarity "
+            "that a subset could be taken by"
+        )
+
+
+def spans(begin: int, end: int, rows: int) -> Iterator[tuple[int, int]]:
+    """Yield spans of at most ``rows`` rows, from one number to before another."""
+    for first in range(begin, end, rows):
+        yield first, min(first + rows, end)
