@@ -30,7 +30,7 @@ class Columns:
     license: str | None = None
     page_url: str | None = None
     sample_id: str | None = None
-    """That of our own releases, whose texts are clean already."""
+    """Column of SAMPLE_IDs; where they are ours, the texts are clean already."""
     others: tuple[str, ...] = ()
     """All but URL and caption."""
 

@@ -32,7 +32,7 @@ class MadeOfList:
     counts: StageCounts
     files: int
     columns: Columns
-    """Of the first file."""
+    """Those of the first file."""
 
     def __str__(self) -> str:
         text = self.columns.text
