@@ -120,7 +120,8 @@ class _Text:
     ) -> None:
         self._connection = connection
         self.damaged = 0
-        encoding = options.encoding or _encoding(file, path)
+        head = _head(file, path)
+        encoding = options.encoding or _encoding(head)
         given = {"encoding": encoding, "compression": file.compression}
         if file.format == "json":
             self._source, expression = _json(path, file.compression), "->>'$'"
@@ -132,6 +133,9 @@ class _Text:
             if file.format == "tsv":
                 given["delim"] = "\t"
             dialect, names = self._dialect(path, given)
+            if file.format == "csv" and b'"' not in head:
+                # DuckDB takes quotes that it has not seen for none.
+                dialect |= {"quote": '"', "escape": '"'}
             self._source, expression = _call("read_csv", path, **dialect, store_rejects=True), ""
             if not dialect["header"]:
                 options = self._by_content(file, names, options)
@@ -263,14 +267,19 @@ def _empty(sniffed: str | None) -> str:
     return "" if sniffed in (None, "(empty)") else str(sniffed)
 
 
-def _encoding(file: ListFile, path: str) -> str:
-    """The encoding of a text file, by its first bytes: Latin-1 if it has more bytes that are not
-    UTF-8 than characters that only UTF-8 would write so."""
+def _head(file: ListFile, path: str) -> bytes:
+    """A text file's first bytes, decompressed."""
     with pa.OSFile(path) as raw:
         stream = (
             raw if file.compression == "none" else pa.CompressedInputStream(raw, file.compression)
         )
         head: bytes = stream.read(_SNIFFED_BYTES)
+    return head
+
+
+def _encoding(head: bytes) -> str:
+    """The encoding of a text, by its first bytes: Latin-1 if it has more bytes that are not UTF-8
+    than characters that only UTF-8 would write so."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     text = head.decode("utf-8", "surrogateescape")
