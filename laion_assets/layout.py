@@ -112,6 +112,11 @@ PICTURES: Final = "_pictures"
 """Folder, within a partition's, of pictures for people."""
 PICTURE_FILES: Final = f"{PICTURES}/*"
 
+OWN_COLUMNS: Final = "_source"
+"""Folder, within a partition of pairs, of a URL list's own columns: a file for each part, with the
+SAMPLE_ID of each of its rows."""
+OWN_COLUMNS_FILES: Final = f"{OWN_COLUMNS}/*.pq"
+
 LOOKUP: Final = "_lookup"
 """Folder, within a partition's, of the files by which its rows are found (:mod:`.lookup`)."""
 LOOKUP_FILES: Final = f"{LOOKUP}/*"
@@ -196,7 +201,12 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
     partition.asset: partition
     for partition in (
         Partition(WAT_MANIFEST, None, (Table("manifest.parquet", schemas.WAT_MANIFEST),)),
-        Partition(PAIR_PARQUET, "pairs", (replace(_PAIR_ROWS, view="pairs"),), (LOOKUP_FILES,)),
+        Partition(
+            PAIR_PARQUET,
+            "pairs",
+            (replace(_PAIR_ROWS, view="pairs"),),
+            (OWN_COLUMNS_FILES, LOOKUP_FILES),
+        ),
         Partition(
             UNIQUE_PAIRS,
             "unique_pairs",

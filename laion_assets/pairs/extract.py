@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laion_assets.funnel import StageCounts
+from laion_assets.layout import OWN_COLUMNS
 from laion_assets.pairs import many_texts
 from laion_assets.pairs.judge import Judge
 from laion_assets.pairs.licence import page_licence
@@ -30,7 +31,7 @@ from laion_assets.pairs.many_texts import rows_of_many_texts
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.text import clean_text
 from laion_assets.pairs.urls import ImageUrls, base_url
-from laion_assets.schemas import PAIRS, uid_of
+from laion_assets.schemas import PAIRS, sample_id_of, uid_of
 from laion_assets.tables import ROW_GROUP, TableWriter, batches
 from laion_assets.wat import Page, read_pages
 from laion_assets.wat.pages import IMAGE_PATH
@@ -92,6 +93,35 @@ class PairWriter(TableWriter):
         """Put the counts into the file's metadata."""
         text = json.dumps([part.to_json() for part in counts], sort_keys=True)
         self.note(COUNTS_KEY, text)
+
+
+def own_columns_path(part: Path) -> Path:
+    """Place of a URL list's own columns of the rows of a part."""
+    return part.parent / OWN_COLUMNS / f"{part.stem}.pq"
+
+
+class OwnColumnsWriter(TableWriter):
+    """Writes a URL list's own columns beside a part: SAMPLE_ID, then the columns ``more``.
+
+    In a partition they stand apart, because those of all crawls have the same columns.
+    """
+
+    def __init__(self, part: Path, more: Sequence[pa.Field]) -> None:
+        schema = pa.schema([("SAMPLE_ID", pa.int64()), *more])
+        path = own_columns_path(part)
+        path.parent.mkdir(exist_ok=True)
+        super().__init__(path, schema)
+        self._names = [field.name for field in more]
+
+    def copy(self, part: Path, keep: NDArray[np.bool_]) -> None:
+        """Write the columns of the rows of a part in the making that has them, where ``keep``."""
+        at = 0
+        for batch in batches(part, ["uid", *self._names]):
+            rows = pa.Table.from_batches([batch]).filter(pa.array(keep[at : at + batch.num_rows]))
+            ids = [sample_id_of(uid) for uid in rows["uid"].to_pylist()]
+            columns = [pa.array(ids, pa.int64()), *(rows[name] for name in self._names)]
+            self.write(pa.table(columns, names=["SAMPLE_ID", *self._names]))
+            at += batch.num_rows
 
 
 def read_counts(part: Path) -> list[StageCounts]:

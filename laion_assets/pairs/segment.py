@@ -5,7 +5,8 @@ across files. When all parts are present, the rows to keep are found and joined 
 which say of which WAT files they are; then ``.raw`` is deleted. After a kill at any point, the next
 call resumes from the whole parts.
 
-Row ranges of a URL list are made into pairs in the same way: they take the place of WAT files.
+Row ranges of a URL list are made into pairs in the same way: they take the place of WAT files. The
+list's own columns go into files beside the parts, or outside of a lake into the one part itself.
 """
 
 from __future__ import annotations
@@ -31,14 +32,20 @@ from numpy.typing import NDArray
 from laion_assets.errors import PermanentError, TransientError
 from laion_assets.files import causes, is_permanent
 from laion_assets.funnel import StageCounts, total
-from laion_assets.layout import PAIR_PARQUET, PARTITIONS
+from laion_assets.layout import OWN_COLUMNS, PAIR_PARQUET, PARTITIONS
 from laion_assets.pairs import many_texts
-from laion_assets.pairs.extract import PairWriter, extract_wat, read_counts
+from laion_assets.pairs.extract import (
+    OwnColumnsWriter,
+    PairWriter,
+    extract_wat,
+    own_columns_path,
+    read_counts,
+)
 from laion_assets.pairs.many_texts import rows_of_many_texts
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.uids import UidBuckets
 from laion_assets.schemas import PAIRS
-from laion_assets.tables import ROWS_PER_PART, part_path, rows_in, spans
+from laion_assets.tables import ROWS_PER_PART, key_in, part_path, rows_in, spans
 from laion_assets.work import Progress, die_with
 
 logger = logging.getLogger(__name__)
@@ -158,7 +165,8 @@ def segment_counts(parts: Sequence[Path]) -> list[StageCounts]:
 
 def _remove_work_files(out: Path) -> None:
     shutil.rmtree(out / ".raw", ignore_errors=True)
-    for torn in out.glob(".*.part-*.parquet"):  # left by a run that was killed while it wrote
+    # Left by a run that was killed while it wrote.
+    for torn in (*out.glob(".*.part-*.parquet"), *(out / OWN_COLUMNS).glob(".*")):
         torn.unlink()
 
 
@@ -289,6 +297,7 @@ def _join(
             _write_part(raw[slice(*span)], of_wat[slice(*span)], span, target)
     for beyond in _parts(out)[len(made_of) :]:
         beyond.unlink()
+        own_columns_path(beyond).unlink(missing_ok=True)
 
 
 def _first_rows(parts: Sequence[Path], rows: int, scratch: Path) -> NDArray[np.bool_]:
@@ -306,10 +315,15 @@ def _write_part(
     raw: Sequence[Path], ends: Sequence[NDArray[np.int8]], span: tuple[int, int], target: Path
 ) -> None:
     counts = [StageCounts("wat"), StageCounts("pairs")]
-    # A list's own columns stand behind those of all pairs; its ranges have the same.
-    more = (
-        [field for field in pq.read_schema(raw[0]) if field.name not in PAIRS.names] if raw else []
-    )
+    # A list's ranges have its own columns, all the same ones, behind those of pairs.
+    more = [
+        field for part in raw[:1] for field in pq.read_schema(part) if field.name not in PAIRS.names
+    ]
+    if more and key_in(target):
+        with OwnColumnsWriter(target, more) as own:
+            for part, end in zip(raw, ends, strict=True):
+                own.copy(part, end == _KEPT)
+        more = []
     with PairWriter(target, more) as writer:
         for part, end in zip(raw, ends, strict=True):
             writer.copy(part, end == _KEPT)

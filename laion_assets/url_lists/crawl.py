@@ -9,13 +9,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
-import pyarrow as pa
-
 from laion_assets.crawl.source import CrawlSegment, NoSuchSegmentError
 from laion_assets.errors import PermanentError
 from laion_assets.layout import segment_names
 from laion_assets.options import versioned
-from laion_assets.url_lists.extract import ExtractRange, RowRange
+from laion_assets.url_lists.extract import ExtractRange, RowRange, carried_schema
 from laion_assets.url_lists.files import ListFile, UrlListError, find_files
 from laion_assets.url_lists.options import UrlListOptions
 from laion_assets.url_lists.rows import open_rows
@@ -105,8 +103,11 @@ class ListCrawl:
             raise ListChangedError(
                 f"the files of {self.options.crawl} have changed: materialize wat_manifest again"
             )
-        # A list's own columns stay in the list: partitions of all crawls have the same columns.
-        return ExtractRange(files, self.options, pa.schema([]))
+        found = []
+        for name in dict.fromkeys(of.file for of in parsed):
+            with open_rows(files[name], self.options) as rows:
+                found.append((rows.schema, rows.columns))
+        return ExtractRange(files, self.options, carried_schema(found))
 
     def _segment(
         self,

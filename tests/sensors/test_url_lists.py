@@ -14,6 +14,7 @@ from laion_assets.defs.build import build_defs
 from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.lake import LakeOptions, open_lake
 from laion_assets.layout import SEGMENT_ASSETS, SegmentKey
+from laion_assets.schemas import sample_id_of
 from laion_assets.settings import Discovery, Settings
 from laion_assets.tables import read_parquet
 from laion_assets.url_lists.options import UrlListOptions
@@ -84,9 +85,16 @@ class World:
         )
 
     def texts(self, number: str) -> list[int]:
+        """The numbers in a segment's texts; its list's own columns must be beside them."""
         folder = self.lake.published("pair_parquet", SegmentKey(CRAWL, number))
-        rows = read_parquet(folder / "part-00000.parquet", ["text"])["text"].to_pylist()
-        return [int(text.split()[-1]) for text in rows]
+        part = read_parquet(folder / "part-00000.parquet", ["uid", "text"])
+        if len(part):
+            own = pq.ParquetFile(folder / "_source" / "part-00000.pq").read()
+            assert own.schema.names == ["SAMPLE_ID", "source_similarity"]
+            assert own["SAMPLE_ID"].to_pylist() == [
+                sample_id_of(uid) for uid in part["uid"].to_pylist()
+            ]
+        return [int(text.split()[-1]) for text in part["text"].to_pylist()]
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_segments_of_a_list_have_its_rows_once_and_in_order(name: str, tmp_path:
             _, counts = make(Path(), tmp_path / "part.parquet", PairRules(), **place)
             assert counts.adds_up
             tables.append(pq.read_table(tmp_path / "part.parquet"))
-            assert tables[-1].schema.names == PAIRS.names
+            assert tables[-1].schema.names[: len(PAIRS)] == PAIRS.names
     sizes = [len(crawl.taken(segment)) for segment in segments]
     assert sizes == ([1, 2, 1, 1] if name == "spark" else [1, 1, 1, 1])
     urls = pa.concat_tables(tables)["url"].to_pylist()
