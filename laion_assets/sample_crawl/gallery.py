@@ -16,7 +16,7 @@ from laion_assets.sample_crawl.plan import KEPT, Plan
 FILE: Final = "lists/gallery.csv"
 """Its place below the data host's root."""
 HOST: Final = "listed.sample.test"
-_PICTURES: Final = 150
+_PICTURES: Final = 100
 _COLUMNS: Final = ("image_url", "caption", "artist")
 
 
