@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, field_validator
 
 from laion_assets.layout import LIST_PREFIX
-from laion_assets.options import OPERATIONAL, Options
+from laion_assets.options import MASKED, OPERATIONAL, Options
 
 Format = Literal["parquet", "csv", "tsv", "json", "txt"]
 
@@ -29,7 +29,9 @@ class ReadOptions(Options):
         "", description="Encoding of text files; empty decides by the bytes"
     )
     storage_options: Annotated[dict[str, str], OPERATIONAL] = Field(
-        default_factory=dict, description="Options for fsspec, such as endpoint_url"
+        default_factory=dict,
+        description="Options for fsspec, such as endpoint_url; keys belong into the environment",
+        json_schema_extra=MASKED,
     )
 
 
