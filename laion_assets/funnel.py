@@ -24,7 +24,7 @@ REASONS: Final[Mapping[str, Mapping[str, str]]] = {
         "truncated": "the file ended inside this record",
     },
     "pairs": {
-        "bad_value": "a value of the link is not text, or holds bytes that no text has",
+        "bad_value": "a value of the link or row is not text, or holds bytes that no text has",
         "not_image": "an alt text on a link that is not IMG@/src",
         "no_alt": "an image without an alt text, or with an empty one",
         "alt_too_short": "the cleaned alt text is shorter than the minimum",

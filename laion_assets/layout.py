@@ -20,6 +20,10 @@ from laion_assets import schemas
 
 CRAWL_NAME: Final = re.compile(r"CC-MAIN-\d{4}(?:-\d{2}){1,2}")
 """Pattern of the names that Common Crawl gives its crawls."""
+LIST_PREFIX: Final = "LIST-"
+"""Beginning of the name of a crawl that is a URL list."""
+LIST_CRAWL_NAME: Final = re.compile(rf"{LIST_PREFIX}[a-z0-9]+(?:-[a-z0-9]+)*")
+"""Pattern of the names of such crawls."""
 _SEGMENT: Final = re.compile(r"\d{2}")
 
 EVERY_HIVE: Final = "crawl=*/segment=*"
@@ -30,21 +34,27 @@ EVERY_HIVE: Final = "crawl=*/segment=*"
 class SegmentKey:
     """One segment of one crawl.
 
-    ``crawl``: the name that Common Crawl gives it. ``segment``: two digits, the segment's position
-    among the crawl's sorted segment ids. Raises ``ValueError`` for anything else.
+    ``crawl``: the name that Common Crawl gives it, or ``LIST-`` and a URL list's name.
+    ``segment``: two digits, the segment's position among the crawl's sorted segment ids, or among
+    the list's ranges of rows. Raises ``ValueError`` for anything else.
     """
 
     crawl: str
     segment: str
 
     def __post_init__(self) -> None:
-        if not CRAWL_NAME.fullmatch(self.crawl):
+        if not (CRAWL_NAME.fullmatch(self.crawl) or self.is_of_list):
             raise ValueError(f"{self.crawl!r} is not a crawl name like CC-MAIN-2021-04")
         if not _SEGMENT.fullmatch(self.segment):
             raise ValueError(f"{self.segment!r} is not a segment number like 07")
 
     def __str__(self) -> str:
         return f"{self.crawl}|{self.segment}"
+
+    @property
+    def is_of_list(self) -> bool:
+        """Whether the crawl is a URL list."""
+        return LIST_CRAWL_NAME.fullmatch(self.crawl) is not None
 
     @property
     def hive(self) -> str:
@@ -101,6 +111,11 @@ LISTS: Final = (REMOVALS, BLOCKLISTS)
 PICTURES: Final = "_pictures"
 """Folder, within a partition's, of pictures for people."""
 PICTURE_FILES: Final = f"{PICTURES}/*"
+
+OWN_COLUMNS: Final = "_source"
+"""Folder, within a partition of pairs, of a URL list's own columns: a file for each part, with the
+SAMPLE_ID of each of its rows."""
+OWN_COLUMNS_FILES: Final = f"{OWN_COLUMNS}/*.pq"
 
 LOOKUP: Final = "_lookup"
 """Folder, within a partition's, of the files by which its rows are found (:mod:`.lookup`)."""
@@ -186,7 +201,12 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
     partition.asset: partition
     for partition in (
         Partition(WAT_MANIFEST, None, (Table("manifest.parquet", schemas.WAT_MANIFEST),)),
-        Partition(PAIR_PARQUET, "pairs", (replace(_PAIR_ROWS, view="pairs"),), (LOOKUP_FILES,)),
+        Partition(
+            PAIR_PARQUET,
+            "pairs",
+            (replace(_PAIR_ROWS, view="pairs"),),
+            (OWN_COLUMNS_FILES, LOOKUP_FILES),
+        ),
         Partition(
             UNIQUE_PAIRS,
             "unique_pairs",

@@ -30,6 +30,7 @@ from laion_assets.pairs.rules import PairRules
 from laion_assets.removals.options import RemovalOptions
 from laion_assets.safety.options import SafetyOptions
 from laion_assets.search.options import ServeOptions
+from laion_assets.url_lists.options import UrlListOptions
 
 CONFIG_VARIABLE: Final = "LAION_ASSETS_CONFIG"
 _SUBSET_NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -214,6 +215,8 @@ class Settings(Options):
 
     lake: LakeOptions = LakeOptions()
     crawl_source: CrawlSourceOptions = CrawlSourceOptions()
+    lists: tuple[UrlListOptions, ...] = ()
+    """URL lists, each a crawl of its own."""
     discovery: Discovery = Discovery()
     automation: Automation = Automation()
     assets: Catalogued = Catalogued()
@@ -244,6 +247,14 @@ class Settings(Options):
                 "folder it is relative to: DuckDB would take it for a pattern or a key"
             )
         return lake
+
+    @field_validator("lists")
+    @classmethod
+    def _named_once(cls, lists: tuple[UrlListOptions, ...]) -> tuple[UrlListOptions, ...]:
+        names = [options.name for options in lists]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"several lists are named {', '.join(twice)}")
+        return lists
 
     @field_validator("subset", mode="before")
     @classmethod
@@ -321,8 +332,8 @@ def _problem(error: ErrorDetails) -> str:
         return f"no section [{key}]; known: {', '.join(Settings.model_fields)}"
     model: Any = Settings
     for name in path:
-        if model is Settings and name == "subsets":
-            model = Recipe
+        if model is Settings and name in ("subsets", "lists"):
+            model = Recipe if name == "subsets" else UrlListOptions
             break
         model = model.model_fields[name].annotation
     known = [*model.model_fields, *(["recipe"] if model is Recipe else [])]

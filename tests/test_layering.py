@@ -29,14 +29,15 @@ PRODUCT = [
     for path in (ROOT / folder).rglob("*.py")
 ]
 WAY = [
-    *("wat", "pairs", "dedup", "download", "clip", "safety", "filtering", "knn", "generation"),
-    *("lookup", "stats", "release", "search"),
+    *("wat", "pairs", "url_lists", "dedup", "download", "clip", "safety", "filtering", "knn"),
+    *("generation", "lookup", "stats", "release", "search"),
 ]
 GROUND = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "definitions", "settings"}
 SHARED = GROUND | {"removals"}
 MORE = {package: {"lake"} for package in ("knn", "lookup", "stats", "release", "search")}
-"""An index is asked beside its lake, statistics and releases are taken from it, and the service
-follows what it publishes."""
+MORE["url_lists"] = {"crawl"}
+"""A list is a crawl. An index is asked beside its lake, statistics and releases are taken from it,
+and the service follows what it publishes."""
 DOMAIN = {*WAY, "crawl", "removals", "lake", "sample_crawl"}
 
 LONGEST_MODULE: Final = 450

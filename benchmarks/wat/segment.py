@@ -15,5 +15,12 @@ def link(wat_file: str, to: Path) -> None:
 
 
 if __name__ == "__main__":
-    place = {"crawl": "CC-MAIN-2024-22", "segment": "00"}
-    extract_segment(sys.argv[2:], link, Path(sys.argv[1]), PairRules(), workers=2, **place)
+    extract_segment(
+        sys.argv[2:],
+        link,
+        Path(sys.argv[1]),
+        PairRules(),
+        crawl="CC-MAIN-2024-22",
+        segment="00",
+        workers=2,
+    )

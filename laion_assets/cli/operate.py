@@ -32,9 +32,9 @@ def crawls(args: argparse.Namespace) -> None:
     "crawl add",
     "add a crawl's segments as partitions",
     about="""
-Add the segments of a crawl as partitions, as new_crawl_sensor does for the
-crawls that [discovery] in the settings takes. Materialize them in Dagster's UI.
-Needs DAGSTER_HOME.
+Add the segments of a crawl, or of a list of the settings (LIST-<name>), as
+partitions, as the sensors do for those that the settings name. Materialize them
+in Dagster's UI. Needs DAGSTER_HOME.
 """,
     example="crawl add CC-MAIN-2024-22",
     arguments=[argument("crawl", metavar="CRAWL", help="name of the crawl")],
@@ -42,13 +42,18 @@ Needs DAGSTER_HOME.
 def crawl_add(args: argparse.Namespace) -> None:
     from laion_assets.crawl.source import CrawlSource
     from laion_assets.defs.partitions import crawls as partitions
-    from laion_assets.layout import CRAWL_NAME
+    from laion_assets.layout import CRAWL_NAME, LIST_CRAWL_NAME
     from laion_assets.settings import load_settings
+    from laion_assets.url_lists.crawl import list_crawl
 
-    if not CRAWL_NAME.fullmatch(args.crawl):
+    of_list = LIST_CRAWL_NAME.fullmatch(args.crawl)
+    if not (of_list or CRAWL_NAME.fullmatch(args.crawl)):
         args.parser.error(f"{args.crawl!r} is not the name of a crawl, such as CC-MAIN-2024-22")
-    source = CrawlSource(load_settings(args.config).crawl_source)
-    segments = source.segments(args.crawl)
+    settings = load_settings(args.config)
+    if of_list:
+        segments = list_crawl(settings.lists, args.crawl).present()
+    else:
+        segments = CrawlSource(settings.crawl_source).segments(args.crawl)
     instance = dagster_instance()
     instance.add_dynamic_partitions(partitions.name or "", [args.crawl])
     print(f"added {args.crawl} with {len(segments)} segments")

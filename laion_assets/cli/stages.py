@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from laion_assets.cli.common import (
+    Command,
     argument,
     command,
     lists_in,
@@ -16,27 +18,41 @@ from laion_assets.cli.common import (
     say,
     show_counts,
 )
+from laion_assets.cli.url_lists import (
+    LANGUAGES,
+    LIST_ARGUMENTS,
+    LIST_HELP,
+    has_captions,
+    is_of_pairs,
+    must_be_lists,
+    pairs_beside,
+    rules_of,
+    write_pairs,
+)
+
+if TYPE_CHECKING:
+    from laion_assets.download.options import DownloadOptions
+    from laion_assets.removals.entries import Entries
 
 _HOSTS_SHOWN: Final = 5
 
 
 @command(
     "pairs",
-    "extract image-text pairs from WAT files",
+    "extract image-text pairs from WAT files or a list of URLs",
     about="""
-Read the image links with their alt texts from Common Crawl WAT files, write
-those that the rules keep to one parquet file, and print how many each rule
-refused. The rules are [pairs] in the settings.
+Read the image links with their alt texts from Common Crawl WAT files, or a list
+of image URLs with captions, write what the rules keep to one parquet file, and
+print how many each rule refused. The rules are [pairs] in the settings.
 """,
     example="pairs FILE.warc.wat.gz -o pairs.parquet",
     arguments=[
-        argument("wat", type=Path, nargs="+", metavar="WAT", help="WAT file (.warc.wat.gz)"),
+        argument("wat", type=Path, nargs="*", metavar="WAT", help="WAT file (.warc.wat.gz)"),
         argument(
-            "--languages",
-            metavar="CODES",
-            help="wanted languages: comma-separated ISO 639-1 codes, or any "
-            "(default: [pairs] languages)",
+            "--from-list", nargs="+", metavar="LIST", help=f"take a list instead: {LIST_HELP}"
         ),
+        *LIST_ARGUMENTS,
+        LANGUAGES,
         output("FILE", "parquet file to write"),
     ],
 )
@@ -44,29 +60,38 @@ def pairs(args: argparse.Namespace) -> None:
     from laion_assets.pairs.extract import extract_files
     from laion_assets.settings import load_settings
 
-    must_exist(*args.wat)
-    rules = load_settings(args.config).pairs
-    if args.languages:
-        chosen = [] if args.languages == "any" else args.languages.split(",")
-        rules = rules.model_copy(update={"languages": chosen})
-    for counts in extract_files(args.wat, args.output, rules):
-        show_counts(counts)
+    if bool(args.wat) == bool(args.from_list):
+        args.parser.error("give either WAT files or --from-list")
+    if args.from_list:
+        must_be_lists(args, args.from_list)
+        write_pairs(args, args.from_list, args.output)
+    else:
+        must_exist(*args.wat)
+        rules = rules_of(args, load_settings(args.config))
+        for counts in extract_files(args.wat, args.output, rules):
+            show_counts(counts)
     print(args.output)
 
 
 @command(
     "download",
-    "download the images of pairs into tar shards",
+    "download the images of pairs or of a list of URLs",
     about="""
 Download the images of pairs, resize them and write shards as img2dataset does:
-a tar, a parquet and statistics each. An interrupted download continues in the
-same folder. The rules are [download] in the settings.
+a tar, a parquet and statistics each. A list of image URLs is made into pairs
+first, as `pairs --from-list` does. An interrupted download continues in the
+same folder. The rules are [pairs] and [download] in the settings.
 """,
     example="download pairs.parquet -o shards/",
     arguments=[
         argument(
-            "pairs", type=Path, metavar="PAIRS", help="parquet file, or folder of part-*.parquet"
+            "pairs",
+            nargs="+",
+            metavar="PAIRS",
+            help=f"parquet file of pairs, folder of part-*.parquet, or list: {LIST_HELP}",
         ),
+        *LIST_ARGUMENTS,
+        LANGUAGES,
         argument(
             "--removals",
             type=Path,
@@ -86,21 +111,39 @@ same folder. The rules are [download] in the settings.
     ],
 )
 def download(args: argparse.Namespace) -> None:
-    from laion_assets.download.segment import download_segment
     from laion_assets.settings import load_settings
-    from laion_assets.tables import PARTS
 
-    must_exist(args.pairs)
-    removals, blocklists = lists_in(args.removals), lists_in(args.blocklists)
-    if args.pairs.is_dir():
-        must_hold(list(args.pairs.glob(PARTS)), f"pairs ({PARTS})", args.pairs)
+    must_be_lists(args, args.pairs)
+    lists = lists_in(args.removals), lists_in(args.blocklists)
     options = load_settings(args.config).download
     if args.refetch:
         options = options.model_copy(update={"refetch": args.refetch})
-    args.output.mkdir(parents=True, exist_ok=True)
+    download_into(args, args.pairs, args.output, options, lists)
+    print(args.output)
+
+
+def download_into(
+    args: argparse.Namespace,
+    places: Sequence[str],
+    out: Path,
+    options: DownloadOptions,
+    lists: tuple[Entries, Entries],
+) -> Path:
+    """Download pairs or a URL list, and show the counts; return the pairs.
+
+    ``lists``: removals and blocklists.
+    """
+    from laion_assets.download.segment import download_segment
+
+    removals, blocklists = lists
+
+    one = places[0] if len(places) == 1 else None
+    ready = one is not None and is_of_pairs(one)
+    source = Path(one) if one and ready else pairs_beside(args, places, out)
+    out.mkdir(parents=True, exist_ok=True)
     downloaded = download_segment(
-        args.pairs,
-        args.output,
+        source,
+        out,
         options,
         removals=removals,
         blocklists=blocklists,
@@ -112,7 +155,7 @@ def download(args: argparse.Namespace) -> None:
     for host, reasons in list(downloaded.hosts.items())[:_HOSTS_SHOWN]:
         numbers = ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items()))
         say(f"failing host {host}: {numbers}")
-    print(args.output)
+    return source
 
 
 @command(
@@ -252,6 +295,46 @@ def index(args: argparse.Namespace) -> None:
 
 
 @command(
+    "build",
+    "make a searchable dataset of a list of URLs",
+    about="""
+Make pairs of a list of image URLs, download, embed, filter and index them: the
+other commands one after another, each into a folder of its own below FOLDER. An
+interrupted call continues. Search the result by
+`laion-assets search FOLDER/index "a red apple" --subset FOLDER/subset`.
+""",
+    example="build list.csv -o mine/",
+    arguments=[
+        argument("list", nargs="+", metavar="LIST", help=LIST_HELP),
+        *LIST_ARGUMENTS,
+        LANGUAGES,
+        output("FOLDER", "folder of the dataset"),
+    ],
+)
+def build(args: argparse.Namespace) -> None:
+    from laion_assets.settings import load_settings
+
+    must_be_lists(args, args.list)
+    shards, emb, subset, idx = (args.output / name for name in ("shards", "emb", "subset", "index"))
+    given = argparse.Namespace(**vars(args), refetch=None)
+    options = load_settings(args.config).download
+    pairs = download_into(given, args.list, shards, options, (lists_in(None), lists_in(None)))
+
+    def run(command: Command, **given: object) -> None:
+        command.run(argparse.Namespace(config=args.config, **given))
+
+    run(embed, shard=[shards], output=emb)
+    if has_captions(pairs):
+        none = dict.fromkeys(("recipe", "threshold", "scores"))
+        run(filter_, embeddings=emb, output=subset, **none)
+    else:
+        say("no captions: the subset is all that was embedded")
+        subset.unlink(missing_ok=True)
+        subset.symlink_to(emb.name)
+    run(index, subset=subset, codec=None, output=idx)
+
+
+@command(
     "dalle",
     "train a small DALL-E on a segment's subset",
     about="""
@@ -337,4 +420,4 @@ def draw(args: argparse.Namespace) -> None:
     print(args.output)
 
 
-COMMANDS: Final = (pairs, download, embed, filter_, index, dalle, draw)
+COMMANDS: Final = (pairs, download, embed, filter_, index, build, dalle, draw)

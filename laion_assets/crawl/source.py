@@ -144,6 +144,9 @@ class CrawlSegment:
 class CrawlSource:
     """Reads a crawl source. Picklable, so that worker processes can fetch, too."""
 
+    kind: Final = "WAT files"
+    """What a segment is made of, for messages."""
+
     def __init__(self, options: CrawlSourceOptions) -> None:
         self.options = options
 

@@ -56,6 +56,7 @@ from resources.rules import (
 from sensors.failures import failure_sensor, resource_of
 from sensors.lists import lists_sensor
 from sensors.new_crawls import new_crawl_sensor
+from sensors.url_lists import url_list_sensor
 
 BY_SEGMENT: Final = (
     wat_manifest,
@@ -107,6 +108,19 @@ def build_defs(settings: Settings) -> dg.Definitions:
                 settings.discovery,
                 settings.crawl_source.segments_per_crawl,
                 settings.subsets,
+            ),
+            *(
+                [
+                    url_list_sensor(
+                        segment,
+                        settings.lists,
+                        settings.discovery,
+                        settings.crawl_source.segments_per_crawl,
+                        settings.subsets,
+                    )
+                ]
+                if settings.lists
+                else []
             ),
             lists_sensor(observe, segment, settings.removals, settings.subsets),
             follow_sensor([*by_segment, *AGGREGATES]),

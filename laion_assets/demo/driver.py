@@ -21,7 +21,9 @@ from laion_assets.demo.services import Dagster, DemoError
 from laion_assets.lake import open_lake
 from laion_assets.layout import SEGMENT_ASSETS, SegmentKey
 from laion_assets.settings import Settings
-from sensors.new_crawls import LAST_ASSET, wanted_crawls, wanted_segments
+from laion_assets.url_lists.crawl import ListCrawl
+from sensors.new_crawls import wanted_crawls, wanted_segments
+from sensors.segment_runs import LAST_ASSET
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +88,14 @@ def needs(
             return "its folder is gone"
         return "; ".join(causes) or None
 
-    for crawl in wanted:
-        keys = wanted_segments(crawl, len(source.segments(crawl)), settings.discovery)
+    keys_of = {
+        crawl: wanted_segments(crawl, len(source.segments(crawl)), settings.discovery)
+        for crawl in wanted
+    }
+    for listed in map(ListCrawl, settings.lists):
+        crawl = listed.options.crawl
+        keys_of[crawl] = [SegmentKey(crawl, segment.number) for segment in listed.present()]
+    for crawl, keys in keys_of.items():
         if crawl not in known:
             found.unknown += keys
             continue

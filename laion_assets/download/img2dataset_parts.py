@@ -53,16 +53,14 @@ class Writer:
         self._suffix = suffix
 
     def write(self, encoded: bytes | None, row: dict[str, Any]) -> None:
-        """Add a row of the schema, and to the tar its encoded image, if it has one."""
+        """Add a row of the schema, and to the tar its encoded image, if it has one.
+
+        An image without a caption has no text file; img2dataset writes an empty one.
+        """
         if encoded is not None:
-            self._writer.tarwriter.write(
-                {
-                    "__key__": row["key"],
-                    self._suffix: encoded,
-                    "txt": row["caption"] or "",
-                    "json": self._json(row),
-                }
-            )
+            text = {} if row["caption"] is None else {"txt": row["caption"]}
+            sample = {"__key__": row["key"], self._suffix: encoded, **text}
+            self._writer.tarwriter.write({**sample, "json": self._json(row)})
         self._writer.buffered_parquet_writer.write(row)
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
@@ -18,10 +19,10 @@ from laion_assets.clip.embed import MadeOf, SamplesWriter, image_path
 from laion_assets.filtering.recipe import Recipe, rows_where
 from laion_assets.filtering.score import score_segment, with_vectors
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
-from laion_assets.layout import PARTITIONS, SCORED_PAIRS
+from laion_assets.layout import EMBEDDINGS, PARTITIONS, SCORED_PAIRS
 from laion_assets.safety.options import SafetyOptions
 from laion_assets.safety.prompts import category_embeddings, load_prompts
-from laion_assets.tables import rows_in
+from laion_assets.tables import batches, rows_in
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,10 @@ STAGE: Final = "subset"
 
 class OtherModelError(ValueError):
     """The embeddings are of another model than the one to filter with."""
+
+
+class NoCaptionsError(ValueError):
+    """The samples have no captions, so no similarity to filter by."""
 
 
 _COLUMNS: Final = {
@@ -145,6 +150,16 @@ def _refuse_other_model(embeddings: Path, model: ClipModel) -> None:
             )
 
 
+def _refuse_without_captions(embeddings: Path) -> None:
+    parts = PARTITIONS[EMBEDDINGS].rows.paths(embeddings)
+    texts = (batch["text"] for part in parts for batch in batches(part, ["text"]))
+    if rows_in(*parts) and not any(pc.any(pc.not_equal(some, "")).as_py() for some in texts):
+        raise NoCaptionsError(
+            f"the samples of {embeddings} have no captions: there is no similarity to filter by. "
+            "Index the embeddings themselves"
+        )
+
+
 def filter_embeddings(
     embeddings: Path,
     out: Path,
@@ -156,10 +171,12 @@ def filter_embeddings(
     """Score a folder of embeddings and take the subset into ``out``.
 
     ``model`` must be the one that embedded the folder; raises :class:`OtherModelError` if the
-    folder's notes say otherwise. The scores are kept in the folder ``scores``, if one is given, and
-    replace those of an earlier call, which may be of other embeddings.
+    folder's notes say otherwise, and :class:`NoCaptionsError` for images alone. The scores are kept
+    in the folder ``scores``, if one is given, and replace those of an earlier call, which may be of
+    other embeddings.
     """
     _refuse_other_model(embeddings, model)
+    _refuse_without_captions(embeddings)
     threshold = recipe.threshold_of(model.key)
     categories = category_embeddings(load_prompts(safety.prompts), model)
     scored = scores or out / ".scores"

@@ -41,7 +41,6 @@ from laion_assets.knn.subset import (
 )
 from laion_assets.knn.truth import Truth
 from laion_assets.schemas import INDEX_IDS
-from laion_assets.tables import batches, read_parquet
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
@@ -210,10 +209,11 @@ def _width(parts: Sequence[SubsetPart], options: IndexOptions) -> int:
 
 
 def _whose(parts: Sequence[SubsetPart]) -> tuple[str, str]:
-    """Crawl and segment of the subset; empty if it has no rows."""
+    """Crawl and segment of the subset; empty if it has no rows, or is of no crawl."""
     for part in parts:
-        for batch in batches(part.parquet, ["SAMPLE_ID", "crawl", "segment"], 1):
-            return batch["crawl"][0].as_py(), batch["segment"][0].as_py()
+        if part.rows():
+            first = part.places().slice(0, 1).to_pylist()[0]
+            return first["crawl"], first["segment"]
     return "", ""
 
 
@@ -221,7 +221,7 @@ def _ids(parts: Sequence[SubsetPart]) -> Iterator[pa.Table]:
     """A table of the schema :data:`~laion_assets.schemas.INDEX_IDS` for each part."""
     row = 0
     for part in parts:
-        of_part = read_parquet(part.parquet, ["SAMPLE_ID", "crawl", "segment"])
+        of_part = part.places()
         n = of_part.num_rows
         columns = {
             "row": np.arange(row, row + n),

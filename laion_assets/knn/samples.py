@@ -32,7 +32,7 @@ from laion_assets.knn.subset import (
     subset_parts,
 )
 from laion_assets.knn.vectors import VectorFiles
-from laion_assets.layout import CRAWL_NAME
+from laion_assets.layout import CRAWL_NAME, LIST_CRAWL_NAME
 
 COLUMNS: Final = (
     "SAMPLE_ID",
@@ -51,7 +51,8 @@ COLUMNS: Final = (
     "segment",
 )
 _UNSIGNED: Final = 2**64 - 1
-_REF: Final = re.compile(rf"({CRAWL_NAME.pattern})\.(\d{{2}})\.(\d{{9,12}})\.([0-9a-f]{{16}})")
+_CRAWL: Final = f"{CRAWL_NAME.pattern}|{LIST_CRAWL_NAME.pattern}"
+_REF: Final = re.compile(rf"({_CRAWL})\.(\d{{2}})\.(\d{{9,12}})\.([0-9a-f]{{16}})")
 _CACHE_BYTES: Final = 2**26
 _PARTS: Final = 65_536
 """Parts of which it is kept where their row groups begin; some 500 bytes each."""
@@ -110,7 +111,7 @@ class Sample:
     height: int | None
     license: str
     nsfw: str
-    similarity: float
+    similarity: float | None
     language: str
     page_url: str
     sha256: str
@@ -123,13 +124,18 @@ class Sample:
             return values.get(name)
 
         return cls(
-            ref=SampleRef(value("crawl"), value("segment"), value("key"), value("SAMPLE_ID")),
-            url=value("URL"),
-            text=value("TEXT"),
+            ref=SampleRef(
+                value("crawl") or "",
+                value("segment") or "",
+                value("key") or "",
+                value("SAMPLE_ID"),
+            ),
+            url=value("URL") or "",
+            text=value("TEXT") or "",
             width=value("WIDTH"),
             height=value("HEIGHT"),
             license=value("LICENSE") or "?",
-            nsfw=value("NSFW"),
+            nsfw=value("NSFW") or "",
             similarity=value("similarity"),
             language=value("LANGUAGE") or "",
             page_url=value("page_url") or "",
@@ -150,10 +156,9 @@ class RowGroup:
         if group == _EVERY:
             table = file.read(["SAMPLE_ID"], use_threads=False)
         else:
-            present = file.schema_arrow.names
-            table = file.read_row_group(
-                group, [name for name in COLUMNS if name in present], use_threads=False
-            )
+            stored = _stored(file.schema_arrow.names)
+            table = file.read_row_group(group, list(stored), use_threads=False)
+            table = table.rename_columns([stored[name] for name in table.column_names])
         self.part, self.seen = part, seen
         self.rows, self._first = int(starts[-1]), 0 if group == _EVERY else int(starts[group])
         self.nbytes = int(table.nbytes)
@@ -354,6 +359,16 @@ class Samples:
             if problem:
                 raise SubsetError(problem)
         return vectors
+
+
+def _stored(present: Sequence[str]) -> dict[str, str]:
+    """A file's column -> the one of :data:`COLUMNS` that it is. In files that are no subset, such
+    as those that embed wrote, the names may be in lower case, and fewer."""
+    return {
+        name if name in present else name.lower(): name
+        for name in COLUMNS
+        if name in present or name.lower() in present
+    }
 
 
 def _starts(parquet: pq.ParquetFile) -> Ints:

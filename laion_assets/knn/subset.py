@@ -11,12 +11,14 @@ from typing import Any, Final, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from laion_assets.clip.embed import image_path, text_path
 from laion_assets.files import Identity, identity
 from laion_assets.lake import MANIFEST, Manifest
 from laion_assets.layout import FILTERED_SUBSET, PARTITIONS, SegmentKey
-from laion_assets.tables import part_path, read_parquet, rows_in
+from laion_assets.tables import KEY_COLUMNS, key_in, part_path, read_parquet, rows_in
 
 Modality = Literal["image", "text"]
 MODALITIES: Final[Sequence[Modality]] = ("image", "text")
@@ -73,6 +75,24 @@ class SubsetPart:
             rows = read_parquet(self.parquet, ["SAMPLE_ID"])
         ids: npt.NDArray[np.int64] = rows["SAMPLE_ID"].to_numpy()
         return ids
+
+    def places(self) -> pa.Table:
+        """SAMPLE_ID, crawl and segment of the rows; the latter two are ``""`` in files of no crawl,
+        which may lack these columns.
+
+        Raises :class:`SubsetError` for a file without SAMPLE_IDs.
+        """
+        present = {*pq.read_schema(self.parquet).names}
+        if "SAMPLE_ID" not in present:
+            raise SubsetError(f"{self.parquet} has no column SAMPLE_ID")
+        if key_in(self.parquet):
+            present |= {*KEY_COLUMNS}
+        table = read_parquet(self.parquet, [n for n in ("SAMPLE_ID", *KEY_COLUMNS) if n in present])
+        columns = {"SAMPLE_ID": table["SAMPLE_ID"]}
+        for name in KEY_COLUMNS:
+            known = table[name] if name in present else pa.nulls(len(table))
+            columns[name] = pc.fill_null(known.cast(pa.string()), "")
+        return pa.table(columns)
 
     def vectors_path(self, modality: Modality) -> Path:
         return _PATH[modality](self.folder, self.number)

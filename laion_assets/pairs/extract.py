@@ -5,13 +5,13 @@ has a value that is not sound text), ``not_image``, ``no_alt``, then the text
 (:meth:`.rules.PairRules.refused_text`), then the URL (:func:`.urls.image_url`,
 :meth:`.rules.PairRules.refused_url`), then ``language``, then ``duplicate``, and, once all pairs
 are known, ``url_many_texts`` (:mod:`.many_texts`). A link that is not an image and has no alt text
-is not counted.
+is not counted. :mod:`.judge` has the rules of text, URL and language.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,14 +23,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laion_assets.funnel import StageCounts
+from laion_assets.layout import OWN_COLUMNS
 from laion_assets.pairs import many_texts
-from laion_assets.pairs.language import detect
+from laion_assets.pairs.judge import Judge
 from laion_assets.pairs.licence import page_licence
 from laion_assets.pairs.many_texts import rows_of_many_texts
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.text import clean_text
-from laion_assets.pairs.urls import ImageUrls, UrlRefusedError, base_url
-from laion_assets.schemas import PAIRS, uid_of
+from laion_assets.pairs.urls import ImageUrls, base_url
+from laion_assets.schemas import PAIRS, sample_id_of, uid_of
 from laion_assets.tables import ROW_GROUP, TableWriter, batches
 from laion_assets.wat import Page, read_pages
 from laion_assets.wat.pages import IMAGE_PATH
@@ -57,18 +58,22 @@ class Pair(NamedTuple):
 
 
 class PairWriter(TableWriter):
-    """Writes one parquet file of :data:`schemas.PAIRS`, in row groups of :data:`ROW_GROUP`."""
+    """Writes one parquet file of :data:`schemas.PAIRS`, in row groups of :data:`ROW_GROUP`.
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, PAIRS, use_dictionary=DICTIONARY)
-        self._waiting = PAIRS.empty_table()
+    ``more``: further columns, behind those.
+    """
+
+    def __init__(self, path: Path, more: Iterable[pa.Field] = ()) -> None:
+        schema = pa.schema([*PAIRS, *more])
+        super().__init__(path, schema, use_dictionary=DICTIONARY)
+        self._waiting = schema.empty_table()
 
     def _finish(self) -> None:
         super().write(self._waiting)
 
     def write(self, rows: pa.Table, row_group: int = ROW_GROUP) -> None:
         """Add rows; they reach the file when they fill a row group, or at the end."""
-        self._waiting = pa.concat_tables([self._waiting, rows.select(PAIRS.names)])
+        self._waiting = pa.concat_tables([self._waiting, rows.select(self._waiting.column_names)])
         full = self._waiting.num_rows // row_group * row_group
         super().write(self._waiting.slice(0, full), row_group)
         self._waiting = self._waiting.slice(full)
@@ -90,6 +95,35 @@ class PairWriter(TableWriter):
         self.note(COUNTS_KEY, text)
 
 
+def own_columns_path(part: Path) -> Path:
+    """Place of a URL list's own columns of the rows of a part."""
+    return part.parent / OWN_COLUMNS / f"{part.stem}.pq"
+
+
+class OwnColumnsWriter(TableWriter):
+    """Writes a URL list's own columns beside a part: SAMPLE_ID, then the columns ``more``.
+
+    In a partition they stand apart, because those of all crawls have the same columns.
+    """
+
+    def __init__(self, part: Path, more: Sequence[pa.Field]) -> None:
+        schema = pa.schema([("SAMPLE_ID", pa.int64()), *more])
+        path = own_columns_path(part)
+        path.parent.mkdir(exist_ok=True)
+        super().__init__(path, schema)
+        self._names = [field.name for field in more]
+
+    def copy(self, part: Path, keep: NDArray[np.bool_]) -> None:
+        """Write the columns of the rows of a part in the making that has them, where ``keep``."""
+        at = 0
+        for batch in batches(part, ["uid", *self._names]):
+            rows = pa.Table.from_batches([batch]).filter(pa.array(keep[at : at + batch.num_rows]))
+            ids = [sample_id_of(uid) for uid in rows["uid"].to_pylist()]
+            columns = [pa.array(ids, pa.int64()), *(rows[name] for name in self._names)]
+            self.write(pa.table(columns, names=["SAMPLE_ID", *self._names]))
+            at += batch.num_rows
+
+
 def read_counts(part: Path) -> list[StageCounts]:
     """The counts that :meth:`PairWriter.note_counts` put into a part."""
     metadata = pq.read_metadata(part).metadata
@@ -104,34 +138,20 @@ def page_pairs(
     ``seen`` holds uids. ``counts`` (stage ``pairs``) counts every image and alt text.
     """
     base = base_url(page.url, page.base) if page.links else None
-    urls = ImageUrls(base, rules.max_url_chars)
+    urls, judge = ImageUrls(base, rules.max_url_chars), Judge(rules, counts)
     licence: str | None = None
     for link in page.links:
-        alt = link.alt
         if link.damaged:
-            counts.reject("bad_value", link.url or alt)
+            counts.reject("bad_value", link.url or link.alt)
             continue
         if link.path != IMAGE_PATH:
-            counts.reject("not_image", alt)
+            counts.reject("not_image", link.alt)
             continue
-        text = clean_text(alt) if alt else ""
-        if not text:
-            counts.reject("no_alt")
+        text = judge.text(clean_text(link.alt) if link.alt else "")
+        if text is None or (url := judge.url(link.url, urls)) is None:
             continue
-        if reason := rules.refused_text(text):
-            counts.reject(reason, text)
-            continue
-        try:
-            url = urls.resolve(link.url)
-        except UrlRefusedError as refused:
-            counts.reject(refused.reason, link.url)
-            continue
-        if reason := rules.refused_url(url):
-            counts.reject(reason, url)
-            continue
-        language, score = detect(text)
-        if not rules.wants_language(language):
-            counts.reject("language", text)
+        detected = judge.language(text)
+        if detected is None:
             continue
         uid = uid_of(url, text)
         if uid in seen:
@@ -141,7 +161,7 @@ def page_pairs(
         counts.keep()
         if licence is None:
             licence = page_licence(page.licences, base)
-        yield Pair(uid, url, text, language, score, licence, page.url)
+        yield Pair(uid, url, text, *detected, licence, page.url)
 
 
 def _tables(pairs: Iterator[Pair], place: Mapping[str, str]) -> Iterator[pa.Table]:

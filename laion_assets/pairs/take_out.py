@@ -13,18 +13,20 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laion_assets.files import link_or_copy
 from laion_assets.funnel import EXAMPLE_CHARS, StageCounts
 from laion_assets.layout import PAIR_PARQUET, PARTITIONS
-from laion_assets.pairs.extract import PairWriter, read_counts
+from laion_assets.pairs.extract import PairWriter, own_columns_path, read_counts
 from laion_assets.pairs.uids import halves
 from laion_assets.removals.active import REASON_OF_LIST, Lists
 from laion_assets.removals.entry import Key
 from laion_assets.removals.ledger import RemovalCounts, all_listed, from_json, to_json
-from laion_assets.tables import rows_in
+from laion_assets.schemas import sample_id_of
+from laion_assets.tables import TableWriter, batches, read_parquet, rows_in
 
 _TAKEN_KEY: Final = b"laion_assets.taken_out"
 _ARROW_SCHEMA: Final = b"ARROW:schema"
@@ -82,11 +84,17 @@ def start_from(before: Path | None, out: Path, lists: Lists) -> None:
     if not all(all_listed(taken_out(part), lists) for part in own):
         for part in own:
             part.unlink()
+            own_columns_path(part).unlink(missing_ok=True)
         own = []
     parts = [] if before is None else _parts(before)
     if own or not all(all_listed(taken_out(part), lists) for part in parts):
         return
     for part in parts:
+        if own_columns_path(part).exists():
+            beside = own_columns_path(out / part.name)
+            beside.parent.mkdir(exist_ok=True)
+            beside.unlink(missing_ok=True)
+            link_or_copy(own_columns_path(part), beside)
         link_or_copy(part, out / part.name)
 
 
@@ -120,6 +128,7 @@ def _rewrite(
     pairs = next(of_stage for of_stage in counts if of_stage.stage == "pairs")
     for name, _ in rows.values():
         pairs.drop(REASON_OF_LIST[name])
+    _drop_own_columns(part, list(rows))
     keep = np.ones(rows_in(part), dtype=np.bool_)
     keep[list(rows)] = False
     with PairWriter(part) as writer:
@@ -129,6 +138,22 @@ def _rewrite(
                 writer.note(note, text.decode())
         writer.note_counts(counts)
         writer.note(_TAKEN_KEY, to_json(removed))
+
+
+def _drop_own_columns(part: Path, rows: Sequence[int]) -> None:
+    """Drop rows of a part from the list's own columns beside it, if there are any.
+
+    By SAMPLE_ID, so that a call after a kill between this and the part drops nothing else.
+    """
+    path = own_columns_path(part)
+    if not (path.exists() and rows):
+        return
+    uids = read_parquet(part, ["uid"])["uid"].take(pa.array(rows)).to_pylist()
+    gone = pa.array([sample_id_of(uid) for uid in uids], pa.int64())
+    with TableWriter(path, pq.read_schema(path)) as writer:
+        for batch in batches(path):
+            table = pa.Table.from_batches([batch])
+            writer.write(table.filter(pc.invert(pc.is_in(table["SAMPLE_ID"], value_set=gone))))
 
 
 def _forget_examples(counts: Sequence[StageCounts], lists: Lists) -> bool:

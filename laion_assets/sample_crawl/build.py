@@ -20,6 +20,7 @@ from laion_assets.files import atomic_path, write_json
 from laion_assets.funnel import STAGES, StageCounts
 from laion_assets.sample_crawl.cases import planted
 from laion_assets.sample_crawl.drafts import NO_LICENCE, Answer, Draft, Ends, Entry, picture_url
+from laion_assets.sample_crawl.gallery import FILE, HOST, gallery_answers, gallery_csv
 from laion_assets.sample_crawl.plan import KEPT, Plan, PlannedPair, Supply
 from laion_assets.sample_crawl.records import Link, Page, WatFile
 from laion_assets.sample_crawl.server import IMAGE_HOSTS, ROUTES
@@ -150,6 +151,8 @@ def build_sample_crawl(out: Path) -> Manifest:
         listing = gzip.compress("".join(f"{path}\n" for path in paths).encode(), mtime=0)
         _publish(out / "crawl-data" / crawl.name / "wat.paths.gz", listing, written)
     _remove_strays(out / "crawl-data", written)
+    routes[HOST] = gallery_answers(plan)
+    _publish(out / FILE, gallery_csv(plan), written)
     write_json(out / ROUTES, routes)
     write_json(out / "collinfo.json", _crawl_list())
     manifest = Manifest(cases, expected_funnel(cases, records))

@@ -44,6 +44,7 @@ _TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".json": "application/json",
     ".gz": "application/octet-stream",
+    ".csv": "text/csv; charset=utf-8",
 }
 _CHANGED: Final = 946684800.0
 """Modification time of all pictures, which come from an archive: 2000-01-01."""

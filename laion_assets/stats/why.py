@@ -194,7 +194,8 @@ class StoryReader:
     def _found(self, key: SegmentKey, row: Row) -> Step:
         manifest = self._row(WAT_MANIFEST, key, "wat_file = ?", row["wat_file"])
         real = f", segment {manifest['segment_id']}" if manifest else ""
-        return Step("found", f"on {row['page_url']}", f"in {row['wat_file']}{real}")
+        where = f"on {row['page_url']}" if row["page_url"] else "in a list"
+        return Step("found", where, f"in {row['wat_file']}{real}")
 
     def _pairs(self, key: SegmentKey, row: Row | None) -> Step:
         rules = ("min_text_chars", "max_text_chars", "languages")

@@ -20,6 +20,7 @@ WORDS = {
     "embed": ["00000.tar", "-o", "out"],
     "filter": [".", "-o", "out"],
     "index": [".", "-o", "out"],
+    "build": ["a.parquet", "-o", "out"],
     "dalle": [".", ".", "-o", "out"],
     "draw": [".", "a red heart", "-o", "out"],
     "search": [".", "a red apple"],

@@ -32,7 +32,11 @@ def test_a_crawl_is_added_by_hand(
     monkeypatch.setenv("DAGSTER_HOME", instance.root_directory)
     done = laion_assets("crawl", "add", "CC-MAIN-2000-10", "--config", stages.config)
     assert (done.code, done.out) == (0, "added CC-MAIN-2000-10 with 2 segments\n"), done.err
-    assert list(instance.get_dynamic_partitions(crawls.name or "")) == ["CC-MAIN-2000-10"]
+    done = laion_assets("crawl", "add", "LIST-gallery", "--config", stages.config)
+    assert (done.code, done.out) == (0, "added LIST-gallery with 1 segments\n"), done.err
+    assert list(instance.get_dynamic_partitions(crawls.name or "")) == [
+        *("CC-MAIN-2000-10", "LIST-gallery"),
+    ]
 
 
 def test_prune_works_on_the_instance_that_dagster_home_names(

@@ -134,7 +134,7 @@ def test_index_holds_every_sample_twice(stages: Stages) -> None:
 
 @pytest.mark.parametrize(
     ("command", "lacks"),
-    [("embed", "shards"), ("filter", "embeddings"), ("download", "pairs"), ("index", "samples")],
+    [("embed", "shards"), ("filter", "embeddings"), ("download", "lists"), ("index", "samples")],
 )
 def test_a_folder_of_something_else_is_reported_in_one_line(
     command: str, lacks: str, tmp_path: Path

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from laion_assets.clip.embed import image_path, text_path
-from laion_assets.knn.build import IndexOptions, build_index
+from laion_assets.knn.build import IndexOptions, build_index, index_subset
 from laion_assets.knn.files import IndexMismatchError, IndexSummary, map_index
 from laion_assets.knn.recall import measure_recall, size_problem
+from laion_assets.knn.search import Searcher
 from laion_assets.knn.subset import SubsetError, subset_parts
 from laion_assets.schemas import INDEX_IDS
 from tests.knn.conftest import D, MakeSubset
@@ -51,6 +53,38 @@ def test_ids_lead_back_to_the_subsets_rows(make_subset: MakeSubset, tmp_path: Pa
     assert {(row["crawl"], row["segment"]) for row in rows} == {(CRAWL, "03")}
     third = pq.read_table(subset / "part-00002.parquet")["SAMPLE_ID"].to_pylist()
     assert [row["SAMPLE_ID"] for row in rows[20:]] == third
+
+
+@pytest.mark.parametrize("places", ["none", "null"])
+def test_files_of_no_crawl_are_indexed_and_found(
+    make_subset: MakeSubset, tmp_path: Path, places: str
+) -> None:
+    """Neither crawl nor segment, and columns as `embed` names them."""
+    subset = make_subset(CRAWL, "00", [7])
+    (part,) = subset_parts(subset)
+    rows = pq.read_table(part.parquet, columns=["SAMPLE_ID", "URL", "TEXT"])
+    table = rows.rename_columns(["SAMPLE_ID", "url", "text"])
+    if places == "null":
+        for name in ("crawl", "segment"):
+            table = table.append_column(name, pa.nulls(7, pa.string()))
+    pq.write_table(table, part.parquet)
+    summary = index_subset(subset, tmp_path / "index", IndexOptions(), model_key="m")
+    assert [(of.crawl, of.segment, of.rows) for of in summary.runs[0].segments] == [("", "", 7)]
+    hits = Searcher(tmp_path / "index", subset).search(part.vectors("image")[3], 1)
+    assert [(hit.url, hit.text, hit.similarity) for hit in hits] == [
+        (rows["URL"][3].as_py(), rows["TEXT"][3].as_py(), None)
+    ]
+
+
+def test_files_without_sample_ids_are_refused_before_anything_is_written(
+    make_subset: MakeSubset, tmp_path: Path
+) -> None:
+    subset = make_subset(CRAWL, "00", [7])
+    (part,) = subset_parts(subset)
+    pq.write_table(pa.table({"url": ["u"] * 7}), part.parquet)
+    with pytest.raises(SubsetError, match="no column SAMPLE_ID"):
+        index_subset(subset, tmp_path / "index", IndexOptions(), model_key="m")
+    assert not (tmp_path / "index").exists()
 
 
 def test_the_same_subset_gives_the_same_bytes(make_subset: MakeSubset, tmp_path: Path) -> None:

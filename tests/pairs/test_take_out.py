@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from laion_assets import schemas
 from laion_assets.funnel import StageCounts
-from laion_assets.pairs.extract import PairWriter, read_counts
+from laion_assets.pairs.extract import OwnColumnsWriter, PairWriter, read_counts
 from laion_assets.pairs.segment import SPAN_KEY
 from laion_assets.pairs.take_out import start_from, take_out
 from laion_assets.removals.active import Lists
@@ -77,6 +78,31 @@ def test_listed_rows_leave_and_the_parts_record_the_entries(parts: Path) -> None
     _, first = read_counts(parts / "part-00000.parquet")
     assert first.adds_up
     assert (first.n_in, first.kept, first.rejects) == (6, 2, {"duplicate": 3, "removed": 1})
+
+
+def test_a_lists_own_columns_leave_with_their_rows_and_are_reused(
+    parts: Path, tmp_path: Path
+) -> None:
+    def own(folder: Path) -> list[str]:
+        files = [pq.ParquetFile(path) for path in sorted(folder.glob("_source/*.pq"))]
+        return [value for file in files for value in file.read()["source_of"].to_pylist()]
+
+    for part in sorted(parts.glob("part-*.parquet")):
+        table = pq.read_table(part)
+        of = pa.field("source_of", pa.string())
+        pq.write_table(table.append_column(of, table["url"]), tmp_path / "raw.parquet")
+        with OwnColumnsWriter(part, [of]) as writer:
+            writer.copy(tmp_path / "raw.parquet", np.ones(3, dtype=np.bool_))
+    assert own(parts) == urls_in(parts) == URLS
+    lists = Lists(parse([f"url:{URLS[1]}", f"url:{URLS[2]}"], "removals"), parse([], "blocklists"))
+    take_out(parts, lists)
+    assert own(parts) == urls_in(parts) == [URLS[0], *URLS[3:]]
+    (tmp_path / "next").mkdir()
+    start_from(parts, tmp_path / "next", lists)
+    assert own(tmp_path / "next") == urls_in(tmp_path / "next") == [URLS[0], *URLS[3:]]
+    # An entry has left its list: what it took out must be read again, so nothing is reused.
+    start_from(parts, tmp_path / "next", Lists(parse([], "removals"), parse([], "blocklists")))
+    assert own(tmp_path / "next") == urls_in(tmp_path / "next") == []
 
 
 def test_parts_are_reused_while_their_entries_are_listed(parts: Path, tmp_path: Path) -> None:

@@ -28,6 +28,12 @@ from laion_assets.pairs.text import clean_text
         ("می\u200cخواهم", "می\u200cخواهم"),
         ("👩\u200d🚀", "👩\u200d🚀"),
         ("a | b ; c\td", "a | b ; c d"),
+        ("<b>bold</b> apple", "bold apple"),
+        (
+            "H<sub>2</sub>O,<br/>a <A href='x'>link</a> &lt;p&gt;end<!-- not\nseen -->",
+            "H2O, a link end",
+        ),
+        ("a <3 b, x<y> and <name>, a<b", "a <3 b, x<y> and <name>, a<b"),
         ("", ""),
     ],
 )

@@ -18,6 +18,7 @@ from laion_assets.cli import main
 from laion_assets.knn.codec import Codec, train_codec
 from laion_assets.knn.options import IndexOptions
 from laion_assets.lake import LocalLake
+from laion_assets.pairs.rules import PairRules
 from laion_assets.release import export as exporting
 from laion_assets.release import verify as verifying
 from laion_assets.release.export import export
@@ -25,6 +26,8 @@ from laion_assets.release.files import write_faiss
 from laion_assets.release.plan import ReleaseError
 from laion_assets.release.verify import verify
 from laion_assets.removals.active import read_lists
+from laion_assets.url_lists.options import ReadOptions
+from laion_assets.url_lists.url_list import pairs_of_list
 from tests.conftest import heard
 from tests.release.conftest import ABOUT, publish_catalog, unit
 from tests.stats.conftest import SEGMENTS, SegmentFiles
@@ -60,6 +63,18 @@ def test_a_release_has_the_subsets_rows_and_vectors_in_so_many_files(made: Path)
         wanted = [np.load(folder / f"_{kind}_emb/{kind}_emb_00000.npy") for folder in subset]
         assert (vectors_of(release, kind) == np.concatenate(wanted)).all()
         assert vectors_of(release, kind).dtype == np.float16
+
+
+def test_a_release_loads_back_as_a_list(made: Path, tmp_path: Path) -> None:
+    release = made / "release"
+    rules = PairRules(languages=[], min_text_chars=1)
+    pairs_of_list([str(release)], tmp_path / "pairs.parquet", rules, ReadOptions(), workers=1)
+    pairs = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
+    columns = {"URL": "url", "TEXT": "text", "LICENSE": "license", "page_url": "page_url"}
+    for row, pair in zip(rows_of(release), pairs, strict=True):
+        assert row["SAMPLE_ID"] == schemas.sample_id_of(pair["uid"])
+        assert {name: row[name] for name in columns} == {n: pair[c] for n, c in columns.items()}
+        assert row == {name: pair.get(f"source_{name}", row[name]) for name in schemas.SUBSET.names}
 
 
 def test_an_indexs_ids_are_rows_of_the_release(made: Path) -> None:

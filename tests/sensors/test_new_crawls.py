@@ -19,9 +19,10 @@ from laion_assets.defs.partitions import INTERRUPTED_TAG, PARTITION_TAG, partiti
 from laion_assets.filtering.recipe import load_recipe
 from laion_assets.layout import SEGMENT_ASSETS, segment_assets
 from laion_assets.settings import Discovery, Settings
-from sensors import new_crawls
-from sensors.new_crawls import LAST_ASSET, NAME, lacking, wanted_crawls, wanted_segments
+from sensors import segment_runs
+from sensors.new_crawls import NAME, wanted_crawls, wanted_segments
 from sensors.runs import SENSOR_TAG
+from sensors.segment_runs import LAST_ASSET, lacking
 from tests.conftest import FolderServer
 
 OLD, NEW = "CC-MAIN-2000-05", "CC-MAIN-2000-10"
@@ -125,7 +126,7 @@ def world(
 
     def make(discovery: Discovery) -> World:
         here = World(root, serve_folder(root), instance, discovery)
-        monkeypatch.setattr(new_crawls, "now", lambda: here.clock)
+        monkeypatch.setattr(segment_runs, "now", lambda: here.clock)
         return here
 
     return make

@@ -1,4 +1,5 @@
-"""Every IMG-with-alt pair of a segment that passes the text rules and is on no list, once."""
+"""Every IMG-with-alt pair of a segment, or row of a URL list, that passes the text rules and is on
+no removal list or blocklist, once."""
 
 import dagster as dg
 
@@ -11,11 +12,13 @@ from laion_assets.defs.publishing import key_of, made_of_the_same, publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.layout import LISTS, PAIR_PARQUET, WAT_MANIFEST
 from laion_assets.lookup.write import write_lookups
-from laion_assets.pairs.segment import extract_segment, segment_counts
+from laion_assets.pairs.extract import extract_wat
+from laion_assets.pairs.segment import Extract, extract_segment, segment_counts
 from laion_assets.pairs.take_out import start_from, take_out
 from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.settings import Settings
 from laion_assets.tables import read_parquet, rows_in
+from laion_assets.url_lists.crawl import ListCrawl, list_crawl
 from resources.crawl_source import CrawlSourceResource
 from resources.lake import LakeResource
 from resources.rules import PairRulesResource, WorkResource
@@ -23,7 +26,7 @@ from resources.rules import PairRulesResource, WorkResource
 ASSET = Asset(
     PAIR_PARQUET,
     group="pairs",
-    revision=3,
+    revision=4,
     checks=("schema_exact", "keys_unique", "funnel_adds_up"),
     asks_network=True,
 )
@@ -45,20 +48,27 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         work: WorkResource,
     ) -> dg.MaterializeResult:
         key, store, rules = key_of(context), lake.open(), pair_rules.options()
+        source = list_crawl(settings.lists, key.crawl) if key.is_of_list else crawl_source.open()
         lists = read_lists(store.current(*FOLDERS))
         with publishing(context, store, upstream=[WAT_MANIFEST], options=rules) as made:
             (manifest,) = made.input_rows(WAT_MANIFEST)
             rows = read_parquet(manifest).to_pylist()
             wat_files = [row["wat_file"] for row in rows if row["taken"]]
             start_from(made_of_the_same(made), made.out, lists)
+            extract: Extract = extract_wat
+            if isinstance(source, ListCrawl):
+                segment_id = made.manifest(WAT_MANIFEST).metadata["segment_id"]
+                extract = source.extract(wat_files, segment_id)
             extract_segment(
                 wat_files,
-                crawl_source.open().fetch,
+                source.fetch,
                 made.out,
                 rules,
                 crawl=key.crawl,
                 segment=key.segment,
                 workers=work.workers,
+                extract=extract,
+                kind=source.kind,
             )
             taken = take_out(made.out, lists)
             write_lookups(PAIR_PARQUET, made.out)

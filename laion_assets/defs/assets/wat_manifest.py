@@ -1,4 +1,5 @@
-"""Which WAT files a segment has, and which of them this deployment takes."""
+"""Which WAT files a segment has, and which of them this deployment takes; of a URL list, which of
+its rows."""
 
 import dagster as dg
 import pyarrow as pa
@@ -13,6 +14,7 @@ from laion_assets.defs.retries import retrying_transient
 from laion_assets.files import atomic_path
 from laion_assets.layout import WAT_MANIFEST
 from laion_assets.settings import Settings
+from laion_assets.url_lists.crawl import list_crawl
 from resources.crawl_source import CrawlSourceResource
 from resources.lake import LakeResource
 
@@ -29,7 +31,8 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
     def wat_manifest(
         context: dg.AssetExecutionContext, lake: LakeResource, crawl_source: CrawlSourceResource
     ) -> dg.MaterializeResult:
-        key, store, source = key_of(context), lake.open(), crawl_source.open()
+        key, store = key_of(context), lake.open()
+        source = list_crawl(settings.lists, key.crawl) if key.is_of_list else crawl_source.open()
         segment = source.segment(key.crawl, key.segment)
         taken = set(source.taken(segment))
         table = pa.table(
@@ -40,7 +43,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             },
             schema=schemas.WAT_MANIFEST,
         )
-        with publishing(context, store, options=crawl_source.options()) as made:
+        with publishing(context, store, options=source.options) as made:
             with atomic_path(made.out / "manifest.parquet") as path:
                 pq.write_table(table, path, compression="zstd")
             made.staging.metadata = {

@@ -1,0 +1,1 @@
+"""Rows a second from a URL list to pairs, on one core."""
