@@ -31,6 +31,7 @@ WORDS = {
     "remove": ["--apply"],
     "crawls": [],
     "crawl add": ["CC-MAIN-2000-10"],
+    "estimate": ["CC-MAIN-2000-10"],
     "prune": [],
     "verify": [],
     "demo": [],

@@ -35,6 +35,21 @@ def test_a_crawl_is_added_by_hand(
     assert list(instance.get_dynamic_partitions(crawls.name or "")) == ["CC-MAIN-2000-10"]
 
 
+def test_a_run_is_estimated_before_it_starts(stages: Stages) -> None:
+    words = ("--config", stages.config, "--cores", "8", "--gpus", "0")
+    done = laion_assets("estimate", "CC-MAIN-2000-10", "--segments", 1, *words)
+    assert done.code == 0, done.err
+    assert done.out.startswith("CC-MAIN-2000-10: 1 segment, 2 WAT files\n")
+    assert "hours on one machine with 8 cores and no GPU" in done.out
+    assert "4 requests to the crawl source" in done.out
+    assert "assumed" not in done.err
+    half = laion_assets("estimate", "CC-MAIN-2000-10", "--wat-fraction", 0.5, *words)
+    assert half.out.startswith("CC-MAIN-2000-10: 2 segments, 2 WAT files\n")
+    unknown = laion_assets("estimate", "CC-MAIN-1999-50", *words)
+    assert unknown.code == 0
+    assert "the number of WAT files is assumed: " in unknown.err
+
+
 def test_prune_works_on_the_instance_that_dagster_home_names(
     stages: Stages, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
