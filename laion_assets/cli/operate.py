@@ -37,6 +37,36 @@ def crawls(args: argparse.Namespace) -> None:
 
 
 @command(
+    "check",
+    "check what a run on this machine would fail on",
+    about="""
+Check settings, contact, resolver, crawl source, clock, IPv6, open files, lake,
+disk, GPU and model on this machine, and say what would fail later, each with
+its fix. Weights that are not on this machine are fetched. The exit code is 1 if
+something would fail. Until the check has passed, new_crawl_sensor asks nothing
+of a crawl source elsewhere.
+""",
+    example="check --config my-crawl.toml",
+)
+def check(args: argparse.Namespace) -> None:
+    from laion_assets.cli.output import print_finding
+    from laion_assets.preflight.checks import Checks
+    from laion_assets.preflight.record import record
+    from laion_assets.settings import load_settings
+
+    settings = load_settings(args.config)
+    failed = {}
+    for finding in Checks(settings).run():
+        print_finding(finding)
+        if finding.verdict == "fails":
+            failed[finding.check] = finding.found
+    if "lake" not in failed:
+        record(settings, [f"{name}: {found}" for name, found in failed.items()])
+    if failed:
+        raise CommandError(f"a run would fail: {', '.join(failed)}")
+
+
+@command(
     "crawl add",
     "add a crawl's segments as partitions",
     about="""
@@ -253,4 +283,4 @@ def verify(args: argparse.Namespace) -> None:
     )
 
 
-COMMANDS: Final = (crawls, crawl_add, estimate, prune, verify, metrics)
+COMMANDS: Final = (check, crawls, crawl_add, estimate, prune, verify, metrics)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from laion_assets.preflight.checks import Finding
     from laion_assets.preflight.estimate import Estimate
 
 
@@ -40,6 +41,13 @@ def print_table(table: pa.Table) -> None:
         print(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
+
+
+def print_finding(finding: Finding) -> None:
+    """Print what a check found in a line, and its fix in another."""
+    print(f"{finding.verdict:6} {finding.check:13} {finding.found}", flush=True)
+    if finding.fix:
+        print(f"{'':20} fix: {finding.fix}", flush=True)
 
 
 def print_estimate(crawl: str, estimate: Estimate) -> None:

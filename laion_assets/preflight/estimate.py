@@ -73,18 +73,25 @@ def extent_of(settings: Settings, crawl: str, segments: int | None) -> Extent:
     usual number is assumed.
     """
     source = CrawlSource(settings.crawl_source.model_copy(update={"attempts": 1}))
-    policy = settings.discovery
     try:
         listed = source.segments(crawl)
     except CrawlSourceError as error:
-        usual = round(Assumptions.wat_files / SEGMENTS)
-        wanted = segments or policy.segments or round(SEGMENTS * policy.fraction)
-        share = settings.crawl_source.wat_fraction * usual
-        most = settings.crawl_source.wat_files_per_segment or usual
-        return Extent(wanted, wanted * math.ceil(min(share, most)), str(error))
-    wanted = segments or policy.segments or max(1, round(len(listed) * policy.fraction))
-    chosen = listed[:wanted]
+        return usual_extent(settings, segments, str(error))
+    chosen = listed[: _wanted(settings, segments, len(listed))]
     return Extent(len(chosen), sum(len(source.taken(segment)) for segment in chosen))
+
+
+def usual_extent(settings: Settings, segments: int | None, why: str = "not counted") -> Extent:
+    """What the settings take of a crawl of the usual size."""
+    source, usual = settings.crawl_source, round(Assumptions.wat_files / SEGMENTS)
+    files = min(source.wat_fraction * usual, source.wat_files_per_segment or usual)
+    wanted = _wanted(settings, segments, SEGMENTS)
+    return Extent(wanted, wanted * math.ceil(files), why)
+
+
+def _wanted(settings: Settings, segments: int | None, listed: int) -> int:
+    policy = settings.discovery
+    return segments or policy.segments or max(1, round(listed * policy.fraction))
 
 
 def assumptions(settings: Settings, extent: Extent, machine: Machine) -> Assumptions:

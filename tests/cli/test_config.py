@@ -29,6 +29,7 @@ WORDS = {
     "export": ["-o", "out"],
     "fetch": ["catalog"],
     "remove": ["--apply"],
+    "check": [],
     "crawls": [],
     "crawl add": ["CC-MAIN-2000-10"],
     "estimate": ["CC-MAIN-2000-10"],

@@ -35,6 +35,19 @@ def test_a_crawl_is_added_by_hand(
     assert list(instance.get_dynamic_partitions(crawls.name or "")) == ["CC-MAIN-2000-10"]
 
 
+def test_what_would_fail_is_said_before_it_does(stages: Stages, tmp_path: Path) -> None:
+    done = laion_assets("check", "--config", stages.config)
+    assert done.code == 0, done.out + done.err
+    assert [line.split()[0] for line in done.out.splitlines() if line[0] != " "].count("ok") >= 10
+    config = tmp_path / "mine.toml"
+    text = stages.config.read_text().replace('pretrained = "laion', 'pretrained = "absent')
+    config.write_text(text)
+    failing = laion_assets("check", "--config", config)
+    assert failing.code == 1
+    assert failing.err == "laion-assets: a run would fail: settings, model\n"
+    assert "fails  model         'absent" in failing.out
+
+
 def test_a_run_is_estimated_before_it_starts(stages: Stages) -> None:
     words = ("--config", stages.config, "--cores", "8", "--gpus", "0")
     done = laion_assets("estimate", "CC-MAIN-2000-10", "--segments", 1, *words)
