@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.search.app import STATIC
-from tests.search.conftest import HOSTILE, Serving, SmallLake, serving, stored
+from tests.search.conftest import FREE, HOSTILE, Serving, SmallLake, serving, stored
 
 WIDE, PHONE = (1440, 900), (360, 740)
 PAGE_BYTES = 300_000
@@ -333,6 +333,29 @@ def test_generated_samples_are_linked_where_there_are_any(
         heading = page.get_by_role("heading", name="Drawn")
         expect(heading).to_have_css("color", "rgb(1, 2, 3)")
         page.close()
+
+
+def test_the_report_is_linked_where_it_may_be_served(
+    browser: Browser, own_lake: SmallLake, served: Serving
+) -> None:
+    folder = own_lake.root / "dataset_report"
+    folder.mkdir()
+    (folder / "report.html").write_text(
+        "<style>h1 { color: #010203 }</style><h1>Figures</h1><script>document.title = 1</script>"
+    )
+    with serving(own_lake.index, own_lake.model) as silent:
+        assert silent.http.get("/report").status_code == 404
+        assert silent.http.get("/about").json()["report"] is False
+    with serving(
+        own_lake.index, own_lake.model, FREE.model_copy(update={"report": True})
+    ) as showing:
+        page = browser.new_page()
+        page.goto(showing.url)
+        page.get_by_role("link", name="Dataset report").click()
+        expect(page.get_by_role("heading", name="Figures")).to_have_css("color", "rgb(1, 2, 3)")
+        assert page.title() == "", "no script may run"
+        page.close()
+    assert served.http.get("/about").json()["report"] is False
 
 
 def test_the_keyboard_is_enough(window: Window) -> None:

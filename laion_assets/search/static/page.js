@@ -597,6 +597,7 @@ fetch("/about").then((response) => response.json()).then((answer) => {
   about = answer;
   $("about").textContent = `${count(answer.samples)} images`;
   $("generated").hidden = !answer.generated;
+  $("report").hidden = !answer.report;
 }).catch(() => { $("about").textContent = ""; });
 enter(history.state?.entry);
 history.replaceState({ entry }, "");
