@@ -51,6 +51,11 @@ class Discovery(Options):
     fraction: float = Field(
         1.0, gt=0, le=1, description="Share of each crawl's segments; always the same ones"
     )
+    require_check: bool = Field(
+        True,
+        description="Ask a crawl source that is not on this machine only once `laion-assets check` "
+        "has passed with these settings",
+    )
     first: Literal["newest", "oldest"] = Field(
         "newest", description="Which crawl's segments go before the others'"
     )

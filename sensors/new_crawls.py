@@ -9,7 +9,7 @@ what keeps failing, is retried at growing intervals, and everything else continu
 import hashlib
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import dagster as dg
@@ -121,7 +121,10 @@ def new_crawl_sensor(
     policy: Discovery,
     segments_per_crawl: int,
     subsets: Iterable[str] = (),
+    *,
+    unchecked: Callable[[], str],
 ) -> dg.SensorDefinition:
+    """``unchecked`` says why nothing may be asked of the crawl source yet; empty if it may be."""
     assets = segment_assets(subsets)
 
     @dg.sensor(
@@ -134,6 +137,9 @@ def new_crawl_sensor(
     def new_crawl_sensor(
         context: dg.SensorEvaluationContext, crawl_source: CrawlSourceResource
     ) -> dg.SensorResult:
+        if why := unchecked():
+            context.log.warning(why)
+            return dg.SensorResult(skip_reason=why)
         options, instance = crawl_source.open().options, context.instance
         tries = min(options.attempts, _TRIES)
         source = CrawlSource(options.model_copy(update={"attempts": tries}))

@@ -8,7 +8,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from laion_assets.cli.common import CommandError, argument, command, dagster_instance, opened_lake
+from laion_assets.cli.common import (
+    CommandError,
+    argument,
+    command,
+    dagster_instance,
+    opened_lake,
+    positive,
+    say,
+)
 
 
 @command(
@@ -26,6 +34,36 @@ def crawls(args: argparse.Namespace) -> None:
 
     for info in CrawlSource(load_settings(args.config).crawl_source).crawls():
         print(f"{info.name:20} {info.title}")
+
+
+@command(
+    "check",
+    "check what a run on this machine would fail on",
+    about="""
+Check settings, contact, resolver, crawl source, clock, IPv6, open files, lake,
+disk, GPU and model on this machine, and say what would fail later, each with
+its fix. Weights that are not on this machine are fetched. The exit code is 1 if
+something would fail. Until the check has passed, new_crawl_sensor asks nothing
+of a crawl source elsewhere.
+""",
+    example="check --config my-crawl.toml",
+)
+def check(args: argparse.Namespace) -> None:
+    from laion_assets.cli.output import print_finding
+    from laion_assets.preflight.checks import Checks
+    from laion_assets.preflight.record import record
+    from laion_assets.settings import load_settings
+
+    settings = load_settings(args.config)
+    failed = {}
+    for finding in Checks(settings).run():
+        print_finding(finding)
+        if finding.verdict == "fails":
+            failed[finding.check] = finding.found
+    if "lake" not in failed:
+        record(settings, [f"{name}: {found}" for name, found in failed.items()])
+    if failed:
+        raise CommandError(f"a run would fail: {', '.join(failed)}")
 
 
 @command(
@@ -57,6 +95,65 @@ def crawl_add(args: argparse.Namespace) -> None:
     instance = dagster_instance()
     instance.add_dynamic_partitions(partitions.name or "", [args.crawl])
     print(f"added {args.crawl} with {len(segments)} segments")
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError("a share is above 0 and at most 1")
+    return share
+
+
+@command(
+    "estimate",
+    "estimate hours, GB and requests of a run",
+    about="""
+Estimate what a run over a crawl's first segments takes: hours on this machine,
+GB from the network and on the disk, and requests. It uses the settings, rates
+measured by the benchmarks, and assumptions that docs/operations.md lists. Only
+the crawl's list of WAT files is fetched.
+""",
+    example="estimate CC-MAIN-2024-22 --segments 1 --wat-fraction 0.03",
+    arguments=[
+        argument("crawl", metavar="CRAWL", help="name of the crawl"),
+        argument(
+            "--segments",
+            type=positive,
+            metavar="N",
+            help="the first N segments (default: as many as [discovery] takes)",
+        ),
+        argument(
+            "--wat-fraction",
+            type=_share,
+            metavar="SHARE",
+            help="this share of each segment's WAT files (default: [crawl_source] wat_fraction)",
+        ),
+        argument("--cores", type=positive, metavar="N", help="cores (default: this machine's)"),
+        argument("--gpus", type=int, metavar="N", help="GPUs, or 0 (default: this machine's)"),
+    ],
+)
+def estimate(args: argparse.Namespace) -> None:
+    from laion_assets.cli.output import print_estimate
+    from laion_assets.layout import CRAWL_NAME
+    from laion_assets.preflight.estimate import Machine, estimated, extent_of
+    from laion_assets.settings import load_settings
+
+    if not CRAWL_NAME.fullmatch(args.crawl):
+        args.parser.error(f"{args.crawl!r} is not the name of a crawl, such as CC-MAIN-2024-22")
+    settings = load_settings(args.config)
+    if args.wat_fraction:
+        taken = {"wat_fraction": args.wat_fraction, "wat_files_per_segment": None}
+        source = settings.crawl_source.model_copy(update=taken)
+        settings = settings.model_copy(update={"crawl_source": source})
+    here = Machine.this_one() if args.cores is None or args.gpus is None else Machine(1, 0)
+    machine = Machine(
+        here.cores if args.cores is None else args.cores,
+        here.gpus if args.gpus is None else args.gpus,
+    )
+    extent = extent_of(settings, args.crawl, args.segments)
+    if extent.assumed:
+        say(f"the number of WAT files is assumed: {extent.assumed}")
+    print_estimate(args.crawl, estimated(settings, extent, machine))
 
 
 @command(
@@ -121,13 +218,6 @@ def metrics(args: argparse.Namespace) -> None:
         textfile=args.textfile,
         every_s=args.every,
     )
-
-
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError("a share is above 0 and at most 1")
-    return share
 
 
 def _since(text: str) -> float:
@@ -198,4 +288,4 @@ def verify(args: argparse.Namespace) -> None:
     )
 
 
-COMMANDS: Final = (crawls, crawl_add, prune, verify, metrics)
+COMMANDS: Final = (check, crawls, crawl_add, estimate, prune, verify, metrics)

@@ -1,4 +1,4 @@
-"""SQL results on standard output: as a table to read, as CSV or as JSON."""
+"""Results on standard output: tables to read, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from laion_assets.preflight.checks import Finding
+    from laion_assets.preflight.estimate import Estimate
 
 
 def print_csv(table: pa.Table) -> None:
@@ -38,6 +41,47 @@ def print_table(table: pa.Table) -> None:
         print(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
+
+
+def print_finding(finding: Finding) -> None:
+    """Print what a check found in a line, and its fix in another."""
+    print(f"{finding.verdict:6} {finding.check:13} {finding.found}", flush=True)
+    if finding.fix:
+        print(f"{'':20} fix: {finding.fix}", flush=True)
+
+
+def print_estimate(crawl: str, estimate: Estimate) -> None:
+    """Print a run's stages as a table, and the sums that people decide by."""
+    import pyarrow as pa
+
+    extent, of = estimate.extent, estimate.of
+    requests = {"WAT to pairs": estimate.crawl_requests, "download": estimate.image_requests}
+    rows = [
+        {
+            "stage": line.stage,
+            "comes out": f"{line.items:,.0f}",
+            "hours": f"{line.unit_hours:,.1f} {'GPU' if line.gpu else 'core'}",
+            "GB in": f"{line.comes_in / 1e9:,.1f}",
+            "GB kept": f"{line.stored / 1e9:,.1f}",
+            "requests": f"{requests.get(line.stage, 0):,.0f}",
+        }
+        for line in estimate.lines
+    ]
+    segments = "1 segment" if extent.segments == 1 else f"{extent.segments:,} segments"
+    print(f"{crawl}: {segments}, {extent.wat_files:,} WAT files\n")
+    print_table(pa.Table.from_pylist(rows))
+    gpus = f"{of.gpus:.0f} GPU" if of.gpus else "no GPU"
+    print(
+        f"\nabout {estimate.hours:,.1f} hours on one machine with {of.machine_cores:.0f} cores and"
+        f" {gpus}, the model being like ViT-B/32\n"
+        f"{estimate.comes_in / 1e9:,.1f} GB from the network; {estimate.stored / 1e9:,.1f} GB stay"
+        f" in the lake, and the making of a segment takes {estimate.disk / 1e9:,.1f} GB of disk\n"
+        f"{estimate.crawl_requests:,.0f} requests to the crawl source and about"
+        f" {estimate.image_requests:,.0f} to the hosts of images\n"
+        f"assumed: {of.pairs_per_mb:.0f} pairs a MB of WAT, {of.unique:.0%} of them unique,"
+        f" {of.alive:.0%} of URLs with an image, {of.kept:.0%} of images kept"
+        " (docs/operations.md, sizing and cost)"
+    )
 
 
 def _flat(table: pa.Table) -> pa.Table:

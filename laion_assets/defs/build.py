@@ -6,6 +6,7 @@ UI pays for what this module imports.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 import dagster as dg
@@ -39,6 +40,7 @@ from laion_assets.defs.jobs import (
 )
 from laion_assets.defs.partitions import segment_partitions
 from laion_assets.layout import segment_assets
+from laion_assets.preflight.record import unchecked
 from laion_assets.settings import Settings
 from resources.clip import ClipModelResource
 from resources.crawl_source import CrawlSourceResource
@@ -108,6 +110,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
                 settings.discovery,
                 settings.crawl_source.segments_per_crawl,
                 settings.subsets,
+                unchecked=partial(unchecked, settings),
             ),
             *(
                 [

@@ -30,6 +30,7 @@ from laion_assets.search.errors import RequestRefusedError
 from laion_assets.search.middleware import Guard
 from laion_assets.search.options import SMALL_BODY, ServeOptions
 from laion_assets.search.rate_limit import client_of
+from laion_assets.search.report import ROUTE, ReportPolicy, report_of
 from laion_assets.search.service import SearchService
 from laion_assets.search.sites import (
     JSON,
@@ -87,6 +88,7 @@ def _add_middleware(app: FastAPI, service: SearchService) -> None:
         )
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=_host_names(options))
     app.add_middleware(Guard, options=options, metrics=service.metrics)
+    app.add_middleware(ReportPolicy)
 
 
 def _host_names(options: ServeOptions) -> list[str]:
@@ -231,10 +233,21 @@ def _add_page(app: FastAPI, service: SearchService) -> None:
     async def page() -> Response:
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
+    def report() -> Path | None:
+        return report_of(service.live.index_dir, options)
+
+    @app.get(ROUTE, tags=["page"], response_class=Response)
+    async def dataset_report() -> Response:
+        """The dataset report, where the options let it be served."""
+        found = report()
+        if found is None:
+            raise RequestRefusedError(404, "no_file", "there is no report to show")
+        return FileResponse(found, headers={"Cache-Control": "no-cache"})
+
     @app.get("/about", tags=["page"])
     async def about() -> dict[str, Any]:
         """Name and size of the index, and what this service can do."""
-        return await service.about()
+        return {**(await service.about()), "report": report() is not None}
 
     @app.get("/generated", tags=["page"], response_class=Response)
     async def generated() -> Response:

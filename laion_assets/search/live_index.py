@@ -98,7 +98,7 @@ class LiveIndex:
         subsets: Subsets,
         accept: Callable[[IndexVersion], None] = lambda _: None,
     ) -> None:
-        self._index_dir = index_dir
+        self.index_dir = index_dir
         self._subsets = subsets
         self._accept = accept
         self.swaps = 0
@@ -146,11 +146,11 @@ class LiveIndex:
         It takes about two seconds a gigabyte; ``stop`` is asked meanwhile whether to give up.
         """
         seen = self._seen
-        if seen == self._verified or not (self._index_dir / MANIFEST).exists():
+        if seen == self._verified or not (self.index_dir / MANIFEST).exists():
             return
         damaged = []
-        for item in Manifest.read(self._index_dir).files:
-            path, content = self._index_dir / item["name"], hashlib.sha256()
+        for item in Manifest.read(self.index_dir).files:
+            path, content = self.index_dir / item["name"], hashlib.sha256()
             with suppress(FileNotFoundError), path.open("rb") as file:  # copied in part, perhaps
                 while (chunk := file.read(_CHUNK)) and not stop():
                     content.update(chunk)
@@ -160,17 +160,17 @@ class LiveIndex:
                 return
         self._verified, self.damaged = seen, tuple(damaged)
         for name in damaged:
-            logger.error(f"{self._index_dir / name} is damaged: build the index again")
+            logger.error(f"{self.index_dir / name} is damaged: build the index again")
 
     def _identity(self) -> Identity:
-        manifest = self._index_dir / MANIFEST
-        return identity(manifest if manifest.exists() else self._index_dir / "index.json")
+        manifest = self.index_dir / MANIFEST
+        return identity(manifest if manifest.exists() else self.index_dir / "index.json")
 
     def _open(self) -> tuple[Identity, IndexVersion]:
         for attempt in range(_OPENING_ATTEMPTS):
             seen = self._identity()
             try:
-                version = IndexVersion(self._index_dir, self._name(seen), self._subsets)
+                version = IndexVersion(self.index_dir, self._name(seen), self._subsets)
             except FileNotFoundError:
                 # The folder may have been replaced and deleted meanwhile.
                 if self._identity() == seen or attempt == _OPENING_ATTEMPTS - 1:
@@ -188,7 +188,7 @@ class LiveIndex:
         published is named by its files' times.
         """
         about = repr(seen).encode()
-        if (self._index_dir / MANIFEST).exists():
-            version = Manifest.read(self._index_dir).data_version
-            about = version.encode() + (self._index_dir / "index.json").read_bytes()
+        if (self.index_dir / MANIFEST).exists():
+            version = Manifest.read(self.index_dir).data_version
+            about = version.encode() + (self.index_dir / "index.json").read_bytes()
         return hashlib.sha256(about).hexdigest()[:32]

@@ -122,6 +122,12 @@ class ServeOptions(Options):
         description="Largest size of the review queue, in bytes; further requests are refused",
     )
 
+    report: bool = Field(
+        False,
+        description="Serve the dataset report, too: it shows pairs near the threshold, also ones "
+        "that were removed since it was built",
+    )
+
     @field_validator("proxies")
     @classmethod
     def _are_addresses(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
@@ -134,6 +140,12 @@ class ServeOptions(Options):
     def largest_body(self) -> int:
         """Bytes of the largest request body: an image in base64, and what is beside it."""
         return self.max_image_bytes * 4 // 3 + SMALL_BODY
+
+    @property
+    def address(self) -> str:
+        """Where people reach the page: by the first of ``hosts``, or on this machine."""
+        named = [host for host in self.hosts if "*" not in host]
+        return f"https://{named[0]}/" if named else f"http://{self.host}:{self.port}/"
 
     def listening_on(self, host: str | None, port: int | None) -> ServeOptions:
         """The same options with another address; None keeps what is set.

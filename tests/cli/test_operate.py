@@ -39,6 +39,34 @@ def test_a_crawl_is_added_by_hand(
     ]
 
 
+def test_what_would_fail_is_said_before_it_does(stages: Stages, tmp_path: Path) -> None:
+    done = laion_assets("check", "--config", stages.config)
+    assert done.code == 0, done.out + done.err
+    assert [line.split()[0] for line in done.out.splitlines() if line[0] != " "].count("ok") >= 10
+    config = tmp_path / "mine.toml"
+    text = stages.config.read_text().replace('pretrained = "laion', 'pretrained = "absent')
+    config.write_text(text)
+    failing = laion_assets("check", "--config", config)
+    assert failing.code == 1
+    assert failing.err == "laion-assets: a run would fail: settings, model\n"
+    assert "fails  model         'absent" in failing.out
+
+
+def test_a_run_is_estimated_before_it_starts(stages: Stages) -> None:
+    words = ("--config", stages.config, "--cores", "8", "--gpus", "0")
+    done = laion_assets("estimate", "CC-MAIN-2000-10", "--segments", 1, *words)
+    assert done.code == 0, done.err
+    assert done.out.startswith("CC-MAIN-2000-10: 1 segment, 2 WAT files\n")
+    assert "hours on one machine with 8 cores and no GPU" in done.out
+    assert "4 requests to the crawl source" in done.out
+    assert "assumed" not in done.err
+    half = laion_assets("estimate", "CC-MAIN-2000-10", "--wat-fraction", 0.5, *words)
+    assert half.out.startswith("CC-MAIN-2000-10: 2 segments, 2 WAT files\n")
+    unknown = laion_assets("estimate", "CC-MAIN-1999-50", *words)
+    assert unknown.code == 0
+    assert "the number of WAT files is assumed: " in unknown.err
+
+
 def test_prune_works_on_the_instance_that_dagster_home_names(
     stages: Stages, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:

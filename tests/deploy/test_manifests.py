@@ -92,7 +92,9 @@ def test_the_webserver_is_reached_through_the_login_alone() -> None:
     assert policy["ingress"] == [{"ports": [{"protocol": "TCP", "port": 4180}]}]
 
 
-@pytest.mark.parametrize("path", [DEPLOY / "ray", KUBERNETES], ids=["ray", "kubernetes"])
+@pytest.mark.parametrize(
+    "path", [DEPLOY / "ray", KUBERNETES, DEPLOY / "compose"], ids=lambda p: p.name
+)
 def test_dagster_accepts_its_configuration(path: Path) -> None:
     whole = configured(path / "dagster.yaml")
     schema = {

@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.search.app import STATIC
-from tests.search.conftest import HOSTILE, Serving, SmallLake, serving, stored
+from tests.search.conftest import FREE, HOSTILE, Serving, SmallLake, serving, stored
 
 WIDE, PHONE = (1440, 900), (360, 740)
 PAGE_BYTES = 300_000
@@ -193,26 +193,93 @@ def test_filters_safe_mode_and_nothing_found(window: Window) -> None:
     expect(page.locator(".card")).to_have_count(0)
 
 
-def test_folded_results_load_more_and_download(browser: Browser, served: Serving) -> None:
-    window = Window(browser)
-    page = window.page
-    page.route("**/search", lambda route: route.continue_(post_data=small_pages(route.request)))
-    page.goto(f"{served.url}?q=a+red+apple")
-    expect(page.locator(".card")).to_have_count(10)
+@pytest.fixture
+def phone(browser: Browser, served: Serving) -> Iterator[Window]:
+    """A small window in which the service gives ten results at a time."""
+    window = Window(browser, PHONE)
+    window.page.route("**/search", lambda route: route.continue_(post_data=ten(route.request)))
+    window.page.goto(f"{served.url}?q=a+red+apple")
+    expect(window.page.locator(".card")).to_have_count(10)
+    yield window
+    window.context.close()
+    assert window.complaints == []
+
+
+def ten(request: Any) -> str:
+    return json.dumps({"limit": 10} | json.loads(request.post_data))
+
+
+def to_the_end(page: Page, cards: int) -> None:
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    expect(page.locator(".card")).to_have_count(cards)
+
+
+def test_folded_results_load_more_and_download(phone: Window) -> None:
+    page = phone.page
     expect(page.locator(".badge").first).to_have_text("+1")
-    page.get_by_role("button", name="Load more").click()
+    page.locator("#more").evaluate("button => button.click()")
     expect(page.locator(".card")).to_have_count(20)
-    assert page.evaluate("document.activeElement === document.querySelectorAll('.picture')[10]")
+    page.wait_for_function("document.activeElement === document.querySelectorAll('.picture')[10]")
     with page.expect_download() as downloading:
         page.get_by_role("button", name="Download as JSON").click()
     rows = json.loads(Path(downloading.value.path()).read_text())
-    assert [row["caption"] for row in rows] == window.captions()
-    assert len({row["sample"] for row in rows}) == 20
-    window.context.close()
+    assert [row["caption"] for row in rows] == phone.captions()
+    assert len({row["sample"] for row in rows}) == len(rows)
 
 
-def small_pages(request: Any) -> str:
-    return json.dumps(json.loads(request.post_data) | {"limit": 10})
+def test_results_load_on_at_the_end(phone: Window, served: Serving) -> None:
+    page = phone.page
+    page.get_by_role("searchbox").focus()
+    to_the_end(page, 20)
+    whole = len(served.results(text="a red apple"))
+    to_the_end(page, whole)
+    expect(page.locator("#more")).to_be_hidden()
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    assert phone.captions() == served.captions(text="a red apple")
+
+
+def test_a_failed_load_is_not_repeated_by_itself(phone: Window) -> None:
+    page, asked = phone.page, []
+
+    def fail(route: Route) -> None:
+        asked.append(route)
+        route.abort()
+
+    page.route("**/search", fail)
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    expect(page.get_by_role("alert")).to_contain_text("does not respond")
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert len(asked) == 1
+    page.unroute("**/search", fail)
+    page.locator("#more").evaluate("button => button.click()")
+    expect(page.locator(".card")).to_have_count(20)
+
+
+def test_going_back_keeps_the_place(phone: Window, served: Serving) -> None:
+    page, asked = phone.page, []
+    to_the_end(page, 20)
+    page.locator(".like").nth(8).scroll_into_view_if_needed()
+    top, captions = page.evaluate("scrollY"), phone.captions()
+    assert top > 500
+    page.locator(".like").nth(8).click()
+    expect(page.locator("#chip")).to_contain_text("More like this")
+    expect(page.locator(".score").first).to_have_text("1.00")
+    page.on("request", lambda request: asked.append(urlsplit(request.url).path))
+    page.go_back()
+    expect(page.get_by_role("searchbox")).to_have_value("a red apple")
+    assert phone.captions() == captions
+    assert page.evaluate("scrollY") == top
+    page.go_forward()
+    expect(page.locator(".score").first).to_have_text("1.00")
+    assert "/search" not in asked
+
+    # From another page, too: then they are asked for again.
+    page.go_back()
+    page.goto(f"{served.url}docs")
+    page.go_back()
+    expect(page.locator(".card")).to_have_count(20)
+    assert phone.captions() == captions
+    page.wait_for_function(f"scrollY === {top}")
 
 
 def test_errors_are_shown(browser: Browser, small_lake: SmallLake, window: Window) -> None:
@@ -266,6 +333,29 @@ def test_generated_samples_are_linked_where_there_are_any(
         heading = page.get_by_role("heading", name="Drawn")
         expect(heading).to_have_css("color", "rgb(1, 2, 3)")
         page.close()
+
+
+def test_the_report_is_linked_where_it_may_be_served(
+    browser: Browser, own_lake: SmallLake, served: Serving
+) -> None:
+    folder = own_lake.root / "dataset_report"
+    folder.mkdir()
+    (folder / "report.html").write_text(
+        "<style>h1 { color: #010203 }</style><h1>Figures</h1><script>document.title = 1</script>"
+    )
+    with serving(own_lake.index, own_lake.model) as silent:
+        assert silent.http.get("/report").status_code == 404
+        assert silent.http.get("/about").json()["report"] is False
+    with serving(
+        own_lake.index, own_lake.model, FREE.model_copy(update={"report": True})
+    ) as showing:
+        page = browser.new_page()
+        page.goto(showing.url)
+        page.get_by_role("link", name="Dataset report").click()
+        expect(page.get_by_role("heading", name="Figures")).to_have_css("color", "rgb(1, 2, 3)")
+        assert page.title() == "", "no script may run"
+        page.close()
+    assert served.http.get("/about").json()["report"] is False
 
 
 def test_the_keyboard_is_enough(window: Window) -> None:

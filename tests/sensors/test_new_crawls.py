@@ -17,7 +17,9 @@ from sqlalchemy.event import listen
 from laion_assets.defs.build import build_defs
 from laion_assets.defs.partitions import INTERRUPTED_TAG, PARTITION_TAG, partition_key
 from laion_assets.filtering.recipe import load_recipe
+from laion_assets.lake import LakeOptions
 from laion_assets.layout import SEGMENT_ASSETS, segment_assets
+from laion_assets.preflight.record import record
 from laion_assets.settings import Discovery, Settings
 from sensors import segment_runs
 from sensors.new_crawls import NAME, wanted_crawls, wanted_segments
@@ -151,6 +153,31 @@ def test_a_new_crawl_is_added_and_requested(world: Callable[[Discovery], World])
     publish_paths(here.root, NEW)
     assert here.later()[0] == [f"{NEW}|00#0", f"{NEW}|01#0"]
     assert here.instance.get_dynamic_partitions("crawls") == [OLD, NEW]
+
+
+def test_a_real_crawl_source_is_asked_nothing_before_the_check(
+    world: Callable[[Discovery], World], tmp_path: Path
+) -> None:
+    here = world(Discovery())
+    list_crawls(here.root, OLD)
+    publish_paths(here.root, OLD, [100])
+    # To the system this is loopback, and to everybody else an address of any machine.
+    url = here.server.url.replace("127.0.0.1", "0.0.0.0")
+    settings = Settings(
+        lake=LakeOptions(root=str(tmp_path / "lake")),
+        crawl_source=here.source.model_copy(
+            update={"collinfo_url": f"{url}/collinfo.json", "data_url": url}
+        ),
+    )
+    here.defs = build_defs(settings)
+    keys, message = here.tick()
+    assert keys == []
+    assert "these settings have not been checked. Run `laion-assets check`" in message
+    record(settings, ["contact: nobody can reach you"])
+    assert "contact: nobody can reach you" in here.tick()[1]
+    assert here.server.answered == []
+    record(settings, [])
+    assert here.tick()[0] == [f"{OLD}|00#0"]
 
 
 def test_a_lost_tick_is_repeated(world: Callable[[Discovery], World]) -> None:

@@ -1,5 +1,6 @@
 """The paper's statistics table and figures, as HTML, PNG and CSV, and the dataset card."""
 
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -12,6 +13,7 @@ from laion_assets.generation.shown_samples import PARTS, SHOWN, may_be_shown
 from laion_assets.lake import Lake
 from laion_assets.layout import CATALOG, DALLE_SAMPLES, DATASET_REPORT, FILTERED_SUBSET
 from laion_assets.removals.active import FOLDERS, read_lists
+from laion_assets.search.options import ServeOptions
 from laion_assets.settings import Settings
 from laion_assets.stats.report import build_report
 from resources.lake import LakeResource
@@ -29,6 +31,17 @@ def fit_to_show(store: Lake) -> bool:
         read_lists(store.current(*FOLDERS)),
         lambda key: store.folder(FILTERED_SUBSET, key, PARTS),
     )
+
+
+def links(report: Path, serve: ServeOptions) -> dict[str, dg.MetadataValue[Any]]:
+    """Where a person opens the report: the file, and the search service if it serves it.
+
+    A browser does not follow a link from the UI to a file.
+    """
+    shown: dict[str, dg.MetadataValue[Any]] = {"report": dg.MetadataValue.path(str(report))}
+    if serve.report:
+        shown["report_page"] = dg.MetadataValue.url(f"{serve.address}report")
+    return shown
 
 
 def build(settings: Settings) -> dg.AssetsDefinition:
@@ -60,7 +73,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         card = (made.out / "dataset_card.md").read_text(encoding="utf-8")
         shown |= {
             "statistics": numbers_table(made.staging.metadata["statistics"]),
-            "report": dg.MetadataValue.path(str(made.out / "report.html")),
+            **links(made.out / "report.html", settings.serve),
             "dataset_card": dg.MetadataValue.md(card),
         }
         return made.result(**shown)

@@ -6,6 +6,7 @@ const FILTERS = ["min_score", "min_similarity", "min_width", "min_height", "lice
 const NUMBERS = new Set(FILTERS.slice(0, 4));
 const EXAMPLES = ["a red apple", "a bicycle", "a slice of pizza", "a cat -dog", "a house in the snow"];
 const LARGE_FILE = 1_500_000, LARGEST_SIDE = 1024;
+const MOST_AT_ONCE = 200;   // the service's limit
 
 let about = {};
 let query = emptyQuery();   // the query that the results belong to
@@ -13,6 +14,8 @@ let found = [];             // the results shown
 let nextOffset = null;
 let turn = 0;               // number of the newest query; older answers are dropped
 let shown = null;           // the result whose details are open
+let entry = null;           // name of the place in the browser's history that the page shows
+const left = new Map();     // such a name -> what it showed, for going back to it
 
 function emptyQuery() {
   return { text: "", like: "", imageUrl: "", file: null, over: "image", safe: true, fold: true, filters: {} };
@@ -119,8 +122,9 @@ function showFilterCount() {
 
 // Requests
 
-async function body(asked, offset) {
+async function body(asked, offset, limit) {
   const sent = { over: asked.over, safe: asked.safe, fold: asked.fold, offset };
+  if (limit) sent.limit = Math.min(limit, MOST_AT_ONCE);
   if (asked.text) sent.text = asked.text;
   if (asked.like) sent.like = asked.like;
   if (asked.imageUrl) sent.image_url = asked.imageUrl;
@@ -155,30 +159,46 @@ function messageOf(status, answer) {
   return detail.charAt(0).toUpperCase() + detail.slice(1) + (/[.!?]$/.test(detail) ? "" : ".");
 }
 
-async function run(asked, { push = true } = {}) {
+function begin(asked) {
   query = asked;
-  if (push) history.pushState({}, "", addressOf(asked));
   fillForm(asked);
   document.title = asked.text ? `${asked.text} – LAION Assets search` : "LAION Assets search";
-  const mine = ++turn;
   $("error").hidden = true;
   $("more").hidden = true;
+  $("welcome").hidden = asksSomething(asked);
+  return ++turn;
+}
+
+// `place` is how many results were shown before, and how far down the page was.
+
+async function run(asked, { push = true, place = null } = {}) {
+  if (push) {
+    leave();
+    enter(null);
+    history.pushState({ entry }, "", addressOf(asked));
+    scrollTo(0, 0);
+  }
+  const mine = begin(asked);
   if (!asksSomething(asked)) {
     showResults([], asked);
-    $("welcome").hidden = false;
     $("status").textContent = "";
     return;
   }
-  $("welcome").hidden = true;
   $("status").textContent = "Searching …";
   results.classList.add("busy");
   try {
-    const answer = await post("/search", await body(asked, 0));
+    let answer = await post("/search", await body(asked, 0, place?.shown));
     if (mine !== turn) return;
     showResults(answer.results, asked);
     nextOffset = answer.next_offset;
+    while (nextOffset !== null && found.length < place?.shown) {
+      answer = await post("/search", await body(asked, nextOffset, place.shown - found.length));
+      if (mine !== turn) return;
+      append(answer);
+    }
     offerChoices(answer);
     showStatus(answer);
+    if (place) scrollTo(0, place.top);
   } catch (error) {
     if (mine !== turn) return;
     showResults([], asked);
@@ -195,25 +215,90 @@ async function run(asked, { push = true } = {}) {
   }
 }
 
+function append(answer) {
+  found.push(...answer.results);
+  results.append(...answer.results.map(cardOf));
+  nextOffset = answer.next_offset;
+}
+
 async function loadMore() {
-  const mine = turn, first = found.length;
+  const mine = turn;
   $("more").disabled = true;
-  $("status").textContent = "Searching …";
   try {
     const answer = await post("/search", await body(query, nextOffset));
     if (mine !== turn) return;
-    found.push(...answer.results);
-    results.append(...answer.results.map(cardOf));
-    nextOffset = answer.next_offset;
+    append(answer);
     offerChoices(answer);
     showStatus(answer);
-    results.children[first]?.querySelector("button").focus();
   } catch (error) {
     if (mine === turn) showError(error);
   } finally {
     $("more").disabled = false;
+    if (mine !== turn) watchEnd();
   }
 }
+
+// More results come when the end is near. After an error they come by the button alone.
+
+const end = new IntersectionObserver(
+  ([button]) => { if (button.isIntersecting && !$("more").disabled) loadMore(); },
+  { rootMargin: "0px 0px 800px" });
+
+function watchEnd() {
+  end.unobserve($("more"));
+  end.observe($("more"));  // it is reported anew, also where it still is in view
+}
+
+// Going back and forward shows what was there, at the same place.
+
+history.scrollRestoration = "manual";
+
+function enter(name) {
+  entry = name ?? `${Date.now()}-${Math.random()}`;
+}
+
+function leave() {
+  const settled = !results.classList.contains("busy") && $("error").hidden;
+  if (settled) left.set(entry, { query, found, nextOffset, status: $("status").textContent, top: scrollY });
+  else left.delete(entry);
+}
+
+function comeBack(page) {
+  begin(page.query);
+  results.classList.remove("busy");
+  showResults(page.found, page.query);
+  nextOffset = page.nextOffset;
+  $("status").textContent = page.status;
+  $("more").hidden = nextOffset === null;
+  scrollTo(0, page.top);
+  watchEnd();
+}
+
+// Of a page that was left altogether only the place is known; its results are asked for again.
+
+addEventListener("pagehide", () => {
+  try {
+    sessionStorage.setItem(entry, JSON.stringify({ shown: found.length, top: scrollY }));
+  } catch {
+    // Where nothing may be stored, the page begins at its top.
+  }
+});
+
+function placeLeft(name) {
+  try {
+    return JSON.parse(sessionStorage.getItem(name));
+  } catch {
+    return null;
+  }
+}
+
+addEventListener("popstate", (event) => {
+  leave();
+  enter(event.state?.entry);
+  const page = left.get(entry);
+  if (page) comeBack(page);
+  else run(queryOfAddress(), { push: false, place: placeLeft(entry) });
+});
 
 function showStatus(answer) {
   const n = found.length;
@@ -227,6 +312,7 @@ function showStatus(answer) {
     : `No results pass the filters${among}. ${query.safe ? "Safe mode is on. " : ""}Loosen the filters or try another query.`;
   $("more").hidden = nextOffset === null;
   $("download").hidden = n === 0;
+  watchEnd();
 }
 
 function offerChoices(answer) {
@@ -331,7 +417,6 @@ function licenseName(value) {
 
 function moreLike(result) {
   if (details.open) details.close();
-  window.scrollTo({ top: 0 });
   text.focus({ preventScroll: true });
   run({ ...queryOfForm(), text: "", imageUrl: "", file: null, like: result.sample });
 }
@@ -476,7 +561,11 @@ $("reset-filters").addEventListener("click", () => {
   for (const name of FILTERS) form.elements[name].value = "";
   run(queryOfForm());
 });
-$("more").addEventListener("click", loadMore);
+$("more").addEventListener("click", async () => {
+  const first = found.length;
+  await loadMore();
+  results.children[first]?.querySelector("button").focus();
+});
 $("download").addEventListener("click", () => {
   const blob = new Blob([JSON.stringify(found, null, 1)], { type: "application/json" });
   const url = URL.createObjectURL(blob);
@@ -491,7 +580,6 @@ $("details-removal").addEventListener("click", () => {
   if (!$("removal").hidden) $("removal").elements.reason.focus();
 });
 $("removal").addEventListener("submit", sendRemoval);
-addEventListener("popstate", () => run(queryOfAddress(), { push: false }));
 addEventListener("keydown", (event) => {
   if (event.key === "/" && !details.open && !/^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement.tagName)) {
     event.preventDefault();
@@ -509,5 +597,8 @@ fetch("/about").then((response) => response.json()).then((answer) => {
   about = answer;
   $("about").textContent = `${count(answer.samples)} images`;
   $("generated").hidden = !answer.generated;
+  $("report").hidden = !answer.report;
 }).catch(() => { $("about").textContent = ""; });
-run(queryOfAddress(), { push: false });
+enter(history.state?.entry);
+history.replaceState({ entry }, "");
+run(queryOfAddress(), { push: false, place: placeLeft(entry) });
