@@ -233,7 +233,7 @@ which is trained on it unless one is given.
 )
 def index(args: argparse.Namespace) -> None:
     from laion_assets.knn.build import index_subset
-    from laion_assets.knn.subset import subset_parts
+    from laion_assets.knn.subset import model_of, subset_parts
     from laion_assets.settings import load_settings
 
     must_exist(args.subset, args.codec)
@@ -244,7 +244,7 @@ def index(args: argparse.Namespace) -> None:
         args.subset,
         args.output,
         settings.index,
-        model_key=settings.clip.key,
+        model=model_of(args.subset),
         codec=args.codec,
     )
     for name, value in summary.headline().items():

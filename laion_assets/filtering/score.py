@@ -10,10 +10,10 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from laion_assets import schemas
 from laion_assets.clip.embed import image_path, open_vectors, text_path
+from laion_assets.clip.identity import ModelIdentity
 from laion_assets.layout import EMBEDDINGS, PARTITIONS
 from laion_assets.safety.minors import names_minors
 from laion_assets.safety.prompts import Categories, Prompts
@@ -34,23 +34,24 @@ _ROWS_AT_ONCE: Final = 256
 """Rows that fit into the processor's caches, where the work is several times as fast."""
 
 
-class ScoredWith(BaseModel, frozen=True):
+class ScoredWith(ModelIdentity, frozen=True):
     """What a manifest of `scored_pairs` records of its making."""
 
     rows: int
     prompts: str
     prompts_digest: str
     words: str
-    model: str
 
     @classmethod
-    def of(cls, rows: int, prompts: Prompts, categories: Categories, model: str) -> ScoredWith:
+    def of(
+        cls, rows: int, prompts: Prompts, categories: Categories, model: ModelIdentity
+    ) -> ScoredWith:
         return cls(
             rows=rows,
             prompts=f"{prompts.name} v{prompts.version}",
             prompts_digest=prompts.digest,
             words=categories.words.title,
-            model=model,
+            **model.identity.model_dump(),
         )
 
 

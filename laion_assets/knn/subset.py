@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from laion_assets.clip.embed import image_path, text_path
+from laion_assets.clip.identity import ModelIdentity, UnknownModelError
 from laion_assets.files import Identity, identity
+from laion_assets.filtering.subset import NOTE, TakenWith
 from laion_assets.lake import MANIFEST, Manifest
 from laion_assets.layout import FILTERED_SUBSET, PARTITIONS, SegmentKey
 from laion_assets.tables import part_path, read_parquet, rows_in
@@ -117,6 +120,34 @@ def published_digests(folder: Path) -> Mapping[str, str]:
     if not (folder / MANIFEST).exists():
         return {}
     return {item["name"]: item["sha256"] for item in Manifest.read(folder).files}
+
+
+def model_of(subset: Path) -> ModelIdentity:
+    """The model that made a subset's vectors, as the subset itself says.
+
+    Raises :class:`UnknownModelError` if it does not say.
+    """
+    if (subset / MANIFEST).exists():
+        return TakenWith.recorded(Manifest.read(subset).metadata, subset).identity
+    if (subset / NOTE).exists():
+        noted = json.loads((subset / NOTE).read_text(encoding="utf-8"))
+        return TakenWith.recorded(noted, subset).identity
+    raise UnknownModelError(
+        f"{subset} has no {NOTE}, which says what model made its vectors: filter it again"
+    )
+
+
+def model_of_all(subsets: Sequence[Path]) -> ModelIdentity:
+    """The one model of all subsets. Raises :class:`SubsetError` if there are several, or none."""
+    found = {model.model_version: model for model in map(model_of, subsets)}
+    if len(found) != 1:
+        named = ", ".join(sorted(model.title for model in found.values()))
+        raise SubsetError(
+            f"the subsets are of several models ({named}): materialize those of the old one again"
+            if found
+            else "there are no subsets"
+        )
+    return next(iter(found.values()))
 
 
 def _state(folder: Path) -> tuple[Identity, ...]:

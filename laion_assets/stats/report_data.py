@@ -15,7 +15,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from laion_assets.clip.options import file_name, public_key
+from laion_assets.clip.options import BRING_THEIR_OWN_WEIGHTS, file_name, public_key
 from laion_assets.funnel import REASONS, StageCounts
 from laion_assets.layout import (
     EMBEDDINGS,
@@ -101,6 +101,7 @@ class Facts:
     segments: int
     newest: datetime | None
     model: str | None
+    model_version: str | None
     recipe: str | None
     threshold: float | None
     funnel: Sequence[StageCounts]
@@ -177,7 +178,10 @@ def gather(connection: duckdb.DuckDBPyConnection, left_out: LeftOut | None = Non
     paper = rows('select "row", what, samples from laion400m order by place')
     metadata = _metadata(rows)
     made_with = [values for asset, _, values in metadata if asset == FILTERED_SUBSET]
-    model = _common(made_with, "model")
+    model, version = _common(made_with, "model"), _common(made_with, "model_version")
+    if model is None and version:
+        # The same weights under several names, such as those of a folder that was moved.
+        model = max(values["model"] for values in made_with)
     languages = top("subset", "language")
     ((newest,),) = rows(f"select max(started) from runs where asset in {_RUNS} and {_MEASURED}")
     return Facts(
@@ -187,6 +191,7 @@ def gather(connection: duckdb.DuckDBPyConnection, left_out: LeftOut | None = Non
         segments=rows("select count(*) from segments")[0][0],
         newest=newest,
         model=model and public_key(model),
+        model_version=version,
         recipe=_common(made_with, "recipe"),
         threshold=_common(made_with, "threshold"),
         funnel=_funnel(
@@ -263,7 +268,9 @@ def _made(metadata: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Made]:
 def _choices(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Options, models and recipes in a manifest's metadata, as they may be published."""
     choices = {name: metadata[name] for name in _CHOICES if name in metadata}
-    options = choices.pop("options", {})
+    options = dict(choices.pop("options", {}))
+    if str(choices.get("model", "")).startswith(BRING_THEIR_OWN_WEIGHTS):
+        options.pop("pretrained", None)  # unused
     return {
         name: _public(name, value)
         for name, value in {**options, **choices}.items()

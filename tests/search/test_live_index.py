@@ -76,7 +76,11 @@ def test_an_index_of_another_model_is_not_loaded(own_lake: SmallLake) -> None:
     own_lake.publish(FIRST)
     with serving(own_lake.index, own_lake.model) as served:
         about = own_lake.lake.folder("knn_index", SECOND) / "index.json"
-        about.write_text(json.dumps(json.loads(about.read_text()) | {"model": "another/one"}))
+        about.write_text(
+            json.dumps(
+                json.loads(about.read_text()) | {"model": "another/one", "model_version": "2"}
+            )
+        )
         own_lake.publish(SECOND)
         until(lambda: served.service.live.problem is not None)
         health = served.http.get("/healthz").json()

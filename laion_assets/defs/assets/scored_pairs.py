@@ -18,7 +18,7 @@ from resources.clip import ClipModelResource
 from resources.lake import LakeResource
 from resources.rules import SafetyResource
 
-ASSET = Asset(SCORED_PAIRS, group="subset", revision=3, checks=("schema_exact", "rows_aligned"))
+ASSET = Asset(SCORED_PAIRS, group="subset", revision=4, checks=("schema_exact", "rows_aligned"))
 
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
@@ -39,12 +39,12 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
     ) -> dg.MaterializeResult:
         store, prompts, model = lake.open(), load_prompts(safety.prompts), clip.load()
         manifest = store.manifest(EMBEDDINGS, key_of(context))
-        embedded = EmbeddedWith.model_validate(manifest.metadata)
-        if embedded.model_version != model.version:
+        embedded = EmbeddedWith.recorded(manifest.metadata, EMBEDDINGS)
+        if not embedded.is_same(model.identity):
             raise dg.Failure(
-                f"the embeddings are of another model ({embedded.model_version}) than the "
-                f"settings name ({model.version}), and categories can be compared with those "
-                "of their own model only: materialize the embeddings again",
+                f"the embeddings are of another model, {embedded.title}, than the settings name, "
+                f"{model.identity.title}, and categories can be compared with those of their own "
+                "model only: materialize the embeddings again",
                 allow_retries=False,
             )
         with publishing(
@@ -56,7 +56,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             source = made.input(EMBEDDINGS)
             categories = category_embeddings(prompts, model)
             rows = score_segment(source, made.out, categories)
-            made.staging.metadata = ScoredWith.of(rows, prompts, categories, model.key).model_dump()
+            made.staging.metadata = ScoredWith.of(rows, prompts, categories, embedded).model_dump()
             parts = len(made.input_rows(EMBEDDINGS))
             made.require(
                 checks.schema_exact(made.rows, schemas.SCORED, parts),
