@@ -196,7 +196,8 @@ def filter_(args: argparse.Namespace) -> None:
     settings = load_settings(args.config)
     recipe = settings.recipe(args.recipe) if args.recipe else settings.subset
     if args.threshold is not None:
-        recipe = recipe.model_copy(update={"threshold": args.threshold})
+        recipe = recipe.at(args.threshold)
+    recipe.threshold_of(settings.clip.key)  # before the model is loaded
     args.output.mkdir(parents=True, exist_ok=True)
     show_counts(
         filter_embeddings(

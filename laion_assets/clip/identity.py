@@ -7,7 +7,7 @@ today's settings: a name or a folder may stand for other weights tomorrow.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Self
@@ -58,6 +58,22 @@ class ModelIdentity(BaseModel, frozen=True):
     def is_same(self, other: ModelIdentity) -> bool:
         """Whether vectors of both can be compared, whatever the models are called."""
         return self.model_version == other.model_version
+
+
+class SeveralModelsError(ValueError):
+    """Things of several models cannot be used as one; the message names the models."""
+
+
+def the_one(models: Iterable[ModelIdentity], of: object) -> ModelIdentity | None:
+    """The one model of all, under one of its names; None if there are none.
+
+    Raises :class:`SeveralModelsError`, whose message begins with ``of``.
+    """
+    found = {model.model_version: model.identity for model in models}
+    if len(found) > 1:
+        named = ", ".join(sorted(model.title for model in found.values()))
+        raise SeveralModelsError(f"{of} of several models cannot be used as one: {named}")
+    return next(iter(found.values()), None)
 
 
 def files_identity(options: ClipOptions) -> str:

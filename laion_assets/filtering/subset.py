@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from laion_assets import schemas
 from laion_assets.clip.embed import MadeOf, SamplesWriter, image_path
-from laion_assets.clip.identity import ModelIdentity
+from laion_assets.clip.identity import ModelIdentity, the_one
 from laion_assets.files import write_json
+from laion_assets.filtering.plausible import counted, tags_problem, threshold_problem
 from laion_assets.filtering.recipe import Recipe, rows_where
 from laion_assets.filtering.score import score_segment, with_vectors
+from laion_assets.filtering.similarities import Similarities, files_in
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
 from laion_assets.layout import PARTITIONS, SCORED_PAIRS
 from laion_assets.safety.options import SafetyOptions
@@ -143,18 +145,10 @@ def choose(
 def embedded_by(embeddings: Path) -> ModelIdentity | None:
     """The model that a folder's notes name; None without notes: it was made in another way.
 
-    Raises :class:`OtherModelError` if they name several.
+    Raises :class:`~laion_assets.clip.identity.SeveralModelsError`.
     """
-    found = {
-        note["model_version"]: ModelIdentity(
-            model=note["model"], model_version=note["model_version"]
-        )
-        for note in MadeOf.read(embeddings).shards.values()
-    }
-    if len(found) > 1:
-        named = ", ".join(model.title for model in found.values())
-        raise OtherModelError(f"{embeddings} was embedded by several models: {named}")
-    return next(iter(found.values()), None)
+    notes = MadeOf.read(embeddings).shards.values()
+    return the_one((ModelIdentity.recorded(note, embeddings) for note in notes), embeddings)
 
 
 def filter_embeddings(
@@ -181,9 +175,16 @@ def filter_embeddings(
         )
     categories = category_embeddings(load_prompts(safety.prompts), model)
     scored = scores or out / ".scores"
-    for stale in PARTITIONS[SCORED_PAIRS].rows.paths(scored):
+    for stale in (*PARTITIONS[SCORED_PAIRS].rows.paths(scored), *files_in(scored)):
         stale.unlink()
     score_segment(embeddings, scored, categories)
+    tags, nearest = counted(scored, "nsfw"), counted(scored, "nsfw_category_1")
+    for problem in (
+        tags_problem(tags, nearest, safety.plausible_share),
+        threshold_problem(Similarities.read([scored]), threshold),
+    ):
+        if problem:
+            logger.warning(problem)
     counts = take_subset(scored, embeddings, out, recipe, threshold=threshold)
     if not scores:
         shutil.rmtree(scored)

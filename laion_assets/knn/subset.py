@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from laion_assets.clip.embed import image_path, text_path
-from laion_assets.clip.identity import ModelIdentity, UnknownModelError
+from laion_assets.clip.identity import ModelIdentity, UnknownModelError, the_one
 from laion_assets.files import Identity, identity
 from laion_assets.filtering.subset import NOTE, TakenWith
 from laion_assets.lake import MANIFEST, Manifest
@@ -138,16 +138,15 @@ def model_of(subset: Path) -> ModelIdentity:
 
 
 def model_of_all(subsets: Sequence[Path]) -> ModelIdentity:
-    """The one model of all subsets. Raises :class:`SubsetError` if there are several, or none."""
-    found = {model.model_version: model for model in map(model_of, subsets)}
-    if len(found) != 1:
-        named = ", ".join(sorted(model.title for model in found.values()))
-        raise SubsetError(
-            f"the subsets are of several models ({named}): materialize those of the old one again"
-            if found
-            else "there are no subsets"
-        )
-    return next(iter(found.values()))
+    """The one model of all subsets.
+
+    Raises :class:`SubsetError` if there are none, and
+    :class:`~laion_assets.clip.identity.SeveralModelsError`.
+    """
+    found = the_one(map(model_of, subsets), "subsets")
+    if found is None:
+        raise SubsetError("there are no subsets")
+    return found
 
 
 def _state(folder: Path) -> tuple[Identity, ...]:

@@ -27,7 +27,7 @@ from laion_assets.layout import (
     SEGMENT_STATS,
     WAT_MANIFEST,
 )
-from laion_assets.stats.segment import FINE_SIMILARITY, FINE_TEXT_LENGTH
+from laion_assets.stats.segment import FINE_SIMILARITY, FINE_TEXT_LENGTH, SHUFFLED
 
 DECILES: Final = tuple(number / 10 for number in range(1, 10))
 TOP_ROWS: Final = 12
@@ -109,6 +109,8 @@ class Facts:
     similarity_deciles: Sequence[float]
     text_deciles: Sequence[float]
     similarity: Sequence[Bin]
+    shuffled: Sequence[Bin]
+    """Similarities of shuffled pairs, on the bins of the real ones."""
     text_length: Sequence[Bin]
     shorter_side: Sequence[Bin]
     languages: Sequence[tuple[str, int]]
@@ -204,6 +206,7 @@ def gather(connection: duckdb.DuckDBPyConnection, left_out: LeftOut | None = Non
         similarity_deciles=_deciles(histogram("subset", FINE_SIMILARITY)),
         text_deciles=_deciles(histogram("subset", FINE_TEXT_LENGTH)),
         similarity=histogram("scored", "similarity"),
+        shuffled=histogram("scored", SHUFFLED),
         text_length=histogram("subset", "text_length"),
         shorter_side=sides[0],
         languages=top("pairs", "language")[:TOP_ROWS],

@@ -16,6 +16,7 @@ from laion_assets.defs.retries import retrying_transient
 from laion_assets.filtering.figures import kept_by_tag, similarity_histogram, threshold_sheets
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.score import ScoredWith
+from laion_assets.filtering.similarities import Similarities
 from laion_assets.filtering.subset import TakenWith, take_subset
 from laion_assets.lake import Lake
 from laion_assets.layout import (
@@ -34,7 +35,14 @@ ASSET = Asset(
     FILTERED_SUBSET,
     group="subset",
     revision=4,
-    checks=("schema_exact", "keys_unique", "rows_aligned", "above_threshold", "funnel_adds_up"),
+    checks=(
+        "schema_exact",
+        "keys_unique",
+        "rows_aligned",
+        "above_threshold",
+        "funnel_adds_up",
+        "threshold_fits",
+    ),
 )
 
 _UPSTREAM = (SCORED_PAIRS, EMBEDDINGS)
@@ -124,6 +132,7 @@ def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.
             checks.rows_aligned(made.rows, made.out),
             checks.above_threshold(made.rows, threshold),
             checks.funnel_adds_up(counts, rows_in(*made.rows), made.kept(EMBEDDINGS)),
+            checks.threshold_fits(Similarities.read([made.input(SCORED_PAIRS)]), threshold),
         )
         pictures = _pictures(made, recipe, threshold)
     return made.result(
@@ -138,7 +147,7 @@ def _pictures(made: Publication, recipe: Recipe, threshold: float) -> Mapping[st
     kept, dropped = threshold_sheets(scored, shards, recipe, threshold)
     shown = {
         "similarity": (
-            similarity_histogram(scored, threshold),
+            similarity_histogram(Similarities.read([scored]), [threshold]),
             "histogram of similarity with the threshold",
         ),
         "kept_just_above": (kept, "the least similar of the kept, with their similarity"),
