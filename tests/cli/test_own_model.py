@@ -229,6 +229,7 @@ class Graph:
             write_table(part_path(staging.path, 0), pa.table(columns))
             staging.counts.append(StageCounts("images", len(rows), kept, dict(rejects)))
         instance.add_dynamic_partitions(crawls.name or "", [KEY.crawl])
+        self.job = build_defs(load_settings(own.config)).resolve_job_def("segment")
 
     def count(self) -> None:
         """Publish statistics and catalog of the stages that there are."""
@@ -239,8 +240,7 @@ class Graph:
             build_catalog(self.lake.root, staging.path / "catalog.duckdb")
 
     def make(self, *assets: str) -> dg.ExecuteInProcessResult:
-        defs = build_defs(load_settings(self.own.config))
-        return defs.resolve_job_def("segment").execute_in_process(
+        return self.job.execute_in_process(
             instance=self.instance,
             partition_key=partition_key(KEY),
             asset_selection=[dg.AssetKey(asset) for asset in assets],
