@@ -24,7 +24,6 @@ from laion_assets.clip.embed import image_path
 from laion_assets.download.shard_files import tar_path
 from laion_assets.knn.query import subset_beside
 from laion_assets.knn.samples import SampleRef
-from laion_assets.lake import MANIFEST
 from laion_assets.search.live_index import LiveIndex
 from laion_assets.tables import part_path, write_table
 from tests.search.conftest import FIRST, SECOND, SmallLake, rows, serving
@@ -97,9 +96,7 @@ def test_an_index_of_another_model_is_not_loaded(own_lake: SmallLake) -> None:
 
 def test_an_index_of_another_model_answers_only_what_needs_no_model(own_lake: SmallLake) -> None:
     """As when the weights were changed, and the index was not yet: under the same name."""
-    about = own_lake.index / "index.json"
-    made_by = json.loads(about.read_text())
-    about.write_text(json.dumps(made_by | {"model_version": "2"}))
+    _publish_made_by(own_lake, model_version="2")
     with serving(own_lake.index, own_lake.model) as served:
         until(lambda: served.http.get("/healthz").json()["encoder"]["state"] == "ready")
         problem = served.http.get("/healthz").json()["index"]["problem"]
@@ -111,10 +108,16 @@ def test_an_index_of_another_model_answers_only_what_needs_no_model(own_lake: Sm
         assert served.results(like=like, fold=False, safe=False)[0]["sample"] == like
 
         # A fitting index, by whatever name its model went, is taken.
-        about.write_text(json.dumps(made_by | {"model": "local-dir:/moved"}))
-        (own_lake.index / MANIFEST).touch()
+        _publish_made_by(own_lake, model="local-dir:/moved", model_version=own_lake.model.version)
         until(lambda: served.http.get("/healthz").json()["status"] == "ok")
         assert served.captions(text="a cat", safe=False)
+
+
+def _publish_made_by(lake: SmallLake, **model: str) -> None:
+    """Publish an index whose vectors are said to be of a model."""
+    about = lake.lake.folder("knn_index", FIRST) / "index.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | model))
+    lake.publish(FIRST)
 
 
 def picture() -> str:

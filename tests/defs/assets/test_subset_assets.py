@@ -169,7 +169,7 @@ def test_each_subset_has_its_checks_and_view_and_what_a_person_wants_to_see(plac
                 assert event.dagster_event
                 check = event.dagster_event.asset_check_evaluation_data
                 checks.setdefault(check.asset_key.to_user_string(), set()).add(check.check_name)
-    assert len(checks["filtered_subset"]) == 5
+    assert len(checks["filtered_subset"]) == 7
     assert checks["subset_laion5b_en"] == checks["filtered_subset"]
 
     metadata = place.metadata("subset_laion5b_en")
