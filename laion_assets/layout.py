@@ -121,6 +121,9 @@ LOOKUP: Final = "_lookup"
 """Folder, within a partition's, of the files by which its rows are found (:mod:`.lookup`)."""
 LOOKUP_FILES: Final = f"{LOOKUP}/*"
 
+SIMILARITY_FILES: Final = "_similarities_*.json"
+"""Counts of real and shuffled pairs by similarity, beside the parts of scored pairs."""
+
 DEDUP_LEDGER: Final = "dedup_ledger"
 """Folder that all partitions of `unique_pairs` share."""
 
@@ -242,7 +245,12 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
             (replace(_SAMPLE_ROWS, schema=schemas.EMBEDDED),),
             _VECTORS,
         ),
-        Partition(SCORED_PAIRS, None, (replace(_SAMPLE_ROWS, view="scored"),), (PICTURE_FILES,)),
+        Partition(
+            SCORED_PAIRS,
+            None,
+            (replace(_SAMPLE_ROWS, view="scored"),),
+            (SIMILARITY_FILES, PICTURE_FILES),
+        ),
         Partition(
             FILTERED_SUBSET,
             "subset",

@@ -6,6 +6,7 @@ place that reads the environment for anything but secrets.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tomllib
@@ -18,6 +19,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.thresholds import UnknownThresholdError
 from laion_assets.crawl.source import CrawlSourceOptions
 from laion_assets.download.options import DownloadOptions
 from laion_assets.filtering.recipe import DEFAULT, Recipe, RecipeError, load_recipe, recipe_fields
@@ -31,6 +33,8 @@ from laion_assets.removals.options import RemovalOptions
 from laion_assets.safety.options import SafetyOptions
 from laion_assets.search.options import ServeOptions
 from laion_assets.url_lists.options import UrlListOptions
+
+logger = logging.getLogger(__name__)
 
 CONFIG_VARIABLE: Final = "LAION_ASSETS_CONFIG"
 _SUBSET_NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -281,6 +285,17 @@ class Settings(Options):
                 raise RecipeError(f"{name}: {error}") from error
         return recipes
 
+    def missing_thresholds(self) -> str:
+        """Which recipes have no threshold for the model, and what to do; empty if all have one."""
+        problems = []
+        sections = {"subset": self.subset} | {f"subsets.{n}": r for n, r in self.subsets.items()}
+        for section, recipe in sections.items():
+            try:
+                recipe.threshold_of(self.clip.key)
+            except UnknownThresholdError as error:
+                problems.append(f"[{section}] {error}")
+        return "; ".join(problems)
+
     def recipe(self, name: str) -> Recipe:
         """A further subset's recipe, the main one, or a shipped one, by name.
 
@@ -306,7 +321,11 @@ def sample_config() -> Path:
 
 
 def load_settings(path: Path | None = None) -> Settings:
-    """Read and validate a settings file. Raises :class:`SettingsError`."""
+    """Read and validate a settings file. Raises :class:`SettingsError`.
+
+    A recipe without a threshold for the model is warned of only: until a model of one's own is
+    calibrated, all stages before the subset do without.
+    """
     if path is None:
         named = os.environ.get(CONFIG_VARIABLE)
         path = Path(named) if named else sample_config()
@@ -318,9 +337,12 @@ def load_settings(path: Path | None = None) -> Settings:
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path} is not TOML: {error}") from error
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
     except ValidationError as error:
         raise SettingsError(f"{path}: {'; '.join(map(_problem, error.errors()))}") from error
+    if missing := settings.missing_thresholds():
+        logger.warning(f"{path}: {missing}")
+    return settings
 
 
 _NO_TABLE: Final = ("model_type", "model_attributes_type", "dict_type", "mapping_type")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from laion_assets.clip.identity import files_identity
 from laion_assets.clip.options import ClipOptions
 from resources.options import OptionsResource
 
@@ -13,14 +14,15 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=1)
-def _load(options: ClipOptions) -> ClipModel:
+def _load(options: ClipOptions, _files: str) -> ClipModel:
     from laion_assets.clip.model import load_clip
 
     return load_clip(options)
 
 
 class ClipModelResource(ClipOptions, OptionsResource[ClipOptions]):
-    """One open_clip model, loaded once per process."""
+    """One open_clip model, loaded once per process as long as its files are the same."""
 
     def load(self) -> ClipModel:
-        return _load(self.options())
+        options = self.options()
+        return _load(options, files_identity(options))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from laion_assets.defs.build import build_defs
 from laion_assets.defs.code_version import code_version
 from laion_assets.filtering.recipe import RecipeError, load_recipe
 from laion_assets.settings import SettingsError, load_settings, sample_config
@@ -34,7 +35,9 @@ def test_the_shipped_files_are_valid() -> None:
         ("[subsets.laion5b-en]\n", 'laion5b-en: .*write: recipe = "NAME"'),
         ('[lake]\nroot = "lakes/v=2"', "lake: root lakes/v=2 must not hold ="),
         ('[lake]\nroot = "s3://bucket/[old]"', r"must not hold \["),
-        ("[subset]\nthreshold = 0.2", "subset: .*needs a name of its own"),
+        ("[subset]\nthreshold = 0.2\nversion = 2", "subset: .*needs a name of its own"),
+        ("[subset]\nthreshold = 2", "subset.threshold: .*less than or equal to 1"),
+        ("[subset]\nthreshold = '0.2 '\nrecipe = 'nobody'", "subset: no recipe 'nobody'"),
         ("[subset]\ntreshold = 0.2", r"\[subset\] has no treshold; known: .*recipe"),
         ("[retries.network]\nfoo = 1", r"\[retries.network\] has no foo; known: times, delay_s"),
         ("lists = 3", r"\[lists\] must be a table|lists: "),
@@ -102,6 +105,26 @@ def test_a_changed_rule_changes_the_code_version_and_a_thread_count_does_not() -
     assert code_version(1, fetch) == code_version(1, more)
     larger = fetch.model_copy(update={"image_size": fetch.image_size + 1})
     assert code_version(1, fetch) != code_version(1, larger)
+
+
+def test_a_missing_threshold_is_noticed_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "mine.toml"
+    text = f'[lake]\nroot = "{tmp_path}/lake"\n[clip]\nmodel = "local-dir:/my/model"\n'
+    path.write_text(text)
+    settings = load_settings(path)
+    assert settings.clip.key == "local-dir:/my/model"
+    assert "laion-assets calibrate" in caplog.text
+    with pytest.raises(SettingsError, match=r"\[subset\] no similarity threshold .*my/model"):
+        build_defs(settings)
+
+    caplog.clear()
+    path.write_text(text + "[subset]\nthreshold = 0.32\n[subsets.small]\nthreshold = 0.4\n")
+    settings = load_settings(path)
+    assert (settings.subset.title, settings.subset.threshold) == ("laion400m@0.32 v1", 0.32)
+    assert not caplog.text
+    assert build_defs(settings)
 
 
 def test_recipes_are_taken_by_name_or_written_out(tmp_path: Path) -> None:

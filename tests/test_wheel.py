@@ -22,7 +22,7 @@ import json
 import laion_assets
 import resources
 import sensors
-from laion_assets.clip import model
+from laion_assets.clip import identity
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.thresholds import threshold_for
 from laion_assets.definitions import defs
@@ -36,7 +36,7 @@ settings = load_settings(sample_config())
 print(json.dumps({
     "files": [laion_assets.__file__, resources.__file__, sensors.__file__],
     "config": str(sample_config()),
-    "weights": str(model.WEIGHTS / f"{settings.clip.pretrained}.safetensors"),
+    "weights": str(identity.WEIGHTS / f"{settings.clip.pretrained}.safetensors"),
     "assets": len(defs().resolve_asset_graph().get_all_asset_keys()),
     "threshold": threshold_for(settings.clip.key, Recipe()),
     "prompts": len(load_prompts(settings.safety.prompts).categories),

@@ -18,7 +18,8 @@ import numpy as np
 
 from laion_assets.clip.embed import image_path
 from laion_assets.filtering.recipe import Recipe, load_recipe
-from laion_assets.filtering.score import cosines, score_segment
+from laion_assets.filtering.score import score_segment
+from laion_assets.filtering.similarities import cosines
 from laion_assets.filtering.subset import choose, take_subset
 from laion_assets.safety.minors import load_words, names_minors
 from laion_assets.safety.prompts import Categories, Prompts, Ranked, load_prompts

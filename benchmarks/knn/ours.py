@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from laion_assets.clip.identity import ModelIdentity
 from laion_assets.knn.build import build_index
 from laion_assets.knn.codec import Codec, train_codec
 from laion_assets.knn.files import SearchParameters
@@ -26,7 +27,7 @@ from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.subset import MODALITIES, SubsetPart
 from laion_assets.layout import SegmentKey
 
-MODEL: Final = "made"
+MODEL: Final = ModelIdentity(model="made", model_version="0")
 
 
 def options(folder: Path) -> IndexOptions:
@@ -53,7 +54,7 @@ def train(folder: Path, *segments: str) -> dict[str, Any]:
             [subset(folder, segment) for segment in segments],
             codec,
             options(folder),
-            model_key=MODEL,
+            model=MODEL,
         )
     return seconds | {"factory": summary.factory}
 
@@ -68,7 +69,7 @@ def encode(folder: Path, *segments: str) -> dict[str, Any]:
                 subset(folder, segment),
                 _empty(folder / "segments" / segment),
                 options(folder),
-                model_key=MODEL,
+                model=MODEL,
                 codec=codec,
             )
     return seconds
@@ -193,7 +194,7 @@ def grow(folder: Path, *segments: str) -> dict[str, Any]:
     for number, segment in enumerate(segments):
         started = time.process_time()
         own = _empty(folder / "grow" / "segments" / segment)
-        build_index(subset(folder, segment), own, options(folder), model_key=MODEL, codec=codec)
+        build_index(subset(folder, segment), own, options(folder), model=MODEL, codec=codec)
         encoded, before = time.process_time(), _written()
         parts.append(SegmentIndex(SegmentKey.parse(segment), "0"))
         out = _empty(folder / "grow" / f"index-{number % 2}")

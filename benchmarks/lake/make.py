@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.lake import rows as made_up
 from laion_assets import schemas
 from laion_assets.clip.embed import EmbeddedWith, image_path, text_path
+from laion_assets.clip.identity import ModelIdentity
 from laion_assets.filtering.score import ScoredWith
 from laion_assets.filtering.subset import TakenWith
 from laion_assets.funnel import StageCounts
@@ -43,6 +44,7 @@ from laion_assets.stats.segment import segment_stats
 from laion_assets.tables import PartsWriter, TableWriter, VectorsWriter, part_path, write_table
 
 SEGMENTS: Final = 100
+MODEL: Final = ModelIdentity(model="synthetic/none", model_version="0" * 16)
 """Segments of a crawl."""
 
 
@@ -152,9 +154,7 @@ def _segment(lake: LocalLake, key: SegmentKey, sizes: Sizes, seed: int) -> None:
         _rows(staging, scored, schemas.EMBEDDED, key)
         _vectors(staging, images, texts)
         staging.counts = [_counts("embeddings", sizes.images, sizes.images)]
-        staging.metadata = EmbeddedWith(
-            model="synthetic/none", model_version="0" * 32, dimensions=sizes.dim
-        ).model_dump()
+        staging.metadata = EmbeddedWith(**MODEL.model_dump(), dimensions=sizes.dim).model_dump()
     with _publish(lake, SCORED_PAIRS, key) as staging:
         _rows(staging, scored, schemas.SCORED, key)
         staging.metadata = ScoredWith(
@@ -162,14 +162,14 @@ def _segment(lake: LocalLake, key: SegmentKey, sizes: Sizes, seed: int) -> None:
             prompts="none v1",
             prompts_digest="0" * 32,
             words="none v1",
-            model="synthetic/none",
+            **MODEL.model_dump(),
         ).model_dump()
     with _publish(lake, FILTERED_SUBSET, key) as staging:
         _rows(staging, kept, schemas.SUBSET, key)
         _vectors(staging, images[: sizes.kept], texts[: sizes.kept])
         staging.counts = [_counts("subset", sizes.images, sizes.kept, "below_threshold")]
         staging.metadata = TakenWith(
-            recipe="laion400m v1", threshold=0.3, model="synthetic/none"
+            recipe="laion400m v1", threshold=0.3, **MODEL.model_dump()
         ).model_dump()
     with _publish(lake, SEGMENT_STATS, key) as staging:
         made = (asset for asset in PARTITIONS if lake.has(asset, key))

@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_assets.clip.embed import image_path, text_path
+from laion_assets.clip.model import load_clip
+from laion_assets.clip.options import ClipOptions
 from laion_assets.knn.build import build_index
 from laion_assets.knn.codec import Codec, Encoder, ef_search, train_codec
 from laion_assets.knn.files import SearchParameters, index_path
@@ -34,7 +36,7 @@ from laion_assets.layout import SegmentKey
 from laion_assets.schemas import SUBSET
 
 KEY: Final = SegmentKey("CC-MAIN-2000-05", "00")
-MODEL: Final = "laion-assets-tiny/laion-assets-tiny"
+MODEL: Final = ClipOptions(model="laion-assets-tiny", pretrained="laion-assets-tiny")
 D: Final = 512
 _PART: Final = 10_000
 _LISTS: Final = 1_024
@@ -98,9 +100,11 @@ def make(folder: Path, n: int, d: int = D) -> None:
         pq.write_table(theirs_table, theirs / "metadata" / f"metadata_{part:05d}.parquet")
         print(f"made {start + rows:,} of {n:,}", end="\r", file=sys.stderr, flush=True)
     options = IndexOptions(kind="ivf_sq8", cells=_LISTS, rerank=False, vectors=n)
-    train_codec([subset], codec, options, model_key=MODEL)
+    # The service compares versions; its text queries need a model, whatever the vectors are.
+    model = load_clip(MODEL).identity
+    train_codec([subset], codec, options, model=model)
     summary = build_index(
-        subset, index_dir, options, model_key=MODEL, codec=Codec.open(codec), tuned=False
+        subset, index_dir, options, model=model, codec=Codec.open(codec), tuned=False
     )
     asked = (SearchParameters(nprobe=_PROBES, rerank=0, k=_MOST_WANTED),)
     search = {name: dict.fromkeys(MODALITIES, asked) for name in summary.codecs()}

@@ -11,10 +11,12 @@ from laion_assets.cli.common import (
     argument,
     command,
     must_exist,
+    must_hold,
     opened_lake,
 )
 
 if TYPE_CHECKING:
+    from laion_assets.clip.identity import ModelIdentity
     from laion_assets.lake import Lake
 
 _INDEX: Final = argument(
@@ -216,4 +218,77 @@ def why(args: argparse.Namespace) -> None:
         print(line)
 
 
-COMMANDS: Final = (search, serve, sql, why)
+@command(
+    "calibrate",
+    "propose a similarity threshold for a model",
+    about="""
+Compare the similarities of real pairs with those of shuffled ones, each image
+with another's text of the same segment, and propose thresholds by the share of
+shuffled pairs that they let through: of all scored pairs of the settings' lake,
+or of one folder. The last line is for the settings file.
+""",
+    example="calibrate emb/ --plot calibration.png",
+    arguments=[
+        argument(
+            "pairs",
+            nargs="?",
+            type=Path,
+            metavar="FOLDER",
+            help="folder of embeddings or of scores: a segment's in a lake, or one that embed or "
+            "filter --scores wrote (default: all scored pairs of the settings' lake)",
+        ),
+        argument("--plot", type=Path, metavar="FILE", help="draw both distributions as PNG"),
+    ],
+)
+def calibrate(args: argparse.Namespace) -> None:
+    from laion_assets.files import atomic_path
+    from laion_assets.filtering.calibrate import report, similarities_of
+    from laion_assets.filtering.figures import similarity_histogram
+    from laion_assets.filtering.similarities import LET_THROUGH, PROPOSED, Similarities
+
+    must_exist(args.pairs)
+    if args.pairs:
+        made_by, found = _model_of_pairs(args.pairs), similarities_of(args.pairs)
+    else:
+        from laion_assets.settings import load_settings
+
+        made_by, folders = _scores_of(opened_lake(load_settings(args.config)))
+        found = Similarities.read(folders)
+    print(f"model {made_by.title if made_by else 'not recorded'}")
+    for line in report(found):
+        print(line)
+    if args.plot:
+        shares = sorted(LET_THROUGH, key=lambda share: share != PROPOSED)
+        thresholds = [found.propose(share).threshold for share in shares]
+        with atomic_path(args.plot) as beside:
+            beside.write_bytes(similarity_histogram(found, thresholds))
+
+
+def _model_of_pairs(folder: Path) -> ModelIdentity | None:
+    """The model of a folder of embeddings or scores, if it is known."""
+    from laion_assets.clip.identity import ModelIdentity
+    from laion_assets.filtering.subset import embedded_by
+    from laion_assets.lake import MANIFEST, Manifest
+
+    if (folder / MANIFEST).exists():
+        return ModelIdentity.recorded(Manifest.read(folder).metadata, folder)
+    return embedded_by(folder)
+
+
+def _scores_of(lake: Lake) -> tuple[ModelIdentity | None, list[Path]]:
+    """The model of a lake's scored pairs, and their folders with the counts of similarities."""
+    from laion_assets.clip.identity import ModelIdentity, the_one
+    from laion_assets.layout import SCORED_PAIRS, SIMILARITY_FILES
+
+    manifests = lake.manifests(SCORED_PAIRS)
+    must_hold(list(manifests), SCORED_PAIRS, lake.local_root)
+    recorded = (
+        ModelIdentity.recorded(manifest.metadata, f"{SCORED_PAIRS} of {key}")
+        for key, manifest in manifests.items()
+    )
+    made_by = the_one(recorded, SCORED_PAIRS)
+    folders = lake.map(lambda key: lake.folder(SCORED_PAIRS, key, SIMILARITY_FILES), manifests)
+    return made_by, folders
+
+
+COMMANDS: Final = (search, serve, sql, why, calibrate)

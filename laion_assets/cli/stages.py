@@ -239,7 +239,8 @@ def filter_(args: argparse.Namespace) -> None:
     settings = load_settings(args.config)
     recipe = settings.recipe(args.recipe) if args.recipe else settings.subset
     if args.threshold is not None:
-        recipe = recipe.model_copy(update={"threshold": args.threshold})
+        recipe = recipe.at(args.threshold)
+    recipe.threshold_of(settings.clip.key)  # before the model is loaded
     args.output.mkdir(parents=True, exist_ok=True)
     show_counts(
         filter_embeddings(
@@ -276,7 +277,7 @@ which is trained on it unless one is given.
 )
 def index(args: argparse.Namespace) -> None:
     from laion_assets.knn.build import index_subset
-    from laion_assets.knn.subset import subset_parts
+    from laion_assets.knn.subset import model_of, subset_parts
     from laion_assets.settings import load_settings
 
     must_exist(args.subset, args.codec)
@@ -287,7 +288,7 @@ def index(args: argparse.Namespace) -> None:
         args.subset,
         args.output,
         settings.index,
-        model_key=settings.clip.key,
+        model=model_of(args.subset),
         codec=args.codec,
     )
     for name, value in summary.headline().items():

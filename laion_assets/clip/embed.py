@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from laion_assets import schemas
 from laion_assets.clip.decode import Prepared, Shard, batches, decoded
+from laion_assets.clip.identity import ModelIdentity
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.shards import (
     ShardError,
@@ -89,18 +89,14 @@ class Embedded:
         }
 
 
-class EmbeddedWith(BaseModel, frozen=True):
+class EmbeddedWith(ModelIdentity, frozen=True):
     """What a manifest of `embeddings` records of the model."""
 
-    model: str
-    """MODEL/PRETRAINED, as people name it."""
-    model_version: str
-    """Digest of the weights."""
     dimensions: int
 
     @classmethod
     def of(cls, model: ClipModel) -> EmbeddedWith:
-        return cls(model=model.key, model_version=model.version, dimensions=model.dim)
+        return cls(**model.identity.model_dump(), dimensions=model.dim)
 
 
 def image_path(folder: Path, number: int) -> Path:
@@ -285,7 +281,7 @@ def _note(tar: Path, model: ClipModel) -> Note:
 
 
 def _note_of_model(model: ClipModel) -> dict[str, Any]:
-    return {"model": model.key, "model_version": model.version}
+    return model.identity.model_dump()
 
 
 def _refuse_other_embeddings(out: Path, wanted: Mapping[int, Note], model: ClipModel) -> None:
@@ -306,7 +302,8 @@ def _refuse_other_embeddings(out: Path, wanted: Mapping[int, Note], model: ClipM
 
 
 def _is_of(made: Note, wanted: Note) -> bool:
-    return wanted.items() <= made.items()
+    # The model's version says which it is: the same weights may have another name or place.
+    return all(made.get(name) == value for name, value in wanted.items() if name != "model")
 
 
 def _embed(

@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.folder import problem_of
+from laion_assets.clip.identity import WEIGHTS, ModelIdentity
+from laion_assets.clip.options import BRING_THEIR_OWN_WEIGHTS, HUB, LOCAL, ClipOptions
 from laion_assets.clip.texts import TextTower, batches_by_length
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-HERE: Final = Path(__file__).parent
-CONFIGS: Final = HERE / "model_configs"
-WEIGHTS: Final = HERE / "weights"
-_BRING_THEIR_OWN_WEIGHTS: Final = ("hf-hub:", "local-dir:")
+CONFIGS: Final = Path(__file__).with_name("model_configs")
+_GUIDE: Final = "docs/own-model.md says how to use a model of one's own"
+_PROBE: Final = "Eine Katze, 3 çats & <b>猫</b>, isn't it?"
+"""Text by whose tokens tokenizers of the same class are distinguished."""
 _IN_FLIGHT: Final = 2
 """Batches queued on an accelerator while the next one is prepared."""
 _LONGEST: Final = 16
@@ -58,13 +60,16 @@ def resolve(options: ClipOptions) -> Source:
     import open_clip
 
     _register_shipped_models()
-    if options.model.startswith(_BRING_THEIR_OWN_WEIGHTS):
-        remote = options.model.startswith("hf-hub:")
-        return Source(options.model, None, fetched_from=options.model if remote else None)
+    if options.model.startswith(BRING_THEIR_OWN_WEIGHTS):
+        if options.model.startswith(HUB):
+            return Source(options.model, None, fetched_from=options.model)
+        if problem := problem_of(Path(options.model.removeprefix(LOCAL))):
+            raise ClipLoadError(f"no model can be loaded by {options.model}: {problem}; {_GUIDE}")
+        return Source(options.model, None)
     if options.model not in open_clip.list_models():
         raise ClipLoadError(
             f"open_clip has no model {options.model!r}; `python -c 'import open_clip;"
-            " print(open_clip.list_models())'` lists those that it has"
+            f" print(open_clip.list_models())'` lists those that it has; {_GUIDE}"
         )
     if options.weights is not None and not Path(options.weights).is_file():
         raise ClipLoadError(f"{options.key}: the weights file {options.weights} does not exist")
@@ -196,7 +201,7 @@ def _way_out(options: ClipOptions, source: Source, error: Exception) -> str:
         " `cache_dir` to it, or"
         + (
             " copy the model's whole folder here and set `model` to local-dir:FOLDER;"
-            if source.fetched_from.startswith("hf-hub:")
+            if source.fetched_from.startswith(HUB)
             else " copy the weights file (safetensors or a state dict) and set `weights` to it;"
         )
         + (
@@ -246,6 +251,10 @@ class ClipModel:
     def key(self) -> str:
         return self.options.key
 
+    @property
+    def identity(self) -> ModelIdentity:
+        return ModelIdentity(model=self.key, model_version=self.version)
+
     @cached_property
     def dim(self) -> int:
         """Width of an embedding."""
@@ -254,18 +263,20 @@ class ClipModel:
 
     @cached_property
     def version(self) -> str:
-        """Digest, 16 hex digits, of all that decides the numbers: weights, preprocessing, tokens.
+        """Digest, 16 hex digits, of what the model is: weights, preprocessing, tokens.
 
         It does not depend on where the weights came from: a renamed file is the same model, and a
-        changed file is another one.
+        changed file is another one. Nor does it depend on the device and its precision, whose
+        vectors differ by rounding alone: a query on a CPU may search what a GPU embedded.
         """
         import torch
 
         digest = hashlib.blake2b(digest_size=8)
-        about = [repr(self.preprocess), type(self.tokenizer).__name__, self.precision]
+        preprocess = {name: str(value) for name, value in self.module.visual.preprocess_cfg.items()}
+        about: list[object] = [preprocess, self.tokenize([_PROBE]).tolist()]
         # The weights do not tell the activation function.
-        about += sorted({type(part).__name__ for part in self.module.modules()})
-        digest.update(json.dumps(about).encode())
+        about.append(sorted({type(part).__name__ for part in self.module.modules()}))
+        digest.update(json.dumps(about, sort_keys=True).encode())
         for name, tensor in sorted(self.module.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             flat = tensor.detach().cpu().contiguous().reshape(-1)

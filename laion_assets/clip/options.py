@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any, Final
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from laion_assets.options import OPERATIONAL, Options
+
+HUB: Final = "hf-hub:"
+LOCAL: Final = "local-dir:"
+BRING_THEIR_OWN_WEIGHTS: Final = (HUB, LOCAL)
+"""Beginnings of model names that stand for an architecture and its weights in one."""
 
 
 class ClipOptions(Options):
@@ -52,12 +57,20 @@ class ClipOptions(Options):
         " needs a C compiler",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unused_weights(cls, values: Any) -> Any:
+        """Forget a `pretrained` that is unused, or records would name weights that were not."""
+        if isinstance(values, dict) and str(values.get("model", "")).startswith(
+            BRING_THEIR_OWN_WEIGHTS
+        ):
+            return {**values, "pretrained": ""}
+        return values
+
     @property
     def key(self) -> str:
         """Name of the model, `MODEL/PRETRAINED`, in the table of thresholds and in metadata."""
-        if self.model.startswith(("hf-hub:", "local-dir:")) or not self.pretrained:
-            return self.model
-        return f"{self.model}/{self.pretrained}"
+        return f"{self.model}/{self.pretrained}" if self.pretrained else self.model
 
 
 def public_key(key: str) -> str:
@@ -65,10 +78,10 @@ def public_key(key: str) -> str:
 
     Its path could tell whose machine it is on; `model_version` identifies the weights.
     """
-    if key.startswith("hf-hub:"):
+    if key.startswith(HUB):
         return key
-    if key.startswith("local-dir:"):
-        return f"local-dir:{file_name(key.removeprefix('local-dir:'))}"
+    if key.startswith(LOCAL):
+        return f"{LOCAL}{file_name(key.removeprefix(LOCAL))}"
     model, slash, pretrained = key.partition("/")
     return f"{model}{slash}{file_name(pretrained)}"
 

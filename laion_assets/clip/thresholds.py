@@ -55,6 +55,7 @@ def threshold_for(key: str, recipe: HasThreshold | None = None) -> float:
     if key not in known:
         raise UnknownThresholdError(
             f"no similarity threshold is known for {key!r} (known: {', '.join(sorted(known))}): "
-            f"set `threshold` in the recipe, or add the model with a source to {TABLE}"
+            "let `laion-assets calibrate` propose one from embedded pairs, and set it as "
+            "`threshold` in the recipe; see docs/own-model.md"
         )
     return known[key].threshold

@@ -41,7 +41,7 @@ from laion_assets.defs.jobs import (
 from laion_assets.defs.partitions import segment_partitions
 from laion_assets.layout import segment_assets
 from laion_assets.preflight.record import unchecked
-from laion_assets.settings import Settings
+from laion_assets.settings import Settings, SettingsError
 from resources.clip import ClipModelResource
 from resources.crawl_source import CrawlSourceResource
 from resources.downloader import DownloaderResource
@@ -81,7 +81,13 @@ AGGREGATES: Final = tuple(module.ASSET.name for module in OVER_ALL if module.ASS
 
 
 def build_defs(settings: Settings) -> dg.Definitions:
-    """The asset graph of one deployment."""
+    """The asset graph of one deployment.
+
+    Raises :class:`SettingsError` if a subset could not be taken, for want of a threshold: a run
+    would find out only after it has downloaded and embedded a segment.
+    """
+    if missing := settings.missing_thresholds():
+        raise SettingsError(missing)
     segments = segment_partitions(settings.crawl_source.segments_per_crawl)
     tell, pruning = notifiers(settings.notify), prune_job(settings.retention)
     by_segment = segment_assets(settings.subsets)

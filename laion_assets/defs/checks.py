@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from laion_assets.clip.embed import image_path, text_path
 from laion_assets.download.shard_files import read_shard, rows_in_turn, tars_in
+from laion_assets.filtering.plausible import tagged_share, tags_problem, threshold_problem
+from laion_assets.filtering.similarities import Similarities
 from laion_assets.funnel import StageCounts
 from laion_assets.knn.options import IndexOptions
 from laion_assets.tables import part_number, read_parquet, rows_in, stored
@@ -38,13 +40,19 @@ CHECKS: Final[Mapping[str, str]] = {
     "above_threshold": "Every kept similarity is at or above the threshold.",
     "size_equal": "The index holds one vector for each row of the subset.",
     "recall": "The index finds what brute force finds.",
+    "tags_plausible": (
+        "Plausibly few pairs are tagged NSFW or UNSURE; many may mean prompts of another model."
+    ),
+    "threshold_fits": (
+        "The threshold lets plausibly few shuffled pairs through; many may mean another model's."
+    ),
     "codec_fits": (
         "The codec still suits the vectors. If not, materialize index_codec, then knn_index of all "
         "segments; until then search works, slower or with more memory."
     ),
 }
 
-_ADVICE: Final = frozenset({"codec_fits"})
+_ADVICE: Final = frozenset({"codec_fits", "tags_plausible", "threshold_fits"})
 """Checks that warn and do not stand in the way."""
 
 
@@ -228,6 +236,18 @@ def above_threshold(paths: Sequence[Path], threshold: float) -> Outcome:
             lowest = min(lowest, float(similarity.min()))
     problem = None if lowest >= threshold else f"similarity {lowest} is below {threshold}"
     return outcome("above_threshold", problem, lowest=lowest, threshold=threshold)
+
+
+def tags_plausible(tags: Mapping[str, int], nearest: Mapping[str, int], most: float) -> Outcome:
+    """``tags``, ``nearest``: numbers of pairs by tag, and by nearest category."""
+    problem = tags_problem(tags, nearest, most)
+    return outcome("tags_plausible", problem, share=tagged_share(tags), plausible=most)
+
+
+def threshold_fits(found: Similarities, threshold: float) -> Outcome:
+    kept = found.at(threshold)
+    problem = threshold_problem(found, threshold)
+    return outcome("threshold_fits", problem, shuffled_kept=kept.shuffled, kept=kept.real)
 
 
 def size_equal(index: Path, rows: int) -> Outcome:

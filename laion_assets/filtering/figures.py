@@ -9,57 +9,73 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from laion_assets.download.preview import Sample, sheet
 from laion_assets.download.shard_files import read_shard, tar_path
+from laion_assets.filtering.plausible import counted
 from laion_assets.filtering.recipe import Recipe
+from laion_assets.filtering.similarities import PER_UNIT, Similarities
 from laion_assets.filtering.subset import choose
 from laion_assets.safety.tags import TAGS
 from laion_assets.tables import PARTS, ROW_GROUP, batches
 
 TOP_CATEGORIES: Final = 15
+_BINS_DRAWN: Final = 10
+"""Bins of the counts to a bin of the picture."""
 PICTURES: Final = 12
 """Number of pictures on each of the two sheets."""
 
 Rows = Sequence[Mapping[str, Any]]
 
 
-def similarity_histogram(scored: Path, threshold: float | None = None) -> bytes:
-    """Draw the distribution of all scored pairs' similarities, and the threshold; return a PNG."""
+def similarity_histogram(found: Similarities, thresholds: Sequence[float] = ()) -> bytes:
+    """Draw the distributions of real and of shuffled pairs' similarities; return a PNG.
+
+    Of ``thresholds`` the first is the one in force, whose shares the title names.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-
-    edges = np.round(np.arange(-1.0, 1.0 + 1e-9, 0.01), 2)
-    bins = np.zeros(len(edges) - 1, dtype=np.int64)
-    kept = 0
-    for table in _tables(scored, "similarity"):
-        values = table["similarity"].to_numpy()
-        bins += np.histogram(values, bins=edges)[0]
-        kept += int((values >= threshold).sum()) if threshold is not None else 0
-    total = int(bins.sum())
 
     figure = Figure(figsize=(7, 3.2), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.stairs(bins, edges, fill=True, color="#5b7f95")
-    filled = np.flatnonzero(bins)
-    low, high = (edges[filled[0]], edges[filled[-1] + 1]) if total else (0.0, 1.0)
-    title = f"{total:,} pairs"
-    if threshold is not None:
-        axes.axvline(threshold, color="#b5432a", label=f"threshold {threshold:g}")
-        axes.legend(frameon=False)
-        low, high = min(low, threshold), max(high, threshold)
-        share = f", {kept / total:.1%}" if total else ""
-        title = f"{kept:,} of {total:,} pairs at or above the threshold{share}"
-    axes.set_xlim(low - 0.02, high + 0.02)
+    seen: list[float] = list(thresholds)
+    drawn: Sequence[tuple[Any, str, dict[str, Any]]] = (
+        (found.real, "pairs", {"fill": True, "color": "#5b7f95"}),
+        (found.shuffled, "shuffled pairs", {"color": "#3a3a3a", "linewidth": 1.2}),
+    )
+    for counts, name, look in drawn:
+        total = int(counts.sum())
+        if not total:
+            continue
+        # The last bin of the counts, a cosine of 1 alone, joins the one before it.
+        bins = np.append(counts[:-2], counts[-2:].sum()).reshape(-1, _BINS_DRAWN).sum(axis=1)
+        edges = np.arange(len(bins) + 1) * _BINS_DRAWN / PER_UNIT - 1
+        axes.stairs(bins / total, edges, label=f"{total:,} {name}", **look)
+        filled = np.flatnonzero(bins)
+        seen += [edges[filled[0]], edges[filled[-1] + 1]]
+    for number, threshold in enumerate(thresholds):
+        look = {"label": f"threshold {threshold:g}"} if not number else {"alpha": 0.35}
+        axes.axvline(threshold, color="#b5432a", linewidth=1.2, **look)
+    if seen:
+        axes.legend(frameon=False, fontsize=9)
+    axes.set_xlim(min(seen, default=0.0) - 0.02, max(seen, default=1.0) + 0.02)
     axes.set_xlabel("cosine similarity of image and text")
-    axes.set_ylabel("pairs")
-    axes.set_title(title, fontsize=10)
+    axes.set_ylabel("share of the pairs")
+    axes.set_title(_title(found, thresholds), fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()
+
+
+def _title(found: Similarities, thresholds: Sequence[float]) -> str:
+    total = int(found.real.sum())
+    if not total or not thresholds:
+        return f"{total:,} pairs"
+    kept = found.at(thresholds[0])
+    shuffled = f", {kept.shuffled:.1%} of shuffled ones" if found.shuffled.any() else ""
+    return f"at or above the threshold: {kept.real:.1%} of {total:,} pairs{shuffled}"
 
 
 def threshold_sheets(
@@ -114,30 +130,21 @@ def urls_of_shard(tar: Path) -> dict[str, str]:
 
 def kept_by_tag(scored: Path, subset: Path) -> Rows:
     """Number of pairs by safety tag, in all and in the subset."""
-    all_of, kept = _counts(scored, "nsfw"), _counts(subset, "NSFW")
+    all_of, kept = counted(scored, "nsfw"), counted(subset, "NSFW")
     return [{"tag": tag, "pairs": all_of.get(tag, 0), "kept": kept.get(tag, 0)} for tag in TAGS]
 
 
-def tags_and_categories(scored: Path) -> tuple[Rows, Rows]:
-    """Number of pairs by safety tag, and by the category nearest to the image."""
-    tags, nearest = _counts(scored, "nsfw"), _counts(scored, "nsfw_category_1")
-    ordered = sorted(nearest.items(), key=lambda item: (-item[1], item[0]))
+def tags_and_categories(tags: Mapping[str, int], nearest: Mapping[str, int]) -> tuple[Rows, Rows]:
+    """Tables of the numbers of pairs by safety tag, and by the category nearest to the image."""
+    most = list(nearest.items())[:TOP_CATEGORIES]
     return (
         [{"tag": tag, "pairs": tags.get(tag, 0)} for tag in TAGS],
-        [{"nearest category": name, "pairs": n} for name, n in ordered[:TOP_CATEGORIES]],
+        [{"nearest category": name, "pairs": n} for name, n in most],
     )
 
 
-def _counts(folder: Path, column: str) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for table in _tables(folder, column):
-        for value in pc.value_counts(table[column]).to_pylist():
-            counts[value["values"]] = counts.get(value["values"], 0) + value["counts"]
-    return counts
-
-
-def _tables(folder: Path, *columns: str) -> Iterator[pa.Table]:
-    """The rows of a folder's parts, a row group at a time: the named columns, or all."""
+def _tables(folder: Path) -> Iterator[pa.Table]:
+    """The rows of a folder's parts, a row group at a time."""
     for part in sorted(folder.glob(PARTS)):
-        for batch in batches(part, columns or None, ROW_GROUP):
+        for batch in batches(part, None, ROW_GROUP):
             yield pa.Table.from_batches([batch])

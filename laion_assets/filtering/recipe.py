@@ -94,10 +94,16 @@ class Recipe(Options):
                 raise UnknownThresholdError(
                     f"the recipe {self.name!r} has no threshold for {model!r} (it has: "
                     f"{', '.join(sorted(self.thresholds))}), and a similarity of one model means"
-                    " nothing for another: write a recipe of your own with a `threshold`"
+                    " nothing for another: set `threshold` beside `recipe`, as"
+                    " `laion-assets calibrate` proposes it"
                 )
             return self.thresholds[model]
         return threshold_for(model, self)
+
+    def at(self, threshold: float) -> Recipe:
+        """The same rules from another similarity, under a name that says so."""
+        name = f"{self.name}@{threshold:g}"
+        return self.model_copy(update={"name": name, "threshold": threshold})
 
     @property
     def title(self) -> str:
@@ -135,22 +141,31 @@ def load_recipe(name_or_path: str) -> Recipe:
 def recipe_fields(section: Mapping[str, Any], name: str | None = None) -> dict[str, Any]:
     """Fields of a recipe, read from a section of a settings file.
 
-    ``recipe = "laion5b-en"`` alone takes a shipped recipe or a file as it is. Any other section is
-    a recipe of its own. Its name is ``name``, that of the section, or else its `name` field. It
-    must not be that of a shipped recipe, so that a name always means the same rules. Raises
-    :class:`RecipeError`.
+    ``recipe = "laion5b-en"`` takes a shipped recipe or a file as it is, but for a ``threshold``
+    beside it, which belongs to the model and not to the rules: the recipe is then named
+    `laion5b-en@0.27`. A main section with a ``threshold`` alone does so with the default recipe.
+
+    Any other section is a recipe of its own. Its name is ``name``, that of the section, or else its
+    `name` field. It must not be that of a shipped recipe, so that a name always means the same
+    rules. Raises :class:`RecipeError`.
     """
     fields = dict(section)
     taken = fields.pop("recipe", None)
+    if taken is None and name is None and fields.keys() <= {"threshold"}:
+        taken = DEFAULT
     if taken is not None:
+        threshold = fields.pop("threshold", None)
         if fields:
             raise RecipeError(
-                f"`recipe` takes {taken!r} as it is: write {', '.join(fields)} in a recipe of its"
-                " own, without `recipe`"
+                f"`recipe` takes {taken!r} as it is, but for a `threshold`: write "
+                f"{', '.join(fields)} in a recipe of its own, without `recipe`"
             )
-        return load_recipe(taken).model_dump()
-    if not fields and name is None:
-        return load_recipe(DEFAULT).model_dump()
+        recipe = load_recipe(taken)
+        # What is not a number is refused with all other fields.
+        number = isinstance(threshold, (int, float))
+        return (recipe.at(threshold) if number else recipe).model_dump() | (
+            {} if threshold is None else {"threshold": threshold}
+        )
     if name is not None:
         if "name" in fields:
             raise RecipeError("the section's name is the recipe's name: leave `name` out")

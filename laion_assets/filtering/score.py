@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from laion_assets import schemas
 from laion_assets.clip.embed import image_path, open_vectors, text_path
+from laion_assets.clip.identity import ModelIdentity
+from laion_assets.filtering.similarities import Similarities, cosines
 from laion_assets.layout import EMBEDDINGS, PARTITIONS
 from laion_assets.safety.minors import names_minors
 from laion_assets.safety.prompts import Categories, Prompts
@@ -30,35 +30,34 @@ from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 
-_ROWS_AT_ONCE: Final = 256
-"""Rows that fit into the processor's caches, where the work is several times as fast."""
 
-
-class ScoredWith(BaseModel, frozen=True):
+class ScoredWith(ModelIdentity, frozen=True):
     """What a manifest of `scored_pairs` records of its making."""
 
     rows: int
     prompts: str
     prompts_digest: str
     words: str
-    model: str
 
     @classmethod
-    def of(cls, rows: int, prompts: Prompts, categories: Categories, model: str) -> ScoredWith:
+    def of(
+        cls, rows: int, prompts: Prompts, categories: Categories, model: ModelIdentity
+    ) -> ScoredWith:
         return cls(
             rows=rows,
             prompts=f"{prompts.name} v{prompts.version}",
             prompts_digest=prompts.digest,
             words=categories.words.title,
-            model=model,
+            **model.identity.model_dump(),
         )
 
 
 def score_segment(embeddings: Path, out: Path, categories: Categories) -> int:
     """Score every part of a folder of embeddings into the part of the same number.
 
-    Its rows (``schemas.SCORED``) are those of the embeddings, in the same order. A part that is in
-    ``out`` already is not scored again. Returns the number of rows in all parts. Memory: some
+    Its rows (``schemas.SCORED``) are those of the embeddings, in the same order. Beside it are the
+    counts of its real and shuffled pairs (:mod:`laion_assets.filtering.similarities`). A part that
+    is in ``out`` already is not scored again. Returns the number of rows in all parts. Memory: some
     hundred MB, whatever a part's size.
     """
     parts = PARTITIONS[EMBEDDINGS].rows.paths(embeddings)
@@ -66,10 +65,15 @@ def score_segment(embeddings: Path, out: Path, categories: Categories) -> int:
     rows = rows_in(*parts)
     progress = Progress("scores", "rows", rows, logger, resumed=rows - rows_in(*todo))
     for part in todo:
-        with TableWriter(part_path(out, part_number(part)), schemas.SCORED) as writer:
+        number, similarities = part_number(part), Similarities()
+        with TableWriter(part_path(out, number), schemas.SCORED) as writer:
             for some, images, texts in with_vectors(part, embeddings):
-                writer.write(_scored(some, images, texts, categories))
+                scored = _scored(some, images, texts, categories)
+                writer.write(scored)
+                similarities.add(scored["similarity"].to_numpy(), some, images, texts)
                 progress.advance(len(some))
+            # Before the part is there, which says that all of it is.
+            similarities.write(out, number)
     return rows
 
 
@@ -107,20 +111,3 @@ def _scored(
         "animal_ranked": tags.animal_ranked,
     }
     return pa.table(columns, schema=schemas.SCORED)
-
-
-def cosines(images: NDArray[Any], texts: NDArray[Any]) -> NDArray[np.float64]:
-    """Cosine of each row's two vectors, float64 (n,), computed from the vectors as stored.
-
-    Rounding to float16 leaves vectors slightly off unit length, so their plain product is not a
-    cosine and may exceed 1. Both are therefore normalised in float64 first. A row of zeros has the
-    cosine 0.
-    """
-    result = np.empty(len(images), dtype=np.float64)
-    for start in range(0, len(images), _ROWS_AT_ONCE):
-        a = np.asarray(images[start : start + _ROWS_AT_ONCE], dtype=np.float64)
-        b = np.asarray(texts[start : start + _ROWS_AT_ONCE], dtype=np.float64)
-        lengths = np.sqrt(np.vecdot(a, a) * np.vecdot(b, b))
-        smallest = np.finfo(np.float64).tiny
-        result[start : start + len(a)] = np.vecdot(a, b) / np.maximum(lengths, smallest)
-    return np.clip(result, -1.0, 1.0)

@@ -12,12 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from laion_assets import schemas
 from laion_assets.clip.embed import MadeOf, SamplesWriter, image_path
+from laion_assets.clip.identity import ModelIdentity, the_one
+from laion_assets.files import write_json
+from laion_assets.filtering.plausible import counted, tags_problem, threshold_problem
 from laion_assets.filtering.recipe import Recipe, rows_where
 from laion_assets.filtering.score import score_segment, with_vectors
+from laion_assets.filtering.similarities import Similarities, files_in
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
 from laion_assets.layout import EMBEDDINGS, PARTITIONS, SCORED_PAIRS
 from laion_assets.safety.options import SafetyOptions
@@ -62,12 +65,16 @@ be read. One of 2,048 rows takes a millisecond, one of 100,000 fifteen to thirty
 larger; statistics of unsorted texts would be."""
 
 
-class TakenWith(BaseModel, frozen=True):
-    """What a manifest of a subset records of how its rows were chosen."""
+class TakenWith(ModelIdentity, frozen=True):
+    """What a subset records of how its rows were chosen: in its manifest or, outside a lake, in
+    :data:`NOTE`."""
 
     recipe: str
     threshold: float
-    model: str
+
+
+NOTE: Final = ".taken_with.json"
+"""File of a subset outside a lake that holds its :class:`TakenWith`."""
 
 
 def take_subset(
@@ -140,14 +147,13 @@ def choose(
     return kept, counts
 
 
-def _refuse_other_model(embeddings: Path, model: ClipModel) -> None:
-    # A folder that was made in another way has no notes; only its vectors' width can be compared.
-    for made_of in MadeOf.read(embeddings).shards.values():
-        if made_of["model_version"] != model.version:
-            raise OtherModelError(
-                f"{embeddings} was embedded by {made_of['model']} ({made_of['model_version']}), "
-                f"not by {model.key} ({model.version}), whose categories do not apply to it"
-            )
+def embedded_by(embeddings: Path) -> ModelIdentity | None:
+    """The model that a folder's notes name; None without notes: it was made in another way.
+
+    Raises :class:`~laion_assets.clip.identity.SeveralModelsError`.
+    """
+    notes = MadeOf.read(embeddings).shards.values()
+    return the_one((ModelIdentity.recorded(note, embeddings) for note in notes), embeddings)
 
 
 def _refuse_without_captions(embeddings: Path) -> None:
@@ -175,15 +181,30 @@ def filter_embeddings(
     in the folder ``scores``, if one is given, and replace those of an earlier call, which may be of
     other embeddings.
     """
-    _refuse_other_model(embeddings, model)
     _refuse_without_captions(embeddings)
     threshold = recipe.threshold_of(model.key)
+    made_by = embedded_by(embeddings)
+    # Without notes, only the vectors' width can be compared.
+    if made_by and not made_by.is_same(model.identity):
+        raise OtherModelError(
+            f"{embeddings} was embedded by {made_by.title}, not by {model.identity.title}, "
+            "whose categories do not apply to it"
+        )
     categories = category_embeddings(load_prompts(safety.prompts), model)
     scored = scores or out / ".scores"
-    for stale in PARTITIONS[SCORED_PAIRS].rows.paths(scored):
+    for stale in (*PARTITIONS[SCORED_PAIRS].rows.paths(scored), *files_in(scored)):
         stale.unlink()
     score_segment(embeddings, scored, categories)
+    tags, nearest = counted(scored, "nsfw"), counted(scored, "nsfw_category_1")
+    for problem in (
+        tags_problem(tags, nearest, safety.plausible_share),
+        threshold_problem(Similarities.read([scored]), threshold),
+    ):
+        if problem:
+            logger.warning(problem)
     counts = take_subset(scored, embeddings, out, recipe, threshold=threshold)
     if not scores:
         shutil.rmtree(scored)
+    taken_with = TakenWith(**model.identity.model_dump(), recipe=recipe.title, threshold=threshold)
+    write_json(out / NOTE, taken_with.model_dump())
     return counts

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
+from laion_assets.clip.identity import ModelIdentity
 from laion_assets.knn.codec import Codec, train_codec
 from laion_assets.knn.files import (
     IndexMismatchError,
@@ -69,7 +70,7 @@ def index_subset(
     out: Path,
     options: IndexOptions,
     *,
-    model_key: str,
+    model: ModelIdentity,
     codec: Path | None = None,
 ) -> IndexSummary:
     """Index one subset alone, as :func:`build_index` does.
@@ -83,12 +84,12 @@ def index_subset(
             if options.kind != "auto" or n > options.flat_below:
                 codec = Path(stack.enter_context(TemporaryDirectory(dir=out)))
                 alone = options.model_copy(update={"vectors": options.vectors or n})
-                train_codec([subset], codec, alone, model_key=model_key)
+                train_codec([subset], codec, alone, model=model)
         return build_index(
             subset,
             out,
             options,
-            model_key=model_key,
+            model=model,
             codec=Codec.open(codec) if codec else None,
             tuned=True,
         )
@@ -99,7 +100,7 @@ def build_index(
     out: Path,
     options: IndexOptions,
     *,
-    model_key: str,
+    model: ModelIdentity,
     codec: Codec | None = None,
     tuned: bool = False,
 ) -> IndexSummary:
@@ -117,16 +118,16 @@ def build_index(
         subset: the subset's folder.
         out: the index folder.
         options: those of the indices.
-        model_key: the CLIP model that made the vectors.
+        model: the CLIP model that made the vectors.
         codec: what the vectors are encoded by; None keeps them as they are.
         tuned: choose search parameters for an index that is searched alone; False is for one that
             will be merged.
     """
     parts = subset_parts(subset)
     d = _width(parts, options)
-    if codec and codec.summary.model != model_key:
+    if codec and not codec.summary.is_same(model):
         raise IndexMismatchError(
-            f"the codec was trained for {codec.summary.model}, the vectors are of {model_key}"
+            f"the codec was trained for {codec.summary.title}, the vectors are of {model.title}"
         )
     if codec and parts and codec.summary.d != d:
         raise IndexMismatchError(
@@ -160,7 +161,9 @@ def build_index(
     )
     if codec:
         link_codec(codec.folder, out, codec.id)
-    summary = IndexSummary(kind=kind, n=n, d=d, model=model_key, runs=(run,), versions=versions())
+    summary = IndexSummary(
+        **model.identity.model_dump(), kind=kind, n=n, d=d, runs=(run,), versions=versions()
+    )
     summary.write(out)
     return judge_alone(OpenIndex(out, subset), options, tuned=tuned) if codec else summary
 

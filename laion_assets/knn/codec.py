@@ -18,13 +18,14 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel
 
+from laion_assets.clip.identity import ModelIdentity
 from laion_assets.files import atomic_path, sha256_file, write_json
 from laion_assets.knn.files import (
     IndexMismatchError,
     IndexSummary,
     index_path,
+    read_summary,
     versions,
     write_index,
 )
@@ -54,8 +55,8 @@ class TooFewVectorsError(ValueError):
     """There are not enough vectors to train a codec; the message gives the numbers."""
 
 
-class CodecSummary(BaseModel, frozen=True):
-    """Content of `codec.json`.
+class CodecSummary(ModelIdentity, frozen=True):
+    """Content of `codec.json`; the model is the one that made the vectors it was trained on.
 
     ``residual`` and ``imbalance`` are measured on vectors held out of training: one minus the mean
     cosine with the cell's centre, and how unequal the cells are (1 = equal).
@@ -69,7 +70,6 @@ class CodecSummary(BaseModel, frozen=True):
     code_size: int
     vectors: int
     trained_on: int
-    model: str
     residual: Mapping[str, float]
     imbalance: Mapping[str, float]
     versions: Mapping[str, str]
@@ -122,9 +122,9 @@ def train_codec(
     out: Path,
     options: IndexOptions,
     *,
-    model_key: str,
+    model: ModelIdentity,
 ) -> CodecSummary:
-    """Train a codec for the vectors of `filtered_subset` folders into ``out``.
+    """Train a codec for the vectors of `filtered_subset` folders, all of ``model``, into ``out``.
 
     The sample is drawn evenly from all folders, with a seed. Memory: the sample as float32, one
     modality at a time. Raises :class:`TooFewVectorsError`, and :class:`IndexMismatchError` if the
@@ -168,7 +168,7 @@ def train_codec(
         code_size=code_size,
         vectors=vectors,
         trained_on=take,
-        model=model_key,
+        **model.identity.model_dump(),
         residual=residual,
         imbalance=imbalance,
         versions=versions(),
@@ -323,8 +323,7 @@ class Codec:
 
     @classmethod
     def open(cls, folder: Path) -> Codec:
-        text = (folder / "codec.json").read_text(encoding="utf-8")
-        return cls(folder, CodecSummary.model_validate_json(text))
+        return cls(folder, read_summary(CodecSummary, folder / "codec.json"))
 
     @property
     def id(self) -> str:

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from laion_assets import __version__
+from laion_assets.clip.identity import ModelIdentity
 from laion_assets.files import atomic_path, link_or_copy, write_text
 from laion_assets.knn.lists import Renumbering
 from laion_assets.knn.options import FLAT_KINDS
@@ -27,6 +28,8 @@ from laion_assets.knn.subset import MODALITIES, Modality
 from laion_assets.layout import SegmentKey
 from laion_assets.schemas import INDEX_IDS
 from laion_assets.tables import TableWriter
+
+Summary = TypeVar("Summary", bound=BaseModel)
 
 METRIC: Final = "inner_product"
 _IDS_GROUP_ROWS: Final = 65_536
@@ -175,9 +178,10 @@ class Tuning(BaseModel, frozen=True):
     rerank: bool
 
 
-class IndexSummary(BaseModel, frozen=True):
+class IndexSummary(ModelIdentity, frozen=True):
     """Content of `index.json`: ``n`` vectors of width ``d`` in each of the two indices.
 
+    The model is the one that made the vectors, as these say themselves.
     By codec and modality: ``search`` holds parameters for few results and for many, and ``tuned``
     how they were chosen; ``recall`` is measured at 1, 10 and 100. ``drift`` is how far vectors lie
     from their cells' centres and ``imbalance`` how unequal the cells are, both relative to the
@@ -187,7 +191,6 @@ class IndexSummary(BaseModel, frozen=True):
     kind: str
     n: int
     d: int
-    model: str
     runs: tuple[IndexRun, ...]
     versions: Mapping[str, str]
     search: Mapping[str, Mapping[str, tuple[SearchParameters, ...]]] = {}
@@ -214,10 +217,26 @@ class IndexSummary(BaseModel, frozen=True):
 
     @classmethod
     def read(cls, index_dir: Path) -> IndexSummary:
-        return cls.model_validate_json((index_dir / "index.json").read_text(encoding="utf-8"))
+        return read_summary(cls, index_dir / "index.json")
 
     def write(self, index_dir: Path) -> None:
         write_text(index_dir / "index.json", self.model_dump_json() + "\n")
+
+
+def read_summary(kind: type[Summary], path: Path) -> Summary:
+    """Read `index.json` or `codec.json`.
+
+    Raises :class:`IndexMismatchError` for one that lacks what this version needs to know.
+    """
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        lacking = ", ".join(
+            sorted({str(found["loc"][0]) for found in error.errors() if found["loc"]})
+        )
+        raise IndexMismatchError(
+            f"{path} is of another version of LAION Assets ({lacking or 'no JSON'}): build it again"
+        ) from error
 
 
 def samples_of(headline: Mapping[str, Any]) -> int:

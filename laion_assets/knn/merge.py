@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from laion_assets.clip.identity import ModelIdentity
 from laion_assets.knn.files import (
     IndexMismatchError,
     IndexRun,
@@ -150,7 +151,7 @@ def merge_indices(
         kind="+".join(kinds),
         n=sum(run.n for run in runs),
         d=d,
-        model=model,
+        **model.model_dump(),
         runs=tuple(runs),
         versions=versions(),
     )
@@ -168,13 +169,14 @@ def _sort_out(
     index_of: IndexOf,
     previous: Path | None,
     before: IndexSummary | None,
-) -> tuple[list[_Source], list[_Source], str, int]:
+) -> tuple[list[_Source], list[_Source], ModelIdentity, int]:
     """New segments' runs; the previous index's runs, with dropped segments marked; model; width."""
     wanted = {s.key: s for s in sorted(segments, key=lambda s: s.key)}
     marked = _marked(before, wanted) if before else []
     have = {entry.key for run in marked for entry in run.segments if not entry.dropped}
     new = {key: index_of(key) for key in wanted if key not in have}
-    carried, fresh, models, widths = [], [], [], []
+    carried, fresh, widths = [], [], []
+    models: list[ModelIdentity] = []
     if before and previous:
         for was, run in zip(before.runs, marked, strict=True):
             if any(not entry.dropped for entry in run.segments):
@@ -191,16 +193,18 @@ def _sort_out(
             version=wanted[key].version,
             token=wanted[key].token,
         )
-        models.append(summary.model)
+        models.append(summary.identity)
         if summary.n or len(wanted) == 1:
             widths.append(summary.d)
         fresh.append(_Source(folder, run.model_copy(update={"segments": (rows,)})))
     if before and carried:
-        models.append(before.model)
+        models.append(before.identity)
         widths.append(before.d)
     if not widths:
         widths.append(IndexSummary.read(next(iter(new.values()))).d)
-    return fresh, carried, str(_the_one("model", models)), int(_the_one("width", widths))
+    # The same weights may have had several names; the newest is the one to go by.
+    _the_one("model", [model.model_version for model in models], [m.title for m in models])
+    return fresh, carried, models[0], int(_the_one("width", widths, widths))
 
 
 def _marked(before: IndexSummary, wanted: Mapping[SegmentKey, SegmentIndex]) -> list[IndexRun]:
@@ -246,9 +250,9 @@ def _holds_lost(
     return False
 
 
-def _the_one(what: str, values: Sequence[Any]) -> Any:
-    distinct = sorted({str(value) for value in values})
-    if len(distinct) > 1:
+def _the_one(what: str, values: Sequence[Any], titles: Sequence[Any]) -> Any:
+    if len(set(values)) > 1:
+        distinct = sorted({str(title) for title in titles})
         raise IndexMismatchError(f"the indices differ in {what}: {', '.join(distinct)}")
     return values[0]
 

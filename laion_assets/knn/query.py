@@ -41,10 +41,11 @@ def searcher(index_dir: Path, subset: Path | None = None) -> Searcher:
 
 
 def _same_model(index_dir: Path, model: ClipModel) -> None:
-    made_with = IndexSummary.read(index_dir).model
-    if made_with != model.key:
+    made_with = IndexSummary.read(index_dir)
+    if not made_with.is_same(model.identity):
         raise QueryError(
-            f"{index_dir} was built with the CLIP model {made_with}, the query uses {model.key}"
+            f"{index_dir} was built with the CLIP model {made_with.title}, "
+            f"the query uses {model.identity.title}"
         )
 
 

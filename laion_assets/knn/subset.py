@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from laion_assets.clip.embed import image_path, text_path
+from laion_assets.clip.identity import ModelIdentity, UnknownModelError, the_one
 from laion_assets.files import Identity, identity
+from laion_assets.filtering.subset import NOTE, TakenWith
 from laion_assets.lake import MANIFEST, Manifest
 from laion_assets.layout import FILTERED_SUBSET, PARTITIONS, SegmentKey
 from laion_assets.tables import KEY_COLUMNS, key_in, part_path, read_parquet, rows_in
@@ -137,6 +140,33 @@ def published_digests(folder: Path) -> Mapping[str, str]:
     if not (folder / MANIFEST).exists():
         return {}
     return {item["name"]: item["sha256"] for item in Manifest.read(folder).files}
+
+
+def model_of(subset: Path) -> ModelIdentity:
+    """The model that made a subset's vectors, as the subset itself says.
+
+    Raises :class:`UnknownModelError` if it does not say.
+    """
+    if (subset / MANIFEST).exists():
+        return TakenWith.recorded(Manifest.read(subset).metadata, subset).identity
+    if (subset / NOTE).exists():
+        noted = json.loads((subset / NOTE).read_text(encoding="utf-8"))
+        return TakenWith.recorded(noted, subset).identity
+    raise UnknownModelError(
+        f"{subset} has no {NOTE}, which says what model made its vectors: filter it again"
+    )
+
+
+def model_of_all(subsets: Sequence[Path]) -> ModelIdentity:
+    """The one model of all subsets.
+
+    Raises :class:`SubsetError` if there are none, and
+    :class:`~laion_assets.clip.identity.SeveralModelsError`.
+    """
+    found = the_one(map(model_of, subsets), "subsets")
+    if found is None:
+        raise SubsetError("there are no subsets")
+    return found
 
 
 def _state(folder: Path) -> tuple[Identity, ...]:

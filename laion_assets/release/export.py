@@ -17,6 +17,7 @@ import jinja2
 import pyarrow.parquet as pq
 
 from laion_assets import __version__
+from laion_assets.clip.options import public_key
 from laion_assets.files import fsync_directory, locked, sha256_file, write_json, write_text
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.subset import MODALITIES
@@ -124,10 +125,12 @@ def export(
         CATALOG: lake.manifest(CATALOG).data_version,
     }
     planned = plan(lake, files, made_with)
-    if codec and (codec.summary.model, codec.summary.d) != (planned.model, planned.dimension):
+    if codec and not (
+        codec.summary.is_same(planned.model) and codec.summary.d == planned.dimension
+    ):
         raise ReleaseError(
-            f"the codec is of {codec.summary.model}, width {codec.summary.d}, but the vectors are "
-            f"of {planned.model}, width {planned.dimension}: materialize index_codec again"
+            f"the codec is of {codec.summary.title}, width {codec.summary.d}, but the vectors are "
+            f"of {planned.model.title}, width {planned.dimension}: materialize index_codec again"
         )
     for reason, n in planned.left_out.items():
         if n:
@@ -285,7 +288,7 @@ def _write_words(
         description=(
             f"{planned.samples:,} links to images with their alt texts, from "
             f"{facts.segments:,} segments of Common Crawl, kept by {facts.recipe or 'a recipe'} "
-            f"with the CLIP model {facts.model or 'named in the card'}."
+            f"with the CLIP model {planned.model.title}."
         ),
         url=about.url,
         license=about.license,
@@ -313,7 +316,8 @@ def _write_words(
         "made_by": f"laion-assets {__version__}",
         "samples": planned.samples,
         "left_out": dict(planned.left_out),
-        "model": facts.model,
+        "model": public_key(planned.model.model),
+        "model_version": planned.model.model_version,
         "recipe": facts.recipe,
         "threshold": facts.threshold,
         "dimension": planned.dimension,

@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from laion_assets.clip.identity import ModelIdentity
+from laion_assets.filtering.subset import TakenWith
 from laion_assets.knn.subset import SubsetPart, subset_parts
 from laion_assets.lake import Lake, Manifest
 from laion_assets.layout import (
@@ -96,8 +98,8 @@ def _without_files(manifest: Manifest) -> Manifest:
 class Plan:
     """Plan of a release.
 
-    ``left_out`` maps reasons to numbers of rows that a list names. ``model`` is the key of the one
-    model of all vectors, which have width ``dimension``.
+    ``left_out`` maps reasons to numbers of rows that a list names. ``model`` is the one that made
+    all vectors, which have width ``dimension``.
     """
 
     pieces: Sequence[Piece]
@@ -106,7 +108,7 @@ class Plan:
     left_out: Mapping[str, int]
     files: int
     made_with: Mapping[str, Any]
-    model: str
+    model: ModelIdentity
     dimension: int
 
     @property
@@ -138,16 +140,17 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
     """Find the rows of the subset's partitions that the active lists do not name.
 
     Rows are counted by the manifests; they are read only if there is a list to look them up in.
-    Raises :class:`ReleaseError` if there is nothing to release, or vectors of several models.
+    Raises :class:`ReleaseError` if there is nothing to release, or vectors of several models, and
+    :class:`~laion_assets.clip.identity.UnknownModelError` if a partition does not record its model.
     """
     partitions = Partitions.read(lake)
     lists = read_lists(lake.current(*FOLDERS))
     pieces: list[Piece] = []
     left_out = dict.fromkeys(REASON_OF_LIST.values(), 0)
-    models: dict[tuple[str, int], SegmentKey] = {}
+    models: dict[tuple[str, int], tuple[SegmentKey, ModelIdentity]] = {}
     progress = Progress("release plan", "segments", len(partitions.manifests), logger)
     for key, manifest in partitions.manifests.items():
-        model = str(manifest.metadata.get("model", ""))
+        model = TakenWith.recorded(manifest.metadata, f"{SUBSET} of {key}").identity
         of_key: list[Piece] = []
         for part, rows in _parts(lake.published(SUBSET, key), manifest):
             listed, counted = listed_rows(part.parquet, lists)
@@ -157,15 +160,16 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
         first = next((piece.part for piece in of_key if piece.n), None)
         if first:
             # One stage writes all vectors of a partition, and they have one width.
-            models.setdefault((model, first.vectors("image").shape[1]), key)
+            width = first.vectors("image").shape[1]
+            models.setdefault((model.model_version, width), (key, model))
         pieces += of_key
         progress.advance()
     if not models:
         raise ReleaseError(f"there are no samples to release in {SUBSET} of {lake}")
     if len(models) > 1:
-        found = (f"{model or 'unknown'}, width {d} ({key})" for (model, d), key in models.items())
+        found = (f"{model.title}, width {d} ({key})" for (_, d), (key, model) in models.items())
         raise ReleaseError(f"vectors of several models cannot be released: {'; '.join(found)}")
-    ((model, dimension),) = models
+    (((_, dimension), (_, model)),) = models.items()
     return Plan(
         pieces,
         partitions,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
-from laion_assets.options import Options
+from laion_assets.options import OPERATIONAL, Options
 
 
 class SafetyOptions(Options):
@@ -13,4 +15,11 @@ class SafetyOptions(Options):
     prompts: str = Field(
         "laion400m",
         description="Category prompts: the name of shipped ones, or a JSON file of your own",
+    )
+    plausible_share: Annotated[float, OPERATIONAL] = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Largest plausible share of pairs not tagged UNLIKELY; above it, a check warns"
+        " that the prompts may not suit the model",
     )

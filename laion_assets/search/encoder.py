@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache
 
+from laion_assets.clip.identity import ModelIdentity
 from laion_assets.clip.options import ClipOptions
 from laion_assets.search.errors import RequestRefusedError
 from laion_assets.search.options import ServeOptions
@@ -50,7 +51,8 @@ class Encoder:
         load: Callable[[ClipOptions], ClipModel] | None = None,
         observe: Observe = lambda *_: None,
     ) -> None:
-        self.key = clip.key
+        self.identity: ModelIdentity | None = None
+        """The model's; None until it is loaded."""
         self.state: Literal["loading", "ready", "failed"] = "loading"
         self.problem = ""
         self._clip = clip
@@ -79,11 +81,12 @@ class Encoder:
 
         try:
             self._model = (self._load or load_clip)(self._clip)
+            identity = self._model.identity
             self._model.encode_texts(["a first text, which takes longest"])
         except Exception as error:  # noqa: BLE001 - shown at /healthz and in each refusal
             self.state, self.problem = "failed", str(error) or type(error).__name__
         else:
-            self.state = "ready"
+            self.identity, self.state = identity, "ready"
 
     async def text(self, text: str) -> Vector:
         """Encode a text. Raises :class:`RequestRefusedError`."""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from cachetools import TTLCache
 
-from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.options import ClipOptions, public_key
 from laion_assets.download.errors import FetchRefused
 from laion_assets.download.fetch import Fetcher
 from laion_assets.download.options import DownloadOptions
@@ -80,12 +80,11 @@ class SearchService:
         self.options = options
         self.name = index_dir.absolute().name
         self.metrics = Metrics()
-        self._clip_key = clip.key
         subsets: Subsets = subset or subset_beside(index_dir)
         self._index_dir = index_dir
+        self.encoder = encoder or Encoder(clip, options, observe=self.metrics.encoded)
         self.live = LiveIndex(index_dir, subsets, self._accept)
         self.samples = Samples(subsets, options.cache_mb * 2**20)
-        self.encoder = encoder or Encoder(clip, options, observe=self.metrics.encoded)
         lake = lake_beside(index_dir)
         self._lake = lake
         self.thumbnails = Thumbnails(lake, options.open_shards) if lake else None
@@ -113,16 +112,26 @@ class SearchService:
         self.metrics.watch(self.live, self.encoder)
 
     def _accept(self, version: IndexVersion) -> None:
-        made_with = version.summary.model
-        if made_with != self._clip_key:
-            raise ValueError(
-                f"it was built with the CLIP model {made_with}, the service uses {self._clip_key}"
-            )
+        if problem := self._other_model(version):
+            raise ValueError(problem)
+
+    def _other_model(self, version: IndexVersion) -> str | None:
+        """Why the encoder cannot query an index; None if it can, or is not loaded yet."""
+        made_with, own = version.summary, self.encoder.identity
+        if own is None or made_with.is_same(own):
+            return None
+        return f"it was built with the CLIP model {made_with.title}, the service uses {own.title}"
+
+    def _refuse_other_model(self) -> None:
+        # Queries by vector or by sample need no model: such an index is served to them.
+        if problem := self._other_model(self.live.current):
+            raise RequestRefusedError(503, "other_model", f"the index cannot be queried: {problem}")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Load the model, follow the index, and end all of it with the block."""
         loading = self.encoder.start()
+        loading.add_done_callback(lambda _: self._warn_of_other_model())
         watching = asyncio.create_task(self._watch())
         async with self._fetcher:
             try:
@@ -134,6 +143,10 @@ class SearchService:
                 await asyncio.to_thread(self.encoder.close)
                 for pool in (self._searching, self._reading):
                     pool.shutdown(wait=False, cancel_futures=True)
+
+    def _warn_of_other_model(self) -> None:
+        if problem := self._other_model(self.live.current):
+            logger.error(f"queries by text and image are refused: the index: {problem}")
 
     async def _watch(self) -> None:
         """Load each newly published index; no request waits for it."""
@@ -233,24 +246,31 @@ class SearchService:
             raise RequestRefusedError(
                 422, "text_too_long", f"at most {self.options.max_text:,} characters are allowed"
             )
-        return await self.encoder.text(text)
+        vector = await self.encoder.text(text)
+        self._refuse_other_model()
+        return vector
 
     async def _image_vector(self, image: str | None, image_url: str | None, client: str) -> Vector:
         if image:
             body = decode_image(image, self.options.max_image_bytes)
-            return await self.encoder.image(body, client)
-        assert image_url is not None
+        else:
+            assert image_url is not None
+            body = await self._fetch(image_url)
+        vector = await self.encoder.image(body, client)
+        self._refuse_other_model()
+        return vector
+
+    async def _fetch(self, image_url: str) -> bytes:
         if not image_url.lower().startswith(_WEB):
             raise RequestRefusedError(422, "url_scheme", "the image's URL must be http or https")
         try:
-            fetched = await self._fetcher.fetch(image_url)
+            return (await self._fetcher.fetch(image_url)).body
         except FetchRefused as refused:
             raise RequestRefusedError(
                 422,
                 f"fetch_{refused.reason}",
                 f"the image could not be fetched ({refused.reason}): {refused.detail}",
             ) from refused
-        return await self.encoder.image(fetched.body, client)
 
     async def _find(
         self,
@@ -338,15 +358,17 @@ class SearchService:
         version = self.live.current
         encoder = self.encoder
         damaged = [*self.live.damaged, *self._damage.values()]
-        good = encoder.state == "ready" and self.live.problem is None and not damaged
+        problem = self.live.problem or self._other_model(version)
+        good = encoder.state == "ready" and problem is None and not damaged
         return {
             "status": "ok" if good else "degraded",
             "index": {
                 "name": self.name,
                 "version": version.name,
                 "samples": version.summary.n,
-                "model": version.summary.model,
-                "problem": self.live.problem,
+                "model": public_key(version.summary.model),
+                "model_version": version.summary.model_version,
+                "problem": problem,
                 "damaged": damaged,
             },
             "encoder": {"state": encoder.state, "problem": encoder.problem or None},
@@ -358,7 +380,7 @@ class SearchService:
         return {
             "name": self.name,
             "samples": version.summary.n,
-            "model": version.summary.model,
+            "model": public_key(version.summary.model),
             "generated": await self.generated() is not None,
             "thumbnails": self.thumbnails is not None,
             "removal_requests": self.removals is not None,

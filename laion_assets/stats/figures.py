@@ -22,6 +22,7 @@ from laion_assets.stats.plotting import (
     label_rows,
     mark,
     note_bar,
+    outline,
     percent,
     render,
     rough,
@@ -254,10 +255,14 @@ def _bins(bins: Sequence[Bin]) -> tuple[Sequence[str], Sequence[Sequence[object]
 
 
 def _similarity(facts: Facts) -> Figure | None:
-    """Histogram of all scored pairs' similarities, with the threshold."""
-    bins, threshold = facts.similarity, facts.threshold
+    """Histogram of all scored pairs' similarities, with the threshold and the shuffled pairs'.
+
+    Shuffled pairs are drawn as if there were as many of them as of real ones.
+    """
+    bins, threshold, shuffled = facts.similarity, facts.threshold, facts.shuffled
     if not bins:
         return None
+    pairs, mismatches = (sum(item.n for item in some) for some in (bins, shuffled))
 
     def paint(axes: Axes, theme: Theme) -> None:
         count_axis(axes, theme)
@@ -268,13 +273,31 @@ def _similarity(facts: Facts) -> Figure | None:
 
         histogram(axes, bins, colour)
         axes.set_xlabel("cosine of image and text embedding")
+        if shuffled:
+            outline(axes, theme, shuffled, pairs / mismatches)
+            axes.text(
+                1,
+                1.01,
+                "— shuffled pairs",
+                transform=axes.transAxes,
+                color=theme.ink,
+                ha="right",
+                va="bottom",
+                fontsize=8,
+            )
         if threshold is not None:
             mark(axes, theme, threshold, f"threshold {threshold:g}", -4, "right")
 
-    alt = f"Histogram of {sum(item.n for item in bins):,} similarities" + (
+    alt = f"Histogram of {pairs:,} similarities" + (
         f", with the threshold at {threshold:g}" if threshold is not None else ""
     )
-    return render("similarity", "Similarity of image and text", alt, _bins(bins), 2.5, paint)
+    if shuffled:
+        alt += f", beside that of {mismatches:,} shuffled pairs"
+    lows = {(item.low, item.high) for item in (*bins, *shuffled)}
+    of_each = [{item.low: item.n for item in some} for some in (bins, shuffled)]
+    rows = [(*ends, *(counts.get(ends[0], 0) for counts in of_each)) for ends in sorted(lows)]
+    data = ("low", "high", "n", "shuffled"), rows
+    return render("similarity", "Similarity of image and text", alt, data, 2.5, paint)
 
 
 def _clipped(bins: Sequence[Bin], share: float) -> tuple[list[Bin], int]:

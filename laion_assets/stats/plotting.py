@@ -149,6 +149,16 @@ def histogram(
         axes.bar(item.low, item.n, width=width, align="edge", color=colour(item))
 
 
+def outline(axes: Axes, theme: Theme, bins: Sequence[Bin], scale: float) -> None:
+    """Draw a line over bins of equal width, their numbers times ``scale``."""
+    by_low = {item.low: item.n for item in bins}
+    lows, width = sorted(by_low), bins[0].high - bins[0].low
+    count = round((lows[-1] - lows[0]) / width) + 1
+    edges = [round(lows[0] + number * width, 6) for number in range(count + 1)]
+    values = [scale * by_low.get(edge, 0) for edge in edges[:-1]]
+    axes.stairs(values, edges, color=theme.ink, linewidth=1)
+
+
 def mark(
     axes: Axes, theme: Theme, x: float, text: str, offset: float, align: str, **line: Any
 ) -> None:

@@ -15,7 +15,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from laion_assets.clip.options import file_name, public_key
+from laion_assets.clip.options import BRING_THEIR_OWN_WEIGHTS, file_name, public_key
 from laion_assets.funnel import REASONS, StageCounts
 from laion_assets.layout import (
     EMBEDDINGS,
@@ -27,7 +27,7 @@ from laion_assets.layout import (
     SEGMENT_STATS,
     WAT_MANIFEST,
 )
-from laion_assets.stats.segment import FINE_SIMILARITY, FINE_TEXT_LENGTH
+from laion_assets.stats.segment import FINE_SIMILARITY, FINE_TEXT_LENGTH, SHUFFLED
 
 DECILES: Final = tuple(number / 10 for number in range(1, 10))
 TOP_ROWS: Final = 12
@@ -101,6 +101,7 @@ class Facts:
     segments: int
     newest: datetime | None
     model: str | None
+    model_version: str | None
     recipe: str | None
     threshold: float | None
     funnel: Sequence[StageCounts]
@@ -108,6 +109,8 @@ class Facts:
     similarity_deciles: Sequence[float]
     text_deciles: Sequence[float]
     similarity: Sequence[Bin]
+    shuffled: Sequence[Bin]
+    """Similarities of shuffled pairs, on the bins of the real ones."""
     text_length: Sequence[Bin]
     shorter_side: Sequence[Bin]
     languages: Sequence[tuple[str, int]]
@@ -177,7 +180,10 @@ def gather(connection: duckdb.DuckDBPyConnection, left_out: LeftOut | None = Non
     paper = rows('select "row", what, samples from laion400m order by place')
     metadata = _metadata(rows)
     made_with = [values for asset, _, values in metadata if asset == FILTERED_SUBSET]
-    model = _common(made_with, "model")
+    model, version = _common(made_with, "model"), _common(made_with, "model_version")
+    if model is None and version:
+        # The same weights under several names, such as those of a folder that was moved.
+        model = max(values["model"] for values in made_with)
     languages = top("subset", "language")
     ((newest,),) = rows(f"select max(started) from runs where asset in {_RUNS} and {_MEASURED}")
     return Facts(
@@ -187,6 +193,7 @@ def gather(connection: duckdb.DuckDBPyConnection, left_out: LeftOut | None = Non
         segments=rows("select count(*) from segments")[0][0],
         newest=newest,
         model=model and public_key(model),
+        model_version=version,
         recipe=_common(made_with, "recipe"),
         threshold=_common(made_with, "threshold"),
         funnel=_funnel(
@@ -199,6 +206,7 @@ def gather(connection: duckdb.DuckDBPyConnection, left_out: LeftOut | None = Non
         similarity_deciles=_deciles(histogram("subset", FINE_SIMILARITY)),
         text_deciles=_deciles(histogram("subset", FINE_TEXT_LENGTH)),
         similarity=histogram("scored", "similarity"),
+        shuffled=histogram("scored", SHUFFLED),
         text_length=histogram("subset", "text_length"),
         shorter_side=sides[0],
         languages=top("pairs", "language")[:TOP_ROWS],
@@ -263,7 +271,9 @@ def _made(metadata: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Made]:
 def _choices(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Options, models and recipes in a manifest's metadata, as they may be published."""
     choices = {name: metadata[name] for name in _CHOICES if name in metadata}
-    options = choices.pop("options", {})
+    options = dict(choices.pop("options", {}))
+    if str(choices.get("model", "")).startswith(BRING_THEIR_OWN_WEIGHTS):
+        options.pop("pretrained", None)  # unused
     return {
         name: _public(name, value)
         for name, value in {**options, **choices}.items()

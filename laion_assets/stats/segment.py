@@ -7,13 +7,17 @@ which the catalog has, and the counts themselves, which it takes from the manife
 from __future__ import annotations
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
+from laion_assets.filtering.similarities import Similarities, edge, files_in
 from laion_assets.funnel import STAGES, StageCounts
 from laion_assets.lake import Manifest
 from laion_assets.layout import (
@@ -46,6 +50,8 @@ ROWS_OF_SUBSET: Final = ("rows", "subset")
 FINE_SIMILARITY: Final = "similarity_fine"
 FINE_TEXT_LENGTH: Final = "text_length_fine"
 """The metrics that deciles are read off: similarities to 1e-4, and lengths to a character."""
+SHUFFLED: Final = "shuffled"
+"""The metric of shuffled pairs' similarities, which is read from counts and not from rows."""
 HOST: Final = r"regexp_extract({}, '^https?://(?:[^/?#@]*@)?([^/:?#]+)', 1)"
 
 Row = tuple[Any, ...]
@@ -121,6 +127,8 @@ def segment_stats(partitions: Mapping[str, Path], out: Path) -> dict[str, Any]:
             raise FunnelMismatch("; ".join(problems))
         logger.info(f"the funnel of {len(counts)} stages agrees with the files")
         measured = list(_measured(tables))
+        if SCORED_PAIRS in partitions:
+            measured += _shuffled(partitions[SCORED_PAIRS])
         if {SCORED_PAIRS, FILTERED_SUBSET} <= set(partitions):
             of = manifests[FILTERED_SUBSET]
             n = counts["subset"].kept
@@ -154,6 +162,22 @@ def _measured(tables: Mapping[str, _Table]) -> Iterator[Row]:
             limit = None if metric in WITHOUT_LIMIT else TOP_VALUES
             for value, n in tables[stage].top(column, limit):
                 yield ("top", stage, metric, None, None, value, n)
+
+
+def _shuffled(scored: Path) -> Iterator[Row]:
+    """The histogram of shuffled pairs' similarities, on the grid of the real ones.
+
+    Scores that were made by an earlier version have none.
+    """
+    if not files_in(scored):
+        return
+    counts = Similarities.read([scored]).shuffled
+    bins: Counter[int] = Counter()
+    for fine in np.flatnonzero(counts).tolist():
+        bins[math.floor(edge(fine) * SIMILARITY.per_unit + 1e-9)] += int(counts[fine])
+    for number, n in sorted(bins.items()):
+        edges = SIMILARITY.edge(number), SIMILARITY.edge(number + 1)
+        yield ("histogram", "scored", SHUFFLED, *edges, None, n)
 
 
 def _counts(manifests: Mapping[str, Manifest]) -> dict[str, StageCounts]:

@@ -252,7 +252,7 @@ class StoryReader:
         if row is None:
             return self._absent(EMBEDDINGS, EMBEDDINGS, key)
         assert manifest is not None
-        made = EmbeddedWith.model_validate(manifest.metadata)
+        made = EmbeddedWith.recorded(manifest.metadata, f"{EMBEDDINGS} of {key}")
         detail = f"row {row['file_row_number']} of {Path(row['filename']).name}"
         by = f"model {made.model} {made.model_version}; {self._by(EMBEDDINGS, key)}"
         return Step(EMBEDDINGS, "kept", detail, by)
@@ -268,7 +268,9 @@ class StoryReader:
             f"{row['nsfw_category_1']!r}, {row['nsfw_category_2']!r})"
             + "".join(f", {flag}" for flag in flags)
         )
-        made = ScoredWith.model_validate(self._lake.manifest(SCORED_PAIRS, key).metadata)
+        made = ScoredWith.recorded(
+            self._lake.manifest(SCORED_PAIRS, key).metadata, f"{SCORED_PAIRS} of {key}"
+        )
         by = f"prompts {made.prompts} {made.prompts_digest}, words {made.words}; "
         return Step("scores", "scored", detail, by + self._by(SCORED_PAIRS, key))
 
@@ -282,7 +284,7 @@ class StoryReader:
         if not manifest:
             yield self._absent(asset, asset, key)
             return
-        made = TakenWith.model_validate(manifest.metadata)
+        made = TakenWith.recorded(manifest.metadata, f"{asset} of {key}")
         by = (
             f"recipe {made.recipe}, threshold {made.threshold:g} for {made.model}; "
             f"{self._by(asset, key)}"

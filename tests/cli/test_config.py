@@ -19,6 +19,7 @@ WORDS = {
     "download": ["a.parquet", "-o", "out"],
     "embed": ["00000.tar", "-o", "out"],
     "filter": [".", "-o", "out"],
+    "calibrate": [],
     "index": [".", "-o", "out"],
     "build": ["a.parquet", "-o", "out"],
     "dalle": [".", ".", "-o", "out"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,20 @@ def options(clip_folder: Path) -> ClipOptions:
 @pytest.fixture(scope="session")
 def model(options: ClipOptions) -> ClipModel:
     return load_clip(options)
+
+
+@pytest.fixture(scope="session")
+def other_model(
+    clip_folder: Path, options: ClipOptions, tmp_path_factory: pytest.TempPathFactory
+) -> ClipModel:
+    """A model like :func:`model`, with other weights."""
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(clip_folder, tmp_path_factory.mktemp("other") / "clip")
+    state = load_file(folder / "open_clip_model.safetensors")
+    state["text_projection"][0, 0] += 0.01
+    save_file(state, folder / "open_clip_model.safetensors")
+    return load_clip(options.model_copy(update={"model": f"local-dir:{folder}"}))
 
 
 def picture(seed: int, width: int = 64, height: int = 64) -> Image.Image:

@@ -24,7 +24,7 @@ from laion_assets.clip.embed import (
     image_path,
     text_path,
 )
-from laion_assets.clip.model import ClipModel, load_clip
+from laion_assets.clip.model import ClipModel
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.shards import ShardError, find_shards, read_rows
 from laion_assets.download.tars import ImageBytes
@@ -403,7 +403,11 @@ def test_a_folder_is_gone_on_with_for_the_same_shards_and_model(
 
 
 def test_a_folder_of_other_embeddings_is_refused_untouched(
-    make_shard: MakeShard, model: ClipModel, options: ClipOptions, tmp_path: Path
+    make_shard: MakeShard,
+    model: ClipModel,
+    other_model: ClipModel,
+    options: ClipOptions,
+    tmp_path: Path,
 ) -> None:
     tar, second = make_shard([row(1)]), make_shard([row(2)], number=1)
     out = tmp_path / "out"
@@ -415,11 +419,10 @@ def test_a_folder_of_other_embeddings_is_refused_untouched(
             embed_files(tars, out, model, options)
         assert digests(out) == before
 
-    other = load_clip(options.model_copy(update={"precision": "bf16"}))
-    refused([tar], other)
+    refused([tar], other_model)
     make_shard([row(3)])
     refused([tar], model)
-    refused([second, make_shard([row(4)], number=2)], other)
+    refused([second, make_shard([row(4)], number=2)], other_model)
     embed_files([second], out, model, options)
 
     killed_before(embed_files, [make_shard([row(5)], 3)], out, model, options, name="_join")

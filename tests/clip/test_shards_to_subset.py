@@ -56,7 +56,7 @@ def test_a_folder_of_embeddings_is_scored_and_filtered(
     assert subset.schema.equals(SUBSET)
     assert len(subset) == half.kept == len(np.load(image_path(out, 0)))
     assert sorted(path.name for path in out.iterdir()) == [
-        *("_img_emb", "_text_emb", "part-00000.parquet")
+        *(".taken_with.json", "_img_emb", "_text_emb", "part-00000.parquet")
     ]
 
 
@@ -69,7 +69,7 @@ def test_embeddings_of_another_model_are_refused(
     assert filter_embeddings(embeddings, out, model, SafetyOptions(), recipe).n_in == 3
     note = embeddings / ".made_of.json"
     note.write_text(note.read_text().replace(model.version, "another"))
-    with pytest.raises(OtherModelError, match=r"embedded by .* \(another\)"):
+    with pytest.raises(OtherModelError, match=r"embedded by .* \(version another\)"):
         filter_embeddings(embeddings, out, model, SafetyOptions(), recipe)
 
 

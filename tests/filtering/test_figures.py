@@ -12,8 +12,10 @@ from laion_assets.filtering.figures import (
     tags_and_categories,
     threshold_sheets,
 )
+from laion_assets.filtering.plausible import counted
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.score import score_segment
+from laion_assets.filtering.similarities import Similarities
 from laion_assets.filtering.subset import take_subset
 from laion_assets.safety.prompts import Categories
 from tests.filtering.conftest import NAKED, UNSURE, MakeEmbeddings, sample, write_shard
@@ -30,9 +32,10 @@ def test_the_histogram_shows_the_similarities_and_the_threshold(
 ) -> None:
     embeddings = make_embeddings([sample(n, n / 100) for n in range(60)], [])
     score_segment(embeddings, tmp_path / "scored", categories)
-    at_30 = similarity_histogram(tmp_path / "scored", 0.3)
-    assert at_30 == similarity_histogram(tmp_path / "scored", 0.3)
-    at_50 = similarity_histogram(tmp_path / "scored", 0.5)
+    found = Similarities.read([tmp_path / "scored"])
+    at_30 = similarity_histogram(found, [0.3])
+    assert at_30 == similarity_histogram(found, [0.3])
+    at_50 = similarity_histogram(found, [0.5])
 
     def line(png: bytes) -> float:
         image = pixels(png)
@@ -42,8 +45,8 @@ def test_the_histogram_shows_the_similarities_and_the_threshold(
     assert line(at_30) < line(at_50)
 
 
-def test_no_pairs_make_an_empty_histogram(tmp_path: Path) -> None:
-    assert pixels(similarity_histogram(tmp_path, 0.3)).size
+def test_no_pairs_make_an_empty_histogram() -> None:
+    assert pixels(similarity_histogram(Similarities(), [0.3])).size
 
 
 # Far apart, so that they are recognised after JPEG compression.
@@ -96,7 +99,8 @@ def test_tables_count_tags_and_categories(
     scored, subset = tmp_path / "scored", tmp_path / "subset"
     score_segment(embeddings, scored, categories)
     take_subset(scored, embeddings, subset, Recipe(), threshold=0.3)
-    tags, nearest = tags_and_categories(scored)
+    of_all = counted(scored, "nsfw"), counted(scored, "nsfw_category_1")
+    tags, nearest = tags_and_categories(*of_all)
     assert [tuple(row.values()) for row in tags] == [("UNLIKELY", 3), ("UNSURE", 1), ("NSFW", 1)]
     assert [tuple(row.values()) for row in nearest] == [("category 0", 3), ("category 2", 2)]
     assert [tuple(row.values()) for row in kept_by_tag(scored, subset)] == [

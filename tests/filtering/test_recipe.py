@@ -84,8 +84,8 @@ def test_a_threshold_of_one_model_is_none_of_anothers() -> None:
     ("section", "name", "why"),
     [
         ({"recipe": "nobody"}, None, r"no recipe 'nobody'.*laion400m, laion5b-en"),
-        ({"recipe": "laion5b-en", "threshold": 0.2}, None, "takes 'laion5b-en' as it is"),
-        ({"threshold": 0.2}, None, "needs a name of its own"),
+        ({"recipe": "laion5b-en", "version": 2}, None, "takes 'laion5b-en' as it is"),
+        ({"threshold": 0.2, "version": 2}, None, "needs a name of its own"),
         ({"name": "laion400m", "threshold": 0.2}, None, "'laion400m' is a shipped recipe"),
         ({}, "laion5b-en", "'laion5b-en' is a shipped recipe"),
         ({"name": "other"}, "own", "leave `name` out"),
@@ -96,6 +96,23 @@ def test_a_name_always_means_the_same_rules(
 ) -> None:
     with pytest.raises(RecipeError, match=why):
         recipe_fields(section, name)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "called"),
+    [
+        ({"threshold": 0.32}, None, "laion400m@0.32"),
+        ({"recipe": "laion400m", "threshold": 0.32}, None, "laion400m@0.32"),
+        ({"recipe": "laion5b-en", "threshold": 0.32}, "mine", "laion5b-en@0.32"),
+    ],
+)
+def test_a_threshold_alone_is_the_models_and_the_name_says_so(
+    section: dict[str, object], name: str | None, called: str
+) -> None:
+    recipe = Recipe.model_validate(recipe_fields(section, name))
+    shipped = load_recipe(called.partition("@")[0])
+    assert recipe == shipped.model_copy(update={"name": called, "threshold": 0.32})
+    assert recipe.threshold_of("local-dir:/my/model") == 0.32
 
 
 def test_a_recipe_in_a_file_of_ones_own(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from laion_assets.clip.embed import image_path, text_path
 from laion_assets.filtering import score
-from laion_assets.filtering.score import cosines, score_segment
+from laion_assets.filtering.score import score_segment
+from laion_assets.filtering.similarities import cosines
 from laion_assets.safety.prompts import Categories
 from laion_assets.schemas import EMBEDDED, SCORED
 from laion_assets.tables import part_path
@@ -32,7 +33,7 @@ def test_every_embedded_pair_is_scored_in_place(
     )
     out = tmp_path / "scored"
     assert score_segment(embeddings, out, categories) == 5
-    assert [path.name for path in sorted(out.iterdir())] == [
+    assert [path.name for path in sorted(out.glob("part-*"))] == [
         f"part-0000{n}.parquet" for n in range(3)
     ]
     table = pq.ParquetFile(part_path(out, 0)).read()

@@ -12,7 +12,8 @@ from laion_assets.clip import embed
 from laion_assets.clip.embed import image_path, text_path
 from laion_assets.filtering import score
 from laion_assets.filtering.recipe import Recipe
-from laion_assets.filtering.score import cosines, score_segment
+from laion_assets.filtering.score import score_segment
+from laion_assets.filtering.similarities import cosines
 from laion_assets.filtering.subset import take_subset
 from laion_assets.funnel import StageCounts
 from laion_assets.safety.prompts import Categories

@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_assets.clip.embed import image_path, text_path
+from laion_assets.clip.identity import ModelIdentity
 from laion_assets.schemas import SUBSET, sample_id_of, uid_of
 
 D = 32
+MODEL = ModelIdentity(model="m", model_version="1")
 
 MakeSubset = Callable[..., Path]
 

@@ -15,7 +15,7 @@ from laion_assets.knn.recall import measure_recall, size_problem
 from laion_assets.knn.search import Searcher
 from laion_assets.knn.subset import SubsetError, subset_parts
 from laion_assets.schemas import INDEX_IDS
-from tests.knn.conftest import D, MakeSubset
+from tests.knn.conftest import MODEL, D, MakeSubset
 
 CRAWL = "CC-MAIN-2000-05"
 
@@ -26,7 +26,7 @@ def test_every_row_is_its_own_nearest_neighbour(
 ) -> None:
     subset = make_subset(CRAWL, "00", [40, 0, 25])
     out = tmp_path / "index"
-    summary = build_index(subset, out, IndexOptions(kind=kind), model_key="m")
+    summary = build_index(subset, out, IndexOptions(kind=kind), model=MODEL)
     assert (summary.n, summary.d, summary.kind, summary.model) == (65, D, kind, "m")
     assert IndexSummary.read(out) == summary
     for modality in ("image", "text"):
@@ -41,7 +41,7 @@ def test_every_row_is_its_own_nearest_neighbour(
 
 def test_ids_lead_back_to_the_subsets_rows(make_subset: MakeSubset, tmp_path: Path) -> None:
     subset = make_subset(CRAWL, "03", [20, 0, 17])
-    build_index(subset, tmp_path / "index", IndexOptions(), model_key="m")
+    build_index(subset, tmp_path / "index", IndexOptions(), model=MODEL)
     ids = pq.read_table(tmp_path / "index" / "ids.parquet")
     assert ids.schema.equals(INDEX_IDS)
     rows = ids.to_pylist()
@@ -90,7 +90,7 @@ def test_files_without_sample_ids_are_refused_before_anything_is_written(
 def test_the_same_subset_gives_the_same_bytes(make_subset: MakeSubset, tmp_path: Path) -> None:
     subset = make_subset(CRAWL, "00", [30])
     for out in ("a", "b"):
-        build_index(subset, tmp_path / out, IndexOptions(), model_key="m")
+        build_index(subset, tmp_path / out, IndexOptions(), model=MODEL)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == ["ids.npy", "ids.parquet", "image.index", "index.json", "text.index"]
     for name in names:
@@ -103,7 +103,7 @@ def test_an_empty_subset_gives_a_valid_empty_index(
 ) -> None:
     subset = make_subset(CRAWL, "00", rows)
     out = tmp_path / "index"
-    summary = build_index(subset, out, IndexOptions(dimension=77), model_key="m")
+    summary = build_index(subset, out, IndexOptions(dimension=77), model=MODEL)
     assert (summary.n, summary.d) == (0, d)
     assert faiss.read_index(str(out / "image.index")).d == d
     assert size_problem(out, 0) is None
@@ -119,10 +119,10 @@ def test_rows_and_vectors_that_differ_in_number_are_refused(
     path = text_path(subset, 0)
     np.save(path, np.load(path)[:9])
     with pytest.raises(SubsetError, match=r"\(9, 32\).*10 rows"):
-        build_index(subset, tmp_path / "index", IndexOptions(), model_key="m")
+        build_index(subset, tmp_path / "index", IndexOptions(), model=MODEL)
     path.unlink()
     with pytest.raises(SubsetError, match="no text vectors"):
-        build_index(subset, tmp_path / "index", IndexOptions(), model_key="m")
+        build_index(subset, tmp_path / "index", IndexOptions(), model=MODEL)
     assert not (tmp_path / "index" / "index.json").exists()
 
 
@@ -131,4 +131,4 @@ def test_vectors_of_different_widths_are_refused(make_subset: MakeSubset, tmp_pa
     path = image_path(subset, 1)
     np.save(path, np.load(path)[:, :16])
     with pytest.raises(IndexMismatchError, match=r"16 \(part 1, image\), 32 \(part 0, image\)"):
-        build_index(subset, tmp_path / "index", IndexOptions(), model_key="m")
+        build_index(subset, tmp_path / "index", IndexOptions(), model=MODEL)

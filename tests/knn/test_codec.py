@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_assets.clip.embed import image_path, text_path
+from laion_assets.clip.identity import ModelIdentity
 from laion_assets.knn.build import build_index, index_subset, uses_codec
 from laion_assets.knn.codec import (
     Codec,
@@ -32,10 +33,12 @@ from laion_assets.knn.recall import measure_recall, recall_at, recorded_recall, 
 from laion_assets.knn.subset import SubsetOf
 from laion_assets.knn.truth import Truth
 from laion_assets.layout import SegmentKey
+from tests.knn.conftest import MODEL
 
 PathOf = Callable[[Path, int], Path]
 PATHS = (image_path, text_path)
 CRAWL, D, ROWS = "CC-MAIN-2000-05", 64, 4_000
+OTHER = ModelIdentity(model="n", model_version="2")
 OPTIONS = IndexOptions(
     kind="ivf_sq8", vectors=24_000, cells=128, recall_queries=40, merge_every=3, max_dropped=0.3
 )
@@ -90,7 +93,7 @@ class World:
             for number in range(6)
         }
         (root / "codec").mkdir()
-        train_codec(list(self.subsets.values()), root / "codec", OPTIONS, model_key="m")
+        train_codec(list(self.subsets.values()), root / "codec", OPTIONS, model=MODEL)
         self.codec = Codec.open(root / "codec")
         self.indices: dict[SegmentKey, Path] = {}
         self.parts = [self.build(segment) for segment in self.subsets]
@@ -106,7 +109,7 @@ class World:
 
     def build(self, segment: str, name: str = "own", version: str = "1") -> SegmentIndex:
         out = self.root / name / segment
-        build_index(self.subsets[segment], out, OPTIONS, model_key="m", codec=self.codec)
+        build_index(self.subsets[segment], out, OPTIONS, model=MODEL, codec=self.codec)
         key = SegmentKey(CRAWL, segment)
         self.indices[key] = out
         return SegmentIndex(key, version)
@@ -320,10 +323,11 @@ from laion_assets.knn.codec import Codec
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.options import IndexOptions
 from laion_assets.layout import SegmentKey
+from tests.knn.conftest import MODEL
 resource.setrlimit(resource.RLIMIT_NOFILE, (50, 100))
 root, options = Path({str(tmp_path)!r}), IndexOptions(**{OPTIONS.model_dump()!r})
 codec = Codec.open(Path({str(world.root / "codec")!r}))
-build_index(root / "subset", root / "own", options, model_key="m", codec=codec)
+build_index(root / "subset", root / "own", options, model=codec.summary, codec=codec)
 own = SegmentIndex(SegmentKey({CRAWL!r}, "00"), "1")
 made = merge_indices([own], lambda _: root / "own", root / "merged", options, root / "subset")
 assert made.n == {parts * rows}
@@ -362,7 +366,7 @@ def test_the_same_sample_gives_the_same_codec_whatever_the_threads(
 ) -> None:
     faiss.omp_set_num_threads(2)
     subsets = list(world.subsets.values())
-    again = train_codec(subsets, tmp_path, OPTIONS, model_key="m")
+    again = train_codec(subsets, tmp_path, OPTIONS, model=MODEL)
     assert again.id == world.codec.id
     for path in codec_files(tmp_path):
         assert path.read_bytes() == (world.codec.folder / path.name).read_bytes()
@@ -373,11 +377,11 @@ def test_the_other_codes(tmp_path: Path, kind: str) -> None:
     options = OPTIONS.model_copy(update={"kind": kind, "tune_recall": 0.8, "memory_gb": 0.0003})
     subset = write_subset(tmp_path / "subset", "00", 0, rows=1_500)
     (tmp_path / "codec").mkdir()
-    summary = train_codec([subset], tmp_path / "codec", options, model_key="m")
+    summary = train_codec([subset], tmp_path / "codec", options, model=MODEL)
     assert summary.code_size == {"ivf_rabitq": 8 + 8, "ivf_pq": 8}[kind]
     codec = Codec.open(tmp_path / "codec")
     for name in ("a", "b"):
-        build_index(subset, tmp_path / name, options, model_key="m", codec=codec)
+        build_index(subset, tmp_path / name, options, model=MODEL, codec=codec)
     lists = [(tmp_path / name / "image.lists").read_bytes() for name in ("a", "b")]
     assert lists[0] == lists[1]
     measured = measure_recall(tmp_path / "a", subset, options)
@@ -387,10 +391,10 @@ def test_the_other_codes(tmp_path: Path, kind: str) -> None:
 def test_another_codec_may_stand_beside_the_first(world: World, tmp_path: Path) -> None:
     options = OPTIONS.model_copy(update={"train_seed": 1})
     (tmp_path / "codec").mkdir()
-    train_codec([world.subsets["00"]], tmp_path / "codec", options, model_key="m")
+    train_codec([world.subsets["00"]], tmp_path / "codec", options, model=MODEL)
     other = Codec.open(tmp_path / "codec")
-    build_index(world.subsets["00"], tmp_path / "00", options, model_key="m", codec=other)
-    build_index(world.subsets["01"], tmp_path / "01", IndexOptions(), model_key="m")
+    build_index(world.subsets["00"], tmp_path / "00", options, model=MODEL, codec=other)
+    build_index(world.subsets["01"], tmp_path / "01", IndexOptions(), model=MODEL)
     parts = [
         SegmentIndex(SegmentKey(CRAWL, "00"), "other"),
         SegmentIndex(SegmentKey(CRAWL, "01"), "flat"),
@@ -413,14 +417,14 @@ def test_another_codec_may_stand_beside_the_first(world: World, tmp_path: Path) 
 
 def test_drift_asks_for_another_codec(world: World, tmp_path: Path) -> None:
     far = write_subset(tmp_path / "far", "09", 9, rows=1_000, away=0.7)
-    summary = build_index(far, tmp_path / "out", OPTIONS, model_key="m", codec=world.codec)
+    summary = build_index(far, tmp_path / "out", OPTIONS, model=MODEL, codec=world.codec)
     reasons = advice(summary, OPTIONS)
     assert [line[:11] for line in reasons] == ["image drift", "text drift "]
     assert advice(IndexSummary.read(world.root / "six"), OPTIONS) == []
 
 
 def test_a_codec_is_asked_for_when_too_much_is_flat(world: World, tmp_path: Path) -> None:
-    summary = build_index(world.subsets["00"], tmp_path, IndexOptions(), model_key="m")
+    summary = build_index(world.subsets["00"], tmp_path, IndexOptions(), model=MODEL)
     assert advice(summary, IndexOptions(flat_below=ROWS)) == []
     assert "one by one" in advice(summary, IndexOptions(flat_below=ROWS - 1))[0]
     assert advice(summary, IndexOptions(kind="flat", flat_below=1)) == []
@@ -432,11 +436,11 @@ def test_a_codec_is_asked_for_when_too_much_is_flat(world: World, tmp_path: Path
 
 def test_a_subset_alone_trains_its_own_codec_when_it_is_large(world: World, tmp_path: Path) -> None:
     options = IndexOptions(flat_below=ROWS, recall_queries=20, cells=32)
-    few = index_subset(world.subsets["00"], tmp_path, options, model_key="m")
+    few = index_subset(world.subsets["00"], tmp_path, options, model=MODEL)
     assert few.kind == "flat"
     options = options.model_copy(update={"flat_below": ROWS - 1, "memory_gb": 1.0})
     (tmp_path / "many").mkdir()
-    many = index_subset(world.subsets["00"], tmp_path / "many", options, model_key="m")
+    many = index_subset(world.subsets["00"], tmp_path / "many", options, model=MODEL)
     assert many.kind == "ivf_rabitq"
     assert size_problem(tmp_path / "many", ROWS) is None
     assert {path.name for path in (tmp_path / "many").iterdir()} == {
@@ -470,5 +474,8 @@ def test_what_cannot_be_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs no codec"):
         choose(IndexOptions(kind="flat"), vectors=1000, sample=1000, d=8)
     assert choose(IndexOptions(), vectors=10**6, sample=4000, d=8).cells == 64
-    with pytest.raises(IndexMismatchError, match="trained for m, the vectors are of n"):
-        build_index(world.subsets["00"], tmp_path, OPTIONS, model_key="n", codec=world.codec)
+    with pytest.raises(IndexMismatchError, match=r"trained for m \(version 1\), .* are of n \(v"):
+        build_index(world.subsets["00"], tmp_path, OPTIONS, model=OTHER, codec=world.codec)
+    moved = MODEL.model_copy(update={"model": "the/same"})
+    summary = build_index(world.subsets["00"], tmp_path, OPTIONS, model=moved, codec=world.codec)
+    assert summary.identity == moved

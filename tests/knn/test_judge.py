@@ -12,6 +12,7 @@ from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.recall import recorded_recall
 from laion_assets.layout import SegmentKey
+from tests.knn.conftest import MODEL
 from tests.knn.test_codec import CRAWL, OPTIONS, ROWS, World, searched_recall, write_subset
 
 SMALL = 200
@@ -144,9 +145,7 @@ def test_a_flat_run_is_measured_once(grown: World, tmp_path: Path) -> None:
     parts = []
     for number in range(6, 9):
         key = SegmentKey(CRAWL, f"{number:02d}")
-        build_index(
-            grown.subsets[key.segment], tmp_path / key.segment, IndexOptions(), model_key="m"
-        )
+        build_index(grown.subsets[key.segment], tmp_path / key.segment, IndexOptions(), model=MODEL)
         parts.append(SegmentIndex(key, "flat"))
     asked: list[SegmentKey] = []
 

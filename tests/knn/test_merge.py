@@ -13,7 +13,7 @@ from laion_assets.knn.open_index import OpenIndex
 from laion_assets.knn.recall import measure_recall, recorded_recall, size_problem
 from laion_assets.knn.subset import subset_parts
 from laion_assets.layout import SegmentKey
-from tests.knn.conftest import MakeSubset
+from tests.knn.conftest import MODEL, MakeSubset
 
 OLD, NEW = "CC-MAIN-2000-05", "CC-MAIN-2001-05"
 PERFECT = {"1": 1.0, "10": 1.0, "100": 1.0}
@@ -36,7 +36,7 @@ class Segments:
         version = f"{kind}-{options}-{rows}"
         out = self._root / f"index-{crawl}-{segment}-{version}"
         built = IndexOptions(kind=kind, dimension=99)
-        build_index(self.subsets[key], out, built, model_key="m")
+        build_index(self.subsets[key], out, built, model=MODEL)
         self.indices[key] = out
         return SegmentIndex(key, version)
 

@@ -32,7 +32,7 @@ def test_an_image_file_is_searched_if_it_is_jpeg_png_or_webp(
     wanted = np.load(vectors)
     wanted[7] = model.encode_images([picture(3)])[0]
     np.save(vectors, wanted)
-    build_index(subset, index, IndexOptions(), model_key=model.key)
+    build_index(subset, index, IndexOptions(), model=model.identity)
     for name in ("a.jpg", "a.png", "a.webp"):
         picture(3).save(tmp_path / name)
         best = search_image(index, tmp_path / name, model, 1, subset=subset)[0]

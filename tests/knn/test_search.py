@@ -14,7 +14,7 @@ from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.search import Searcher, StaleIndexError
 from laion_assets.knn.subset import SubsetError, SubsetPart
 from laion_assets.layout import SegmentKey
-from tests.knn.conftest import D, MakeSubset, sample
+from tests.knn.conftest import MODEL, D, MakeSubset, sample
 
 CRAWL = "CC-MAIN-2000-05"
 FIRST, SECOND = SegmentKey(CRAWL, "00"), SegmentKey(CRAWL, "01")
@@ -32,7 +32,7 @@ def subsets(make_subset: MakeSubset) -> dict[SegmentKey, Path]:
 def searcher(subsets: dict[SegmentKey, Path], tmp_path: Path) -> Searcher:
     indices = {key: tmp_path / f"index-{key.segment}" for key in subsets}
     for key, folder in subsets.items():
-        build_index(folder, indices[key], IndexOptions(), model_key="m")
+        build_index(folder, indices[key], IndexOptions(), model=MODEL)
     merge_indices(
         [SegmentIndex(key, "v") for key in subsets],
         indices.__getitem__,
@@ -162,5 +162,5 @@ def test_only_the_row_group_of_a_hit_is_read(
 
 
 def test_an_empty_index_has_no_hits(make_subset: MakeSubset, tmp_path: Path) -> None:
-    build_index(make_subset(CRAWL, "07", []), tmp_path / "i", IndexOptions(), model_key="m")
+    build_index(make_subset(CRAWL, "07", []), tmp_path / "i", IndexOptions(), model=MODEL)
     assert Searcher(tmp_path / "i", tmp_path).search(np.ones(512)) == []

@@ -19,7 +19,7 @@ from laion_assets.knn.subset import SubsetError
 from laion_assets.knn.vectors import VectorFiles
 from laion_assets.lake import LocalLake
 from laion_assets.layout import SegmentKey
-from tests.knn.conftest import D, MakeSubset
+from tests.knn.conftest import MODEL, D, MakeSubset
 
 CRAWL = "CC-MAIN-2000-05"
 OPTIONS = IndexOptions(kind="ivf_sq8", cells=4, vectors=1_000, recall_queries=20, merge_every=99)
@@ -78,10 +78,10 @@ class Published:
                     target.write_bytes(path.read_bytes())
         (root / "codec").mkdir()
         folders = [self.subset(key) for key in self.keys]
-        train_codec(folders, root / "codec", OPTIONS, model_key="m")
+        train_codec(folders, root / "codec", OPTIONS, model=MODEL)
         codec = Codec.open(root / "codec")
         for key, folder in zip(self.keys, folders, strict=True):
-            build_index(folder, root / key.segment, OPTIONS, model_key="m", codec=codec)
+            build_index(folder, root / key.segment, OPTIONS, model=MODEL, codec=codec)
         self.index = root / "merged"
         merge_indices(
             [SegmentIndex(key, "1") for key in self.keys],
@@ -133,7 +133,7 @@ def test_samples_that_moved_to_another_part_are_found_with_their_vectors(
     make_subset: MakeSubset, tmp_path: Path
 ) -> None:
     subset = make_subset(CRAWL, "00", [30, 25])
-    build_index(subset, tmp_path / "flat", IndexOptions(), model_key="m")
+    build_index(subset, tmp_path / "flat", IndexOptions(), model=MODEL)
     images = np.concatenate([np.load(image_path(subset, part)) for part in (0, 1)])
     index, searcher = OpenIndex(tmp_path / "flat", subset), Searcher(tmp_path / "flat", subset)
     hits = searcher.hits([31, 54], [1.0, 1.0])

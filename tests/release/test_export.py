@@ -15,6 +15,7 @@ import yaml
 
 from laion_assets import schemas
 from laion_assets.cli import main
+from laion_assets.clip.identity import ModelIdentity
 from laion_assets.knn.codec import Codec, train_codec
 from laion_assets.knn.options import IndexOptions
 from laion_assets.lake import LocalLake
@@ -29,6 +30,7 @@ from laion_assets.removals.active import read_lists
 from laion_assets.url_lists.options import ReadOptions
 from laion_assets.url_lists.url_list import pairs_of_list
 from tests.conftest import heard
+from tests.knn.conftest import MODEL
 from tests.release.conftest import ABOUT, publish_catalog, unit
 from tests.stats.conftest import SEGMENTS, SegmentFiles
 
@@ -402,20 +404,24 @@ def _set_metadata(lake: LocalLake, asset: str, key: tuple[str, str], **metadata:
 
 
 def test_vectors_of_several_models_are_not_released(lake: LocalLake, tmp_path: Path) -> None:
-    _set_metadata(lake, "filtered_subset", SEGMENTS[1], model="another/model")
-    with pytest.raises(ReleaseError, match=r"several models.*another/model, width 16"):
+    _set_metadata(lake, "filtered_subset", SEGMENTS[1], model="another/model", model_version="2")
+    with pytest.raises(
+        ReleaseError, match=r"several models.*another/model \(version 2\), width 16"
+    ):
         export(lake, tmp_path / "out", files=1)
-    _set_metadata(lake, "filtered_subset", SEGMENTS[1], model="tiny/tiny")
+    # The same weights under another name are the same model, but vectors have one width.
+    _set_metadata(lake, "filtered_subset", SEGMENTS[1], model="tiny/moved", model_version="0123")
     for path in SegmentFiles(lake.root, *SEGMENTS[1]).folder("filtered_subset").glob("*_emb/*"):
         np.save(path, np.load(path)[:, :8])
-    with pytest.raises(ReleaseError, match=r"several models.*tiny/tiny, width 8"):
+    with pytest.raises(ReleaseError, match=r"several models.*tiny/moved.*, width 8"):
         export(lake, tmp_path / "out", files=1)
 
 
-@pytest.mark.parametrize(("model", "repeat"), [("another/model", 1), ("tiny/tiny", 2)])
+@pytest.mark.parametrize(("version", "repeat"), [("4567", 1), ("0123", 2)])
 def test_a_codec_of_another_model_or_width_is_refused(
-    lake: LocalLake, tmp_path: Path, model: str, repeat: int
+    lake: LocalLake, tmp_path: Path, version: str, repeat: int
 ) -> None:
+    model = ModelIdentity(model="tiny/tiny", model_version=version)
     folder = shutil.copytree(
         SegmentFiles(lake.root, *SEGMENTS[0]).folder("filtered_subset"), tmp_path / "wide"
     )
@@ -423,8 +429,8 @@ def test_a_codec_of_another_model_or_width_is_refused(
         np.save(path, np.tile(np.load(path), repeat))
     with lake.publish("index_codec", inputs={}, code_version="1") as staging:
         options = IndexOptions(kind="ivf_sq8", cells=1)
-        train_codec([folder] * 12, staging.path, options, model_key=model)
-    with pytest.raises(ReleaseError, match=rf"codec is of {model}, width {16 * repeat},"):
+        train_codec([folder] * 12, staging.path, options, model=model)
+    with pytest.raises(ReleaseError, match=rf"codec is of .*{version}\), width {16 * repeat},"):
         export(lake, tmp_path / "out", files=1, index=IndexOptions())
 
 
@@ -443,7 +449,11 @@ def test_statistics_of_other_partitions_are_not_released(lake: LocalLake, tmp_pa
 @pytest.mark.parametrize(
     ("options", "key", "public"),
     [
-        ({"model": "local-dir:/home/me/secret/clip"}, "local-dir:/home/me/secret/clip", "clip"),
+        (
+            {"model": "local-dir:/home/me/secret/clip", "pretrained": "openai"},
+            "local-dir:/home/me/secret/clip",
+            "clip",
+        ),
         (
             {"model": "ViT-B-32", "pretrained": "/home/me/secret/a.pt"},
             "ViT-B-32//home/me/secret/a.pt",
@@ -459,15 +469,23 @@ def test_where_the_models_weights_lie_is_not_published(
             lake, "embeddings", segment, model=key, options=options, model_version="abcd1234"
         )
         _set_metadata(
-            lake, "filtered_subset", segment, model=key, options={"thresholds": {key: 0.3}}
+            lake,
+            "filtered_subset",
+            segment,
+            model=key,
+            options={"thresholds": {key: 0.3}},
+            model_version="abcd1234",
         )
         SegmentFiles(lake.root, *segment).stats()
     publish_catalog(lake)
     manifest = export(lake, tmp_path / "out", files=1)
     assert manifest["model"].endswith(public)
+    assert manifest["model_version"] == "abcd1234"
     for path in (tmp_path / "out").glob("*.*"):
         assert "secret" not in path.read_text(), path.name
-    assert "model_version `abcd1234`" in (tmp_path / "out" / "README.md").read_text()
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert "model_version `abcd1234`" in readme
+    assert "openai" not in readme
 
 
 def test_damaged_missing_and_foreign_files_are_named(made: Path, tmp_path: Path) -> None:
@@ -494,7 +512,7 @@ def test_an_index_of_a_codec_is_a_faiss_file_that_finds(tmp_path: Path) -> None:
     )
     (tmp_path / "codec").mkdir()
     options = IndexOptions(kind="ivf_sq8", cells=8)
-    train_codec([subset], tmp_path / "codec", options, model_key="tiny")
+    train_codec([subset], tmp_path / "codec", options, model=MODEL)
     (release / "indices").mkdir()
     write_faiss(release, 1, "image", Codec.open(tmp_path / "codec"), "auto", 8)
     index = faiss.read_index(str(release / "indices" / "image.index"))

@@ -25,7 +25,7 @@ def test_rows_are_not_read_unless_there_is_a_list(lake: LocalLake) -> None:
         _without_rows(part)
     planned = plan(lake, 5, {})
     assert (planned.samples, [piece.n for piece in planned.pieces]) == (72, [24] * 3)
-    assert (planned.dimension, planned.model) == (16, "tiny/tiny")
+    assert (planned.dimension, planned.model.model) == (16, "tiny/tiny")
     (lake.root / "removals").mkdir()
     (lake.root / "removals" / "a.txt").write_text(f"sample-id:{sample}\n")
     with pytest.raises(OSError, match="deserialize"):

@@ -141,7 +141,7 @@ class SmallLake:
         pq.write_table(pa.Table.from_pylist(records, schema=SUBSET), subset / "part-00000.parquet")
         out = self.lake.folder("knn_index", key)
         out.mkdir(parents=True, exist_ok=True)
-        build_index(subset, out, IndexOptions(), model_key=self.model.key)
+        build_index(subset, out, IndexOptions(), model=self.model.identity)
 
     def embed(
         self, chosen: Sequence[Row], pictures: Sequence[Image.Image]

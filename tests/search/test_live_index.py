@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import io
 import json
@@ -17,10 +18,12 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from laion_assets.clip.embed import image_path
 from laion_assets.download.shard_files import tar_path
 from laion_assets.knn.query import subset_beside
+from laion_assets.knn.samples import SampleRef
 from laion_assets.search.live_index import LiveIndex
 from laion_assets.tables import part_path, write_table
 from tests.search.conftest import FIRST, SECOND, SmallLake, rows, serving
@@ -76,7 +79,11 @@ def test_an_index_of_another_model_is_not_loaded(own_lake: SmallLake) -> None:
     own_lake.publish(FIRST)
     with serving(own_lake.index, own_lake.model) as served:
         about = own_lake.lake.folder("knn_index", SECOND) / "index.json"
-        about.write_text(json.dumps(json.loads(about.read_text()) | {"model": "another/one"}))
+        about.write_text(
+            json.dumps(
+                json.loads(about.read_text()) | {"model": "another/one", "model_version": "2"}
+            )
+        )
         own_lake.publish(SECOND)
         until(lambda: served.service.live.problem is not None)
         health = served.http.get("/healthz").json()
@@ -85,6 +92,44 @@ def test_an_index_of_another_model_is_not_loaded(own_lake: SmallLake) -> None:
         assert health["index"]["samples"] == 20
         assert len(served.captions(text="a cat", limit=60, safe=False, fold=False)) == 20
         assert "laion_assets_search_index_problem 1.0" in served.http.get("/metrics").text
+
+
+def test_an_index_of_another_model_answers_only_what_needs_no_model(own_lake: SmallLake) -> None:
+    """As when the weights were changed, and the index was not yet: under the same name."""
+    _publish_made_by(own_lake, model_version="2")
+    with serving(own_lake.index, own_lake.model) as served:
+        until(lambda: served.http.get("/healthz").json()["encoder"]["state"] == "ready")
+        problem = served.http.get("/healthz").json()["index"]["problem"]
+        assert "(version 2), the service uses laion-assets-tiny" in problem
+        for query in ({"text": "a cat"}, {"image": picture(), "limit": 3}):
+            answer = served.http.post("/search", json=query)
+            assert (answer.status_code, answer.json()["reason"]) == (503, "other_model")
+        like = first_sample(own_lake)
+        assert served.results(like=like, fold=False, safe=False)[0]["sample"] == like
+
+        # A fitting index, by whatever name its model went, is taken.
+        _publish_made_by(own_lake, model="local-dir:/moved", model_version=own_lake.model.version)
+        until(lambda: served.http.get("/healthz").json()["status"] == "ok")
+        assert served.captions(text="a cat", safe=False)
+
+
+def _publish_made_by(lake: SmallLake, **model: str) -> None:
+    """Publish an index whose vectors are said to be of a model."""
+    about = lake.lake.folder("knn_index", FIRST) / "index.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | model))
+    lake.publish(FIRST)
+
+
+def picture() -> str:
+    stream = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def first_sample(lake: SmallLake) -> str:
+    part = lake.lake.folder("filtered_subset", FIRST) / "part-00000.parquet"
+    row = pq.ParquetFile(part).read(["key", "SAMPLE_ID"]).slice(0, 1).to_pylist()[0]
+    return str(SampleRef(FIRST.crawl, FIRST.segment, row["key"], row["SAMPLE_ID"]))
 
 
 def test_what_the_subset_lost_is_never_shown(own_lake: SmallLake) -> None:

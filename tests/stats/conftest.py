@@ -182,6 +182,7 @@ class SegmentFiles:
             prompts_digest="4567",
             words="minors v1",
             model="tiny/tiny",
+            model_version="0123",
         )
         samples = [self._sample(row) for row in range(24)]
         self.table("filtered_subset", "part-00000.parquet", samples, schemas.SUBSET)
@@ -190,6 +191,7 @@ class SegmentFiles:
             [counts("subset", 24, {"below_threshold": 16})],
             threshold=THRESHOLD,
             model="tiny/tiny",
+            model_version="0123",
             recipe="laion400m v1",
         )
 

@@ -268,7 +268,7 @@ def test_the_card_has_the_tables_and_says_how_to_remove_a_sample(report: Path) -
     assert "| Embedded pairs | 120 | 72 | 60 % |" in card
     assert "| Unique samples | 72 | 100 % | 413,000,000 | 100 % |" in card
     assert "kept from a similarity of 0.3" in card
-    assert "| `filtered_subset` | 1-abcd | model `tiny/tiny`; recipe `laion400m v1`" in card
+    assert "| `filtered_subset` | 1-abcd | model `tiny/tiny`; model_version `0123`; recipe" in card
     assert "Ask whoever gave you this dataset" in card
     for name in schemas.SUBSET.names:
         assert f"| `{name}` |" in card

@@ -7,10 +7,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from laion_assets.filtering.similarities import PER_UNIT, Similarities
 from laion_assets.funnel import STAGES
 from laion_assets.schemas import STATISTICS
 from laion_assets.stats.grids import ASPECT, PIXELS, SIMILARITY
-from laion_assets.stats.segment import FunnelMismatch, segment_stats
+from laion_assets.stats.segment import SHUFFLED, FunnelMismatch, segment_stats
 from tests.stats.conftest import SegmentFiles, counts
 
 
@@ -51,6 +52,21 @@ def test_histograms_count_every_row_once_with_edges_in_their_own_bin(
     sides = _histogram(tmp_path, "images", "width")
     assert sum(sides.values()) == 40, "failed downloads have no size"
     assert {128.0, 256.0, 512.0, 1024.0} <= set(sides)
+
+
+def test_shuffled_pairs_are_summed_up_on_the_grid_of_the_real_ones(
+    segment: SegmentFiles, tmp_path: Path
+) -> None:
+    segment_stats(segment.partitions(), tmp_path)
+    assert not _rows(tmp_path, "histogram", "scored", SHUFFLED), "of scores without counts"
+    found = Similarities()
+    for cosine, n in ((-0.291, 1), (-0.29, 2), (0.29, 3), (0.299, 4), (0.3, 5)):
+        found.shuffled[PER_UNIT + round(cosine * PER_UNIT)] = n
+    found.write(segment.folder("scored_pairs"), 0)
+    segment_stats(segment.partitions(), tmp_path)
+    shuffled = _histogram(tmp_path, "scored", SHUFFLED)
+    assert shuffled == {-0.3: 1, -0.29: 2, 0.29: 7, 0.3: 5}
+    assert sum(_histogram(tmp_path, "scored", "similarity").values()) == 40
 
 
 def test_top_values_are_counted_from_the_rows(segment: SegmentFiles, tmp_path: Path) -> None:

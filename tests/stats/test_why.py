@@ -121,6 +121,7 @@ def test_each_recipe_has_its_own_step(segment: SegmentFiles, lake: LocalLake) ->
         recipe=recipe.title,
         threshold=0.2,
         model="tiny/tiny",
+        model_version="0123",
         options=recipe.model_dump(mode="json"),
     )
     (story,) = why(lake, segment.pairs[3]["url"]).stories

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from laion_assets.clip.weights_identity import weights_identity
+from laion_assets.clip.identity import files_identity
 from laion_assets.defs import pools
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table
@@ -90,9 +90,7 @@ def _kept(store: Lake, segments: Versions) -> Iterator[None]:
 
 def build(settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
-        **ASSET.arguments(
-            settings, versioned=[settings.generation, weights_identity(settings.clip)]
-        ),
+        **ASSET.arguments(settings, versioned=[settings.generation, files_identity(settings.clip)]),
         deps=list(_MADE_OF),
         kinds={"torch"},
         description=__doc__,

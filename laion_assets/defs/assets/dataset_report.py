@@ -18,7 +18,7 @@ from laion_assets.settings import Settings
 from laion_assets.stats.report import build_report
 from resources.lake import LakeResource
 
-ASSET = Asset(DATASET_REPORT, group="stats", revision=5, aggregate=True, fresh=True)
+ASSET = Asset(DATASET_REPORT, group="stats", revision=6, aggregate=True, fresh=True)
 
 SHOWS_SAMPLES = "shows_samples"
 """In the report's metadata: whether they are in it."""

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from laion_assets.clip.embed import EmbeddedWith, embed_shards
-from laion_assets.clip.weights_identity import weights_identity
+from laion_assets.clip.identity import files_identity
 from laion_assets.defs import checks, pools
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
@@ -30,7 +30,9 @@ ASSET = Asset(
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
         **ASSET.arguments(
-            settings, segments, versioned=[settings.clip, weights_identity(settings.clip)]
+            settings,
+            segments,
+            versioned=[files_identity(settings.clip), settings.clip.precision],
         ),
         deps=[IMAGE_SHARDS],
         kinds={"torch", "numpy"},
@@ -45,7 +47,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             context,
             lake.open(),
             upstream=[IMAGE_SHARDS],
-            made_of={"model": model.version},
+            made_of={"model": model.version, "precision": model.precision},
             options=options,
         ) as made:
             embedded = embed_shards(made.input(IMAGE_SHARDS), made.out, model, options)

@@ -15,6 +15,8 @@ from laion_assets.defs.publishing import Publication, key_of, publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.filtering.figures import kept_by_tag, similarity_histogram, threshold_sheets
 from laion_assets.filtering.recipe import Recipe
+from laion_assets.filtering.score import ScoredWith
+from laion_assets.filtering.similarities import Similarities
 from laion_assets.filtering.subset import TakenWith, take_subset
 from laion_assets.lake import Lake
 from laion_assets.layout import (
@@ -32,8 +34,15 @@ from resources.rules import RecipeResource
 ASSET = Asset(
     FILTERED_SUBSET,
     group="subset",
-    revision=3,
-    checks=("schema_exact", "keys_unique", "rows_aligned", "above_threshold", "funnel_adds_up"),
+    revision=4,
+    checks=(
+        "schema_exact",
+        "keys_unique",
+        "rows_aligned",
+        "above_threshold",
+        "funnel_adds_up",
+        "threshold_fits",
+    ),
 )
 
 _UPSTREAM = (SCORED_PAIRS, EMBEDDINGS)
@@ -89,8 +98,20 @@ def _versioned(recipe: Recipe, settings: Settings) -> list[Recipe | str]:
 
 def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.MaterializeResult:
     # The model that the similarities are of, whatever the settings name by now.
-    model = EmbeddedWith.model_validate(store.manifest(EMBEDDINGS, key_of(context)).metadata).model
-    threshold = recipe.threshold_of(model)
+    key = key_of(context)
+    model = EmbeddedWith.recorded(
+        store.manifest(EMBEDDINGS, key).metadata, f"{EMBEDDINGS} of {key}"
+    ).identity
+    scored = ScoredWith.recorded(
+        store.manifest(SCORED_PAIRS, key).metadata, f"{SCORED_PAIRS} of {key}"
+    )
+    if not scored.is_same(model):
+        raise dg.Failure(
+            f"the scores are of the model {scored.title}, the embeddings of {model.title}: "
+            "materialize scored_pairs again",
+            allow_retries=False,
+        )
+    threshold = recipe.threshold_of(model.model)
     with publishing(
         context,
         store,
@@ -103,7 +124,7 @@ def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.
         )
         made.staging.counts = [counts]
         made.staging.metadata = TakenWith(
-            recipe=recipe.title, threshold=threshold, model=model
+            **model.model_dump(), recipe=recipe.title, threshold=threshold
         ).model_dump()
         made.require(
             checks.schema_exact(made.rows, schemas.SUBSET, parts_of(counts.kept)),
@@ -111,6 +132,7 @@ def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.
             checks.rows_aligned(made.rows, made.out),
             checks.above_threshold(made.rows, threshold),
             checks.funnel_adds_up(counts, rows_in(*made.rows), made.kept(EMBEDDINGS)),
+            checks.threshold_fits(Similarities.read([made.input(SCORED_PAIRS)]), threshold),
         )
         pictures = _pictures(made, recipe, threshold)
     return made.result(
@@ -125,7 +147,7 @@ def _pictures(made: Publication, recipe: Recipe, threshold: float) -> Mapping[st
     kept, dropped = threshold_sheets(scored, shards, recipe, threshold)
     shown = {
         "similarity": (
-            similarity_histogram(scored, threshold),
+            similarity_histogram(Similarities.read([scored]), [threshold]),
             "histogram of similarity with the threshold",
         ),
         "kept_just_above": (kept, "the least similar of the kept, with their similarity"),

@@ -7,13 +7,13 @@ from laion_assets.defs.declaration import Asset
 from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.knn.codec import train_codec
+from laion_assets.knn.subset import model_of_all
 from laion_assets.layout import FILTERED_SUBSET, INDEX_CODEC
 from laion_assets.settings import Settings
-from resources.clip import ClipModelResource
 from resources.lake import LakeResource
 from resources.rules import IndexResource
 
-ASSET = Asset(INDEX_CODEC, group="index", revision=1, pool=pools.INDEX)
+ASSET = Asset(INDEX_CODEC, group="index", revision=2, pool=pools.INDEX)
 
 
 def build(settings: Settings) -> dg.AssetsDefinition:
@@ -28,19 +28,14 @@ def build(settings: Settings) -> dg.AssetsDefinition:
     def index_codec(
         context: dg.AssetExecutionContext,
         lake: LakeResource,
-        clip: ClipModelResource,
         index: IndexResource,
     ) -> dg.MaterializeResult:
         store, options = lake.open(), index.options()
         keys = store.segments(FILTERED_SUBSET)
         made_of = {str(key): store.manifest(FILTERED_SUBSET, key).data_version for key in keys}
         with publishing(context, store, made_of=made_of, options=options) as made:
-            summary = train_codec(
-                [store.published(FILTERED_SUBSET, key) for key in keys],
-                made.out,
-                options,
-                model_key=clip.key,
-            )
+            subsets = [store.published(FILTERED_SUBSET, key) for key in keys]
+            summary = train_codec(subsets, made.out, options, model=model_of_all(subsets))
             made.staging.metadata = {"segments": len(keys)} | summary.model_dump(mode="json")
         return made.result()
 

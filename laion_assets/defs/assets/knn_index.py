@@ -9,13 +9,13 @@ from laion_assets.defs.retries import retrying_transient
 from laion_assets.knn.build import build_index, uses_codec
 from laion_assets.knn.codec import Codec
 from laion_assets.knn.recall import measure_recall
+from laion_assets.knn.subset import model_of
 from laion_assets.layout import FILTERED_SUBSET, INDEX_CODEC, KNN_INDEX
 from laion_assets.settings import Settings
-from resources.clip import ClipModelResource
 from resources.lake import LakeResource
 from resources.rules import IndexResource
 
-ASSET = Asset(KNN_INDEX, group="index", revision=3, checks=("size_equal", "recall", "codec_fits"))
+ASSET = Asset(KNN_INDEX, group="index", revision=4, checks=("size_equal", "recall", "codec_fits"))
 
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
@@ -29,7 +29,6 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
     def knn_index(
         context: dg.AssetExecutionContext,
         lake: LakeResource,
-        clip: ClipModelResource,
         index: IndexResource,
     ) -> dg.MaterializeResult:
         store, options = lake.open(), index.options()
@@ -43,7 +42,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
                 subset,
                 made.out,
                 options,
-                model_key=clip.key,
+                model=model_of(subset),
                 codec=Codec.open(made.input(INDEX_CODEC)) if codec else None,
             )
             made.staging.metadata = summary.headline()

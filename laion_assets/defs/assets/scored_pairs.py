@@ -10,7 +10,9 @@ from laion_assets.defs.metadata import numbers_table, table_preview
 from laion_assets.defs.publishing import key_of, publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.filtering.figures import similarity_histogram, tags_and_categories
+from laion_assets.filtering.plausible import counted
 from laion_assets.filtering.score import ScoredWith, score_segment
+from laion_assets.filtering.similarities import Similarities
 from laion_assets.layout import EMBEDDINGS, SCORED_PAIRS
 from laion_assets.safety.prompts import category_embeddings, load_prompts
 from laion_assets.settings import Settings
@@ -18,7 +20,12 @@ from resources.clip import ClipModelResource
 from resources.lake import LakeResource
 from resources.rules import SafetyResource
 
-ASSET = Asset(SCORED_PAIRS, group="subset", revision=3, checks=("schema_exact", "rows_aligned"))
+ASSET = Asset(
+    SCORED_PAIRS,
+    group="subset",
+    revision=4,
+    checks=("schema_exact", "rows_aligned", "tags_plausible"),
+)
 
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
@@ -39,12 +46,12 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
     ) -> dg.MaterializeResult:
         store, prompts, model = lake.open(), load_prompts(safety.prompts), clip.load()
         manifest = store.manifest(EMBEDDINGS, key_of(context))
-        embedded = EmbeddedWith.model_validate(manifest.metadata)
-        if embedded.model_version != model.version:
+        embedded = EmbeddedWith.recorded(manifest.metadata, EMBEDDINGS)
+        if not embedded.is_same(model.identity):
             raise dg.Failure(
-                f"the embeddings are of another model ({embedded.model_version}) than the "
-                f"settings name ({model.version}), and categories can be compared with those "
-                "of their own model only: materialize the embeddings again",
+                f"the embeddings are of another model, {embedded.title}, than the settings name, "
+                f"{model.identity.title}, and categories can be compared with those of their own "
+                "model only: materialize the embeddings again",
                 allow_retries=False,
             )
         with publishing(
@@ -56,16 +63,17 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             source = made.input(EMBEDDINGS)
             categories = category_embeddings(prompts, model)
             rows = score_segment(source, made.out, categories)
-            made.staging.metadata = ScoredWith.of(rows, prompts, categories, model.key).model_dump()
+            made.staging.metadata = ScoredWith.of(rows, prompts, categories, embedded).model_dump()
             parts = len(made.input_rows(EMBEDDINGS))
+            counts = counted(made.out, "nsfw"), counted(made.out, "nsfw_category_1")
             made.require(
                 checks.schema_exact(made.rows, schemas.SCORED, parts),
                 checks.rows_aligned(made.rows, source),
+                checks.tags_plausible(*counts, safety.plausible_share),
             )
-            similarity = made.picture(
-                "similarity", similarity_histogram(made.out), "histogram of similarity"
-            )
-        tags, categories_first = tags_and_categories(made.out)
+            histogram = similarity_histogram(Similarities.read([made.out]))
+            similarity = made.picture("similarity", histogram, "histogram of similarity")
+        tags, categories_first = tags_and_categories(*counts)
         return made.result(
             similarity=similarity,
             safety_tags=numbers_table(tags),

@@ -22,7 +22,7 @@ from resources.rules import IndexResource
 ASSET = Asset(
     SEARCH_INDEX,
     group="index",
-    revision=3,
+    revision=4,
     checks=("size_equal", "recall", "codec_fits"),
     pool=pools.INDEX,
     aggregate=True,

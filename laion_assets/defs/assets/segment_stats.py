@@ -11,7 +11,7 @@ from laion_assets.settings import Settings
 from laion_assets.stats.segment import segment_stats as compute
 from resources.lake import LakeResource
 
-ASSET = Asset(SEGMENT_STATS, group="stats", revision=2)
+ASSET = Asset(SEGMENT_STATS, group="stats", revision=3)
 
 _UPSTREAM = tuple(asset for asset in SEGMENT_ASSETS if asset != SEGMENT_STATS)
 

@@ -13,6 +13,7 @@ import pytest
 
 from laion_assets.defs.assets import index_codec, knn_index, search_index
 from laion_assets.defs.partitions import crawls, segment_partitions
+from laion_assets.filtering.subset import TakenWith
 from laion_assets.funnel import StageCounts
 from laion_assets.knn.files import IndexSummary
 from laion_assets.knn.search import Searcher
@@ -20,9 +21,9 @@ from laion_assets.knn.subset import SubsetPart
 from laion_assets.lake import MANIFEST, LocalLake
 from laion_assets.layout import SegmentKey
 from laion_assets.settings import Settings
-from resources.clip import ClipModelResource
 from resources.lake import LakeResource
 from resources.rules import IndexResource
+from tests.knn.conftest import MODEL
 from tests.knn.test_codec import CRAWL, write_subset
 
 KEYS = [SegmentKey(CRAWL, f"{number:02d}") for number in range(3)]
@@ -45,9 +46,10 @@ class Graph:
         self.instance.add_dynamic_partitions(crawls.name or "", [CRAWL])
         self.resources = {
             "lake": LakeResource(root=str(root / "lake")),
-            "clip": ClipModelResource(model="laion-assets-tiny", pretrained="laion-assets-tiny"),
             "index": IndexResource(**options),
         }
+        self.model = MODEL
+        """The one that made the next subset's vectors."""
         self._made = 0
 
     def subset(self, key: SegmentKey, seed: int, rows: int = ROWS, away: float = 0) -> None:
@@ -57,6 +59,8 @@ class Graph:
         ) as staging:
             write_subset(staging.path, key.segment, seed, rows, away)
             staging.counts.append(StageCounts("subset", rows, rows, {}))
+            taken = TakenWith(**self.model.model_dump(), recipe="r v1", threshold=0.3)
+            staging.metadata = taken.model_dump()
 
     def make(self, name: str, key: SegmentKey | None = None) -> dg.ExecuteInProcessResult:
         return dg.materialize(
@@ -178,3 +182,24 @@ def test_an_index_below_the_recall_asked_for_is_not_published(tmp_path: Path) ->
     refused = graph.make("knn_index", KEYS[0])
     assert not refused.success, "64 bits a vector find too little"
     assert not graph.lake.has("knn_index", KEYS[0])
+
+
+def test_an_index_is_of_the_model_of_its_vectors_and_of_one(tmp_path: Path) -> None:
+    graph = Graph(tmp_path, kind="flat", recall_queries=30)
+    graph.subset(KEYS[0], 0, rows=300)
+    # The same weights under another name are the same model; other weights are not.
+    graph.model = MODEL.model_copy(update={"model": "local-dir:/elsewhere"})
+    graph.subset(KEYS[1], 1, rows=300)
+    for key in KEYS[:2]:
+        assert graph.make("knn_index", key).success
+    assert graph.make("search_index").success
+    folder = graph.lake.folder("search_index")
+    assert IndexSummary.read(folder).model_version == MODEL.model_version
+
+    graph.model = MODEL.model_copy(update={"model_version": "2"})
+    graph.subset(KEYS[2], 2, rows=300)
+    assert graph.make("knn_index", KEYS[2]).success
+    before = graph.lake.manifest("search_index").data_version
+    assert not graph.make("search_index").success
+    assert not graph.make("index_codec").success
+    assert graph.lake.manifest("search_index").data_version == before

@@ -18,7 +18,7 @@ from PIL import Image
 from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.defs.build import build_defs
 from laion_assets.defs.partitions import crawls, partition_key
-from laion_assets.filtering.score import score_segment
+from laion_assets.filtering.score import ScoredWith, score_segment
 from laion_assets.funnel import StageCounts
 from laion_assets.lake import LocalLake
 from laion_assets.layout import SegmentKey
@@ -90,6 +90,12 @@ def embedded_with(model: str) -> dict[str, Any]:
     return EmbeddedWith(model=model, model_version="v", dimensions=4).model_dump()
 
 
+def scored_with(rows: int, model: str) -> dict[str, Any]:
+    return ScoredWith(
+        rows=rows, prompts="p v1", prompts_digest="0", words="w v1", model=model, model_version="v"
+    ).model_dump()
+
+
 def embedded(rows: int) -> StageCounts:
     counts = StageCounts("embeddings")
     counts.keep(rows)
@@ -112,7 +118,8 @@ def place(
         (staging.path / "made").rmdir()
         staging.counts, staging.metadata = [embedded(len(rows))], embedded_with(MODEL)
     with lake.publish("scored_pairs", KEY, inputs={}, code_version="1") as staging:
-        score_segment(lake.published("embeddings", KEY), staging.path, categories)
+        n = score_segment(lake.published("embeddings", KEY), staging.path, categories)
+        staging.metadata = scored_with(n, MODEL)
     (tmp_path / "home").mkdir()
     with dg.DagsterInstance.local_temp(str(tmp_path / "home")) as instance:
         instance.add_dynamic_partitions(crawls.name or "", [KEY.crawl])
@@ -162,7 +169,7 @@ def test_each_subset_has_its_checks_and_view_and_what_a_person_wants_to_see(plac
                 assert event.dagster_event
                 check = event.dagster_event.asset_check_evaluation_data
                 checks.setdefault(check.asset_key.to_user_string(), set()).add(check.check_name)
-    assert len(checks["filtered_subset"]) == 6
+    assert len(checks["filtered_subset"]) == 7
     assert checks["subset_laion5b_en"] == checks["filtered_subset"]
 
     metadata = place.metadata("subset_laion5b_en")
