@@ -220,9 +220,14 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
             EMBEDDINGS,
             "embeddings",
             (replace(_SAMPLE_ROWS, schema=schemas.EMBEDDED),),
-            _VECTORS,
+            (*_VECTORS, "_image_digests.npy"),
         ),
-        Partition(SCORED_PAIRS, None, (replace(_SAMPLE_ROWS, view="scored"),), (PICTURE_FILES,)),
+        Partition(
+            SCORED_PAIRS,
+            None,
+            (replace(_SAMPLE_ROWS, view="scored"),),
+            ("_categories.npy", PICTURE_FILES),
+        ),
         Partition(
             FILTERED_SUBSET,
             "subset",

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from laion_assets import schemas
-from laion_assets.clip.embed import image_path, open_vectors, text_path
+from laion_assets.clip.embed import EmbeddedWith
+from laion_assets.clip.vectors import image_path, open_vectors, text_path
+from laion_assets.files import atomic_path
 from laion_assets.layout import EMBEDDINGS, PARTITIONS
 from laion_assets.safety.minors import names_minors
-from laion_assets.safety.prompts import Categories, Prompts
+from laion_assets.safety.prompts import Categories, Prompts, categories_of
 from laion_assets.safety.tags import tag
 from laion_assets.tables import (
     ROW_GROUP,
@@ -30,6 +32,9 @@ from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 
+CATEGORIES: Final = "_categories.npy"
+"""File of the embedded prompts, beside the scores."""
+
 _ROWS_AT_ONCE: Final = 256
 """Rows that fit into the processor's caches, where the work is several times as fast."""
 
@@ -42,16 +47,39 @@ class ScoredWith(BaseModel, frozen=True):
     prompts_digest: str
     words: str
     model: str
+    model_version: str = ""
+    """Digest of the weights; empty in what an earlier version has made."""
 
     @classmethod
-    def of(cls, rows: int, prompts: Prompts, categories: Categories, model: str) -> ScoredWith:
+    def of(
+        cls, rows: int, prompts: Prompts, categories: Categories, embedded: EmbeddedWith
+    ) -> ScoredWith:
         return cls(
             rows=rows,
             prompts=f"{prompts.name} v{prompts.version}",
             prompts_digest=prompts.digest,
             words=categories.words.title,
-            model=model,
+            model=embedded.model,
+            model_version=embedded.model_version,
         )
+
+
+def write_categories(folder: Path, categories: Categories) -> None:
+    """Keep what the prompts were embedded into beside the scores: (k, dim) float32."""
+    with atomic_path(folder / CATEGORIES) as beside, beside.open("wb") as stream:
+        np.save(stream, categories.vectors)
+
+
+def kept_categories(
+    folder: Path, made: ScoredWith, prompts: Prompts, embedded: EmbeddedWith
+) -> Categories | None:
+    """The categories that a folder of scores was made with, if they are those of these prompts by
+    the model of these embeddings: no model is needed then. ``made``: what that folder records."""
+    path = folder / CATEGORIES
+    same = (made.prompts_digest, made.model_version) == (prompts.digest, embedded.model_version)
+    if not same or not path.exists():
+        return None
+    return categories_of(prompts, np.load(path, allow_pickle=False))
 
 
 def score_segment(embeddings: Path, out: Path, categories: Categories) -> int:

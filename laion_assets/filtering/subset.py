@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from laion_assets import schemas
-from laion_assets.clip.embed import MadeOf, SamplesWriter, image_path
+from laion_assets.clip.embed import MadeOf
+from laion_assets.clip.vectors import SamplesWriter, image_path
 from laion_assets.filtering.recipe import Recipe, rows_where
 from laion_assets.filtering.score import score_segment, with_vectors
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from laion_assets.clip.embed import image_path, text_path
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.files import Identity, identity
 from laion_assets.lake import MANIFEST, Manifest
 from laion_assets.layout import FILTERED_SUBSET, PARTITIONS, SegmentKey

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from laion_assets.clip.embed import image_path, text_path
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.knn.build import IndexOptions, build_index
 from laion_assets.knn.files import IndexMismatchError, IndexSummary, map_index
 from laion_assets.knn.recall import measure_recall, size_problem

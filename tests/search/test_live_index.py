@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laion_assets.clip.embed import image_path
+from laion_assets.clip.vectors import image_path
 from laion_assets.download.shard_files import tar_path
 from laion_assets.knn.query import subset_beside
 from laion_assets.search.live_index import LiveIndex
