@@ -23,6 +23,7 @@ from laion_assets.download.shard_files import SHARD_DIGITS, files_of, read_ledge
 from laion_assets.download.shard_stats import ShardStats
 from laion_assets.download.shards import pair_columns, publish_shard, read_stats
 from laion_assets.files import atomic_path
+from laion_assets.schemas import OUTCOME
 
 
 def drop_rows(
@@ -43,7 +44,7 @@ def drop_rows(
     if numbers[held].tolist() != pairs.rows.tolist():
         return None
     schema, wanted = pair_columns(pairs.table)
-    own = [name for name in schema.names if name not in OUTCOME_COLUMNS]
+    own = [name for name in schema.names if name not in OUTCOME.names]
     if table.select(own).to_pylist() != wanted:
         return None
     outcomes = [Outcome(**row) for row in table.select(list(OUTCOME_COLUMNS)).to_pylist()]

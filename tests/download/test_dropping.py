@@ -9,9 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_assets.defs.checks import shards_whole
+from laion_assets.download.dropping import drop_rows
+from laion_assets.download.joined import join
+from laion_assets.download.numbering import number_pairs
+from laion_assets.download.options import DownloadOptions
+from laion_assets.download.rules import Rules
+from laion_assets.download.shard_files import SHARDS
+from laion_assets.download.shards import read_stats
+from laion_assets.removals.active import Lists
 from laion_assets.removals.entries import parse
-from laion_assets.tables import read_parquet
+from laion_assets.tables import part_path, read_parquet
 from tests.download.conftest import (
+    SIZE,
     Listener,
     N,
     answer,
@@ -34,6 +43,19 @@ def without(pairs: Path, *numbers: int) -> Path:
     table = read_parquet(pairs)
     pq.write_table(table.take([i for i in range(len(table)) if i not in numbers]), pairs)
     return pairs
+
+
+def dropped(before: Path, pairs: Path, options: DownloadOptions) -> list[Path]:
+    """Tars of the shards that only lack rows, made without the download around it."""
+    out = before.parent / "dropped"
+    out.mkdir()
+    rules = Rules(options, Lists())
+    for shard in number_pairs([pairs], SIZE, before):
+        if rules.digest(shard) != getattr(read_stats(before, shard.shard), "input_digest", None):
+            drop_rows(before, out, shard, rules.without_refetching(), rules.digest(shard))
+    made = content(out)
+    assert made == {name: of for name, of in content(before.parent / "b").items() if name in made}
+    return sorted(out.glob("*.tar"))
 
 
 def changed(a: dict[str, Any], b: dict[str, Any]) -> set[str]:
@@ -61,6 +83,7 @@ def test_only_the_shards_of_pairs_that_left_are_rewritten_and_nobody_is_asked(
             tmp_path / "b" / f"{shard}.tar"
         ).stat().st_ino
     assert shards_whole(tmp_path / "b").passed
+    assert [path.stem for path in dropped(tmp_path / "a", pairs, options)] == ["00000", "00002"]
 
     # What remains is what the shards would be if they were made of their images alone.
     every = options.model_copy(update={"refetch": "all"})
@@ -95,6 +118,25 @@ def test_a_pair_that_a_list_names_goes_likewise(
     result = download(pairs, tmp_path / "c", options, before=tmp_path / "b")
     assert result.counts.kept == kept
     assert len(images.requests) == 2
+
+
+def test_of_a_published_partition_only_the_shards_of_pairs_that_left_are_rewritten(
+    images: Listener, pairs: Path, tmp_path: Path
+) -> None:
+    a, b = tmp_path / "a" / SHARDS, tmp_path / "b" / SHARDS
+    options = options_for(images)
+    download(pairs, a, options)
+    join(a)
+    before = read_parquet(part_path(a.parent, 0))
+    images.requests.clear()
+    download(without(pairs, 1), b, options, before=a)
+    join(b)
+    assert images.requests == []
+    assert read_parquet(part_path(b.parent, 0)).equals(before.take([i for i in range(N) if i != 1]))
+    tars = {path.name: path.stat().st_ino for path in a.glob("*.tar")}
+    assert {path.name for path in b.glob("*.tar") if path.stat().st_ino != tars[path.name]} == {
+        "00000.tar"
+    }
 
 
 def test_an_image_that_the_tar_has_lost_is_fetched(
