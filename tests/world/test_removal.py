@@ -213,18 +213,13 @@ def upload(lake: LocalLake, store: Lake) -> None:
                 staging.data_version = manifest.data_version
 
 
-def test_a_removal_that_is_killed_is_finished_by_the_next(copy: World) -> None:
-    wrong = soak(copy.lake, copy.config, copy.root / "home", 2, random.Random(2))
-    assert not wrong
-
-
 def test_after_a_removal_nothing_is_left_in_an_object_store(
     copy: World,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    url, key = "s3://lake/removal", copy.keys[0]
+    url, key = "s3://lake/removal", copy.keys[1]  # of which nothing has been taken out
     monkeypatch.setenv("DAGSTER_HOME", str(copy.root / "home"))
     with store(failing=0) as endpoint:
         machine = machines(endpoint, tmp_path, url, monkeypatch)
@@ -265,6 +260,11 @@ def test_samples_whose_entry_is_deleted_come_back(copy: World) -> None:
     assert after == {asset: n + 3 for asset, n in before.items()}
     last = [event for event in read_ledger(lake.root) if event.asset == "pair_parquet"][-3:]
     assert [event.event for event in last] == ["came_back"] * 3
+
+
+def test_a_removal_that_is_killed_is_finished_by_the_next(copy: World) -> None:
+    wrong = soak(copy.lake, copy.config, copy.root / "home", 2, random.Random(2))
+    assert not wrong
 
 
 def test_wrong_use_ends_with_2(copy: World, capsys: pytest.CaptureFixture[str]) -> None:
