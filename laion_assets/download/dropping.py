@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from laion_assets.download import sample_json
 from laion_assets.download.listed_rows import LOOKED_AT
 from laion_assets.download.numbering import ShardRows
 from laion_assets.download.outcomes import OUTCOME_COLUMNS, SUCCESS, Outcome, histories_of
@@ -35,7 +36,10 @@ def drop_rows(
     what reading a damaged shard raises.
     """
     stats, tar = read_stats(before, pairs.shard), files_of(before, pairs.shard)[0]
-    if stats is None or stats.options_digest != rules.options_digest or rules.may_refetch(stats):
+    if stats is None or rules.may_refetch(stats):
+        return None
+    made_with = (stats.options_digest, stats.json_version)
+    if made_with != (rules.options_digest, sample_json.VERSION):
         return None
     table, ledger = read_shard(tar), read_ledger(tar)
     numbers = np.array([int(key[SHARD_DIGITS:]) for key in table["key"].to_pylist()], np.int32)

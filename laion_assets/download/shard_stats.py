@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from laion_assets.download import sample_json
 from laion_assets.download.outcomes import (
     FAILED_TO_DOWNLOAD,
     FAILED_TO_RESIZE,
@@ -56,6 +57,8 @@ class ShardStats:
     counts: StageCounts
     next_row: int
     """Number of the next row that the shard gets: a row that leaves does not give its own back."""
+    json_version: int = sample_json.VERSION
+    """Version of the form of the tar's JSON; 0 if it is not recorded."""
     tar_bytes: int = 0
     """Size of the tar, by which a cut one is noticed; 0 until it is written."""
 
@@ -69,7 +72,8 @@ class ShardStats:
 
         Raises ``KeyError`` if a number is missing that all versions have written.
         """
-        given = {"exif_unreadable": 0, "tar_bytes": 0, "next_row": value["count"], **value}
+        given = {"exif_unreadable": 0, "tar_bytes": 0, "json_version": 0, **value}
+        given.setdefault("next_row", value["count"])
         values = {field.name: given[field.name] for field in fields(cls)}
         return cls(**values | {"counts": StageCounts.from_json(given["counts"])})
 

@@ -41,6 +41,7 @@ PUBLISHED = {
     },
     "tar_bytes": 0,
     "next_row": 5,
+    "json_version": 1,
 }
 
 
