@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed$(if $(HASHES),-by-hash)
 
-.PHONY: docs licences lock setup demo dalle-demo test test-python test-install fuzz ui search chromium lint soak-demo soak-download train clean bench cluster-demo postgres
+.PHONY: docs licences lock setup demo dalle-demo test test-python test-install fuzz ui search chromium lint soak-demo soak-download soak-removal train clean bench cluster-demo postgres
 
 setup: $(STAMP)
 
@@ -87,6 +87,10 @@ soak-demo: setup
 # Kills downloads at random moments and compares what comes out (slow).
 soak-download: setup
 	$(BIN)/python -m tests.soak.kill_download --kills 50
+
+# Kills removals at random moments, gives the command again, and looks for what is lost or left (slow).
+soak-removal: setup
+	$(BIN)/python -m tests.soak.kill_removal --kills 50
 
 # Debian's Postgres, for tests and cluster-demo; what uses it starts one of its own in a folder and ends it.
 postgres:

@@ -243,13 +243,13 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
             EMBEDDINGS,
             "embeddings",
             (replace(_SAMPLE_ROWS, schema=schemas.EMBEDDED),),
-            _VECTORS,
+            (*_VECTORS, "_image_digests.npy"),
         ),
         Partition(
             SCORED_PAIRS,
             None,
             (replace(_SAMPLE_ROWS, view="scored"),),
-            (SIMILARITY_FILES, PICTURE_FILES),
+            ("_categories.npy", SIMILARITY_FILES, PICTURE_FILES),
         ),
         Partition(
             FILTERED_SUBSET,

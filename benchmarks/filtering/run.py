@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks import measure, table
 from benchmarks.peer import WORK
-from laion_assets.clip.embed import SamplesWriter
+from laion_assets.clip.vectors import SamplesWriter
 from laion_assets.schemas import EMBEDDED
 
 STEPS: Final = {

@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from laion_assets.clip.embed import image_path
+from laion_assets.clip.vectors import image_path
 from laion_assets.filtering.recipe import Recipe, load_recipe
 from laion_assets.filtering.score import score_segment
 from laion_assets.filtering.similarities import cosines

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from benchmarks import measure, table
 from benchmarks.knn.vectors import World, blocks
 from benchmarks.peer import WORK, peer_python
-from laion_assets.clip.embed import image_path, text_path
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.layout import SegmentKey
 
 D: Final = 512

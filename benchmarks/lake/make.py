@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from benchmarks.lake import rows as made_up
 from laion_assets import schemas
-from laion_assets.clip.embed import EmbeddedWith, image_path, text_path
+from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.clip.identity import ModelIdentity
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.filtering.score import ScoredWith
 from laion_assets.filtering.subset import TakenWith
 from laion_assets.funnel import StageCounts

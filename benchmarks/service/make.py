@@ -23,9 +23,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laion_assets.clip.embed import image_path, text_path
 from laion_assets.clip.model import load_clip
 from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.knn.build import build_index
 from laion_assets.knn.codec import Codec, Encoder, ef_search, train_codec
 from laion_assets.knn.files import SearchParameters, index_path

@@ -10,7 +10,7 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import itemgetter
@@ -22,6 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from laion_assets.clip.earlier import digest_of
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE, read_rows, shard_number
 from laion_assets.download.errors import ImageRefused
@@ -41,17 +42,32 @@ class Prepared:
 
     row: int
     """Number of its row among the shard's."""
+    digest: bytes
+    """Digest of its image's bytes."""
     pixels: NDArray[np.uint8]
     tokens: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """A shard that is being read; ``rows`` are its downloaded samples (``schemas.EMBEDDED``)."""
+    """A shard that is being read; ``rows`` are its downloaded samples (``schemas.EMBEDDED``).
+
+    As a context, it closes the tar.
+    """
 
     tar: Path
     rows: pa.Table
     images: ImageBytes
+
+    @classmethod
+    def open(cls, tar: Path) -> Shard:
+        return cls(tar, read_rows(tar), ImageBytes(tar))
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.images.close()
 
     @property
     def number(self) -> int:
@@ -59,13 +75,14 @@ class Shard:
 
 
 def decoded(
-    tars: Sequence[Path],
+    tars: Mapping[Path, NDArray[np.int64]],
     model: ClipModel,
     options: ClipOptions,
     waited: Callable[[float], None],
 ) -> Iterator[tuple[Shard, Iterator[Prepared]]]:
-    """Yield each shard with its samples that decode, in order.
+    """Yield each shard with its samples that decode, in order, but for rows that are known.
 
+    ``tars``: each with the numbers of these rows.
     Consume one shard's samples before taking the next shard. Threads prepare at most two batches
     ahead, across shards, while the caller's model computes. Pillow's codecs and resizing release
     the GIL, and only the tokenizer calls torch here, so no thread brings a thread pool of torch's
@@ -81,30 +98,30 @@ def decoded(
             image = Image.open(io.BytesIO(lean(encoded)), formats=IMAGE_FORMATS).convert("RGB")
         except (*NOT_AN_IMAGE, ImageRefused):
             return shard, None
-        return shard, Prepared(row, model.pixels(image), model.tokenize([text])[0])
+        tokens = model.tokenize([text])[0]
+        return shard, Prepared(row, digest_of(encoded), model.pixels(image), tokens)
 
     threads = options.decode_threads or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(1) as opener, ThreadPoolExecutor(threads) as decoders:
-        opened = _map_ahead(opener, _open, tars, 1)
-        samples = itertools.chain.from_iterable(map(_samples, opened))
+        opened = _map_ahead(opener, Shard.open, tars, 1)
+        samples = itertools.chain.from_iterable(
+            _samples(shard, set(tars[shard.tar].tolist())) for shard in opened
+        )
         ahead = _map_ahead(decoders, prepare, samples, 2 * options.batch_size)
         for shard, of_shard in itertools.groupby(_timed(ahead, waited), itemgetter(0)):
             yield shard, (sample for _, sample in of_shard if sample is not None)
 
 
-def _open(tar: Path) -> Shard:
-    return Shard(tar, read_rows(tar), ImageBytes(tar))
-
-
 _Sample = tuple[Shard, int | None, bytes, str]
 
 
-def _samples(shard: Shard) -> Iterator[_Sample]:
+def _samples(shard: Shard, but: Collection[int]) -> Iterator[_Sample]:
     yield shard, None, b"", ""  # so that a shard without samples is seen, too
-    with shard.images as images:
+    with shard:
         columns = (shard.rows[name].to_pylist() for name in ("key", "text"))
         for row, (key, text) in enumerate(zip(*columns, strict=True)):
-            yield shard, row, images.read(key), text
+            if row not in but:
+                yield shard, row, shard.images.read(key), text
 
 
 def _timed(items: Iterator[Item], waited: Callable[[float], None]) -> Iterator[Item]:

@@ -6,20 +6,22 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from laion_assets import schemas
-from laion_assets.clip.decode import Prepared, Shard, batches, decoded
+from laion_assets.clip.decode import Shard, decoded
+from laion_assets.clip.earlier import (
+    DIGESTS,
+    Earlier,
+    read_digests,
+    write_digests,
+)
 from laion_assets.clip.identity import ModelIdentity
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.shards import (
@@ -29,17 +31,15 @@ from laion_assets.clip.shards import (
     find_shards,
     shard_number,
 )
+from laion_assets.clip.share import Share, computed, raw_digests
+from laion_assets.clip.vectors import PLACES, SamplesWriter, open_vectors
 from laion_assets.files import write_json
-from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
+from laion_assets.funnel import StageCounts
 from laion_assets.layout import EMBEDDINGS, PARTITIONS
 from laion_assets.tables import (
-    ROWS_PER_PART,
     UNITS,
-    PartsWriter,
-    VectorsWriter,
     part_path,
     read_parquet,
-    write_table,
 )
 from laion_assets.work import Progress
 
@@ -64,10 +64,13 @@ class Embedded:
 
     counts: StageCounts
     """Counts of the stage ``embeddings`` over all shards, those of earlier calls included."""
-    device: str
-    precision: str
+    device: str = "none"
+    """The model's; none if it was not loaded."""
+    precision: str = "none"
     samples: int = 0
-    """Samples that this call read."""
+    """Samples that this call has read for the model."""
+    taken_over: int = 0
+    """Samples that it has copied from an earlier version."""
     seconds: float = 0.0
     """Wall-clock time of this call, without loading the model."""
     waited_seconds: float = 0.0
@@ -84,6 +87,7 @@ class Embedded:
             "device": self.device,
             "precision": self.precision,
             "samples_embedded": self.samples,
+            "samples_taken_over": self.taken_over,
             "samples_per_second": round(self.rate, 1),
             "waited_for_images_share": round(self.waited_seconds / max(self.seconds, 1e-9), 3),
         }
@@ -95,95 +99,38 @@ class EmbeddedWith(ModelIdentity, frozen=True):
     dimensions: int
 
     @classmethod
-    def of(cls, model: ClipModel) -> EmbeddedWith:
+    def of(cls, model: Model) -> EmbeddedWith:
         return cls(**model.identity.model_dump(), dimensions=model.dim)
 
 
-def image_path(folder: Path, number: int) -> Path:
-    """Place of the image vectors of the folder's part ``number``."""
-    return folder / "_img_emb" / f"img_emb_{number:05d}.npy"
+class OtherModelError(RuntimeError):
+    """The model that the settings name is not the one that it was taken for."""
 
 
-def text_path(folder: Path, number: int) -> Path:
-    """Place of the text vectors of the folder's part ``number``."""
-    return folder / "_text_emb" / f"text_emb_{number:05d}.npy"
+class UnloadedModel:
+    """A model that is known by what it has made before, and loaded once something is to be made.
 
-
-_PLACES: Final[Sequence[Callable[[Path, int], Path]]] = (image_path, text_path)
-
-
-def open_vectors(path: Path, rows: int) -> NDArray[Any]:
-    """Memory-mapped array (rows, dim). Raises ``ValueError`` for another number of rows."""
-    vectors: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    if vectors.ndim != 2 or len(vectors) != rows:
-        raise ValueError(f"{path}: the shape {vectors.shape} does not fit {rows} rows")
-    return vectors
-
-
-class SamplesWriter:
-    """Writes rows into a folder's parts, and the vectors of each part beside it.
-
-    As :class:`PartsWriter` does: parts are full but for the last, the first always exists, and
-    those in the folder from number ``first`` on are replaced. ``dim``: width of the vectors.
-    ``options``: of :class:`PartsWriter`.
+    ``load``: loads the model that the settings name.
     """
 
-    def __init__(
-        self, folder: Path, schema: pa.Schema, dim: int, *, first: int = 0, **options: Any
-    ) -> None:
-        self._folder, self._dim, self._number = folder, dim, first
-        self._rows = PartsWriter(folder, schema, rows=ROWS_PER_PART, first=first, **options)
-        self._part = ExitStack()
-        self._writers: list[VectorsWriter] = []
-        self._room = 0
+    def __init__(self, known: EmbeddedWith, load: Callable[[], ClipModel]) -> None:
+        self.identity, self.dim = known.identity, known.dimensions
+        self._load = load
 
-    @property
-    def parts(self) -> list[Path]:
-        return self._rows.parts
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None and not self._writers:
-            self._open()
-        self._part.__exit__(kind, error, trace)
-        self._rows.__exit__(kind, error, trace)
-        number = self._number
-        while kind is None and any(place(self._folder, number).exists() for place in _PLACES):
-            for place in _PLACES:
-                place(self._folder, number).unlink(missing_ok=True)
-            number += 1
-
-    def write(self, rows: pa.Table, images: NDArray[Any], texts: NDArray[Any]) -> None:
-        """Add rows and their vectors, (m, ``dim``) each."""
-        while len(rows):
-            if not self._room:
-                self._open()
-            n = min(self._room, len(rows))
-            for writer, vectors in zip(self._writers, (images, texts), strict=True):
-                writer.write(vectors[:n])
-            self._room -= n
-            if not self._room:
-                # The rows come last: with them the part is complete.
-                self._part.close()
-            self._rows.write(rows.slice(0, n))
-            rows, images, texts = rows.slice(n), images[n:], texts[n:]
-
-    def _open(self) -> None:
-        self._writers = [
-            self._part.enter_context(VectorsWriter(place(self._folder, self._number), self._dim))
-            for place in _PLACES
-        ]
-        self._number, self._room = self._number + 1, ROWS_PER_PART
+    def loaded(self) -> ClipModel:
+        """Raises :class:`OtherModelError` if it is another one."""
+        model = self._load()
+        if not model.identity.is_same(self.identity):
+            raise OtherModelError(f"it is {model.identity.title} by now, not {self.identity.title}")
+        return model
 
 
-def embed_shards(shards: Path, out: Path, model: ClipModel, options: ClipOptions) -> Embedded:
+Model: TypeAlias = "ClipModel | UnloadedModel"
+
+
+def embed_shards(
+    shards: Path, out: Path, model: Model, options: ClipOptions, *, earlier: Path | None = None
+) -> Embedded:
     """Embed every shard of a folder of img2dataset shards.
 
     Writes the rows (``schemas.EMBEDDED``), in the order of the shards and of their parquet, to
@@ -193,11 +140,15 @@ def embed_shards(shards: Path, out: Path, model: ClipModel, options: ClipOptions
     Each shard's share is a file of its own, below ``.raw``, until all are embedded and joined. A
     later call does not embed again what an earlier one has embedded, joined or not.
 
+    ``earlier``: a folder of embeddings by the same model. What it has with the same text and the
+    same bytes of the image is copied.
+
     Counts of the stage ``embeddings``: the input is the shards' downloaded samples; ``undecodable``
-    ones have an image that is missing from the tar or does not decode.
+    ones have an image that is missing from the tar or does not decode. Raises
+    :class:`OtherModelError`.
     """
     notes = {tar: _note_of_model(model) for tar in find_shards(shards)}
-    return _embed(notes, out, model, options)
+    return _embed(notes, out, model, options, earlier)
 
 
 def embed_files(
@@ -220,7 +171,7 @@ def embed_files(
             raise ShardError(f"{other} and {tar} have the same number, by which shards are known")
     notes = {tar: _note(tar, model) for tar in tars}
     _refuse_other_embeddings(out, {shard_number(tar): note for tar, note in notes.items()}, model)
-    return _embed(notes, out, model, options)
+    return _embed(notes, out, model, options, None)
 
 
 Note = Mapping[str, Any]
@@ -280,7 +231,7 @@ def _note(tar: Path, model: ClipModel) -> Note:
     return shard | _note_of_model(model)
 
 
-def _note_of_model(model: ClipModel) -> dict[str, Any]:
+def _note_of_model(model: Model) -> dict[str, Any]:
     return model.identity.model_dump()
 
 
@@ -307,9 +258,13 @@ def _is_of(made: Note, wanted: Note) -> bool:
 
 
 def _embed(
-    notes: Mapping[Path, Note], out: Path, model: ClipModel, options: ClipOptions
+    notes: Mapping[Path, Note],
+    out: Path,
+    model: Model,
+    options: ClipOptions,
+    earlier: Path | None,
 ) -> Embedded:
-    embedded = Embedded(StageCounts(STAGE), str(model.device), model.precision)
+    embedded = Embedded(StageCounts(STAGE))
     made_of, raw = MadeOf.read(out), _not_joined(out)
     done = made_of.shards | raw
     todo = [
@@ -326,13 +281,38 @@ def _embed(
     def waited(seconds: float) -> None:
         embedded.waited_seconds += seconds
 
-    started = time.perf_counter()
-    for shard, samples in decoded(todo, model, options, waited):
-        counts = _embed_shard(shard, samples, out / UNITS, model, options, progress)
+    def finish(shard: Shard, share: Share) -> None:
+        counts = share.write(out / UNITS, shard)
         raw[shard.number] = {**notes[shard.tar], "counts": counts.to_json()}
         # The note comes last: it says that the shard is complete.
         write_json(_raw_note(out, shard.number), raw[shard.number])
-        embedded.samples += len(shard.rows)
+
+    started = time.perf_counter()
+    known = Earlier(earlier) if earlier is not None and todo else None
+    lacking = {tar: Share.empty(model.dim) for tar in todo}
+    """Shard -> what is known of it, for those with more samples."""
+    for tar in todo:
+        if known is None:
+            break
+        with Shard.open(tar) as shard:
+            lacking[tar] = share = Share.known(shard, known, model.dim)
+            embedded.taken_over += len(share.rows)
+            progress.advance(len(share.rows), note=tar.name)
+            if len(share.rows) == len(shard.rows):
+                finish(shard, lacking.pop(tar))
+    if lacking:
+        loaded = model.loaded() if isinstance(model, UnloadedModel) else model
+        embedded.device, embedded.precision = str(loaded.device), loaded.precision
+        taken = {tar: share.rows for tar, share in lacking.items()}
+        for shard, samples in decoded(taken, loaded, options, waited):
+            added = computed(
+                samples, loaded, options, partial(progress.advance, note=shard.tar.name)
+            )
+            lacked = len(shard.rows) - len(lacking[shard.tar].rows)
+            finish(shard, lacking[shard.tar].with_(added))
+            embedded.samples += lacked
+            if lacked > len(added.rows):
+                progress.advance(lacked - len(added.rows), note=shard.tar.name)
     embedded.seconds = time.perf_counter() - started
     _join(raw, made_of, out, model.dim)
     for tar in notes:
@@ -352,11 +332,14 @@ def _join(raw: Mapping[int, Note], made_of: MadeOf, out: Path, dim: int) -> None
     if _kept(new) or not made_of.parts:
         # A part without rows, which stands for a table without rows, is replaced.
         first = made_of.parts if _kept(made_of.shards) else 0
+        digests = [read_digests(out / DIGESTS, _kept(made_of.shards))]
         with SamplesWriter(out, schemas.EMBEDDED, dim, first=first) as writer:
             for number in new:
                 rows = read_parquet(part_path(out / UNITS, number))
-                vectors = [open_vectors(place(out / UNITS, number), len(rows)) for place in _PLACES]
+                vectors = [open_vectors(place(out / UNITS, number), len(rows)) for place in PLACES]
                 writer.write(rows, *vectors)
+                digests.append(read_digests(raw_digests(out / UNITS, number), len(rows)))
+        write_digests(out / DIGESTS, np.concatenate(digests))
         made_of.parts = first + len(writer.parts)
     made_of.shards |= new
     made_of.write(out)
@@ -364,48 +347,3 @@ def _join(raw: Mapping[int, Note], made_of: MadeOf, out: Path, dim: int) -> None
         _raw_note(out, number).unlink(missing_ok=True)
     if (out / UNITS).exists():
         shutil.rmtree(out / UNITS)
-
-
-def _embed_shard(
-    shard: Shard,
-    samples: Iterator[Prepared],
-    raw: Path,
-    model: ClipModel,
-    options: ClipOptions,
-    progress: Progress,
-) -> StageCounts:
-    """Embed a shard's images as they come, then the texts of those that decoded, by length.
-
-    Batches end with the shard, so its bytes do not depend on what else this call embeds.
-    """
-    kept: list[int] = []
-    tokens: list[NDArray[np.int64]] = []
-
-    def pixels(batch: Sequence[Prepared]) -> list[NDArray[np.uint8]]:
-        kept.extend(sample.row for sample in batch)
-        tokens.extend(sample.tokens for sample in batch)
-        return [sample.pixels for sample in batch]
-
-    with VectorsWriter(image_path(raw, shard.number), model.dim) as images:
-        for vectors in model.embed_images(map(pixels, batches(samples, options.batch_size))):
-            images.write(vectors)
-            progress.advance(len(vectors), note=shard.tar.name)
-    with VectorsWriter(text_path(raw, shard.number), model.dim) as texts:
-        if tokens:
-            texts.write(model.embed_tokens(np.stack(tokens)))
-    rows = shard.rows.take(pa.array(kept, pa.int64()))
-    write_table(part_path(raw, shard.number), rows)
-    if lost := len(shard.rows) - len(rows):
-        progress.advance(lost, note=shard.tar.name)
-    return _count(shard.rows, rows["key"])
-
-
-def _count(rows: pa.Table, kept: Any) -> StageCounts:
-    counts = StageCounts(STAGE)
-    counts.keep(len(kept))
-    lost = rows.filter(pc.invert(pc.is_in(rows["key"], value_set=kept)))
-    urls = lost["url"].slice(0, EXAMPLES_KEPT).to_pylist()
-    for url in urls:
-        counts.reject("undecodable", url)
-    counts.reject("undecodable", n=len(lost) - len(urls))
-    return counts

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.clip.embed import image_path, text_path
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.download.shard_files import read_shard, rows_in_turn, tars_in
 from laion_assets.filtering.plausible import tagged_share, tags_problem, threshold_problem
 from laion_assets.filtering.similarities import Similarities

@@ -7,8 +7,9 @@ functions. What does not belong here: anything that ``import dagster as dg`` off
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import sqlite3
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -34,6 +35,9 @@ AssetJob: TypeAlias = UnresolvedAssetJobDefinition
 DATA_VERSION_TAG: Final = _DATA_VERSION_TAG
 """The tag that gives an ``AssetObservation`` its data version. Dagster's guide names the tag, but
 the package exports neither the constant nor a parameter of the observation."""
+
+_BUSY_S: Final = 30.0
+"""How long to wait for whoever reads a SQLite file."""
 
 StaleCauses: TypeAlias = Callable[[str, SegmentKey | None], list[str] | None]
 
@@ -142,3 +146,17 @@ class SqlEventLog:
         if isinstance(self._storage, SqliteEventLogStorage):
             return Path(self._storage.path_for_shard(run_id))
         return None
+
+    def settle(self, run_ids: Iterable[str]) -> None:
+        """Empty SQLite's write-ahead logs of these runs and of all events that concern assets.
+
+        Until then they hold what was deleted. Other databases see to that by themselves.
+        """
+        from dagster._core.storage.event_log import SqliteEventLogStorage
+        from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME
+
+        if isinstance(self._storage, SqliteEventLogStorage):
+            for shard in (*run_ids, INDEX_SHARD_NAME):
+                path = self._storage.path_for_shard(shard)
+                with closing(sqlite3.connect(path, timeout=_BUSY_S)) as file:
+                    file.execute("pragma wal_checkpoint(truncate)")

@@ -35,7 +35,8 @@ SILENCE: Final = {
     "WANDB_ERROR_REPORTING": "false",
 }
 ROW_DIGITS: Final = 4
-TAR_MTIME: Final = 0.0
+TAR_MTIME: Final = 0
+"""Seconds since 1970. A float would add a header of a kilobyte to each file of a tar."""
 
 _import_lock: Final = threading.Lock()
 

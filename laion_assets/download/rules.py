@@ -17,6 +17,7 @@ from laion_assets.download.errors import ON_A_LIST, TRANSIENT, FetchRefused, Ima
 from laion_assets.download.fetch import as_asked
 from laion_assets.download.images import Checksums, refuse_listed
 from laion_assets.download.listed_rows import LOOKED_AT, named_rows
+from laion_assets.download.numbering import ShardRows
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.outcomes import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, Outcome
 from laion_assets.download.previous import UNREADABLE, Known
@@ -38,9 +39,11 @@ class Rules:
         self.lists = lists
         self.options_digest = _sha256([_OUTCOME_RULES, versioned(options)])
 
-    def digest(self, rows: pa.Table) -> str:
+    def digest(self, pairs: ShardRows) -> str:
         """Digest of what decides a shard, apart from the lists: its rows and the options."""
-        return _sha256([sample_json.VERSION, self.options_digest, rows.to_pylist()])
+        rows = pairs.rows.tolist()
+        gaps = [] if rows == list(range(len(rows))) else [rows]
+        return _sha256([sample_json.VERSION, self.options_digest, pairs.table.to_pylist(), *gaps])
 
     def is_current(self, folder: Path, shard: int, stats: ShardStats, digest: str | None) -> bool:
         """Whether a finished shard is what a new download would start from.
@@ -53,11 +56,23 @@ class Rules:
         if not self.lists:
             return not LISTED & set(stats.status_dict)
         try:
-            rows = read_shard(files_of(folder, shard)[0], LOOKED_AT)
-            named, refused = named_rows(rows, self.lists, samples=False)
+            named, refused = self.listed_rows(read_shard(files_of(folder, shard)[0], LOOKED_AT))
         except UNREADABLE:
             return False  # the warning comes when its rows are looked up
-        return {found.row for found in named} == refused
+        return named == refused
+
+    def listed_rows(self, rows: pa.Table) -> tuple[set[int], set[int]]:
+        """Which rows of a shard the lists name, and which were refused for a list.
+
+        ``rows``: with :data:`LOOKED_AT`.
+        """
+        named, refused = named_rows(rows, self.lists, samples=False)
+        return {found.row for found in named}, refused
+
+    def without_refetching(self) -> Rules:
+        """The same rules, with which nothing that has an outcome is fetched again."""
+        options = self.options.model_copy(update={"refetch": "none", "take_changed": False})
+        return Rules(options, self.lists)
 
     def listed(self, url: str) -> str | None:
         """The reason to refuse a URL that a list names, or None."""

@@ -10,22 +10,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from laion_assets.download.addresses import Resolve, system_resolve
 from laion_assets.download.decoders import ImageMakers
+from laion_assets.download.dropping import drop_rows
 from laion_assets.download.fetch import Fetcher
+from laion_assets.download.listed_rows import LOOKED_AT
+from laion_assets.download.numbering import Numbering, number_pairs
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.previous import UNREADABLE, PreviousShards
 from laion_assets.download.rules import Rules
-from laion_assets.download.shard_files import begun_in, files_of, read_ledger, read_shard
+from laion_assets.download.shard_files import (
+    begun_in,
+    files_of,
+    read_ledger,
+    read_shard,
+    rows_in_turn,
+)
 from laion_assets.download.shard_stats import ShardStats
 from laion_assets.download.shard_work import HOSTS_WITHOUT_NETWORK, ShardWork, in_words
 from laion_assets.download.shards import MAKING, mark_not_done, put_aside, read_stats, take_over
@@ -39,13 +46,10 @@ from laion_assets.layout import (
 )
 from laion_assets.removals.active import Lists
 from laion_assets.removals.entries import Entries
-from laion_assets.schemas import OUTCOME
-from laion_assets.tables import batches, rows_in
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
 
-_OWN_COLUMNS: Final = {"caption", *OUTCOME.names}
 _ASIDE: Final = ".earlier"
 """Folder, within ``out``, of its finished shards that are made again."""
 
@@ -69,11 +73,11 @@ def download_segment(
 
     ``pairs``: a folder of ``part-*.parquet`` or one parquet file, with columns ``url`` and
     ``text``; every other column is carried along. ``out``: an own folder, given to one process at
-    a time. ``before``: a folder of the shards of an earlier version; ``options.refetch`` says which
-    of their rows, and of the shards put aside in ``out``, are refetched. Shards in ``out`` that
-    were made of these rows and options stay as they are, unless the lists now name other rows of
-    theirs, or ``again`` opens them to refetching. ``options``: picklable, for the decoders'
-    processes.
+    a time. ``before``: a folder of the shards of an earlier version, whose pairs keep their shards
+    and keys; ``options.refetch`` says which of their rows, and of the shards put aside in ``out``,
+    are refetched, unless pairs have only left: then none are. Shards in ``out`` that were made of
+    these rows and options stay as they are, unless the lists now name other rows of theirs, or
+    ``again`` opens them to refetching. ``options``: picklable, for the decoders' processes.
 
     A URL that a list names, by itself or by its host, is not fetched, nor is one that a redirect
     leads to. An image that a list names by its hash is not kept.
@@ -86,21 +90,40 @@ def download_segment(
     for leftover in out.glob(f"{MAKING}*"):
         shutil.rmtree(leftover)
     files = PARTITIONS[UNIQUE_PAIRS].rows.paths(pairs) if pairs.is_dir() else [pairs]
+    numbering = number_pairs(files, options.samples_per_shard, before)
     rules = Rules(options, Lists(removals, blocklists))
-    digests = [rules.digest(rows) for rows in _shards(files, options.samples_per_shard)]
+    if before is not None and only_takes_out(before, numbering, rules):
+        rules = rules.without_refetching()
+    digests = {pairs.shard: rules.digest(pairs) for pairs in numbering}
 
     finished = plan_shards(out, before, rules, digests, again=again)
     made: dict[int, ShardStats] = {}
+    if before is not None and len(finished) < len(digests):
+        finished |= _drop_rows(before, out, numbering, rules, digests, finished)
     if len(finished) < len(digests):
-        made = _make_missing(out, before, files, rules, digests, finished, resolve)
+        made = _make_missing(out, before, numbering, rules, digests, finished, resolve)
     if (out / _ASIDE).exists():
         shutil.rmtree(out / _ASIDE)
-    shards = [(finished | made)[shard] for shard in range(len(digests))]
+    shards = dict(sorted((finished | made).items()))
     return sum_up(shards, made.values(), time.monotonic() - started)
 
 
+def only_takes_out(before: Path, numbering: Numbering, rules: Rules) -> bool:
+    """Whether all that differs from the version before is that pairs have left, or that lists name
+    more of them. Then nothing is fetched: a removal asks nobody, and touches no other shard."""
+    if numbering.new:
+        return False
+    more = False
+    for table in rows_in_turn(before, LOOKED_AT) if rules.lists else ():
+        named, refused = rules.listed_rows(table)
+        if refused - named:
+            return False
+        more |= named > refused
+    return more or numbering.left > 0
+
+
 def plan_shards(
-    out: Path, before: Path | None, rules: Rules, digests: Sequence[str], *, again: bool
+    out: Path, before: Path | None, rules: Rules, digests: Mapping[int, str], *, again: bool
 ) -> dict[int, ShardStats]:
     """Decide which shards are made; return the others, which are finished, with their statistics.
 
@@ -108,8 +131,8 @@ def plan_shards(
     one of ``before`` if that is current and has nothing to refetch.
     """
     finished: dict[int, ShardStats] = {}
-    for shard in sorted({*range(len(digests)), *begun_in(out)}):
-        digest = digests[shard] if shard < len(digests) else None
+    for shard in sorted({*digests, *begun_in(out)}):
+        digest = digests.get(shard)
         stats = read_stats(out, shard) if digest else None
         stays = stats is not None and rules.is_current(out, shard, stats, digest)
         if stats and stays and not (again and rules.may_refetch(stats)):
@@ -136,12 +159,33 @@ def _take_from(before: Path, shard: int, rules: Rules, digest: str, out: Path) -
     return take_over(tar, table, ledger, out, stats)
 
 
+def _drop_rows(
+    before: Path,
+    out: Path,
+    numbering: Numbering,
+    rules: Rules,
+    digests: Mapping[int, str],
+    finished: Mapping[int, ShardStats],
+) -> dict[int, ShardStats]:
+    """Make those of the shards that only lack rows of what they were before."""
+    dropped: dict[int, ShardStats] = {}
+    for pairs in numbering:
+        if pairs.shard not in finished:
+            try:
+                stats = drop_rows(before, out, pairs, rules, digests[pairs.shard])
+            except (*UNREADABLE, tarfile.TarError):
+                continue  # the warning comes when its rows are looked up
+            if stats is not None:
+                dropped[pairs.shard] = stats
+    return dropped
+
+
 def _make_missing(
     out: Path,
     before: Path | None,
-    files: Sequence[Path],
+    numbering: Numbering,
     rules: Rules,
-    digests: Sequence[str],
+    digests: Mapping[int, str],
     finished: Mapping[int, ShardStats],
     resolve: Resolve,
 ) -> dict[int, ShardStats]:
@@ -154,14 +198,9 @@ def _make_missing(
         logger.warning(
             "[download] contact is empty: people whom the download disturbs cannot write to you"
         )
-    rows = rows_in(*files)
     resumed = sum(stats.count for stats in finished.values())
-    progress = Progress(IMAGE_SHARDS, "images", rows, logger, resumed=resumed)
-    todo = (
-        (shard, table)
-        for shard, table in enumerate(_shards(files, options.samples_per_shard))
-        if shard not in finished
-    )
+    progress = Progress(IMAGE_SHARDS, "images", len(numbering.rows), logger, resumed=resumed)
+    todo = (pairs for pairs in numbering if pairs.shard not in finished)
     fetcher = Fetcher(options, resolve=resolve, listed=rules.listed)
     known = [folder for folder in (out / _ASIDE, before) if folder is not None]
     with (
@@ -180,30 +219,3 @@ def _make_missing(
             "Finished shards are kept, and the next run retries the others"
         )
     return made
-
-
-def _shards(files: Sequence[Path], size: int) -> Iterator[pa.Table]:
-    """Yield the rows of all files in order, ``size`` at a time; the last table may have fewer."""
-    waiting: list[pa.RecordBatch] = []
-    n = 0
-    for file in files:
-        names = set(pq.read_schema(file).names)
-        missing = {"url", "text"} - names
-        if missing:
-            raise ValueError(f"{file} has no column {', '.join(sorted(missing))}")
-        taken = names & _OWN_COLUMNS
-        if taken:
-            raise ValueError(
-                f"{file} has columns that a shard has of its own: {', '.join(sorted(taken))}; "
-                "rename them or leave them out"
-            )
-        for batch in batches(file, rows=size):
-            while n + len(batch) >= size:
-                waiting.append(batch[: size - n])
-                yield pa.Table.from_batches(waiting)
-                batch, waiting, n = batch[size - n :], [], 0
-            if len(batch):
-                waiting.append(batch)
-                n += len(batch)
-    if waiting:
-        yield pa.Table.from_batches(waiting)

@@ -110,7 +110,8 @@ def rows_in_turn(folder: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
     """The rows of all shards of a folder or a partition, some at a time: of ``columns``, those
     that the shards have. Needs none of the tars."""
     shards = shards_of(folder)
-    for path in sorted(shards.glob("[0-9]*.parquet")) or sorted(folder.glob(PARTS)):
+    joined = shards.parent if shards.name == SHARDS else folder
+    for path in sorted(shards.glob("[0-9]*.parquet")) or sorted(joined.glob(PARTS)):
         for batch in batches(path, _present(columns, path)):
             yield pa.Table.from_batches([batch])
 

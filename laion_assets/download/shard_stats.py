@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from laion_assets.download import sample_json
 from laion_assets.download.outcomes import (
     FAILED_TO_DOWNLOAD,
     FAILED_TO_RESIZE,
@@ -54,6 +55,10 @@ class ShardStats:
     input_digest: str | None
     """Digest of the options and the rows; None if the shard is not done."""
     counts: StageCounts
+    next_row: int
+    """Number of the next row that the shard gets: a row that leaves does not give its own back."""
+    json_version: int = sample_json.VERSION
+    """Version of the form of the tar's JSON; 0 if it is not recorded."""
     tar_bytes: int = 0
     """Size of the tar, by which a cut one is noticed; 0 until it is written."""
 
@@ -63,11 +68,12 @@ class ShardStats:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ShardStats:
-        """Read what :meth:`to_json` wrote; numbers that it does not have are 0.
+        """Read what :meth:`to_json` wrote, in an earlier version, too.
 
-        Raises ``KeyError`` if anything else is missing.
+        Raises ``KeyError`` if a number is missing that all versions have written.
         """
-        given = {"exif_unreadable": 0, "tar_bytes": 0, **value}
+        given = {"exif_unreadable": 0, "tar_bytes": 0, "json_version": 0, **value}
+        given.setdefault("next_row", value["count"])
         values = {field.name: given[field.name] for field in fields(cls)}
         return cls(**values | {"counts": StageCounts.from_json(given["counts"])})
 
@@ -84,6 +90,7 @@ class ShardStats:
         received_bytes: int,
         options_digest: str,
         input_digest: str,
+        next_row: int,
     ) -> ShardStats:
         """Count the outcomes of a shard's rows."""
         statuses = Counter(outcome.status for outcome in outcomes)
@@ -107,6 +114,7 @@ class ShardStats:
             options_digest=options_digest,
             input_digest=input_digest,
             counts=_count(urls, outcomes),
+            next_row=next_row,
         )
 
 

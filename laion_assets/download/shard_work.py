@@ -16,12 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
-import pyarrow as pa
-
 from laion_assets.download.decoders import ImageMakers, Spent
 from laion_assets.download.errors import NETWORK, TRANSIENT, FetchRefused, ImageRefused
 from laion_assets.download.fetch import Fetcher
 from laion_assets.download.images import Checksums, refuse_listed, refuse_unseen
+from laion_assets.download.numbering import ShardRows
 from laion_assets.download.outcomes import FAILED_TO_DOWNLOAD, SUCCESS, History, Outcome
 from laion_assets.download.previous import Known, PreviousShards
 from laion_assets.download.rules import Rules, refused_image
@@ -115,13 +114,13 @@ class ShardWork:
     out: Path
     scratch: Path
     rules: Rules
-    digests: Sequence[str]
+    digests: Mapping[int, str]
     previous: PreviousShards
     decoders: ImageMakers
     fetcher: Fetcher
     progress: Progress
 
-    async def run(self, todo: Iterator[tuple[int, pa.Table]]) -> dict[int, ShardStats]:
+    async def run(self, todo: Iterator[ShardRows]) -> dict[int, ShardStats]:
         """Make shards of these rows; return their statistics. A shard's first error ends all."""
         self._moved = asyncio.Event()
         self.new_hosts: set[str] = set()
@@ -130,10 +129,10 @@ class ShardWork:
         at_work: dict[asyncio.Task[ShardStats], int] = {}
         async with self.fetcher:
             try:
-                for shard, table in todo:
-                    task = asyncio.create_task(self._shard(shard, table))
+                for pairs in todo:
+                    task = asyncio.create_task(self._shard(pairs))
                     task.add_done_callback(lambda _: self._moved.set())
-                    at_work[task] = shard
+                    at_work[task] = pairs.shard
                     # The new shard must have begun before its need of slots can be seen.
                     await self._step(at_work, made)
                     while len(at_work) >= _OPEN_SHARDS or not self.fetcher.has_free_slot:
@@ -155,16 +154,16 @@ class ShardWork:
         for task in [task for task in at_work if task.done()]:
             made[at_work.pop(task)] = task.result()
 
-    async def _shard(self, shard: int, table: pa.Table) -> ShardStats:
-        started = time.time()
-        urls = [url or "" for url in table["url"].to_pylist()]
+    async def _shard(self, pairs: ShardRows) -> ShardStats:
+        started, shard = time.time(), pairs.shard
+        urls = [url or "" for url in pairs.table["url"].to_pylist()]
         gathered = _Gathered(self.scratch / name_of(shard), len(urls))
         try:
             to_fetch = await self._settle(gathered, urls)
             await self._fetch(gathered, to_fetch)
             no_network = await self._retry_without_network(shard, gathered, to_fetch)
             gathered.close()
-            stats = self._stats(shard, gathered, urls, started)
+            stats = self._stats(pairs, gathered, urls, started)
             if no_network:
                 stats = replace(stats, input_digest=None)  # not done: the next run retries it
                 for fetched in to_fetch:  # and this run's failures do not count
@@ -174,7 +173,8 @@ class ShardWork:
                 write_shard,
                 self.out,
                 shard,
-                table,
+                pairs.table,
+                pairs.rows.tolist(),
                 gathered.outcomes,
                 gathered.histories,
                 gathered.path,
@@ -348,7 +348,7 @@ class ShardWork:
         return reasons if len(new) >= HOSTS_WITHOUT_NETWORK else None
 
     def _stats(
-        self, shard: int, gathered: _Gathered, urls: Sequence[str], started: float
+        self, pairs: ShardRows, gathered: _Gathered, urls: Sequence[str], started: float
     ) -> ShardStats:
         return ShardStats.of_rows(
             urls,
@@ -359,7 +359,8 @@ class ShardWork:
             changed=sum(gathered.changed),
             received_bytes=sum(gathered.bytes),
             options_digest=self.rules.options_digest,
-            input_digest=self.digests[shard],
+            input_digest=self.digests[pairs.shard],
+            next_row=pairs.next_row,
         )
 
 

@@ -25,7 +25,7 @@ from laion_assets.download.outcomes import (
     Outcome,
     ledger_table,
 )
-from laion_assets.download.shard_files import LEDGER, NUMBER, files_of, has_rows
+from laion_assets.download.shard_files import LEDGER, NUMBER, files_of, has_rows, shards_in
 from laion_assets.download.shard_stats import ShardStats
 from laion_assets.files import atomic_path, fsync_directory, fsync_file, link_or_copy, write_json
 from laion_assets.schemas import OUTCOME
@@ -50,6 +50,14 @@ def read_stats(folder: Path, shard: int) -> ShardStats | None:
         return None
     stats = _load(path)
     return stats if stats.tar_bytes == tar.stat().st_size else None
+
+
+def recorded_next_rows(folder: Path) -> dict[int, int]:
+    """Shard -> the number of its next row, as far as statistics in the folder say so.
+
+    Raises ``ValueError`` or ``KeyError`` for damaged ones.
+    """
+    return {shard: _load(files_of(folder, shard)[-1]).next_row for shard in shards_in(folder)}
 
 
 def _load(path: Path) -> ShardStats:
@@ -89,13 +97,19 @@ def take_over(
     Return its statistics there, in which all rows are reused.
     """
     shard = int(tar.stem)
-    target, *_, path = files_of(out, shard)
-    with atomic_path(target) as beside:
+    with atomic_path(files_of(out, shard)[0]) as beside:
         link_or_copy(tar, beside)
-    write_rows(out, shard, rows, ledger)
     taken = replace(stats, reused=stats.count, asked_for=0, changed=0, bytes=0)
-    write_json(path, taken.to_json())
+    publish_shard(out, shard, rows, ledger, taken)
     return taken
+
+
+def publish_shard(
+    out: Path, shard: int, rows: pa.Table, ledger: pa.Table, stats: ShardStats
+) -> None:
+    """Publish a shard's rows and statistics, which are the last to appear, behind its tar."""
+    write_rows(out, shard, rows, ledger)
+    write_json(files_of(out, shard)[-1], stats.to_json())
 
 
 def write_rows(out: Path, shard: int, rows: pa.Table, ledger: pa.Table) -> None:
@@ -109,6 +123,7 @@ def write_shard(
     out: Path,
     shard: int,
     table: pa.Table,
+    rows: Sequence[int],
     outcomes: Sequence[Outcome],
     histories: Sequence[History],
     gathered: Path,
@@ -116,15 +131,13 @@ def write_shard(
     stats: ShardStats,
     options: DownloadOptions,
 ) -> None:
-    """Publish a shard of the rows ``table``.
+    """Publish a shard of the pairs ``table``, whose numbers in it are ``rows``.
 
     ``outcomes``, ``histories`` and ``places`` have one item for each row. ``gathered`` is the file
     that holds the encoded images.
     """
-    schema, pairs = _pair_columns(table)
-    keys = [
-        img2dataset_parts.key_of(shard, row, options.samples_per_shard) for row in range(len(pairs))
-    ]
+    schema, pairs = pair_columns(table)
+    keys = [img2dataset_parts.key_of(shard, row, options.samples_per_shard) for row in rows]
     final = files_of(out, shard)
     with tempfile.TemporaryDirectory(dir=out, prefix=MAKING) as folder, gathered.open("rb") as all_:
         made = files_of(Path(folder), shard)
@@ -151,7 +164,7 @@ def write_shard(
     write_json(final[3], replace(stats, tar_bytes=tar_bytes).to_json())
 
 
-def _pair_columns(table: pa.Table) -> tuple[pa.Schema, list[dict[str, Any]]]:
+def pair_columns(table: pa.Table) -> tuple[pa.Schema, list[dict[str, Any]]]:
     """The shard parquet's schema, and the columns of its rows that come from the pairs.
 
     ``url`` and ``caption`` come first, as in img2dataset's files. Bytes become hexadecimal, and

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from laion_assets.download.shard_files import name_of
@@ -36,20 +36,21 @@ class Downloaded:
 
 
 def sum_up(
-    shards: Sequence[ShardStats], made: Collection[ShardStats], seconds: float
+    shards: Mapping[int, ShardStats], made: Collection[ShardStats], seconds: float
 ) -> Downloaded:
-    """The summary of all ``shards`` in order, of which this run has ``made`` some."""
+    """The summary of all ``shards``, by number in order, of which this run has ``made`` some."""
+    of_all = shards.values()
     return Downloaded(
-        total("images", [stats.counts for stats in shards]),
-        asked_for=sum(stats.asked_for for stats in shards),
-        reused=sum(stats.reused for stats in shards),
-        changed=sum(stats.changed for stats in shards),
-        bytes=sum(stats.bytes for stats in shards),
+        total("images", [stats.counts for stats in of_all]),
+        asked_for=sum(stats.asked_for for stats in of_all),
+        reused=sum(stats.reused for stats in of_all),
+        changed=sum(stats.changed for stats in of_all),
+        bytes=sum(stats.bytes for stats in of_all),
         seconds=seconds,
         fetched_now=sum(stats.asked_for for stats in made),
         bytes_now=sum(stats.bytes for stats in made),
-        hosts=most_failing(stats.failing_hosts for stats in shards),
+        hosts=most_failing(stats.failing_hosts for stats in of_all),
         without_network=[
-            name_of(shard) for shard, stats in enumerate(shards) if stats.input_digest is None
+            name_of(shard) for shard, stats in shards.items() if stats.input_digest is None
         ],
     )

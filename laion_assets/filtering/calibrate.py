@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from laion_assets.clip.embed import image_path
+from laion_assets.clip.vectors import image_path
 from laion_assets.filtering.score import with_vectors
 from laion_assets.filtering.similarities import (
     FEWEST,

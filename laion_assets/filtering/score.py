@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from laion_assets import schemas
-from laion_assets.clip.embed import image_path, open_vectors, text_path
 from laion_assets.clip.identity import ModelIdentity
+from laion_assets.clip.vectors import image_path, open_vectors, text_path
+from laion_assets.files import atomic_path
 from laion_assets.filtering.similarities import Similarities, cosines
 from laion_assets.layout import EMBEDDINGS, PARTITIONS
 from laion_assets.safety.minors import names_minors
-from laion_assets.safety.prompts import Categories, Prompts
+from laion_assets.safety.prompts import Categories, Prompts, categories_of
 from laion_assets.safety.tags import tag
 from laion_assets.tables import (
     ROW_GROUP,
@@ -29,6 +31,9 @@ from laion_assets.tables import (
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
+
+CATEGORIES: Final = "_categories.npy"
+"""File of the embedded prompts, beside the scores."""
 
 
 class ScoredWith(ModelIdentity, frozen=True):
@@ -50,6 +55,24 @@ class ScoredWith(ModelIdentity, frozen=True):
             words=categories.words.title,
             **model.identity.model_dump(),
         )
+
+
+def write_categories(folder: Path, categories: Categories) -> None:
+    """Keep what the prompts were embedded into beside the scores: (k, dim) float32."""
+    with atomic_path(folder / CATEGORIES) as beside, beside.open("wb") as stream:
+        np.save(stream, categories.vectors)
+
+
+def kept_categories(
+    folder: Path, made: ScoredWith, prompts: Prompts, embedded: ModelIdentity
+) -> Categories | None:
+    """The categories that a folder of scores was made with, if they are those of these prompts by
+    the model of these embeddings: no model is needed then. ``made``: what that folder records."""
+    path = folder / CATEGORIES
+    same = (made.prompts_digest, made.model_version) == (prompts.digest, embedded.model_version)
+    if not same or not path.exists():
+        return None
+    return categories_of(prompts, np.load(path, allow_pickle=False))
 
 
 def score_segment(embeddings: Path, out: Path, categories: Categories) -> int:

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from laion_assets import schemas
-from laion_assets.clip.embed import MadeOf, SamplesWriter, image_path
+from laion_assets.clip.embed import MadeOf
 from laion_assets.clip.identity import ModelIdentity, the_one
+from laion_assets.clip.vectors import SamplesWriter, image_path
 from laion_assets.files import write_json
 from laion_assets.filtering.plausible import counted, tags_problem, threshold_problem
 from laion_assets.filtering.recipe import Recipe, rows_where

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from laion_assets.clip.embed import image_path, text_path
 from laion_assets.clip.identity import ModelIdentity, UnknownModelError, the_one
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.files import Identity, identity
 from laion_assets.filtering.subset import NOTE, TakenWith
 from laion_assets.lake import MANIFEST, Manifest

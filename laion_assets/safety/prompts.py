@@ -114,18 +114,34 @@ class Categories:
     def dim(self) -> int:
         return int(self.nsfw.vectors.shape[1])
 
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """(k, dim): those of all prompts, as :func:`categories_of` takes them."""
+        return np.concatenate([one.vectors for one in (self.nsfw, self.underage, self.animals)])
+
 
 def category_embeddings(prompts: Prompts, model: ClipModel) -> Categories:
     """Embed the prompts with the model that embedded the images."""
+    sets = (prompts.categories, prompts.underage, prompts.animals)
+    vectors = [model.encode_texts([row.text for row in rows]) for rows in sets]
+    return categories_of(prompts, np.concatenate(vectors))
 
-    def ranked(rows: tuple[Any, ...], flag: str) -> Ranked:
-        texts = tuple(row.text for row in rows)
+
+def categories_of(prompts: Prompts, vectors: NDArray[np.float32]) -> Categories:
+    """Categories whose prompts have been embedded. ``vectors``: float32 (k, dim), those of the NSFW
+    categories, then of the ages, then of the animals. Raises ``ValueError`` for another number."""
+    sizes = [len(prompts.categories), len(prompts.underage), len(prompts.animals)]
+    if vectors.ndim != 2 or len(vectors) != sum(sizes):
+        raise ValueError(f"{sum(sizes)} prompts, but vectors of the shape {vectors.shape}")
+    nsfw, underage, animals = np.split(vectors, np.cumsum(sizes)[:-1])
+
+    def ranked(rows: tuple[Any, ...], flag: str, embedded: NDArray[np.float32]) -> Ranked:
         flags = np.array([getattr(row, flag) for row in rows], dtype=np.bool_)
-        return Ranked(texts, flags, model.encode_texts(texts))
+        return Ranked(tuple(row.text for row in rows), flags, embedded)
 
     return Categories(
-        nsfw=ranked(prompts.categories, "nsfw"),
-        underage=ranked(prompts.underage, "underage"),
-        animals=ranked(prompts.animals, "animal"),
+        nsfw=ranked(prompts.categories, "nsfw", nsfw),
+        underage=ranked(prompts.underage, "underage", underage),
+        animals=ranked(prompts.animals, "animal", animals),
         words=load_words(prompts.words),
     )

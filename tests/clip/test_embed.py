@@ -17,16 +17,12 @@ import pytest
 from PIL import Image
 
 from laion_assets.clip import embed
-from laion_assets.clip.embed import (
-    OtherEmbeddingsError,
-    embed_files,
-    embed_shards,
-    image_path,
-    text_path,
-)
+from laion_assets.clip import vectors as clip_vectors
+from laion_assets.clip.embed import OtherEmbeddingsError, embed_files, embed_shards
 from laion_assets.clip.model import ClipModel
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.shards import ShardError, find_shards, read_rows
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.download.tars import ImageBytes
 from laion_assets.schemas import EMBEDDED, sample_id_of, uid_of
 from laion_assets.tables import part_path
@@ -226,7 +222,8 @@ def test_the_same_shards_give_the_same_bytes_whatever_the_threads(
         embed_shards(tmp_path / "shards", tmp_path / name, model, changed)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
     assert list(digests(tmp_path / "a")) == [
-        *(".made_of.json", "_img_emb/img_emb_00000.npy", "_text_emb/text_emb_00000.npy"),
+        *(".made_of.json", "_image_digests.npy"),
+        *("_img_emb/img_emb_00000.npy", "_text_emb/text_emb_00000.npy"),
         "part-00000.parquet",
     ]
 
@@ -242,7 +239,8 @@ def test_a_resumed_run_redoes_only_what_is_missing_and_counts_all(
     killed_before(embed_shards, shards, half, model, options, name="_join")
     raw = half / ".raw"
     assert sorted(path.name for path in raw.glob("*.*")) == [
-        *("00000.json", "00001.json", "part-00000.parquet", "part-00001.parquet")
+        *("00000.json", "00000.npy", "00001.json", "00001.npy"),
+        *("part-00000.parquet", "part-00001.parquet"),
     ]
     # The state after a kill between the second shard's files and its note.
     (raw / "00001.json").unlink()
@@ -300,7 +298,7 @@ def test_a_run_that_is_killed_while_it_joins_is_gone_on_with(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(embed, "ROWS_PER_PART", 4)
+    monkeypatch.setattr(clip_vectors, "ROWS_PER_PART", 4)
     two_shards_with_a_broken_image_each(make_shard)
     shards, out, raw = tmp_path / "shards", tmp_path / "out", tmp_path / "raw"
     fresh = embed_shards(shards, out, model, options).counts
@@ -317,7 +315,7 @@ def test_a_run_that_is_killed_while_it_joins_is_gone_on_with(
             torn.unlink()
         assert digests(half) == digests(out)
         publications += 1
-    assert publications == 3 * 3 + 1, "of each part the vectors and the rows, then the notes"
+    assert publications == 3 * 3 + 2, "of each part the vectors and the rows, digests, the notes"
 
     # The state after a kill between the notes and the end of `.raw`.
     shutil.copytree(raw / ".raw", out / ".raw")
@@ -355,7 +353,7 @@ def test_embedding_reader_reads_the_vectors_in_place(
 ) -> None:
     from embedding_reader import EmbeddingReader
 
-    monkeypatch.setattr(embed, "ROWS_PER_PART", 5)
+    monkeypatch.setattr(clip_vectors, "ROWS_PER_PART", 5)
     make_shard([row(n) for n in range(7)])
     make_shard([row(n) for n in range(7, 12)], number=1)
     out = tmp_path / "out"

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from laion_assets.clip.embed import embed_files, embed_shards, image_path, text_path
+from laion_assets.clip.embed import embed_files, embed_shards
 from laion_assets.clip.model import ClipModel
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.thresholds import UnknownThresholdError
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import OtherModelError, filter_embeddings
 from laion_assets.safety.options import SafetyOptions

@@ -40,6 +40,8 @@ PUBLISHED = {
         "examples": {"dns": ["http://b.test/3.jpg"]},
     },
     "tar_bytes": 0,
+    "next_row": 5,
+    "json_version": 1,
 }
 
 
@@ -54,15 +56,18 @@ def test_the_published_fields() -> None:
         received_bytes=999,
         options_digest="o",
         input_digest="i",
+        next_row=5,
     )
     assert stats.to_json() == PUBLISHED
     assert ShardStats.from_json(json.loads(json.dumps(stats.to_json()))) == stats
 
 
-@pytest.mark.parametrize("name", ["exif_unreadable", "tar_bytes"])
-def test_statistics_of_before_a_number_was_counted_are_read(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"), [("exif_unreadable", 0), ("tar_bytes", 0), ("next_row", 4)]
+)
+def test_statistics_of_before_a_number_was_counted_are_read(name: str, value: int) -> None:
     older = {field: value for field, value in PUBLISHED.items() if field != name}
-    assert getattr(ShardStats.from_json(older), name) == 0
+    assert getattr(ShardStats.from_json(older), name) == value
 
 
 def test_the_most_failing_hosts_are_added_up() -> None:

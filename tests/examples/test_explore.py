@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from laion_assets.clip.embed import image_path, text_path
 from laion_assets.clip.model import load_clip
 from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.knn.build import build_index
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.options import IndexOptions

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from laion_assets.clip.embed import image_path, text_path
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.safety.minors import load_words
 from laion_assets.safety.prompts import Categories, Ranked
 from laion_assets.schemas import EMBEDDED, sample_id_of, uid_of

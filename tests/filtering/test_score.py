@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from laion_assets.clip.embed import image_path, text_path
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.filtering import score
 from laion_assets.filtering.score import score_segment
 from laion_assets.filtering.similarities import cosines

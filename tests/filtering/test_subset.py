@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laion_assets.clip import embed
-from laion_assets.clip.embed import image_path, text_path
+from laion_assets.clip import vectors as clip_vectors
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.filtering import score
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.score import score_segment
@@ -180,7 +180,7 @@ def test_a_subset_fills_parts_of_its_own_with_its_vectors_beside_them(
     rng = np.random.default_rng(5)
     rows = [sample(n, float(rng.uniform(0, 0.6))) for n in range(80)]
     folders = Folders(make_embeddings(rows[:50], rows[50:]), categories, tmp_path)
-    monkeypatch.setattr(embed, "ROWS_PER_PART", 16)
+    monkeypatch.setattr(clip_vectors, "ROWS_PER_PART", 16)
     monkeypatch.setattr(score, "ROW_GROUP", 12)
     counts = folders.take()
     out = tmp_path / "subset"

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laion_assets.clip.embed import image_path, text_path
 from laion_assets.clip.identity import ModelIdentity
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.knn.build import build_index, index_subset, uses_codec
 from laion_assets.knn.codec import (
     Codec,
@@ -317,7 +317,7 @@ def test_no_more_files_are_open_than_the_system_allows(world: World, tmp_path: P
     script = f"""
 import resource
 from pathlib import Path
-from laion_assets.clip.embed import image_path, text_path
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.knn.build import build_index
 from laion_assets.knn.codec import Codec
 from laion_assets.knn.merge import SegmentIndex, merge_indices

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from laion_assets.clip.embed import image_path
 from laion_assets.clip.model import ClipModel
+from laion_assets.clip.vectors import image_path
 from laion_assets.knn.build import IndexOptions, build_index
 from laion_assets.knn.query import QueryError, search_image
 from tests.clip.conftest import (  # noqa: F401 - fixtures

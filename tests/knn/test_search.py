@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laion_assets.clip.embed import image_path, text_path
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.knn.build import IndexOptions, build_index
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.search import Searcher, StaleIndexError

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from laion_assets.clip.embed import image_path, text_path
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.knn.build import build_index
 from laion_assets.knn.codec import Codec, train_codec
 from laion_assets.knn.files import SearchParameters

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from laion_assets.clip.embed import image_path, text_path
 from laion_assets.clip.model import ClipModel, load_clip
 from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.shard_files import SHARDS, tar_path
 from laion_assets.generation.shown_samples import SHOWN

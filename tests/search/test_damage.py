@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from laion_assets.clip.embed import image_path, text_path
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.tables import part_path
 from tests.search.conftest import FIRST, SECOND, SmallLake, serving
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from laion_assets.clip.embed import image_path
+from laion_assets.clip.vectors import image_path
 from laion_assets.download.shard_files import tar_path
 from laion_assets.knn.query import subset_beside
 from laion_assets.knn.samples import SampleRef

@@ -13,7 +13,7 @@ import pytest
 from embedding_reader import EmbeddingReader
 
 from laion_assets.cli import main
-from laion_assets.clip.embed import image_path, text_path
+from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.layout import SEGMENT_STATS, partition_of
 from laion_assets.tables import KEY_COLUMNS, rows_in
 from tests.readers import assert_readable

@@ -8,6 +8,8 @@ may name an entry; that is their purpose.
 from __future__ import annotations
 
 import hashlib
+import json
+import random
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -23,10 +25,12 @@ import pytest
 
 from laion_assets.cli import main
 from laion_assets.defs.build import build_defs
-from laion_assets.lake import LocalLake
-from laion_assets.layout import SEGMENT_ASSETS, SegmentKey
+from laion_assets.lake import Lake, LocalLake
+from laion_assets.layout import OVER_ALL, SEGMENT_ASSETS, SegmentKey, with_subsets
 from laion_assets.removals.ledger import read_ledger
 from laion_assets.settings import DAGSTER_CONFIG, load_settings
+from tests.lake.stores import machines, store
+from tests.soak.kill_removal import soak
 from tests.world.conftest import World
 
 ALLOWED = ("removals", ".lists", "removal_ledger", "dedup_ledger")
@@ -198,6 +202,53 @@ def test_after_a_removal_nothing_of_the_sample_is_left(
     assert hashlib.sha256(by_hash.url.encode()).hexdigest() in ledger
 
 
+def upload(lake: LocalLake, store: Lake) -> None:
+    """Publish to a store what a lake in a folder has."""
+    for asset in [*with_subsets(lake.assets("subset_*")), *OVER_ALL]:
+        for key, manifest in lake.manifests(asset).items():
+            code = manifest.code_version
+            with store.publish(asset, key, inputs={}, code_version=code) as staging:
+                shutil.copytree(lake.folder(asset, key), staging.path, dirs_exist_ok=True)
+                staging.counts, staging.metadata = list(manifest.counts), dict(manifest.metadata)
+                staging.data_version = manifest.data_version
+
+
+def test_after_a_removal_nothing_is_left_in_an_object_store(
+    copy: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    url, key = "s3://lake/removal", copy.keys[1]  # of which nothing has been taken out
+    monkeypatch.setenv("DAGSTER_HOME", str(copy.root / "home"))
+    with store(failing=0) as endpoint:
+        machine = machines(endpoint, tmp_path, url, monkeypatch)
+        upload(copy.lake, machine())
+        config = tmp_path / "config.toml"
+        options = {"endpoint": endpoint, "region": "us-east-1"}
+        inner = ", ".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
+        lake = f'root = "{url}"\ncache = "{tmp_path}/here"\nstorage_options = {{ {inner} }}'
+        config.write_text(copy.config.read_text().replace(f'root = "{copy.lake.root}"', lake))
+        row = sole_rows(copy.lake, key)[1]
+        sample = sample_of(copy.lake, key, *row)
+        uploaded = machine().store.listed("")
+        command = ["remove", "--config", str(config), "--url", sample.url, "--apply"]
+        assert main(command) == 0, capsys.readouterr().err
+        assert "nothing that the lists name is left" in capsys.readouterr().out
+        # All objects, whether anything names them or not, as the files that they are.
+        there, objects = machine().store, tmp_path / "objects"
+        for item in there.listed(""):
+            there.download(item.path, objects / item.path)
+        assert where(LocalLake.at(objects), [sample]) == [set()]
+        here = LocalLake.at(tmp_path / "here")
+        assert where(here, [sample]) == [set()]
+        # Other shards' tars are the objects that they were.
+        tars = {item.path for item in uploaded if item.path.endswith(".tar")}
+        now = {item.path for item in there.listed("") if item.path.endswith(".tar")}
+        assert len(tars - now) == 1
+        assert len(now - tars) <= 1
+
+
 def test_samples_whose_entry_is_deleted_come_back(copy: World) -> None:
     lake, key = copy.lake, copy.keys[0]
     (lake.root / "removals" / "requests.txt").unlink()
@@ -209,6 +260,11 @@ def test_samples_whose_entry_is_deleted_come_back(copy: World) -> None:
     assert after == {asset: n + 3 for asset, n in before.items()}
     last = [event for event in read_ledger(lake.root) if event.asset == "pair_parquet"][-3:]
     assert [event.event for event in last] == ["came_back"] * 3
+
+
+def test_a_removal_that_is_killed_is_finished_by_the_next(copy: World) -> None:
+    wrong = soak(copy.lake, copy.config, copy.root / "home", 2, random.Random(2))
+    assert not wrong
 
 
 def test_wrong_use_ends_with_2(copy: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,24 @@
 """CLIP embeddings of images and texts, row-aligned with their metadata."""
 
+from contextlib import suppress
+from pathlib import Path
+
 import dagster as dg
 
-from laion_assets.clip.embed import EmbeddedWith, embed_shards
-from laion_assets.clip.identity import files_identity
+from laion_assets.clip.embed import (
+    EmbeddedWith,
+    Model,
+    OtherModelError,
+    UnloadedModel,
+    embed_shards,
+)
+from laion_assets.clip.identity import UnknownModelError, files_identity
 from laion_assets.defs import checks, pools
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
-from laion_assets.defs.publishing import publishing
+from laion_assets.defs.publishing import Publication, key_of, publishing
 from laion_assets.defs.retries import retrying_transient
+from laion_assets.lake import Lake, NotPublishedError
 from laion_assets.layout import (
     EMBEDDINGS,
     IMAGE_SHARDS,
@@ -42,22 +52,56 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
     def embeddings(
         context: dg.AssetExecutionContext, lake: LakeResource, clip: ClipModelResource
     ) -> dg.MaterializeResult:
-        options, model = clip.options(), clip.load()
-        with publishing(
-            context,
-            lake.open(),
-            upstream=[IMAGE_SHARDS],
-            made_of={"model": model.version, "precision": model.precision},
-            options=options,
-        ) as made:
-            embedded = embed_shards(made.input(IMAGE_SHARDS), made.out, model, options)
-            made.staging.counts = [embedded.counts]
-            made.staging.metadata = embedded.metadata() | EmbeddedWith.of(model).model_dump()
-            rows = rows_in(*made.rows)
-            made.require(
-                checks.vectors_sound(made.rows),
-                checks.funnel_adds_up(embedded.counts, rows, made.kept(IMAGE_SHARDS)),
-            )
-        return made.result(preview=table_preview(made.rows, ["text", "width", "height"]))
+        store = lake.open()
+        with suppress(OtherModelError):
+            return _embed(context, store, clip, _model_before(context, store, clip))
+        return _embed(context, store, clip, clip.load())
 
     return embeddings
+
+
+def _model_before(context: dg.AssetExecutionContext, store: Lake, clip: ClipModelResource) -> Model:
+    """The model of the published partition, not loaded, if the same settings and weights made
+    that; else the settings' model."""
+    with suppress(NotPublishedError, UnknownModelError):
+        manifest = store.manifest(EMBEDDINGS, key_of(context))
+        if manifest.code_version == context.assets_def.code_versions_by_key[context.asset_key]:
+            known = EmbeddedWith.recorded(manifest.metadata, EMBEDDINGS)
+            return UnloadedModel(known, clip.load)
+    return clip.load()
+
+
+def _embed(
+    context: dg.AssetExecutionContext, store: Lake, clip: ClipModelResource, model: Model
+) -> dg.MaterializeResult:
+    options = clip.options()
+    with publishing(
+        context,
+        store,
+        upstream=[IMAGE_SHARDS],
+        made_of={"model": model.identity.model_version},
+        options=options,
+    ) as made:
+        embedded = embed_shards(
+            made.input(IMAGE_SHARDS),
+            made.out,
+            model,
+            options,
+            earlier=_earlier(made, model),
+        )
+        made.staging.counts = [embedded.counts]
+        made.staging.metadata = embedded.metadata() | EmbeddedWith.of(model).model_dump()
+        rows = rows_in(*made.rows)
+        made.require(
+            checks.vectors_sound(made.rows),
+            checks.funnel_adds_up(embedded.counts, rows, made.kept(IMAGE_SHARDS)),
+        )
+    return made.result(preview=table_preview(made.rows, ["text", "width", "height"]))
+
+
+def _earlier(made: Publication, model: Model) -> Path | None:
+    """The published partition, if the same model made it."""
+    with suppress(NotPublishedError, UnknownModelError):
+        published = EmbeddedWith.recorded(made.manifest(EMBEDDINGS).metadata, EMBEDDINGS)
+        return made.input(EMBEDDINGS) if published.is_same(model.identity) else None
+    return None

@@ -19,6 +19,8 @@ from laion_assets.defs.assets.lists import first_observations, observations
 from laion_assets.defs.build import AGGREGATES
 from laion_assets.defs.internals import stale_causes
 from laion_assets.defs.partitions import crawls, partition_key
+from laion_assets.defs.removal.forget import forget_superseded
+from laion_assets.defs.removal.interrupted import end_interrupted, run_tags
 from laion_assets.defs.removal.survey import Survey, further_subsets, holds_listed, rows_of, survey
 from laion_assets.generation.shown_samples import shows_listed
 from laion_assets.lake import Lake
@@ -69,6 +71,8 @@ def apply(
     :class:`RemovalError`.
     """
     _refuse_unknown_subsets(lake, definitions, found)
+    if ended := end_interrupted(instance):
+        logger.info(f"{ended} runs of a removal that was killed are ended: this one goes on")
     known = set(instance.get_dynamic_partitions(crawls.name or ""))
     graph = definitions.resolve_asset_graph().get_all_asset_keys()
     further = [name for name in further_subsets(lake) if dg.AssetKey(name) in graph]
@@ -87,6 +91,8 @@ def apply(
     behind = _aggregates_behind(lake)
     if behind:
         _run(instance, definitions, None, behind)
+    if forgotten := forget_superseded(instance, _in_ledger(lake)):
+        logger.info(f"{forgotten} earlier materializations are deleted from Dagster's event log")
 
 
 def _refuse_unknown_subsets(lake: Lake, definitions: dg.Definitions, found: Survey) -> None:
@@ -142,6 +148,7 @@ def _run(
         partition_key=partition_key(key) if key else None,
         asset_selection=[dg.AssetKey(asset) for asset in assets],
         raise_on_error=False,
+        tags=run_tags(),
         run_config={"loggers": {"console": {"config": {"log_level": "WARNING"}}}},
     )
     if not result.success:

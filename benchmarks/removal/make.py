@@ -1,0 +1,118 @@
+"""A lake with one segment that samples are taken out of, and any number of others.
+
+Two segments of a crawl of drawings are materialized by Dagster, from the WAT files to the index;
+only the model is left out: vectors are drawn at random, by the bytes that they stand for. All
+further segments are hard links to the first, without an index, as merging is measured elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import dagster as dg
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.lake.make import Template, keys
+from laion_assets.clip.model import ClipModel
+from laion_assets.defs.build import build_defs
+from laion_assets.defs.partitions import partition_key
+from laion_assets.layout import KNN_INDEX, PARTITIONS, SegmentKey
+from laion_assets.sample_crawl.drawn_crawl import CRAWL, build_drawn_crawl
+from laion_assets.sample_crawl.server import SampleServer
+from laion_assets.settings import load_settings, sample_config
+
+NEEDLE: Final = SegmentKey(CRAWL, "01")
+_OTHERS: Final = SegmentKey(CRAWL, "00")
+SHARDS: Final = 10
+"""Shards of a segment."""
+
+
+def build(root: Path, segments: int, samples: int) -> Path:
+    """Make the lake ``root/lake`` and its Dagster instance ``root/home``; return the settings."""
+    crawl = root.parent / f"crawl-{samples}"
+    build_drawn_crawl(crawl, 2 * samples)
+    (root / "home").mkdir(parents=True)
+    shutil.copyfile(Path(__file__).parents[2] / "dagster.yaml", root / "home" / "dagster.yaml")
+    config = root / "config.toml"
+    with (
+        SampleServer(crawl) as server,
+        dg.DagsterInstance.from_config(str(root / "home")) as instance,
+    ):
+        config.write_text(_settings(root, server, samples), encoding="utf-8")
+        definitions = build_defs(load_settings(config))
+        instance.add_dynamic_partitions("crawls", [CRAWL])
+        _draw_vectors()
+        for key in (_OTHERS, NEEDLE):
+            _run(instance, definitions, "segment", key)
+        for asset in PARTITIONS:
+            if asset != KNN_INDEX:
+                template = Template(root / "lake" / asset, _OTHERS)
+                for key in keys(segments - 2):
+                    template.link(key)
+        _run(instance, definitions, "aggregates", None)
+    return config
+
+
+def _run(
+    instance: dg.DagsterInstance, definitions: dg.Definitions, job: str, key: SegmentKey | None
+) -> None:
+    done = definitions.resolve_job_def(job).execute_in_process(
+        instance=instance,
+        partition_key=partition_key(key) if key else None,
+        run_config={"loggers": {"console": {"config": {"log_level": "WARNING"}}}},
+    )
+    assert done.success
+
+
+def _settings(root: Path, server: SampleServer, samples: int) -> str:
+    values: dict[str, Any] = tomllib.loads(
+        sample_config().with_name("drawn.toml").read_text(encoding="utf-8")
+    )
+    values["lake"]["root"] = str(root / "lake")
+    values["crawl_source"] |= {
+        "collinfo_url": f"{server.url}collinfo.json",
+        "data_url": server.url,
+    }
+    values["download"] |= {
+        "connect_to": server.connect_to,
+        "samples_per_shard": -(-samples // SHARDS),
+        "per_host_rate": 1000.0,
+    }
+    # Similarities of random vectors are about 0: nearly all are kept.
+    values["subset"] = {"name": "nearly-all", "threshold": -0.2}
+    lines = []
+    for section, content in values.items():
+        lines.append(f"[{section}]")
+        for name, value in content.items():
+            if isinstance(value, dict):
+                inner = ", ".join(f"{json.dumps(k)} = {json.dumps(v)}" for k, v in value.items())
+                lines.append(f"{name} = {{ {inner} }}")
+            else:
+                lines.append(f"{name} = {json.dumps(value)}")
+    return "\n".join(lines)
+
+
+def _draw_vectors() -> None:
+    """Have this process's models draw vectors instead of computing them."""
+
+    def drawn(model: ClipModel, items: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        seeds = [zlib.crc32(item.tobytes()) for item in items]
+        vectors = np.stack([np.random.default_rng(s).standard_normal(model.dim) for s in seeds])
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit: NDArray[np.float32] = (vectors / lengths).astype(np.float32)
+        return unit
+
+    def images(
+        model: ClipModel, batches: Iterable[Sequence[NDArray[Any]]]
+    ) -> Iterator[NDArray[np.float32]]:
+        return (drawn(model, batch) for batch in batches)
+
+    ClipModel.embed_images = images  # type: ignore[method-assign,assignment]
+    ClipModel.embed_tokens = drawn  # type: ignore[method-assign,assignment]

@@ -1,0 +1,123 @@
+"""One shard's share of a folder of embeddings: taken over or computed, and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from laion_assets.clip.decode import Prepared, Shard, batches
+from laion_assets.clip.earlier import Digests, Earlier, as_digests, digests_of, write_digests
+from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.vectors import PLACES
+from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
+from laion_assets.layout import EMBEDDINGS
+from laion_assets.tables import VectorsWriter, part_path, write_table
+
+if TYPE_CHECKING:
+    from laion_assets.clip.model import ClipModel
+
+
+def raw_digests(raw: Path, number: int) -> Path:
+    """Place of the digests of a shard's images, below ``raw``."""
+    return raw / f"{number:05d}.npy"
+
+
+@dataclass(frozen=True)
+class Share:
+    """Samples of one shard that are kept.
+
+    ``rows``: (n,) int64, their numbers among the shard's. ``digests``: (n, 16) uint8, of their
+    images. ``images``, ``texts``: (n, dim) float16, their vectors.
+    """
+
+    rows: NDArray[np.int64]
+    digests: Digests
+    images: NDArray[Any]
+    texts: NDArray[Any]
+
+    @classmethod
+    def empty(cls, dim: int) -> Share:
+        vectors = np.zeros((0, dim), np.float16)
+        return cls(np.zeros(0, np.int64), as_digests([]), vectors, vectors)
+
+    @classmethod
+    def known(cls, shard: Shard, earlier: Earlier, dim: int) -> Share:
+        """What an earlier version has of a shard."""
+        digests = digests_of(shard.images, shard.rows["key"].to_pylist())
+        found = earlier.find(shard.rows, digests)
+        rows = np.flatnonzero(found >= 0).astype(np.int64)
+        if not len(rows):
+            return cls.empty(dim)
+        vectors = (earlier.vectors(place, found[rows]) for place in PLACES)
+        return cls(rows, digests[rows], *vectors)
+
+    def with_(self, other: Share) -> Share:
+        """Both, in the order of the shard."""
+        if not len(self.rows):
+            return other
+        order = np.argsort(np.concatenate([self.rows, other.rows]))
+        return Share(
+            *(
+                np.concatenate([getattr(one, name) for one in (self, other)])[order]
+                for name in ("rows", "digests", "images", "texts")
+            )
+        )
+
+    def write(self, raw: Path, shard: Shard) -> StageCounts:
+        """Write the rows and what belongs to them below ``raw``; return the shard's counts."""
+        write_digests(raw_digests(raw, shard.number), self.digests)
+        for place, vectors in zip(PLACES, (self.images, self.texts), strict=True):
+            with VectorsWriter(place(raw, shard.number), vectors.shape[1]) as writer:
+                writer.write(vectors)
+        rows = shard.rows.take(pa.array(self.rows))
+        write_table(part_path(raw, shard.number), rows)
+        return _count(shard.rows, rows["key"])
+
+
+def computed(
+    samples: Iterator[Prepared],
+    model: ClipModel,
+    options: ClipOptions,
+    advance: Callable[[int], None],
+) -> Share:
+    """Embed a shard's images as they come, then the texts of those that decoded, by length.
+
+    Batches end with the shard, so its bytes do not depend on what else this call embeds.
+    """
+    kept: list[int] = []
+    digests: list[bytes] = []
+    tokens: list[NDArray[np.int64]] = []
+
+    def pixels(batch: Sequence[Prepared]) -> list[NDArray[np.uint8]]:
+        for sample in batch:
+            kept.append(sample.row)
+            digests.append(sample.digest)
+            tokens.append(sample.tokens)
+        return [sample.pixels for sample in batch]
+
+    share = Share.empty(model.dim)
+    images = [share.images]
+    for vectors in model.embed_images(map(pixels, batches(samples, options.batch_size))):
+        images.append(vectors.astype(np.float16))
+        advance(len(vectors))
+    texts = model.embed_tokens(np.stack(tokens)) if tokens else share.texts
+    rows = np.array(kept, np.int64)
+    return Share(rows, as_digests(digests), np.concatenate(images), texts.astype(np.float16))
+
+
+def _count(rows: pa.Table, kept: Any) -> StageCounts:
+    counts = StageCounts(EMBEDDINGS)
+    counts.keep(len(kept))
+    lost = rows.filter(pc.invert(pc.is_in(rows["key"], value_set=kept)))
+    urls = lost["url"].slice(0, EXAMPLES_KEPT).to_pylist()
+    for url in urls:
+        counts.reject("undecodable", url)
+    counts.reject("undecodable", n=len(lost) - len(urls))
+    return counts

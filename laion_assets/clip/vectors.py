@@ -1,0 +1,99 @@
+"""Vectors beside the rows of a folder's parts: where they lie, and how they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from laion_assets.tables import ROWS_PER_PART, PartsWriter, VectorsWriter
+
+
+def image_path(folder: Path, number: int) -> Path:
+    """Place of the image vectors of the folder's part ``number``."""
+    return folder / "_img_emb" / f"img_emb_{number:05d}.npy"
+
+
+def text_path(folder: Path, number: int) -> Path:
+    """Place of the text vectors of the folder's part ``number``."""
+    return folder / "_text_emb" / f"text_emb_{number:05d}.npy"
+
+
+PLACES: Final[Sequence[Callable[[Path, int], Path]]] = (image_path, text_path)
+
+
+def open_vectors(path: Path, rows: int) -> NDArray[Any]:
+    """Memory-mapped array (rows, dim). Raises ``ValueError`` for another number of rows."""
+    vectors: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    if vectors.ndim != 2 or len(vectors) != rows:
+        raise ValueError(f"{path}: the shape {vectors.shape} does not fit {rows} rows")
+    return vectors
+
+
+class SamplesWriter:
+    """Writes rows into a folder's parts, and the vectors of each part beside it.
+
+    As :class:`PartsWriter` does: parts are full but for the last, the first always exists, and
+    those in the folder from number ``first`` on are replaced. ``dim``: width of the vectors.
+    ``options``: of :class:`PartsWriter`.
+    """
+
+    def __init__(
+        self, folder: Path, schema: pa.Schema, dim: int, *, first: int = 0, **options: Any
+    ) -> None:
+        self._folder, self._dim, self._number = folder, dim, first
+        self._rows = PartsWriter(folder, schema, rows=ROWS_PER_PART, first=first, **options)
+        self._part = ExitStack()
+        self._writers: list[VectorsWriter] = []
+        self._room = 0
+
+    @property
+    def parts(self) -> list[Path]:
+        return self._rows.parts
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None and not self._writers:
+            self._open()
+        self._part.__exit__(kind, error, trace)
+        self._rows.__exit__(kind, error, trace)
+        number = self._number
+        while kind is None and any(place(self._folder, number).exists() for place in PLACES):
+            for place in PLACES:
+                place(self._folder, number).unlink(missing_ok=True)
+            number += 1
+
+    def write(self, rows: pa.Table, images: NDArray[Any], texts: NDArray[Any]) -> None:
+        """Add rows and their vectors, (m, ``dim``) each."""
+        while len(rows):
+            if not self._room:
+                self._open()
+            n = min(self._room, len(rows))
+            for writer, vectors in zip(self._writers, (images, texts), strict=True):
+                writer.write(vectors[:n])
+            self._room -= n
+            if not self._room:
+                # The rows come last: with them the part is complete.
+                self._part.close()
+            self._rows.write(rows.slice(0, n))
+            rows, images, texts = rows.slice(n), images[n:], texts[n:]
+
+    def _open(self) -> None:
+        self._writers = [
+            self._part.enter_context(VectorsWriter(place(self._folder, self._number), self._dim))
+            for place in PLACES
+        ]
+        self._number, self._room = self._number + 1, ROWS_PER_PART
