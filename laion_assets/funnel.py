@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import TypeAdapter
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 EXAMPLES_KEPT: Final = 5
 EXAMPLE_CHARS: Final = 300
@@ -180,10 +182,15 @@ class StageCounts:
     def from_json(cls, value: Mapping[str, Any]) -> StageCounts:
         """The counts of which :meth:`to_json` is ``value``. Raises ``ValueError``, ``KeyError``."""
         fields = dict(value)
-        return _COUNTS.validate_python({"n_in": fields.pop("in"), **fields})
+        return _reader().validate_python({"n_in": fields.pop("in"), **fields})
 
 
-_COUNTS: Final = TypeAdapter(StageCounts)
+@cache
+def _reader() -> TypeAdapter[StageCounts]:
+    # The command line's help is quick without it.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(StageCounts)
 
 
 def total(stage: str, parts: Iterable[StageCounts]) -> StageCounts:

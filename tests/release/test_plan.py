@@ -34,7 +34,8 @@ def test_rows_are_not_read_unless_there_is_a_list(lake: LocalLake) -> None:
 
 def test_a_manifest_that_counts_its_rows_is_believed(lake: LocalLake) -> None:
     path = SegmentFiles(lake.root, *SEGMENTS[1]).folder("filtered_subset") / "_manifest.json"
-    files = [{"name": "part-00000.parquet", "rows": 23}, {"name": "img_emb/img_emb_00000.npy"}]
+    about = {"bytes": 1, "sha256": ""}
+    files = [{"name": "part-00000.parquet", "rows": 23, **about}, {"name": "img_emb.npy", **about}]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"files": files}))
     assert [piece.n for piece in plan(lake, 5, {}).pieces] == [24, 23, 24]
 
