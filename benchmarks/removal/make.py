@@ -26,7 +26,7 @@ from laion_assets.defs.partitions import partition_key
 from laion_assets.layout import KNN_INDEX, PARTITIONS, SegmentKey
 from laion_assets.sample_crawl.drawn_crawl import CRAWL, build_drawn_crawl
 from laion_assets.sample_crawl.server import SampleServer
-from laion_assets.settings import load_settings, sample_config
+from laion_assets.settings import DAGSTER_CONFIG, load_settings, sample_config
 
 NEEDLE: Final = SegmentKey(CRAWL, "01")
 _OTHERS: Final = SegmentKey(CRAWL, "00")
@@ -39,7 +39,7 @@ def build(root: Path, segments: int, samples: int) -> Path:
     crawl = root.parent / f"crawl-{samples}"
     build_drawn_crawl(crawl, 2 * samples)
     (root / "home").mkdir(parents=True)
-    shutil.copyfile(Path(__file__).parents[2] / "dagster.yaml", root / "home" / "dagster.yaml")
+    shutil.copyfile(DAGSTER_CONFIG, root / "home" / "dagster.yaml")
     config = root / "config.toml"
     with (
         SampleServer(crawl) as server,

@@ -1,6 +1,6 @@
 """The jobs: a segment from end to end, and the aggregates over all segments."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import dagster as dg
 
@@ -63,3 +63,23 @@ def prune_schedules(job: dg.JobDefinition, policy: Retention) -> list[dg.Schedul
         return []
     running = dg.DefaultScheduleStatus.RUNNING
     return [dg.ScheduleDefinition(job=job, cron_schedule=policy.at, default_status=running)]
+
+
+def runnable(
+    definitions: dg.Definitions, assets: Sequence[str], stale: Collection[str]
+) -> list[str]:
+    """Return those of a segment's stale assets that one run can rebuild.
+
+    ``assets``: the segment's, in the order of processing. One that depends on a stale asset through
+    one that is not stale has to wait: that may become stale by the run.
+    """
+    graph = definitions.resolve_asset_graph()
+    chosen: list[str] = []
+    waiting: set[str] = set()
+    for asset in assets:
+        parents = {key.to_user_string() for key in graph.get(dg.AssetKey(asset)).parent_keys}
+        if asset in stale and not parents & waiting:
+            chosen.append(asset)
+        elif parents & {*chosen, *waiting}:
+            waiting.add(asset)
+    return chosen

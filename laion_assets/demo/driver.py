@@ -14,6 +14,7 @@ import dagster as dg
 from laion_assets.crawl.source import CrawlSource
 from laion_assets.defs.build import AGGREGATES
 from laion_assets.defs.internals import stale_causes
+from laion_assets.defs.jobs import runnable
 from laion_assets.defs.partitions import PARTITION_TAG, partition_key
 from laion_assets.defs.partitions import crawls as crawl_partitions
 from laion_assets.demo.live import Following, View
@@ -151,7 +152,8 @@ class Driver:
             if not left.stale:
                 break
             for key, assets in sorted(left.stale.items()):
-                self._launch("segment", list(assets), key)
+                chosen = runnable(self._definitions, SEGMENT_ASSETS, assets)
+                self._launch("segment", chosen, key)
             self._await_runs()
             left = self._needs()
         if left.unknown or left.missing or left.stale:

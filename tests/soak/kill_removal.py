@@ -31,6 +31,7 @@ from laion_assets.lake import Lake, open_lake
 from laion_assets.layout import FILTERED_SUBSET, IMAGE_SHARDS, PARTITIONS
 from laion_assets.sample_crawl.build import build_sample_crawl
 from laion_assets.sample_crawl.server import SampleServer
+from laion_assets.settings import DAGSTER_CONFIG
 from laion_assets.tables import part_number, read_parquet
 from tests.world.conftest import sample_settings
 
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with SampleServer(root / "crawl") as server:
         config, settings = sample_settings(root, server)
         (root / "home").mkdir()
-        shutil.copyfile(CHECKOUT / "dagster.yaml", root / "home" / "dagster.yaml")
+        shutil.copyfile(DAGSTER_CONFIG, root / "home" / "dagster.yaml")
         definitions = build_defs(settings)
         with dg.DagsterInstance.from_config(str(root / "home")) as instance:
             instance.add_dynamic_partitions("crawls", ["CC-MAIN-2000-10"])

@@ -18,6 +18,7 @@ from laion_assets.defs.assets.dataset_report import SHOWS_SAMPLES
 from laion_assets.defs.assets.lists import first_observations, observations
 from laion_assets.defs.build import AGGREGATES
 from laion_assets.defs.internals import stale_causes
+from laion_assets.defs.jobs import runnable
 from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.defs.removal.forget import forget_superseded
 from laion_assets.defs.removal.interrupted import end_interrupted, run_tags
@@ -127,7 +128,7 @@ def _rebuild(
     made = [asset for asset in _made(lake, key) if dg.AssetKey(asset) in known]
     for _ in made:
         stale = {*_stale(instance, definitions, made, key), *holding}
-        selected = [asset for asset in made if asset in stale]
+        selected = runnable(definitions, made, stale)
         if not selected:
             return
         _run(instance, definitions, key, selected)
