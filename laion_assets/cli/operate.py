@@ -233,9 +233,9 @@ def _since(text: str) -> float:
     about="""
 Read the lake's files and compare them with the sizes and SHA-256 of their
 manifests: those of all assets, or of the ones named. Each damaged file is
-listed; the exit code is then 1. Make its partition again, or restore the file
-from a backup. What is made again may take over files of the old version, so
-delete damaged ones first (--delete).
+listed; the exit code is then 1. Restore the file from a backup; or set the
+whole partition aside (--set-aside) and materialize it again. Without that, what
+is made again may take over damaged files of the old version.
 """,
     example="verify image_shards --share 0.1",
     arguments=[
@@ -254,11 +254,16 @@ delete damaged ones first (--delete).
             metavar="DATE",
             help="only what was published on this date or later",
         ),
-        argument("--delete", action="store_true", help="delete the damaged files"),
+        argument(
+            "--set-aside",
+            action="store_true",
+            help="take the damaged partitions out of the lake, into its folder .damaged (of a "
+            "store: for seven days)",
+        ),
     ],
 )
 def verify(args: argparse.Namespace) -> None:
-    from laion_assets.lake import Choice, Verified, delete_damaged, find_damage
+    from laion_assets.lake import Choice, Verified, find_damage, set_aside
     from laion_assets.settings import load_settings
 
     lake = opened_lake(load_settings(args.config))
@@ -278,14 +283,14 @@ def verify(args: argparse.Namespace) -> None:
     print(f"{verified}")
     if not damages:
         return
-    if args.delete:
-        delete_damaged(lake, damages)
     concerned = {damage.partition for damage in damages}
-    raise CommandError(
-        f"{len(damages)} files of {len(concerned)} partitions are damaged: "
-        + ("deleted; " if args.delete else "")
-        + "materialize these partitions again, or restore the files from a backup"
-    )
+    todo = "restore the files from a backup, or set the partitions aside by --set-aside"
+    if args.set_aside:
+        gone = set_aside(lake, damages)
+        for partition in gone:
+            print(f"set aside: {partition}")
+        todo = f"{len(gone)} partitions were set aside: materialize them again"
+    raise CommandError(f"{len(damages)} files of {len(concerned)} partitions are damaged: {todo}")
 
 
 COMMANDS: Final = (check, crawls, crawl_add, estimate, prune, verify, metrics)

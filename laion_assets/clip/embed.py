@@ -289,27 +289,32 @@ def _embed(
 
     started = time.perf_counter()
     known = Earlier(earlier) if earlier is not None and todo else None
-    lacking = {tar: Share.empty(model.dim) for tar in todo}
-    """Shard -> what is known of it, for those with more samples."""
-    for tar in todo:
-        if known is None:
-            break
+    lacking = {tar: Share.empty(model.dim).rows for tar in todo}
+    """Shard -> the rows that are known of it, for those with more."""
+
+    def taken_over(shard: Shard) -> Share:
+        return Share.known(shard, known, model.dim) if known else Share.empty(model.dim)
+
+    for tar in todo if known else ():
         with Shard.open(tar) as shard:
-            lacking[tar] = share = Share.known(shard, known, model.dim)
+            share = taken_over(shard)
             embedded.taken_over += len(share.rows)
             progress.advance(len(share.rows), note=tar.name)
+            lacking[tar] = share.rows
             if len(share.rows) == len(shard.rows):
-                finish(shard, lacking.pop(tar))
+                finish(shard, share)
+                del lacking[tar]
     if lacking:
         loaded = model.loaded() if isinstance(model, UnloadedModel) else model
         embedded.device, embedded.precision = str(loaded.device), loaded.precision
-        taken = {tar: share.rows for tar, share in lacking.items()}
-        for shard, samples in decoded(taken, loaded, options, waited):
+        for shard, samples in decoded(lacking, loaded, options, waited):
             added = computed(
                 samples, loaded, options, partial(progress.advance, note=shard.tar.name)
             )
-            lacked = len(shard.rows) - len(lacking[shard.tar].rows)
-            finish(shard, lacking[shard.tar].with_(added))
+            lacked = len(shard.rows) - len(lacking[shard.tar])
+            # The vectors are read at last: those of all shards at once would be too many.
+            with Shard.open(shard.tar) as again:
+                finish(shard, taken_over(again).with_(added))
             embedded.samples += lacked
             if lacked > len(added.rows):
                 progress.advance(lacked - len(added.rows), note=shard.tar.name)

@@ -81,8 +81,8 @@ def _description(damages: Sequence[Damage]) -> str:
     named = "; ".join(map(str, damages[:_SHOWN]))
     more = f"; and {len(damages) - _SHOWN} more" if len(damages) > _SHOWN else ""
     return (
-        f"{named}{more}. Delete these files (`laion-assets verify --delete`) and materialize their "
-        "partitions again, or restore them from a backup"
+        f"{named}{more}. Restore these files from a backup, or set their partitions aside "
+        "(`laion-assets verify --set-aside`) and materialize them again"
     )
 
 

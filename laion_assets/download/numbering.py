@@ -169,11 +169,15 @@ def _split(places: NDArray[np.int64], size: int) -> tuple[Rows, Rows]:
 
 def _next_rows(places: NDArray[np.int64], size: int, known: dict[int, int]) -> dict[int, int]:
     """Shard -> the number of its next row, for each shard that has rows."""
-    found = {}
-    for shard in np.unique(places // size).tolist():
-        last = int(places[places // size == shard].max()) % size
-        found[shard] = max(last + 1, known.get(shard, 0))
-    return found
+    if not len(places):
+        return {}
+    ordered = np.sort(places)
+    shards, first = np.unique(ordered // size, return_index=True)
+    last = ordered[np.append(first[1:], len(ordered)) - 1] % size
+    return {
+        shard: max(row + 1, known.get(shard, 0))
+        for shard, row in zip(shards.tolist(), last.tolist(), strict=True)
+    }
 
 
 def _refuse_columns(file: Path) -> None:

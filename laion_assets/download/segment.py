@@ -114,11 +114,14 @@ def only_takes_out(before: Path, numbering: Numbering, rules: Rules) -> bool:
     if numbering.new:
         return False
     more = False
-    for table in rows_in_turn(before, LOOKED_AT) if rules.lists else ():
-        named, refused = rules.listed_rows(table)
-        if refused - named:
-            return False
-        more |= named > refused
+    try:
+        for table in rows_in_turn(before, LOOKED_AT) if rules.lists else ():
+            named, refused = rules.listed_rows(table)
+            if refused - named:
+                return False
+            more |= named > refused
+    except UNREADABLE:
+        return False  # what is damaged is fetched again
     return more or numbering.left > 0
 
 

@@ -127,7 +127,9 @@ def build_index(
     d = _width(parts, options)
     if codec and not codec.summary.is_same(model):
         raise IndexMismatchError(
-            f"the codec was trained for {codec.summary.title}, the vectors are of {model.title}"
+            f"the codec was trained for {codec.summary.title}, the vectors are of {model.title}: "
+            "once the subsets of all segments are of the new model, materialize index_codec, and "
+            "then knn_index"
         )
     if codec and parts and codec.summary.d != d:
         raise IndexMismatchError(

@@ -27,8 +27,8 @@ from laion_assets.lake.verify import (
     Damage,
     Partition,
     Verified,
-    delete_damaged,
     find_damage,
+    set_aside,
 )
 
 __all__ = [
@@ -52,11 +52,11 @@ __all__ = [
     "Staging",
     "UnavailableError",
     "Verified",
-    "delete_damaged",
     "find_damage",
     "is_remote",
     "local_lake",
     "open_lake",
+    "set_aside",
 ]
 
 

@@ -52,6 +52,9 @@ K = TypeVar("K")
 STAGING: Final = ".staging"
 """Folder of the partitions in the making, as ``asset/crawl=…/segment=…`` or ``asset/all``."""
 
+DAMAGED: Final = ".damaged"
+"""Folder of what was set aside, by asset and partition."""
+
 _WHOLE: Final = "all"
 _WITHDRAWN: Final = "withdrawn"
 """Name, beside those, of a published partition that is being deleted."""
@@ -85,8 +88,6 @@ class Stored(NamedTuple):
     """Yields the content of a file, by its name in the manifest; raises ``OSError``."""
     others: Collection[str]
     """Names of files that are there and not in the manifest."""
-    delete: Callable[[str], None]
-    """Deletes a file, by its name, where it is kept; what is missing is made again."""
 
 
 class Lake(ABC):
@@ -366,6 +367,22 @@ class Lake(ABC):
             for folder in (gone, place):
                 if folder.exists():
                     shutil.rmtree(folder.rename(gone))
+
+    def set_aside(self, asset: str, key: SegmentKey | None, version: str) -> bool:
+        """Take a published partition out of the lake, into a place of its own.
+
+        Nothing of it is then taken over when the partition is made again. ``version``: the one
+        that :meth:`versions` named; returns False, and does nothing, if it is another by now.
+        """
+        with self._locked(self._staging(asset, key)):
+            keys = None if key is None else [key]
+            if self.versions(asset, keys).get(key) != version:
+                return False
+            return self._set_aside(asset, key)
+
+    @abstractmethod
+    def _set_aside(self, asset: str, key: SegmentKey | None) -> bool:
+        """As :meth:`set_aside`, for a partition of that version and under its lock."""
 
     def abandoned(self, idle_s: float = 0.0) -> Iterator[Abandoned]:
         """Yield the staging folders on this machine that no process is working on.

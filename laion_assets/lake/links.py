@@ -69,7 +69,7 @@ class LinkedPartition:
         """
         if not self._versions.exists():
             return
-        current = self._current()
+        current = self.current()
         if current is not None and not self._place.exists():
             (self._versions / _CURRENT).unlink()
             current = None
@@ -87,7 +87,8 @@ class LinkedPartition:
         """Delete all versions; the folder itself has been removed or replaced."""
         shutil.rmtree(self._versions, ignore_errors=True)
 
-    def _current(self) -> Path | None:
+    def current(self) -> Path | None:
+        """The folder of the current version; None if the files lie in the partition's own."""
         link = self._versions / _CURRENT
         # A copy of the lake that followed links has a folder here, and files in the partition's.
         return self._versions / link.readlink() if link.is_symlink() else None

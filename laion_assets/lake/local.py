@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from typing_extensions import override
 
 from laion_assets.files import LocalFile, ReadAt, exchanges
-from laion_assets.lake.base import STAGING, Lake, Lease, Stored
+from laion_assets.lake.base import DAMAGED, STAGING, Lake, Lease, Stored
 from laion_assets.lake.content import MANIFEST
 from laion_assets.lake.links import LinkedPartition
 from laion_assets.lake.options import LakeOptions
@@ -146,12 +146,7 @@ class LocalLake(Lake):
         folder, manifest = self._place(asset, key), self.manifest(asset, key)
         named = {MANIFEST, *(item["name"] for item in manifest.files)}
         found = (str(path.relative_to(folder)) for path in _files(folder))
-        return Stored(
-            manifest,
-            lambda name: _chunks(folder / name),
-            set(found) - named,
-            lambda name: (folder / name).unlink(missing_ok=True),
-        )
+        return Stored(manifest, lambda name: _chunks(folder / name), set(found) - named)
 
     @override
     def current(self, *folders: str, deep: bool = False) -> Path:
@@ -197,6 +192,20 @@ class LocalLake(Lake):
     def withdraw(self, asset: str) -> None:
         super().withdraw(asset)
         LinkedPartition(self.root, self._place(asset, None)).forget()
+
+    @override
+    def _set_aside(self, asset: str, key: SegmentKey | None) -> bool:
+        place = self._place(asset, key)
+        aside = self.root / DAMAGED / place_of(asset, key) / uuid.uuid4().hex
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        linked = LinkedPartition(self.root, place)
+        if version := linked.current():
+            version.rename(aside)
+            shutil.rmtree(place)
+            linked.forget()
+        else:
+            place.rename(aside)
+        return True
 
     @cached_property
     def _exchanges(self) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatch
@@ -51,6 +52,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 K = TypeVar("K")
+
+_DAMAGED: Final = "_damaged"
+"""Prefix of the pointers of what was set aside."""
 
 _CHUNK: Final = 1 << 23
 """Bytes of an object that are read at once."""
@@ -191,11 +195,7 @@ class RemoteLake(Lake):
             for first in range(0, info.size, _CHUNK):
                 yield self.store.read_range(path, first, min(first + _CHUNK, info.size))
 
-        def delete(name: str) -> None:
-            discard(self.store, [found.files[name].object])
-            (self._place(asset, key) / name).unlink(missing_ok=True)
-
-        return Stored(Manifest.from_json(found.record()), read, (), delete)
+        return Stored(Manifest.from_json(found.record()), read, ())
 
     @override
     def map(self, call: Callable[[K], T], items: Iterable[K]) -> list[T]:
@@ -373,6 +373,24 @@ class RemoteLake(Lake):
         return copied[0] if copied else None
 
     # Deleting
+
+    @override
+    def _set_aside(self, asset: str, key: SegmentKey | None) -> bool:
+        """The objects stay for :data:`ABANDONED`, named by a copy of the pointer."""
+        self._require_conditions()
+        place = place_of(asset, key)
+        got = self.store.read(pointer_path(place))
+        if got is None:
+            return False
+        self.store.write(f"{_DAMAGED}/{place}/{uuid.uuid4().hex}.json", got[0])
+        try:
+            self.store.write_if(pointer_path(place), Pointer().to_bytes(), got[1])
+        except ChangedError:
+            return False
+        with self.cache.locked(pointer_path(place)):
+            self.cache.forget(place)
+            shutil.rmtree(self._place(asset, key), ignore_errors=True)
+        return True
 
     @override
     def withdraw(self, asset: str) -> None:

@@ -45,6 +45,8 @@ class Damage:
     name: str
     """Relative to the partition's folder."""
     problem: str
+    version: str = ""
+    """The partition's, as :meth:`Lake.versions` names it."""
 
     def __str__(self) -> str:
         return f"{self.partition}: {self.name} {self.problem}"
@@ -124,14 +126,13 @@ def find_damage(
         pool.shutdown(cancel_futures=True)
 
 
-def delete_damaged(lake: Lake, damages: Iterable[Damage]) -> None:
-    """Delete damaged files, so that nothing takes them over when the partition is made again.
-
-    Manifests stay: without them nothing of the partition could be taken over.
-    """
-    for damage in damages:
-        if damage.name != MANIFEST:
-            lake.stored(*damage.partition).delete(damage.name)
+def set_aside(lake: Lake, damages: Iterable[Damage]) -> list[Partition]:
+    """Take damaged partitions out of the lake, so that nothing of them is taken over when they are
+    made again; return which. One that has been replaced since stays."""
+    versions = {damage.partition: damage.version for damage in damages}
+    return [
+        partition for partition, version in versions.items() if lake.set_aside(*partition, version)
+    ]
 
 
 def _compare(lake: Lake, partition: Partition) -> tuple[int, int, list[Damage]]:
@@ -153,7 +154,7 @@ def _compare(lake: Lake, partition: Partition) -> tuple[int, int, list[Damage]]:
         files, size, problems = 0, 0, [(MANIFEST, _unreadable(error))]
     if problems and _version(lake, partition) != before:
         return _compare(lake, partition)
-    return files, size, [Damage(partition, *problem) for problem in problems]
+    return files, size, [Damage(partition, *problem, before or "") for problem in problems]
 
 
 def _problem(stored: Stored, item: Mapping[str, Any]) -> tuple[int, str | None]:

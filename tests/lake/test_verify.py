@@ -17,11 +17,12 @@ from laion_assets.lake import (
     MANIFEST,
     Choice,
     Lake,
+    LakeOptions,
     LocalLake,
     Partition,
     Verified,
-    delete_damaged,
     find_damage,
+    set_aside,
 )
 from laion_assets.lake.base import Stored
 from laion_assets.layout import SegmentKey
@@ -165,13 +166,23 @@ def test_a_partition_that_is_replaced_meanwhile_is_not_damaged(
     assert not found(lake, Choice(["pairs"], share=None, also=[Partition("pairs", KEYS[0])]))
 
 
-def test_a_deleted_file_is_missing_and_no_longer_wrong(lake: LocalLake) -> None:
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_what_is_set_aside_is_kept_and_not_taken_over(lake: LocalLake, exchanges: bool) -> None:
+    if not exchanges:
+        lake = LocalLake(LakeOptions(root=str(lake.root)), exchange=lambda *_: False)
+        publish(lake, "images", KEYS[1])
     flip(lake.published("images", KEYS[1]) / VECTORS, 300)
     damages = list(find_damage(lake, Choice().partitions(lake), Verified()))
-    delete_damaged(lake, damages)
-    assert list(found(lake).values()) == ["is missing"]
+    assert set_aside(lake, damages) == [Partition("images", KEYS[1])]
+    assert not lake.has("images", KEYS[1])
+    [kept] = lake.root.glob(f".damaged/**/{VECTORS}")
+    assert kept.is_file()
+    assert set_aside(lake, damages) == []
     publish(lake, "images", KEYS[1])
     assert not found(lake)
+    # A newer version is not the one that was damaged.
+    assert set_aside(lake, damages) == []
+    assert lake.has("images", KEYS[1])
 
 
 def test_in_a_store_it_is_the_objects_that_are_read(machine: Machine) -> None:
@@ -190,6 +201,12 @@ def test_in_a_store_it_is_the_objects_that_are_read(machine: Machine) -> None:
         f"images of {KEYS[2]}/{VECTORS}": "has 5 bytes, not 8,128",
     }
     assert found(other) == expected
-    delete_damaged(other, find_damage(other, Choice().partitions(other), Verified()))
-    assert set(found(lake).values()) == {"is missing"}
-    assert set(found(lake)) == set(expected)
+    damaged = set_aside(other, find_damage(other, Choice().partitions(other), Verified()))
+    assert damaged == [Partition("images", KEYS[2]), Partition("pairs", KEYS[0])]
+    assert not found(lake)
+    assert not lake.has(*damaged[0])
+    for partition in damaged:
+        assert partition.key
+        publish(other, partition.asset, partition.key)
+        assert (machine().published(*partition) / VECTORS).exists()
+    assert not found(lake)

@@ -18,7 +18,7 @@ from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import table_preview
 from laion_assets.defs.publishing import Publication, key_of, publishing
 from laion_assets.defs.retries import retrying_transient
-from laion_assets.lake import Lake, NotPublishedError
+from laion_assets.lake import Lake, Manifest, NotPublishedError
 from laion_assets.layout import (
     EMBEDDINGS,
     IMAGE_SHARDS,
@@ -65,7 +65,7 @@ def _model_before(context: dg.AssetExecutionContext, store: Lake, clip: ClipMode
     that; else the settings' model."""
     with suppress(NotPublishedError, UnknownModelError):
         manifest = store.manifest(EMBEDDINGS, key_of(context))
-        if manifest.code_version == context.assets_def.code_versions_by_key[context.asset_key]:
+        if _same_code(context, manifest):
             known = EmbeddedWith.recorded(manifest.metadata, EMBEDDINGS)
             return UnloadedModel(known, clip.load)
     return clip.load()
@@ -87,7 +87,7 @@ def _embed(
             made.out,
             model,
             options,
-            earlier=_earlier(made, model),
+            earlier=_earlier(context, made, model),
         )
         made.staging.counts = [embedded.counts]
         made.staging.metadata = embedded.metadata() | EmbeddedWith.of(model).model_dump()
@@ -99,9 +99,17 @@ def _embed(
     return made.result(preview=table_preview(made.rows, ["text", "width", "height"]))
 
 
-def _earlier(made: Publication, model: Model) -> Path | None:
-    """The published partition, if the same model made it."""
+def _earlier(context: dg.AssetExecutionContext, made: Publication, model: Model) -> Path | None:
+    """The published partition, if the same model and code made it."""
     with suppress(NotPublishedError, UnknownModelError):
-        published = EmbeddedWith.recorded(made.manifest(EMBEDDINGS).metadata, EMBEDDINGS)
-        return made.input(EMBEDDINGS) if published.is_same(model.identity) else None
+        manifest = made.manifest(EMBEDDINGS)
+        published = EmbeddedWith.recorded(manifest.metadata, EMBEDDINGS)
+        if published.is_same(model.identity) and _same_code(context, manifest):
+            return made.input(EMBEDDINGS)
     return None
+
+
+def _same_code(context: dg.AssetExecutionContext, manifest: Manifest) -> bool:
+    """Whether the partition was made by this code, with this precision and these weights."""
+    version = context.assets_def.code_versions_by_key[context.asset_key]
+    return bool(manifest.code_version == version)

@@ -54,7 +54,9 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             (manifest,) = made.input_rows(WAT_MANIFEST)
             rows = read_parquet(manifest).to_pylist()
             wat_files = [row["wat_file"] for row in rows if row["taken"]]
-            start_from(made_of_the_same(made), made.out, lists)
+            before = made_of_the_same(made)
+            start_from(before, made.out, lists)
+            made.staging.linked_from = [before] if before else []
             extract: Extract = extract_wat
             if isinstance(source, ListCrawl):
                 segment_id = made.manifest(WAT_MANIFEST).metadata["segment_id"]
