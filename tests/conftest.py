@@ -6,10 +6,12 @@ import functools
 import hashlib
 import http.server
 import logging
+import multiprocessing
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,14 @@ class _Heard(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._tell(record.getMessage())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_quickly() -> None:
+    """Start the server that processes are forked from with what the downloader's need: another's
+    would have them import it one by one."""
+    multiprocessing.set_forkserver_preload(["laion_assets.download.forkserver_preload"])
+    forkserver.ensure_running()
 
 
 @contextmanager

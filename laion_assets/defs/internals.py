@@ -7,7 +7,6 @@ functions. What does not belong here: anything that ``import dagster as dg`` off
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
@@ -152,6 +151,8 @@ class SqlEventLog:
 
         Until then they hold what was deleted. Other databases see to that by themselves.
         """
+        import sqlite3
+
         from dagster._core.storage.event_log import SqliteEventLogStorage
         from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME
 

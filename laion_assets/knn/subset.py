@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from laion_assets.clip.identity import ModelIdentity, UnknownModelError, the_one
 from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.files import Identity, identity
-from laion_assets.filtering.subset import NOTE, TakenWith
+from laion_assets.filtering.subset import NOTE, embedded_by
 from laion_assets.lake import MANIFEST, Manifest
 from laion_assets.layout import FILTERED_SUBSET, PARTITIONS, SegmentKey
 from laion_assets.tables import KEY_COLUMNS, key_in, part_path, read_parquet, rows_in
@@ -143,15 +143,18 @@ def published_digests(folder: Path) -> Mapping[str, str]:
 
 
 def model_of(subset: Path) -> ModelIdentity:
-    """The model that made a subset's vectors, as the subset itself says.
+    """The model that made a folder's vectors, as the folder itself says: a subset, or what `embed`
+    has written.
 
     Raises :class:`UnknownModelError` if it does not say.
     """
     if (subset / MANIFEST).exists():
-        return TakenWith.recorded(Manifest.read(subset).metadata, subset).identity
+        return ModelIdentity.recorded(Manifest.read(subset).metadata, subset).identity
     if (subset / NOTE).exists():
         noted = json.loads((subset / NOTE).read_text(encoding="utf-8"))
-        return TakenWith.recorded(noted, subset).identity
+        return ModelIdentity.recorded(noted, subset).identity
+    if embedder := embedded_by(subset):
+        return embedder
     raise UnknownModelError(
         f"{subset} has no {NOTE}, which says what model made its vectors: filter it again"
     )

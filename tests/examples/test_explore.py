@@ -66,7 +66,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> LocalLake:
         np.save(path, vectors.astype(np.float16))
     index = files.folder("knn_index")
     index.mkdir(parents=True)
-    build_index(subset, index, IndexOptions(), model_key=model.key)
+    build_index(subset, index, IndexOptions(), model=model.identity)
     with lake.publish("search_index", inputs={str(KEY): "1"}, code_version="1") as staging:
         merge_indices(
             [SegmentIndex(KEY, "1")],

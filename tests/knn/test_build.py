@@ -68,7 +68,7 @@ def test_files_of_no_crawl_are_indexed_and_found(
         for name in ("crawl", "segment"):
             table = table.append_column(name, pa.nulls(7, pa.string()))
     pq.write_table(table, part.parquet)
-    summary = index_subset(subset, tmp_path / "index", IndexOptions(), model_key="m")
+    summary = index_subset(subset, tmp_path / "index", IndexOptions(), model=MODEL)
     assert [(of.crawl, of.segment, of.rows) for of in summary.runs[0].segments] == [("", "", 7)]
     hits = Searcher(tmp_path / "index", subset).search(part.vectors("image")[3], 1)
     assert [(hit.url, hit.text, hit.similarity) for hit in hits] == [
@@ -83,7 +83,7 @@ def test_files_without_sample_ids_are_refused_before_anything_is_written(
     (part,) = subset_parts(subset)
     pq.write_table(pa.table({"url": ["u"] * 7}), part.parquet)
     with pytest.raises(SubsetError, match="no column SAMPLE_ID"):
-        index_subset(subset, tmp_path / "index", IndexOptions(), model_key="m")
+        index_subset(subset, tmp_path / "index", IndexOptions(), model=MODEL)
     assert not (tmp_path / "index").exists()
 
 

@@ -262,7 +262,12 @@ def test_samples_whose_entry_is_deleted_come_back(copy: World) -> None:
     assert [event.event for event in last] == ["came_back"] * 3
 
 
-def test_a_removal_that_is_killed_is_finished_by_the_next(copy: World) -> None:
+def test_a_removal_that_is_killed_is_finished_by_the_next(
+    copy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(copy.root / "home"))
+    # What has come back is not in the subset before this.
+    assert main(["remove", "--config", str(copy.config), "--apply"]) == 0
     wrong = soak(copy.lake, copy.config, copy.root / "home", 2, random.Random(2))
     assert not wrong
 
