@@ -65,6 +65,7 @@ test-install:
 	$(PYTHON) -m venv build/install/base && $(PYTHON) -m venv build/install/all
 	build/install/base/bin/pip install --quiet --constraint constraints.txt build/install/*.whl
 	cd build/install && base/bin/laion-assets --help >base.txt && ! base/bin/python -c 'import torch' 2>/dev/null
+	cd build/install && base/bin/python -c 'import laion_assets.definitions, laion_assets.demo.service_process, laion_assets.preflight.checks'
 	build/install/all/bin/pip install --quiet --constraint constraints.txt "$$(echo build/install/*.whl)[all]"
 	cd build/install && all/bin/laion-assets demo
 

@@ -17,7 +17,7 @@ _SECRET_NAME: Final = re.compile(
 )
 _NO_SECRET_NAME: Final = re.compile(r"_(file|path|uri|url|enabled|kms_key_id)$|^skip_|^anon")
 _SECRET_VALUE: Final = re.compile(
-    r"://[^/?#\s]*:[^/?#\s]*@"  # a password in a URL
+    r"://[^/?#\s]*@"  # a password in a URL, or a token as its user
     r"|[?&](sig|signature|x-amz-signature|token|access_token|api_?key)="
     r"|\b(AKIA|ASIA)[A-Z0-9]{16}\b|AccountKey=|-----BEGIN [A-Z ]*PRIVATE KEY",
     re.IGNORECASE,

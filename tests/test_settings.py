@@ -48,6 +48,7 @@ def test_the_shipped_files_are_valid() -> None:
         ('[assets]\nowners = ["me"]', "assets.owners.0: String should match"),
         ('[notify]\nui = "https://x.test/?token=abc"', "notify: ui looks like a secret"),
         ('[lake]\nroot = "s3://AKIA:hush@bucket/"', "lake: root looks like a secret"),
+        ('[notify]\nui = "https://hush@x.test/"', "notify: ui looks like a secret"),
         (
             '[download.connect_to]\n"a:80" = "http://me:hush@x.test"',
             "download: connect_to.a:80 looks like a secret|connect_to: .*",

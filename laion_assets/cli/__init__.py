@@ -56,11 +56,15 @@ def _reader_left() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
+def _is_ours(error: ModuleNotFoundError) -> bool:
+    return (error.name or "").partition(".")[0] in ("laion_assets", "resources", "sensors")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` and return the exit code."""
     args = build_parser().parse_args(argv)
     # On SIGTERM a command cleans up as on Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with show_log(shows_time=args.command.shows_time):
             args.command.run(args)
@@ -73,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The interpreter's own flush at exit must not fail once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        if isinstance(error, ModuleNotFoundError):
+        if isinstance(error, ModuleNotFoundError) and not _is_ours(error):
             say(
                 f"laion-assets: {error}, which is in an extra: 'laion-assets[work]' makes the "
                 "assets, [search] serves them, [all] does both"
@@ -84,4 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = "" if ours else f"{type(error).__name__}: "
         say(f"laion-assets: {name}{error}")
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     return 0

@@ -136,8 +136,8 @@ def run_search_page(places: Places, settings: Settings, port: int | None) -> Non
         try:
             crawl_port = urlsplit(settings.crawl_source.data_url).port or 80
             stack.enter_context(SampleServer(places.crawl, port=crawl_port))
-        except OSError:
-            logger.info("the sample crawl is already being served, or its port is taken")
+        except OSError as error:
+            logger.info(f"the sample crawl is not served ({error})")
         options = settings.serve.listening_on(None, port)
         serve_index(index, options, settings.clip, settings.download)
 

@@ -113,6 +113,8 @@ def sole_demo(places: Places, patience_s: float = _TURN_S) -> Iterator[None]:
 
     try:
         with locked(places.lock, waiting, patience_s):
+            # A killed one left it, and it would be taken for ours.
+            places.dagster.unlink(missing_ok=True)
             yield
     except LockedError as error:
         raise DemoError(f"another demo is running in {places.root}: end it first") from error

@@ -33,6 +33,8 @@ _ON_ITS_SIDE: Final = 5
 """From this EXIF orientation on, width and height change places when a picture is turned."""
 _LARGE_PIXELS: Final = 16_000_000
 _STRIP_ROWS: Final = 128
+_MOST_PRINTED: Final = 4_096
+"""Bytes that are passed on of what a decoder prints: a hostile file may make it print on."""
 _LACKS_DATA: Final = b"premature end of data segment"
 """libjpeg's words for a scan that ends before its last block (JWRN_HIT_MARKER)."""
 _EXIF_BYTES: Final = 65_536
@@ -217,7 +219,7 @@ def _printing_to(file: IO[bytes]) -> Iterator[None]:
             file.seek(0)
             file.truncate()
         if printed and _LACKS_DATA not in printed:
-            os.write(2, printed)
+            os.write(2, printed[:_MOST_PRINTED])
     if _LACKS_DATA in printed:
         raise ImageRefused("undecodable", "cut: the JPEG lacks data before its end marker")
 

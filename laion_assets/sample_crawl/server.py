@@ -8,14 +8,15 @@ host, which serves the crawl's own files. What does not belong here: which answe
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import http.client
 import itertools
 import json
 import signal
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -50,31 +51,41 @@ _CHANGED: Final = 946684800.0
 """Modification time of all pictures, which come from an archive: 2000-01-01."""
 _TLS_HANDSHAKE: Final = 0x16
 _TLS_FATAL_ALERT: Final = b"\x15\x03\x01\x00\x02\x02\x28"
+_TAKE_OVER_S: Final = 0.05
+"""How often a process that waits for a port tries it: in between, requests are refused."""
 _BLOCK: Final = bytes(64 * 1024)
 
 
 class SampleServer:
     """Serves a built sample crawl on 127.0.0.1 while its ``with`` block runs.
 
-    ``requests`` counts requests by ``host/path?query``, without the port.
+    ``requests`` counts requests by ``host/path?query``, without the port; those that another
+    process answers are not among them.
     """
 
     def __init__(self, root: Path, port: int = 0) -> None:
         """``root``: the folder of a built crawl; ``port`` 0 takes a free port.
 
-        Several processes may serve the same crawl on one port, each as long as it needs it. Raises
-        ``OSError`` if anything else is served there.
+        If another process serves the same crawl there, this one takes over when that one ends.
+        Raises ``OSError`` if anything else is served there.
         """
-        if port:
-            _refuse_another(port, root)
         self.requests: Counter[str] = Counter()
-        routes = json.loads((root / ROUTES).read_text("utf-8"))
-        self._server = _Server(("127.0.0.1", port), root.resolve(), routes, self.requests)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-
-    @property
-    def port(self) -> int:
-        return int(self._server.server_address[1])
+        self._root = root.resolve()
+        self._routes = json.loads((root / ROUTES).read_text("utf-8"))
+        own = root / PICTURES
+        self._pictures = Pictures(own) if own.is_file() else Pictures()
+        self._server: _Server | None = None
+        try:
+            self._server = self._bound(port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            if not _is_served(port, root):
+                raise OSError(errno.EADDRINUSE, "something else is served there") from error
+        self.port = int(self._server.server_address[1]) if self._server else port
+        self._ended = threading.Event()
+        self._turn = threading.Lock()
+        self._thread = threading.Thread(target=self._serve)
 
     @property
     def url(self) -> str:
@@ -96,10 +107,27 @@ class SampleServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._server.stopping.set()
-        self._server.shutdown()
+        with self._turn:
+            self._ended.set()
+        if self._server:
+            self._server.stopping.set()
+            self._server.shutdown()
         self._thread.join()
-        self._server.server_close()
+        if self._server:
+            self._server.server_close()
+
+    def _serve(self) -> None:
+        while (server := self._server) is None:
+            if self._ended.wait(_TAKE_OVER_S):
+                return
+            with self._turn, contextlib.suppress(OSError):  # the other process still listens
+                if not self._ended.is_set():
+                    self._server = self._bound(self.port)
+        server.serve_forever(0.05)
+
+    def _bound(self, port: int) -> _Server:
+        address = ("127.0.0.1", port)
+        return _Server(address, self._root, self._routes, self._pictures, self.requests)
 
 
 def serve(root: Path, port: int) -> None:
@@ -117,20 +145,17 @@ def serve(root: Path, port: int) -> None:
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
-def _refuse_another(port: int, root: Path) -> None:
+def _is_served(port: int, root: Path) -> bool:
+    """True if this very crawl is served at the port."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{ROUTES}", timeout=5) as answer:
-            routes = answer.read()
-    except urllib.error.HTTPError:
-        routes = b""
-    except OSError:
-        return  # nobody answers; if somebody listens, binding fails
-    if routes != (root / ROUTES).read_bytes():
-        raise OSError(errno.EADDRINUSE, "something else is served there")
+        with direct.open(f"http://127.0.0.1:{port}/{ROUTES}", timeout=5) as answer:
+            return bool(answer.read() == (root / ROUTES).read_bytes())
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 class _Server(ThreadingHTTPServer):
-    allow_reuse_port = True
     daemon_threads = True
     block_on_close = False
     request_queue_size = 128
@@ -140,13 +165,13 @@ class _Server(ThreadingHTTPServer):
         address: tuple[str, int],
         root: Path,
         routes: dict[str, dict[str, dict[str, Any]]],
+        pictures: Pictures,
         requests: Counter[str],
     ) -> None:
         self.root = root
         self.routes = routes
         self.requests = requests
-        own = root / PICTURES
-        self.pictures = Pictures(own) if own.is_file() else Pictures()
+        self.pictures = pictures
         self.stopping = threading.Event()
         self.lock = threading.Lock()
         super().__init__(address, _Handler)

@@ -145,7 +145,8 @@ def decode_image(text: str, max_bytes: int) -> bytes:
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
-        body = base64.b64decode("".join(text.split()), validate=True)
+        # Not text.split(), which takes a quarter of a second for a large image of short lines.
+        body = base64.b64decode(text.encode("ascii").translate(None, b" \t\r\n"), validate=True)
     except (binascii.Error, ValueError) as error:
         raise RequestRefusedError(422, "not_base64", "the image is not valid base64") from error
     if len(body) > max_bytes:

@@ -45,10 +45,12 @@ class ServeOptions(Options):
         1_000, ge=1, description="Thumbnails that one client may get at once"
     )
     removal_rate: float = Field(
-        1 / 60, gt=0, description="Sustained removal requests per second and client"
+        1 / 864,
+        gt=0,
+        description="Sustained removal requests per second and client; by default, 100 a day",
     )
     removal_burst: int = Field(
-        10, ge=1, description="Removal requests that one client may send at once"
+        50, ge=1, description="Removal requests that one client may send at once"
     )
 
     connections: int = Field(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,8 @@ from laion_assets.knn.samples import Sample
 from laion_assets.search.errors import RequestRefusedError
 
 QUEUE: Final = Path("removals/queue/requests.jsonl")
+_UNSEEN: Final = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""What a terminal obeys, and JSON does not escape by itself."""
 _OF_A_SAMPLE: Final = 5
 """Different requests for one sample that wait at the same time."""
 
@@ -53,7 +56,7 @@ class RemovalQueue:
             "entries": [f"url:{sample.url}", f"sha256:{sample.sha256}"],
         }
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        line = json.dumps({"time": now} | asked, ensure_ascii=True).encode() + b"\n"
+        line = _line({"time": now} | asked)
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as stream:
@@ -119,6 +122,12 @@ class _Waiting:
 
     def add(self, asked: dict[str, Any]) -> None:
         self._of_sample.setdefault(asked["sample"], set()).add(_name(asked))
+
+
+def _line(asked: dict[str, Any]) -> bytes:
+    """JSON in UTF-8, in which a character takes a third of its escape."""
+    text = json.dumps(asked, ensure_ascii=False)
+    return _UNSEEN.sub(lambda unseen: f"\\u{ord(unseen[0]):04x}", text).encode() + b"\n"
 
 
 def _name(asked: dict[str, Any]) -> int:

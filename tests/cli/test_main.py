@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,6 +35,32 @@ def test_a_missing_input_is_reported_in_one_line(
     monkeypatch.chdir(tmp_path)
     refused(laion_assets(*words), "nowhere does not exist")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "of_an_extra"),
+    [("laion_assets.stats.catalog", False), ("duckdb", True)],
+)
+def test_a_module_that_is_missing_is_of_an_extra_unless_it_is_ours(
+    module: str, of_an_extra: bool, tmp_path: Path
+) -> None:
+    code = f"import sys; sys.modules[{module!r}] = None; from laion_assets.cli import main; main()"
+    words = ("sql", "--catalog", str(tmp_path), "select 1")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    [line] = done.stderr.splitlines()
+    assert module in line
+    assert ("in an extra" in line) == of_an_extra
+
+
+def test_the_callers_handler_of_sigterm_is_left_as_it_was() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        refused(laion_assets("pairs", "nowhere", "-o", "out"), "nowhere does not exist")
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(

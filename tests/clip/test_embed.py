@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -284,11 +285,18 @@ def killed_at(publication: int, function: Callable[..., object], *args: object) 
                 os.kill(os.getpid(), signal.SIGKILL)
             return replace(path, target)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Path, "replace", replace_or_die)
-            function(*args)
-        os._exit(0)
-    return os.waitpid(process, 0)[1]
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Path, "replace", replace_or_die)
+                function(*args)
+            os._exit(0)
+        except BaseException:  # noqa: BLE001 - this process is to end here, whatever happens
+            traceback.print_exc()
+        finally:
+            os._exit(1)  # or it would go on as a second test runner
+    how = os.waitpid(process, 0)[1]
+    assert how in (0, signal.SIGKILL), "the function failed in the process"
+    return how
 
 
 def test_a_run_that_is_killed_while_it_joins_is_gone_on_with(

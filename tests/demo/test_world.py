@@ -11,7 +11,9 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import dagster as dg
 import pytest
@@ -130,8 +132,9 @@ def test_one_crawl_is_served_by_all_who_need_it(places: Places, tmp_path: Path) 
             return bool(answer.status == 200)
 
     with crawl_server(places, settings):
-        with SampleServer(places.crawl, int(url.split(":")[2].partition("/")[0])):
+        with SampleServer(places.crawl, int(url.split(":")[2].partition("/")[0])) as sharing:
             assert answers()
+            assert not sharing.requests, "the first one answers as long as it is there"
         assert answers()
         other = Places(tmp_path / "other")
         shutil.copytree(places.crawl, other.crawl)
@@ -142,6 +145,30 @@ def test_one_crawl_is_served_by_all_who_need_it(places: Places, tmp_path: Path) 
         ):
             pass
         assert answers()
+
+
+def test_a_second_server_takes_over_when_the_first_ends(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(config_on(free_port(), places.root))
+    port = urlsplit(settings.crawl_source.data_url).port
+    assert port
+    with ExitStack() as ends_later:
+        with crawl_server(places, settings), monkeypatch.context() as patch:
+            patch.setenv("http_proxy", "http://127.0.0.1:1")  # loopback is not asked of a proxy
+            second = ends_later.enter_context(SampleServer(places.crawl, port))
+            third = ends_later.enter_context(SampleServer(places.crawl, port))
+        eventually(lambda: served(port), "nobody took over")
+        with urllib.request.urlopen(f"{second.url}collinfo.json", timeout=5) as answer:
+            assert answer.status == 200
+        assert second.requests + third.requests == {"127.0.0.1/collinfo.json": 1}
+    assert not served(port)
+
+
+def test_a_killed_demos_address_is_not_believed(places: Places) -> None:
+    write_json(places.dagster, {"url": "http://127.0.0.1:3001", "idle": True})
+    with sole_demo(places):
+        assert running_dagster(places, idle=True) is None
 
 
 def test_a_second_demo_waits_its_turn(places: Places) -> None:

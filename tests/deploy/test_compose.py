@@ -141,6 +141,9 @@ def test_the_settings_are_those_of_this_server() -> None:
     address = of["proxy"]["networks"]["pages"]["ipv4_address"]
     [subnet] = whole()["networks"]["pages"]["ipam"]["config"]
     assert ipaddress.ip_address(address) in ipaddress.ip_network(subnet["subnet"])
+    handed_out = ipaddress.ip_network(subnet["ip_range"])
+    assert handed_out.subnet_of(ipaddress.ip_network(subnet["subnet"]))  # type: ignore[arg-type]
+    assert ipaddress.ip_address(address) not in handed_out
     assert settings.serve.proxies == (address,)
     example = (COMPOSE / "env.example").read_text()
     assert f"SEARCH_NAME={settings.serve.hosts[0]}" in example

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import tempfile
 import zlib
 from collections.abc import Sequence
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from laion_assets.download import images
 from laion_assets.download.errors import ImageRefused
 from laion_assets.download.formats import MAX_PARTS, MAX_SCANS, check_jpeg, read_png
 from laion_assets.download.images import ImageMaker, StoredImage
@@ -172,6 +175,12 @@ def test_what_decoders_print_otherwise_is_passed_on(capfd: pytest.CaptureFixture
     scan = body.rindex(b"\xff\xda")
     assert make(body[:scan] + b"more" + body[scan:])
     assert "Corrupt JPEG data: 4 extraneous bytes before marker" in capfd.readouterr().err
+
+
+def test_a_decoder_that_prints_on_is_cut_short(capfd: pytest.CaptureFixture[str]) -> None:
+    with tempfile.TemporaryFile(buffering=0) as file, images._printing_to(file):
+        os.write(2, b"bad" * 10_000)
+    assert capfd.readouterr().err == ("bad" * 10_000)[:4_096]
 
 
 def test_restart_markers_and_fillers_belong_to_the_picture() -> None:

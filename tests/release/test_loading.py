@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
-import mlcroissant
 import pytest
 
 from laion_assets import schemas
@@ -33,7 +34,22 @@ def test_the_examples_of_the_page_run(made: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_mlcroissant_has_no_complaints_and_reads_every_sample(made: Path) -> None:
+@pytest.fixture(scope="module")
+def mlcroissant() -> ModuleType:
+    """The library, imported so that it leaves pytest's standard error alone.
+
+    Its logger, absl's, keeps the one of its import and closes it with the log's handlers.
+    """
+    module = importlib.import_module("mlcroissant")
+    from absl import logging
+
+    logging.get_absl_handler().python_handler.stream = sys.__stderr__
+    return module
+
+
+def test_mlcroissant_has_no_complaints_and_reads_every_sample(
+    mlcroissant: ModuleType, made: Path
+) -> None:
     dataset = mlcroissant.Dataset(jsonld=made / "release" / "croissant.json")
     issues = dataset.metadata.ctx.issues
     assert not issues.errors
@@ -56,7 +72,7 @@ def test_croissant_names_every_file_with_its_checksum(made: Path) -> None:
     }
 
 
-def test_a_broken_croissant_is_noticed(made: Path, tmp_path: Path) -> None:
+def test_a_broken_croissant_is_noticed(mlcroissant: ModuleType, made: Path, tmp_path: Path) -> None:
     """The check above can fail."""
     described = json.loads((made / "release" / "croissant.json").read_text())
     described["recordSet"][0]["field"][0]["source"]["fileSet"]["@id"] = "nowhere"

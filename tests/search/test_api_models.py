@@ -29,7 +29,7 @@ def test_an_image_comes_in_one_line_or_wrapped(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "status"), [("no base64!", 422), (WRAPPED[:-3], 422), (TEXT, 413)]
+    ("text", "status"), [("no base64!", 422), ("no äscii", 422), (WRAPPED[:-3], 422), (TEXT, 413)]
 )
 def test_what_is_no_image_is_refused(text: str, status: int) -> None:
     with pytest.raises(RequestRefusedError) as refused:

@@ -64,6 +64,16 @@ def test_a_repeated_request_waits_once(tmp_path: Path) -> None:
     ]
 
 
+def test_a_line_is_short_and_safe_to_show(tmp_path: Path) -> None:
+    queue = RemovalQueue(tmp_path, ROOMY)
+    reason = "das bin ich \U0001f600\x9b31m\x1b[2J\u202e\u2028"
+    queue.append(sample(), reason, "")
+    text = queue.path.read_text("utf-8")
+    assert "das bin ich \U0001f600\\u009b" in text
+    assert text.removesuffix("\n").isprintable()
+    assert [line["reason"] for line in lines(queue)] == [reason]
+
+
 def test_one_sample_cannot_fill_the_queue(tmp_path: Path) -> None:
     queue = RemovalQueue(tmp_path, ROOMY)
     for number in range(5):
