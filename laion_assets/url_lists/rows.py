@@ -27,6 +27,8 @@ from laion_assets.url_lists.options import ReadOptions
 
 BATCH: Final = 10_000
 _SNIFFED_BYTES: Final = 1_000_000
+READING: Final = 2
+"""Another number once a file's rows are found in another way, so that they are counted again."""
 _BUFFER: Final = 1 << 20
 _LOOKED_AT: Final = 100
 """Rows of a file without a header in which a URL is looked for."""

@@ -67,6 +67,19 @@ def test_segments_of_a_list_have_its_rows_once_and_in_order(name: str, tmp_path:
         assert [len(table) for table in tables] == [7, 7, 7, 3]
 
 
+def test_rows_are_counted_again_when_they_are_read_in_another_way() -> None:
+    listed = UrlListOptions(name="mine", files=("a.csv",))
+    others: list[dict[str, object]] = [
+        {"encoding": "latin-1"},
+        {"format": "tsv"},
+        {"text": "what"},
+        {"rows_per_segment": 7},
+    ]
+    known = ListCrawl(listed).counted_by
+    counted = [ListCrawl(listed.model_copy(update=other)).counted_by for other in others]
+    assert [again == known for again in counted] == [False, False, False, True]
+
+
 def test_the_settings_name_the_lists() -> None:
     listed = UrlListOptions(name="mine", files=("a.csv",))
     assert list_crawl([listed], "LIST-mine").options == listed
