@@ -2,7 +2,7 @@
 
 Parquet is read by pyarrow, by whole row groups. CSV, JSON lines and text are read by DuckDB, which
 decides on dialect and header; each of their columns is text. A line that DuckDB cannot read is
-skipped and counted. Nothing is held but the batch.
+skipped and counted. Nothing is held but the batch; of remote parquet, a row group.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ def open_rows(file: ListFile, options: ReadOptions) -> Iterator[Rows]:
     """
     try:
         if file.format == "parquet":
-            # Without a buffer, each column's whole share of a row group is read at once.
-            with file.open() as stream, pq.ParquetFile(stream, buffer_size=_BUFFER) as parquet:
+            # Otherwise a row group is read at once; far away, few large reads are worth it.
+            reading = {"buffer_size": _BUFFER, "pre_buffer": False} if file.local else {}
+            with file.open() as stream, pq.ParquetFile(stream, **reading) as parquet:
                 yield _Parquet(file, parquet, options)
             return
         with file.on_disk() as path, duckdb.connect(config=_CONFIG) as connection:
