@@ -28,6 +28,8 @@ LAST_ASSET: Final = SEGMENT_ASSETS[-1]
 PRIORITY_TAG: Final = "dagster/priority"
 ROOT_TAG: Final = "dagster/root_run_id"
 """Name of the tag in which Dagster keeps, for a retry of a run, the first run's id."""
+WANTED_TAG: Final = "laion_assets/segment_id"
+"""Name of the tag of a run of a changed segment: the id of what the segment is to be made of."""
 TICK_S: Final = 60
 """Seconds between two ticks: finished and failed runs are noticed that soon, whatever
 `interval_s` is."""
@@ -113,21 +115,26 @@ class SegmentRuns:
         """Partition whose attempts are used up -> when it is requested again, since the epoch."""
         self.canceled: list[str] = []
         """Partitions whose last run a person canceled."""
+        self.unchanged: list[str] = []
+        """Changed partitions whose last run has succeeded, and was to make them as they are to be
+        now: another would do no more."""
         self._in_flight = {
             data.partition
             for data in instance.get_run_partition_data(dg.RunsFilter(statuses=UNFINISHED))
         }
 
     def choose(
-        self, missing: Sequence[SegmentKey], changed: Collection[SegmentKey] = ()
+        self, missing: Sequence[SegmentKey], changed: Mapping[SegmentKey, str] | None = None
     ) -> list[dg.RunRequest]:
         """Return the requests for this tick; ``missing`` is in the order of preference.
 
-        Of those that have ``changed``, all assets are requested, made or not.
+        Of those that have ``changed``, each with the id of what it is to be made of, all assets are
+        requested, made or not.
         """
+        changed = changed or {}
         room = self._room() if missing else 0
         chosen: dict[SegmentKey, str] = {}
-        for key, last in self._idle(missing) if room > 0 else ():
+        for key, last in self._idle(missing, changed) if room > 0 else ():
             chosen[key] = last
             if len(chosen) == room:
                 break
@@ -144,7 +151,7 @@ class SegmentRuns:
                 run_key=f"{key}#{last}",
                 partition_key=partition_key(key),
                 asset_selection=[dg.AssetKey(name) for name in names],
-                tags=self._tags(key),
+                tags=self._tags(key, changed.get(key)),
             )
             for key, last in chosen.items()
             # To Dagster, an empty selection means the whole job.
@@ -155,7 +162,9 @@ class SegmentRuns:
         own = dg.RunsFilter(statuses=UNFINISHED, tags={SENSOR_TAG: self._sensor})
         return self._policy.at_most - self._instance.get_runs_count(own)
 
-    def _idle(self, missing: Sequence[SegmentKey]) -> Iterator[tuple[SegmentKey, str]]:
+    def _idle(
+        self, missing: Sequence[SegmentKey], changed: Mapping[SegmentKey, str]
+    ) -> Iterator[tuple[SegmentKey, str]]:
         """Yield the segments to request, each with the short id of its last run, or ``"0"``.
 
         Once `at_most` segments are given up, the fault is hardly in the segments: nothing more is
@@ -168,6 +177,10 @@ class SegmentRuns:
             if records and records[0].dagster_run.status == dg.DagsterRunStatus.CANCELED:
                 self.canceled.append(partition)
                 continue
+            wanted = changed.get(keys[partition])
+            if wanted and records and _has_made(records[0].dagster_run, wanted):
+                self.unchanged.append(partition)
+                continue
             beyond = _failures(record.dagster_run for record in records) - self._policy.attempts
             if beyond >= 0:
                 until = _ended(records[0]) + _wait(beyond + 1, self._policy)
@@ -178,9 +191,10 @@ class SegmentRuns:
                     continue
             yield keys[partition], records[0].dagster_run.run_id[:8] if records else "0"
 
-    def _tags(self, key: SegmentKey) -> dict[str, str]:
+    def _tags(self, key: SegmentKey, wanted: str | None) -> dict[str, str]:
         newest = self._policy.first == "newest"
-        return {PRIORITY_TAG: str(priority(key.crawl))} if newest else {}
+        tags = {PRIORITY_TAG: str(priority(key.crawl))} if newest else {}
+        return tags | {WANTED_TAG: wanted} if wanted else tags
 
     def problems(self) -> list[str]:
         """Return messages about the segments that were not chosen for a reason."""
@@ -196,7 +210,16 @@ class SegmentRuns:
                 )
         if self.canceled:
             messages.append(f"canceled; materialize them yourself: {_some(self.canceled)}")
+        if self.unchanged:
+            messages.append(
+                "made again, and still of other rows than this sensor sees; see whether the files "
+                f"are the same where runs work: {_some(self.unchanged)}"
+            )
         return messages
+
+
+def _has_made(run: dg.DagsterRun, wanted: str) -> bool:
+    return run.status == dg.DagsterRunStatus.SUCCESS and run.tags.get(WANTED_TAG) == wanted
 
 
 def _waits_for_dagster(record: dg.RunRecord) -> bool:

@@ -6,7 +6,7 @@ seconds. Files that are not parquet are read once to count their rows.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import dagster as dg
@@ -35,7 +35,7 @@ class _Seen(BaseModel):
     next_look: float = 0.0
     trouble: Trouble | None = None
     rows: dict[str, int] = Field(default_factory=dict)
-    """Version of a file -> number of its rows."""
+    """What a file's rows were counted of and how -> their number."""
     segments: dict[str, str] = Field(default_factory=dict)
     """Number of a segment -> id of what it must be made of."""
     count: int = 0
@@ -66,23 +66,22 @@ class _Seen(BaseModel):
         """The list's segments now; None while files are still to be counted."""
         files = crawl.files()
         until = time.monotonic() + LOOK_S
-        for file in files:
-            if self._key(file.name, file.version) in self.rows:
+        keys = [f"{crawl.counted_by} {file.version} {file.name}" for file in files]
+        for key, file in zip(keys, files, strict=True):
+            if key in self.rows:
                 continue
             if time.monotonic() > until:
                 return None
-            self.rows[self._key(file.name, file.version)] = crawl.count(file)
-        keys = [self._key(file.name, file.version) for file in files]
+            self.rows[key] = crawl.count(file)
         self.rows = {key: self.rows[key] for key in keys}
         return crawl.segments(files, [self.rows[key] for key in keys])
 
-    @staticmethod
-    def _key(name: str, version: str) -> str:
-        return f"{version} {name}"
-
-    def changed(self, crawl: ListCrawl, made: Iterable[SegmentKey], lake: Lake) -> list[SegmentKey]:
-        """Segments of ``made`` that are made of other rows than the list has for them now."""
-        found = []
+    def changed(
+        self, crawl: ListCrawl, made: Iterable[SegmentKey], lake: Lake
+    ) -> dict[SegmentKey, str]:
+        """Segments of ``made`` that are made of other rows than the list has for them now, each
+        with the id of what it is to be made of."""
+        found = {}
         for key in made:
             wanted = self.segments.get(key.segment) or crawl.beyond(key.segment).segment_id
             if self.current.get(key.segment) == wanted or not lake.has(_FIRST_ASSET, key):
@@ -90,7 +89,7 @@ class _Seen(BaseModel):
             manifest = lake.manifest(_FIRST_ASSET, key)
             self.current[key.segment] = str(manifest.metadata["segment_id"])
             if self.current[key.segment] != wanted:
-                found.append(key)
+                found[key] = wanted
         return found
 
 
@@ -114,7 +113,10 @@ def url_list_sensor(
     policy: Discovery,
     segments_per_crawl: int,
     subsets: Iterable[str] = (),
+    *,
+    unchecked: Callable[[], str],
 ) -> dg.SensorDefinition:
+    """``unchecked`` says why nothing may be asked of the lists' hosts yet; empty if it may be."""
     assets = segment_assets(subsets)
 
     @dg.sensor(
@@ -125,13 +127,16 @@ def url_list_sensor(
         description=__doc__,
     )
     def url_list_sensor(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult:
+        if why := unchecked():
+            context.log.warning(why)
+            return dg.SensorResult(skip_reason=why)
         instance, store = context.instance, lake.open()
         known, problems = _Known.read(context.cursor), list[str]()
         known.lists = {options.name: known.lists.get(options.name, _Seen()) for options in lists}
         run_requests = SegmentRuns(NAME, instance, policy, assets)
         made = instance.get_materialized_partitions(dg.AssetKey(LAST_ASSET))
         missing: list[SegmentKey] = []
-        changed: list[SegmentKey] = []
+        changed: dict[SegmentKey, str] = {}
         taken = []
         for options in lists:
             seen, crawl = known.lists[options.name], ListCrawl(options)
@@ -147,9 +152,9 @@ def url_list_sensor(
             taken.append(options.crawl)
             wanted = {SegmentKey(options.crawl, number) for number in seen.segments}
             of_list = {SegmentKey.parse(key) for key in made if key.startswith(f"{options.crawl}|")}
-            changed += seen.changed(crawl, sorted(wanted | of_list), store)
+            changed |= seen.changed(crawl, sorted(wanted | of_list), store)
             missing += sorted(wanted - of_list)
-        requests = run_requests.choose([*dict.fromkeys([*missing, *changed])], set(changed))
+        requests = run_requests.choose([*dict.fromkeys([*missing, *changed])], changed)
         problems += run_requests.problems()
         for problem in problems:
             context.log.warning(problem)

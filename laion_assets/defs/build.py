@@ -126,6 +126,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
                         settings.discovery,
                         settings.crawl_source.segments_per_crawl,
                         settings.subsets,
+                        unchecked=partial(unchecked, settings),
                     )
                 ]
                 if settings.lists

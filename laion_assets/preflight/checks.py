@@ -33,9 +33,11 @@ from laion_assets.preflight.estimate import (
     extent_of,
     usual_extent,
 )
-from laion_assets.preflight.record import in_real_world, record
+from laion_assets.preflight.record import in_real_world, is_here, record
 from laion_assets.safety.prompts import load_prompts
 from laion_assets.settings import Settings
+from laion_assets.url_lists.crawl import ListCrawl
+from laion_assets.url_lists.files import UrlListError, UrlListUnreachableError
 
 _CLOCK_S: Final = 300.0
 """Seconds that the clock may be wrong. S3 refuses requests from 900 on."""
@@ -72,6 +74,7 @@ class Checks:
             ("contact", self._contact),
             ("resolver", self._resolver),
             ("crawl source", self._crawl),
+            ("lists", self._lists),
             ("clock", self._clock),
             ("IPv6", self._ipv6),
             ("open files", self._downloader),
@@ -85,7 +88,7 @@ class Checks:
 
     @cached_property
     def _real(self) -> bool:
-        return in_real_world(self._settings.crawl_source)
+        return in_real_world(self._settings)
 
     @cached_property
     def _newest(self) -> str | CrawlSourceError:
@@ -120,7 +123,7 @@ class Checks:
         if self._settings.download.contact:
             return "ok", f"hosts are sent {agent!r}", ""
         if not self._real:
-            return "ok", "the crawl is on this machine: nobody is disturbed", ""
+            return "ok", "all that is asked is on this machine: nobody is disturbed", ""
         return (
             "fails",
             f"hosts would be sent {agent!r}: whom the requests disturb cannot reach you",
@@ -142,13 +145,16 @@ class Checks:
                 "use name servers that say so when a name does not exist, or turn the provider's"
                 " search page off",
             )
-        return "ok", f"{', '.join(hosts)} found in {time.monotonic() - begun:.2f} s", ""
+        what = f"{', '.join(hosts)} found" if hosts else "a name that does not exist is refused"
+        return "ok", f"{what} in {time.monotonic() - begun:.2f} s", ""
 
     @property
     def _hosts(self) -> list[str]:
-        """Names in the crawl source's URLs."""
+        """Names of other machines in the URLs of the crawl source and of lists' files."""
         options = self._settings.crawl_source
-        parts = [urlsplit(url) for url in (options.collinfo_url, options.data_url)]
+        urls = [options.collinfo_url, options.data_url]
+        urls += [place for listed in self._settings.lists for place in listed.files]
+        parts = [urlsplit(url) for url in urls if not is_here(url)]
         found = [part.hostname for part in parts if part.scheme in ("http", "https")]
         return list(dict.fromkeys(host for host in found if host))
 
@@ -174,6 +180,17 @@ class Checks:
                 f"set [crawl_source] segments_per_crawl = {segments}",
             )
         return "ok", f"the newest crawl is {newest}, with {segments} segments", ""
+
+    def _lists(self) -> tuple[Verdict, str, str]:
+        found = []
+        for options in self._settings.lists:
+            try:
+                files = ListCrawl(options).files()
+            except (UrlListError, UrlListUnreachableError, OSError) as error:
+                fix = f'mend files of the [[lists]] named "{options.name}"'
+                return "fails", f"{options.crawl}: {error}", fix
+            found.append(f"{options.crawl} has {len(files)} files")
+        return "ok", "; ".join(found) or "the settings have none", ""
 
     def _clock(self) -> tuple[Verdict, str, str]:
         url = self._settings.crawl_source.collinfo_url

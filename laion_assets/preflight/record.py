@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
-from laion_assets.crawl.source import CrawlSourceOptions
+from laion_assets.download.addresses import parse_endpoint
 from laion_assets.files import write_json
 from laion_assets.lake import Lake, open_lake
 from laion_assets.settings import Settings
@@ -27,16 +27,31 @@ PLACE: Final = "preflight"
 """Name under which the record is published in the lake, as an asset of all segments is."""
 _FILE: Final = "check.json"
 _SECTIONS: Final = frozenset(
-    {"lake", "crawl_source", "work", "pairs", "download", "clip", "safety", "subset", "subsets"}
+    {
+        *("lake", "crawl_source", "lists", "work", "pairs", "download", "clip", "safety"),
+        *("subset", "subsets"),
+    }
 )
 
 
-def in_real_world(options: CrawlSourceOptions) -> bool:
-    """Whether the crawl source is anywhere but on this machine."""
-    return not (_is_here(options.collinfo_url) and _is_here(options.data_url))
+def in_real_world(settings: Settings) -> bool:
+    """Whether anything is asked of other machines than this one: the crawl source, or the hosts of
+    lists.
+
+    Whom a list's URLs name is not known before it is read. So a deployment with lists is of the
+    real world, unless their files are here and `[download] connect_to` has hosts here, as the
+    sample world's are, and none elsewhere.
+    """
+    source = settings.crawl_source
+    places = [place for of in settings.lists for place in of.files]
+    if not all(map(is_here, (source.collinfo_url, source.data_url, *places))):
+        return True
+    hosts = [parse_endpoint(endpoint)[0] for endpoint in settings.download.connect_to.values()]
+    return bool(places) and not (hosts and all(ip_address(host).is_loopback for host in hosts))
 
 
-def _is_here(url: str) -> bool:
+def is_here(url: str) -> bool:
+    """Whether a URL or path is of this machine."""
     parts = urlsplit(url)
     if parts.scheme in ("", "file"):
         return True
@@ -86,11 +101,11 @@ def record(settings: Settings, failed: Sequence[str]) -> Lake:
 
 
 def unchecked(settings: Settings) -> str:
-    """Why nothing may be asked of the crawl source yet, and what to do; empty if it may be.
+    """Why nothing may be asked of other machines yet, and what to do; empty if it may be.
 
     Raises what reading the lake raises.
     """
-    if not settings.discovery.require_check or not in_real_world(settings.crawl_source):
+    if not settings.discovery.require_check or not in_real_world(settings):
         return ""
     known, digest = _read(open_lake(settings.lake)), _digest(settings)
     if known and known.passed(digest):
@@ -99,7 +114,7 @@ def unchecked(settings: Settings) -> str:
     if known and known.settings == digest:
         missing = f"the check of {known.at} on {known.machine} failed: {'; '.join(known.failed)}"
     return (
-        f"nothing is asked of a real crawl source yet: {missing}. Run `laion-assets check` where"
+        f"nothing is asked of the real world yet: {missing}. Run `laion-assets check` where"
         " runs work, or set require_check = false in [discovery]"
     )
 

@@ -7,7 +7,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import duckdb
 
 from laion_assets.crawl.source import CrawlSegment, NoSuchSegmentError
 from laion_assets.errors import PermanentError
@@ -16,7 +18,7 @@ from laion_assets.options import versioned
 from laion_assets.url_lists.extract import ExtractRange, RowRange, carried_schema
 from laion_assets.url_lists.files import ListFile, UrlListError, find_files
 from laion_assets.url_lists.options import UrlListOptions
-from laion_assets.url_lists.rows import open_rows
+from laion_assets.url_lists.rows import READING, open_rows
 from laion_assets.url_lists.url_list import KIND, ROWS_PER_RANGE, check_captions, spans
 
 _MOST_SEGMENTS: Final = 100
@@ -130,14 +132,25 @@ class ListCrawl:
         ids = self._id({file.name: file for file in files}, ranges)
         return CrawlSegment(number, ids, tuple(map(str, ranges)))
 
-    def _id(self, files: Mapping[str, ListFile], ranges: Sequence[RowRange]) -> str:
-        """Digest of what a segment is made of: its ranges, their files' versions, and how they are
-        read."""
+    @property
+    def counted_by(self) -> str:
+        """Digest of what, beside a file, the number of its rows depends on."""
+        return _digest([READING, duckdb.__version__, self._reading()])
+
+    def _reading(self) -> dict[str, Any]:
         options = versioned(self.options)
         for apart in ("name", "files", "rows_per_segment"):
             options.pop(apart)
-        made_of = [options, [(str(of), files[of.file].version) for of in ranges]]
-        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+        return options
+
+    def _id(self, files: Mapping[str, ListFile], ranges: Sequence[RowRange]) -> str:
+        """Digest of what a segment is made of: its ranges, their files' versions, and how they are
+        read."""
+        return _digest([self._reading(), [(str(of), files[of.file].version) for of in ranges]])
+
+
+def _digest(of: Any) -> str:
+    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def list_crawl(lists: Iterable[UrlListOptions], crawl: str) -> ListCrawl:

@@ -1,8 +1,8 @@
 """From the rows of a URL list to pairs, by the rules that hold for the links of pages.
 
 A row is judged in this order, and the first check that fails names the reason: ``bad_value`` (URL
-or caption is not sound text, or the whole line could not be read), then, as for WAT files, the
-text, the URL, the language. Rows that repeat a (URL, TEXT) are left for
+or caption is not sound text, or the whole row is empty or could not be read), then, as for WAT
+files, the text, the URL, the language. Rows that repeat a (URL, TEXT) are left for
 :func:`laion_assets.pairs.segment.extract_segment` to drop. A list without captions gives pairs
 whose text and language are null, judged by their URL alone.
 """
@@ -30,6 +30,7 @@ from laion_assets.url_lists.columns import SOURCE, Columns
 from laion_assets.url_lists.files import ListFile, UrlListError
 from laion_assets.url_lists.options import ReadOptions
 from laion_assets.url_lists.rows import open_rows
+from laion_assets.wat.pages import clean_page_url
 
 _RANGE: Final = re.compile(r"(.*)#(\d+)-(\d*)", re.S)
 
@@ -132,7 +133,9 @@ class _RowJudge:
             licence_of(value, None) or NO_LICENCE if value else NO_LICENCE
             for value in self._strings(rows, self.columns.license)
         ]
-        columns["page_url"] = self._strings(rows, self.columns.page_url)
+        columns["page_url"] = [
+            value and clean_page_url(value) for value in self._strings(rows, self.columns.page_url)
+        ]
         made = [
             pa.repeat(pa.scalar(place[field.name], field.type), len(rows))
             if field.name in place
@@ -144,7 +147,7 @@ class _RowJudge:
 
     def _taken(self, batch: pa.RecordBatch) -> list[_Taken]:
         judge, urls = self.judge, self.urls
-        srcs = _texts(batch, self.columns.url)
+        srcs = _values(batch, self.columns.url)
         if self.columns.text is None:
             found = []
             for row, src in enumerate(srcs):
@@ -152,7 +155,7 @@ class _RowJudge:
                 if url is not None:
                     found.append(_Taken(row, uid_of(url, ""), url, None, None, None))
             return found
-        alts = _texts(batch, self.columns.text)
+        alts = _values(batch, self.columns.text)
         ids = self._sample_ids(batch)
         taken = []
         for row, (src, alt) in enumerate(zip(srcs, alts, strict=True)):
@@ -192,22 +195,41 @@ _DAMAGED: Final = object()
 """Stands for a value that is not sound text."""
 
 
+def _values(batch: pa.RecordBatch, name: str) -> list[Any]:
+    """As :func:`_texts`, and :data:`_DAMAGED` in a row without any value."""
+    values = _texts(batch, name)
+    if batch[name].null_count:
+        empty = batch.columns[0].is_null()
+        for column in batch.columns[1:]:
+            empty = pc.and_(empty, column.is_null())
+        for row in pc.indices_nonzero(empty).to_pylist():
+            values[row] = _DAMAGED
+    return values
+
+
 def _texts(batch: pa.RecordBatch, name: str) -> list[Any]:
     """The values of a column as texts, None, or :data:`_DAMAGED`."""
     column = batch[name]
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if _is_text(column.type):
         try:
             values: list[Any] = column.to_pylist()
         except UnicodeDecodeError:
-            raw = pa.large_binary() if pa.types.is_large_string(kind) else pa.binary()
-            values = [_decoded(value) for value in column.cast(raw).to_pylist()]
+            values = [_decoded(value) for value in _bytes(column)]
         return values
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         return [_decoded(value) for value in column.to_pylist()]
     return [None if value is None else str(value) for value in column.to_pylist()]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _bytes(texts: pa.Array) -> list[bytes | None]:
+    values: list[bytes | None] = texts.cast(pa.large_binary()).to_pylist()
+    return values
 
 
 def _decoded(value: bytes | None) -> Any:
@@ -228,13 +250,19 @@ def _carried(rows: pa.RecordBatch, field: pa.Field) -> pa.Array:
     column = rows[name]
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_string(column.type):
+    if _is_text(column.type):
         try:
             column.validate(full=True)
         except pa.ArrowInvalid:
-            raw = column.cast(pa.binary()).to_pylist()
-            column = pa.array([value and value.decode("utf-8", "replace") for value in raw])
-    return column if column.type == field.type else pc.cast(column, field.type)
+            texts = [value and value.decode("utf-8", "replace") for value in _bytes(column)]
+            column = pa.array(texts, column.type)
+    try:
+        return column if column.type == field.type else pc.cast(column, field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UrlListError(
+            f"column {name}, {column.type} in one file of the list, cannot be made {field.type}, "
+            f"which the list has it as: {error}"
+        ) from error
 
 
 def carried_schema(schemas: Sequence[tuple[pa.Schema, Columns]]) -> pa.Schema:
@@ -255,11 +283,28 @@ def carried_schema(schemas: Sequence[tuple[pa.Schema, Columns]]) -> pa.Schema:
 
 def _common(name: str, one: pa.DataType, other: pa.DataType) -> pa.DataType:
     try:
-        both = [pa.schema([(name, kind)]) for kind in (one, other)]
-        return pa.unify_schemas(both, promote_options="permissive").field(name).type
+        schemas = [pa.schema([(name, kind)]) for kind in (one, other)]
+        both = pa.unify_schemas(schemas, promote_options="permissive").field(name).type
     except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
         if pa.types.is_nested(one) or pa.types.is_nested(other):
             raise UrlListError(
                 f"column {name} is {one} in one file of the list and {other} in another"
             ) from error
         return pa.string()
+    return both if _holds(both, one) and _holds(both, other) else pa.string()
+
+
+def _holds(both: pa.DataType, kind: pa.DataType) -> bool:
+    """Whether a number type holds all values of an integer type; pyarrow does not ask."""
+    if not pa.types.is_integer(kind):
+        return True
+    bits = kind.bit_width - pa.types.is_signed_integer(kind)
+    if pa.types.is_floating(both):
+        return bool(bits <= _EXACT_BITS[both])
+    if pa.types.is_integer(both):
+        return bool(bits <= both.bit_width - pa.types.is_signed_integer(both))
+    return True
+
+
+_EXACT_BITS: Final = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}
+"""Floating type -> bits of the integers of which it holds every one."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Final
+from urllib.parse import urlsplit
 
 import fsspec
 
@@ -70,16 +70,27 @@ class ListFile:
 
     @contextmanager
     def on_disk(self) -> Iterator[str]:
-        """Path of the file, or of a copy of a remote one, which is gone behind the block."""
-        if self.local:
-            yield self.url
-            return
+        """Path of a link to the file, or of a copy of a remote one, which is gone behind the block.
+
+        Nothing in its name is a pattern to what reads it, whatever the file's name.
+        """
         with TemporaryDirectory(prefix="laion-assets-list-") as folder:
-            copy = Path(folder) / PurePosixPath(self.url).name
-            filesystem, path = fsspec.core.url_to_fs(self.url, **self.storage_options)
-            with reaching(self.url):
-                filesystem.get_file(path, str(copy))
-            yield str(copy)
+            path = Path(folder) / "list"
+            if self.local:
+                path.symlink_to(self.url)
+            else:
+                self.copy_to(path)
+            yield str(path)
+
+    def copy_to(self, path: Path) -> None:
+        """Write a copy of a remote file to ``path``."""
+        filesystem, there = fsspec.core.url_to_fs(self.url, **self.storage_options)
+        with reaching(self.url):
+            filesystem.get_file(there, str(path))
+
+    def has_suffix(self, *suffixes: str) -> bool:
+        """Whether its name, without that of a compression, ends with one of these."""
+        return _plain(self.name).suffix in suffixes
 
 
 @contextmanager
@@ -98,41 +109,58 @@ def reaching(url: str) -> Iterator[None]:
 def find_files(places: Sequence[str], options: ReadOptions) -> list[ListFile]:
     """Find the files of a list, sorted by their addresses.
 
+    Each is named by its place below the folder or pattern that it was found by, so that another
+    file changes no name; one of the same name in a further place gets that place's number.
+
     A folder stands for the files below it, without those whose names begin with ``_`` or ``.``: for
     its parquet files if it has any. Raises :class:`UrlListError` for a place without files, and for
     a file whose format is unknown.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for place in places:
+    found: dict[str, ListFile] = {}
+    names: set[str] = set()
+    for number, place in enumerate(places):
         filesystem, path = fsspec.core.url_to_fs(place, **options.storage_options)
         with reaching(place):
             filesystem.invalidate_cache()
-            of_place = _files_at(filesystem, path, place, options)
+            folder, of_place = _files_at(filesystem, path, place, options)
         if not of_place:
             raise UrlListError(f"there are no lists ({', '.join(_FORMATS)}) in {place}")
-        found |= {filesystem.unstrip_protocol(name): about for name, about in of_place.items()}
-    names = _names(sorted(found))
-    return [_file(url, names[url], found[url], options) for url in sorted(found)]
+        for there, about in of_place.items():
+            url = filesystem.unstrip_protocol(there)
+            if url in found:
+                continue
+            name = "/".join(_below(str(_path(there)), folder))
+            while name in names:
+                name = f"{number}/{name}"
+            names.add(name)
+            found[url] = _file(url, name, about, options)
+    return [found[url] for url in sorted(found)]
 
 
-def _files_at(filesystem: Any, path: str, place: str, options: ReadOptions) -> dict[str, Any]:
+def _files_at(
+    filesystem: Any, path: str, place: str, options: ReadOptions
+) -> tuple[str, dict[str, Any]]:
+    """The folder within which a place's files are named, and what is known of each of them."""
     if path.startswith(_HTTP):
-        return {path: filesystem.info(path)}  # what links to something is no folder there
+        # What links to something is no folder there.
+        return str(_path(path).parent), {path: filesystem.info(path)}
     if any(sign in path for sign in _MAGIC) and not filesystem.exists(path):
-        return {
+        files = {
             name: about
             for name, about in filesystem.glob(path, detail=True).items()
             if about["type"] == "file"
         }
+        before = path[: min(path.index(sign) for sign in _MAGIC if sign in path)]
+        return before.rpartition("/")[0] or "/", files
     if not filesystem.isdir(path):
-        return {path: filesystem.info(path)}
+        return path.rpartition("/")[0] or "/", {path: filesystem.info(path)}
     below = {
         name: about
         for name, about in filesystem.find(path, detail=True).items()
         if not any(part.startswith(("_", ".")) for part in _below(name, path))
     }
     if options.format:
-        return below
+        return path, below
     known = {name: about for name, about in below.items() if _format(name)}
     parquet = {name: about for name, about in known.items() if _format(name) == "parquet"}
     formats = sorted({str(_format(name)) for name in known})
@@ -140,31 +168,30 @@ def _files_at(filesystem: Any, path: str, place: str, options: ReadOptions) -> d
         raise UrlListError(
             f"{place} has files of several formats ({', '.join(formats)}): name the list's files"
         )
-    return parquet or known
+    return path, parquet or known
 
 
 def _below(name: str, folder: str) -> tuple[str, ...]:
     return PurePosixPath(os.path.relpath(name, folder)).parts
 
 
-def _format(name: str) -> Format | None:
-    path = PurePosixPath(name.lower())
-    if path.suffix in COMPRESSIONS:
-        path = path.with_suffix("")
-    return _FORMATS.get(path.suffix)
+def _path(url: str) -> PurePosixPath:
+    """The path in a URL; what follows a web address's ``?`` is none of it."""
+    return PurePosixPath(urlsplit(url).path if url.startswith(_HTTP) else url)
 
 
-def _names(urls: Sequence[str]) -> dict[str, str]:
-    """Name the files: shortly, unless two would have the same name."""
-    short = {url: url.rsplit("/", 1)[-1] for url in urls}
-    if max(Counter(short.values()).values()) == 1:
-        return short
-    common = os.path.commonpath([url.rsplit("/", 1)[0] for url in urls])
-    return {url: os.path.relpath(url, common) for url in urls}
+def _plain(url: str) -> PurePosixPath:
+    """The path in small letters, without a compression's suffix."""
+    path = PurePosixPath(str(_path(url)).lower())
+    return path.with_suffix("") if path.suffix in COMPRESSIONS else path
+
+
+def _format(url: str) -> Format | None:
+    return _FORMATS.get(_plain(url).suffix)
 
 
 def _file(url: str, name: str, about: Mapping[str, Any], options: ReadOptions) -> ListFile:
-    kind = options.format or _format(name)
+    kind = options.format or _format(url)
     if kind is None:
         raise UrlListError(
             f"{url.removeprefix('file://')} has no suffix of a list ({', '.join(_FORMATS)}, each"
@@ -176,7 +203,7 @@ def _file(url: str, name: str, about: Mapping[str, Any], options: ReadOptions) -
         url=url.removeprefix("file://") if local else url,
         name=name,
         format=kind,
-        compression=COMPRESSIONS.get(PurePosixPath(name.lower()).suffix, "none"),
+        compression=COMPRESSIONS.get(_path(url).suffix.lower(), "none"),
         version=hashlib.sha256(seen.encode()).hexdigest()[:16],
         local=local,
         storage_options=options.storage_options,

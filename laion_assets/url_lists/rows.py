@@ -2,7 +2,7 @@
 
 Parquet is read by pyarrow, by whole row groups. CSV, JSON lines and text are read by DuckDB, which
 decides on dialect and header; each of their columns is text. A line that DuckDB cannot read is
-skipped and counted. Nothing is held but the batch.
+skipped and counted. Nothing is held but the batch; of remote parquet, a row group.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from laion_assets.url_lists.options import ReadOptions
 
 BATCH: Final = 10_000
 _SNIFFED_BYTES: Final = 1_000_000
+READING: Final = 2
+"""Another number once a file's rows are found in another way, so that they are counted again."""
+_BUFFER: Final = 1 << 20
 _LOOKED_AT: Final = 100
 """Rows of a file without a header in which a URL is looked for."""
 
@@ -56,7 +59,9 @@ def open_rows(file: ListFile, options: ReadOptions) -> Iterator[Rows]:
     """
     try:
         if file.format == "parquet":
-            with file.open() as stream, pq.ParquetFile(stream) as parquet:
+            # Otherwise a row group is read at once; far away, few large reads are worth it.
+            reading = {"buffer_size": _BUFFER, "pre_buffer": False} if file.local else {}
+            with file.open() as stream, pq.ParquetFile(stream, **reading) as parquet:
                 yield _Parquet(file, parquet, options)
             return
         with file.on_disk() as path, duckdb.connect(config=_CONFIG) as connection:
@@ -77,7 +82,15 @@ _CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
 class _Parquet:
     def __init__(self, file: ListFile, parquet: pq.ParquetFile, options: ReadOptions) -> None:
         self._parquet = parquet
-        self.schema: pa.Schema = parquet.schema_arrow
+        stored = parquet.schema_arrow
+        self._cast = {
+            number: _OF_VIEWS[field.type]
+            for number, field in enumerate(stored)
+            if field.type in _OF_VIEWS
+        }
+        self.schema: pa.Schema = pa.schema(
+            field.with_type(_OF_VIEWS.get(field.type, field.type)) for field in stored
+        )
         self.columns = choose_columns(file, self.schema.names, options)
         self.damaged = 0
         for name in (self.columns.url, self.columns.text):
@@ -104,7 +117,26 @@ class _Parquet:
             wanted = batch.slice(max(0, begin - at), max(0, end - max(at, begin)))
             at += batch.num_rows
             if wanted.num_rows:
-                yield wanted
+                yield self._without_views(wanted)
+
+    def _without_views(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        if not self._cast:
+            return batch
+        columns = [
+            column.cast(pa.large_binary()).view(self._cast[number])
+            if number in self._cast
+            else column
+            for number, column in enumerate(batch.columns)
+        ]
+        return pa.record_batch(columns, schema=self.schema)
+
+
+_OF_VIEWS: Final = {
+    pa.string_view(): pa.large_string(),
+    pa.binary_view(): pa.large_binary(),
+}
+"""Types that pyarrow cannot take rows of -> those that they are read as, without a look at what is
+in them."""
 
 
 class _Text:
@@ -122,10 +154,12 @@ class _Text:
         self.damaged = 0
         head = _head(file, path)
         encoding = options.encoding or _encoding(head)
-        given = {"encoding": encoding, "compression": file.compression}
+        given = {"encoding": encoding, "compression": file.compression, "comment": ""}
+        _check_encoding(file, head, options.encoding)
         if file.format == "json":
-            self._source, expression = _json(path, file.compression), "->>'$'"
-            names = self._names(self._source)
+            names = self._keys(file, path)
+            columns = dict.fromkeys(names, "JSON")
+            self._source, expression = _json("read_json", file, path, columns=columns), "->>'$'"
         elif file.format == "txt":
             self._source, expression = _call("read_csv", path, **_A_URL_A_LINE, **given), ""
             names = ["url"]
@@ -164,6 +198,23 @@ class _Text:
     def _names(self, source: str) -> list[str]:
         described = self._connection.execute(f"describe select * from {source}").fetchall()
         return [str(row[0]) for row in described]
+
+    def _keys(self, file: ListFile, path: str) -> list[str]:
+        """The keys of a JSON file's records, in the order in which they first appear.
+
+        Every record is looked at: DuckDB's own guess leaves out what comes late, and takes records
+        of many keys for one column.
+        """
+        records = _json("read_json_objects", file, path)
+        found = self._connection.execute(
+            "select arg_min(key, (line, place)) from (select unnest(keys) as key, line, "
+            "generate_subscripts(keys, 1) as place from (select json_keys(json) as keys, "
+            f"row_number() over () as line from {records})) "
+            "group by lower(key) order by min((line, place))"
+        ).fetchall()
+        if not found:
+            raise UrlListError(f"{file.url} cannot be read as json: it has no record")
+        return [str(row[0]) for row in found]
 
     def _dialect(self, path: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """How to read a CSV file, and the names of its columns."""
@@ -233,18 +284,24 @@ _A_URL_A_LINE: Final[Mapping[str, Any]] = {
 }
 
 
-def _json(path: str, compression: str) -> str:
+def _json(function: str, file: ListFile, path: str, **arguments: Any) -> str:
+    # Among lines, a damaged one is skipped alone; of one array, what follows is lost.
+    lines = file.has_suffix(".jsonl", ".ndjson")
     return _call(
-        "read_json",
+        function,
         path,
         # Whatever a value is, it comes as JSON: DuckDB would take captions for dates.
-        maximum_depth=1,
+        **arguments,
+        format="newline_delimited" if lines else "auto",
         ignore_errors=True,
-        compression=compression,
+        compression=file.compression,
     )
 
 
 def _call(function: str, path: str, **arguments: Any) -> str:
+    # Folders named as those of a partitioned dataset add no columns.
+    if function != "sniff_csv":
+        arguments["hive_partitioning"] = False
     given = "".join(f", {name} = {_value(value)}" for name, value in arguments.items())
     return f"{function}({_value(path)}{given})"
 
@@ -277,10 +334,28 @@ def _head(file: ListFile, path: str) -> bytes:
     return head
 
 
+def _check_encoding(file: ListFile, head: bytes, encoding: str) -> None:
+    """Raise :class:`UrlListError` for an encoding that DuckDB does not read."""
+    if head.startswith(codecs.BOM_UTF16_BE):
+        raise UrlListError(
+            f"{file.url} is UTF-16 with the high byte first, which is not read: make it UTF-8 "
+            "(iconv -f UTF-16 -t UTF-8)"
+        )
+    if file.format != "json":
+        return
+    if encoding not in ("", "utf-8") or head.startswith(codecs.BOM_UTF16_LE):
+        raise UrlListError(f"{file.url}: JSON is read as UTF-8 only: convert it (iconv -t UTF-8)")
+    if head.startswith(codecs.BOM_UTF8):
+        raise UrlListError(
+            f"{file.url} begins with a byte order mark, which JSON must not have: remove it "
+            "(dos2unix --remove-bom)"
+        )
+
+
 def _encoding(head: bytes) -> str:
     """The encoding of a text, by its first bytes: Latin-1 if it has more bytes that are not UTF-8
     than characters that only UTF-8 would write so."""
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if head.startswith(codecs.BOM_UTF16_LE):
         return "utf-16"
     text = head.decode("utf-8", "surrogateescape")
     if len(head) == _SNIFFED_BYTES:

@@ -58,7 +58,8 @@ def pairs_of_list(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         scratch = Path(folder)
-        files = [_near(file, scratch) for file in find_files(places, options)]
+        found_files = find_files(places, options)
+        files = [_near(file, scratch / str(n)) for n, file in enumerate(found_files)]
         found = []
         ranges: list[RowRange] = []
         for file in files:
@@ -94,10 +95,9 @@ def _near(file: ListFile, folder: Path) -> ListFile:
     """A remote file that must be read from its beginning, copied; any other as it is."""
     if file.local or file.format == "parquet":
         return file
-    copy = folder / file.name.replace("/", "_")
-    with file.on_disk() as path:
-        Path(path).replace(copy)
-        Path(path).touch()
+    folder.mkdir()
+    copy = folder / file.name.rsplit("/", 1)[-1]
+    file.copy_to(copy)
     return replace(file, url=str(copy), local=True)
 
 

@@ -154,10 +154,11 @@ def _page(record: Record, html: Html) -> Page:
     if record.date and record.date < DECODES_SINCE:
         base = base and decode_attribute(base)
         links, licences = [*map(_decoded, links)], [*map(_decoded, licences)]
-    return Page(_page_url(record.uri), base, links, licences)
+    return Page(clean_page_url(record.uri), base, links, licences)
 
 
-def _page_url(uri: str) -> str:
+def clean_page_url(uri: str) -> str:
+    """A page's URL without control characters: dropped or escaped, as the URL Standard has it."""
     # Checked for every page, and nearly all pass.
     if uri.isprintable() and " " not in uri:
         return uri

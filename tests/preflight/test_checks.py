@@ -51,9 +51,13 @@ def nowhere(_: str) -> Sequence[str]:
     raise OSError("no such name")
 
 
-def settings(sections: dict[str, dict[str, Any]], **changed: dict[str, Any]) -> Settings:
+def settings(sections: dict[str, dict[str, Any]], **changed: Any) -> Settings:
     return Settings.model_validate(
-        sections | {name: sections.get(name, {}) | new for name, new in changed.items()}
+        sections
+        | {
+            name: sections.get(name, {}) | new if isinstance(new, dict) else new
+            for name, new in changed.items()
+        }
     )
 
 
@@ -107,6 +111,11 @@ def test_a_name_server_must_know_names_and_admit_what_it_does_not_know(
         ({"safety": {"prompts": "absent"}}, "settings", "absent"),
         ({"crawl_source": {"collinfo_url": "/absent.json"}}, "crawl source", "/absent.json"),
         ({"crawl_source": {"segments_per_crawl": 1}}, "crawl source", "has 2 segments"),
+        (
+            {"lists": [{"name": "mine", "files": ["/absent.csv"]}]},
+            *("lists", "LIST-mine: /absent.csv does not exist"),
+        ),
+        ({"lists": [{"name": "mine", "files": ["/absent.csv"]}]}, "contact", "cannot reach you"),
         ({"download": {"ca_file": "/absent.pem"}}, "open files", "cannot start: .*No such file"),
         ({"lake": {"root": "/proc/lake"}}, "lake", "/proc/lake"),
         ({"download": {"image_size": 1_000_000}}, "disk", "GB free"),

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from laion_assets.preflight.record import in_real_world, record, unchecked
-from laion_assets.settings import Settings
+from laion_assets.settings import Settings, load_settings, sample_config
 
 REAL = {"collinfo_url": "https://crawl.test/collinfo.json", "data_url": "s3://commoncrawl/"}
 
 
-def settings(tmp_path: Path, **sections: dict[str, Any]) -> Settings:
+def settings(tmp_path: Path, **sections: Any) -> Settings:
     lake = {"root": str(tmp_path / "lake")}
     return Settings.model_validate({"lake": lake, "crawl_source": REAL} | sections)
 
@@ -24,8 +24,26 @@ def test_what_is_on_this_machine_is_not_the_real_world() -> None:
         ("http://10.0.0.1/collinfo.json", "/data/crawl", True),
     ]:
         source = {"collinfo_url": collinfo, "data_url": data}
-        options = Settings.model_validate({"crawl_source": source}).crawl_source
-        assert in_real_world(options) is real, source
+        assert in_real_world(Settings.model_validate({"crawl_source": source})) is real, source
+
+
+def test_a_list_is_of_the_real_world_unless_its_hosts_are_here(tmp_path: Path) -> None:
+    here = {"collinfo_url": "http://127.0.0.1/collinfo.json", "data_url": "http://127.0.0.1/"}
+    for files, connect_to, real in [
+        ("http://127.0.0.1/a.csv", {"*.test": "127.0.0.1:80"}, False),
+        ("/data/a.csv", {"*.test": "127.0.0.1:80", "a.test": "192.0.2.1:80"}, True),
+        ("/data/a.csv", {}, True),
+        ("https://a.example/a.csv", {"*.test": "127.0.0.1:80"}, True),
+    ]:
+        of = settings(
+            tmp_path,
+            crawl_source=here,
+            lists=[{"name": "mine", "files": [files]}],
+            download={"connect_to": connect_to},
+        )
+        assert in_real_world(of) is real, files
+        assert bool(unchecked(of)) is real
+    assert not in_real_world(load_settings(sample_config()))
 
 
 def test_nothing_is_asked_until_the_check_has_passed(tmp_path: Path) -> None:

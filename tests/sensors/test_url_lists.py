@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -14,6 +15,7 @@ from laion_assets.defs.build import build_defs
 from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.lake import LakeOptions, open_lake
 from laion_assets.layout import SEGMENT_ASSETS, SegmentKey
+from laion_assets.preflight.record import record
 from laion_assets.schemas import sample_id_of
 from laion_assets.settings import Discovery, Settings
 from laion_assets.tables import read_parquet
@@ -34,7 +36,14 @@ def write_list(path: Path, numbers: Sequence[int]) -> None:
 class World:
     """A deployment with one list, and its sensor."""
 
-    def __init__(self, root: Path, instance: dg.DagsterInstance, rows_per_segment: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        instance: dg.DagsterInstance,
+        rows_per_segment: int,
+        *,
+        require_check: bool = False,
+    ) -> None:
         self.files, self.instance = root / "files", instance
         self.files.mkdir()
         listed = UrlListOptions(
@@ -43,7 +52,7 @@ class World:
         self.settings = Settings(
             lake=LakeOptions(root=str(root / "lake")),
             lists=(listed,),
-            discovery=Discovery(interval_s=1),
+            discovery=Discovery(interval_s=1, require_check=require_check),
         )
         self.defs = build_defs(self.settings)
         self.lake = open_lake(self.settings.lake)
@@ -71,13 +80,14 @@ class World:
         self.cursor = result.cursor or self.cursor
         return [str(request.partition_key) for request in self.requests], result.skip_message or ""
 
-    def make(self, number: str, *assets: str) -> None:
+    def make(self, number: str, *assets: str, tags: Mapping[str, str] | None = None) -> None:
         """Make assets of a segment; the last is only said to be made."""
         key = SegmentKey(CRAWL, number)
         done = self.defs.resolve_job_def("segment").execute_in_process(
             instance=self.instance,
             partition_key=str(partition_key(key)),
             asset_selection=[dg.AssetKey(asset) for asset in assets],
+            tags=dict(tags or {}),
         )
         assert done.success
         self.instance.report_runless_asset_event(
@@ -167,3 +177,38 @@ def test_a_list_that_cannot_be_read_or_cut_is_named_and_nothing_is_requested(wor
         "LIST-mine has 3,001 rows, 101 segments of 30: set rows_per_segment to 31"
         in (world.tick()[1])
     )
+
+
+def test_what_runs_see_otherwise_is_requested_once_and_then_named(world: World) -> None:
+    write_list(world.files / "a.parquet", range(5))
+    world.tick()
+    world.make("00", "wat_manifest")
+    # The sensor sees another file than the run does.
+    here = world.files / "a.parquet"
+    before = here.read_bytes(), here.stat()
+    write_list(here, range(6))
+    assert world.tick()[0] == [f"{CRAWL}|00"]
+    seen = here.read_bytes(), here.stat()
+    for contents, about in (before, seen):
+        here.write_bytes(contents)
+        os.utime(here, ns=(about.st_atime_ns, about.st_mtime_ns))
+        if about is before[1]:
+            world.make("00", "wat_manifest", tags=world.requests[0].tags)
+    requested, message = world.tick()
+    assert requested == []
+    assert "made again, and still of other rows than this sensor sees" in message
+    assert f"{CRAWL}|00" in message
+    write_list(here, range(7))
+    assert world.tick()[0] == [f"{CRAWL}|00"]
+
+
+def test_nothing_is_asked_of_lists_hosts_before_the_check(
+    tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    world = World(tmp_path, instance, rows_per_segment=30, require_check=True)
+    write_list(world.files / "a.parquet", range(5))
+    requested, message = world.tick()
+    assert requested == []
+    assert "laion-assets check" in message
+    record(world.settings, [])
+    assert world.tick()[0] == [f"{CRAWL}|00"]

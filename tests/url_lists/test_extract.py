@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -64,6 +65,19 @@ def test_segments_of_a_list_have_its_rows_once_and_in_order(name: str, tmp_path:
     if name != "spark":
         assert urls[0].endswith("/banana.jpg")
         assert [len(table) for table in tables] == [7, 7, 7, 3]
+
+
+def test_rows_are_counted_again_when_they_are_read_in_another_way() -> None:
+    listed = UrlListOptions(name="mine", files=("a.csv",))
+    others: list[dict[str, object]] = [
+        {"encoding": "latin-1"},
+        {"format": "tsv"},
+        {"text": "what"},
+        {"rows_per_segment": 7},
+    ]
+    known = ListCrawl(listed).counted_by
+    counted = [ListCrawl(listed.model_copy(update=other)).counted_by for other in others]
+    assert [again == known for again in counted] == [False, False, False, True]
 
 
 def test_the_settings_name_the_lists() -> None:
@@ -158,6 +172,48 @@ def test_dirty_rows_end_where_they_should(tmp_path: Path) -> None:
     assert pairs["text"].to_pylist() == ["a photo of the old house"] * 2
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_wrong_bytes_cost_a_caption_and_never_a_file(tmp_path: Path, kind: pa.DataType) -> None:
+    def damaged(*values: bytes) -> pa.Array:
+        raw = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+        stored = pa.array(values, raw.get(kind, pa.binary_view()))
+        return pa.Array.from_buffers(kind, len(stored), stored.buffers())
+
+    columns = {
+        "url": damaged(b"https://a.example/1.jpg", b"https://a.example/2.jpg"),
+        "text": damaged(b"a photo of the old house", b"\xff"),
+        "page_url": damaged(b"https://a.example/\x1b[2J\n1", b"https://a.example/2"),
+        "by": damaged(b"Jos\xe9", b"Ann"),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    pairs, counts = extract(tmp_path / "a.parquet", tmp_path)
+    assert counts.rejects == {"bad_value": 1}
+    assert pairs["source_by"].to_pylist() == ["Jos\ufffd"]
+    assert pairs["page_url"].to_pylist() == ["https://a.example/%1B[2J1"]
+
+
+def test_a_row_of_nothing_is_damaged(tmp_path: Path) -> None:
+    lines = ['{"url": "https://a.example/1.jpg", "text": null}', "{broken", "{}"]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    pairs, counts = extract(tmp_path / "a.jsonl", tmp_path)
+    assert (len(pairs), counts.rejects) == (0, {"bad_value": 2, "no_alt": 1})
+
+
+def test_a_value_that_its_column_cannot_hold_names_the_column(tmp_path: Path) -> None:
+    late = datetime(9999, 1, 1, tzinfo=UTC)
+    for name, unit, at in (("a", "s", late), ("b", "ns", datetime(2020, 1, 1, tzinfo=UTC))):
+        row = {"url": ["https://a.example/1.jpg"], "text": ["a photo of the old house"]}
+        table = pa.table(row | {"taken": pa.array([at], pa.timestamp(unit, "UTC"))})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    options = UrlListOptions(name="mine", files=(str(tmp_path),))
+    crawl = ListCrawl(options)
+    (segment,) = crawl.present()
+    make = crawl.extract(segment.wat_files, segment.segment_id)
+    place = {"crawl": "", "segment": "", "wat_file": "a.parquet"}
+    with pytest.raises(UrlListError, match=r"column taken, timestamp.* cannot be made"):
+        make(Path(), tmp_path / "part", PairRules(), **place)
+
+
 def test_columns_of_several_types_get_one_that_holds_both() -> None:
     found = []
     for kind in (pa.int32(), pa.float64(), pa.null()):
@@ -170,6 +226,10 @@ def test_columns_of_several_types_get_one_that_holds_both() -> None:
     text = pa.schema([("width", pa.string())])
     found.append((text, _columns(others=("width",))))
     assert carried_schema(found).field("source_width").type == pa.string()
+    for one, other in ((pa.int64(), pa.float64()), (pa.int64(), pa.uint64())):
+        schemas = [pa.schema([("url", pa.string()), ("n", kind)]) for kind in (one, other)]
+        carried = carried_schema([(schema, _columns(others=("n",))) for schema in schemas])
+        assert carried.field("source_n").type == pa.string()
     nested = pa.schema([("width", pa.list_(pa.int32()))])
     with pytest.raises(UrlListError, match=r"column width is .* and list"):
         carried_schema([*found, (nested, _columns(others=("width",)))])

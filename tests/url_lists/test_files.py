@@ -38,7 +38,7 @@ def test_hidden_files_and_those_beside_parquet_are_left_out(tmp_path: Path) -> N
         *("metadata/metadata_00000.parquet", "README.md", "manifest.json", "img_emb/0.npy"),
         *("_temporary/part-0.parquet", ".parts/part-1.parquet", "_SUCCESS"),
     )
-    assert found(folder) == [("metadata_00000.parquet", "parquet", "none")]
+    assert found(folder) == [("metadata/metadata_00000.parquet", "parquet", "none")]
 
 
 def test_suffixes_and_compressions(tmp_path: Path) -> None:
@@ -60,9 +60,17 @@ def test_patterns_and_files_named_twice(tmp_path: Path) -> None:
         ("a.csv", "csv", "none"),
         ("b.csv", "csv", "none"),
     ]
-    # Two of the same name are told apart by their folders.
-    assert [name for name, _, _ in found(tmp_path / "*" / "*.csv")] == [
-        *("x/a.csv", "y/a.csv", "y/b.csv"),
+    names = ["x/a.csv", "y/a.csv", "y/b.csv"]
+    assert [name for name, _, _ in found(tmp_path / "*" / "*.csv")] == names
+
+
+def test_another_file_of_the_same_name_changes_no_name(tmp_path: Path) -> None:
+    touch(tmp_path, "x/a.csv", "y/b.csv")
+    assert [name for name, _, _ in found(tmp_path)] == ["x/a.csv", "y/b.csv"]
+    touch(tmp_path, "y/a.csv")
+    assert [name for name, _, _ in found(tmp_path)] == ["x/a.csv", "y/a.csv", "y/b.csv"]
+    assert [name for name, _, _ in found(tmp_path / "y", tmp_path / "x")] == [
+        *("1/a.csv", "a.csv", "b.csv"),
     ]
 
 
@@ -76,6 +84,14 @@ def test_the_version_is_another_once_a_file_was_replaced(tmp_path: Path) -> None
     assert after.version != before.version
 
 
+def test_what_reads_a_file_sees_no_pattern_in_its_name(tmp_path: Path) -> None:
+    path = touch(tmp_path, "url=x/a[12]*?.csv", "url=x/a1bc.csv") / "url=x" / "a[12]*?.csv"
+    (file,) = find_files([str(path)], ReadOptions())
+    with file.on_disk() as link:
+        assert not set(link) & set("*?[=")
+        assert Path(link).samefile(path)
+
+
 def test_a_web_servers_file_is_a_file(
     tmp_path: Path, serve_folder: Callable[[Path], FolderServer]
 ) -> None:
@@ -86,6 +102,8 @@ def test_a_web_servers_file_is_a_file(
     assert (file.name, file.format, file.local) == ("a.csv", "csv", False)
     with file.on_disk() as copy:
         assert Path(copy).read_bytes() == (tmp_path / "a.csv").read_bytes()
+    (signed,) = find_files([f"{server.url}/a.csv?signed=a/b.gz"], ReadOptions())
+    assert (signed.name, signed.format, signed.compression) == ("a.csv", "csv", "none")
     with pytest.raises(UrlListError, match=r"b\.csv does not exist"):
         find_files([f"{server.url}/b.csv"], ReadOptions())
 

@@ -72,6 +72,23 @@ def test_a_file_without_a_header_is_known_by_its_urls(tmp_path: Path, ends: str)
     assert read(tmp_path / "a.tsv")[0] == [(URL.format(n), f'{n}"') for n in range(3)]
 
 
+def test_lines_that_begin_with_a_number_sign_are_rows(tmp_path: Path) -> None:
+    lines = ["#1 of them", *(f"of {n}" for n in range(9)), "#2 of them"]
+    rows = [(URL.format(n), text) for n, text in enumerate(lines)]
+    text = "".join(f"{text},{url}\n" for url, text in rows)
+    (tmp_path / "a.csv").write_text(f"text,url\n{text}")
+    assert read(tmp_path / "a.csv") == (rows, 0)
+
+
+def test_a_file_is_read_whatever_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "url=x"
+    folder.mkdir()
+    for name, text in (("a[12].csv", "right"), ("a1.csv", "wrong"), ("b?.csv", "right")):
+        (folder / name).write_text(f"url,text\n{URL.format(1)},{text}\n")
+    for name in ("a[12].csv", "b?.csv"):
+        assert read(folder / name) == ([(URL.format(1), "right")], 0)
+
+
 def test_a_header_alone_with_one_row(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"Image_URL;Alt\n{URL.format(1)};one\n")
     assert read(tmp_path / "a.csv")[0] == [(URL.format(1), "one")]
@@ -91,6 +108,10 @@ def test_json_values_stay_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, "{broken", '{"url": "x"}']))
     expected = [(URL.format(n), text) for n, text in enumerate(captions)]
     assert read(tmp_path / "a.jsonl")[0] == [*expected, (None, None), ("x", None)]
+    late = [{"url": URL.format(n), f"key{n % 300}": n} for n in range(25_000)]
+    late.append({"url": URL.format(0), "caption": "late"})
+    (tmp_path / "c.jsonl").write_text("\n".join(["3", *map(json.dumps, late)]))
+    assert read(tmp_path / "c.jsonl")[0][-1] == (URL.format(0), "late")
     (tmp_path / "b.json").write_text(json.dumps(rows))
     assert read(tmp_path / "b.json")[0] == expected
 
@@ -118,7 +139,10 @@ def test_ranges_of_parquet_begin_in_any_row_group(tmp_path: Path) -> None:
         ("a.parquet", b"nonsense", r"a\.parquet cannot be read as parquet: "),
         ("a.csv", b"", r"a\.csv "),
         ("a.csv", b"a,b\n1,2\n", "no column .*a.csv has a known name .* columns are a, b"),
-        ("a.json", b"[1, 2]", "no column .* has a known name"),
+        ("a.jsonl", '{"url": "x"}'.encode("utf-16"), "JSON is read as UTF-8 only"),
+        ("a.jsonl", '{"url": "x"}'.encode("utf-8-sig"), "begins with a byte order mark"),
+        ("a.csv", "\ufeffurl\nx\n".encode("utf-16-be"), "high byte first, which is not read"),
+        ("a.json", b"[1, 2]", r"a\.json cannot be read as json: it has no record"),
     ],
 )
 def test_what_cannot_be_read_is_named(
