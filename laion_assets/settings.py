@@ -57,8 +57,8 @@ class Discovery(Options):
     )
     require_check: bool = Field(
         True,
-        description="Ask a crawl source that is not on this machine only once `laion-assets check` "
-        "has passed with these settings",
+        description="Ask a crawl source, or a list's hosts, that are not on this machine only once "
+        "`laion-assets check` has passed with these settings",
     )
     first: Literal["newest", "oldest"] = Field(
         "newest", description="Which crawl's segments go before the others'"
