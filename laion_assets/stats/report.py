@@ -108,7 +108,7 @@ def _around(
     since they were embedded are left out.
     """
     pairs = [pair for pair in pairs if _urls(_tar(pair, lake)).get(pair.image) == pair.url]
-    shown = {}
+    shown: dict[str, list[tuple[NearPair, bytes]]] = {"just_above": [], "just_below": []}
     for name, wanted in (("just_above", True), ("just_below", False)):
         of_side = [pair for pair in pairs if pair.above == wanted]
         samples = [

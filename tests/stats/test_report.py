@@ -200,6 +200,23 @@ def test_pairs_around_the_threshold_are_shown_with_their_pictures(tmp_path: Path
     assert "http" not in table
 
 
+def test_a_subset_that_drops_no_pair_has_a_report(tmp_path: Path) -> None:
+    files = SegmentFiles(tmp_path / "lake", *SEGMENTS[0])
+    files.write()
+    files.stats()
+    files.tar()
+    scored = files.folder("scored_pairs") / "part-00000.parquet"
+    rows = pq.ParquetFile(scored).read()
+    kept = [row | {"similarity": max(row["similarity"], 0.31)} for row in rows.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(kept, rows.schema), scored)
+    catalog = files.lake / "catalog" / "catalog.duckdb"
+    build_catalog(files.lake, catalog)
+    build_report(catalog, tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Just kept" in page
+    assert "Just refused" not in page
+
+
 def test_figures_are_pictures_for_light_and_dark_pages(facts: Facts, report: Path) -> None:
     figures = {figure.name: figure for figure in draw(facts)}
     files = sorted((report / "figures").glob("*.png"))
