@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -74,17 +75,27 @@ class Dagster:
             time.sleep(0.2)
 
     def end(self) -> None:
-        """End the services; they may take some seconds to finish what they are at."""
-        for _, process in reversed(self.processes):
+        """End the services; daemon and webserver may take some seconds to finish what they are at.
+
+        The code server has nothing to finish, but takes long to end by itself.
+        """
+        code, others = self.processes[:1], self.processes[1:]
+        for _, process in others:
             process.terminate()
         deadline = time.monotonic() + _GENTLE_END_S
-        for name, process in self.processes:
+        for name, process in others:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 logger.info(f"{name} is slow to end and is killed")
                 process.kill()
                 process.wait()
+        for _, process in code:
+            with contextlib.suppress(ProcessLookupError):
+                # Its group, if it leads one: it has a child.
+                leads = os.getpgid(process.pid) == process.pid
+                (os.killpg if leads else os.kill)(process.pid, signal.SIGKILL)
+            process.wait()
 
     @property
     def _see(self) -> str:
@@ -119,7 +130,8 @@ def dagster_services(
                 cwd=folder,
                 stdout=output,
                 stderr=subprocess.STDOUT if output else None,
-                process_group=group,
+                # A code server of nobody's group leads one, to be killed with its child.
+                process_group=0 if group is None and not dagster.processes else group,
                 env=os.environ | {"DAGSTER_HOME": str(home)},
             )
             dagster.processes.append((command[0], process))
