@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from PIL import Image
 
 from tests.fuzz.targets import TARGETS
 
+
+def without_palette() -> bytes:
+    """A PNG of palette colours, one of them transparent, that lacks its palette."""
+    body = io.BytesIO()
+    Image.new("RGB", (4, 4)).convert("P").save(body, "PNG", transparency=3)
+    before, _, after = body.getvalue().partition(b"PLTE")
+    size = int.from_bytes(before[-4:], "big")
+    return before[:-4] + after[size + 4 :]
+
+
 FOUND = {
+    "picture": [b"c" + without_palette()],
+    "list": [b"https://example.org/a.jpg?\xc3\xbc # why\n"],
     "pointer": [b"m\x9f\x9ae\xff\xff\xff"],  # infinite seconds in a manifest
     "http": [
         b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 3\x01\x00\r\n\r\n",

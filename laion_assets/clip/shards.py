@@ -25,6 +25,7 @@ NOT_AN_IMAGE: Final = (
     OSError,
     ValueError,
     SyntaxError,
+    AssertionError,  # as of a palette that is not there
     EOFError,
     ArithmeticError,
     LookupError,

@@ -46,7 +46,7 @@ BARE_HASHES: Final = {2 * WIDTHS[kind]: kind for kind in ("sha256", "md5")}
 
 _HEX: Final = re.compile(r"[0-9a-f]+")
 _WEB: Final = ("http://", "https://")
-_COMMENT: Final = re.compile(r"(^|\s+)#.*")
+COMMENT: Final = re.compile(r"(^|\s+)#.*")
 _SUFFIX: Final = re.compile(
     r"[^.:]+|(ac|co|com|edu|gen|go|gob|gov|ltd|mil|ne|net|nom|or|org|plc|sch)\.[a-z]{2}"
 )
@@ -113,7 +113,7 @@ def key_of_line(line: bytes, origin: str, number: int) -> Key | None:
     """
     try:
         # A file saved on Windows may begin with a byte order mark, which nobody sees.
-        text = _COMMENT.sub("", line.decode("utf-8-sig" if number == 1 else "utf-8")).strip()
+        text = COMMENT.sub("", line.decode("utf-8-sig" if number == 1 else "utf-8")).strip()
         return key_of(*parse_entry(text)) if text else None
     except UnicodeDecodeError as error:
         raise ListError(f"{origin}:{number}: not UTF-8") from error

@@ -42,7 +42,7 @@ from laion_assets.pairs.extract import page_pairs
 from laion_assets.pairs.rules import PairRules
 from laion_assets.removals import compiled
 from laion_assets.removals.entries import parse
-from laion_assets.removals.entry import ListError, parse_entry
+from laion_assets.removals.entry import COMMENT, ListError, parse_entry
 from laion_assets.search.query_images import decode_file
 from laion_assets.wat import read_pages
 from laion_assets.wat.pages import NoPagesError
@@ -198,7 +198,7 @@ def list_file(data: bytes) -> None:
     text = data.decode("utf-8-sig")
     assert parse(text.split("\n"), "a.txt").digest == whole.digest
     for line in text.split("\n"):
-        entry = line.strip()
+        entry = COMMENT.sub("", line.strip())
         if entry.startswith("url:http"):
             assert whole.matches_url(as_asked(entry.removeprefix("url:"))), entry
         elif entry.startswith("host:") and "#" not in entry:
