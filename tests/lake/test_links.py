@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import multiprocessing
 import os
 import shutil
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ import pytest
 from laion_assets import files
 from laion_assets.files import link_or_copy, replace_folder
 from laion_assets.lake import LakeError, LakeOptions, LocalLake
-from tests.lake.test_local import KEY, make
+from tests.lake.test_local import KEY, killed_at_any_moment, make
 from tests.readers import assert_readable
 
 
@@ -149,20 +146,8 @@ def _republish(root: str, ready: str) -> None:
 
 
 def test_sigkill_at_any_moment_leaves_one_whole_version(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    lake, ready = lake_at(tmp_path / "lake"), tmp_path / "ready"
-    for delay in (0.0, 0.003, 0.007, 0.013, 0.021):
-        ready.unlink(missing_ok=True)
-        process = context.Process(target=_republish, args=(str(tmp_path / "lake"), str(ready)))
-        process.start()
-        deadline = time.monotonic() + 60
-        while not ready.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        time.sleep(delay)
-        assert process.pid
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+    lake = lake_at(tmp_path / "lake")
+    for _ in killed_at_any_moment(_republish, tmp_path):
         parts = seen(lake)
         assert len(set(parts.values())) == 1
         assert sorted(parts) == [file["name"] for file in lake.manifest("pair_parquet", KEY).files]

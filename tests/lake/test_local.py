@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -166,12 +167,13 @@ def _republish(root: str, ready: str) -> None:
         Path(ready).touch()
 
 
-def test_sigkill_at_any_moment_leaves_one_whole_version(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    lake, ready = lake_at(tmp_path / "lake"), tmp_path / "ready"
+def killed_at_any_moment(republish: Callable[[str, str], None], folder: Path) -> Iterator[None]:
+    """Run ``republish(lake, ready)`` in a process that is killed, some moment after ``ready`` is
+    there; yield after each kill."""
+    context, ready = multiprocessing.get_context("spawn"), folder / "ready"
     for delay in (0.0, 0.003, 0.007, 0.013, 0.021):
         ready.unlink(missing_ok=True)
-        process = context.Process(target=_republish, args=(str(tmp_path / "lake"), str(ready)))
+        process = context.Process(target=republish, args=(str(folder / "lake"), str(ready)))
         process.start()
         deadline = time.monotonic() + 60
         while not ready.exists():
@@ -181,6 +183,12 @@ def test_sigkill_at_any_moment_leaves_one_whole_version(tmp_path: Path) -> None:
         assert process.pid
         os.kill(process.pid, signal.SIGKILL)
         process.join()
+        yield
+
+
+def test_sigkill_at_any_moment_leaves_one_whole_version(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path / "lake")
+    for _ in killed_at_any_moment(_republish, tmp_path):
         folder = lake.published("pair_parquet", KEY)
         found = {(folder / f"part-{i}").read_text() for i in range(5)}
         assert len(found) == 1
