@@ -31,7 +31,7 @@ from laion_assets.clip.shards import (
     find_shards,
     shard_number,
 )
-from laion_assets.clip.share import Share, computed, raw_digests
+from laion_assets.clip.share import Found, Share, computed, raw_digests
 from laion_assets.clip.vectors import PLACES, SamplesWriter, open_vectors
 from laion_assets.files import write_json
 from laion_assets.funnel import StageCounts
@@ -289,20 +289,19 @@ def _embed(
 
     started = time.perf_counter()
     known = Earlier(earlier) if earlier is not None and todo else None
+    # The vectors are read at last: those of all shards at once would be too many.
+    found: dict[Path, Found] = {}
     lacking = {tar: Share.empty(model.dim).rows for tar in todo}
     """Shard -> the rows that are known of it, for those with more."""
-
-    def taken_over(shard: Shard) -> Share:
-        return Share.known(shard, known, model.dim) if known else Share.empty(model.dim)
-
     for tar in todo if known else ():
+        assert known
         with Shard.open(tar) as shard:
-            share = taken_over(shard)
-            embedded.taken_over += len(share.rows)
-            progress.advance(len(share.rows), note=tar.name)
-            lacking[tar] = share.rows
-            if len(share.rows) == len(shard.rows):
-                finish(shard, share)
+            found[tar] = here = Found.in_(known, shard)
+            embedded.taken_over += len(here.rows)
+            progress.advance(len(here.rows), note=tar.name)
+            lacking[tar] = here.rows
+            if len(here.rows) == len(shard.rows):
+                finish(shard, here.share(known, model.dim))
                 del lacking[tar]
     if lacking:
         loaded = model.loaded() if isinstance(model, UnloadedModel) else model
@@ -312,9 +311,8 @@ def _embed(
                 samples, loaded, options, partial(progress.advance, note=shard.tar.name)
             )
             lacked = len(shard.rows) - len(lacking[shard.tar])
-            # The vectors are read at last: those of all shards at once would be too many.
-            with Shard.open(shard.tar) as again:
-                finish(shard, taken_over(again).with_(added))
+            before = found[shard.tar].share(known, model.dim) if known else Share.empty(model.dim)
+            finish(shard, before.with_(added))
             embedded.samples += lacked
             if lacked > len(added.rows):
                 progress.advance(lacked - len(added.rows), note=shard.tar.name)

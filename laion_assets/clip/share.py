@@ -30,6 +30,34 @@ def raw_digests(raw: Path, number: int) -> Path:
 
 
 @dataclass(frozen=True)
+class Found:
+    """Samples of one shard that an earlier version has, without their vectors.
+
+    ``rows``: (n,) int64, their numbers among the shard's. ``digests``: (n, 16) uint8, of their
+    images. ``at``: (n,) int64, their rows in the earlier version.
+    """
+
+    rows: NDArray[np.int64]
+    digests: Digests
+    at: NDArray[np.int64]
+
+    @classmethod
+    def in_(cls, earlier: Earlier, shard: Shard) -> Found:
+        """Read the shard's images and look for its samples."""
+        digests = digests_of(shard.images, shard.rows["key"].to_pylist())
+        at = earlier.find(shard.rows, digests)
+        rows = np.flatnonzero(at >= 0).astype(np.int64)
+        return cls(rows, digests[rows], at[rows])
+
+    def share(self, earlier: Earlier, dim: int) -> Share:
+        if not len(self.rows):
+            return Share.empty(dim)
+        return Share(
+            self.rows, self.digests, *(earlier.vectors(place, self.at) for place in PLACES)
+        )
+
+
+@dataclass(frozen=True)
 class Share:
     """Samples of one shard that are kept.
 
@@ -46,17 +74,6 @@ class Share:
     def empty(cls, dim: int) -> Share:
         vectors = np.zeros((0, dim), np.float16)
         return cls(np.zeros(0, np.int64), as_digests([]), vectors, vectors)
-
-    @classmethod
-    def known(cls, shard: Shard, earlier: Earlier, dim: int) -> Share:
-        """What an earlier version has of a shard."""
-        digests = digests_of(shard.images, shard.rows["key"].to_pylist())
-        found = earlier.find(shard.rows, digests)
-        rows = np.flatnonzero(found >= 0).astype(np.int64)
-        if not len(rows):
-            return cls.empty(dim)
-        vectors = (earlier.vectors(place, found[rows]) for place in PLACES)
-        return cls(rows, digests[rows], *vectors)
 
     def with_(self, other: Share) -> Share:
         """Both, in the order of the shard."""

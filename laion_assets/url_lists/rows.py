@@ -168,7 +168,7 @@ class _Text:
                 given["delim"] = "\t"
             dialect, names = self._dialect(path, given)
             if file.format == "csv" and b'"' not in head:
-                # DuckDB takes quotes that it has not seen for none.
+                # Where the sample has no quotes, DuckDB detects that there are none.
                 dialect |= {"quote": '"', "escape": '"'}
             self._source, expression = _call("read_csv", path, **dialect, store_rejects=True), ""
             if not dialect["header"]:
