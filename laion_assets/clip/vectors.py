@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from laion_assets.files import FileWriter
 from laion_assets.tables import ROWS_PER_PART, PartsWriter, VectorsWriter
 
 
@@ -36,7 +36,7 @@ def open_vectors(path: Path, rows: int) -> NDArray[Any]:
     return vectors
 
 
-class SamplesWriter:
+class SamplesWriter(FileWriter):
     """Writes rows into a folder's parts, and the vectors of each part beside it.
 
     As :class:`PartsWriter` does: parts are full but for the last, the first always exists, and
@@ -47,9 +47,13 @@ class SamplesWriter:
     def __init__(
         self, folder: Path, schema: pa.Schema, dim: int, *, first: int = 0, **options: Any
     ) -> None:
+        super().__init__()
         self._folder, self._dim, self._number = folder, dim, first
-        self._rows = PartsWriter(folder, schema, rows=ROWS_PER_PART, first=first, **options)
-        self._part = ExitStack()
+        self._stack.push(self._delete_rest)
+        self._rows = self._stack.enter_context(
+            PartsWriter(folder, schema, rows=ROWS_PER_PART, first=first, **options)
+        )
+        self._part = self._stack.enter_context(ExitStack())
         self._writers: list[VectorsWriter] = []
         self._room = 0
 
@@ -57,19 +61,12 @@ class SamplesWriter:
     def parts(self) -> list[Path]:
         return self._rows.parts
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None and not self._writers:
+    def _finish(self) -> None:
+        if not self._writers:
             self._open()
-        self._part.__exit__(kind, error, trace)
-        self._rows.__exit__(kind, error, trace)
+
+    def _delete_rest(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Delete an earlier call's vectors of further parts: last, and only if all went well."""
         number = self._number
         while kind is None and any(place(self._folder, number).exists() for place in PLACES):
             for place in PLACES:

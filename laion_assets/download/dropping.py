@@ -32,7 +32,7 @@ def drop_rows(
 ) -> ShardStats | None:
     """Write the shard of ``pairs`` to ``out`` from the one in ``before``; return its statistics.
 
-    None if that has not all of these rows as they are now, or one of them has to be fetched. Raises
+    Returns None if that lacks one of these rows as it is now, or if one has to be fetched. Raises
     what reading a damaged shard raises.
     """
     stats, tar = read_stats(before, pairs.shard), files_of(before, pairs.shard)[0]
