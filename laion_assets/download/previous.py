@@ -30,7 +30,7 @@ from laion_assets.download.shard_files import (
     read_shard,
     shards_in,
 )
-from laion_assets.download.shards import read_stats
+from laion_assets.download.shards import read_stats, recorded_stats
 from laion_assets.download.tars import ImageBytes
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Known:
     """What a previous shard knows of a URL.
 
     ``options``: the digest of the options that the outcome was made with. ``encoded``: the stored
-    image, if the outcome is one.
+    image, if the outcome is one; None if it is lost.
     """
 
     outcome: Outcome
@@ -62,7 +62,11 @@ class _Shard:
     outcomes: list[Outcome]
     histories: list[History]
     options: str
-    images: ImageBytes
+    images: ImageBytes | None
+
+    def image(self, row: int) -> bytes | None:
+        """The stored image of a row that has one; None if the tar has lost it."""
+        return (self.images.read(self.keys[row]) or None) if self.images else None
 
 
 class _OpenShards(LRUCache[tuple[int, int], _Shard | None]):
@@ -70,7 +74,7 @@ class _OpenShards(LRUCache[tuple[int, int], _Shard | None]):
 
     def popitem(self) -> tuple[tuple[int, int], _Shard | None]:
         key, shard = super().popitem()
-        if shard is not None:
+        if shard is not None and shard.images is not None:
             shard.images.close()
         return key, shard
 
@@ -132,17 +136,16 @@ class PreviousShards:
                 if shard_.urls[row] != urls[i]:
                     continue  # another URL with the same hash
                 outcome, other = shard_.outcomes[row], found[i]
+                # The first folder decides; of its rows, one with the image, wherever that is.
                 if other is not None and (
-                    source > sources[i]
-                    or other.outcome.status == SUCCESS
-                    or outcome.status != SUCCESS
+                    outcome.status != SUCCESS
+                    or other.encoded is not None
+                    or (source > sources[i] and other.outcome.status != SUCCESS)
                 ):
-                    continue  # the first folder decides; of its rows, one with the image
-                encoded = None
-                if outcome.status == SUCCESS:
-                    encoded = shard_.images.read(shard_.keys[row])
-                    if not encoded:
-                        continue  # the tar has lost it
+                    continue
+                encoded = shard_.image(row) if outcome.status == SUCCESS else None
+                if other is not None and encoded is None:
+                    continue
                 sources[i] = source
                 found[i] = Known(outcome, shard_.histories[row], shard_.options, encoded)
         return found
@@ -166,14 +169,17 @@ def _warn(folder: Path, shard: int, error: Exception) -> None:
 
 def _urls(folder: Path, shard: int) -> list[str]:
     """The URLs of a shard's rows; empty for a shard that was not finished."""
-    if read_stats(folder, shard) is None:
+    if recorded_stats(folder, shard) is None:
         return []
     urls: list[str] = read_shard(files_of(folder, shard)[0], ["url"])["url"].to_pylist()
     return urls
 
 
 def _read_shard(folder: Path, number: int) -> _Shard:
-    tar, stats = files_of(folder, number)[0], read_stats(folder, number)
+    tar, stats = files_of(folder, number)[0], recorded_stats(folder, number)
+    whole = read_stats(folder, number) is not None
+    if not whole:
+        logger.warning(f"{tar} is missing or damaged: its images are refetched")
     rows = read_shard(tar, ["url", "key", *OUTCOME_COLUMNS])
     return _Shard(
         rows["url"].to_pylist(),
@@ -181,7 +187,7 @@ def _read_shard(folder: Path, number: int) -> _Shard:
         [Outcome(**row) for row in rows.select(list(OUTCOME_COLUMNS)).to_pylist()],
         histories_of(read_ledger(tar)),
         stats.options_digest if stats else "",
-        ImageBytes(tar),
+        ImageBytes(tar) if whole else None,
     )
 
 

@@ -197,12 +197,14 @@ class ShardWork:
             )
             for i, (url, of_url) in enumerate(zip(looked_up, known, strict=True), start):
                 outcome = self.rules.settled(url, of_url)
-                if outcome is None:
+                encoded = of_url.encoded if of_url else None
+                if outcome is None or (outcome.status == SUCCESS and encoded is None):
                     # The image stays in its file, not in memory.
                     slim = replace(of_url, encoded=None) if of_url else None
                     to_fetch.setdefault(url, _ToFetch(url, [], slim)).rows.append(i)
                     continue
-                encoded = of_url.encoded if of_url and outcome.status == SUCCESS else None
+                if outcome.status != SUCCESS:
+                    encoded = None
                 history = of_url.history if of_url else History()
                 gathered.add(i, _Row(outcome, encoded, history, asked_for=False))
                 self.progress.advance()
@@ -270,7 +272,8 @@ class ShardWork:
         known = wanted.known
         if known is None or known.outcome.status != SUCCESS or not self.rules.still_holds(known):
             return None
-        return self.previous.look_up([wanted.url])[0]
+        found = self.previous.look_up([wanted.url])[0]
+        return found if found and found.encoded else None
 
     async def _examine(
         self,

@@ -45,11 +45,15 @@ class Place:
 
 def read_stats(folder: Path, shard: int) -> ShardStats | None:
     """The statistics of a shard; None if a file is missing or the tar is cut."""
+    stats, tar = recorded_stats(folder, shard), files_of(folder, shard)[0]
+    whole = stats is not None and tar.exists() and stats.tar_bytes == tar.stat().st_size
+    return stats if whole else None
+
+
+def recorded_stats(folder: Path, shard: int) -> ShardStats | None:
+    """The statistics of a shard, whatever became of its tar; None if another file is missing."""
     tar, _, _, path = files_of(folder, shard)
-    if not (tar.exists() and path.exists() and has_rows(tar)):
-        return None
-    stats = _load(path)
-    return stats if stats.tar_bytes == tar.stat().st_size else None
+    return _load(path) if path.exists() and has_rows(tar) else None
 
 
 def recorded_next_rows(folder: Path) -> dict[int, int]:

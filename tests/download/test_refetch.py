@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from laion_assets.download.segment import NoNetworkError
 from laion_assets.download.tars import ImageBytes
 from laion_assets.removals.entries import parse
+from laion_assets.tables import read_parquet
 from tests.conftest import heard
 from tests.download.conftest import (
     PUBLIC,
@@ -199,17 +201,22 @@ def test_a_damaged_previous_shard_is_logged_and_refetched(
     for damaged in ("00001.parquet", "_ledger/00002.parquet"):
         path = tmp_path / "a" / damaged
         path.write_bytes(path.read_bytes()[:100])
-    (tmp_path / "a" / "00003.tar").write_bytes(b"")
+    (tmp_path / "a" / "00000.tar").write_bytes(b"")
     asked(images)
     warnings: list[str] = []
     write_pairs(pairs, ["http://h9.test/0.jpg", *urls()])  # every shard's rows are others now
     with heard(warnings.append, logging.WARNING):
         result = download(pairs, tmp_path / "b", options, before=tmp_path / "a")
-    assert asked(images) == sorted([f"/{i}.jpg" for i in range(5, 20)] + ["/0.jpg"])
+    # Of the shard whose tar alone is lost, refusals and histories are known.
+    rows = read_parquet(tmp_path / "a" / "00000.parquet", ["url", "status"]).to_pylist()
+    lost = [urlsplit(row["url"]).path for row in rows if row["status"] == "success"]
+    assert 0 < len(lost) < len(rows)
+    assert asked(images) == sorted([f"/{i}.jpg" for i in range(5, 15)] + lost + ["/0.jpg"])
     assert result.counts.kept == first.counts.kept + 1
-    assert len(warnings) == 2
+    assert len(warnings) == 3
     assert "shard 00001 of " in warnings[0]
     assert "shard 00002 of " in warnings[1]
+    assert "00000.tar is missing or damaged" in warnings[2]
 
 
 def test_leftover_files_of_other_shards_are_deleted(
