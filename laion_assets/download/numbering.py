@@ -1,16 +1,17 @@
 """Numbers a segment's pairs: the shard that each belongs to, and its row there.
 
 A pair keeps both for as long as it is in the segment, whatever comes or goes: what leaves leaves a
-gap, and what is new comes last. So a change costs the shards that it concerns. What does not belong
-here: the shards' files, and when one is current (:mod:`.segment`).
+gap, and what is new comes last. So a change costs the shards that it concerns, and no key is ever
+given to another pair. What does not belong here: the shards' files, and when one is current
+(:mod:`.segment`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laion_assets.download.previous import UNREADABLE
-from laion_assets.download.shard_files import SHARD_DIGITS, rows_in_turn, shard_of, shards_of
+from laion_assets.download.shard_files import (
+    SHARD_DIGITS,
+    begun_in,
+    rows_in_turn,
+    shard_of,
+    shards_of,
+)
 from laion_assets.download.shards import recorded_next_rows
 from laion_assets.schemas import OUTCOME, UID_BYTES, uid_of
 from laion_assets.tables import batches, rows_in
@@ -28,6 +35,40 @@ _OWN_COLUMNS: Final = {"caption", *OUTCOME.names}
 _READ_AT_ONCE: Final = 10_000
 
 Rows = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class KeysGiven:
+    """How many keys all versions of a segment have given to pairs, those that left included.
+
+    They are those of the first ``keys_given`` rows of shards of ``samples_per_shard`` rows.
+    """
+
+    keys_given: int
+    samples_per_shard: int
+
+    @classmethod
+    def recorded(cls, metadata: Mapping[str, Any]) -> Self | None:
+        """What :meth:`to_json` put among a manifest's metadata; None in older ones."""
+        try:
+            return cls(metadata["keys_given"], metadata["samples_per_shard"])
+        except KeyError:
+            return None
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+    def are_of(self, size: int) -> bool:
+        """Whether shards of ``size`` rows give the same keys."""
+        return size == self.samples_per_shard or self.keys_given <= min(
+            size, self.samples_per_shard
+        )
+
+    def end(self, size: int) -> int:
+        """The first row that may get a key, counted through all shards of ``size`` rows."""
+        if self.are_of(size):
+            return self.keys_given
+        return -(-self.keys_given // self.samples_per_shard) * size
 
 
 @dataclass(frozen=True)
@@ -50,6 +91,7 @@ class Numbering:
 
     ``shards``, ``rows``: (n,) int32 each. ``next_row``: shard -> the number of its next row.
     ``new``: how many pairs the shards before did not have. ``left``: how many of theirs are gone.
+    ``given``: the keys that they and all versions before have given.
     """
 
     files: Sequence[Path]
@@ -58,6 +100,7 @@ class Numbering:
     next_row: dict[int, int]
     new: int
     left: int
+    given: KeysGiven
 
     def __iter__(self) -> Iterator[ShardRows]:
         """Yield each shard once all its pairs have been read. Needs memory for the few shards that
@@ -85,20 +128,30 @@ class Numbering:
         return ShardRows(shard, rows, self.next_row[shard], table.combine_chunks())
 
 
-def number_pairs(files: Sequence[Path], size: int, before: Path | None) -> Numbering:
+def number_pairs(
+    files: Sequence[Path], size: int, before: Path | None, given: KeysGiven | None = None
+) -> Numbering:
     """Number the pairs of ``files`` for shards of ``size`` rows.
 
-    ``before``: a folder of shards, or a partition. Its pairs keep their numbers, and others follow
-    behind its last row, if it has shards of that size; otherwise all are numbered anew, as without
-    it. Raises ``ValueError`` for pairs without the columns ``url`` and ``text``.
+    ``before``: a folder of shards, or a partition. Its pairs keep their numbers if it has shards of
+    that size, and its rows can be read; otherwise all pairs get new ones. New numbers follow behind
+    its last row, and behind those that were ``given``, as its version recorded them. Raises
+    ``ValueError`` for pairs without the columns ``url`` and ``text``.
     """
     for file in files:
         _refuse_columns(file)
     n = rows_in(*files)
-    known = _known(before, size) if before else None
+    known = _known(before, size, given) if before else None
+    if given:
+        end = given.end(size)
+    elif known:
+        end = known.end
+    else:
+        end = _behind(before) * size if before else 0
     if known is None:
-        places = np.arange(n, dtype=np.int64)
-        return Numbering(files, *_split(places, size), _next_rows(places, size, {}), n, 0)
+        places = end + np.arange(n, dtype=np.int64)
+        next_rows = _next_rows(places, size, {})
+        return Numbering(files, *_split(places, size), next_rows, n, 0, KeysGiven(end + n, size))
     wanted = pa.chunked_array(
         [
             pa.array(map(uid_of, *_texts(batch, "url", "text")), _UID)
@@ -116,11 +169,10 @@ def number_pairs(files: Sequence[Path], size: int, before: Path | None) -> Numbe
     places = np.empty(n, dtype=np.int64)
     places[~is_new] = known.places[at[~is_new]]
     new = int(is_new.sum())
-    places[is_new] = np.arange(known.end, known.end + new)
+    places[is_new] = np.arange(end, end + new)
     left = len(known.places) - (n - new)
-    return Numbering(
-        files, *_split(places, size), _next_rows(places, size, known.next_row), new, left
-    )
+    next_rows = _next_rows(places, size, known.next_row)
+    return Numbering(files, *_split(places, size), next_rows, new, left, KeysGiven(end + new, size))
 
 
 _UID: Final = pa.binary(UID_BYTES)
@@ -130,7 +182,7 @@ _UID: Final = pa.binary(UID_BYTES)
 class _Known:
     """The pairs of the shards before: (n,) uids, and (n,) places, which count through all shards.
 
-    ``end``: the place behind all that there ever were, as far as is known.
+    ``end``: the place behind all that there ever were, as far as the shards know it.
     """
 
     uids: pa.Array
@@ -139,8 +191,15 @@ class _Known:
     end: int
 
 
-def _known(before: Path, size: int) -> _Known | None:
+def _behind(before: Path) -> int:
+    """Number of the shard behind all those that a folder or a partition has anything of."""
+    return max(begun_in(shards_of(before)), default=-1) + 1
+
+
+def _known(before: Path, size: int, given: KeysGiven | None) -> _Known | None:
     """None if there are no shards of that size, or their rows cannot be read."""
+    if given and not given.are_of(size):
+        return None
     uids: list[bytes] = []
     keys: list[str] = []
     try:
@@ -150,13 +209,19 @@ def _known(before: Path, size: int) -> _Known | None:
         places = np.array(
             [shard_of(key) * size + int(key[SHARD_DIGITS:]) for key in keys], np.int64
         )
-        next_row = _next_rows(places, size, recorded_next_rows(shards_of(before)))
+        recorded = recorded_next_rows(shards_of(before))
+        next_row = _next_rows(places, size, recorded)
     except UNREADABLE:
         return None
     *full, last = sorted(next_row) or [-1]
-    if last < 0 or any(next_row[shard] != size for shard in full) or next_row[last] > size:
+    if last < 0:
         return None
-    return _Known(pa.array(uids, _UID), places, next_row, last * size + next_row[last])
+    # Where it is not recorded, full shards tell of which size they are.
+    other = any(next_row[shard] != size for shard in full) or next_row[last] > size
+    if given is None and other:
+        return None
+    end = max(shard * size + row for shard, row in (recorded | next_row).items())
+    return _Known(pa.array(uids, _UID), places, next_row, end)
 
 
 def _texts(table: Any, *columns: str) -> list[list[str]]:

@@ -22,7 +22,7 @@ from laion_assets.download.decoders import ImageMakers
 from laion_assets.download.dropping import drop_rows
 from laion_assets.download.fetch import Fetcher
 from laion_assets.download.listed_rows import LOOKED_AT
-from laion_assets.download.numbering import Numbering, number_pairs
+from laion_assets.download.numbering import KeysGiven, Numbering, number_pairs
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.previous import UNREADABLE, PreviousShards
 from laion_assets.download.rules import Rules
@@ -66,6 +66,7 @@ def download_segment(
     removals: Entries,
     blocklists: Entries,
     before: Path | None = None,
+    given: KeysGiven | None = None,
     again: bool = False,
     resolve: Resolve = system_resolve,
 ) -> Downloaded:
@@ -74,10 +75,11 @@ def download_segment(
     ``pairs``: a folder of ``part-*.parquet`` or one parquet file, with columns ``url`` and
     ``text``; every other column is carried along. ``out``: an own folder, given to one process at
     a time. ``before``: a folder of the shards of an earlier version, whose pairs keep their shards
-    and keys; ``options.refetch`` says which of their rows, and of the shards put aside in ``out``,
-    are refetched, unless pairs have only left: then none are. Shards in ``out`` that were made of
-    these rows and options stay as they are, unless the lists now name other rows of theirs, or
-    ``again`` opens them to refetching. ``options``: picklable, for the decoders' processes.
+    and keys; ``given``: the keys that it recorded. ``options.refetch`` says which of their rows,
+    and of the shards put aside in ``out``, are refetched, unless pairs have only left: then only
+    those are whose image its tar has lost. Shards in ``out`` that were made of these rows and
+    options stay as they are, unless the lists now name other rows of theirs, or ``again`` opens
+    them to refetching. ``options``: picklable, for the decoders' processes.
 
     A URL that a list names, by itself or by its host, is not fetched, nor is one that a redirect
     leads to. An image that a list names by its hash is not kept.
@@ -90,7 +92,7 @@ def download_segment(
     for leftover in out.glob(f"{MAKING}*"):
         shutil.rmtree(leftover)
     files = PARTITIONS[UNIQUE_PAIRS].rows.paths(pairs) if pairs.is_dir() else [pairs]
-    numbering = number_pairs(files, options.samples_per_shard, before)
+    numbering = number_pairs(files, options.samples_per_shard, before, given)
     rules = Rules(options, Lists(removals, blocklists))
     if before is not None and only_takes_out(before, numbering, rules):
         rules = rules.without_refetching()
@@ -105,7 +107,7 @@ def download_segment(
     if (out / _ASIDE).exists():
         shutil.rmtree(out / _ASIDE)
     shards = dict(sorted((finished | made).items()))
-    return sum_up(shards, made.values(), time.monotonic() - started)
+    return sum_up(shards, made.values(), time.monotonic() - started, numbering.given)
 
 
 def only_takes_out(before: Path, numbering: Numbering, rules: Rules) -> bool:

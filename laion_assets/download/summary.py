@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from laion_assets.download.numbering import KeysGiven
 from laion_assets.download.shard_files import name_of
 from laion_assets.download.shard_stats import FailingHosts, ShardStats, most_failing
 from laion_assets.funnel import StageCounts, total
@@ -15,6 +16,8 @@ class Downloaded:
     """A segment's counts, and other figures of its download."""
 
     counts: StageCounts
+    given: KeysGiven
+    """The keys that this version and those before it have given."""
     asked_for: int = 0
     """Rows whose URL was asked for, by this run or the runs that it resumed."""
     reused: int = 0
@@ -36,12 +39,13 @@ class Downloaded:
 
 
 def sum_up(
-    shards: Mapping[int, ShardStats], made: Collection[ShardStats], seconds: float
+    shards: Mapping[int, ShardStats], made: Collection[ShardStats], seconds: float, given: KeysGiven
 ) -> Downloaded:
     """The summary of all ``shards``, by number in order, of which this run has ``made`` some."""
     of_all = shards.values()
     return Downloaded(
         total("images", [stats.counts for stats in of_all]),
+        given,
         asked_for=sum(stats.asked_for for stats in of_all),
         reused=sum(stats.reused for stats in of_all),
         changed=sum(stats.changed for stats in of_all),
