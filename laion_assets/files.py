@@ -232,6 +232,19 @@ def hard_link(source: Path, target: Path) -> None:
     os.link(os.path.realpath(source), target)
 
 
+def can_link(source: Path, folder: Path) -> bool:
+    """Whether a file can be linked into a folder: not from another file system, nor on all."""
+    beside = folder / f".{uuid.uuid4().hex[:12]}"
+    try:
+        hard_link(source, beside)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:
+        return False
+    beside.unlink()
+    return True
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Give ``target`` the content of ``source``, by a hard link where the file system can.
 

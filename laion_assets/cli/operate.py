@@ -233,9 +233,9 @@ def _since(text: str) -> float:
     about="""
 Read the lake's files and compare them with the sizes and SHA-256 of their
 manifests: those of all assets, or of the ones named. Each damaged file is
-listed; the exit code is then 1. Restore the file from a backup; or set the
-whole partition aside (--set-aside) and materialize it again. Without that, what
-is made again may take over damaged files of the old version.
+listed; the exit code is then 1. Restore the file from a backup, or materialize
+its partition again: nothing that is damaged is taken over. Where the manifest
+or search_index is damaged, set the partition aside first (--set-aside).
 """,
     example="verify image_shards --share 0.1",
     arguments=[
@@ -284,7 +284,7 @@ def verify(args: argparse.Namespace) -> None:
     if not damages:
         return
     concerned = {damage.partition for damage in damages}
-    todo = "restore the files from a backup, or set the partitions aside by --set-aside"
+    todo = "restore the files from a backup, or materialize the partitions again"
     if args.set_aside:
         gone = set_aside(lake, damages)
         for partition in gone:

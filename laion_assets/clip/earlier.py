@@ -7,19 +7,19 @@ digest is kept beside the vectors. That the model is the same is for the caller 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from laion_assets.clip.vectors import open_vectors
+from laion_assets.clip.vectors import PLACES, open_vectors
 from laion_assets.download.tars import ImageBytes
 from laion_assets.files import atomic_path
-from laion_assets.layout import EMBEDDINGS, PARTITIONS
-from laion_assets.tables import part_number, read_parquet, rows_in
+from laion_assets.tables import part_number, part_path, read_parquet, rows_in
 
 DIGEST_BYTES: Final = 16
 DIGESTS: Final = "_image_digests.npy"
@@ -59,19 +59,24 @@ def write_digests(path: Path, digests: Digests) -> None:
 class Earlier:
     """The samples of an earlier version, found by SAMPLE_ID, text and image.
 
+    Those of a part of which a file is missing, as a damaged one is, are not among them.
     Memory: its SAMPLE_IDs, texts and digests.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._parts = PARTITIONS[EMBEDDINGS].rows.paths(folder)
-        tables = [read_parquet(part, ["SAMPLE_ID", "text"]) for part in self._parts]
+        self._parts = _whole_parts(folder)
+        tables = [read_parquet(part.rows, ["SAMPLE_ID", "text"]) for part in self._parts]
         rows = pa.concat_tables(tables).combine_chunks() if tables else None
         ids = rows["SAMPLE_ID"].to_numpy() if rows else np.zeros(0, np.int64)
         self._texts = rows["text"] if rows else pa.chunked_array([], pa.string())
         self._order = np.argsort(ids, kind="stable")
         self._ids = ids[self._order]
-        self._digests = read_digests(folder / DIGESTS, len(ids))
+        end = self._parts[-1].end if self._parts else 0
+        digests = read_digests(folder / DIGESTS, end)
+        self._digests = np.concatenate(
+            [digests[:0], *(digests[part.begin : part.end] for part in self._parts)]
+        )
 
     def find(self, rows: pa.Table, digests: Digests) -> NDArray[np.int64]:
         """(n,) int64: the number of each sample's row here, -1 where there is none.
@@ -97,8 +102,8 @@ class Earlier:
         found: NDArray[Any] | None = None
         start = 0
         for part in self._parts:
-            n = rows_in(part)
-            vectors = open_vectors(place(self._folder, part_number(part)), n)
+            n = part.end - part.begin
+            vectors = open_vectors(place(self._folder, part_number(part.rows)), n)
             if found is None:
                 found = np.empty((len(rows), vectors.shape[1]), np.float16)
             inside = (rows >= start) & (rows < start + n)
@@ -106,3 +111,30 @@ class Earlier:
             start += n
         assert found is not None, "rows are of parts"
         return found
+
+
+class _Part(NamedTuple):
+    """A part's rows, and where they are among those of all parts: ``begin`` to before ``end``."""
+
+    rows: Path
+    begin: int
+    end: int
+
+
+def _whole_parts(folder: Path) -> list[_Part]:
+    """The parts of which no file is missing. Ends with the first of which all are."""
+    parts: list[_Part] = []
+    begin = 0
+    for number in itertools.count():
+        rows, vectors = part_path(folder, number), [place(folder, number) for place in PLACES]
+        present = [path for path in vectors if path.exists()]
+        if rows.exists():
+            end = begin + rows_in(rows)
+        elif present:
+            end = begin + len(np.load(present[0], mmap_mode="r", allow_pickle=False))
+        else:
+            return parts
+        if rows.exists() and present == vectors:
+            parts.append(_Part(rows, begin, end))
+        begin = end
+    return parts

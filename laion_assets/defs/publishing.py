@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import dagster as dg
 from pydantic import BaseModel
@@ -19,7 +21,7 @@ from laion_assets.defs.partitions import segment_key
 from laion_assets.errors import TransientError
 from laion_assets.files import atomic_path
 from laion_assets.funnel import StageCounts
-from laion_assets.lake import Lake, Manifest, Staging
+from laion_assets.lake import MANIFEST, Lake, Manifest, NotPublishedError, Staging, link_others
 from laion_assets.layout import (
     LOOKUP_FILES,
     PICTURE_FILES,
@@ -30,6 +32,14 @@ from laion_assets.layout import (
 )
 from laion_assets.lookup.find import MADE_OF
 from laion_assets.options import versioned
+
+logger = logging.getLogger(__name__)
+
+_NOT_TAKEN_OVER: Final = (LOOKUP_FILES, PICTURE_FILES)
+"""Files of a partition that no other is made of."""
+_OTHERS: Final = ".others"
+"""Folder, in staging, of the files of the published version that are not damaged."""
+_DAMAGED_SHOWN: Final = 20
 
 
 class InputsChangedError(TransientError):
@@ -54,6 +64,9 @@ class Publication:
     key: SegmentKey | None
     staging: Staging
     _outcomes: list[checks.Outcome] = field(default_factory=list)
+    _inputs: dict[str, Path] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
+    """What is damaged of the published version, and not taken over: file -> its problem."""
 
     @property
     def out(self) -> Path:
@@ -72,9 +85,46 @@ class Publication:
         """The parquet files in :attr:`out` that have the asset's rows, sorted."""
         return partition_of(self.asset).rows.paths(self.out)
 
-    def input(self, asset: str) -> Path:
-        """Folder of what ``asset`` has published: for the same segment, or as a whole."""
-        return self.store.published(asset, self._key_of(asset))
+    def input(self, asset: str, unread: Sequence[str] = ()) -> Path:
+        """Folder of what ``asset`` has published: for the same segment, or as a whole.
+
+        Its files are compared with their digests first, but for those whose names match a pattern
+        of ``unread``. Raises :class:`~laion_assets.lake.DamagedFilesError`: what is made of damage
+        looks sound.
+        """
+        if asset not in self._inputs:
+            self._inputs[asset] = self.store.whole(
+                asset, self._key_of(asset), but=[*_NOT_TAKEN_OVER, *unread]
+            )
+        return self._inputs[asset]
+
+    def earlier(self, names: str = "*") -> Path | None:
+        """Folder of the published version of this partition, whose parts may be taken over; None if
+        it is not published.
+
+        Files whose names match are compared with their digests. Damaged ones are not in the folder,
+        so that they are made again; the partition's metadata says which these were.
+        """
+        if not self.store.has(self.asset, self.key):
+            return None
+        whole = self.is_whole(names)
+        # The comparison has fetched what is sound of it.
+        folder = self.store.folder(self.asset, self.key, MANIFEST)
+        self.staging.linked_from.append(folder)
+        if whole:
+            return folder
+        others = self.staging.path / _OTHERS
+        shutil.rmtree(others, ignore_errors=True)
+        link_others(folder, Manifest.read(folder), self.damaged, others)
+        return others
+
+    def is_whole(self, names: str) -> bool:
+        """Whether no file of the published version is damaged, of those whose names match."""
+        found = self.store.damaged(self.asset, self.key, names, _NOT_TAKEN_OVER)
+        for name, problem in found.items():
+            logger.warning(f"published {self.asset}: {name} {problem}: it is made again")
+        self.damaged |= found
+        return not found
 
     def input_rows(self, asset: str) -> list[Path]:
         """The parquet files that have the rows of :meth:`input`, sorted."""
@@ -181,11 +231,20 @@ def publishing(
         run_id=context.run.run_id,
         stage_judges_parts=stage_judges_parts,
     ) as staging:
-        yield Publication(context, lake, name, key, staging)
+        made = Publication(context, lake, name, key, staging)
+        yield made
+        shutil.rmtree(staging.path / _OTHERS, ignore_errors=True)
         staging.not_content = (*staging.not_content, LOOKUP_FILES, PICTURE_FILES)
         staging.metadata = {**staging.metadata, MADE_OF: before}
         if options is not None:
             staging.metadata = {**staging.metadata, "options": versioned(options)}
+        if made.damaged:
+            # All were made again; how many, and the first of them.
+            staging.metadata = {
+                **staging.metadata,
+                "damaged_files_made_again": len(made.damaged),
+                "damaged_files": sorted(made.damaged)[:_DAMAGED_SHOWN],
+            }
         for asset, data_version in before.items():
             if lake.manifest(asset, of[asset]).data_version != data_version:
                 raise InputsChangedError(
@@ -193,10 +252,9 @@ def publishing(
                 )
 
 
-def made_of_the_same(made: Publication) -> Path | None:
-    """The published partition, if it was made of the same inputs with the same code and options."""
-    folder = made.store.folder(made.asset, made.key)
-    if not folder.exists():
-        return None
-    published = made.store.manifest(made.asset, made.key)
-    return folder if published.fingerprint == made.staging.fingerprint else None
+def made_of_the_same(made: Publication) -> bool:
+    """Whether the published version was made of the same inputs with the same code and options."""
+    with suppress(NotPublishedError):
+        published = made.store.manifest(made.asset, made.key)
+        return published.fingerprint == made.staging.fingerprint
+    return False

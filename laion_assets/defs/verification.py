@@ -81,8 +81,9 @@ def _description(damages: Sequence[Damage]) -> str:
     named = "; ".join(map(str, damages[:_SHOWN]))
     more = f"; and {len(damages) - _SHOWN} more" if len(damages) > _SHOWN else ""
     return (
-        f"{named}{more}. Restore these files from a backup, or set their partitions aside "
-        "(`laion-assets verify --set-aside`) and materialize them again"
+        f"{named}{more}. Restore these files from a backup, or materialize their partitions "
+        "again; where the manifest or search_index is damaged, set the partition aside first "
+        "(`laion-assets verify --set-aside`)"
     )
 
 

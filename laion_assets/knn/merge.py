@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from laion_assets.clip.identity import ModelIdentity
+from laion_assets.files import can_link
 from laion_assets.knn.files import (
     IndexMismatchError,
     IndexRun,
@@ -114,6 +115,7 @@ def merge_indices(
     subsets: Subsets,
     *,
     previous: Path | None = None,
+    is_whole: Callable[[str], bool] = lambda _: True,
 ) -> IndexSummary:
     """Index all ``segments`` into ``out``, in whatever order they are given.
 
@@ -131,12 +133,17 @@ def merge_indices(
             version, and are read only where they must be rewritten, so that the cost is that of the
             new segments. The search results do not depend on it; how the vectors are spread over
             runs does.
+        is_whole: whether the files of ``previous`` whose names match a pattern are undamaged; asked
+            for those that are copied. If not, all is made of the segments' own indices.
     """
     if not segments:
         raise ValueError("there is no index to merge: no segments were given")
     before = IndexSummary.read(previous) if previous else None
     fresh, carried, model, d = _sort_out(segments, index_of, previous, before)
     planned = _plan([*carried, *fresh], options)
+    if previous and not all(map(is_whole, _copied(planned, previous, out))):
+        logger.warning(f"{previous} is damaged: all segments are merged again")
+        return merge_indices(segments, index_of, out, options, subsets)
     runs = []
     progress = Progress("merged index", "runs", len(planned), logger)
     for plan in planned:
@@ -282,6 +289,15 @@ def _plan(sources: Sequence[_Source], options: IndexOptions) -> list[_Planned]:
             ordered = tuple(sorted(merged, key=lambda source: _first(source.run)))
             planned = [plan for plan in planned if plan.group != group]
             planned.append(_Planned(group[2] + 1, ordered, rewrite=True))
+
+
+def _copied(planned: Sequence[_Planned], previous: Path, out: Path) -> list[str]:
+    """Patterns of the files of the previous index that get other bytes, or may."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not can_link(previous / "index.json", out):
+        return ["*"]
+    sources = [source for plan in planned if plan.rewrite for source in plan.sources]
+    return [f"{s.run.folder}/*" for s in sources if s.folder.is_relative_to(previous)]
 
 
 def _first(run: IndexRun) -> SegmentKey:

@@ -30,6 +30,7 @@ from laion_assets.lake.verify import (
     find_damage,
     set_aside,
 )
+from laion_assets.lake.whole import DamagedFilesError, link_others
 
 __all__ = [
     "MANIFEST",
@@ -39,6 +40,7 @@ __all__ = [
     "Choice",
     "Damage",
     "DamagedError",
+    "DamagedFilesError",
     "Lake",
     "LakeError",
     "LakeOptions",
@@ -54,6 +56,7 @@ __all__ = [
     "Verified",
     "find_damage",
     "is_remote",
+    "link_others",
     "local_lake",
     "open_lake",
     "set_aside",

@@ -39,6 +39,7 @@ from laion_assets.lake.partition import (
     PartitionBusyError,
     Staging,
 )
+from laion_assets.lake.whole import DamagedFilesError, damaged_files
 from laion_assets.layout import EVERY_HIVE, SegmentKey, place_of
 
 if TYPE_CHECKING:
@@ -236,6 +237,32 @@ class Lake(ABC):
         if not self.has(asset, key):
             raise self._not_published(asset, key)
         return self.folder(asset, key)
+
+    def damaged(
+        self, asset: str, key: SegmentKey | None = None, names: str = "*", but: Collection[str] = ()
+    ) -> dict[str, str]:
+        """Compare a partition's files with its manifest; return file -> problem of those that are
+        not as they were published.
+
+        Compared are those whose names match ``names``, and none of ``but``. A copy of a store's
+        object is first copied again. Raises :class:`NotPublishedError`.
+        """
+        if not self.has(asset, key):
+            raise self._not_published(asset, key)
+        self.fetch(asset, key, names)
+        return damaged_files(self._place(asset, key), names, but)
+
+    def whole(
+        self, asset: str, key: SegmentKey | None = None, *, but: Collection[str] = ()
+    ) -> Path:
+        """Return the folder of a partition whose files are as they were published.
+
+        ``but``: of :meth:`damaged`. Raises :class:`NotPublishedError` and
+        :class:`DamagedFilesError`.
+        """
+        if damaged := self.damaged(asset, key, but=but):
+            raise DamagedFilesError(f"{asset} of {key}" if key else asset, damaged)
+        return self._place(asset, key)
 
     def _not_published(self, asset: str, key: SegmentKey | None) -> NotPublishedError:
         of_key = f" of {key}" if key else ""

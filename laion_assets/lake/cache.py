@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -146,6 +146,12 @@ class Cache:
             self.forget(place)
             replace_folder(new, folder)
         self.remember(place, pointer)
+
+    def drop(self, place: str, names: Iterable[str]) -> None:
+        """Delete copies of a partition's files; they are copied again when they are next needed."""
+        with self.locked(pointer_path(place)):
+            for name in names:
+                (self.root / place / name).unlink(missing_ok=True)
 
     def open_copy(self, place: str, pointer: Pointer, name: str) -> LocalFile | None:
         """Open a file if this machine has it as the pointer names it; None if it does not."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from typing_extensions import override
 
@@ -20,6 +20,7 @@ from laion_assets.lake.content import MANIFEST
 from laion_assets.lake.links import LinkedPartition
 from laion_assets.lake.options import LakeOptions
 from laion_assets.lake.partition import LakeError, Manifest
+from laion_assets.lake.whole import chunks
 from laion_assets.layout import SegmentKey, place_of
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class LocalLake(Lake):
         folder, manifest = self._place(asset, key), self.manifest(asset, key)
         named = {MANIFEST, *(item["name"] for item in manifest.files)}
         found = (str(path.relative_to(folder)) for path in _files(folder))
-        return Stored(manifest, lambda name: _chunks(folder / name), set(found) - named)
+        return Stored(manifest, lambda name: chunks(folder / name), set(found) - named)
 
     @override
     def current(self, *folders: str, deep: bool = False) -> Path:
@@ -243,16 +244,6 @@ def _key(crawl: str, segment: str) -> SegmentKey:
 def _version(about: os.stat_result) -> str:
     # A file system may use an inode again.
     return f"{about.st_ino:x}.{about.st_mtime_ns:x}"
-
-
-_CHUNK: Final = 1 << 22
-"""Bytes of a file that are read at once."""
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
-            yield chunk
 
 
 def _files(folder: Path) -> Iterator[Path]:

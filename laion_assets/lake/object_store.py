@@ -250,8 +250,8 @@ class ObjectStore:
     def download(self, path: str, target: Path, sha256: str | None = None) -> None:
         """Copy an object to a file, whole or not at all.
 
-        Raises ``FileNotFoundError`` if there is none, :class:`ObjectStoreError` if its digest is
-        not ``sha256``.
+        Raises ``FileNotFoundError`` if there is none, :class:`DamagedError` if its digest is not
+        ``sha256``.
         """
         import obstore
 
@@ -267,7 +267,7 @@ class ObjectStore:
                         file.write(chunk)
                         digest.update(chunk)
                 if sha256 and digest.hexdigest() != sha256:
-                    raise ObjectStoreError(
+                    raise DamagedError(
                         f"{self.address(path)} is damaged: its SHA-256 is not {sha256}"
                     )
 
@@ -343,7 +343,9 @@ class ObjectStore:
                     if isinstance(error, ObjectStoreError):
                         raise
                     raise UnavailableError(f"{self.address(path)}: {_said(error)}") from error
-            time.sleep(2.0**attempt)
+                # To wait does not help against damage on the way.
+                wait = 0.0 if isinstance(error, DamagedError) else 2.0**attempt
+            time.sleep(wait)
             attempt += 1
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -27,8 +27,9 @@ from laion_assets.files import ReadAt
 from laion_assets.lake.base import Lake, Lease, Stored
 from laion_assets.lake.cache import Cache, write_bytes
 from laion_assets.lake.checkpoint import Checkpoint, Checkpointing, Uploads
+from laion_assets.lake.content import MANIFEST
 from laion_assets.lake.index import AT_ONCE, while_replaced
-from laion_assets.lake.object_store import ChangedError, ObjectStore, in_parallel
+from laion_assets.lake.object_store import ChangedError, DamagedError, ObjectStore, in_parallel
 from laion_assets.lake.options import LakeOptions
 from laion_assets.lake.partition import Manifest, PartitionBusyError
 from laion_assets.lake.pointer import (
@@ -43,6 +44,7 @@ from laion_assets.lake.pointer import (
     read_pointer,
 )
 from laion_assets.lake.shared import SharedFolder
+from laion_assets.lake.whole import damaged_files
 from laion_assets.layout import EVERY_HIVE, SegmentKey, place_of
 
 if TYPE_CHECKING:
@@ -160,6 +162,29 @@ class RemoteLake(Lake):
             pointers.items(),
         )
         return self._place(asset, None)
+
+    @override
+    def damaged(
+        self, asset: str, key: SegmentKey | None = None, names: str = "*", but: Collection[str] = ()
+    ) -> dict[str, str]:
+        if not self.has(asset, key):
+            raise self._not_published(asset, key)
+        # Without files first: a damaged object would keep the folder from being the present one.
+        self.fetch(asset, key, MANIFEST)
+        with suppress(DamagedError, FileNotFoundError):
+            self.fetch(asset, key, names)
+        found = damaged_files(self._place(asset, key), names, but)
+        if found:
+            self.cache.drop(place_of(asset, key), found)
+        return {name: wrong for name in found if (wrong := self._copied_again(asset, key, name))}
+
+    def _copied_again(self, asset: str, key: SegmentKey | None, name: str) -> str | None:
+        """Copy one file; return what is wrong with its object."""
+        try:
+            self.fetch(asset, key, name)
+        except (DamagedError, FileNotFoundError) as error:
+            return f"cannot be copied: {error}"
+        return None
 
     @override
     def attach(self, connection: duckdb.DuckDBPyConnection) -> str:

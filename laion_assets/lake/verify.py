@@ -10,16 +10,16 @@ from __future__ import annotations
 import logging
 import os
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from hashlib import sha256
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from laion_assets.lake.base import Lake, Stored
+from laion_assets.lake.base import Lake
 from laion_assets.lake.content import MANIFEST
 from laion_assets.lake.object_store import DamagedError
 from laion_assets.lake.partition import NotPublishedError
+from laion_assets.lake.whole import problem, unreadable
 from laion_assets.layout import SegmentKey, place_of
 from laion_assets.work import Progress
 
@@ -145,38 +145,16 @@ def _compare(lake: Lake, partition: Partition) -> tuple[int, int, list[Damage]]:
         if not stored.manifest.is_whole:
             problems.append((MANIFEST, "was changed after it was written"))
         for item in stored.manifest.files:
-            read, problem = _problem(stored, item)
+            read, wrong = problem(stored.read(item["name"]), item)
             size += read
-            problems += [(item["name"], problem)] if problem else []
+            problems += [(item["name"], wrong)] if wrong else []
     except NotPublishedError:
         return 0, 0, []
     except _UNREADABLE as error:
-        files, size, problems = 0, 0, [(MANIFEST, _unreadable(error))]
+        files, size, problems = 0, 0, [(MANIFEST, unreadable(error))]
     if problems and _version(lake, partition) != before:
         return _compare(lake, partition)
     return files, size, [Damage(partition, *problem, before or "") for problem in problems]
-
-
-def _problem(stored: Stored, item: Mapping[str, Any]) -> tuple[int, str | None]:
-    """Bytes that were read of a manifest's file, and what is wrong with it."""
-    content, size = sha256(), 0
-    try:
-        for chunk in stored.read(item["name"]):
-            content.update(chunk)
-            size += len(chunk)
-    except FileNotFoundError:
-        return size, "is missing"
-    except OSError as error:
-        return size, _unreadable(error)
-    if size != item["bytes"]:
-        return size, f"has {size:,} bytes, not {item['bytes']:,}"
-    if content.hexdigest() != item["sha256"]:
-        return size, "has another SHA-256 than when it was published"
-    return size, None
-
-
-def _unreadable(error: Exception) -> str:
-    return f"cannot be read: {type(error).__name__}: {error}"
 
 
 def _version(lake: Lake, partition: Partition) -> str | None:

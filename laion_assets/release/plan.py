@@ -21,6 +21,7 @@ from laion_assets.knn.subset import SubsetPart, subset_parts
 from laion_assets.lake import Lake, Manifest
 from laion_assets.layout import (
     FILTERED_SUBSET,
+    PICTURE_FILES,
     SegmentKey,
 )
 from laion_assets.removals.active import FOLDERS, REASON_OF_LIST, Lists, read_lists
@@ -141,7 +142,8 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
 
     Rows are counted by the manifests; they are read only if there is a list to look them up in.
     Raises :class:`ReleaseError` if there is nothing to release, or vectors of several models, and
-    :class:`~laion_assets.clip.identity.UnknownModelError` if a partition does not record its model.
+    :class:`~laion_assets.clip.identity.UnknownModelError` if a partition does not record its model,
+    and :class:`~laion_assets.lake.DamagedFilesError`.
     """
     partitions = Partitions.read(lake)
     lists = read_lists(lake.current(*FOLDERS))
@@ -152,7 +154,7 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
     for key, manifest in partitions.manifests.items():
         model = TakenWith.recorded(manifest.metadata, f"{SUBSET} of {key}").identity
         of_key: list[Piece] = []
-        for part, rows in _parts(lake.published(SUBSET, key), manifest):
+        for part, rows in _parts(lake.whole(SUBSET, key, but=[PICTURE_FILES]), manifest):
             listed, counted = listed_rows(part.parquet, lists)
             for reason, n in counted.items():
                 left_out[reason] += n

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from laion_assets.clip.embed import (
 from laion_assets.clip.model import ClipModel
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.vectors import PLACES
-from laion_assets.tables import part_path
+from laion_assets.tables import part_path, write_table
 from tests.clip.conftest import MakeShard, row
 
 
@@ -111,3 +113,28 @@ def test_a_model_that_is_another_by_now_is_noticed(
             options,
             earlier=before,
         )
+
+
+@pytest.mark.parametrize("lost", [part_path, *PLACES])
+def test_of_a_part_that_lacks_a_file_nothing_is_taken_over(
+    lost: Callable[[Path, int], Path],
+    before: Path,
+    make_shard: MakeShard,
+    model: ClipModel,
+    options: ClipOptions,
+    tmp_path: Path,
+) -> None:
+    """Two parts: of the whole one, whose rows come later, everything is."""
+    parts = tmp_path / "parts"
+    rows = pq.ParquetFile(part_path(before, 0)).read()
+    for number, part in enumerate((slice(0, 6), slice(6, 11))):
+        write_table(part_path(parts, number), rows[part])
+        for place in PLACES:
+            place(parts, number).parent.mkdir(exist_ok=True)
+            np.save(place(parts, number), np.load(place(before, 0))[part])
+    shutil.copy(before / DIGESTS, parts / DIGESTS)
+    lost(parts, 0).unlink()
+    out = tmp_path / "out"
+    embedded = embed_shards(tmp_path / "shards", out, model, options, earlier=parts)
+    assert (embedded.taken_over, embedded.counts.kept) == (5, 11)
+    assert content(out) == content(before)

@@ -195,6 +195,39 @@ def test_the_order_given_does_not_change_the_bytes(segments: Segments, tmp_path:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_damaged_runs_are_not_copied_but_merged_again(segments: Segments, tmp_path: Path) -> None:
+    parts = [segments.add(OLD, f"{number:02d}", [20]) for number in range(3)]
+    segments.merge(parts, tmp_path / "a")
+    asked: list[str] = []
+
+    def is_whole(names: str) -> bool:
+        asked.append(names)
+        return False
+
+    def merge(out: Path) -> IndexSummary:
+        return merge_indices(
+            parts,
+            segments.indices.__getitem__,
+            out,
+            OPTIONS,
+            segments.subset_of,
+            previous=tmp_path / "a",
+            is_whole=is_whole,
+        )
+
+    (large,) = IndexSummary.read(tmp_path / "a").runs
+    # A run that is linked keeps its digest, by which its damage is found: it is not looked at.
+    parts.append(segments.add(OLD, "03", [20]))
+    merge(tmp_path / "b")
+    assert asked == []
+    # One without a sample is written again.
+    (tmp_path / "a" / large.folder / "image.index").write_bytes(b"torn")
+    parts[1] = segments.add(OLD, "01", [19])
+    merge(tmp_path / "c")
+    assert asked == [f"{large.folder}/*"]
+    holds(tmp_path / "c", segments)
+
+
 def test_a_killed_merge_leaves_no_run_behind(segments: Segments, tmp_path: Path) -> None:
     parts = [segments.add(OLD, segment, [9]) for segment in ("00", "01", "02")]
     (tmp_path / "a" / "runs" / "half").mkdir(parents=True)

@@ -28,8 +28,9 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         store = lake.open()
         with publishing(context, store) as made:
             previous = store.folder(CATALOG) / FILE
+            usable = previous.exists() and made.is_whole(FILE)
             made.staging.metadata = build_catalog(
-                store, made.out / FILE, subsets, previous if previous.exists() else None
+                store, made.out / FILE, subsets, previous if usable else None
             )
             # DuckDB gives each file an id of its own; what the catalog shows is what it is made of.
             made.staging.data_version = made.staging.metadata["made_of"]

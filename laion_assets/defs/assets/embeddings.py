@@ -105,7 +105,7 @@ def _earlier(context: dg.AssetExecutionContext, made: Publication, model: Model)
         manifest = made.manifest(EMBEDDINGS)
         published = EmbeddedWith.recorded(manifest.metadata, EMBEDDINGS)
         if published.is_same(model.identity) and _same_code(context, manifest):
-            return made.input(EMBEDDINGS)
+            return made.earlier()
     return None
 
 

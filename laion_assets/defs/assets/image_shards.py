@@ -13,6 +13,7 @@ from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.download.joined import join, take_apart
 from laion_assets.download.listed_rows import resolved_in
+from laion_assets.download.numbering import KeysGiven
 from laion_assets.download.preview import contact_sheet
 from laion_assets.download.segment import download_segment
 from laion_assets.download.shard_files import SHARDS, shards_of
@@ -51,8 +52,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             context, store, upstream=[UNIQUE_PAIRS], options=options, stage_judges_parts=True
         ) as made:
             made.staging.not_content = ("*_stats.json", "_ledger/*")
-            published, shards = store.folder(IMAGE_SHARDS, made.key), made.out / SHARDS
-            made.staging.linked_from = [published] if published.exists() else []
+            before, shards = made.earlier(), made.out / SHARDS
             take_apart(shards)
             downloaded = download_segment(
                 made.input(UNIQUE_PAIRS),
@@ -60,11 +60,13 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
                 options,
                 removals=lists.removals,
                 blocklists=lists.blocklists,
-                before=shards_of(published) if published.exists() else None,
+                before=shards_of(before) if before else None,
+                given=KeysGiven.recorded(made.manifest(IMAGE_SHARDS).metadata) if before else None,
             )
             join(shards)
             write_lookups(IMAGE_SHARDS, made.out)
             made.staging.counts = [downloaded.counts]
+            made.staging.metadata = downloaded.given.to_json()
             successes = checks.successes_in(made.rows)
             made.require(
                 checks.shards_whole(made.out),

@@ -54,9 +54,9 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             (manifest,) = made.input_rows(WAT_MANIFEST)
             rows = read_parquet(manifest).to_pylist()
             wat_files = [row["wat_file"] for row in rows if row["taken"]]
-            before = made_of_the_same(made)
-            start_from(before, made.out, lists)
-            made.staging.linked_from = [before] if before else []
+            before = made.earlier() if made_of_the_same(made) else None
+            # All WAT files are read again for what one damaged part lacks.
+            start_from(None if made.damaged else before, made.out, lists)
             extract: Extract = extract_wat
             if isinstance(source, ListCrawl):
                 segment_id = made.manifest(WAT_MANIFEST).metadata["segment_id"]

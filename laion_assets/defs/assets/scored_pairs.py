@@ -94,7 +94,8 @@ def _kept(made: Publication, prompts: Prompts, embedded: EmbeddedWith) -> Catego
     """The categories of the published partition, if these embeddings can be compared with them."""
     with suppress(NotPublishedError, UnknownModelError):
         scored = ScoredWith.recorded(made.manifest(SCORED_PAIRS).metadata, SCORED_PAIRS)
-        return kept_categories(made.input(SCORED_PAIRS), scored, prompts, embedded)
+        before = made.earlier(CATEGORIES)
+        return kept_categories(before, scored, prompts, embedded) if before else None
     return None
 
 

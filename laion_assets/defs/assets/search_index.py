@@ -89,10 +89,18 @@ def build(settings: Settings) -> dg.AssetsDefinition:
             used: dict[SegmentKey, Path] = {}
 
             def index_of(key: SegmentKey) -> Path:
-                used[key] = store.folder(KNN_INDEX, key)
+                used[key] = store.whole(KNN_INDEX, key)
                 return used[key]
 
-            summary = merge_indices(wanted, index_of, made.out, options, subset_of, previous=before)
+            summary = merge_indices(
+                wanted,
+                index_of,
+                made.out,
+                options,
+                subset_of,
+                previous=before,
+                is_whole=made.is_whole,
+            )
             own = [used[key] for key in _linked(summary) if key in used]
             made.staging.linked_from = [*own, before] if before else own
             for key in sorted(used):

@@ -15,6 +15,8 @@ ASSET = Asset(SEGMENT_STATS, group="stats", revision=3)
 
 _UPSTREAM = tuple(asset for asset in SEGMENT_ASSETS if asset != SEGMENT_STATS)
 
+_UNREAD = ("*.tar", "*.index")
+
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
@@ -28,7 +30,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> dg.MaterializeResult:
         with publishing(context, lake.open(), upstream=_UPSTREAM) as made:
-            folders = {asset: made.input(asset) for asset in _UPSTREAM}
+            folders = {asset: made.input(asset, _UNREAD) for asset in _UPSTREAM}
             made.staging.metadata = compute(folders, made.out)
             funnel = [
                 {"stage": stage, "reason": reason, "n": n}

@@ -1,0 +1,90 @@
+"""Only files that are as they were published are handed to what is made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from laion_assets.files import sha256_file
+from laion_assets.lake import DamagedFilesError, Lake, LocalLake, NotPublishedError, link_others
+from laion_assets.lake.partition import Manifest
+from laion_assets.layout import SegmentKey
+from tests.lake.stores import Machine
+
+KEY = SegmentKey("CC-MAIN-2000-10", "00")
+FILES = {"part-00000.parquet": b"rows", "_shards/0.tar": b"tar" * 99, "_shards/1.tar": b"other"}
+
+
+def publish(lake: Lake) -> None:
+    with lake.publish("images", KEY, inputs={}, code_version="1") as staging:
+        for name, content in FILES.items():
+            (staging.path / name).parent.mkdir(exist_ok=True)
+            (staging.path / name).write_bytes(content)
+
+
+def test_damage_has_its_file_s_name_and_stops_what_would_be_made_of_it(tmp_path: Path) -> None:
+    lake = LocalLake.at(tmp_path)
+    with pytest.raises(NotPublishedError):
+        lake.damaged("images", KEY)
+    publish(lake)
+    folder = lake.whole("images", KEY)
+    assert lake.damaged("images", KEY) == {}
+    (folder / "_shards/0.tar").write_bytes(b"tar" * 98 + b"tAr")
+    (folder / "part-00000.parquet").unlink()
+    damaged = {
+        "_shards/0.tar": "has another SHA-256 than when it was published",
+        "part-00000.parquet": "is missing",
+    }
+    assert lake.damaged("images", KEY) == damaged
+    assert list(lake.damaged("images", KEY, "*.tar")) == ["_shards/0.tar"]
+    assert list(lake.damaged("images", KEY, but=["*.tar"])) == ["part-00000.parquet"]
+    with pytest.raises(DamagedFilesError, match=r"0\.tar has another .* 1 more .* materialize"):
+        lake.whole("images", KEY)
+    assert lake.whole("images", KEY, but=["*.tar", "*.parquet"]) == folder
+    link_others(folder, Manifest.read(folder), damaged, tmp_path / "others")
+    assert [path.name for path in (tmp_path / "others").rglob("*.*")] == ["1.tar"]
+    assert (tmp_path / "others/_shards/1.tar").samefile(folder / "_shards/1.tar")
+
+
+def test_a_partition_that_is_replaced_meanwhile_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, read = LocalLake.at(tmp_path), Manifest.read
+    publish(lake)
+    (lake.folder("images", KEY) / "part-00000.parquet").write_bytes(b"torn")
+    calls: list[Path] = []
+
+    def replaced(folder: Path) -> Manifest:
+        calls.append(folder)
+        found = read(folder)
+        if len(calls) == 1:
+            publish(lake)
+            (folder / "_shards/0.tar").write_bytes(b"torn")
+        return found
+
+    monkeypatch.setattr(Manifest, "read", replaced)
+    assert list(lake.damaged("images", KEY)) == ["_shards/0.tar"]
+
+
+def test_a_copy_of_an_object_is_copied_again_and_a_damaged_object_is_damage(
+    machine: Machine,
+) -> None:
+    here = machine()
+    publish(here)
+    folder = here.folder("images", KEY)
+    (folder / "_shards/0.tar").write_bytes(b"torn")
+    assert here.damaged("images", KEY) == {}
+    assert {name: (folder / name).read_bytes() for name in FILES} == FILES
+
+    stored = {item.path.rpartition("/")[2]: item.path for item in here.store.listed("images")}
+    here.store.write(stored["1.tar"], b"OTHER")
+    for lake in (here, machine()):  # one that has a copy, and one that has not
+        folder = lake.local_root / "images" / KEY.hive
+        (folder / "_shards/1.tar").unlink(missing_ok=True)
+        found = lake.damaged("images", KEY)
+        assert list(found) == ["_shards/1.tar"]
+        assert "is damaged" in found["_shards/1.tar"]
+        assert sha256_file(folder / "_shards/0.tar")
+        with pytest.raises(DamagedFilesError):
+            lake.whole("images", KEY)
