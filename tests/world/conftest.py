@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import dagster as dg
@@ -16,7 +17,7 @@ from laion_assets.lake import LocalLake
 from laion_assets.layout import SegmentKey
 from laion_assets.sample_crawl.build import build_sample_crawl
 from laion_assets.sample_crawl.server import SampleServer
-from laion_assets.settings import Settings, load_settings, sample_config
+from laion_assets.settings import DAGSTER_CONFIG, Settings, load_settings, sample_config
 
 
 @dataclass
@@ -124,3 +125,24 @@ def world(
             world.requested.append(str(request.partition_key))
         assert world.run("aggregates").success
         yield world
+
+
+@pytest.fixture(scope="module")
+def copy(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A copy of the world that a module may change; its instance is one that commands open."""
+    root = tmp_path_factory.mktemp("copy")
+    shutil.copytree(world.root / "lake", root / "lake")
+    shutil.copytree(world.root / "home", root / "home")
+    shutil.copyfile(DAGSTER_CONFIG, root / "home" / "dagster.yaml")
+    config = root / "config.toml"
+    config.write_text(world.config.read_text().replace(str(world.root), str(root)))
+    settings = load_settings(config)
+    with dg.DagsterInstance.from_config(str(root / "home")) as instance:
+        yield replace(
+            world,
+            root=root,
+            config=config,
+            settings=settings,
+            instance=instance,
+            defs=build_defs(settings),
+        )

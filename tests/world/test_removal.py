@@ -24,11 +24,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_assets.cli import main
-from laion_assets.defs.build import build_defs
+from laion_assets.defs.build import AGGREGATES, build_defs
+from laion_assets.defs.internals import stale_causes
+from laion_assets.defs.jobs import runnable
 from laion_assets.lake import Lake, LocalLake
-from laion_assets.layout import OVER_ALL, SEGMENT_ASSETS, SegmentKey, with_subsets
+from laion_assets.layout import IMAGE_SHARDS, OVER_ALL, SEGMENT_ASSETS, SegmentKey, with_subsets
 from laion_assets.removals.ledger import read_ledger
-from laion_assets.settings import DAGSTER_CONFIG, load_settings
+from laion_assets.settings import load_settings
 from tests.lake.stores import machines, store
 from tests.soak.kill_removal import soak
 from tests.world.conftest import World
@@ -139,26 +141,6 @@ def where(lake: LocalLake, samples: list[Sample]) -> list[set[str]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def copy(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    root = tmp_path_factory.mktemp("removal")
-    shutil.copytree(world.root / "lake", root / "lake")
-    shutil.copytree(world.root / "home", root / "home")
-    shutil.copyfile(DAGSTER_CONFIG, root / "home" / "dagster.yaml")
-    config = root / "config.toml"
-    config.write_text(world.config.read_text().replace(str(world.root), str(root)))
-    settings = load_settings(config)
-    with dg.DagsterInstance.from_config(str(root / "home")) as instance:
-        yield replace(
-            world,
-            root=root,
-            config=config,
-            settings=settings,
-            instance=instance,
-            defs=build_defs(settings),
-        )
-
-
 def test_after_a_removal_nothing_of_the_sample_is_left(
     copy: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,21 +214,89 @@ def test_after_a_removal_nothing_is_left_in_an_object_store(
         row = sole_rows(copy.lake, key)[1]
         sample = sample_of(copy.lake, key, *row)
         uploaded = machine().store.listed("")
-        command = ["remove", "--config", str(config), "--url", sample.url, "--apply"]
-        assert main(command) == 0, capsys.readouterr().err
+        # The damage of an object is not taken over, either.
+        damaged = next(
+            item.path
+            for item in uploaded
+            if item.path.startswith(f"{IMAGE_SHARDS}/{key.hive}/") and item.path.endswith(".tar")
+        )
+        machine().store.write(damaged, (machine().store.read(damaged) or (b"",))[0][:-1] + b"!")
+        command = ["remove", "--config", str(config), "--url"]
+        assert main([*command, sample.url, "--apply"]) == 0, capsys.readouterr().err
         assert "nothing that the lists name is left" in capsys.readouterr().out
+        # Another one as a person does it in the UI.
+        other = sample_of(copy.lake, key, *sole_rows(copy.lake, key)[2])
+        assert main([*command, other.url]) == 0
+        launch_as_in_the_ui(replace(copy, defs=build_defs(load_settings(config))), key)
         # All objects, whether anything names them or not, as the files that they are.
         there, objects = machine().store, tmp_path / "objects"
         for item in there.listed(""):
             there.download(item.path, objects / item.path)
-        assert where(LocalLake.at(objects), [sample]) == [set()]
         here = LocalLake.at(tmp_path / "here")
-        assert where(here, [sample]) == [set()]
-        # Other shards' tars are the objects that they were.
+        for copied in (LocalLake.at(objects), here):
+            assert where(copied, [sample, other]) == [set(), set()]
+        assert machine().damaged(IMAGE_SHARDS, key) == {}
+        # Of all tars, the one that held both is another object.
         tars = {item.path for item in uploaded if item.path.endswith(".tar")}
         now = {item.path for item in there.listed("") if item.path.endswith(".tar")}
         assert len(tars - now) == 1
         assert len(now - tars) <= 1
+
+
+def launch_as_in_the_ui(world: World, key: SegmentKey) -> None:
+    """Look for what the lists concern, and materialize what is then stale, and the aggregates."""
+    assert world.run("observe_lists").success
+    assets = with_subsets(world.lake.assets("subset_*"))
+    while True:
+        causes = stale_causes(world.instance, world.defs)
+        selected = runnable(world.defs, assets, [name for name in assets if causes(name, key)])
+        if not selected:
+            break
+        names = [dg.AssetKey(name) for name in selected]
+        assert world.run("segment", str(key), asset_selection=names).success
+    assert world.run("aggregates").success
+
+
+def test_where_rebuilds_are_automatic_the_sensors_take_it_out_of_everything(copy: World) -> None:
+    config = copy.root / "automatic.toml"
+    config.write_text(f"{copy.config.read_text()}\n[removals]\nautomatic = true\n")
+    defs = build_defs(load_settings(config))
+    world, key = replace(copy, config=config, defs=defs), copy.keys[3]
+    before = dg.evaluate_automation_conditions(defs, copy.instance).cursor
+    sample = sample_of(copy.lake, key, *sole_rows(copy.lake, key)[0])
+    (copy.lake.root / "removals" / "mine.txt").write_text(f"url:{sample.url}\n")
+    cursor: str | None = None
+    for _ in range(9):
+        tick = lists_tick(world, cursor)
+        cursor = tick.cursor or cursor
+        for request in tick.run_requests or []:
+            assert world.run(
+                str(request.job_name),
+                request.partition_key,
+                asset_selection=request.asset_selection,
+                tags=dict(request.tags),
+            ).success
+        if tick.skip_message == "no list has changed":
+            break
+    else:
+        pytest.fail("the sensor never ends")
+    asked = dg.evaluate_automation_conditions(defs, copy.instance, cursor=before)
+    aggregates = [name for name in AGGREGATES if asked.get_num_requested(dg.AssetKey(name))]
+    assert aggregates
+    selected = [dg.AssetKey(name) for name in aggregates]
+    assert world.run("aggregates", asset_selection=selected).success
+    assert where(copy.lake, [sample]) == [set()]
+
+
+def lists_tick(world: World, cursor: str | None) -> dg.SensorExecutionData:
+    context = dg.build_sensor_context(
+        instance=world.instance,
+        instance_ref=world.instance.get_ref(),
+        repository_def=world.defs.get_repository_def(),
+        resources={"lake": (world.defs.resources or {})["lake"]},
+        cursor=cursor,
+    )
+    return world.defs.get_sensor_def("lists_sensor").evaluate_tick(context)
 
 
 def test_samples_whose_entry_is_deleted_come_back(copy: World) -> None:
