@@ -124,7 +124,7 @@ def test_odd_pictures_are_img2datasets(theirs: Theirs) -> None:
 
 
 def _pixels(body: bytes) -> np.ndarray:
-    return cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_UNCHANGED)
+    return np.asarray(cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_UNCHANGED))
 
 
 def _decibels(one: np.ndarray, other: np.ndarray) -> float:
