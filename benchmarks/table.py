@@ -20,18 +20,30 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+_FLAGS: Final = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "sha_ni")
+"""What of a CPU's flags decides between versions of the same code."""
+
+
 def machine() -> str:
     """Describe the machine and the date in one line."""
-    model = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
-        f"{len(os.sched_getaffinity(0))} cores ({model}), {memory:.0f} GiB, "
+        f"{len(os.sched_getaffinity(0))} cores ({_cpu()}), {memory:.0f} GiB, "
         f"Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d}"
     )
+
+
+def _cpu() -> str:
+    """The CPU's name, its numbers, since names are often general, and its flags."""
+    about: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        about.setdefault(name.strip(), value.strip())
+    name = about.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in about:
+        name += f" family {about['cpu family']} model {about['model']}"
+    flags = [flag for flag in _FLAGS if flag in about.get("flags", "").split()]
+    return ", ".join([name, *([" ".join(flags)] if flags else [])])
 
 
 def publish(name: str, text: str, document: Path = DOCUMENT) -> None:

@@ -71,16 +71,37 @@ OPERATIONAL: Final = _Operational()
 Annotated[int, OPERATIONAL]``. It is no part of a code version: changing it makes nothing stale."""
 
 
+class _Added:
+    def __repr__(self) -> str:
+        return "ADDED"
+
+
+ADDED: Final = _Added()
+"""Marks a field that an earlier version did not have, and whose default does what that version did:
+``scaled_decoding: Annotated[bool, ADDED]``. At its default it is no part of a code version, so that
+an upgrade makes nothing stale."""
+
+
 @cache
 def operational_fields(model: type[BaseModel]) -> frozenset[str]:
     """Names of the fields that are marked :data:`OPERATIONAL`."""
+    return _marked(model, OPERATIONAL)
+
+
+def _marked(model: type[BaseModel], mark: object) -> frozenset[str]:
     return frozenset(
         name
         for name, field in model.model_fields.items()
-        if any(mark is OPERATIONAL for mark in field.metadata)
+        if any(found is mark for found in field.metadata)
     )
 
 
 def versioned(options: BaseModel) -> dict[str, Any]:
     """The options that change results, as JSON values."""
-    return options.model_dump(mode="json", exclude=set(operational_fields(type(options))))
+    model = type(options)
+    as_before = {
+        name
+        for name in _marked(model, ADDED)
+        if getattr(options, name) == model.model_fields[name].default
+    }
+    return options.model_dump(mode="json", exclude={*operational_fields(model), *as_before})

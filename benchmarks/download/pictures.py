@@ -1,9 +1,12 @@
-"""Seeded photo-like pictures for the image host.
+"""Seeded photo-like pictures for the image host: of the web's usual sizes, and large ones.
 
 They are fractal noise in colour, with grain and sharp-edged shapes, and cost a decoder and an
 encoder about as much as photos of their size and weight. Sides of 300 to 1,600 pixels and a median
 of some 100 KB are what image pairs of the web have. 85 in 100 are JPEG (a third of them
 progressive), 10 PNG (a third of them with transparency), and 5 WebP.
+
+Large ones are JPEGs as cameras and phones write them, a tenth of them progressive: 3,000 to 6,000
+pixels a side, with less grain: a tenth to three tenths of a byte a pixel.
 """
 
 from __future__ import annotations
@@ -20,6 +23,13 @@ N_PICTURES: Final = 100
 _SIDES: Final = (300, 1600)
 _MEDIAN_SIDE: Final = 800
 _RATIOS: Final = (3 / 4, 1, 4 / 3, 3 / 2, 16 / 9)
+_GRAIN: Final = 4.0
+
+N_LARGE: Final = 10
+_LARGE_SIDES: Final = (3000, 6000)
+_LARGE_RATIOS: Final = (3 / 4, 4 / 3, 3 / 2)
+_LARGE_GRAIN: Final = 3.0
+
 _MIN_BYTES: Final = 5_500  # ours refuses images below 5,000
 
 
@@ -35,6 +45,23 @@ def make_pictures(folder: Path, n: int = N_PICTURES, seed: int = 0) -> None:
         if len(encoded) < _MIN_BYTES:
             raise ValueError(f"picture {number} has only {len(encoded)} bytes")
         (folder / f"{number:03d}.{suffix}").write_bytes(encoded)
+
+
+def make_large_pictures(folder: Path, n: int = N_LARGE, seed: int = 0) -> None:
+    """Write ``n`` JPEGs named ``000.jpg`` and so on, with a longer side of 3,000 to 6,000
+    pixels."""
+    for number in range(n):
+        rng = np.random.default_rng((seed, number, 1))
+        long = int(rng.integers(*_LARGE_SIDES))
+        ratio = float(rng.choice(_LARGE_RATIOS))
+        width, height = (long, round(long / ratio)) if ratio > 1 else (round(long * ratio), long)
+        # What is finer than three pixels is grain alone: painting all sizes takes too long.
+        small = _painted(width // 3, height // 3, rng, 0.0)
+        grain = rng.standard_normal((height, width, 1), np.float32) * _LARGE_GRAIN
+        pixels = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)) + grain
+        picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        quality = int(rng.integers(85, 96))
+        picture.save(folder / f"{number:03d}.jpg", quality=quality, progressive=number % 10 == 9)
 
 
 def _suffix(number: int) -> str:
@@ -67,6 +94,10 @@ def _picture(rng: np.random.Generator) -> Image.Image:
     ratio = float(rng.choice(_RATIOS))
     width = round(float(np.clip(side * ratio**0.5, low, high)))
     height = round(float(np.clip(side / ratio**0.5, low, high)))
+    return _painted(width, height, rng, _GRAIN)
+
+
+def _painted(width: int, height: int, rng: np.random.Generator, grain_sigma: float) -> Image.Image:
     pixels = np.full((height, width, 3), 128, np.float32)
     cells, weight = 2, 60.0
     while cells < max(width, height) / 2:
@@ -76,7 +107,7 @@ def _picture(rng: np.random.Generator) -> Image.Image:
         cells, weight = cells * 2, weight * 0.6
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     _draw_shapes(image, rng)
-    grain = rng.normal(0, 4.0, (height, width, 1)).astype(np.float32)
+    grain = rng.normal(0, grain_sigma, (height, width, 1)).astype(np.float32)
     return Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8))
 
 

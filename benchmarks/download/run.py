@@ -1,4 +1,4 @@
-"""``python -m benchmarks.download.run``: images per second, img2dataset's and ours."""
+"""``python -m benchmarks.download.run``: images per second, img2dataset's, Daft's and ours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +18,46 @@ from typing import Final
 
 from benchmarks import measure, table
 from benchmarks.download.host import REPORT_HOST, Report
-from benchmarks.download.pictures import make_pictures
+from benchmarks.download.names import can_have_names, with_names
+from benchmarks.download.pictures import make_large_pictures, make_pictures
 from benchmarks.download.web import ADDRESSES, WEB_ADDRESS, write_pairs
 from benchmarks.peer import WORK, peer_python
 
 _HERE: Final = Path(__file__).parent
 _FOLDER: Final = WORK / "download"
-_PICTURES: Final = "pictures-1"  # change the number when pictures are made differently
+# Change the number when pictures are made differently.
+_PICTURES: Final[dict[str, Callable[[Path], None]]] = {
+    "pictures-1": make_pictures,
+    "large-1": make_large_pictures,
+}
 _SHARD: Final = 1000
 _AT_ONCE: Final = 128
 _TIMEOUT_S: Final = 10
-_CONTESTANTS: Final = {"theirs": "img2dataset 1.47.0", "ours": "ours"}
-_LISTS: Final = {"clean": "clean", "mixed": "a fifth dead or slow"}
+_WARM_UP_URLS: Final = 100
+_CONTESTANTS: Final = {
+    "theirs": "img2dataset 1.47.0",
+    "daft": "Daft 0.7.26",
+    "ours": "ours",
+    "scaled": "ours, `scaled_decoding`",
+}
+
+
+@dataclass(frozen=True)
+class _List:
+    """A list of URLs. ``share``: its URLs for each one of the clean list."""
+
+    title: str
+    pictures: str = "pictures-1"
+    bad: bool = False
+    share: float = 1.0
+    only: tuple[str, ...] = ("theirs", "daft", "ours")
+
+
+_LISTS: Final = {
+    "clean": _List("clean"),
+    "mixed": _List("a fifth dead or slow", bad=True),
+    "large": _List("large photos", "large-1", share=0.1, only=tuple(_CONTESTANTS)),
+}
 
 
 @dataclass(frozen=True)
@@ -43,34 +71,33 @@ class _Run:
     peak_bytes: int
     report: Report
 
+    @property
+    def rate(self) -> float:
+        return self.images / self.seconds
+
+    @property
+    def working_rate(self) -> float:
+        return self.images / self.working_seconds
+
+    @property
+    def cpu_per_1000(self) -> float:
+        return self.cpu_seconds / self.images * 1000
+
+
+_Runs = dict[tuple[str, str], list[_Run]]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--urls", type=int, default=4000, help="URLs per list")
-    parser.add_argument("--repeat", type=int, default=3, help="rounds; the median counts")
+    parser.add_argument("--urls", type=int, default=4000, help="URLs of the clean list")
+    parser.add_argument("--repeat", type=int, default=3, help="rounds")
     parser.add_argument("--only", choices=_LISTS, help="run one list, and write nothing")
     args = parser.parse_args()
 
-    peer = peer_python("img2dataset", _HERE / "img2dataset.txt")
+    contestants = [who for who in _CONTESTANTS if who != "daft" or can_have_names()]
     lists = [args.only] if args.only else list(_LISTS)
-    runs: dict[tuple[str, str], list[_Run]] = {
-        (of, who): [] for of in lists for who in _CONTESTANTS
-    }
-    expected: dict[str, int] = {}
-    with _host() as port:
-        for of in lists:
-            pairs = _FOLDER / f"{of}.parquet"
-            expected[of] = write_pairs(pairs, args.urls, port=port, bad=of == "mixed", seed=0)
-        # In rounds, so that a busy moment of the machine does not hit one contestant alone.
-        for turn in range(args.repeat):
-            for of in lists:
-                for who in list(_CONTESTANTS)[:: 1 if turn % 2 == 0 else -1]:
-                    run = _run(who, peer, _FOLDER / f"{of}.parquet", port)
-                    print(f"{of:6} {who:7} {run}", file=sys.stderr, flush=True)
-                    if of == "clean" and run.images != args.urls:
-                        raise SystemExit(f"{who} got {run.images} of {args.urls} on the clean list")
-                    runs[of, who].append(run)
-
+    runs: _Runs = {(of, who): [] for of in lists for who in contestants if who in _LISTS[of].only}
+    expected = {of: _measure_list(of, args.urls, args.repeat, runs) for of in lists}
     text = table.markdown(_COLUMNS, [_row(of, who, runs) for of, who in runs])
     text += "\n\n" + _remarks(args.urls, args.repeat, expected, runs)
     if args.only:
@@ -79,75 +106,100 @@ def main() -> None:
         table.publish("download", text)
 
 
+def _measure_list(of: str, urls: int, repeat: int, runs: _Runs) -> int:
+    """Run every contestant of a list ``repeat`` times; return its URLs on good hosts.
+
+    In rounds, so that a busy moment of the machine does not hit one contestant alone. Before them
+    each has run once on few URLs, so that its files are in the system's cache.
+    """
+    about, whole = _LISTS[of], of != "mixed"
+    contestants = [who for list_, who in runs if list_ == of]
+    with _host(about.pictures) as port:
+        few, pairs = _FOLDER / "few.parquet", _FOLDER / f"{of}.parquet"
+        write_pairs(few, round(_WARM_UP_URLS * about.share), port=port, bad=False, seed=1)
+        n = round(urls * about.share)
+        expected = write_pairs(pairs, n, port=port, bad=about.bad, seed=0)
+        for who in contestants:
+            _run(who, few, port)
+        for turn in range(repeat):
+            for who in contestants[:: 1 if turn % 2 == 0 else -1]:
+                run = _run(who, pairs, port)
+                print(f"{of:6} {who:7} {run}", file=sys.stderr, flush=True)
+                if whole and run.images != n:
+                    raise SystemExit(f"{who} got {run.images} of {n} on the list {of}")
+                runs[of, who].append(run)
+    return expected
+
+
 _COLUMNS: Final = (
     "",
     "images",
-    "s",
     "images/s",
+    "best",
     "times img2dataset",
     "started: images/s",
+    "best",
     "times img2dataset",
     "CPU s a 1,000",
+    "lowest",
+    "times img2dataset",
     "peak MB",
     "most at once per host",
     "most a second per host",
 )
 
 
-def _row(of: str, who: str, runs: dict[tuple[str, str], list[_Run]]) -> list[str]:
-    mine = runs[of, who]
-    whole, working = _rate(mine), _working_rate(mine)
-    cpu = statistics.median(run.cpu_seconds / run.images * 1000 for run in mine)
+def _row(of: str, who: str, runs: _Runs) -> list[str]:
+    mine, theirs = runs[of, who], runs[of, "theirs"]
+    best, working = max(run.rate for run in mine), max(run.working_rate for run in mine)
+    cpu = min(run.cpu_per_1000 for run in mine)
     return [
-        f"{_LISTS[of]}: {_CONTESTANTS[who]}",
+        f"{_LISTS[of].title}: {_CONTESTANTS[who]}",
         f"{statistics.median_low(run.images for run in mine):,}",
-        f"{statistics.median(run.seconds for run in mine):.1f}",
-        f"{whole:.0f}",
-        f"{whole / _rate(runs[of, 'theirs']):.2f}",
+        f"{statistics.median(run.rate for run in mine):.0f}",
+        f"{best:.0f}",
+        f"{best / max(run.rate for run in theirs):.2f}",
+        f"{statistics.median(run.working_rate for run in mine):.0f}",
         f"{working:.0f}",
-        f"{working / _working_rate(runs[of, 'theirs']):.2f}",
+        f"{working / max(run.working_rate for run in theirs):.2f}",
+        f"{statistics.median(run.cpu_per_1000 for run in mine):.1f}",
         f"{cpu:.1f}",
+        f"{cpu / min(run.cpu_per_1000 for run in theirs):.2f}",
         f"{max(run.peak_bytes for run in mine) / 1e6:.0f}",
         f"{max(run.report.most_at_once for run in mine)}",
         f"{max(run.report.most_in_a_second for run in mine)}",
     ]
 
 
-def _rate(runs: list[_Run]) -> float:
-    return statistics.median(run.images / run.seconds for run in runs)
-
-
-def _working_rate(runs: list[_Run]) -> float:
-    return statistics.median(run.images / run.working_seconds for run in runs)
-
-
-def _remarks(
-    urls: int, repeat: int, expected: dict[str, int], runs: dict[tuple[str, str], list[_Run]]
-) -> str:
+def _remarks(urls: int, repeat: int, expected: dict[str, int], runs: _Runs) -> str:
     of_host = statistics.median(
         run.report.cpu_seconds / run.images * 1000 for mine in runs.values() for run in mine
     )
     text = (
-        f"{urls:,} URLs each, shards of {_SHARD:,}, {_AT_ONCE} requests at once, {_TIMEOUT_S} s, "
-        f"no retries, median of {repeat} (memory and the last two columns: the largest). "
+        f"{urls:,} URLs, of large photos {round(urls * _LISTS['large'].share):,}; shards of "
+        f"{_SHARD:,}, {_AT_ONCE} requests at once, {_TIMEOUT_S} s, no retries. {repeat} rounds: "
+        "the median, and the best, of which the ratios are (memory and the last two columns: the "
+        "largest). "
     )
     if "mixed" in expected:
         text += f"Of the mixed list {expected['mixed']:,} URLs are on good hosts. "
+    if not any(who == "daft" for _, who in runs):
+        text += "Daft was left out: this system allows no file of names of its own (`unshare`). "
     return text + (
         f"The image host itself took {of_host:.1f} CPU s for 1,000 images of the same cores."
     )
 
 
 @contextmanager
-def _host() -> Iterator[int]:
-    """Run the image host and yield its port; make its pictures on first use."""
-    pictures = _FOLDER / _PICTURES
+def _host(name: str) -> Iterator[int]:
+    """Run the image host with these pictures, made on first use, and yield its port."""
+    pictures = _FOLDER / name
     if not pictures.exists():
-        making = pictures.with_name(f"{_PICTURES}.making")
+        making = pictures.with_name(f"{name}.making")
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(parents=True)
         print(f"making {pictures}", file=sys.stderr, flush=True)
-        make_pictures(making)
+        _PICTURES[name](making)
         making.rename(pictures)
     command = [sys.executable, "-m", "benchmarks.download.host", str(pictures)]
     with subprocess.Popen(
@@ -169,26 +221,36 @@ def _take_report(port: int) -> Report:
     return report
 
 
-def _run(who: str, peer: Path, pairs: Path, port: int) -> _Run:
+def _run(who: str, pairs: Path, port: int) -> _Run:
     out = _FOLDER / "out" / who
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     _take_report(port)
     if who == "theirs":
+        peer = peer_python("img2dataset", _HERE / "img2dataset.txt")
         measured = measure.run(_their_command(peer, pairs, out), env=_their_environment())
+    elif who == "daft":
+        python = peer_python("daft", _HERE / "daft.txt")
+        command = [python, _HERE / "daft_download.py", pairs, out, _AT_ONCE, _TIMEOUT_S]
+        measured = measure.run(with_names(command, pairs, _FOLDER))
     else:
         config = _FOLDER / "ours.toml"
-        config.write_text(_our_settings(port), encoding="utf-8")
+        config.write_text(_our_settings(port, scaled=who == "scaled"), encoding="utf-8")
         measured = measure.run(
             [
                 Path(sys.executable).with_name("laion-assets"),
                 *("download", pairs, "--config", config, "-o", out),
             ]
         )
-    stats = [json.loads(path.read_text("utf-8")) for path in sorted(out.glob("*_stats.json"))]
-    begun, ended = min(s["start_time"] for s in stats), max(s["end_time"] for s in stats)
+    if who == "daft":
+        said = json.loads(measured.stdout.splitlines()[-1])
+        images, begun, ended = said["images"], said["start_time"], said["end_time"]
+    else:
+        stats = [json.loads(path.read_text("utf-8")) for path in sorted(out.glob("*_stats.json"))]
+        begun, ended = min(s["start_time"] for s in stats), max(s["end_time"] for s in stats)
+        images = sum(s["successes"] for s in stats)
     return _Run(
-        images=sum(s["successes"] for s in stats),
+        images=images,
         seconds=measured.seconds,
         working_seconds=ended - begun,
         cpu_seconds=measured.cpu_seconds,
@@ -235,7 +297,7 @@ def _their_environment() -> dict[str, str]:
     }
 
 
-def _our_settings(port: int) -> str:
+def _our_settings(port: int, *, scaled: bool) -> str:
     """Settings with the peer's numbers; everything else has its default, also the guards."""
     lines = [
         "[download]",
@@ -243,6 +305,7 @@ def _our_settings(port: int) -> str:
         f"total_timeout_s = {_TIMEOUT_S}",
         "retries = 0",
         f"samples_per_shard = {_SHARD}",
+        f"scaled_decoding = {str(scaled).lower()}",
         "[download.connect_to]",
     ]
     lines += [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +11,7 @@ import pyarrow as pa
 
 from benchmarks.download.pictures import make_pictures
 from laion_assets.download import img2dataset_parts
+from laion_assets.download.images import ImageMaker
 from laion_assets.download.options import DownloadOptions
 
 PICTURES: Final = 100
@@ -68,13 +68,12 @@ def _pictures(folder: Path, options: DownloadOptions) -> list[_Stored]:
     making = folder / ".pictures"
     making.mkdir()
     make_pictures(making, PICTURES)
-    resize = img2dataset_parts.make_resizer(options)
+    maker = ImageMaker(options)
     stored = []
     for path in sorted(making.iterdir()):
-        encoded, width, height, *original, error = resize(io.BytesIO(path.read_bytes()))
-        if encoded is None:
-            raise ValueError(f"{path}: {error}")
-        stored.append((encoded, width, height, original[0], original[1]))
+        made = maker.make(path.read_bytes())
+        sizes = made.width, made.height, made.original_width, made.original_height
+        stored.append((made.encoded, *sizes))
         path.unlink()
     making.rmdir()
     return stored

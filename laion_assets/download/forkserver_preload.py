@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
-
-from laion_assets.download import img2dataset_parts
 
 # webdataset imports torch if it is installed, for loaders that are not used here: without it, each
-# process takes a quarter of the memory and half the time to start. Neither img2dataset's wandb,
-# which reports to a server, nor its distributor's ray is wanted.
+# process takes a quarter of the memory and half the time to start.
 sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-sys.modules.setdefault("ray", None)  # type: ignore[arg-type]
-sys.modules.setdefault("wandb", ModuleType("wandb"))
+
+import cv2  # noqa: E402, F401
+import exifread  # type: ignore[import-untyped]  # noqa: E402, F401
+
+from laion_assets.download import decoders, img2dataset_parts, shards  # noqa: E402, F401
+
 img2dataset_parts.load()

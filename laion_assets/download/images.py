@@ -1,16 +1,18 @@
 """Make a stranger's bytes into an image to store; refuse before decoding what can be refused.
 
-img2dataset's resizer decodes, resizes and encodes. It decodes with OpenCV, some versions of which
-silently fill the missing part of a cut image with grey. So each image's end is looked for first
-(:mod:`.formats`); if a JPEG's end is in doubt, Pillow reads the JPEG to its end. A JPEG that was
-cut and closed has an end: libjpeg's warning, which OpenCV prints, shows that it lacks data.
+OpenCV decodes, as in img2dataset. Some of its versions silently fill the missing part of a cut
+image with grey. So each image's end is looked for first (:mod:`.formats`); if a JPEG's end is in
+doubt, Pillow reads the JPEG to its end. A JPEG that was cut and closed has an end: libjpeg's
+warning, which OpenCV prints, shows that it lacks data.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from laion_assets.download import img2dataset_parts
 from laion_assets.download.errors import ImageRefused
 from laion_assets.download.formats import Png, check_jpeg, read_png
 from laion_assets.download.options import DownloadOptions
+from laion_assets.download.resizer import Pixels, Resizer, Size, size_of
 from laion_assets.removals.active import Lists
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
@@ -87,7 +90,7 @@ class LargeImage(Exception):  # noqa: N818 - it is made in another way, not refu
 
 
 class ImageMaker:
-    """Checks, resizes and encodes images.
+    """Checks, decodes, resizes and encodes images.
 
     While OpenCV decodes, the process's standard error goes to a file: one maker at a time, in a
     process without other threads that print.
@@ -96,7 +99,8 @@ class ImageMaker:
     def __init__(self, options: DownloadOptions) -> None:
         self._options = options
         self._printed = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - as long as the maker
-        self._resize = img2dataset_parts.make_resizer(options)
+        self._resize = Resizer(options)
+        _be_quiet()
 
     def make(self, body: bytes, *, large: bool = True) -> StoredImage:
         """The image to store.
@@ -107,30 +111,17 @@ class ImageMaker:
         with _as_undecodable():
             png = read_png(body) if kind == "PNG" else None
             needed = body if png is None else png.lean
-            size, plain = self._check_header(needed, kind, png)
-        if not large and size[0] * size[1] > _LARGE_PIXELS:
+            header = self._check_header(needed, kind, png)
+        if not large and header.decoded_pixels > _LARGE_PIXELS:
             raise LargeImage
         with _as_undecodable():
             _find_end(needed, kind)
-            turn = self._turn(body, kind)
-        with _printing_to(self._printed):
-            with _as_undecodable():
-                if turn != 1:
-                    needed, size = _upright(needed, turn, size)
-                elif not plain:
-                    needed = _flatten(needed, png)
-            made = self._resize(BytesIO(needed))
-        encoded, width, height, original_width, original_height, problem = made
-        if encoded is None or problem is not None:
-            raise ImageRefused("undecodable", problem or "no image")
-        if (original_width, original_height) != size:
-            raise ImageRefused("undecodable", "the decoded size is not the declared one")
-        return StoredImage(encoded, width, height, *size, _exif(body, kind))
+        with _printing_to(self._printed), _as_undecodable():
+            image = _flat(_decoded(needed, header), png)
+            encoded, made = self._resize(image, header.size)
+        return StoredImage(encoded, *made, *header.size, _exif(body, kind))
 
-    def _check_header(
-        self, body: bytes, kind: str, png: Png | None
-    ) -> tuple[tuple[int, int], bool]:
-        """The declared ``(width, height)``, and whether OpenCV decodes to 8 bits without alpha."""
+    def _check_header(self, body: bytes, kind: str, png: Png | None) -> _Header:
         try:
             image = Image.open(BytesIO(body), formats=(kind,))
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -145,16 +136,85 @@ class ImageMaker:
             frames = png.frames if png else getattr(image, "n_frames", 1)
             if kind != "JPEG" and frames > 1:
                 raise ImageRefused("animated", f"{frames} frames")
-            plain = not image.has_transparency_data and not (png and png.depth == 16)
-        return image.size, plain
+            return self._header(image, kind)
 
-    def _turn(self, body: bytes, kind: str) -> int:
-        """The EXIF orientation by which a JPEG is to be turned; 1 is none."""
-        if not self._options.apply_orientation or kind != "JPEG":
-            return 1
-        with Image.open(BytesIO(body), formats=(kind,)) as image:
-            orientation = image.getexif().get(_ORIENTATION, 1)
-        return orientation if orientation in range(1, 9) else 1
+    def _header(self, image: Image.Image, kind: str) -> _Header:
+        if kind != "JPEG":
+            return _Header(image.size)
+        turn = 1
+        if self._options.apply_orientation:
+            turn = image.getexif().get(_ORIENTATION, 1)
+        return _Header(
+            image.size,
+            turn=turn if turn in range(1, 9) else 1,
+            divisor=self._resize.divisor(image.size) if self._options.scaled_decoding else 1,
+            gray=image.mode == "L",
+            progressive="progressive" in image.info,
+        )
+
+
+def _be_quiet() -> None:
+    """Keep libraries from warning of what strangers' images hold."""
+    # Declared sizes are judged here; Pillow would warn of some that are refused anyway.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    # Pillow would warn of each odd tag.
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+    logging.getLogger("exifread").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a picture's header says, and how it is to be decoded."""
+
+    declared: Size
+    turn: int = 1
+    """The EXIF orientation by which a JPEG is to be turned; 1 is none."""
+    divisor: int = 1
+    """What a JPEG's sides are divided by while it is decoded."""
+    gray: bool = False
+    progressive: bool = False
+
+    @property
+    def size(self) -> Size:
+        """The whole picture's width and height, once it is turned."""
+        return self.declared[::-1] if self.turn >= _ON_ITS_SIDE else self.declared
+
+    @property
+    def decoded_size(self) -> Size:
+        """The size of the picture as it comes from the decoder."""
+        width, height = self.size
+        return -(-width // self.divisor), -(-height // self.divisor)
+
+    @property
+    def decoded_pixels(self) -> int:
+        """How many pixels the decoder holds; a progressive JPEG's are all held until its end."""
+        width, height = self.size if self.progressive else self.decoded_size
+        return width * height
+
+
+def _decoded(body: bytes, header: _Header) -> NDArray[Any]:
+    """The picture's pixels, turned and scaled as the header says."""
+    import cv2
+
+    color, gray = cv2.IMREAD_COLOR, cv2.IMREAD_GRAYSCALE
+    if header.divisor > 1:
+        color, gray = {
+            2: (cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
+            4: (cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
+            8: (cv2.IMREAD_REDUCED_COLOR_8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
+        }[header.divisor]
+    if header.turn > 1:
+        how = color  # OpenCV obeys the orientation, unless it is asked not to
+    elif header.divisor > 1:
+        how = (gray if header.gray else color) | cv2.IMREAD_IGNORE_ORIENTATION
+    else:
+        how = cv2.IMREAD_UNCHANGED
+    image = cv2.imdecode(np.frombuffer(body, np.uint8), how)
+    if image is None:
+        raise ImageRefused("undecodable", "OpenCV does not decode it")
+    if size_of(image) != header.decoded_size:
+        raise ImageRefused("undecodable", "the decoded size is not the declared one")
+    return image
 
 
 def _kind(body: bytes) -> str:
@@ -224,29 +284,12 @@ def _printing_to(file: IO[bytes]) -> Iterator[None]:
         raise ImageRefused("undecodable", "cut: the JPEG lacks data before its end marker")
 
 
-def _upright(body: bytes, turn: int, size: tuple[int, int]) -> tuple[bytes, tuple[int, int]]:
-    """The picture turned as browsers show it, as BMP, and its width and height then."""
-    import cv2
+def _flat(image: NDArray[Any], png: Png | None) -> Pixels:
+    """The image with 8 bits and no alpha, on white.
 
-    # In colour, OpenCV obeys the orientation; otherwise it does not.
-    image = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ImageRefused("undecodable", "OpenCV does not decode it")
-    size = size[::-1] if turn >= _ON_ITS_SIDE else size
-    return cv2.imencode(".bmp", image)[1].tobytes(), size
-
-
-def _flatten(body: bytes, png: Png | None) -> bytes:
-    """The image as BMP with 8 bits and no alpha, on white.
-
-    The resizer would blend it with white by the same formula, but over the whole image at once, in
-    64 bits. It would clip 16-bit samples at 255, so that nearly all become white.
+    img2dataset blends it by the same formula, but over the whole image at once, in 64 bits. It
+    clips 16-bit samples at 255, so that nearly all become white.
     """
-    import cv2
-
-    image = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise ImageRefused("undecodable", "OpenCV does not decode it")
     clear = _transparent_gray(image, png) if png and image.ndim == 2 else None
     if image.dtype == np.uint16:
         image = (image // 256).astype(np.uint8)
@@ -260,7 +303,7 @@ def _flatten(body: bytes, png: Png | None) -> bytes:
         image = opaque
     if clear is not None:
         image[clear] = 255
-    return cv2.imencode(".bmp", image)[1].tobytes()
+    return image
 
 
 def _transparent_gray(image: NDArray[Any], png: Png) -> NDArray[np.bool_] | None:

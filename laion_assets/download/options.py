@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from laion_assets import __version__
 from laion_assets.download.addresses import parse_endpoint
-from laion_assets.options import OPERATIONAL, Options
+from laion_assets.options import ADDED, OPERATIONAL, Options
+
+_PNG_COMPRESSION: Final = 9
 
 
 class DownloadOptions(Options):
@@ -148,7 +150,22 @@ class DownloadOptions(Options):
     encode_quality: int = Field(
         95, ge=0, le=100, description="0-100 for jpg and webp; compression 0-9 for png"
     )
+    scaled_decoding: Annotated[bool, ADDED] = Field(
+        False,
+        description="Decode JPEGs of over six times the image size to a half, a quarter or an"
+        " eighth of their sides, so that at least three times the image size is left: less time"
+        " and memory for large photos, whose stored pixels then differ a little",
+    )
     samples_per_shard: int = Field(10_000, ge=1, description="Rows per shard")
+
+    @model_validator(mode="after")
+    def _png_has_its_own_quality(self) -> Self:
+        if self.encode_format == "png" and self.encode_quality > _PNG_COMPRESSION:
+            raise ValueError(
+                f"encode_quality of a png is its compression, 0 to {_PNG_COMPRESSION}, not "
+                f"{self.encode_quality}"
+            )
+        return self
 
     @field_validator("connect_to")
     @classmethod

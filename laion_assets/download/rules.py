@@ -5,14 +5,12 @@ What does not belong here: fetching (:mod:`.shard_work`), and the lake's partiti
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 
-from laion_assets.download import sample_json
+from laion_assets.download.digests import digest_of, rows_digest
 from laion_assets.download.errors import ON_A_LIST, TRANSIENT, FetchRefused, ImageRefused
 from laion_assets.download.fetch import as_asked
 from laion_assets.download.images import Checksums, refuse_listed
@@ -37,13 +35,11 @@ class Rules:
     def __init__(self, options: DownloadOptions, lists: Lists) -> None:
         self.options = options
         self.lists = lists
-        self.options_digest = _sha256([_OUTCOME_RULES, versioned(options)])
+        self.options_digest = digest_of([_OUTCOME_RULES, versioned(options)])
 
     def digest(self, pairs: ShardRows) -> str:
         """Digest of what decides a shard, apart from the lists: its rows and the options."""
-        rows = pairs.rows.tolist()
-        gaps = [] if rows == list(range(len(rows))) else [rows]
-        return _sha256([sample_json.VERSION, self.options_digest, pairs.table.to_pylist(), *gaps])
+        return rows_digest(pairs.table, pairs.rows.tolist(), self.options_digest)
 
     def is_current(self, folder: Path, shard: int, stats: ShardStats, digest: str | None) -> bool:
         """Whether a finished shard is what a new download would start from.
@@ -138,12 +134,3 @@ def refused_image(refusal: ImageRefused, sums: Checksums, redirects: list[str] |
         reason=refusal.reason,
         redirects=redirects or None,
     )
-
-
-def _sha256(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, default=_as_json)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _as_json(value: object) -> str:
-    return value.hex() if isinstance(value, bytes) else str(value)

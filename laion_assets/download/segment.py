@@ -13,7 +13,7 @@ import shutil
 import tarfile
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +32,7 @@ from laion_assets.download.shard_files import (
     read_ledger,
     read_shard,
     rows_in_turn,
+    shards_of,
 )
 from laion_assets.download.shard_stats import ShardStats
 from laion_assets.download.shard_work import HOSTS_WITHOUT_NETWORK, ShardWork, in_words
@@ -96,18 +97,29 @@ def download_segment(
     rules = Rules(options, Lists(removals, blocklists))
     if before is not None and only_takes_out(before, numbering, rules):
         rules = rules.without_refetching()
-    digests = {pairs.shard: rules.digest(pairs) for pairs in numbering}
+    digests = _digests(numbering, rules, [out] if before is None else [out, before])
 
     finished = plan_shards(out, before, rules, digests, again=again)
     made: dict[int, ShardStats] = {}
-    if before is not None and len(finished) < len(digests):
+    if before is not None and len(finished) < len(numbering.next_row):
         finished |= _drop_rows(before, out, numbering, rules, digests, finished)
-    if len(finished) < len(digests):
-        made = _make_missing(out, before, numbering, rules, digests, finished, resolve)
+    if len(finished) < len(numbering.next_row):
+        made = _make_missing(out, before, numbering, rules, finished, resolve)
     if (out / _ASIDE).exists():
         shutil.rmtree(out / _ASIDE)
     shards = dict(sorted((finished | made).items()))
     return sum_up(shards, made.values(), time.monotonic() - started, numbering.given)
+
+
+def _digests(numbering: Numbering, rules: Rules, folders: Sequence[Path]) -> dict[int, str]:
+    """The digest of each shard that one of the folders has, which may be finished then.
+
+    Whoever writes a shard computes its digest; for all at once that takes minutes.
+    """
+    begun = {shard for folder in folders for shard in begun_in(shards_of(folder))}
+    if begun.isdisjoint(numbering.next_row):
+        return {}
+    return {pairs.shard: rules.digest(pairs) for pairs in numbering if pairs.shard in begun}
 
 
 def only_takes_out(before: Path, numbering: Numbering, rules: Rules) -> bool:
@@ -175,7 +187,7 @@ def _drop_rows(
     """Make those of the shards that only lack rows of what they were before."""
     dropped: dict[int, ShardStats] = {}
     for pairs in numbering:
-        if pairs.shard not in finished:
+        if pairs.shard in digests and pairs.shard not in finished:
             try:
                 stats = drop_rows(before, out, pairs, rules, digests[pairs.shard])
             except (*UNREADABLE, tarfile.TarError):
@@ -190,7 +202,6 @@ def _make_missing(
     before: Path | None,
     numbering: Numbering,
     rules: Rules,
-    digests: Mapping[int, str],
     finished: Mapping[int, ShardStats],
     resolve: Resolve,
 ) -> dict[int, ShardStats]:
@@ -213,7 +224,7 @@ def _make_missing(
         PreviousShards(known) as previous,
         ImageMakers(options, Path(scratch)) as decoders,
     ):
-        work = ShardWork(out, Path(scratch), rules, digests, previous, decoders, fetcher, progress)
+        work = ShardWork(out, Path(scratch), rules, previous, decoders, fetcher, progress)
         made = asyncio.run(work.run(todo))
     if fetcher.answers == 0 and len(work.new_hosts) >= HOSTS_WITHOUT_NETWORK:
         for shard in made:

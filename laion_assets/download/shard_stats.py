@@ -61,6 +61,10 @@ class ShardStats:
     """Version of the form of the tar's JSON; 0 if it is not recorded."""
     tar_bytes: int = 0
     """Size of the tar, by which a cut one is noticed; 0 until it is written."""
+    tar_sha256: str = ""
+    """SHA-256 of the tar, if whoever wrote it has read it back and found it whole."""
+    tar_identity: tuple[int, ...] = ()
+    """What :func:`laion_assets.files.identity` said of the tar then."""
 
     def to_json(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -73,8 +77,10 @@ class ShardStats:
         Raises ``KeyError`` if a number is missing that all versions have written.
         """
         given = {"exif_unreadable": 0, "tar_bytes": 0, "json_version": 0, **value}
+        given = {"tar_sha256": "", "tar_identity": (), **given}
         given.setdefault("next_row", value["count"])
         values = {field.name: given[field.name] for field in fields(cls)}
+        values["tar_identity"] = tuple(given["tar_identity"])
         return cls(**values | {"counts": StageCounts.from_json(given["counts"])})
 
     @classmethod

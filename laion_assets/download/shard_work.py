@@ -108,13 +108,12 @@ class _Gathered:
 class ShardWork:
     """Makes shards, several at a time, in the folder ``out``.
 
-    ``scratch``: an own folder. ``digests``: shard -> the digest of its rows and options.
+    ``scratch``: an own folder.
     """
 
     out: Path
     scratch: Path
     rules: Rules
-    digests: Mapping[int, str]
     previous: PreviousShards
     decoders: ImageMakers
     fetcher: Fetcher
@@ -362,7 +361,7 @@ class ShardWork:
             changed=sum(gathered.changed),
             received_bytes=sum(gathered.bytes),
             options_digest=self.rules.options_digest,
-            input_digest=self.digests[pairs.shard],
+            input_digest="",  # the process that writes the shard adds it
             next_row=pairs.next_row,
         )
 

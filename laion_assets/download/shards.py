@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_assets.download import img2dataset_parts
+from laion_assets.download.digests import rows_digest
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.outcomes import (
     OUTCOME_COLUMNS,
@@ -27,7 +28,16 @@ from laion_assets.download.outcomes import (
 )
 from laion_assets.download.shard_files import LEDGER, NUMBER, files_of, has_rows, shards_in
 from laion_assets.download.shard_stats import ShardStats
-from laion_assets.files import atomic_path, fsync_directory, fsync_file, link_or_copy, write_json
+from laion_assets.download.tars import problem_of
+from laion_assets.files import (
+    atomic_path,
+    fsync_directory,
+    fsync_file,
+    identity,
+    link_or_copy,
+    sha256_file,
+    write_json,
+)
 from laion_assets.schemas import OUTCOME
 from laion_assets.tables import write_table
 
@@ -138,8 +148,11 @@ def write_shard(
     """Publish a shard of the pairs ``table``, whose numbers in it are ``rows``.
 
     ``outcomes``, ``histories`` and ``places`` have one item for each row. ``gathered`` is the file
-    that holds the encoded images.
+    that holds the encoded images. The digest of the rows is added to ``stats`` here, unless its
+    ``input_digest`` is None.
     """
+    if stats.input_digest is not None:
+        stats = replace(stats, input_digest=rows_digest(table, rows, stats.options_digest))
     schema, pairs = pair_columns(table)
     keys = [img2dataset_parts.key_of(shard, row, options.samples_per_shard) for row in rows]
     final = files_of(out, shard)
@@ -157,7 +170,8 @@ def write_shard(
         made[2].parent.mkdir()
         urls = [pair["url"] for pair in pairs]
         pq.write_table(ledger_table(keys, urls, list(histories)), made[2], compression="zstd")
-        tar_bytes = made[0].stat().st_size
+        stored = {key for key, place in zip(keys, places, strict=True) if place is not None}
+        stats = _read_back(made[0], stored, stats)
         final[2].parent.mkdir(exist_ok=True)
         final[3].unlink(missing_ok=True)  # without it, the shard is not done
         for path, target in zip(made[:3], final[:3], strict=True):
@@ -165,7 +179,37 @@ def write_shard(
             path.replace(target)
         fsync_directory(final[2].parent)
         fsync_directory(out)
-    write_json(final[3], replace(stats, tar_bytes=tar_bytes).to_json())
+    write_json(final[3], stats.to_json())
+
+
+def _read_back(tar: Path, keys: Set[str], stats: ShardStats) -> ShardStats:
+    """Statistics that record the tar's size, and its digest if it holds these samples whole."""
+    stats = replace(stats, tar_bytes=tar.stat().st_size)
+    if problem_of(tar, keys) is not None:
+        return stats  # whoever checks the partition reads it again, and says what is wrong
+    return replace(stats, tar_sha256=sha256_file(tar), tar_identity=identity(tar))
+
+
+def was_whole(tar: Path, samples: int) -> bool:
+    """Whether the writer of a tar has found so many samples whole in it, and it is still that
+    file. Raises ``FileNotFoundError``."""
+    stats = _read_back_by(tar)
+    return stats is not None and stats.successes == samples
+
+
+def _read_back_by(tar: Path) -> ShardStats | None:
+    """A tar's statistics, if its writer has found it whole, and it is still that file."""
+    path = files_of(tar.parent, int(tar.stem))[-1]
+    stats = _load(path) if path.exists() else None
+    same = stats is not None and stats.tar_identity == identity(tar)
+    return stats if same else None
+
+
+def digests_read_back(folder: Path) -> dict[Path, str]:
+    """The SHA-256 of those tars of a folder of shards that their writers have found whole."""
+    tars = [files_of(folder, shard)[0] for shard in shards_in(folder)]
+    found = {tar: _read_back_by(tar) for tar in tars if tar.exists()}
+    return {tar: stats.tar_sha256 for tar, stats in found.items() if stats is not None}
 
 
 def pair_columns(table: pa.Table) -> tuple[pa.Schema, list[dict[str, Any]]]:

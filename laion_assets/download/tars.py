@@ -1,10 +1,10 @@
-"""Random access to the encoded images of a shard's tar."""
+"""Random access to the encoded images of a shard's tar, and whether it is whole."""
 
 from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -47,6 +47,24 @@ class ImageBytes:
         self._stream.seek(start)
         found = self._stream.read(size)
         return found if len(found) == size else b""
+
+
+def problem_of(tar: Path, keys: Set[str]) -> str | None:
+    """What is wrong with a tar that is to hold the image, text and JSON of exactly these samples.
+
+    None if nothing is. Raises ``OSError`` if it cannot be read.
+    """
+    held: dict[str, set[str]] = {}
+    with tar.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        for name, start, length in _members(stream):
+            if start + length <= size:
+                key, _, kind = name.partition(".")
+                held.setdefault(key, set()).add(kind)
+    if held.keys() != keys:
+        return f"{len(keys)} successes, {len(held)} in the tar"
+    torn = sorted(key for key, kinds in held.items() if not {"txt", "json"} < kinds)
+    return f"{torn[0]} and {len(torn) - 1} more are incomplete" if torn else None
 
 
 def _members(stream: BinaryIO) -> Iterator[tuple[str, int, int]]:

@@ -334,7 +334,7 @@ class Lake(ABC):
                 logger.info(f"{asset}: continuing where an earlier run of this partition stopped")
             yield staging
             linked = [(folder, Manifest.read(folder).files) for folder in staging.linked_from]
-            files = describe(path, known_digests(linked))
+            files = describe(path, known_digests(linked, staging.digests))
             staging.manifest = Manifest(
                 asset=asset,
                 crawl=key.crawl if key else None,

@@ -57,13 +57,17 @@ def prepare(path: Path, fingerprint: str, stage_judges_parts: bool) -> bool:
 
 def known_digests(
     folders: Iterable[tuple[Path, Sequence[Mapping[str, Any]]]],
+    staged: Mapping[Path, str],
 ) -> dict[tuple[int, int], str]:
-    """Return the SHA-256 of published files by device and inode.
+    """Return the SHA-256 of files by device and inode.
 
     ``folders`` are published folders and the files of their manifests. Published files are never
-    written to, so that a hard link to one has its digest.
+    written to, so that a hard link to one has its digest. ``staged``: the digests of other files.
     """
     known = {}
+    for path, sha256 in staged.items():
+        stat = path.stat()
+        known[stat.st_dev, stat.st_ino] = sha256
     for folder, files in folders:
         for item in files:
             with suppress(FileNotFoundError):  # the partition has been replaced meanwhile

@@ -134,6 +134,8 @@ class Staging:
     They are published, and the data version does not depend on them."""
     linked_from: list[Path] = field(default_factory=list)
     """Published folders that files may be hard links into; their digests are already known."""
+    digests: Mapping[Path, str] = field(default_factory=dict)
+    """SHA-256 of files that the stage has made reach the disk and read back itself."""
     data_version: str | None = None
     """Replaces the digest of the files where equal content does not have equal bytes."""
     manifest: Manifest | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -40,8 +41,13 @@ class Entries:
     def __len__(self) -> int:
         return sum(len(column) for columns in self.columns.values() for column in columns)
 
+    @cached_property
+    def _kinds(self) -> frozenset[str]:
+        """The kinds of keys that there are entries of."""
+        return frozenset(kind for kind, columns in self.columns.items() if any(map(len, columns)))
+
     def _has_kind(self, *kinds: str) -> bool:
-        return any(len(column) for kind in kinds for column in self.columns.get(kind, ()))
+        return not self._kinds.isdisjoint(kinds)
 
     @property
     def names_urls(self) -> bool:

@@ -21,7 +21,6 @@ from laion_assets.download.images import (
     refuse_listed,
     refuse_unseen,
 )
-from laion_assets.download.img2dataset_parts import make_resizer
 from laion_assets.download.options import DownloadOptions
 from laion_assets.removals.active import Lists
 from laion_assets.removals.entries import Entries, parse
@@ -29,10 +28,7 @@ from tests.download.conftest import encoded, picture
 
 NONE = Entries()
 
-pytestmark = [  # of img2dataset's way with albumentations, and of the bombs here
-    pytest.mark.filterwarnings("ignore:value is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Image size:PIL.Image.DecompressionBombWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Image size:PIL.Image.DecompressionBombWarning")
 
 
 @pytest.fixture(scope="module")
@@ -99,22 +95,6 @@ def test_sizes_are_the_original_ones_and_the_border_is_white(
     if size[0] < size[1]:
         assert got[:, :8].min() > 240
         assert got[:8, 120:136].mean() < 200
-
-
-def test_the_result_is_what_img2dataset_makes(maker: ImageMaker) -> None:
-    resize = make_resizer(DownloadOptions())
-    noise = np.random.default_rng(2).integers(0, 255, (300, 400, 4), dtype=np.uint8)
-    for body in (
-        encoded(picture(2)),
-        encoded(picture(2).convert("L")),
-        encoded(picture(2).convert("CMYK")),
-        encoded(picture(2), progressive=True),
-        encoded(picture(2), "PNG"),
-        encoded(picture(2).quantize(64), "PNG"),
-        encoded(Image.fromarray(noise, "RGBA"), "PNG"),
-        encoded(Image.fromarray(noise, "RGBA"), "WEBP", lossless=True),
-    ):
-        assert make(maker, body).encoded == resize(io.BytesIO(body))[0]
 
 
 def test_sixteen_bits_keep_their_shades(maker: ImageMaker) -> None:

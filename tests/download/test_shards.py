@@ -1,13 +1,26 @@
-"""A shard's files, moved and linked."""
+"""A shard's files, moved, linked and read back."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
+from laion_assets.defs.checks import shards_whole
+from laion_assets.download.digests import rows_digest
 from laion_assets.download.shard_files import files_of, read_ledger, read_shard
-from laion_assets.download.shards import put_aside, read_stats, take_over
+from laion_assets.download.shards import (
+    digests_read_back,
+    put_aside,
+    read_stats,
+    take_over,
+    was_whole,
+)
+from laion_assets.files import sha256_file
 from tests.download.conftest import Listener, content, download, options_for, urls, write_pairs
 
 
@@ -31,3 +44,33 @@ def test_a_shard_that_was_taken_over_can_be_put_aside(images: Listener, tmp_path
     put_aside(out, 0, aside)
     assert not any(path.exists() for path in files_of(out, 0))
     assert read_stats(aside, 0) == taken
+
+
+def test_a_tar_is_read_back_by_its_writer_and_trusted_as_long_as_it_is_that_file(
+    images: Listener, tmp_path: Path
+) -> None:
+    pairs, out = tmp_path / "pairs.parquet", tmp_path / "out"
+    write_pairs(pairs, urls(6))
+    download(pairs, out, options_for(images))
+    stats, tar = read_stats(out, 0), files_of(out, 0)[0]
+    assert stats is not None
+    table = pq.read_table(pairs).slice(0, 5)
+    assert stats.input_digest == rows_digest(table, range(5), stats.options_digest)
+    assert digests_read_back(out) == {path: sha256_file(path) for path in sorted(out.glob("*.tar"))}
+    assert was_whole(tar, 4)  # one of the five is gone
+    assert not was_whole(tar, 5)
+    assert shards_whole(out).passed
+    copied = tmp_path / "copied"
+    shutil.copytree(out, copied)
+    assert digests_read_back(copied) == {}
+    assert shards_whole(copied).passed
+    _leave_out(files_of(copied, 0)[0], "000000001.txt")
+    assert shards_whole(copied).problem == "00000: 000000001 and 0 more are incomplete"
+
+
+def _leave_out(tar: Path, name: str) -> None:
+    with tarfile.open(tar) as old, tarfile.open(tar.with_suffix(".new"), "w") as new:
+        for member in old:
+            if member.name != name:
+                new.addfile(member, old.extractfile(member))
+    tar.with_suffix(".new").replace(tar)

@@ -126,7 +126,11 @@ def picture(data: bytes) -> None:
     if mode == b"c":
         body = _with_right_crcs(body)
     if not _makers:
-        options = [_MAKER_OPTIONS, _MAKER_OPTIONS.model_copy(update={"apply_orientation": True})]
+        others: list[dict[str, object]] = [
+            {"apply_orientation": True},
+            {"scaled_decoding": True, "image_size": 8},
+        ]
+        options = [_MAKER_OPTIONS.model_copy(update=other) for other in [{}, *others]]
         _makers.extend(map(ImageMaker, options))
     try:
         needed = lean(body)

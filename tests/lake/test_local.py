@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import multiprocessing
 import os
@@ -64,6 +65,17 @@ def test_the_data_version_is_the_content(tmp_path: Path) -> None:
     first = make(lake, {"part": "a"}, wat="v1")
     assert make(lake, {"part": "a"}, version="2", wat="v2") == first
     assert make(lake, {"part": "b"}, wat="v1") != first
+
+
+def test_what_the_stage_has_read_back_is_not_read_again(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    with lake.publish("image_shards", KEY, inputs={}, code_version="1") as staging:
+        for name in ("00000.tar", "00001.tar"):
+            (staging.path / name).write_text("same")
+        staging.digests = {staging.path / "00000.tar": "5" * 64}
+    first, second = staging.published.files
+    assert first["sha256"] == "5" * 64
+    assert second["sha256"] == hashlib.sha256(b"same").hexdigest()
 
 
 def test_files_that_are_not_content_do_not_change_the_data_version(tmp_path: Path) -> None:

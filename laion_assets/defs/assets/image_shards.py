@@ -17,6 +17,7 @@ from laion_assets.download.numbering import KeysGiven
 from laion_assets.download.preview import contact_sheet
 from laion_assets.download.segment import download_segment
 from laion_assets.download.shard_files import SHARDS, shards_of
+from laion_assets.download.shards import digests_read_back
 from laion_assets.download.summary import Downloaded
 from laion_assets.layout import IMAGE_SHARDS, LISTS, UNIQUE_PAIRS
 from laion_assets.lookup.write import write_lookups
@@ -67,6 +68,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             write_lookups(IMAGE_SHARDS, made.out)
             made.staging.counts = [downloaded.counts]
             made.staging.metadata = downloaded.given.to_json()
+            made.staging.digests = digests_read_back(shards)
             successes = checks.successes_in(made.rows)
             made.require(
                 checks.shards_whole(made.out),
