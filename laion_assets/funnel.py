@@ -125,12 +125,13 @@ class StageCounts:
 
         Raises ``KeyError`` for a reason outside the stage's vocabulary.
         """
-        if reason not in REASONS[self.stage]:
+        before = self.rejects.get(reason, 0)
+        if not before and reason not in REASONS[self.stage]:
             raise KeyError(f"stage {self.stage!r} has no reason {reason!r}")
         if n == 0:
             return
         self.n_in += n
-        self.rejects[reason] = self.rejects.get(reason, 0) + n
+        self.rejects[reason] = before + n
         if example is not None:
             self._example(reason, example)
 

@@ -6,7 +6,7 @@ Names and order are contracts. Which files have which schema is in :mod:`laion_a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import pyarrow as pa
@@ -240,8 +240,21 @@ def meaning(column: str, images: bool = False) -> str:
 
 def uid_of(url: str, text: str) -> bytes:
     """The dedup key of a pair: 16 bytes that depend on URL and TEXT alone."""
-    payload = f"{url}\0{text}".encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(payload, digest_size=UID_BYTES).digest()
+    return uids_of([url], [text])[0]
+
+
+# A copy of a hasher costs two thirds of a new one with its parameters.
+_HASHER: Final = hashlib.blake2b(digest_size=UID_BYTES)
+
+
+def uids_of(urls: Sequence[str], texts: Sequence[str]) -> list[bytes]:
+    """The :func:`uid_of` of many pairs."""
+    uids = []
+    for url, text in zip(urls, texts, strict=True):
+        hasher = _HASHER.copy()
+        hasher.update(f"{url}\0{text}".encode("utf-8", "surrogatepass"))
+        uids.append(hasher.digest())
+    return uids
 
 
 def sample_id_of(uid: bytes) -> int:

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 from laion_assets.funnel import StageCounts
-from laion_assets.pairs.judge import Judge
+from laion_assets.pairs.judge import Judge, passed
 from laion_assets.pairs.rules import PairRules
-from laion_assets.pairs.text import clean_text
-from laion_assets.pairs.urls import ImageUrls
+from laion_assets.pairs.text import clean_texts
+from laion_assets.pairs.urls import Base
 from laion_assets.url_lists.extract import ExtractRange, carried_schema
 from laion_assets.url_lists.files import ListFile, find_files
 from laion_assets.url_lists.options import ReadOptions
@@ -31,15 +31,13 @@ def read(file: ListFile) -> int:
 
 def before_language(file: ListFile) -> int:
     """Read, clean the texts, and apply the rules of text and URL."""
-    judge, urls = Judge(RULES, StageCounts("pairs")), ImageUrls(None, RULES.max_url_chars)
-    kept = 0
+    judge, kept = Judge(RULES, StageCounts("pairs")), 0
     with open_rows(file, ReadOptions()) as rows:
         for batch in rows.batches():
             srcs, alts = (batch[name].to_pylist() for name in ("URL", "TEXT"))
-            for src, alt in zip(srcs, alts, strict=True):
-                text = judge.text(clean_text(alt) if alt else "")
-                if text is not None and judge.url(src, urls) is not None:
-                    kept += 1
+            _, srcs = passed(judge.texts(clean_texts(alts)), srcs)
+            (urls,) = passed(judge.urls(srcs, [Base(None)] * len(srcs)))
+            kept += len(urls)
     return kept
 
 

@@ -17,7 +17,7 @@ from isal import igzip
 from laion_assets.funnel import StageCounts
 from laion_assets.pairs.extract import extract_wat
 from laion_assets.pairs.rules import PairRules
-from laion_assets.pairs.urls import ImageUrls, UrlRefusedError, base_url
+from laion_assets.pairs.urls import Base, base_url, image_urls
 from laion_assets.schemas import uid_of
 from laion_assets.wat.pages import IMAGE_PATH, read_pages
 from laion_assets.wat.records import read_records
@@ -47,13 +47,12 @@ def _same_work(wat: Path) -> Iterator[tuple[bytes, str, str, str, str]]:
     for page in read_pages(wat, StageCounts("wat")):
         if not page.links:
             continue
-        urls = ImageUrls(base_url(page.url, page.base), 65_536)
-        for link in page.links:
-            if link.path == IMAGE_PATH and link.alt:
-                try:
-                    url = urls.resolve(link.url)
-                except UrlRefusedError:
-                    continue
+        images = [link for link in page.links if link.path == IMAGE_PATH and link.alt]
+        bases = [Base(base_url(page.url, page.base))] * len(images)
+        for link, url in zip(
+            images, image_urls([link.url for link in images], bases, 65_536), strict=True
+        ):
+            if isinstance(url, str):
                 yield uid_of(url, link.alt), url, link.alt, wat.name, page.url
 
 

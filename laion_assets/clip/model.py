@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from laion_assets.clip.folder import problem_of
 from laion_assets.clip.identity import WEIGHTS, ModelIdentity
 from laion_assets.clip.options import BRING_THEIR_OWN_WEIGHTS, HUB, LOCAL, ClipOptions
+from laion_assets.clip.precision import embedding_precision
 from laion_assets.clip.texts import TextTower, batches_by_length
 
 if TYPE_CHECKING:
@@ -178,16 +179,6 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> str:
-    """Precision that the options name; ``auto`` is fp16 on CUDA and fp32 elsewhere.
-
-    OpenAI's models were run in fp16.
-    """
-    if name != "auto":
-        return name
-    return "fp16" if device.type == "cuda" else "fp32"
-
-
 def _way_out(options: ClipOptions, source: Source, error: Exception) -> str:
     """Message that says why a model cannot be loaded and what to do."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -237,7 +228,7 @@ class ClipModel:
         self.tokenizer = tokenizer
         self.device = device
         self._cuda = device.type == "cuda"
-        self.precision = choose_precision(options.precision, device)
+        self.precision = embedding_precision(options.precision, device)
         self._shape_picture, self._mean, self._std = _halves(preprocess, device)
         self._crops = _fills_a_square(self._shape_picture)
         self._texts = TextTower(model)
@@ -246,6 +237,13 @@ class ClipModel:
             import torch
 
             self._compiled_image = torch.compile(model.encode_image, dynamic=False)
+        # On a CPU, autocast would convert the weights for each batch, which takes longer than fp32.
+        self._converted = self.precision == "bf16" and device.type == "cpu"
+        if self._converted:
+            import torch
+
+            _ = self.version  # of the weights as they were
+            model.to(torch.bfloat16)
 
     @property
     def key(self) -> str:
@@ -351,7 +349,8 @@ class ClipModel:
 
         layout = torch.channels_last if self._cuda else torch.contiguous_format
         floats = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout)
-        return floats.div_(255).sub_(self._mean).div_(self._std)
+        floats.div_(255).sub_(self._mean).div_(self._std)
+        return floats.to(torch.bfloat16) if self._converted else floats
 
     def _start_texts(self, tokens: NDArray[np.int64]) -> _Started:
         import torch
@@ -366,7 +365,9 @@ class ClipModel:
         import torch
         from torch.nn import functional
 
-        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        if self._converted:
+            dtype = None
         with torch.inference_mode():
             moved = batch.to(self.device, non_blocking=self._cuda)
             with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):

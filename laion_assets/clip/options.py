@@ -42,8 +42,8 @@ class ClipOptions(Options):
     precision: str = Field(
         "auto",
         pattern="^(auto|fp32|bf16|fp16)$",
-        description="fp32, or automatic mixed precision in bf16 or fp16; auto is fp16 on CUDA and"
-        " fp32 elsewhere",
+        description="fp32, bf16 or fp16; auto is fp16 on CUDA and fp32 elsewhere. On a CPU bf16"
+        " converts the weights, where the CPU has AMX or AVX512-BF16, and is fp32 on any other",
     )
     batch_size: Annotated[int, OPERATIONAL] = Field(
         64, ge=1, description="Number of images per forward pass"

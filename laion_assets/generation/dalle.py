@@ -66,7 +66,8 @@ def make_samples(
     Raises :class:`~laion_assets.generation.pairs.NoPairsError` if too few pairs were kept,
     :class:`~laion_assets.files.LockedError` if another process works in ``out``.
     """
-    from laion_assets.clip.model import choose_device, choose_precision
+    from laion_assets.clip.model import choose_device
+    from laion_assets.clip.precision import choose_precision
     from laion_assets.generation.report import write_report
     from laion_assets.generation.shown_samples import write_shown
 

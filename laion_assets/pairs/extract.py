@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +26,13 @@ from numpy.typing import NDArray
 from laion_assets.funnel import StageCounts
 from laion_assets.layout import OWN_COLUMNS
 from laion_assets.pairs import many_texts
-from laion_assets.pairs.judge import Judge
+from laion_assets.pairs.judge import Judge, passed
 from laion_assets.pairs.licence import page_licence
 from laion_assets.pairs.many_texts import rows_of_many_texts
 from laion_assets.pairs.rules import PairRules
-from laion_assets.pairs.text import clean_text
-from laion_assets.pairs.urls import ImageUrls, base_url
-from laion_assets.schemas import PAIRS, sample_id_of, uid_of
+from laion_assets.pairs.text import clean_texts
+from laion_assets.pairs.urls import Base, base_url
+from laion_assets.schemas import PAIRS, sample_id_of, uids_of
 from laion_assets.tables import ROW_GROUP, TableWriter, batches
 from laion_assets.wat import Page, read_pages
 from laion_assets.wat.pages import IMAGE_PATH
@@ -41,20 +42,15 @@ COUNTS_KEY: Final = b"laion_assets.counts"
 
 # As Python objects, a row takes some four times the memory that it takes in a table.
 _ROWS_AS_OBJECTS: Final = 10_000
+# Few enough for the processor's cache, and many enough that a column's fixed costs vanish.
+_LINKS_AT_ONCE: Final = 500
 # uid never repeats in a part, and URLs and texts hardly do.
 DICTIONARY: Final = ["language", "license", "page_url", "crawl", "segment", "wat_file"]
 
 
-class Pair(NamedTuple):
-    """The columns of :data:`schemas.PAIRS` that the page decides."""
-
-    uid: bytes
-    url: str
-    text: str
-    language: str
-    language_score: float
-    license: str
-    page_url: str
+Pair: TypeAlias = tuple[bytes, str, str, str, float, str, str]
+"""The columns of :data:`schemas.PAIRS` that the page decides; the others are those of a place."""
+PLACE: Final = ("crawl", "segment", "wat_file")
 
 
 class PairWriter(TableWriter):
@@ -130,38 +126,63 @@ def read_counts(part: Path) -> list[StageCounts]:
     return [StageCounts.from_json(value) for value in json.loads(metadata[COUNTS_KEY])]
 
 
-def page_pairs(
-    page: Page, rules: PairRules, counts: StageCounts, seen: set[bytes]
+@dataclass(frozen=True)
+class _Links:
+    """Image links of some pages, column by column; each has its page."""
+
+    alts: list[str | None] = field(default_factory=list)
+    srcs: list[str | None] = field(default_factory=list)
+    pages: list[tuple[Page, Base]] = field(default_factory=list)
+
+    def add(self, page: Page, counts: StageCounts) -> None:
+        images = [link for link in page.links if link.path == IMAGE_PATH and not link.damaged]
+        if len(images) < len(page.links):
+            for link in page.links:
+                if link.damaged:
+                    counts.reject("bad_value", link.url or link.alt)
+                elif link.path != IMAGE_PATH:
+                    counts.reject("not_image", link.alt)
+        if images:
+            base = Base(base_url(page.url, page.base))
+            self.alts.extend([link.alt for link in images])
+            self.srcs.extend([link.url for link in images])
+            self.pages.extend([(page, base)] * len(images))
+
+
+def pairs_of(
+    pages: Iterable[Page], rules: PairRules, counts: StageCounts, seen: set[bytes]
 ) -> Iterator[Pair]:
-    """Yield the page's pairs that pass the rules and are not in ``seen``, and add them to it.
+    """Yield the pages' pairs that pass the rules and are not in ``seen``, and add them to it.
 
     ``seen`` holds uids. ``counts`` (stage ``pairs``) counts every image and alt text.
     """
-    base = base_url(page.url, page.base) if page.links else None
-    urls, judge = ImageUrls(base, rules.max_url_chars), Judge(rules, counts)
-    licence: str | None = None
-    for link in page.links:
-        if link.damaged:
-            counts.reject("bad_value", link.url or link.alt)
-            continue
-        if link.path != IMAGE_PATH:
-            counts.reject("not_image", link.alt)
-            continue
-        text = judge.text(clean_text(link.alt) if link.alt else "")
-        if text is None or (url := judge.url(link.url, urls)) is None:
-            continue
-        detected = judge.language(text)
-        if detected is None:
-            continue
-        uid = uid_of(url, text)
+    judge, links = Judge(rules, counts), _Links()
+    for page in pages:
+        if page.links:
+            links.add(page, counts)
+            if len(links.alts) >= _LINKS_AT_ONCE:
+                yield from _judged(links, judge, seen)
+                links = _Links()
+    yield from _judged(links, judge, seen)
+
+
+def _judged(links: _Links, judge: Judge, seen: set[bytes]) -> Iterator[Pair]:
+    counts = judge.counts
+    texts, srcs, pages = passed(judge.texts(clean_texts(links.alts)), links.srcs, links.pages)
+    urls, texts, pages = passed(judge.urls(srcs, [base for _, base in pages]), texts, pages)
+    languages, urls, texts, pages = passed(judge.languages(texts), urls, texts, pages)
+    of_page: Page | None = None
+    licence = ""
+    columns = (uids_of(urls, texts), urls, texts, languages, pages)
+    for uid, url, text, (language, score), (page, base) in zip(*columns, strict=True):
         if uid in seen:
             counts.reject("duplicate", f"{url} {text}")
             continue
         seen.add(uid)
         counts.keep()
-        if licence is None:
-            licence = page_licence(page.licences, base)
-        yield Pair(uid, url, text, *detected, licence, page.url)
+        if page is not of_page:
+            of_page, licence = page, page_licence(page.licences, base.url)
+        yield uid, url, text, language, score, licence, page.url
 
 
 def _tables(pairs: Iterator[Pair], place: Mapping[str, str]) -> Iterator[pa.Table]:
@@ -171,16 +192,13 @@ def _tables(pairs: Iterator[Pair], place: Mapping[str, str]) -> Iterator[pa.Tabl
 
 
 def _table(batch: Sequence[Pair], place: Mapping[str, str]) -> pa.Table:
-    columns = dict(zip(Pair._fields, zip(*batch, strict=True), strict=True))
-    return pa.table(
-        [
-            pa.repeat(pa.scalar(place[field.name], field.type), len(batch))
-            if field.name in place
-            else pa.array(columns[field.name], field.type)
-            for field in PAIRS
-        ],
-        schema=PAIRS,
-    )
+    uids, *others = zip(*batch, strict=True)
+    columns = [
+        pa.Array.from_buffers(PAIRS.types[0], len(uids), [None, pa.py_buffer(b"".join(uids))])
+    ]
+    columns += map(pa.array, others, PAIRS.types[1 : len(others) + 1])
+    columns += [pa.repeat(pa.scalar(place[name]), len(uids)) for name in PLACE]
+    return pa.table(columns, schema=PAIRS)
 
 
 def extract_wat(
@@ -229,11 +247,7 @@ def _extract(
     seen: set[bytes] = set()
     with PairWriter(out) as writer:
         for wat, wat_file in wats:
-            pairs = (
-                pair
-                for page in read_pages(wat, wat_counts)
-                for pair in page_pairs(page, rules, pair_counts, seen)
-            )
+            pairs = pairs_of(read_pages(wat, wat_counts), rules, pair_counts, seen)
             place = {"crawl": crawl, "segment": segment, "wat_file": wat_file}
             for table in _tables(pairs, place):
                 writer.write(table)

@@ -8,6 +8,7 @@ from typing import Final
 from pydantic import Field, field_validator, model_validator
 
 from laion_assets.options import Options
+from laion_assets.pairs.language import ENGLISH, UNKNOWN
 
 _FILE_NAME: Final = re.compile(r"[^\s/]+\.(?:jpe?g|png|gif|webp|svg|bmp|tiff?|avif|heic)", re.I)
 _PLACEHOLDER: Final = re.compile(
@@ -88,7 +89,17 @@ class PairRules(Options):
         """
         if not self.languages:
             return True
-        return self.keep_unknown_language if code == "unknown" else code in self.languages
+        return self.keep_unknown_language if code == UNKNOWN else code in self.languages
+
+    @property
+    def wants_english_alone(self) -> bool:
+        """Whether texts of all other languages, known or not, are refused."""
+        return self.languages == [ENGLISH] and not self.keep_unknown_language
+
+    @property
+    def refuses_by_words(self) -> bool:
+        """Whether a text is judged by more than its length."""
+        return self.min_words > 1 or self.refuse_file_name_texts
 
     def refused_text(self, text: str) -> str | None:
         """The reason for which a cleaned text is refused, or None."""

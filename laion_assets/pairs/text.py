@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Final
 
 from laion_assets.wat.references import decode_complete
@@ -36,11 +37,33 @@ def clean_text(alt: str) -> str:
     found = text.count("<")
     while found:  # what is left may be a tag in its turn
         text, found = _MARKUP.subn(_unmarked, text)
-    # Most texts are clean already, and checking that is ten times cheaper than folding them.
-    if text.isascii() and text.isprintable() and "  " not in text:
-        return text.strip()
-    text = _FOLDED.sub(" ", text).strip()
+    # Most texts are clean already, and checking that is ten times cheaper than folding them: of all
+    # that is folded, only the plain space is printable.
+    if not text.isprintable() or "  " in text:
+        text = _FOLDED.sub(" ", text)
+    text = text.strip()
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def clean_texts(alts: Sequence[str | None]) -> list[str]:
+    """The alt texts, each cleaned by :func:`clean_text`; ``""`` for None."""
+    texts = []
+    for alt in alts:
+        if not alt:
+            alt = ""
+        elif (
+            not alt.isprintable()
+            or alt[0] == " "
+            or alt[-1] == " "
+            or "&" in alt
+            or "<" in alt
+            or "  " in alt
+        ):
+            alt = clean_text(alt)
+        elif not alt.isascii():
+            alt = unicodedata.normalize("NFC", alt)
+        texts.append(alt)
+    return texts
 
 
 def _unmarked(tag: re.Match[str]) -> str:

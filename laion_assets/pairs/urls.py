@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from functools import lru_cache
+from string import ascii_letters, digits
 from typing import Final
 
 import ada_url
@@ -15,13 +18,12 @@ _IGNORED_BASES: Final = ("data:", "javascript:")
 # nor Punycode, no port, and only characters that the URL Standard neither encodes nor drops. A
 # segment that begins with a dot, encoded or not, may be "." or "..": such URLs are not plain.
 _HOST: Final = r"(?!xn--)(?:[a-z0-9_][a-z0-9_-]*\.(?!xn--))+[a-z]+"
-_TAIL: Final = r"[A-Za-z0-9_.~!$&'()*+,;=:@/%-]*(?:\?[A-Za-z0-9_.~!$&()*+,;=:@/%?-]*)?"
-_PLAIN: Final = re.compile(
-    rf"(?P<whole>https?://{_HOST}/{_TAIL})|(?P<rooted>/(?!/){_TAIL})"
-    # No colon before the first slash: it could be a scheme.
-    rf"|(?P<name>(?=[A-Za-z0-9_~][^:/?]*(?:[/?]|$)){_TAIL})"
-).fullmatch
+_PLAIN_ORIGIN: Final = re.compile(rf"https?://{_HOST}/").fullmatch
 _PLAIN_BASE: Final = re.compile(rf"(https?://{_HOST}(?::[0-9]+)?)(/[^?#]*)(?:[?#].*)?").fullmatch
+_PLAIN_CHARS: Final = f"{ascii_letters}{digits}_.~!$&()*+,;=:@/%?-".encode()
+_NAME_BEGINS: Final = frozenset(f"{ascii_letters}{digits}_~")
+_SHORTEST_ORIGIN: Final = len("http://h")
+_ORIGINS: Final = 1 << 15
 
 
 class UrlRefusedError(ValueError):
@@ -38,7 +40,7 @@ def base_url(page_url: str, base_href: str | None) -> str | None:
     ``base_href`` is itself resolved against the page. An invalid one, or one of a scheme that the
     HTML Standard ignores (data:, javascript:), is ignored.
     """
-    if _plain_kind(page_url) == "whole":
+    if not _odd([page_url])[0] and _has_plain_origin(page_url):
         page = page_url
     else:
         try:
@@ -80,40 +82,67 @@ def image_url(src: str | None, base: str | None, max_chars: int) -> str:
     return url
 
 
-def _plain_kind(url: str) -> str | None:
-    """The kind of a plain URL (``whole``, ``rooted`` or ``name``), or None."""
-    found = _PLAIN(url)
-    if found is None or "/." in url or "/%2e" in url or "/%2E" in url:
-        return None
-    return found.lastgroup
+def _odd(urls: Sequence[str | None]) -> Sequence[bytes]:
+    """What each URL, absolute or not, has that keeps it from being plain; its origin aside."""
+    # All at once, which is ten times as fast as a pattern for each: delete all plain characters.
+    lines = "\n".join([url or "" for url in urls]).encode("utf-8", "surrogatepass")
+    lines = lines.replace(b"/.", b" ").replace(b"/%2", b" ")
+    odd = lines.translate(None, _PLAIN_CHARS).split(b"\n")
+    if len(odd) == len(urls):
+        return odd
+    return [_odd([url and url.replace("\n", " ")])[0] for url in urls]
 
 
-class ImageUrls:
-    """:func:`image_url` for many images of one page.
+def _has_plain_origin(url: str) -> bool:
+    return _is_plain_origin(url[: url.find("/", _SHORTEST_ORIGIN) + 1])
 
-    The page's base is parsed once, and a plain URL (absolute, from the root, or below the page's
-    folder) is joined as text: the same result at a tenth of the cost.
+
+@lru_cache(_ORIGINS)
+def _is_plain_origin(origin: str) -> bool:
+    return _PLAIN_ORIGIN(origin) is not None
+
+
+class Base:
+    """What the URLs of a page are relative to (:func:`base_url`), parsed once."""
+
+    def __init__(self, url: str | None) -> None:
+        plain = _PLAIN_BASE(url) if url is not None else None
+        self.url = url
+        self.origin = plain[1] if plain else ""
+        """Scheme, host and port, if the URL is plain; else empty."""
+        self.folder = plain[1] + plain[2].rpartition("/")[0] + "/" if plain else ""
+        self.scheme = self.origin.partition("/")[0]
+
+
+def image_urls(
+    srcs: Sequence[str | None], bases: Sequence[Base], max_chars: int
+) -> list[str | UrlRefusedError]:
+    """:func:`image_url` of many images, each with its page's base; an error in its place.
+
+    A plain URL (absolute, without a scheme, from the root, or below the page's folder) is joined as
+    text: the same result at a tenth of the cost.
     """
-
-    def __init__(self, base: str | None, max_chars: int) -> None:
-        self._base = base
-        self._max_chars = max_chars
-        plain = _PLAIN_BASE(base) if base is not None else None
-        self._origin = plain[1] if plain else ""
-        self._folder = plain[1] + plain[2].rpartition("/")[0] + "/" if plain else ""
-
-    def resolve(self, src: str | None) -> str:
-        """The URL that :func:`image_url` returns, or its error."""
-        src = src or ""
-        kind = _plain_kind(src)
-        if kind == "whole":
-            url = src
-        elif kind == "rooted" and self._origin:
-            url = self._origin + src
-        elif kind == "name" and self._origin:
-            url = self._folder + src
-        else:
-            return image_url(src, self._base, self._max_chars)
-        if len(url) > self._max_chars:
-            raise UrlRefusedError("url_too_long")
-        return url
+    urls: list[str | UrlRefusedError] = []
+    for src, odd, base in zip(srcs, _odd(srcs), bases, strict=True):
+        url = None
+        if odd or not src:
+            pass
+        elif src.startswith("http"):
+            url = src if _has_plain_origin(src) else None
+        elif not base.origin:
+            pass
+        elif src.startswith("//"):
+            absolute = base.scheme + src
+            url = absolute if _has_plain_origin(absolute) else None
+        elif src.startswith("/"):
+            url = base.origin + src
+        elif src[0] in _NAME_BEGINS and ":" not in src:  # a colon could end a scheme
+            url = base.folder + src
+        if url is not None and len(url) <= max_chars:
+            urls.append(url)
+            continue
+        try:
+            urls.append(image_url(src, base.url, max_chars))
+        except UrlRefusedError as refused:
+            urls.append(refused)
+    return urls

@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 
 from laion_assets.funnel import StageCounts
 from laion_assets.pairs.extract import PairWriter
-from laion_assets.pairs.judge import Judge
+from laion_assets.pairs.judge import Judge, passed
 from laion_assets.pairs.licence import NO_LICENCE, licence_of
 from laion_assets.pairs.rules import PairRules
-from laion_assets.pairs.text import clean_text
-from laion_assets.pairs.urls import ImageUrls
-from laion_assets.schemas import PAIRS, sample_id_of, uid_of
+from laion_assets.pairs.text import clean_texts
+from laion_assets.pairs.urls import Base
+from laion_assets.schemas import PAIRS, sample_id_of, uid_of, uids_of
 from laion_assets.url_lists.columns import SOURCE, Columns
 from laion_assets.url_lists.files import ListFile, UrlListError
 from laion_assets.url_lists.options import ReadOptions
@@ -92,9 +92,7 @@ class ExtractRange:
             open_rows(self.files[rows.file], self.options) as opened,
             PairWriter(out, self.carried) as writer,
         ):
-            judge = _RowJudge(
-                Judge(rules, counts), opened.columns, ImageUrls(None, rules.max_url_chars)
-            )
+            judge = _RowJudge(Judge(rules, counts), opened.columns)
             for batch in opened.batches(rows.begin, rows.end):
                 writer.write(judge.pairs(batch, place, self.carried))
             counts.reject("bad_value", n=opened.damaged)
@@ -118,7 +116,6 @@ class _Taken(NamedTuple):
 class _RowJudge:
     judge: Judge
     columns: Columns
-    urls: ImageUrls
 
     def pairs(
         self, batch: pa.RecordBatch, place: Mapping[str, str], carried: pa.Schema
@@ -146,37 +143,34 @@ class _RowJudge:
         return pa.table(made, schema=pa.schema([*PAIRS, *carried]))
 
     def _taken(self, batch: pa.RecordBatch) -> list[_Taken]:
-        judge, urls = self.judge, self.urls
+        judge = self.judge
         srcs = _values(batch, self.columns.url)
-        if self.columns.text is None:
-            found = []
-            for row, src in enumerate(srcs):
-                url = self._url_alone(src)
-                if url is not None:
-                    found.append(_Taken(row, uid_of(url, ""), url, None, None, None))
-            return found
-        alts = _values(batch, self.columns.text)
-        ids = self._sample_ids(batch)
-        taken = []
+        alts = _values(batch, self.columns.text) if self.columns.text else [None] * len(srcs)
+        sound = []
         for row, (src, alt) in enumerate(zip(srcs, alts, strict=True)):
             if src is _DAMAGED or alt is _DAMAGED:
                 judge.counts.reject("bad_value", src if isinstance(src, str) else None)
-                continue
-            # A text of our own releases is clean: what it holds may look as if it were not.
-            own = ids is not None and alt and src and _is_own(src, alt, ids[row])
-            text = judge.text(alt if own else clean_text(alt) if alt else "")
-            if text is None or (url := judge.url(src, urls)) is None:
-                continue
-            detected = judge.language(text)
-            if detected is not None:
-                taken.append(_Taken(row, uid_of(url, text), url, text, *detected))
-        return taken
+            else:
+                sound.append(row)
+        rows, srcs, alts = sound, [srcs[row] for row in sound], [alts[row] for row in sound]
+        if self.columns.text is None:
+            urls, rows = passed(self._urls(srcs), rows)
+            uids = uids_of(urls, [""] * len(urls))
+            return [_Taken(*one, None, None, None) for one in zip(rows, uids, urls, strict=True)]
+        texts = clean_texts(alts)
+        if ids := self._sample_ids(batch):
+            for at, (row, src, alt) in enumerate(zip(rows, srcs, alts, strict=True)):
+                # A text of our own releases is clean: what it holds may look as if it were not.
+                if alt and src and _is_own(src, alt, ids[row]):
+                    texts[at] = alt
+        texts, rows, srcs = passed(judge.texts(texts), rows, srcs)
+        urls, rows, texts = passed(self._urls(srcs), rows, texts)
+        languages, rows, urls, texts = passed(judge.languages(texts), rows, urls, texts)
+        columns = (rows, uids_of(urls, texts), urls, texts, languages)
+        return [_Taken(*one, *language) for *one, language in zip(*columns, strict=True)]
 
-    def _url_alone(self, src: Any) -> str | None:
-        if src is _DAMAGED:
-            self.judge.counts.reject("bad_value")
-            return None
-        return self.judge.url(src, self.urls)
+    def _urls(self, srcs: Sequence[str | None]) -> list[str | None]:
+        return self.judge.urls(srcs, [_NO_BASE] * len(srcs))
 
     def _sample_ids(self, batch: pa.RecordBatch) -> list[int | None] | None:
         name = self.columns.sample_id
@@ -190,6 +184,8 @@ class _RowJudge:
             return [None] * len(rows)
         return [value if isinstance(value, str) else None for value in _texts(rows, name)]
 
+
+_NO_BASE: Final = Base(None)
 
 _DAMAGED: Final = object()
 """Stands for a value that is not sound text."""

@@ -54,9 +54,23 @@ class Page(NamedTuple):
     """``<base href>`` as written, not yet resolved against ``url``."""
     links: Sequence[Link]
     """The images, and all other links with an alt text, in document order."""
-    licences: Sequence[Link]
-    """Links that name creativecommons.org (not in capitals throughout): ``<link>`` elements first,
-    then document order."""
+    html: Html
+    """The page's metadata as the record has it."""
+    decodes: bool = False
+    """Whether the character references in ``html`` are still to be decoded; those of the other
+    fields are."""
+
+    @property
+    def licences(self) -> Sequence[Link]:
+        """Links that name creativecommons.org (not in capitals throughout): ``<link>`` elements
+        first, then document order. Every link is looked at each time."""
+        # The cheap check comes first: few URLs have "ommons".
+        named = [
+            link
+            for link in (*self.html.head.link, *self.html.links)
+            if link.url and "ommons" in link.url and "creativecommons.org" in link.url.lower()
+        ]
+        return [*map(_decoded, named)] if self.decodes else named
 
 
 class _Response(msgspec.Struct, gc=False):
@@ -144,17 +158,12 @@ def _html(block: bytes) -> Html | None:
 
 def _page(record: Record, html: Html) -> Page:
     links = [link for link in html.links if link.path == IMAGE_PATH or link.alt is not None]
-    # Checked for every link of the crawl, so the cheap check comes first: few URLs have "ommons".
-    licences = [
-        link
-        for link in (*html.head.link, *html.links)
-        if link.url and "ommons" in link.url and "creativecommons.org" in link.url.lower()
-    ]
     base = html.head.base
-    if record.date and record.date < DECODES_SINCE:
+    decodes = bool(record.date) and record.date < DECODES_SINCE
+    if decodes:
         base = base and decode_attribute(base)
-        links, licences = [*map(_decoded, links)], [*map(_decoded, licences)]
-    return Page(clean_page_url(record.uri), base, links, licences)
+        links = [*map(_decoded, links)]
+    return Page(clean_page_url(record.uri), base, links, html, decodes)
 
 
 def clean_page_url(uri: str) -> str:

@@ -23,6 +23,12 @@ _BEGIN: Final = b"WARC/"
 # The standard says CRLF; copies that went through text tools have LF, and readers accept both.
 _HEADER_END: Final = re.compile(rb"\r?\n\r?\n")
 _NEXT: Final = re.compile(rb"\r?\n\r?\n(WARC/[0-9.]+\r?\n)")
+# A header as Common Crawl writes it, so that one search finds all of it. Others are read by field.
+_LINE: Final = rb"[^\r\n][^\n]*+(?<=\r)\n"
+_USUAL: Final = re.compile(
+    rb"WARC/[0-9.]+\r\nWARC-Type: (\S+)\r\nWARC-Target-URI: (\S+)\r\nWARC-Date: (\S+)\r\n"
+    rb"(?:(?!Content-Length:)%b)*+Content-Length: ([0-9]{1,15})\r\n(?:%b)*+\r\n" % (_LINE, _LINE)
+).match
 _LONGEST_BEGIN: Final = 32
 
 
@@ -182,6 +188,11 @@ def _by_members(stream: BinaryIO, skip: int) -> Iterator[Record | Damage]:
 
 def _parse(data: bytes, start: int) -> tuple[Record, int]:
     """The record that begins at ``start``, and the position of its end."""
+    if usual := _USUAL(data, start):
+        kind, uri, date, length = usual.groups()
+        body = usual.end()
+        stop = _stop(data, body, int(length))
+        return _record(kind, uri, date, data[body:stop]), stop
     if not data.startswith(_BEGIN, start):
         if _BEGIN.startswith(data[start : start + len(_BEGIN)]):
             raise _MoreNeededError("the header has no end")
@@ -197,17 +208,24 @@ def _parse(data: bytes, start: int) -> tuple[Record, int]:
     length = _field(data, b"Content-Length", start, end)
     if not (length.isdigit() and len(length) < 16):
         raise RecordError(f"Content-Length is {length.decode('utf-8', 'replace')!r}")
-    stop = body + int(length)
+    stop = _stop(data, body, int(length))
+    names = (b"WARC-Type", b"WARC-Target-URI", b"WARC-Date")
+    return _record(*(_field(data, name, start, end) for name in names), data[body:stop]), stop
+
+
+def _stop(data: bytes, body: int, length: int) -> int:
+    """Position of the end of a block of that length."""
+    stop = body + length
     if stop > len(data):
-        raise _MoreNeededError(
-            f"Content-Length is {int(length)}, but {len(data) - body} bytes follow"
-        )
-    kind = _field(data, b"WARC-Type", start, end).decode("utf-8", "replace")
-    uri = _field(data, b"WARC-Target-URI", start, end).decode("utf-8", "replace")
-    if uri.startswith("<") and uri.endswith(">"):  # as wget before 1.20 has it
-        uri = uri[1:-1]
-    date = _field(data, b"WARC-Date", start, end).decode("ascii", "replace")
-    return Record(kind, uri, date, data[body:stop]), stop
+        raise _MoreNeededError(f"Content-Length is {length}, but {len(data) - body} bytes follow")
+    return stop
+
+
+def _record(kind: bytes, uri: bytes, date: bytes, block: bytes) -> Record:
+    named = uri.decode("utf-8", "replace")
+    if named.startswith("<") and named.endswith(">"):  # as wget before 1.20 has it
+        named = named[1:-1]
+    return Record(kind.decode("utf-8", "replace"), named, date.decode("ascii", "replace"), block)
 
 
 def _field(data: bytes, name: bytes, start: int, end: int) -> bytes:
@@ -226,8 +244,8 @@ def _field(data: bytes, name: bytes, start: int, end: int) -> bytes:
 
 
 def _skip_line_ends(data: bytes, position: int) -> int:
-    if data.startswith(b"\r\n\r\n", position):
-        position += 4
+    if data.startswith(b"\r\n\r\nWARC/", position):
+        return position + 4
     while data.startswith((b"\r", b"\n"), position):
         position += 1
     return position

@@ -20,16 +20,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from laion_assets.clip import precision
 from laion_assets.clip.identity import WEIGHTS
 from laion_assets.clip.model import (
     ClipLoadError,
     ClipModel,
     choose_device,
-    choose_precision,
     load_clip,
     resolve,
 )
 from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.precision import choose_precision, cpu_has_bf16, embedding_precision
 from laion_assets.clip.texts import TextTower, batches_by_length
 from tests.clip.conftest import MODEL, picture
 
@@ -197,8 +198,36 @@ def test_automatic_precision_is_a_matter_of_the_device() -> None:
     assert choose_precision("bf16", torch.device("cpu")) == "bf16"
 
 
-def test_mixed_precision_is_near_and_the_same_model(model: ClipModel) -> None:
+@pytest.mark.parametrize("flag", ["amx_bf16", "avx512_bf16", None])
+def test_bf16_is_for_processors_that_have_it(
+    flag: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    given = as_processor(monkeypatch, tmp_path, flag or "avx512_bf16x")
+    assert cpu_has_bf16() == (flag is not None), given
+    assert embedding_precision("bf16", torch.device("cpu")) == ("bf16" if flag else "fp32")
+    assert embedding_precision("bf16", torch.device("cuda")) == "bf16"
+    assert embedding_precision("auto", torch.device("cpu")) == "fp32"
+
+
+def as_processor(monkeypatch: pytest.MonkeyPatch, folder: Path, flag: str) -> str:
+    """Have the processor's description name a flag, whatever this one has."""
+    info = f"processor\t: 0\nflags\t\t: fpu sse {flag} avx2\nprocessor\t: 1\n"
+    (folder / "cpuinfo").write_text(info)
+    monkeypatch.setattr(precision, "CPU_INFO", folder / "cpuinfo")
+    return info
+
+
+def test_bf16_weights_are_near_and_the_same_model(
+    model: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    as_processor(monkeypatch, tmp_path, "amx_bf16")
     mixed = load_clip(model.options.model_copy(update={"precision": "bf16"}))
+    assert mixed.precision == "bf16"
+    assert {weights.dtype for weights in mixed.module.parameters()} == {torch.bfloat16}
     images, texts = [picture(n) for n in range(4)], ["a red house", "thing", LONG]
     for ours, theirs in (
         (mixed.encode_images(images), model.encode_images(images)),

@@ -14,7 +14,7 @@ import json
 import random
 import tempfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -38,13 +38,13 @@ from laion_assets.lake.object_store import DamagedError
 from laion_assets.lake.partition import DamagedManifestError, Manifest
 from laion_assets.lake.pointer import Pointer, parse_pointer
 from laion_assets.layout import SegmentKey
-from laion_assets.pairs.extract import page_pairs
+from laion_assets.pairs.extract import pairs_of
 from laion_assets.pairs.rules import PairRules
 from laion_assets.removals import compiled
 from laion_assets.removals.entries import parse
 from laion_assets.removals.entry import COMMENT, ListError, parse_entry
 from laion_assets.search.query_images import decode_file
-from laion_assets.wat import read_pages
+from laion_assets.wat import Page, read_pages
 from laion_assets.wat.pages import NoPagesError
 from tests.wat.making import anchor, image, payload, warc
 
@@ -88,12 +88,17 @@ def _pages(content: bytes) -> list[Any] | None:
     counts, of_pairs = StageCounts("wat"), StageCounts("pairs")
     seen: set[bytes] = set()
     found: list[Any] = []
-    try:
+
+    def pages() -> Iterator[Page]:
         for page in read_pages(path, counts):
             found.append(page)
-            for pair in page_pairs(page, PairRules(), of_pairs, seen):
-                json.dumps(pair._asdict() | {"uid": pair.uid.hex()}).encode()
-                "".join(map(str, pair)).encode()
+            assert page.licences is not None
+            yield page
+
+    try:
+        for uid, *pair in pairs_of(pages(), PairRules(), of_pairs, seen):
+            json.dumps([uid.hex(), *pair]).encode()
+            "".join(map(str, pair)).encode()
     except NoPagesError:
         assert not found
     assert counts.adds_up

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laion_assets.pairs.language import UNKNOWN, detect
+from laion_assets.pairs.language import UNKNOWN, detect, is_never_english
 
 ENGLISH = """Cartoon red apple with a green leaf
 red apple
@@ -73,3 +73,30 @@ def test_no_text_makes_it_raise(text: str) -> None:
     code, score = detect(text)
     assert code
     assert 0 <= score <= 1
+
+
+@pytest.mark.parametrize(
+    "text", ["собака играет", "赤いりんご 100%", "ελληνικά", "12 345", "가방 2개"]
+)
+def test_texts_without_a_latin_letter_need_no_detector(text: str) -> None:
+    assert is_never_english(text)
+
+
+@pytest.mark.parametrize("text", ["a собака", "ａｂｃ", "é", "\u212a", "ﬁ", "Ⅻ", "𝐚𝐛𝐜", "\ufffe"])
+def test_a_latin_letter_of_any_kind_needs_the_detector(text: str) -> None:
+    assert not is_never_english(text)
+
+
+# Real words of other scripts, and any characters of the blocks that have no Latin letter.
+OTHER_SCRIPTS = st.one_of(
+    st.text("дом家집بيتबाड़ीბინაσπίτιביתบ้านሰላም 12-&", max_size=60),
+    st.text(st.characters(min_codepoint=0x370, max_codepoint=0x1AAF), max_size=40),
+    st.text(st.characters(min_codepoint=0x2E00, max_codepoint=0xD7FF), max_size=40),
+    st.text(st.characters(max_codepoint=0x2FFFF), max_size=40),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(OTHER_SCRIPTS)
+def test_the_detector_finds_no_english_without_a_latin_letter(text: str) -> None:
+    assert not (is_never_english(text) and detect(text)[0] == "en")

@@ -42,7 +42,8 @@ def replaced(old: bytes, new: bytes) -> bytes:
 def test_a_bad_value_costs_its_link(tmp_path: Path, value: bytes) -> None:
     counts = StageCounts("wat")
     path = write(tmp_path / "a.gz", member(replaced(b'"BAD"', value)))
-    ((_, _, links, _),) = read_pages(path, counts)
+    (page,) = read_pages(path, counts)
+    links = page.links
     assert counts.rejects == {}
     sound = [link for link in links if not link.damaged]
     assert ("good.jpg", GOOD["alt"]) in [(link.url, link.alt) for link in sound]
@@ -63,11 +64,13 @@ def test_a_bad_value_costs_its_link(tmp_path: Path, value: bytes) -> None:
     ],
 )
 def test_what_is_not_asked_for_costs_nothing(tmp_path: Path, old: bytes, new: bytes) -> None:
-    ((_, base, links, _),) = read_pages(
-        write(tmp_path / "a.gz", member(replaced(old, new))), StageCounts("wat")
-    )
-    assert base is None
-    assert [(link.url, link.damaged) for link in links] == [("bad.jpg", False), ("good.jpg", False)]
+    path = write(tmp_path / "a.gz", member(replaced(old, new)))
+    (page,) = read_pages(path, StageCounts("wat"))
+    assert page.base is None
+    assert [(link.url, link.damaged) for link in page.links] == [
+        ("bad.jpg", False),
+        ("good.jpg", False),
+    ]
 
 
 @pytest.mark.parametrize("head", [None, [], "x", 7])

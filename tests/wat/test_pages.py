@@ -312,9 +312,10 @@ def test_attributes_are_decoded_once_in_all_eras(tmp_path: Path, date: bytes, ra
             b"2023-02-09", date
         )
     )
-    ((url, base, (link,), (licence,)),) = read(write(tmp_path / "a.gz", record))[0]
-    assert url == "http://page.example/dir/page.html"
-    assert base == "http://cdn.example/?x=1&y=2"
+    (one,) = read(write(tmp_path / "a.gz", record))[0]
+    assert one.url == "http://page.example/dir/page.html"
+    assert one.base == "http://cdn.example/?x=1&y=2"
+    (link,), (licence,) = one.links, one.licences
     assert (link.url, link.alt) == ("i.php?a=1&amp;b=2", '"fish" & chips')
     assert licence.url == cc
 

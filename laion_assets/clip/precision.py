@@ -1,0 +1,51 @@
+"""In which precision a model computes, and which of them the CPU has instructions for."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+CPU_INFO: Final = Path("/proc/cpuinfo")
+_BF16_FLAGS: Final = {"amx_bf16", "avx512_bf16"}
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Precision that the options name; ``auto`` is fp16 on CUDA and fp32 elsewhere.
+
+    OpenAI's models were run in fp16.
+    """
+    if name != "auto":
+        return name
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
+def embedding_precision(name: str, device: torch.device) -> str:
+    """Precision in which a model embeds on the device, by :func:`choose_precision`.
+
+    bf16 on a CPU that has no instructions for it is slower than fp32 and less exact: there it is
+    fp32, which is logged.
+    """
+    precision = choose_precision(name, device)
+    if precision == "bf16" and device.type == "cpu" and not cpu_has_bf16():
+        logger.warning(
+            "precision bf16: this CPU has neither AMX nor AVX512-BF16, so the model runs in fp32, "
+            "which is faster here"
+        )
+        return "fp32"
+    return precision
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this machine's CPU multiplies in bf16: x86 with AMX or AVX512-BF16, on Linux."""
+    try:
+        lines = CPU_INFO.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:  # macOS
+        return False
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return not _BF16_FLAGS.isdisjoint(flags.split())
