@@ -7,7 +7,7 @@ digest is kept beside the vectors. That the model is the same is for the caller 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from laion_assets.clip.vectors import open_vectors
+from laion_assets.clip.vectors import Place, open_vectors, places_in
 from laion_assets.download.tars import ImageBytes
 from laion_assets.files import atomic_path
 from laion_assets.layout import EMBEDDINGS, PARTITIONS
@@ -69,6 +69,7 @@ class Earlier:
         rows = pa.concat_tables(tables).combine_chunks() if tables else None
         ids = rows["SAMPLE_ID"].to_numpy() if rows else np.zeros(0, np.int64)
         self._texts = rows["text"] if rows else pa.chunked_array([], pa.string())
+        self.places = places_in(folder)
         self._order = np.argsort(ids, kind="stable")
         self._ids = ids[self._order]
         self._digests = read_digests(folder / DIGESTS, len(ids))
@@ -92,7 +93,7 @@ class Earlier:
         found[here] = at[here]
         return found
 
-    def vectors(self, place: Callable[[Path, int], Path], rows: NDArray[np.int64]) -> NDArray[Any]:
+    def vectors(self, place: Place, rows: NDArray[np.int64]) -> NDArray[Any]:
         """(n, dim) float16: the vectors of rows by their numbers; ``place`` says which vectors."""
         found: NDArray[Any] | None = None
         start = 0

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.clip.vectors import image_path, text_path
+from laion_assets.clip.vectors import places_in
 from laion_assets.download.shard_files import read_shard, rows_in_turn, tars_in
 from laion_assets.filtering.plausible import tagged_share, tags_problem, threshold_problem
 from laion_assets.filtering.similarities import Similarities
@@ -166,21 +166,26 @@ def shards_whole(folder: Path) -> Outcome:
     problems = []
     samples, rows = 0, sum(table.num_rows for table in rows_in_turn(folder, ["key"]))
     for shard in tars_in(folder):
-        wanted: set[str] = set()
+        wanted: dict[str, set[str]] = {}
         members: dict[str, set[str]] = {}
         try:
-            table = read_shard(shard, ["key", "status"])
+            table = read_shard(shard, ["key", "status", "caption"])
             rows -= table.num_rows
-            wanted |= {row["key"] for row in table.to_pylist() if row["status"] == "success"}
+            for row in table.to_pylist():
+                if row["status"] == "success":
+                    # An image without a caption has no text.
+                    wanted[row["key"]] = {"json"} if row["caption"] is None else {"txt", "json"}
             with tarfile.open(shard) as tar:
                 for name in tar.getnames():
                     key, _, kind = name.partition(".")
                     members.setdefault(key, set()).add(kind)
         except (tarfile.TarError, OSError) as error:
             problems.append(f"{shard.stem}: it cannot be read: {error}")
-        if set(members) != wanted:
+        if members.keys() != wanted.keys():
             problems.append(f"{shard.stem}: {len(wanted)} successes, {len(members)} in the tar")
-        torn = sorted(key for key, kinds in members.items() if not {"txt", "json"} < kinds)
+        torn = sorted(
+            key for key, kinds in members.items() if not wanted.get(key, {"json"}) < kinds
+        )
         if torn:
             problems.append(f"{shard.stem}: {torn[0]} and {len(torn) - 1} more are incomplete")
         samples += len(members)
@@ -190,8 +195,9 @@ def shards_whole(folder: Path) -> Outcome:
 
 
 def _vectors(folder: Path, part: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The image and the text vectors in ``folder`` that belong to a part, memory-mapped."""
-    for kind, place in (("image", image_path), ("text", text_path)):
+    """The image and, if there are captions, the text vectors in ``folder`` that belong to a part,
+    memory-mapped."""
+    for kind, place in zip(("image", "text"), places_in(folder), strict=False):
         yield kind, np.load(place(folder, part_number(part)), mmap_mode="r", allow_pickle=False)
 
 
@@ -228,7 +234,10 @@ def rows_aligned(paths: Sequence[Path], vectors: Path) -> Outcome:
     return outcome("rows_aligned", "; ".join(problems) or None, rows=rows)
 
 
-def above_threshold(paths: Sequence[Path], threshold: float) -> Outcome:
+def above_threshold(paths: Sequence[Path], threshold: float | None) -> Outcome:
+    """``threshold``: None for images without captions, which have no similarity."""
+    if threshold is None:
+        return outcome("above_threshold", None, threshold="none: no captions")
     lowest = 1.0
     for part in paths:
         similarity = read_parquet(part, ["similarity"])["similarity"].to_numpy()
@@ -244,7 +253,9 @@ def tags_plausible(tags: Mapping[str, int], nearest: Mapping[str, int], most: fl
     return outcome("tags_plausible", problem, share=tagged_share(tags), plausible=most)
 
 
-def threshold_fits(found: Similarities, threshold: float) -> Outcome:
+def threshold_fits(found: Similarities, threshold: float | None) -> Outcome:
+    if threshold is None:
+        return outcome("threshold_fits", None, threshold="none: no captions")
     kept = found.at(threshold)
     problem = threshold_problem(found, threshold)
     return outcome("threshold_fits", problem, shuffled_kept=kept.shuffled, kept=kept.real)

@@ -153,7 +153,7 @@ class _RowJudge:
             for row, src in enumerate(srcs):
                 url = self._url_alone(src)
                 if url is not None:
-                    found.append(_Taken(row, uid_of(url, ""), url, None, None, None))
+                    found.append(_Taken(row, uid_of(url, None), url, None, None, None))
             return found
         alts = _values(batch, self.columns.text)
         ids = self._sample_ids(batch)
