@@ -184,7 +184,9 @@ def shards_whole(folder: Path) -> Outcome:
         if members.keys() != wanted.keys():
             problems.append(f"{shard.stem}: {len(wanted)} successes, {len(members)} in the tar")
         torn = sorted(
-            key for key, kinds in members.items() if not wanted.get(key, {"json"}) < kinds
+            key
+            for key, kinds in members.items()
+            if not (wanted.get(key, set()) <= kinds and kinds - {"txt", "json"})
         )
         if torn:
             problems.append(f"{shard.stem}: {torn[0]} and {len(torn) - 1} more are incomplete")
