@@ -179,8 +179,8 @@ _MEANING: Final[Mapping[str, str]] = {
     "uid": "dedup key: 16 bytes of URL and text",
     "sample_id": "the sample's number, made from its URL and text alone",
     "url": "link to the image",
-    "text": "the alt text, cleaned",
-    "caption": "the alt text, cleaned",
+    "text": "the alt text, cleaned; null where a list has no captions",
+    "caption": "the alt text, cleaned; null where a list has no captions",
     "language": "language of the text, ISO 639-1",
     "language_score": "the detector's confidence, 0 to 1",
     "license": "the Creative Commons URL that the page names, or ?",
@@ -194,7 +194,7 @@ _MEANING: Final[Mapping[str, str]] = {
     "md5": "MD5 of the image's bytes as downloaded",
     "key": "the image's place in the segment's shards",
     "shard": "number of the shard that holds the image",
-    "similarity": "cosine of the CLIP embeddings of image and text",
+    "similarity": "cosine of the CLIP embeddings of image and text; null without a text",
     "nsfw": "UNLIKELY, UNSURE or NSFW: a model's guess",
     "nsfw_category_1": "the category prompt nearest to the image",
     "nsfw_category_2": "the second nearest category prompt",
@@ -238,9 +238,12 @@ def meaning(column: str, images: bool = False) -> str:
     return _MEANING[column.lower()]
 
 
-def uid_of(url: str, text: str) -> bytes:
-    """The dedup key of a pair: 16 bytes that depend on URL and TEXT alone."""
-    return uids_of([url], [text])[0]
+def uid_of(url: str, text: str | None) -> bytes:
+    """The dedup key of a pair: 16 bytes that depend on URL and TEXT alone.
+
+    An image without a caption, whose text is None, has that of an empty one.
+    """
+    return uids_of([url], [text or ""])[0]
 
 
 # A copy of a hasher costs two thirds of a new one with its parameters.

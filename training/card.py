@@ -127,7 +127,9 @@ def write_card(path: Path, report: dict[str, Any]) -> None:
 def write_threshold(path: Path, report: dict[str, Any]) -> None:
     """Write this model's entry into the table of thresholds; other entries stay."""
     table = json.loads(path.read_text("utf-8"))
-    table[f"{NAME}/{NAME}"] = {
+    mine = f"{NAME}/{NAME}@"
+    table = {key: entry for key, entry in table.items() if not key.startswith(mine)}
+    table[f"{mine}{report['model_version']}"] = {
         "threshold": report["threshold"],
         "source": (
             f"MODEL_CARD.md: the cosine that {MISMATCHED_KEPT:.0%} of mismatched held-out pairs "

@@ -30,6 +30,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from laion_assets.clip.model import load_clip
+from laion_assets.clip.options import ClipOptions
+
 from .captions import Texts, test_caption, texts
 from .card import write_card, write_threshold
 from .corpus import DEFAULT_CACHE, HERE, Glyph, load_corpus
@@ -354,6 +357,7 @@ def main() -> None:
         "drawings": Counter(glyph.style for glyph in cut.train),
         "concepts": len({glyph.concept for glyph in cut.train}),
         "weights_bytes": WEIGHTS.stat().st_size,
+        "model_version": load_clip(ClipOptions(model=NAME, pretrained=NAME)).version,
         **figures,
     }
     (HERE / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")

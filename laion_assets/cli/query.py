@@ -283,7 +283,7 @@ def _scores_of(lake: Lake) -> tuple[ModelIdentity | None, list[Path]]:
     manifests = lake.manifests(SCORED_PAIRS)
     must_hold(list(manifests), SCORED_PAIRS, lake.local_root)
     recorded = (
-        ModelIdentity.recorded(manifest.metadata, f"{SCORED_PAIRS} of {key}")
+        (key, ModelIdentity.recorded(manifest.metadata, f"{SCORED_PAIRS} of {key}"))
         for key, manifest in manifests.items()
     )
     made_by = the_one(recorded, SCORED_PAIRS)

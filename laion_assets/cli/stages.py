@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from laion_assets.cli.common import (
     Command,
+    CommandError,
     argument,
     command,
     lists_in,
@@ -22,7 +23,6 @@ from laion_assets.cli.url_lists import (
     LANGUAGES,
     LIST_ARGUMENTS,
     LIST_HELP,
-    has_captions,
     is_of_pairs,
     must_be_lists,
     pairs_beside,
@@ -128,11 +128,8 @@ def download_into(
     out: Path,
     options: DownloadOptions,
     lists: tuple[Entries, Entries],
-) -> Path:
-    """Download pairs or a URL list, and show the counts; return the pairs.
-
-    ``lists``: removals and blocklists.
-    """
+) -> None:
+    """Download pairs or a URL list, and show the counts. ``lists``: removals and blocklists."""
     from laion_assets.download.segment import download_segment
 
     removals, blocklists = lists
@@ -155,7 +152,6 @@ def download_into(
     for host, reasons in list(downloaded.hosts.items())[:_HOSTS_SHOWN]:
         numbers = ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items()))
         say(f"failing host {host}: {numbers}")
-    return source
 
 
 @command(
@@ -203,6 +199,7 @@ def embed(args: argparse.Namespace) -> None:
     about="""
 Score embedded samples by similarity and safety, and write those that a recipe
 keeps as a subset. The recipe is [subset] in the settings, unless one is named.
+Images without captions have no similarity: the recipe's other rules choose.
 """,
     example="filter emb/ -o subset/",
     arguments=[
@@ -229,6 +226,7 @@ keeps as a subset. The recipe is [subset] in the settings, unless one is named.
 )
 def filter_(args: argparse.Namespace) -> None:
     from laion_assets.clip.model import load_clip
+    from laion_assets.clip.vectors import has_texts
     from laion_assets.filtering.subset import filter_embeddings
     from laion_assets.layout import EMBEDDINGS, PARTITIONS
     from laion_assets.settings import load_settings
@@ -240,7 +238,15 @@ def filter_(args: argparse.Namespace) -> None:
     recipe = settings.recipe(args.recipe) if args.recipe else settings.subset
     if args.threshold is not None:
         recipe = recipe.at(args.threshold)
-    recipe.threshold_of(settings.clip.key)  # before the model is loaded
+    if has_texts(args.embeddings):
+        recipe.threshold_of(settings.clip.key)  # before the model is loaded
+    elif args.threshold is not None:
+        raise CommandError(
+            f"the images of {args.embeddings} have no captions, so there is no similarity to "
+            "filter by: leave --threshold out"
+        )
+    else:
+        say("no captions: nothing is filtered by similarity, only by the recipe's other rules")
     args.output.mkdir(parents=True, exist_ok=True)
     show_counts(
         filter_embeddings(
@@ -319,19 +325,14 @@ def build(args: argparse.Namespace) -> None:
     shards, emb, subset, idx = (args.output / name for name in ("shards", "emb", "subset", "index"))
     given = argparse.Namespace(**vars(args), refetch=None)
     options = load_settings(args.config).download
-    pairs = download_into(given, args.list, shards, options, (lists_in(None), lists_in(None)))
+    download_into(given, args.list, shards, options, (lists_in(None), lists_in(None)))
 
     def run(command: Command, **given: object) -> None:
         command.run(argparse.Namespace(config=args.config, **given))
 
     run(embed, shard=[shards], output=emb)
-    if has_captions(pairs):
-        none = dict.fromkeys(("recipe", "threshold", "scores"))
-        run(filter_, embeddings=emb, output=subset, **none)
-    else:
-        say("no captions: the subset is all that was embedded")
-        subset.unlink(missing_ok=True)
-        subset.symlink_to(emb.name)
+    none = dict.fromkeys(("recipe", "threshold", "scores"))
+    run(filter_, embeddings=emb, output=subset, **none)
     run(index, subset=subset, codec=None, output=idx)
 
 

@@ -39,6 +39,12 @@ LIST_ARGUMENTS: Final = (
         help="column of a list's captions (default: text, caption, alt and other known names)",
     ),
     argument(
+        "--no-captions",
+        dest="captions",
+        action="store_false",
+        help="take a list's images alone, without text and similarity",
+    ),
+    argument(
         "--list-format",
         choices=("parquet", "csv", "tsv", "json", "txt"),
         help="format of a list's files (default: by their names)",
@@ -56,9 +62,12 @@ def read_options(args: argparse.Namespace) -> ReadOptions:
     """How the command's lists are read."""
     from laion_assets.url_lists.options import ReadOptions
 
+    if args.text_column and not args.captions:
+        args.parser.error("--text-column names captions, and --no-captions takes none")
     return ReadOptions(
         url=args.url_column,
         text=args.text_column,
+        captions=args.captions,
         format=args.list_format,
         encoding=args.encoding,
     )
@@ -96,7 +105,8 @@ def write_pairs(args: argparse.Namespace, places: Sequence[str], out: Path) -> N
     if made.columns.text is None:
         say(
             "without captions there is nothing to compare the images with: no similarity "
-            "to filter by, and a search finds them by the image alone. --text-column names captions"
+            "to filter by, and a search finds them by the image alone"
+            + (". --text-column names captions" if args.captions else "")
         )
     show_counts(made.counts)
 
@@ -141,10 +151,3 @@ def is_of_pairs(place: str) -> bool:
         name in schema.names and schema.field(name).type == PAIRS.field(name).type
         for name in ("uid", "url", "text")
     )
-
-
-def has_captions(pairs: Path) -> bool:
-    """Whether the pairs that were made of a list have texts."""
-    from laion_assets.tables import batches
-
-    return all(batch["text"].null_count < batch.num_rows for batch in batches(pairs, ["text"]))

@@ -45,7 +45,8 @@ class Prepared:
     digest: bytes
     """Digest of its image's bytes."""
     pixels: NDArray[np.uint8]
-    tokens: NDArray[np.int64]
+    tokens: NDArray[np.int64] | None
+    """None: it has no text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +59,12 @@ class Shard:
     tar: Path
     rows: pa.Table
     images: ImageBytes
+    captions: bool
+    """Whether there are texts."""
 
     @classmethod
-    def open(cls, tar: Path) -> Shard:
-        return cls(tar, read_rows(tar), ImageBytes(tar))
+    def open(cls, tar: Path, captions: bool) -> Shard:
+        return cls(tar, read_rows(tar, captions=captions), ImageBytes(tar), captions)
 
     def __enter__(self) -> Shard:
         return self
@@ -79,10 +82,12 @@ def decoded(
     model: ClipModel,
     options: ClipOptions,
     waited: Callable[[float], None],
+    *,
+    captions: bool,
 ) -> Iterator[tuple[Shard, Iterator[Prepared]]]:
     """Yield each shard with its samples that decode, in order, but for rows that are known.
 
-    ``tars``: each with the numbers of these rows.
+    ``tars``: each with the numbers of these rows. ``captions``: whether texts are wanted.
     Consume one shard's samples before taking the next shard. Threads prepare at most two batches
     ahead, across shards, while the caller's model computes. Pillow's codecs and resizing release
     the GIL, and only the tokenizer calls torch here, so no thread brings a thread pool of torch's
@@ -98,12 +103,12 @@ def decoded(
             image = Image.open(io.BytesIO(lean(encoded)), formats=IMAGE_FORMATS).convert("RGB")
         except (*NOT_AN_IMAGE, ImageRefused):
             return shard, None
-        tokens = model.tokenize([text])[0]
+        tokens = model.tokenize([text])[0] if text is not None else None
         return shard, Prepared(row, digest_of(encoded), model.pixels(image), tokens)
 
     threads = options.decode_threads or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(1) as opener, ThreadPoolExecutor(threads) as decoders:
-        opened = _map_ahead(opener, Shard.open, tars, 1)
+        opened = _map_ahead(opener, lambda tar: Shard.open(tar, captions), tars, 1)
         samples = itertools.chain.from_iterable(
             _samples(shard, set(tars[shard.tar].tolist())) for shard in opened
         )
@@ -112,7 +117,7 @@ def decoded(
             yield shard, (sample for _, sample in of_shard if sample is not None)
 
 
-_Sample = tuple[Shard, int | None, bytes, str]
+_Sample = tuple[Shard, int | None, bytes, str | None]
 
 
 def _samples(shard: Shard, but: Collection[int]) -> Iterator[_Sample]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from laion_assets.clip.vectors import PLACES, open_vectors
+from laion_assets.clip.vectors import PLACES, Place, open_vectors, places_in
 from laion_assets.download.tars import ImageBytes
 from laion_assets.files import atomic_path
 from laion_assets.tables import part_number, part_path, read_parquet, rows_in
@@ -65,8 +65,11 @@ class Earlier:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._parts = _whole_parts(folder)
+        self.places = places_in(folder)
+        self._parts = _whole_parts(folder, self.places)
         tables = [read_parquet(part.rows, ["SAMPLE_ID", "text"]) for part in self._parts]
+        if self.places != PLACES and any(_has_caption(table) for table in tables):
+            self._parts = tables = []  # the text vectors are all missing
         rows = pa.concat_tables(tables).combine_chunks() if tables else None
         ids = rows["SAMPLE_ID"].to_numpy() if rows else np.zeros(0, np.int64)
         self._texts = rows["text"] if rows else pa.chunked_array([], pa.string())
@@ -97,7 +100,7 @@ class Earlier:
         found[here] = at[here]
         return found
 
-    def vectors(self, place: Callable[[Path, int], Path], rows: NDArray[np.int64]) -> NDArray[Any]:
+    def vectors(self, place: Place, rows: NDArray[np.int64]) -> NDArray[Any]:
         """(n, dim) float16: the vectors of rows by their numbers; ``place`` says which vectors."""
         found: NDArray[Any] | None = None
         start = 0
@@ -121,12 +124,16 @@ class _Part(NamedTuple):
     end: int
 
 
-def _whole_parts(folder: Path) -> list[_Part]:
+def _has_caption(rows: pa.Table) -> bool:
+    return bool(rows["text"].null_count < len(rows))
+
+
+def _whole_parts(folder: Path, places: Sequence[Place]) -> list[_Part]:
     """The parts of which no file is missing. Ends with the first of which all are."""
     parts: list[_Part] = []
     begin = 0
     for number in itertools.count():
-        rows, vectors = part_path(folder, number), [place(folder, number) for place in PLACES]
+        rows, vectors = part_path(folder, number), [place(folder, number) for place in places]
         present = [path for path in vectors if path.exists()]
         if rows.exists():
             end = begin + rows_in(rows)

@@ -29,10 +29,11 @@ from laion_assets.clip.shards import (
     count_rows,
     digest_of_rows,
     find_shards,
+    have_captions,
     shard_number,
 )
 from laion_assets.clip.share import Found, Share, computed, raw_digests
-from laion_assets.clip.vectors import PLACES, SamplesWriter, open_vectors
+from laion_assets.clip.vectors import PLACES, Place, SamplesWriter, open_vectors
 from laion_assets.files import write_json
 from laion_assets.funnel import StageCounts
 from laion_assets.layout import EMBEDDINGS, PARTITIONS
@@ -52,6 +53,8 @@ STAGE: Final = EMBEDDINGS
 
 _MADE_OF: Final = ".made_of.json"
 """File that says which shards the parts hold."""
+_CAPTIONS: Final = "captions"
+"""Key of a shard's note that says whether the folder it is in has texts."""
 
 
 class OtherEmbeddingsError(ValueError):
@@ -136,6 +139,7 @@ def embed_shards(
     Writes the rows (``schemas.EMBEDDED``), in the order of the shards and of their parquet, to
     ``part-NNNNN.parquet``, and their vectors to ``_img_emb/img_emb_NNNNN.npy`` and
     ``_text_emb/text_emb_NNNNN.npy`` (float16, (n, dim), rows of unit length), aligned by row.
+    Where no sample has a caption, texts are null and there are no text vectors.
 
     Each shard's share is a file of its own, below ``.raw``, until all are embedded and joined. A
     later call does not embed again what an earlier one has embedded, joined or not.
@@ -147,8 +151,10 @@ def embed_shards(
     ones have an image that is missing from the tar or does not decode. Raises
     :class:`OtherModelError`.
     """
-    notes = {tar: _note_of_model(model) for tar in find_shards(shards)}
-    return _embed(notes, out, model, options, earlier)
+    tars = find_shards(shards)
+    captions = have_captions(tars)
+    notes = {tar: _note_of_all(model, captions) for tar in tars}
+    return _embed(notes, out, model, options, earlier, captions=captions)
 
 
 def embed_files(
@@ -162,16 +168,19 @@ def embed_files(
     ``out`` may be any folder, so notes in it record what each shard's rows were made from; later
     calls may add shards, whose rows are put into further parts. Raises :class:`ShardError` for two
     tars of the same number. Raises :class:`OtherEmbeddingsError`, before anything is written, for a
-    folder with embeddings of another model, of another shard of the same number, or without notes.
+    folder with embeddings of another model, of another shard of the same number, with captions
+    where these shards have none or without where these have some, or without notes.
     """
     by_number: dict[int, Path] = {}
     for tar in tars:
         other = by_number.setdefault(shard_number(tar), tar)
         if other is not tar:
             raise ShardError(f"{other} and {tar} have the same number, by which shards are known")
-    notes = {tar: _note(tar, model) for tar in tars}
-    _refuse_other_embeddings(out, {shard_number(tar): note for tar, note in notes.items()}, model)
-    return _embed(notes, out, model, options, None)
+    captions = have_captions(tars)
+    of_all = _note_of_all(model, captions)
+    notes = {tar: _note(tar) | of_all for tar in tars}
+    _refuse_other_embeddings(out, {shard_number(tar): note for tar, note in notes.items()}, of_all)
+    return _embed(notes, out, model, options, None, captions=captions)
 
 
 Note = Mapping[str, Any]
@@ -218,42 +227,44 @@ def _kept(shards: Mapping[int, Note]) -> int:
     return sum(_counts(note).kept for note in shards.values())
 
 
-def _note(tar: Path, model: ClipModel) -> Note:
-    """Describe what a shard's embeddings are made from. Raises :class:`ShardError`."""
+def _note(tar: Path) -> dict[str, Any]:
+    """Describe a shard that embeddings are made from. Raises :class:`ShardError`."""
     try:
-        shard = {
+        return {
             "tar": tar.name,
             "tar_bytes": tar.stat().st_size,
             "rows_sha256": digest_of_rows(tar),
         }
     except OSError as error:
         raise ShardError(f"{tar} cannot be read: {error}") from error
-    return shard | _note_of_model(model)
 
 
-def _note_of_model(model: Model) -> dict[str, Any]:
-    return model.identity.model_dump()
+def _note_of_all(model: Model, captions: bool) -> dict[str, Any]:
+    return {**model.identity.model_dump(), _CAPTIONS: captions}
 
 
-def _refuse_other_embeddings(out: Path, wanted: Mapping[int, Note], model: ClipModel) -> None:
+def _refuse_other_embeddings(
+    out: Path, wanted: Mapping[int, Note], of_all: Mapping[str, Any]
+) -> None:
     made_of = MadeOf.read(out).shards | _not_joined(out)
     other = [
         f"shard {number:05d}"
         for number, note in made_of.items()
         # A shard that had no samples under another note may have some now.
-        if _counts(note).kept and not _is_of(note, wanted.get(number, _note_of_model(model)))
+        if _counts(note).kept and not _is_of(note, wanted.get(number, of_all))
     ]
     if not made_of:
         other = [path.name for path in PARTITIONS[EMBEDDINGS].rows.paths(out)]
     if other:
         raise OtherEmbeddingsError(
-            f"{out} holds embeddings of other shards or of another model ({other[0]}): "
-            "choose another folder"
+            f"{out} holds embeddings of other shards or of another model, or only one of them has "
+            f"captions ({other[0]}): choose another folder"
         )
 
 
 def _is_of(made: Note, wanted: Note) -> bool:
     # The model's version says which it is: the same weights may have another name or place.
+    made = {_CAPTIONS: True, **made}
     return all(made.get(name) == value for name, value in wanted.items() if name != "model")
 
 
@@ -263,8 +274,10 @@ def _embed(
     model: Model,
     options: ClipOptions,
     earlier: Path | None,
+    *,
+    captions: bool,
 ) -> Embedded:
-    embedded = Embedded(StageCounts(STAGE))
+    embedded, empty = Embedded(StageCounts(STAGE)), Share.empty(model.dim, captions)
     made_of, raw = MadeOf.read(out), _not_joined(out)
     done = made_of.shards | raw
     todo = [
@@ -291,39 +304,40 @@ def _embed(
     known = Earlier(earlier) if earlier is not None and todo else None
     # The vectors are read at last: those of all shards at once would be too many.
     found: dict[Path, Found] = {}
-    lacking = {tar: Share.empty(model.dim).rows for tar in todo}
+    lacking = dict.fromkeys(todo, empty.rows)
     """Shard -> the rows that are known of it, for those with more."""
     for tar in todo if known else ():
         assert known
-        with Shard.open(tar) as shard:
+        with Shard.open(tar, captions) as shard:
             found[tar] = here = Found.in_(known, shard)
             embedded.taken_over += len(here.rows)
             progress.advance(len(here.rows), note=tar.name)
             lacking[tar] = here.rows
             if len(here.rows) == len(shard.rows):
-                finish(shard, here.share(known, model.dim))
+                finish(shard, here.share(known, empty))
                 del lacking[tar]
     if lacking:
         loaded = model.loaded() if isinstance(model, UnloadedModel) else model
         embedded.device, embedded.precision = str(loaded.device), loaded.precision
-        for shard, samples in decoded(lacking, loaded, options, waited):
-            added = computed(
-                samples, loaded, options, partial(progress.advance, note=shard.tar.name)
-            )
+        for shard, samples in decoded(lacking, loaded, options, waited, captions=captions):
+            advance = partial(progress.advance, note=shard.tar.name)
+            added = computed(samples, loaded, options, advance, empty)
             lacked = len(shard.rows) - len(lacking[shard.tar])
-            before = found[shard.tar].share(known, model.dim) if known else Share.empty(model.dim)
+            before = found[shard.tar].share(known, empty) if known else empty
             finish(shard, before.with_(added))
             embedded.samples += lacked
             if lacked > len(added.rows):
                 progress.advance(lacked - len(added.rows), note=shard.tar.name)
     embedded.seconds = time.perf_counter() - started
-    _join(raw, made_of, out, model.dim)
+    _join(raw, made_of, out, model.dim, PLACES if captions else PLACES[:1])
     for tar in notes:
         embedded.counts.add(_counts(made_of.shards[shard_number(tar)]))
     return embedded
 
 
-def _join(raw: Mapping[int, Note], made_of: MadeOf, out: Path, dim: int) -> None:
+def _join(
+    raw: Mapping[int, Note], made_of: MadeOf, out: Path, dim: int, places: Sequence[Place]
+) -> None:
     """Put the shards below ``.raw`` into parts behind those that there are, and delete ``.raw``.
 
     A kill may come at any point: the next call writes parts again that the notes do not count, and
@@ -336,10 +350,10 @@ def _join(raw: Mapping[int, Note], made_of: MadeOf, out: Path, dim: int) -> None
         # A part without rows, which stands for a table without rows, is replaced.
         first = made_of.parts if _kept(made_of.shards) else 0
         digests = [read_digests(out / DIGESTS, _kept(made_of.shards))]
-        with SamplesWriter(out, schemas.EMBEDDED, dim, first=first) as writer:
+        with SamplesWriter(out, schemas.EMBEDDED, dim, first=first, places=places) as writer:
             for number in new:
                 rows = read_parquet(part_path(out / UNITS, number))
-                vectors = [open_vectors(place(out / UNITS, number), len(rows)) for place in PLACES]
+                vectors = [open_vectors(place(out / UNITS, number), len(rows)) for place in places]
                 writer.write(rows, *vectors)
                 digests.append(read_digests(raw_digests(out / UNITS, number), len(rows)))
         write_digests(out / DIGESTS, np.concatenate(digests))

@@ -7,7 +7,7 @@ today's settings: a name or a folder may stand for other weights tomorrow.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Self
@@ -64,16 +64,31 @@ class SeveralModelsError(ValueError):
     """Things of several models cannot be used as one; the message names the models."""
 
 
-def the_one(models: Iterable[ModelIdentity], of: object) -> ModelIdentity | None:
+_PLACES_NAMED: Final = 3
+
+
+def the_one(models: Iterable[tuple[object, ModelIdentity]], of: object) -> ModelIdentity | None:
     """The one model of all, under one of its names; None if there are none.
 
-    Raises :class:`SeveralModelsError`, whose message begins with ``of``.
+    ``models``: places, and the model of what is there. Raises :class:`SeveralModelsError`, whose
+    message begins with ``of`` and names each model with some of its places.
     """
-    found = {model.model_version: model.identity for model in models}
+    found: dict[str, ModelIdentity] = {}
+    places: dict[str, list[str]] = {}
+    for place, model in models:
+        found.setdefault(model.model_version, model.identity)
+        places.setdefault(model.model_version, []).append(str(place))
     if len(found) > 1:
-        named = ", ".join(sorted(model.title for model in found.values()))
+        named = "; ".join(
+            sorted(f"{model.title}: {_some(places[key])}" for key, model in found.items())
+        )
         raise SeveralModelsError(f"{of} of several models cannot be used as one: {named}")
     return next(iter(found.values()), None)
+
+
+def _some(places: Sequence[str]) -> str:
+    more = len(places) - _PLACES_NAMED
+    return ", ".join(sorted(places)[:_PLACES_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def files_identity(options: ClipOptions) -> str:

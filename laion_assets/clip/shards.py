@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,11 +61,27 @@ def count_rows(tar: Path) -> int:
     return int(pc.sum(pc.equal(status, "success")).as_py() or 0)
 
 
-def read_rows(tar: Path) -> pa.Table:
+def have_captions(tars: Iterable[Path]) -> bool:
+    """Whether any downloaded sample of the shards has a caption; True without samples.
+
+    Raises :class:`ShardError`.
+    """
+    samples = 0
+    for tar in tars:
+        table = _read(tar, ["status", "caption"])
+        captions = table["caption"].filter(pc.equal(table["status"], "success"))
+        if captions.null_count < len(captions):
+            return True
+        samples += len(captions)
+    return not samples
+
+
+def read_rows(tar: Path, *, captions: bool = True) -> pa.Table:
     """Downloaded samples of the shard, with the columns of ``schemas.EMBEDDED``, in its order.
 
     Columns that a plain img2dataset run does not have are null (the licence "?"). Width and
-    height are the original image's. Raises :class:`ShardError`.
+    height are the original image's. A sample that lacks a caption among others with captions has
+    an empty text; without ``captions``, all texts are null. Raises :class:`ShardError`.
     """
     number = shard_number(tar)
     table = _read(tar)
@@ -72,7 +89,7 @@ def read_rows(tar: Path) -> pa.Table:
     texts = pc.fill_null(table["caption"].cast(pa.string()), "")
     made = {
         "SAMPLE_ID": pa.array(_sample_ids(table, texts), pa.int64()),
-        "text": texts,
+        "text": texts if captions else pa.nulls(len(table)),
         "height": _column(table, "original_height"),
         "width": _column(table, "original_width"),
         "license": pc.fill_null(_column(table, "license").cast(pa.string()), "?"),

@@ -49,12 +49,12 @@ class Found:
         rows = np.flatnonzero(at >= 0).astype(np.int64)
         return cls(rows, digests[rows], at[rows])
 
-    def share(self, earlier: Earlier, dim: int) -> Share:
+    def share(self, earlier: Earlier, empty: Share) -> Share:
+        """``empty``: what there is without samples."""
         if not len(self.rows):
-            return Share.empty(dim)
-        return Share(
-            self.rows, self.digests, *(earlier.vectors(place, self.at) for place in PLACES)
-        )
+            return empty
+        vectors = tuple(earlier.vectors(place, self.at) for place in earlier.places)
+        return Share(self.rows, self.digests, vectors)
 
 
 @dataclass(frozen=True)
@@ -62,35 +62,35 @@ class Share:
     """Samples of one shard that are kept.
 
     ``rows``: (n,) int64, their numbers among the shard's. ``digests``: (n, 16) uint8, of their
-    images. ``images``, ``texts``: (n, dim) float16, their vectors.
+    images. ``vectors``: (n, dim) float16, of the images and, if there are captions, of the texts.
     """
 
     rows: NDArray[np.int64]
     digests: Digests
-    images: NDArray[Any]
-    texts: NDArray[Any]
+    vectors: tuple[NDArray[Any], ...]
 
     @classmethod
-    def empty(cls, dim: int) -> Share:
+    def empty(cls, dim: int, captions: bool) -> Share:
         vectors = np.zeros((0, dim), np.float16)
-        return cls(np.zeros(0, np.int64), as_digests([]), vectors, vectors)
+        return cls(np.zeros(0, np.int64), as_digests([]), (vectors,) * (1 + captions))
 
     def with_(self, other: Share) -> Share:
         """Both, in the order of the shard."""
         if not len(self.rows):
             return other
-        order = np.argsort(np.concatenate([self.rows, other.rows]))
+        rows = np.concatenate([self.rows, other.rows])
+        order = np.argsort(rows)
+        both = zip(self.vectors, other.vectors, strict=True)
         return Share(
-            *(
-                np.concatenate([getattr(one, name) for one in (self, other)])[order]
-                for name in ("rows", "digests", "images", "texts")
-            )
+            rows[order],
+            np.concatenate([self.digests, other.digests])[order],
+            tuple(np.concatenate(pair)[order] for pair in both),
         )
 
     def write(self, raw: Path, shard: Shard) -> StageCounts:
         """Write the rows and what belongs to them below ``raw``; return the shard's counts."""
         write_digests(raw_digests(raw, shard.number), self.digests)
-        for place, vectors in zip(PLACES, (self.images, self.texts), strict=True):
+        for place, vectors in zip(PLACES, self.vectors, strict=False):
             with VectorsWriter(place(raw, shard.number), vectors.shape[1]) as writer:
                 writer.write(vectors)
         rows = shard.rows.take(pa.array(self.rows))
@@ -103,8 +103,10 @@ def computed(
     model: ClipModel,
     options: ClipOptions,
     advance: Callable[[int], None],
+    empty: Share,
 ) -> Share:
-    """Embed a shard's images as they come, then the texts of those that decoded, by length.
+    """Embed a shard's images as they come, then the texts of those that decoded, if there are any,
+    by length.
 
     Batches end with the shard, so its bytes do not depend on what else this call embeds.
     """
@@ -116,17 +118,18 @@ def computed(
         for sample in batch:
             kept.append(sample.row)
             digests.append(sample.digest)
-            tokens.append(sample.tokens)
+            if sample.tokens is not None:
+                tokens.append(sample.tokens)
         return [sample.pixels for sample in batch]
 
-    share = Share.empty(model.dim)
-    images = [share.images]
+    images = [empty.vectors[0]]
     for vectors in model.embed_images(map(pixels, batches(samples, options.batch_size))):
         images.append(vectors.astype(np.float16))
         advance(len(vectors))
-    texts = model.embed_tokens(np.stack(tokens)) if tokens else share.texts
-    rows = np.array(kept, np.int64)
-    return Share(rows, as_digests(digests), np.concatenate(images), texts.astype(np.float16))
+    if not kept:
+        return empty
+    texts = [model.embed_tokens(np.stack(tokens)).astype(np.float16)] if tokens else []
+    return Share(np.array(kept, np.int64), as_digests(digests), (np.concatenate(images), *texts))
 
 
 def _count(rows: pa.Table, kept: Any) -> StageCounts:

@@ -1,15 +1,29 @@
-"""Similarity thresholds by model: a cosine has a meaning only for the model that it comes from."""
+"""Similarity thresholds by model: a cosine has a meaning only for the model that it comes from.
+
+A table names a model as `MODEL/PRETRAINED`, or as `MODEL/PRETRAINED@VERSION` where the same name
+may stand for other weights: a file, a folder, a model that this package ships. A version is
+:attr:`~laion_assets.clip.model.ClipModel.version`, by which the same weights are known wherever
+they lie. A name alone is for weights that are published under it for good.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter
 
+from laion_assets.clip.options import LOCAL
+
 TABLE: Final = Path(__file__).with_name("thresholds.json")
+_VERSIONED: Final = re.compile(r"(.+)@([0-9a-f]{16})")
+_FILE: Final = re.compile(r"[/\\]|\.(pt|pth|bin|ckpt|safetensors)$")
+
+Entry = TypeVar("Entry")
 
 
 class UnknownThresholdError(LookupError):
@@ -32,7 +46,7 @@ class HasThreshold(Protocol):
 
 @cache
 def thresholds() -> dict[str, Threshold]:
-    """The shipped thresholds by model (`MODEL/PRETRAINED`)."""
+    """The shipped thresholds by model."""
     return TypeAdapter(dict[str, Threshold]).validate_python(
         json.loads(TABLE.read_text(encoding="utf-8"))
     )
@@ -40,22 +54,59 @@ def thresholds() -> dict[str, Threshold]:
 
 def table_entry(key: str) -> str:
     """The model's threshold in the table, as text; empty if it has none."""
-    entry = thresholds().get(key)
+    entry = entry_for(thresholds(), key)
     return str(entry.threshold) if entry else ""
 
 
-def threshold_for(key: str, recipe: HasThreshold | None = None) -> float:
+def entry_for(known: Mapping[str, Entry], model: str, version: str | None = None) -> Entry | None:
+    """The entry of a table for a model; None if it has none.
+
+    ``model``: `MODEL/PRETRAINED`. ``version``: None if the model is not loaded yet. Then its name
+    alone decides, and what is found counts once the version is known to be the entry's.
+    """
+    for key, entry in known.items():
+        name, of = _parsed(key)
+        if (version == of) if version and of else (name == model):
+            return entry
+    return None
+
+
+def may_change(key: str) -> bool:
+    """Whether a table's name of a model lacks the version of weights that may be others tomorrow:
+    those of a folder or a file."""
+    name, version = _parsed(key)
+    pretrained = name.partition("/")[2]
+    return not version and (name.startswith(LOCAL) or bool(_FILE.search(pretrained)))
+
+
+def unknown(known: Mapping[str, object], model: str, version: str | None) -> str:
+    """What a table does not know of a model: a part of a message."""
+    versions = sorted(of for name, of in map(_parsed, known) if of and name == model)
+    if version and versions:
+        return f"{model!r} of version {version} (only for version {', '.join(versions)})"
+    return f"{model!r} (only for {', '.join(sorted(known))})"
+
+
+def threshold_for(
+    model: str, recipe: HasThreshold | None = None, *, version: str | None = None
+) -> float:
     """The recipe's own threshold if it has one, else the table's for the model.
 
-    Raises :class:`UnknownThresholdError` if there is neither.
+    ``model``, ``version``: as :func:`entry_for` has them. Raises :class:`UnknownThresholdError` if
+    there is neither.
     """
     if recipe is not None and recipe.threshold is not None:
         return recipe.threshold
-    known = thresholds()
-    if key not in known:
+    entry = entry_for(thresholds(), model, version)
+    if entry is None:
         raise UnknownThresholdError(
-            f"no similarity threshold is known for {key!r} (known: {', '.join(sorted(known))}): "
+            f"no similarity threshold is known for {unknown(thresholds(), model, version)}: "
             "let `laion-assets calibrate` propose one from embedded pairs, and set it as "
             "`threshold` in the recipe; see docs/own-model.md"
         )
-    return known[key].threshold
+    return entry.threshold
+
+
+def _parsed(key: str) -> tuple[str, str | None]:
+    match = _VERSIONED.fullmatch(key)
+    return (match[1], match[2]) if match else (key, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,7 +26,22 @@ def text_path(folder: Path, number: int) -> Path:
     return folder / "_text_emb" / f"text_emb_{number:05d}.npy"
 
 
-PLACES: Final[Sequence[Callable[[Path, int], Path]]] = (image_path, text_path)
+Place = Callable[[Path, int], Path]
+"""A folder and the number of a part -> where the part's vectors of one kind are."""
+
+PLACES: Final[Sequence[Place]] = (image_path, text_path)
+"""The places of image vectors and of text vectors."""
+
+
+def has_texts(folder: Path) -> bool:
+    """Whether a folder's parts have text vectors, and not only images without captions."""
+    images, texts = (place(folder, 0).parent for place in PLACES)
+    return texts.exists() or not images.exists()
+
+
+def places_in(folder: Path) -> Sequence[Place]:
+    """Those of :data:`PLACES` that a folder's vectors are at."""
+    return PLACES if has_texts(folder) else PLACES[:1]
 
 
 def open_vectors(path: Path, rows: int) -> NDArray[Any]:
@@ -41,14 +57,22 @@ class SamplesWriter(FileWriter):
 
     As :class:`PartsWriter` does: parts are full but for the last, the first always exists, and
     those in the folder from number ``first`` on are replaced. ``dim``: width of the vectors.
+    ``places``: those of the vectors, which are PLACES or, without captions, the first of them.
     ``options``: of :class:`PartsWriter`.
     """
 
     def __init__(
-        self, folder: Path, schema: pa.Schema, dim: int, *, first: int = 0, **options: Any
+        self,
+        folder: Path,
+        schema: pa.Schema,
+        dim: int,
+        *,
+        first: int = 0,
+        places: Sequence[Place] = PLACES,
+        **options: Any,
     ) -> None:
         super().__init__()
-        self._folder, self._dim, self._number = folder, dim, first
+        self._folder, self._dim, self._number, self._places = folder, dim, first, places
         self._stack.push(self._delete_rest)
         self._rows = self._stack.enter_context(
             PartsWriter(folder, schema, rows=ROWS_PER_PART, first=first, **options)
@@ -66,31 +90,36 @@ class SamplesWriter(FileWriter):
             self._open()
 
     def _delete_rest(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Delete an earlier call's vectors of further parts: last, and only if all went well."""
+        """Delete an earlier call's vectors of further parts, and its texts' where there are none
+        now: last, and only if all went well."""
+        for place in PLACES[len(self._places) :]:
+            texts = place(self._folder, 0).parent
+            if kind is None and texts.exists():
+                shutil.rmtree(texts)
         number = self._number
         while kind is None and any(place(self._folder, number).exists() for place in PLACES):
             for place in PLACES:
                 place(self._folder, number).unlink(missing_ok=True)
             number += 1
 
-    def write(self, rows: pa.Table, images: NDArray[Any], texts: NDArray[Any]) -> None:
-        """Add rows and their vectors, (m, ``dim``) each."""
+    def write(self, rows: pa.Table, *vectors: NDArray[Any]) -> None:
+        """Add rows and their vectors, (m, ``dim``) for each of the places."""
         while len(rows):
             if not self._room:
                 self._open()
             n = min(self._room, len(rows))
-            for writer, vectors in zip(self._writers, (images, texts), strict=True):
-                writer.write(vectors[:n])
+            for writer, some in zip(self._writers, vectors, strict=True):
+                writer.write(some[:n])
             self._room -= n
             if not self._room:
                 # The rows come last: with them the part is complete.
                 self._part.close()
             self._rows.write(rows.slice(0, n))
-            rows, images, texts = rows.slice(n), images[n:], texts[n:]
+            rows, vectors = rows.slice(n), tuple(some[n:] for some in vectors)
 
     def _open(self) -> None:
         self._writers = [
             self._part.enter_context(VectorsWriter(place(self._folder, self._number), self._dim))
-            for place in PLACES
+            for place in self._places
         ]
         self._number, self._room = self._number + 1, ROWS_PER_PART

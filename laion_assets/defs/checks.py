@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from laion_assets.clip.vectors import image_path, text_path
+from laion_assets.clip.vectors import places_in
 from laion_assets.download.shard_files import read_shard, rows_in_turn, tars_in
 from laion_assets.download.shards import was_whole
 from laion_assets.download.tars import problem_of
@@ -169,11 +169,15 @@ def shards_whole(folder: Path) -> Outcome:
     problems = []
     samples, rows = 0, sum(table.num_rows for table in rows_in_turn(folder, ["key"]))
     for tar in tars_in(folder):
-        wanted: set[str] = set()
+        wanted: dict[str, str | None] = {}
         try:
-            table = read_shard(tar, ["key", "status"])
+            table = read_shard(tar, ["key", "status", "caption"])
             rows -= table.num_rows
-            wanted |= {row["key"] for row in table.to_pylist() if row["status"] == "success"}
+            wanted = {
+                row["key"]: row["caption"]
+                for row in table.to_pylist()
+                if row["status"] == "success"
+            }
             problem = None if was_whole(tar, len(wanted)) else problem_of(tar, wanted)
         except OSError as error:
             problem = f"it cannot be read: {error}"
@@ -186,8 +190,9 @@ def shards_whole(folder: Path) -> Outcome:
 
 
 def _vectors(folder: Path, part: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The image and the text vectors in ``folder`` that belong to a part, memory-mapped."""
-    for kind, place in (("image", image_path), ("text", text_path)):
+    """The image and, if there are captions, the text vectors in ``folder`` that belong to a part,
+    memory-mapped."""
+    for kind, place in zip(("image", "text"), places_in(folder), strict=False):
         yield kind, np.load(place(folder, part_number(part)), mmap_mode="r", allow_pickle=False)
 
 
@@ -224,7 +229,10 @@ def rows_aligned(paths: Sequence[Path], vectors: Path) -> Outcome:
     return outcome("rows_aligned", "; ".join(problems) or None, rows=rows)
 
 
-def above_threshold(paths: Sequence[Path], threshold: float) -> Outcome:
+def above_threshold(paths: Sequence[Path], threshold: float | None) -> Outcome:
+    """``threshold``: None for images without captions, which have no similarity."""
+    if threshold is None:
+        return outcome("above_threshold", None, threshold="none: no captions")
     lowest = 1.0
     for part in paths:
         similarity = read_parquet(part, ["similarity"])["similarity"].to_numpy()
@@ -240,7 +248,9 @@ def tags_plausible(tags: Mapping[str, int], nearest: Mapping[str, int], most: fl
     return outcome("tags_plausible", problem, share=tagged_share(tags), plausible=most)
 
 
-def threshold_fits(found: Similarities, threshold: float) -> Outcome:
+def threshold_fits(found: Similarities, threshold: float | None) -> Outcome:
+    if threshold is None:
+        return outcome("threshold_fits", None, threshold="none: no captions")
     kept = found.at(threshold)
     problem = threshold_problem(found, threshold)
     return outcome("threshold_fits", problem, shuffled_kept=kept.shuffled, kept=kept.real)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -170,7 +170,11 @@ def write_shard(
         made[2].parent.mkdir()
         urls = [pair["url"] for pair in pairs]
         pq.write_table(ledger_table(keys, urls, list(histories)), made[2], compression="zstd")
-        stored = {key for key, place in zip(keys, places, strict=True) if place is not None}
+        stored = {
+            key: pair["caption"]
+            for key, pair, place in zip(keys, pairs, places, strict=True)
+            if place is not None
+        }
         stats = _read_back(made[0], stored, stats)
         final[2].parent.mkdir(exist_ok=True)
         final[3].unlink(missing_ok=True)  # without it, the shard is not done
@@ -182,10 +186,10 @@ def write_shard(
     write_json(final[3], stats.to_json())
 
 
-def _read_back(tar: Path, keys: Set[str], stats: ShardStats) -> ShardStats:
+def _read_back(tar: Path, captions: Mapping[str, str | None], stats: ShardStats) -> ShardStats:
     """Statistics that record the tar's size, and its digest if it holds these samples whole."""
     stats = replace(stats, tar_bytes=tar.stat().st_size)
-    if problem_of(tar, keys) is not None:
+    if problem_of(tar, captions) is not None:
         return stats  # whoever checks the partition reads it again, and says what is wrong
     return replace(stats, tar_sha256=sha256_file(tar), tar_identity=identity(tar))
 

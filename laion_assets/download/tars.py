@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -49,10 +49,11 @@ class ImageBytes:
         return found if len(found) == size else b""
 
 
-def problem_of(tar: Path, keys: Set[str]) -> str | None:
+def problem_of(tar: Path, captions: Mapping[str, str | None]) -> str | None:
     """What is wrong with a tar that is to hold the image, text and JSON of exactly these samples.
 
-    None if nothing is. Raises ``OSError`` if it cannot be read.
+    ``captions``: of each sample by its key; one without a caption has no text. None if nothing is
+    wrong. Raises ``OSError`` if the tar cannot be read.
     """
     held: dict[str, set[str]] = {}
     with tar.open("rb") as stream:
@@ -61,10 +62,16 @@ def problem_of(tar: Path, keys: Set[str]) -> str | None:
             if start + length <= size:
                 key, _, kind = name.partition(".")
                 held.setdefault(key, set()).add(kind)
-    if held.keys() != keys:
-        return f"{len(keys)} successes, {len(held)} in the tar"
-    torn = sorted(key for key, kinds in held.items() if not {"txt", "json"} < kinds)
+    if held.keys() != captions.keys():
+        return f"{len(captions)} successes, {len(held)} in the tar"
+    torn = sorted(key for key, kinds in held.items() if not _is_whole(kinds, captions[key]))
     return f"{torn[0]} and {len(torn) - 1} more are incomplete" if torn else None
+
+
+def _is_whole(kinds: Set[str], caption: str | None) -> bool:
+    """Whether the image, JSON and, if it has a caption, text of a sample are there."""
+    beside = {"json"} if caption is None else {"txt", "json"}
+    return beside <= kinds and bool(kinds - {"txt", "json"})
 
 
 def _members(stream: BinaryIO) -> Iterator[tuple[str, int, int]]:

@@ -39,6 +39,10 @@ def similarities_of(folder: Path) -> Similarities:
     progress = Progress("similarities", "rows", rows_in(*parts), logger)
     for part in parts:
         for rows, images, texts in with_vectors(part, folder):
+            if texts is None:
+                raise NotCalibratedError(
+                    f"the images of {folder} have no captions to compare them with"
+                )
             found.add(cosines(images, texts), rows, images, texts)
             progress.advance(len(rows))
     return found

@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator
 
 from laion_assets import schemas
-from laion_assets.clip.thresholds import UnknownThresholdError, threshold_for
+from laion_assets.clip.thresholds import (
+    UnknownThresholdError,
+    entry_for,
+    may_change,
+    threshold_for,
+    unknown,
+)
 from laion_assets.options import OPERATIONAL, Options
 
 HERE: Final = Path(__file__).with_name("recipes")
@@ -56,8 +62,8 @@ class Recipe(Options):
     )
     thresholds: Mapping[str, float] = Field(
         default_factory=dict,
-        description="Lowest similarity kept, by model (MODEL/PRETRAINED); empty uses the shipped"
-        " table",
+        description="Lowest similarity kept, by model (MODEL/PRETRAINED, or"
+        " MODEL/PRETRAINED@VERSION for weights of a file or folder); empty uses the shipped table",
     )
     drop_minor_text: bool = Field(
         True, description="Drop NSFW and UNSURE samples whose text names minors"
@@ -81,24 +87,35 @@ class Recipe(Options):
             rows_where(schemas.SCORED.empty_table(), where)
         return where
 
-    def threshold_of(self, model: str) -> float:
+    @field_validator("thresholds")
+    @classmethod
+    def _of_known_weights(cls, thresholds: Mapping[str, float]) -> Mapping[str, float]:
+        for key in filter(may_change, thresholds):
+            raise ValueError(
+                f"{key} may hold other weights tomorrow: name their version, {key}@VERSION, as "
+                "`laion-assets calibrate` prints it"
+            )
+        return thresholds
+
+    def threshold_of(self, model: str, version: str | None = None) -> float:
         """Lowest similarity kept of pairs embedded by the model (`MODEL/PRETRAINED`).
 
         It is the recipe's `threshold`, else that of its `thresholds`, else that of the table in
-        :mod:`laion_assets.clip.thresholds`. Raises :class:`UnknownThresholdError` if the table has
-        none, or if the recipe has thresholds for other models only: a cosine of one model means
-        nothing for another.
+        :mod:`laion_assets.clip.thresholds`. ``version``: the model's, or None before it is loaded.
+        Raises :class:`UnknownThresholdError` if the table has none, or if the recipe has thresholds
+        for other models only: a cosine of one model means nothing for another.
         """
         if self.threshold is None and self.thresholds:
-            if model not in self.thresholds:
+            found = entry_for(self.thresholds, model, version)
+            if found is None:
                 raise UnknownThresholdError(
-                    f"the recipe {self.name!r} has no threshold for {model!r} (it has: "
-                    f"{', '.join(sorted(self.thresholds))}), and a similarity of one model means"
-                    " nothing for another: set `threshold` beside `recipe`, as"
-                    " `laion-assets calibrate` proposes it"
+                    f"the recipe {self.name!r} has no threshold for "
+                    f"{unknown(self.thresholds, model, version)}, and a similarity of one model "
+                    "means nothing for another: set `threshold` beside `recipe`, as "
+                    "`laion-assets calibrate` proposes it"
                 )
-            return self.thresholds[model]
-        return threshold_for(model, self)
+            return found
+        return threshold_for(model, self, version=version)
 
     def at(self, threshold: float) -> Recipe:
         """The same rules from another similarity, under a name that says so."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from laion_assets import schemas
 from laion_assets.clip.identity import ModelIdentity
-from laion_assets.clip.vectors import image_path, open_vectors, text_path
+from laion_assets.clip.vectors import open_vectors, places_in
 from laion_assets.files import atomic_path
 from laion_assets.filtering.similarities import Similarities, cosines
 from laion_assets.layout import EMBEDDINGS, PARTITIONS
@@ -78,7 +78,8 @@ def kept_categories(
 def score_segment(embeddings: Path, out: Path, categories: Categories) -> int:
     """Score every part of a folder of embeddings into the part of the same number.
 
-    Its rows (``schemas.SCORED``) are those of the embeddings, in the same order. Beside it are the
+    Its rows (``schemas.SCORED``) are those of the embeddings, in the same order; without captions
+    they have no similarity. Beside it are the
     counts of its real and shuffled pairs (:mod:`laion_assets.filtering.similarities`). A part that
     is in ``out`` already is not scored again. Returns the number of rows in all parts. Memory: some
     hundred MB, whatever a part's size.
@@ -93,7 +94,8 @@ def score_segment(embeddings: Path, out: Path, categories: Categories) -> int:
             for some, images, texts in with_vectors(part, embeddings):
                 scored = _scored(some, images, texts, categories)
                 writer.write(scored)
-                similarities.add(scored["similarity"].to_numpy(), some, images, texts)
+                if texts is not None:
+                    similarities.add(scored["similarity"].to_numpy(), some, images, texts)
                 progress.advance(len(some))
             # Before the part is there, which says that all of it is.
             similarities.write(out, number)
@@ -102,30 +104,32 @@ def score_segment(embeddings: Path, out: Path, categories: Categories) -> int:
 
 def with_vectors(
     part: Path, embeddings: Path
-) -> Iterator[tuple[pa.Table, NDArray[Any], NDArray[Any]]]:
+) -> Iterator[tuple[pa.Table, NDArray[Any], NDArray[Any] | None]]:
     """The rows of a part, a row group at a time, with their image and their text vectors.
 
     ``embeddings``: the folder that has the vectors of that part's number; they are memory-mapped.
-    Raises ``ValueError`` if there are not as many of them as rows.
+    Images without captions have no text vectors: None. Raises ``ValueError`` if there are not as
+    many vectors as rows.
     """
-    images, texts = (
+    images, *others = (
         open_vectors(place(embeddings, part_number(part)), rows_in(part))
-        for place in (image_path, text_path)
+        for place in places_in(embeddings)
     )
     start = 0
     for batch in batches(part, rows=ROW_GROUP):
         rows = slice(start, start + len(batch))
-        yield pa.Table.from_batches([batch]), images[rows], texts[rows]
+        texts = others[0][rows] if others else None
+        yield pa.Table.from_batches([batch]), images[rows], texts
         start = rows.stop
 
 
 def _scored(
-    rows: pa.Table, images: NDArray[Any], texts: NDArray[Any], categories: Categories
+    rows: pa.Table, images: NDArray[Any], texts: NDArray[Any] | None, categories: Categories
 ) -> pa.Table:
     tags = tag(images, categories)
     columns = {
         **{name: rows[name] for name in schemas.EMBEDDED.names},
-        "similarity": cosines(images, texts),
+        "similarity": pa.nulls(len(rows)) if texts is None else cosines(images, texts),
         "nsfw": tags.nsfw,
         "nsfw_category_1": tags.nsfw_category_1,
         "nsfw_category_2": tags.nsfw_category_2,

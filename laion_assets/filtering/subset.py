@@ -10,23 +10,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from laion_assets import schemas
 from laion_assets.clip.embed import MadeOf
 from laion_assets.clip.identity import ModelIdentity, the_one
-from laion_assets.clip.vectors import SamplesWriter, image_path
+from laion_assets.clip.vectors import SamplesWriter, has_texts, image_path, places_in
 from laion_assets.files import write_json
 from laion_assets.filtering.plausible import counted, tags_problem, threshold_problem
 from laion_assets.filtering.recipe import Recipe, rows_where
 from laion_assets.filtering.score import score_segment, with_vectors
 from laion_assets.filtering.similarities import Similarities, files_in
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
-from laion_assets.layout import EMBEDDINGS, PARTITIONS, SCORED_PAIRS
+from laion_assets.layout import PARTITIONS, SCORED_PAIRS
 from laion_assets.safety.options import SafetyOptions
 from laion_assets.safety.prompts import category_embeddings, load_prompts
-from laion_assets.tables import batches, rows_in
+from laion_assets.tables import rows_in
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
@@ -39,10 +38,6 @@ STAGE: Final = "subset"
 
 class OtherModelError(ValueError):
     """The embeddings are of another model than the one to filter with."""
-
-
-class NoCaptionsError(ValueError):
-    """The samples have no captions, so no similarity to filter by."""
 
 
 _COLUMNS: Final = {
@@ -71,7 +66,8 @@ class TakenWith(ModelIdentity, frozen=True):
     :data:`NOTE`."""
 
     recipe: str
-    threshold: float
+    threshold: float | None
+    """None: the images have no captions, and so no similarity."""
 
 
 NOTE: Final = ".taken_with.json"
@@ -84,7 +80,7 @@ def take_subset(
     out: Path,
     recipe: Recipe,
     *,
-    threshold: float,
+    threshold: float | None,
 ) -> StageCounts:
     """Write the recipe's subset of all parts of a segment.
 
@@ -93,7 +89,8 @@ def take_subset(
     killed call is repeated as a whole, since a million pairs take seconds.
 
     Args:
-        threshold: the lowest similarity kept, from the recipe or from the table.
+        threshold: the lowest similarity kept, from the recipe or from the table; None for images
+            without captions, which the recipe's other rules choose among.
 
     Returns:
         counts of the stage ``subset``; a pair that fails several rules counts for the first one.
@@ -102,29 +99,36 @@ def take_subset(
     parts = PARTITIONS[SCORED_PAIRS].rows.paths(scored)
     progress = Progress("subset", "rows", rows_in(*parts), logger)
     dim = np.load(image_path(embeddings, 0), mmap_mode="r", allow_pickle=False).shape[1]
-    with SamplesWriter(out, schemas.SUBSET, dim, **_FOR_LOOK_UPS) as writer:
+    places = places_in(embeddings)
+    with SamplesWriter(out, schemas.SUBSET, dim, places=places, **_FOR_LOOK_UPS) as writer:
         for part in parts:
             for rows, images, texts in with_vectors(part, embeddings):
                 kept, of_these = choose(rows, recipe, threshold)
                 counts.add(of_these)
                 taken = rows.take(pa.array(kept))
                 columns = [taken[_COLUMNS.get(name, name)] for name in schemas.SUBSET.names]
-                writer.write(pa.table(columns, schema=schemas.SUBSET), images[kept], texts[kept])
+                vectors = [some[kept] for some in (images, texts) if some is not None]
+                writer.write(pa.table(columns, schema=schemas.SUBSET), *vectors)
                 progress.advance(len(rows))
     return counts
 
 
 def choose(
-    table: pa.Table, recipe: Recipe, threshold: float
+    table: pa.Table, recipe: Recipe, threshold: float | None
 ) -> tuple[NDArray[np.int64], StageCounts]:
-    """Rows of a scored table that the recipe takes, int64 ascending, and the counts."""
+    """Rows of a scored table that the recipe takes, int64 ascending, and the counts.
+
+    ``threshold``: as :func:`take_subset` has it.
+    """
 
     def column(name: str) -> NDArray[np.bool_]:
         values: NDArray[np.bool_] = table[name].to_numpy()
         return values
 
     suspect = np.isin(table["nsfw"].to_numpy(), ("NSFW", "UNSURE"))
-    rules = {"below_threshold": ~(table["similarity"].to_numpy() >= threshold)}
+    rules: dict[str, NDArray[np.bool_]] = {}
+    if threshold is not None:
+        rules["below_threshold"] = ~(table["similarity"].to_numpy() >= threshold)
     if recipe.drop_minor_text:
         rules["unsafe_minor_text"] = suspect & column("text_names_minors")
     if recipe.drop_underage:
@@ -153,18 +157,12 @@ def embedded_by(embeddings: Path) -> ModelIdentity | None:
 
     Raises :class:`~laion_assets.clip.identity.SeveralModelsError`.
     """
-    notes = MadeOf.read(embeddings).shards.values()
-    return the_one((ModelIdentity.recorded(note, embeddings) for note in notes), embeddings)
-
-
-def _refuse_without_captions(embeddings: Path) -> None:
-    parts = PARTITIONS[EMBEDDINGS].rows.paths(embeddings)
-    texts = (batch["text"] for part in parts for batch in batches(part, ["text"]))
-    if rows_in(*parts) and not any(pc.any(pc.not_equal(some, "")).as_py() for some in texts):
-        raise NoCaptionsError(
-            f"the samples of {embeddings} have no captions: there is no similarity to filter by. "
-            "Index the embeddings themselves"
-        )
+    notes = MadeOf.read(embeddings).shards
+    made_by = (
+        (f"shard {number:05d}", ModelIdentity.recorded(note, embeddings))
+        for number, note in notes.items()
+    )
+    return the_one(made_by, embeddings)
 
 
 def filter_embeddings(
@@ -178,12 +176,11 @@ def filter_embeddings(
     """Score a folder of embeddings and take the subset into ``out``.
 
     ``model`` must be the one that embedded the folder; raises :class:`OtherModelError` if the
-    folder's notes say otherwise, and :class:`NoCaptionsError` for images alone. The scores are kept
-    in the folder ``scores``, if one is given, and replace those of an earlier call, which may be of
-    other embeddings.
+    folder's notes say otherwise. Of images without captions, no threshold is asked. The scores are
+    kept in the folder ``scores``, if one is given, and replace those of an earlier call, which may
+    be of other embeddings.
     """
-    _refuse_without_captions(embeddings)
-    threshold = recipe.threshold_of(model.key)
+    threshold = recipe.threshold_of(model.key, model.version) if has_texts(embeddings) else None
     made_by = embedded_by(embeddings)
     # Without notes, only the vectors' width can be compared.
     if made_by and not made_by.is_same(model.identity):
@@ -199,7 +196,7 @@ def filter_embeddings(
     tags, nearest = counted(scored, "nsfw"), counted(scored, "nsfw_category_1")
     for problem in (
         tags_problem(tags, nearest, safety.plausible_share),
-        threshold_problem(Similarities.read([scored]), threshold),
+        threshold_problem(Similarities.read([scored]), threshold) if threshold is not None else "",
     ):
         if problem:
             logger.warning(problem)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
+from laion_assets.clip.vectors import has_texts
 from laion_assets.download.shard_files import SHARD_DIGITS, read_shard, tar_path
 from laion_assets.download.tars import ImageBytes
 from laion_assets.layout import FILTERED_SUBSET, PARTITIONS
@@ -96,10 +97,12 @@ class Shard:
 def find_shards(subset: Path, images: Path, version: str = "") -> list[Shard]:
     """Shards of one segment's subset that kept anything, in order.
 
-    A shard whose rows are in two parts comes twice. ``version`` is that of the images, if it is
-    known.
+    A shard whose rows are in two parts comes twice. A subset of images without captions has no
+    pairs. ``version`` is that of the images, if it is known.
     """
-    found = []
+    found: list[Shard] = []
+    if not has_texts(subset):
+        return found
     for part in PARTITIONS[FILTERED_SUBSET].rows.paths(subset):
         keys = read_parquet(part, ["key"])["key"]
         # The key's first digits are the shard's name, as img2dataset makes keys.

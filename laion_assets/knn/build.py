@@ -33,10 +33,12 @@ from laion_assets.knn.lists import write_lists
 from laion_assets.knn.open_index import OpenIndex
 from laion_assets.knn.options import FLAT_KINDS, IndexOptions
 from laion_assets.knn.subset import (
+    AFTER_A_CHANGE,
     MODALITIES,
     Modality,
     SubsetPart,
     blocks,
+    modalities_of,
     published_digests,
     subset_parts,
 )
@@ -107,8 +109,8 @@ def build_index(
     """Index a `filtered_subset` folder into ``out``; row numbers run through its parts in order.
 
     With a codec the index holds codes, without one the vectors themselves (`flat`). An empty subset
-    gives valid empty indices. The same subset and codec give the same bytes. Memory: one of the two
-    indices at a time.
+    gives valid empty indices, and images without captions give no text index. The same subset and
+    codec give the same bytes. Memory: one of the two indices at a time.
 
     Raises :class:`~laion_assets.knn.subset.SubsetError` if vectors and rows differ in number.
     Raises :class:`IndexMismatchError` if vectors differ in width from one another or from the
@@ -128,19 +130,24 @@ def build_index(
     if codec and not codec.summary.is_same(model):
         raise IndexMismatchError(
             f"the codec was trained for {codec.summary.title}, the vectors are of {model.title}: "
-            "once the subsets of all segments are of the new model, materialize index_codec, and "
-            "then knn_index"
+            f"{AFTER_A_CHANGE}"
         )
     if codec and parts and codec.summary.d != d:
         raise IndexMismatchError(
             f"the codec is for vectors of width {codec.summary.d}, the subset's have width {d}"
+        )
+    modalities = modalities_of(parts)
+    if codec and not {*modalities} <= {*codec.summary.modalities}:
+        raise IndexMismatchError(
+            "the codec was trained on images without captions, and this subset has captions: "
+            "materialize index_codec, and then knn_index"
         )
     crawl, segment = _whose(parts)
     n = len(write_ids(out, _ids(parts)))
     kind = codec.summary.kind if codec else options.kind
     kind = kind if codec or kind in FLAT_KINDS else "flat"
     residual: list[float] = []
-    for modality in MODALITIES:
+    for modality in modalities:
         progress = Progress(f"{modality} index", "vectors", n, logger)
         if codec:
             residual.append(_encode(parts, modality, codec, out, progress))
@@ -157,6 +164,7 @@ def build_index(
         level=0,
         kind=kind,
         codec=codec.id if codec else "",
+        modalities=tuple(modalities),
         segments=(
             SegmentRows(crawl, segment, "", _described(subset, parts), residual=tuple(residual)),
         ),
@@ -205,7 +213,7 @@ def _encode(
 def _width(parts: Sequence[SubsetPart], options: IndexOptions) -> int:
     widths: dict[int, tuple[int, Modality]] = {}
     for part in parts:
-        for modality in MODALITIES:
+        for modality in modalities_of(parts):
             widths.setdefault(part.vectors(modality).shape[1], (part.number, modality))
     if len(widths) > 1:
         found = ", ".join(f"{d} (part {n}, {kind})" for d, (n, kind) in sorted(widths.items()))

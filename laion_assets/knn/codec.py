@@ -2,7 +2,8 @@
 
 A codec is a folder: ``codec.json``, ``image.index`` and ``text.index`` (trained faiss indices
 without vectors) and ``image_queries.npy``, ``text_queries.npy`` (the queries that recall is
-measured with). Vectors encoded by one codec fit into one index, whoever encoded them and when.
+measured with). If all images were without captions, there is nothing of texts. Vectors encoded by
+one codec fit into one index, whoever encoded them and when.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from laion_assets.clip.identity import ModelIdentity
-from laion_assets.files import atomic_path, sha256_file, write_json
+from laion_assets.files import sha256_file, write_json
 from laion_assets.knn.files import (
     IndexMismatchError,
     IndexSummary,
@@ -30,7 +31,14 @@ from laion_assets.knn.files import (
     write_index,
 )
 from laion_assets.knn.options import FLAT_KINDS, IndexOptions
-from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart, subset_parts
+from laion_assets.knn.sampling import Floats, gather, write_queries
+from laion_assets.knn.subset import (
+    MODALITIES,
+    Modality,
+    SubsetPart,
+    modalities_of,
+    subset_parts,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +52,6 @@ _HNSW_FROM: Final = 1_000
 """Number of cells from which their centres are found through a graph, not one by one."""
 _HELD_OUT: Final = 20_000
 _MOST_PROBES_ENCODING: Final = 64
-_NEAR_DUPLICATE: Final = 0.4
-_AWAY: Final = 0.1
-"""How far queries are moved: to a cosine of 0.93 and of 0.995 with the original."""
-
-Floats = npt.NDArray[np.float32]
 
 
 class TooFewVectorsError(ValueError):
@@ -73,6 +76,11 @@ class CodecSummary(ModelIdentity, frozen=True):
     residual: Mapping[str, float]
     imbalance: Mapping[str, float]
     versions: Mapping[str, str]
+
+    @property
+    def modalities(self) -> Sequence[Modality]:
+        """What it is for: images alone if it was trained on images without captions."""
+        return [modality for modality in MODALITIES if modality in self.residual]
 
 
 @dataclass(frozen=True)
@@ -126,29 +134,32 @@ def train_codec(
 ) -> CodecSummary:
     """Train a codec for the vectors of `filtered_subset` folders, all of ``model``, into ``out``.
 
-    The sample is drawn evenly from all folders, with a seed. Memory: the sample as float32, one
-    modality at a time. Raises :class:`TooFewVectorsError`, and :class:`IndexMismatchError` if the
-    vectors differ in width.
+    The sample is drawn evenly from all folders, with a seed. If all images are without captions,
+    the codec is for images alone. Memory: the sample as float32, one modality at a time. Raises
+    :class:`TooFewVectorsError`, and :class:`IndexMismatchError` if the vectors differ in width.
     """
-    parts = [part for subset in subsets for part in subset_parts(subset)]
-    n = sum(part.rows() for part in parts)
-    widths = {part.vectors(modality).shape[1] for part in parts for modality in MODALITIES}
+    of = _by_modality(subsets)
+    n = sum(part.rows() for part in of["image"])
+    widths = {part.vectors(modality).shape[1] for modality, parts in of.items() for part in parts}
     if len(widths) > 1:
         raise IndexMismatchError(f"vectors of different widths: {sorted(widths)}")
     if not n:
         raise TooFewVectorsError("there are no vectors to train a codec on")
     (d,) = widths
-    random = np.random.default_rng(options.train_seed)
     held_out = min(_HELD_OUT, n // 10)
     usable = min(n - held_out, options.train_vectors)
     vectors = options.vectors or 4 * n
     choice = choose(options, vectors=vectors, sample=usable, d=d)
     take = min(usable, _PER_CELL * choice.cells)
-    picked = random.permutation(n)[: take + held_out]
-    training, rest = np.sort(picked[:take]), np.sort(picked[take:])
     logger.info(f"{choice.factory} for {vectors:,} vectors, trained on {take:,} of {n:,}")
     residual, imbalance, code_size = {}, {}, 0
-    for modality in MODALITIES:
+    for modality, parts in of.items():
+        order = np.random.default_rng(options.train_seed).permutation(
+            sum(part.rows() for part in parts)
+        )
+        # Where many images have no captions, the texts may be fewer: some then come several times.
+        picked = np.resize(order, take + held_out)
+        training, rest = np.sort(picked[:take]), np.sort(picked[take:])
         index = _trained(choice, d, gather(parts, modality, training), options.train_seed)
         write_index(index, index_path(out, modality))
         encoder = Encoder(index)
@@ -159,7 +170,7 @@ def train_codec(
         logger.info(
             f"{modality} codec trained: mean cosine with the centres {1 - residual[modality]:.3f}"
         )
-    _write_queries(parts, out, n, options)
+        write_queries(parts, modality, out, options)
     summary = CodecSummary(
         kind=choice.kind,
         factory=choice.factory,
@@ -182,11 +193,23 @@ def train_codec(
     return summary
 
 
+def _by_modality(subsets: Sequence[Path]) -> dict[Modality, list[SubsetPart]]:
+    """The parts that have vectors of each modality; without texts if no sample has one."""
+    found: dict[Modality, list[SubsetPart]] = {modality: [] for modality in MODALITIES}
+    for parts in map(subset_parts, subsets):
+        for modality in modalities_of(parts):
+            found[modality] += parts
+    if not any(part.rows() for part in found["text"]) and any(p.rows() for p in found["image"]):
+        del found["text"]
+    return found
+
+
 def codec_files(folder: Path) -> list[Path]:
     """All files of a codec's folder except `codec.json`."""
-    return [index_path(folder, modality) for modality in MODALITIES] + [
+    paths = [index_path(folder, modality) for modality in MODALITIES] + [
         folder / f"{modality}_queries.npy" for modality in MODALITIES
     ]
+    return [path for path in paths if path.exists()]
 
 
 def _trained(choice: Choice, d: int, sample: Floats, seed: int) -> Any:
@@ -378,60 +401,3 @@ def advice(summary: IndexSummary, options: IndexOptions) -> list[str]:
             if value > most
         ]
     return reasons
-
-
-def gather(parts: Sequence[SubsetPart], modality: Modality, rows: npt.NDArray[np.int64]) -> Floats:
-    """Vectors of sorted row numbers, counted through all parts, ``(n, d)`` float32."""
-    taken, start = [], 0
-    for part in parts:
-        vectors = part.vectors(modality)
-        first, last = np.searchsorted(rows, [start, start + len(vectors)])
-        taken.append(np.asarray(vectors[rows[first:last] - start], dtype=np.float32))
-        start += len(vectors)
-    return np.ascontiguousarray(np.concatenate(taken))
-
-
-def sample_queries(
-    parts: Sequence[SubsetPart], modality: Modality, n: int, available: int, seed: int
-) -> Floats:
-    """Sample queries like those of people, ``(n, d)`` of unit norm.
-
-    Half are vectors of the *other* modality (a text asks for images). A quarter are vectors of the
-    index moved as far as a near-duplicate, and a quarter are vectors of the index themselves. There
-    are fewer than ``n`` if fewer vectors are ``available``.
-    """
-    random = np.random.default_rng([seed, MODALITIES.index(modality)])
-    n = min(n, available)
-    rows = random.choice(available, size=n, replace=False)
-    other = next(kind for kind in MODALITIES if kind != modality)
-    across, own = np.sort(rows[: n // 2]), np.sort(rows[n // 2 :])
-    crossing, vectors = gather(parts, other, across), gather(parts, modality, own)
-    vectors[: n // 4] = _moved(vectors[: n // 4], _NEAR_DUPLICATE, random)
-    queries = np.concatenate([crossing, vectors])
-    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    return queries
-
-
-def _moved(vectors: Floats, length: float, random: np.random.Generator) -> Floats:
-    """Move each unit vector by ``length`` in a random direction; return unit vectors."""
-    noise = random.standard_normal(vectors.shape, dtype=np.float32)
-    moved = vectors + length * noise / np.linalg.norm(noise, axis=1, keepdims=True)
-    normed: Floats = moved / np.linalg.norm(moved, axis=1, keepdims=True)
-    return normed
-
-
-def _write_queries(
-    parts: Sequence[SubsetPart], out: Path, available: int, options: IndexOptions
-) -> None:
-    for modality in MODALITIES:
-        queries = sample_queries(
-            parts, modality, options.recall_queries, available, options.recall_seed
-        )
-        # No sample's own vector is kept here: it would outlive a removed sample.
-        random = np.random.default_rng([options.recall_seed, len(MODALITIES)])
-        queries = _moved(queries, _AWAY, random)
-        with (
-            atomic_path(out / f"{modality}_queries.npy") as beside,
-            beside.open("wb") as stream,
-        ):
-            np.save(stream, queries.astype(np.float16))

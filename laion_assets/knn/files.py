@@ -3,9 +3,10 @@
 An index run holds the vectors of some segments, with rows numbered from 0. Its files are
 `image.index` and `text.index` (flat), or `image.lists` and `text.lists` (codes of a codec, which
 is in ``codec/<id>/``) with `image_truth.npz` and `text_truth.npz`; and `ids.npy`, the SAMPLE_ID of
-each row. A segment's own index is one run, in the folder itself; a merged index has its runs in
-``runs/``, those of a codec with `image_found.npz` and `text_found.npz`
-(:mod:`laion_assets.knn.found`).
+each row. A run of images without captions has none of the texts' files.
+
+A segment's own index is one run, in the folder itself; a merged index has its runs in ``runs/``,
+those of a codec with `image_found.npz` and `text_found.npz` (:mod:`laion_assets.knn.found`).
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class SegmentRows(NamedTuple):
     parts: tuple[PartRows, ...]
     """The subset's parts, in order."""
     residual: tuple[float, ...] = ()
-    """For each of `MODALITIES`, one minus the mean cosine of the vectors with their cells' centres;
-    empty in a flat run."""
+    """For each of the run's modalities, one minus the mean cosine of the vectors with their cells'
+    centres; empty in a flat run."""
     dropped: bool = False
     """Whether the segment was replaced or removed; its rows are still in the files and are
     skipped."""
@@ -99,6 +100,8 @@ class IndexRun(BaseModel, frozen=True):
     kind: str
     codec: str
     segments: tuple[SegmentRows, ...]
+    modalities: tuple[Modality, ...] = tuple(MODALITIES)
+    """What there are vectors of: of images without captions, images alone."""
     recall: Mapping[str, Recall] = {}
 
     @property
@@ -142,7 +145,7 @@ class IndexRun(BaseModel, frozen=True):
 
     def file_names(self) -> list[str]:
         names = ["ids.npy"]
-        for modality in MODALITIES:
+        for modality in self.modalities:
             names.append(vectors_name(self.kind, modality))
             if self.codec:
                 names.append(truth_name(modality))
@@ -179,7 +182,8 @@ class Tuning(BaseModel, frozen=True):
 
 
 class IndexSummary(ModelIdentity, frozen=True):
-    """Content of `index.json`: ``n`` vectors of width ``d`` in each of the two indices.
+    """Content of `index.json`: ``n`` samples with vectors of width ``d``; all of them are in the
+    image index, and those of runs with captions in the text index.
 
     The model is the one that made the vectors, as these say themselves.
     By codec and modality: ``search`` holds parameters for few results and for many, and ``tuned``

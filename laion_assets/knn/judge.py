@@ -41,7 +41,7 @@ def judge_alone(index: OpenIndex, options: IndexOptions, *, tuned: bool) -> Inde
     recall: dict[str, dict[str, Recall]] = {}
     for name, codec in index.codecs.items():
         search[name], recall[name] = {}, {}
-        for modality in MODALITIES:
+        for modality in index.summary.runs[0].modalities:
             if tuned:
                 search[name][modality], recall[name][modality] = tune(
                     index, name, modality, options
@@ -68,7 +68,9 @@ def judge(
     for name in index.codecs:
         search[name], tuned[name], recall[name] = {}, {}, {}
         for modality in MODALITIES:
-            n = sum(run.n for run in index.runs_of(name))
+            if not (runs := index.runs_of(name, modality)):
+                continue  # all images are without captions
+            n = sum(run.n for run in runs)
             tuning, parameters = _in_force(previous, name, modality, n, options)
             if tuning:
                 reached = _recall(index, name, modality, parameters)
@@ -84,8 +86,8 @@ def judge(
                 reached = _recall(index, name, modality, parameters)
             search[name][modality], tuned[name][modality] = parameters, tuning
             recall[name][modality] = reached
-    runs = tuple(_flat_judged(index, run, subsets, options) for run in index.summary.runs)
-    return _written(index, {"search": search, "tuned": tuned, "recall": recall, "runs": runs})
+    judged = tuple(_flat_judged(index, run, subsets, options) for run in index.summary.runs)
+    return _written(index, {"search": search, "tuned": tuned, "recall": recall, "runs": judged})
 
 
 def _in_force(
@@ -113,7 +115,7 @@ def _recall(
     index: OpenIndex, codec: str, modality: Modality, parameters: Sequence[SearchParameters]
 ) -> Recall:
     """Recall of all index runs of a codec, by what is known of each."""
-    runs = index.runs_of(codec)
+    runs = index.runs_of(codec, modality)
     found = [_found(index, run, modality, parameters) for run in runs]
     truth, n = index.truth(codec, modality), sum(run.n for run in runs)
     recall: dict[str, float] = {}
@@ -143,7 +145,8 @@ def _flat_judged(
     if run.codec or run.recall or not run.n:
         return run
     recall = {
-        modality: measure_runs(index, [run], subsets, modality, options) for modality in MODALITIES
+        modality: measure_runs(index, [run], subsets, modality, options)
+        for modality in run.modalities
     }
     return run.model_copy(update={"recall": recall})
 
@@ -153,14 +156,16 @@ def _written(index: OpenIndex, judged: dict[str, object]) -> IndexSummary:
     drift: dict[str, dict[str, float]] = {}
     imbalance: dict[str, dict[str, float]] = {}
     for name, codec in index.codecs.items():
-        segments = [
-            (segment.rows, segment.residual)
-            for run in index.runs_of(name)
-            for segment in run.segments
-            if segment.rows and not segment.dropped
-        ]
         drift[name], imbalance[name] = {}, {}
-        for at, modality in enumerate(MODALITIES) if segments else ():
+        for at, modality in enumerate(MODALITIES):
+            segments = [
+                (segment.rows, segment.residual)
+                for run in index.runs_of(name, modality)
+                for segment in run.segments
+                if segment.rows and not segment.dropped
+            ]
+            if not segments:
+                continue
             rows = sum(rows for rows, _ in segments)
             far = sum(rows * residual[at] for rows, residual in segments) / rows
             drift[name][modality] = round(far / codec.summary.residual[modality], 4)

@@ -20,11 +20,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from laion_assets.clip.identity import ModelIdentity
+from laion_assets.clip.identity import ModelIdentity, SeveralModelsError, the_one
 from laion_assets.files import can_link
 from laion_assets.knn.files import (
     IndexMismatchError,
@@ -50,7 +49,7 @@ from laion_assets.knn.judge import judge
 from laion_assets.knn.lists import ListsFile, Renumbering, merge_lists
 from laion_assets.knn.open_index import Ints, OpenIndex
 from laion_assets.knn.options import IndexOptions
-from laion_assets.knn.subset import MODALITIES, Modality, Subsets
+from laion_assets.knn.subset import AFTER_A_CHANGE, Modality, Subsets
 from laion_assets.knn.truth import Truth
 from laion_assets.layout import SegmentKey
 from laion_assets.work import Progress
@@ -89,10 +88,6 @@ class _Source:
     holds_lost: bool = False
     """Whether a dropped row is a sample that its segment no longer has."""
 
-    @property
-    def group(self) -> tuple[str, str, int]:
-        return self.run.kind, self.run.codec, self.run.level
-
 
 @dataclass(frozen=True)
 class _Planned:
@@ -103,8 +98,18 @@ class _Planned:
     rewrite: bool
 
     @property
-    def group(self) -> tuple[str, str, int]:
-        return self.sources[0].run.kind, self.sources[0].run.codec, self.level
+    def run(self) -> IndexRun:
+        """The run without its segments and place."""
+        like = self.sources[0].run
+        return like.model_copy(
+            update={"folder": "", "level": self.level, "segments": (), "recall": {}}
+        )
+
+    @property
+    def group(self) -> tuple[str, str, Sequence[Modality], int]:
+        """What runs that are merged have in common."""
+        run = self.run
+        return run.kind, run.codec, run.modalities, run.level
 
 
 def merge_indices(
@@ -183,7 +188,7 @@ def _sort_out(
     have = {entry.key for run in marked for entry in run.segments if not entry.dropped}
     new = {key: index_of(key) for key in wanted if key not in have}
     carried, fresh, widths = [], [], []
-    models: list[ModelIdentity] = []
+    models: list[tuple[object, ModelIdentity]] = []
     if before and previous:
         for was, run in zip(before.runs, marked, strict=True):
             if any(not entry.dropped for entry in run.segments):
@@ -200,18 +205,25 @@ def _sort_out(
             version=wanted[key].version,
             token=wanted[key].token,
         )
-        models.append(summary.identity)
+        models.append((key, summary.identity))
         if summary.n or len(wanted) == 1:
             widths.append(summary.d)
         fresh.append(_Source(folder, run.model_copy(update={"segments": (rows,)})))
     if before and carried:
-        models.append(before.identity)
+        models += [(key, before.identity) for key in sorted(have)]
         widths.append(before.d)
     if not widths:
         widths.append(IndexSummary.read(next(iter(new.values()))).d)
     # The same weights may have had several names; the newest is the one to go by.
-    _the_one("model", [model.model_version for model in models], [m.title for m in models])
-    return fresh, carried, models[0], int(_the_one("width", widths, widths))
+    try:
+        model = the_one(models, "segments")
+    except SeveralModelsError as error:
+        raise IndexMismatchError(f"{error}: {AFTER_A_CHANGE}") from error
+    assert model is not None, "there are segments"
+    if len({*widths}) > 1:
+        found = ", ".join(map(str, sorted({*widths})))
+        raise IndexMismatchError(f"the indices differ in width: {found}")
+    return fresh, carried, model, widths[0]
 
 
 def _marked(before: IndexSummary, wanted: Mapping[SegmentKey, SegmentIndex]) -> list[IndexRun]:
@@ -257,13 +269,6 @@ def _holds_lost(
     return False
 
 
-def _the_one(what: str, values: Sequence[Any], titles: Sequence[Any]) -> Any:
-    if len(set(values)) > 1:
-        distinct = sorted({str(title) for title in titles})
-        raise IndexMismatchError(f"the indices differ in {what}: {', '.join(distinct)}")
-    return values[0]
-
-
 def _plan(sources: Sequence[_Source], options: IndexOptions) -> list[_Planned]:
     """Plan the runs of the new index: full levels are merged, worn-out runs rewritten alone."""
     planned = [
@@ -277,7 +282,7 @@ def _plan(sources: Sequence[_Source], options: IndexOptions) -> list[_Planned]:
         for source in sources
     ]
     while True:
-        by_group: dict[tuple[str, str, int], list[_Planned]] = {}
+        by_group: dict[tuple[str, str, Sequence[Modality], int], list[_Planned]] = {}
         for plan in planned:
             by_group.setdefault(plan.group, []).append(plan)
         full = [group for group, plans in by_group.items() if len(plans) >= options.merge_every]
@@ -288,7 +293,7 @@ def _plan(sources: Sequence[_Source], options: IndexOptions) -> list[_Planned]:
             merged = tuple(source for plan in plans for source in plan.sources)
             ordered = tuple(sorted(merged, key=lambda source: _first(source.run)))
             planned = [plan for plan in planned if plan.group != group]
-            planned.append(_Planned(group[2] + 1, ordered, rewrite=True))
+            planned.append(_Planned(plans[0].level + 1, ordered, rewrite=True))
 
 
 def _copied(planned: Sequence[_Planned], previous: Path, out: Path) -> list[str]:
@@ -308,32 +313,31 @@ def _make(
     plan: _Planned, out: Path, d: int, before: IndexSummary | None, subsets: Subsets
 ) -> IndexRun:
     """Write or link one index run's files below ``out/runs``."""
-    kind, codec, _ = plan.group
     if not plan.rewrite:
         (source,) = plan.sources
         run = source.run.model_copy(update={"folder": f"runs/{_name(source.run)}"})
         for name in run.file_names():
             link_file(source.folder / name, out / run.folder / name)
-        for name in map(found_name, MODALITIES):
+        for name in map(found_name, run.modalities):
             if (source.folder / name).exists():
                 link_file(source.folder / name, out / run.folder / name)
         return run
     entries = [e for source in plan.sources for e in source.run.segments if not e.dropped]
-    run = IndexRun(folder="", level=plan.level, kind=kind, codec=codec, segments=tuple(entries))
+    run = plan.run.model_copy(update={"segments": tuple(entries)})
     run = run.model_copy(update={"folder": f"runs/{_name(run)}"})
     folder = out / run.folder
     if all((folder / name).exists() for name in run.file_names()):
         return run
     folder.mkdir(parents=True, exist_ok=True)
     numbered = list(_numbered(plan.sources))
-    for modality in MODALITIES:
-        if codec:
-            _merge_coded(numbered, folder, kind, modality)
-            parameters = before.search.get(codec, {}).get(modality) if before else None
+    for modality in run.modalities:
+        if run.codec:
+            _merge_coded(numbered, folder, run.kind, modality)
+            parameters = before.search.get(run.codec, {}).get(modality) if before else None
             if parameters:
                 _merge_found(plan, run, folder, modality, parameters, subsets)
         else:
-            _merge_flat(numbered, folder, kind, modality, d)
+            _merge_flat(numbered, folder, run.kind, modality, d)
     kept = [ids for source in plan.sources for ids in _kept_ids(source)]
     write_sample_ids(folder, np.concatenate(kept))
     return run

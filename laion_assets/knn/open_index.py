@@ -104,12 +104,13 @@ class OpenIndex:
         self._encoders: dict[tuple[str, Modality], Encoder] = {
             (name, modality): codec.encoder(modality)
             for name, codec in self.codecs.items()
-            for modality in MODALITIES
+            for modality in codec.summary.modalities
         }
         self._opened: dict[Modality, list[_Opened]] = {
             modality: [
                 self._open_run(index_dir, run, int(first), modality)
                 for first, run in zip(self.firsts, self.summary.runs, strict=False)
+                if modality in run.modalities
             ]
             for modality in MODALITIES
         }
@@ -118,7 +119,10 @@ class OpenIndex:
         return [
             self.folder / run.folder / name
             for run in self.summary.runs
-            for name in ("ids.npy", *(vectors_name(run.kind, modality) for modality in MODALITIES))
+            for name in (
+                "ids.npy",
+                *(vectors_name(run.kind, modality) for modality in run.modalities),
+            )
         ]
 
     def _open_run(self, index_dir: Path, run: IndexRun, first: int, modality: Modality) -> _Opened:
@@ -158,6 +162,7 @@ class OpenIndex:
         self._mapped.check()
         scores, rows = [], []
         chosen = self.summary.runs if runs is None else runs
+        chosen = [run for run in chosen if modality in run.modalities]
         for group in sorted({run.codec for run in chosen if run.n}):
             its_runs = [run for run in chosen if run.codec == group]
             if group:
@@ -286,15 +291,18 @@ class OpenIndex:
         self._mapped.check()
         return [self._rows.place(int(row)) for row in rows]
 
-    def runs_of(self, codec: str) -> list[IndexRun]:
-        """The index runs of a codec; the empty name stands for flat ones."""
-        return [run for run in self.summary.runs if run.codec == codec]
+    def runs_of(self, codec: str, modality: Modality) -> list[IndexRun]:
+        """The index runs of a codec with vectors of the modality; the empty name stands for flat
+        ones."""
+        return [
+            run for run in self.summary.runs if run.codec == codec and modality in run.modalities
+        ]
 
     def cell_sizes(self, codec: str, modality: Modality) -> Ints:
         """Number of vectors in each cell of a codec, over all index runs, ``(cells,)``."""
         paths = [
             self.folder / run.folder / vectors_name(run.kind, modality)
-            for run in self.runs_of(codec)
+            for run in self.runs_of(codec, modality)
         ]
         sizes: Ints = np.sum([ListsFile.open(path).sizes for path in paths], axis=0)
         return sizes
@@ -306,7 +314,7 @@ class OpenIndex:
                 run.renumbering(int(first))
             )
             for first, run in zip(self.firsts, self.summary.runs, strict=False)
-            if run.codec == codec
+            if run.codec == codec and modality in run.modalities
         ]
         return Truth.best(truths)
 

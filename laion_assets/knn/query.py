@@ -40,8 +40,12 @@ def searcher(index_dir: Path, subset: Path | None = None) -> Searcher:
     return Searcher(index_dir, subset or subset_beside(index_dir))
 
 
-def _same_model(index_dir: Path, model: ClipModel) -> None:
+def _refuse(index_dir: Path, model: ClipModel, over: Modality) -> None:
     made_with = IndexSummary.read(index_dir)
+    if not any(over in run.modalities for run in made_with.runs):
+        raise QueryError(
+            f"{index_dir} is of images without captions: there are no {over}s to search over"
+        )
     if not made_with.is_same(model.identity):
         raise QueryError(
             f"{index_dir} was built with the CLIP model {made_with.title}, "
@@ -57,8 +61,11 @@ def search_text(
     over: Modality = "image",
     subset: Path | None = None,
 ) -> list[Hit]:
-    """The ``k`` samples whose image (or text) is nearest to the text."""
-    _same_model(index_dir, model)
+    """The ``k`` samples whose image (or text) is nearest to the text.
+
+    Raises :class:`QueryError` for an index of another model, or without what is searched ``over``.
+    """
+    _refuse(index_dir, model, over)
     return searcher(index_dir, subset).search(model.encode_texts([text])[0], k, over)
 
 
@@ -76,7 +83,7 @@ def search_image(
     """
     from PIL import Image
 
-    _same_model(index_dir, model)
+    _refuse(index_dir, model, over)
     try:
         with Image.open(image, formats=IMAGE_FORMATS) as opened:
             decoded = opened.convert("RGB")

@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from laion_assets.knn.codec import sample_queries
 from laion_assets.knn.files import (
     IndexRun,
     IndexSummary,
@@ -21,6 +20,7 @@ from laion_assets.knn.files import (
 from laion_assets.knn.lists import ListsFile
 from laion_assets.knn.open_index import OpenIndex
 from laion_assets.knn.options import IndexOptions
+from laion_assets.knn.sampling import sample_queries
 from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart, Subsets, subset_folder
 from laion_assets.knn.truth import Truth
 from laion_assets.tables import rows_in
@@ -109,8 +109,9 @@ def measure_recall(index_dir: Path, subsets: Subsets, options: IndexOptions) -> 
     return {
         modality: lowest(
             [
-                measure_runs(index, index.runs_of(codec), subsets, modality, options)
+                measure_runs(index, runs, subsets, modality, options)
                 for codec in codecs
+                if (runs := index.runs_of(codec, modality))
             ]
         )
         for modality in MODALITIES
@@ -142,7 +143,7 @@ def recorded_recall(summary: IndexSummary) -> dict[str, Recall]:
     """
     return {
         modality: lowest(
-            [recall[modality] for recall in summary.recall.values()]
+            [recall[modality] for recall in summary.recall.values() if modality in recall]
             + [run.recall[modality] for run in summary.runs if modality in run.recall]
         )
         for modality in MODALITIES
@@ -199,7 +200,7 @@ def tune(
     they have on the codec's queries.
     """
     queries, truth = index.codecs[codec].queries(modality), index.truth(codec, modality)
-    runs, cells = index.runs_of(codec), index.codecs[codec].summary.cells
+    runs, cells = index.runs_of(codec, modality), index.codecs[codec].summary.cells
     n = sum(run.n for run in runs)
     best: dict[int, tuple[float, SearchParameters, Recall]] = {}
     nearest: dict[int, tuple[float, SearchParameters, Recall]] = {}
@@ -280,7 +281,7 @@ def _sizes(index_dir: Path, summary: IndexSummary) -> list[tuple[str, int, int]]
     sizes = []
     for run in summary.runs:
         folder = index_dir / run.folder
-        for modality in MODALITIES:
+        for modality in run.modalities:
             path = folder / vectors_name(run.kind, modality)
             size = ListsFile.open(path).n if run.codec else int(map_index(path).ntotal)
             sizes.append((str(path.relative_to(index_dir)), size, run.rows))

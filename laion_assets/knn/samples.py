@@ -27,6 +27,7 @@ from laion_assets.knn.subset import (
     SubsetError,
     SubsetPart,
     Subsets,
+    modalities_of,
     reading,
     subset_folder,
     subset_parts,
@@ -200,7 +201,7 @@ class Located:
 
     values: Mapping[str, Any]
     vectors: Mapping[Modality, npt.NDArray[np.float32]]
-    """``(d,)`` of unit length, of the modalities that were asked for."""
+    """``(d,)`` of unit length, of the modalities that were asked for and that the sample has."""
 
     def value(self, name: str) -> Any:
         return self.values.get(name)
@@ -346,7 +347,8 @@ class Samples:
             rows = np.array([found[number].row for number in numbers], np.int64)
             problem = None
             try:
-                for modality in modalities:
+                # Images without captions have no text vectors.
+                for modality in {*modalities} & {*modalities_of([part])}:
                     header, taken = self._vectors.read(str(part.vectors_path(modality)), rows)
                     if header.rows != (n := found[numbers[0]].group.rows):
                         problem = f"{part.parquet} has {n} rows, its {modality}s {header.rows}"

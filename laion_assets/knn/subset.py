@@ -15,8 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from laion_assets.clip.identity import ModelIdentity, UnknownModelError, the_one
-from laion_assets.clip.vectors import image_path, text_path
+from laion_assets.clip.identity import (
+    ModelIdentity,
+    SeveralModelsError,
+    UnknownModelError,
+    the_one,
+)
+from laion_assets.clip.vectors import has_texts, image_path, text_path
 from laion_assets.files import Identity, identity
 from laion_assets.filtering.subset import NOTE, embedded_by
 from laion_assets.lake import MANIFEST, Manifest
@@ -117,6 +122,12 @@ class SubsetPart:
         return vectors
 
 
+def modalities_of(parts: Sequence[SubsetPart]) -> Sequence[Modality]:
+    """What a subset's parts have vectors of: images alone if these have no captions."""
+    captions = not parts or has_texts(parts[0].folder)
+    return MODALITIES if captions else MODALITIES[:1]
+
+
 def subset_folder(subsets: Subsets, crawl: str, segment: str) -> Path:
     """Folder of a segment's subset.
 
@@ -160,13 +171,24 @@ def model_of(subset: Path) -> ModelIdentity:
     )
 
 
-def model_of_all(subsets: Sequence[Path]) -> ModelIdentity:
+AFTER_A_CHANGE: Final = (
+    "materialize embeddings, scored_pairs and filtered_subset of the segments that are not of the "
+    "settings' model; when none is left, index_codec if there is one, then knn_index of all "
+    "segments, then search_index; see docs/own-model.md"
+)
+"""What to do where things of several models meet."""
+
+
+def model_of_all(subsets: Mapping[SegmentKey, Path]) -> ModelIdentity:
     """The one model of all subsets.
 
     Raises :class:`SubsetError` if there are none, and
-    :class:`~laion_assets.clip.identity.SeveralModelsError`.
+    :class:`~laion_assets.clip.identity.SeveralModelsError`, which says what to do.
     """
-    found = the_one(map(model_of, subsets), "subsets")
+    try:
+        found = the_one(((key, model_of(folder)) for key, folder in subsets.items()), "subsets")
+    except SeveralModelsError as error:
+        raise SeveralModelsError(f"{error}: {AFTER_A_CHANGE}") from error
     if found is None:
         raise SubsetError("there are no subsets")
     return found

@@ -126,4 +126,7 @@ def cells_to_look_into(lake: Lake, codec: Codec | None) -> dict[str, int | None]
     summary = IndexSummary.read(lake.published(SEARCH_INDEX))
     if codec.id not in summary.search:
         return dict.fromkeys(MODALITIES)
-    return {m: summary.parameters(codec.id, m, 10).nprobe for m in MODALITIES}
+    known = summary.search[codec.id]
+    return {
+        m: summary.parameters(codec.id, m, 10).nprobe if m in known else None for m in MODALITIES
+    }

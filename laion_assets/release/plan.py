@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laion_assets.clip.identity import ModelIdentity
+from laion_assets.clip.vectors import has_texts
 from laion_assets.filtering.subset import TakenWith
 from laion_assets.knn.subset import SubsetPart, subset_parts
 from laion_assets.lake import Lake, Manifest
@@ -30,6 +31,8 @@ from laion_assets.work import Progress
 logger = logging.getLogger(__name__)
 
 SUBSET: Final = FILTERED_SUBSET
+NO_CAPTION: Final = "no_caption"
+"""Why images without captions are left out: each row of a release has a text and its vector."""
 _FORMAT: Final = 2
 """Raise it when the same plan gives other files."""
 
@@ -99,8 +102,8 @@ def _without_files(manifest: Manifest) -> Manifest:
 class Plan:
     """Plan of a release.
 
-    ``left_out`` maps reasons to numbers of rows that a list names. ``model`` is the one that made
-    all vectors, which have width ``dimension``.
+    ``left_out`` maps reasons to numbers of rows that a list names, or that have no caption.
+    ``model`` is the one that made all vectors, which have width ``dimension``.
     """
 
     pieces: Sequence[Piece]
@@ -138,7 +141,7 @@ class Plan:
 
 
 def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
-    """Find the rows of the subset's partitions that the active lists do not name.
+    """Find the rows of the subset's partitions that have captions and that no active list names.
 
     Rows are counted by the manifests; they are read only if there is a list to look them up in.
     Raises :class:`ReleaseError` if there is nothing to release, or vectors of several models, and
@@ -154,7 +157,13 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
     for key, manifest in partitions.manifests.items():
         model = TakenWith.recorded(manifest.metadata, f"{SUBSET} of {key}").identity
         of_key: list[Piece] = []
-        for part, rows in _parts(lake.whole(SUBSET, key, but=[PICTURE_FILES]), manifest):
+        folder = lake.whole(SUBSET, key, but=[PICTURE_FILES])
+        captions = has_texts(folder)
+        for part, rows in _parts(folder, manifest):
+            if not captions:
+                left_out[NO_CAPTION] = left_out.get(NO_CAPTION, 0) + rows
+                of_key.append(Piece(part, np.arange(rows), 0))
+                continue
             listed, counted = listed_rows(part.parquet, lists)
             for reason, n in counted.items():
                 left_out[reason] += n

@@ -195,7 +195,8 @@ def gather(connection: duckdb.DuckDBPyConnection, left_out: LeftOut | None = Non
         model=model and public_key(model),
         model_version=version,
         recipe=_common(made_with, "recipe"),
-        threshold=_common(made_with, "threshold"),
+        # Images without captions have no threshold.
+        threshold=_common([of for of in made_with if of.get("threshold") is not None], "threshold"),
         funnel=_funnel(
             rows(
                 "select stage, reason, cast(sum(n) as bigint) from funnel_by_segment "

@@ -134,7 +134,8 @@ def segment_stats(partitions: Mapping[str, Path], out: Path) -> dict[str, Any]:
             n = counts["subset"].kept
             measured.append((*ROWS_OF_SUBSET, "data_version", None, None, of.data_version, n))
             folders = partitions[SCORED_PAIRS], partitions[FILTERED_SUBSET]
-            measured += near.statistics(connection, *folders, of.metadata["threshold"])
+            if (threshold := of.metadata["threshold"]) is not None:
+                measured += near.statistics(connection, *folders, threshold)
     write_table(out / "statistics.parquet", _table(measured))
     return {
         "stages": {stage: {"in": c.n_in, "kept": c.kept} for stage, c in counts.items()},

@@ -71,6 +71,7 @@ class Story:
     key: SegmentKey
     url: str
     text: str
+    """Empty for an image without a caption."""
     steps: Sequence[Step]
 
     @property
@@ -79,7 +80,8 @@ class Story:
 
     def lines(self) -> Iterator[str]:
         yield f"{self.url}"
-        yield f"  {self.text!r}, SAMPLE_ID {self.sample_id}, in {self.key}"
+        caption = repr(self.text) if self.text else "no caption"
+        yield f"  {caption}, SAMPLE_ID {self.sample_id}, in {self.key}"
         for step in self.steps:
             detail = f": {step.detail}" if step.detail else ""
             yield f"  {step.stage:14} {step.verdict}{detail}"
@@ -263,8 +265,11 @@ class StoryReader:
         flags = [
             name for name in ("text_names_minors", "underage_ranked", "animal_ranked") if row[name]
         ]
+        similarity = "no caption"
+        if row["similarity"] is not None:
+            similarity = f"similarity {row['similarity']:.4f}"
         detail = (
-            f"similarity {row['similarity']:.4f}, {row['nsfw']} (nearest: "
+            f"{similarity}, {row['nsfw']} (nearest: "
             f"{row['nsfw_category_1']!r}, {row['nsfw_category_2']!r})"
             + "".join(f", {flag}" for flag in flags)
         )
@@ -285,10 +290,8 @@ class StoryReader:
             yield self._absent(asset, asset, key)
             return
         made = TakenWith.recorded(manifest.metadata, f"{asset} of {key}")
-        by = (
-            f"recipe {made.recipe}, threshold {made.threshold:g} for {made.model}; "
-            f"{self._by(asset, key)}"
-        )
+        threshold = "no threshold" if made.threshold is None else f"threshold {made.threshold:g}"
+        by = f"recipe {made.recipe}, {threshold} for {made.model}; {self._by(asset, key)}"
         if row is not None:
             part = Path(row["filename"]).relative_to(self._lake.local_root)
             yield Step(asset, "kept", f"now row {row['file_row_number']} of {part}", by)

@@ -45,7 +45,9 @@ def choose_columns(file: ListFile, names: Sequence[str], options: ReadOptions) -
             f"no column of {file.url} has a known name of an image URL; its columns are "
             f"{', '.join(names)}: name the one with the URLs"
         )
-    text = _column(file, [name for name in names if name != url], options.text, TEXT_NAMES)
+    text = None
+    if options.captions:
+        text = _column(file, [name for name in names if name != url], options.text, TEXT_NAMES)
     return Columns(
         url,
         text,

@@ -45,10 +45,12 @@ class ListCrawl:
     def count(self, file: ListFile) -> int:
         """Number of a file's rows; of a file that is not parquet, it is read for that.
 
-        Raises :class:`~laion_assets.url_lists.files.UrlListError` for a file without captions.
+        Raises :class:`~laion_assets.url_lists.files.UrlListError` for a file without captions,
+        unless the list is of images alone.
         """
         with open_rows(file, self.options) as rows:
-            check_captions(file, rows.columns)
+            if self.options.captions:
+                check_captions(file, rows.columns)
             return rows.count()
 
     def segments(self, files: Sequence[ListFile], rows: Sequence[int]) -> list[CrawlSegment]:
@@ -141,6 +143,8 @@ class ListCrawl:
         options = versioned(self.options)
         for apart in ("name", "files", "rows_per_segment"):
             options.pop(apart)
+        if options["captions"]:
+            del options["captions"]  # as before there was a choice: no row is read otherwise
         return options
 
     def _id(self, files: Mapping[str, ListFile], ranges: Sequence[RowRange]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from laion_assets.layout import LIST_PREFIX
 from laion_assets.options import MASKED, OPERATIONAL, Options
@@ -20,6 +20,11 @@ class ReadOptions(Options):
 
     url: str = Field("", description="Column of the image URLs; empty finds it by known names")
     text: str = Field("", description="Column of the captions; empty finds it by known names")
+    captions: bool = Field(
+        True,
+        description="Whether captions are taken; false takes the images alone, which then have no"
+        " text and no similarity",
+    )
     format: Format | None = Field(
         None,
         description="parquet, csv, tsv, json (JSON lines, or one array) or txt (a URL a line); null"
@@ -50,6 +55,12 @@ class UrlListOptions(ReadOptions):
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not a list's name like laion400m or my-list")
         return name
+
+    @model_validator(mode="after")
+    def _has_captions_or_not(self) -> UrlListOptions:
+        if self.text and not self.captions:
+            raise ValueError(f"captions = false takes no captions, but text names {self.text!r}")
+        return self
 
     @property
     def crawl(self) -> str:

@@ -263,7 +263,7 @@ class _Text:
                 raise UrlListError(f"{file.url} has neither a header nor a URL")
             options = options.model_copy(update={"url": urls[0]})
         others = [name for name in names if name != options.url]
-        if others and not options.text:
+        if others and options.captions and not options.text:
             if len(others) > 1:
                 raise UrlListError(
                     f"{file.url} has no header and {len(names)} columns ({', '.join(names)}): name "

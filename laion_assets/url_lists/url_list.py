@@ -112,16 +112,18 @@ def _by_name(files: Sequence[ListFile]) -> dict[str, ListFile]:
 def _same_kind(files: Sequence[ListFile], columns: Sequence[Columns]) -> None:
     without = [file.url for file, of in zip(files, columns, strict=True) if of.text is None]
     if without and len(without) < len(files):
-        raise UrlListError(f"{without[0]} has no captions, while other files of the list have some")
+        raise UrlListError(
+            f"{without[0]} has no captions, while other files of the list have some: name the "
+            "files of one kind, or take the images alone"
+        )
 
 
 def check_captions(file: ListFile, columns: Columns) -> None:
     """Raise :class:`~laion_assets.url_lists.files.UrlListError` for a file without captions."""
     if columns.text is None:
         raise UrlListError(
-            f"{file.url} has no column with a known name of captions: name it by `text`. Images "
-            "without captions can be downloaded and embedded by commands, but have no similarity "
-            "that a subset could be taken by"
+            f"{file.url} has no column with a known name of captions: name it by `text`, or set "
+            "`captions = false` to take the images alone, which have no similarity to filter by"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -16,8 +15,14 @@ from tests.cli.conftest import Stages, laion_assets, refused
 
 DATA = Path(__file__).parents[1] / "url_lists" / "data"
 LISTS = {"datacomp.parquet": 7, "cc12m.tsv": 0, "urls.txt": 0}
-"""List -> how many columns it has beside URL and caption. The pairs of all lists are looked at in
-tests/url_lists."""
+"""List -> how many columns it has beside URL and caption."""
+OTHERS = {
+    **dict.fromkeys(("laion400m.parquet", "relaion.parquet", "coyo.parquet"), 24),
+    **dict.fromkeys(("list.csv", "list.jsonl", "spark"), 24),
+    **{"dirty.parquet": 8, "laion-columns/laion.parquet": 3, "laion-columns/folder": 4},
+    "laion-columns/caption-col.parquet": 3,
+}
+"""Each other list -> its rows."""
 
 
 @pytest.mark.parametrize("name", LISTS)
@@ -46,6 +51,18 @@ def test_download_takes_a_list_as_it_is(stages: Stages, name: str, tmp_path: Pat
         assert "without captions" not in done.err
 
 
+def test_download_takes_all_other_lists_at_once(stages: Stages, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    files = [DATA / name for name in OTHERS]
+    done = laion_assets("download", "--config", stages.config, *files, "-o", shards)
+    assert done.code == 0, done.err
+    assert done.counts["pairs", "in"] == sum(OTHERS.values())
+    # Most have the same rows.
+    assert done.counts["pairs", "kept"] == done.counts["images", "in"] >= 24
+    rows = pq.ParquetFile(shards / "00000.parquet").read(["caption", "source_similarity"])
+    assert rows["caption"].null_count == 0
+
+
 def test_a_second_download_makes_neither_pairs_nor_shards_again(
     stages: Stages, tmp_path: Path
 ) -> None:
@@ -72,22 +89,44 @@ def test_from_a_list_to_search_in_two_commands(stages: Stages, tmp_path: Path) -
     assert "pepper" in found.out, found.err
 
 
-def test_images_without_captions_are_searched_and_not_filtered(
+def test_a_list_of_urls_alone_is_searched_and_not_filtered_by_similarity(
     stages: Stages, tmp_path: Path
 ) -> None:
-    emb = tmp_path / "emb"
-    shutil.copytree(stages.root / "emb", emb)
-    (part,) = emb.glob("part-*.parquet")
-    rows = pq.ParquetFile(part).read()
-    texts = rows.column_names.index("text")
-    pq.write_table(rows.set_column(texts, "text", [[""] * len(rows)]), part)
     config = ("--config", stages.config)
-    refused(laion_assets("filter", *config, emb, "-o", tmp_path / "no"), ".* have no captions")
-    assert laion_assets("index", *config, emb, "-o", tmp_path / "idx").code == 0
-    found = laion_assets(
-        "search", *config, tmp_path / "idx", "an elephant", "-k", "1", "--subset", emb
-    )
+    done = laion_assets("build", *config, DATA / "urls.txt", "-o", tmp_path / "mine")
+    assert done.code == 0, done.err
+    assert "no captions: nothing is filtered by similarity" in done.err
+    assert ("subset", "below_threshold") not in done.counts
+    emb, subset, index = (tmp_path / "mine" / name for name in ("emb", "subset", "index"))
+    for folder in (emb, subset):
+        assert [path.name for path in folder.glob("_*")] == ["_img_emb"] or folder == emb
+        assert not (folder / "_text_emb").exists()
+    assert not list(index.glob("text*"))
+    rows = pq.ParquetFile(subset / "part-00000.parquet").read(["TEXT", "similarity"])
+    assert rows["TEXT"].null_count == rows["similarity"].null_count == len(rows) > 15
+    asked = ("search", *config, index, "an elephant", "-k", "1", "--subset", subset)
+    found = laion_assets(*asked)
     assert re.search(r"^ 1  0\.\d+  \n +http://", found.out), found.err
+    refused(laion_assets(*asked, "--over", "text"), ".* no texts to search over")
+    filtered = ("filter", *config, emb, "-o", tmp_path / "no", "--threshold", "0.3")
+    refused(laion_assets(*filtered), ".* have no captions, so there is no similarity")
+    refused(laion_assets("calibrate", *config, emb), ".* have no captions")
+    # Shards with captions do not become texts among those without.
+    words = ("embed", *config, stages.root / "shards", "-o", emb)
+    refused(laion_assets(*words), ".* or only one of them has captions")
+
+
+def test_captions_are_left_out_where_that_is_asked_for(stages: Stages, tmp_path: Path) -> None:
+    out = tmp_path / "pairs.parquet"
+    words = ("pairs", "--config", stages.config, "--from-list", DATA / "list.csv", "-o", out)
+    done = laion_assets(*words, "--no-captions")
+    assert done.code == 0, done.err
+    rows = pq.ParquetFile(out).read()
+    assert rows["text"].null_count == len(rows) == 24
+    assert rows["source_caption"].null_count == 0
+    with pytest.raises(SystemExit) as ended:
+        laion_assets(*words, "--no-captions", "--text-column", "caption")
+    assert ended.value.code == 2
 
 
 def test_pairs_from_a_list_has_reasons_for_dirty_rows(stages: Stages, tmp_path: Path) -> None:

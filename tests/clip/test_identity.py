@@ -59,10 +59,12 @@ def test_models_are_compared_by_version() -> None:
     assert one.is_same(moved)
     assert not one.is_same(other)
     assert one.title == "local-dir:a (version 1)"
-    assert the_one([one, moved], "scores") in (one, moved)
+    assert the_one([("00", one), ("01", moved)], "scores") == one
     assert the_one([], "scores") is None
-    with pytest.raises(SeveralModelsError, match=r"scores of several .*version 1\), .*version 2\)"):
-        the_one([one, other], "scores")
+    several = [(f"{number:02d}", one) for number in range(5)] + [("07", other)]
+    places = r"version 1\): 00, 01, 02 and 2 more; .*version 2\): 07$"
+    with pytest.raises(SeveralModelsError, match=rf"scores of several .*{places}"):
+        the_one(several, "scores")
 
 
 def test_what_records_no_version_is_to_be_made_again() -> None:

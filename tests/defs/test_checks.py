@@ -40,9 +40,12 @@ def write_vectors(folder: Path, number: int, rows: int, scale: float = 1.0) -> N
         np.save(folder / f"_{kind}_emb" / f"{kind}_emb_{number:05d}.npy", vectors)
 
 
-def write_shard(folder: Path, keys: dict[str, str], members: list[str]) -> None:
+def write_shard(
+    folder: Path, keys: dict[str, str], members: list[str], caption: str | None = "a caption"
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    table = pa.table({"key": list(keys), "status": list(keys.values())})
+    captions = pa.array([caption] * len(keys), pa.string())
+    table = pa.table({"key": list(keys), "status": list(keys.values()), "caption": captions})
     pq.write_table(table, folder / "00000.parquet")
     with tarfile.open(folder / "00000.tar", "w") as tar:
         for name in members:
@@ -110,6 +113,21 @@ def test_shards_whole(tmp_path: Path, members: list[str], passed: bool) -> None:
     write_shard(tmp_path, {"0": "success", "1": "failed_to_download"}, members)
     assert checks.shards_whole(tmp_path).passed == passed
     assert checks.successes_in(shards(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("members", "passed"),
+    [
+        (["0.jpg", "0.json"], True),
+        (["0.jpg"], False),
+        (["0.txt", "0.json"], False),
+    ],
+)
+def test_an_image_without_a_caption_needs_no_text(
+    tmp_path: Path, members: list[str], passed: bool
+) -> None:
+    write_shard(tmp_path, {"0": "success"}, members, None)
+    assert checks.shards_whole(tmp_path).passed == passed
 
 
 @pytest.mark.parametrize(

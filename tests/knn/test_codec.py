@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -479,3 +480,58 @@ def test_what_cannot_be_is_refused(world: World, tmp_path: Path) -> None:
     moved = MODEL.model_copy(update={"model": "the/same"})
     summary = build_index(world.subsets["00"], tmp_path, OPTIONS, model=moved, codec=world.codec)
     assert summary.identity == moved
+
+
+def test_images_without_captions_are_in_the_image_index_alone(world: World, tmp_path: Path) -> None:
+    """Beside segments with captions, in runs of their own."""
+    few = OPTIONS.model_copy(update={"merge_every": 2})
+    bare, made = {}, []
+    for number in ("07", "08"):
+        bare[number] = write_subset(tmp_path / number, number, int(number), rows=500)
+        shutil.rmtree(bare[number] / "_text_emb")
+        world.subsets[number] = bare[number]
+        made.append(world.build(number, name=str(tmp_path / "own")))
+        assert size_problem(world.indices[made[-1].key], 500) is None
+    try:
+        world.merge([*world.parts[:1], made[0]], tmp_path / "first", few)
+        parts = [*world.parts[:2], *made]
+        summary = world.merge(parts, tmp_path / "out", few, previous=tmp_path / "first")
+        runs = {len(run.modalities): (run.level, run.n) for run in summary.runs}
+        assert runs == {2: (1, 2 * ROWS), 1: (1, 1_000)}
+        assert size_problem(tmp_path / "out", summary.n) is None
+        index = OpenIndex(tmp_path / "out", world.subset_of)
+        assert finds_own(index, "08", bare["08"]) > 0.97
+        _, rows = index.nearest(vectors(bare["07"])[:20], 100, "text")
+        assert {place.segment for place in index.places(rows.ravel())} == {"00", "01"}
+        recorded = recorded_recall(summary)
+        assert min(recorded["image"].values()) >= OPTIONS.min_recall
+        assert min(recorded["text"].values()) >= OPTIONS.min_recall
+        sampled = measure_recall(tmp_path / "out", world.subset_of, OPTIONS)
+        assert min(sampled["image"].values()) >= OPTIONS.min_recall - 0.03
+    finally:
+        for number in bare:
+            del world.subsets[number]
+
+
+def test_a_codec_of_images_alone_is_for_these_alone(world: World, tmp_path: Path) -> None:
+    options = OPTIONS.model_copy(update={"cells": 8, "vectors": 1_000})
+    bare = write_subset(tmp_path / "bare", "07", 7, rows=1_000)
+    shutil.rmtree(bare / "_text_emb")
+    few = write_subset(tmp_path / "few", "08", 8, rows=200)
+    for name, subsets in (("alone", [bare]), ("both", [bare, few])):
+        (tmp_path / name).mkdir()
+        train_codec(subsets, tmp_path / name, options, model=MODEL)
+    alone, both = (Codec.open(tmp_path / name) for name in ("alone", "both"))
+    assert ([*alone.summary.modalities], [*both.summary.modalities]) == (
+        ["image"],
+        ["image", "text"],
+    )
+    assert len(codec_files(alone.folder)) == 2
+    with pytest.raises(IndexMismatchError, match="trained on images without captions"):
+        build_index(few, tmp_path / "no", options, model=MODEL, codec=alone)
+    for codec in (alone, both):
+        out = tmp_path / f"of-{codec.id}"
+        build_index(bare, out, options, model=MODEL, codec=codec, tuned=True)
+        assert min(measure_recall(out, bare, options)["image"].values()) > 0.9
+    build_index(few, tmp_path / "texts", options, model=MODEL, codec=both, tuned=True)
+    assert min(measure_recall(tmp_path / "texts", few, options)["text"].values()) > 0.9

@@ -8,6 +8,7 @@ import dagster as dg
 from laion_assets import schemas
 from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.clip.thresholds import table_entry
+from laion_assets.clip.vectors import has_texts
 from laion_assets.defs import checks
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table, table_preview
@@ -111,7 +112,9 @@ def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.
             "materialize scored_pairs again",
             allow_retries=False,
         )
-    threshold = recipe.threshold_of(model.model)
+    threshold = None
+    if has_texts(store.published(EMBEDDINGS, key)):
+        threshold = recipe.threshold_of(model.model, model.model_version)
     with publishing(
         context,
         store,
@@ -142,7 +145,9 @@ def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.
     )
 
 
-def _pictures(made: Publication, recipe: Recipe, threshold: float) -> Mapping[str, Any]:
+def _pictures(made: Publication, recipe: Recipe, threshold: float | None) -> Mapping[str, Any]:
+    if threshold is None:
+        return {"similarity": "none: the images have no captions"}
     scored, shards = made.input(SCORED_PAIRS), made.store.folder(IMAGE_SHARDS, made.key)
     kept, dropped = threshold_sheets(scored, shards, recipe, threshold)
     shown = {

@@ -34,8 +34,9 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         keys = store.segments(FILTERED_SUBSET)
         made_of = {str(key): store.manifest(FILTERED_SUBSET, key).data_version for key in keys}
         with publishing(context, store, made_of=made_of, options=options) as made:
-            subsets = [store.published(FILTERED_SUBSET, key) for key in keys]
-            summary = train_codec(subsets, made.out, options, model=model_of_all(subsets))
+            subsets = {key: store.published(FILTERED_SUBSET, key) for key in keys}
+            model = model_of_all(subsets)
+            summary = train_codec([*subsets.values()], made.out, options, model=model)
             made.staging.metadata = {"segments": len(keys)} | summary.model_dump(mode="json")
         return made.result()
 

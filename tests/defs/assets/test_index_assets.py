@@ -75,6 +75,11 @@ class Graph:
         )
 
 
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    (event,) = (event for event in result.all_events if event.is_step_failure)
+    return event.step_failure_data.error_display_string
+
+
 def warnings(result: dg.ExecuteInProcessResult) -> list[str]:
     assert result.success
     return [
@@ -200,6 +205,10 @@ def test_an_index_is_of_the_model_of_its_vectors_and_of_one(tmp_path: Path) -> N
     graph.subset(KEYS[2], 2, rows=300)
     assert graph.make("knn_index", KEYS[2]).success
     before = graph.lake.manifest("search_index").data_version
-    assert not graph.make("search_index").success
-    assert not graph.make("index_codec").success
+    for asset in ("search_index", "index_codec"):
+        message = failure(graph.make(asset))
+        # Which segments are of which model, and what to materialize in what order.
+        assert f"(version 2): {KEYS[2]}" in message
+        assert f"(version {MODEL.model_version}): {KEYS[0]}, {KEYS[1]}" in message
+        assert "materialize embeddings, scored_pairs and filtered_subset of the segm" in message
     assert graph.lake.manifest("search_index").data_version == before
