@@ -71,6 +71,16 @@ OPERATIONAL: Final = _Operational()
 Annotated[int, OPERATIONAL]``. It is no part of a code version: changing it makes nothing stale."""
 
 
+class _Later:
+    def __repr__(self) -> str:
+        return "LATER"
+
+
+LATER: Final = _Later()
+"""Marks a field that was added when partitions existed: at its default it is no part of a code
+version, so that an upgrade makes nothing stale."""
+
+
 @cache
 def operational_fields(model: type[BaseModel]) -> frozenset[str]:
     """Names of the fields that are marked :data:`OPERATIONAL`."""
@@ -83,4 +93,10 @@ def operational_fields(model: type[BaseModel]) -> frozenset[str]:
 
 def versioned(options: BaseModel) -> dict[str, Any]:
     """The options that change results, as JSON values."""
-    return options.model_dump(mode="json", exclude=set(operational_fields(type(options))))
+    fields = type(options).model_fields
+    left_out = {
+        name
+        for name, field in fields.items()
+        if any(mark is LATER for mark in field.metadata) and getattr(options, name) == field.default
+    }
+    return options.model_dump(mode="json", exclude=left_out | operational_fields(type(options)))

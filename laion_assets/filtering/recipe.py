@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from laion_assets import schemas
 from laion_assets.clip.thresholds import UnknownThresholdError, threshold_for
-from laion_assets.options import OPERATIONAL, Options
+from laion_assets.options import LATER, OPERATIONAL, Options
 
 HERE: Final = Path(__file__).with_name("recipes")
 DEFAULT: Final = "laion400m"
@@ -67,6 +67,11 @@ class Recipe(Options):
     )
     drop_animal: bool = Field(
         True, description="Drop NSFW and UNSURE samples whose image may show animals"
+    )
+    duplicates: Annotated[Literal["images"] | None, LATER] = Field(
+        None,
+        description='`"images"` takes one of the images that are copies of one picture, of all'
+        " segments; null takes all",
     )
     where: str | None = Field(
         None,
