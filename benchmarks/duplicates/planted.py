@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from laion_assets.clip.model import ClipModel
 from laion_assets.download.images import ImageMaker
@@ -34,6 +36,8 @@ class Planted:
     kind: NDArray[Any]
     images: Signatures
     pixels: NDArray[np.int64]
+    phash: NDArray[np.uint64]
+    """The usual 64-bit hash of the stored images, to compare with."""
 
 
 def vendors() -> list[tuple[str, str]]:
@@ -83,18 +87,29 @@ def plant(names: Sequence[str], model: ClipModel | None, seed: int) -> Planted:
         )
         images["sketch"] = sketches(vectors)
     pixels = np.array([width * height for width, height in sizes], np.int64)
-    return Planted(np.array(picture), np.array(kinds), images, pixels)
+    phash = np.array([_phash(body) for body in stored], np.uint64)
+    return Planted(np.array(picture), np.array(kinds), images, pixels, phash)
 
 
-def measured(planted: Planted, options: NearDuplicateOptions) -> dict[str, tuple[float, float]]:
-    """Recall and precision of each kind.
+def _phash(body: bytes) -> int:
+    """The signs of 8 × 8 frequencies against their median, as most libraries have it."""
+    grey = opened(body).convert("L").resize((32, 32), Image.Resampling.LANCZOS)
+    low = cv2.dct(np.asarray(grey, np.float32))[:8, :8].ravel()
+    return sum(1 << int(place) for place in np.flatnonzero(low > np.median(low)))
+
+
+def clusters(planted: Planted, options: NearDuplicateOptions) -> NDArray[np.int64]:
+    """(n,): the cluster of each image, as those of one segment."""
+    none = Foreign.none(len(planted.images))
+    return find_clusters(planted.images, planted.pixels, none, options).cluster
+
+
+def measured(planted: Planted, found: NDArray[np.int64]) -> dict[str, tuple[float, float]]:
+    """Recall and precision of each kind, of the cluster ``found`` for each image, (n,).
 
     Recall: the share of copies that are in their original's cluster. Precision: of the copies in a
     cluster with other images, the share that are in one with none of another picture.
     """
-    found = find_clusters(
-        planted.images, planted.pixels, Foreign.none(len(planted.images)), options
-    ).cluster
     original = found[planted.kind == ORIGINAL]
     pictures = {of: set(planted.picture[found == of].tolist()) for of in np.unique(found).tolist()}
     sizes = {of: int(np.count_nonzero(found == of)) for of in pictures}

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -68,8 +68,9 @@ class Recipe(Options):
     drop_animal: bool = Field(
         True, description="Drop NSFW and UNSURE samples whose image may show animals"
     )
-    duplicates: Annotated[Literal["images"] | None, LATER] = Field(
+    duplicates: Annotated[str | None, LATER] = Field(
         None,
+        pattern="^images$",  # Dagster's resources know no literals
         description='`"images"` takes one of the images that are copies of one picture, of all'
         " segments; null takes all",
     )

@@ -6,6 +6,7 @@ partition. Memory: some 300 bytes an image.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,8 @@ SIGNATURES: Final = "_signatures.npy"
 
 _COLUMNS: Final = ("SAMPLE_ID", "width", "height", "sha256", "shard", "key")
 _AT_ONCE: Final = 512
+_HEX: Final = 64
+"""Digits of a SHA-256."""
 
 
 def rows_of(embeddings: Path) -> pa.Table:
@@ -51,7 +54,7 @@ def signatures_of(
     version of the embeddings' model. ``earlier``: an earlier partition of near-duplicates.
     """
     found = np.zeros(len(rows), SIGNATURE)
-    found["model"] = int(model[:8], 16)
+    found["model"] = int.from_bytes(hashlib.blake2b(model.encode(), digest_size=4).digest())
     found["image"] = read_digests(embeddings / DIGESTS, len(rows))
     at = 0
     for part in PARTITIONS[EMBEDDINGS].rows.paths(embeddings):
@@ -79,7 +82,7 @@ def signatures_of(
 def _hashes(sha256: Sequence[str | None], images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(n, 16): the beginning of the originals' hashes, or of the stored images' without them."""
     heads = [
-        bytes.fromhex(text[:32]) if text else image.tobytes()
+        bytes.fromhex(text[:32]) if text and len(text) == _HEX else image.tobytes()
         for text, image in zip(sha256, images, strict=True)
     ]
     return np.frombuffer(b"".join(heads), np.uint8).reshape(-1, 16)

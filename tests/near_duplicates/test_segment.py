@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from benchmarks.duplicates.planted import ORIGINAL, REACHED, Planted, measured
+from benchmarks.duplicates.planted import ORIGINAL, REACHED, Planted, clusters, measured
 from laion_assets.layout import CLUSTER_LEDGER, NEAR_DUPLICATES, SegmentKey
 from laion_assets.near_duplicates.clusters import cluster_of
 from tests.near_duplicates.conftest import OPTIONS, PICTURES, Segments, rows_of_kinds
@@ -16,7 +16,7 @@ FIRST, SECOND, THIRD = (SegmentKey("CC-MAIN-2021-01", f"0{number}") for number i
 
 
 def test_copies_are_found_and_look_alikes_are_not(planted: Planted) -> None:
-    found = measured(planted, OPTIONS)
+    found = measured(planted, clusters(planted, OPTIONS))
     assert found[ORIGINAL] == (1.0, 1.0)
     for kind in ("resized", "recompressed", "mirrored"):
         assert found[kind] == (1.0, 1.0), kind
@@ -30,11 +30,11 @@ def test_the_first_of_a_cluster_is_the_largest_original(
     rows = rows_of_kinds(planted, ORIGINAL, "resized", "recompressed")
     found = segments.make(FIRST, rows)
     assert (found.clusters, found.copies, found.foreign) == (PICTURES, 2 * PICTURES, 0)
-    clusters = segments.clusters(FIRST)
+    made = segments.clusters(FIRST)
     for picture in range(PICTURES):
         mine = [row for row in rows if planted.picture[row] == picture]
-        assert len({clusters[row][0] for row in mine}) == 1
-        (first,) = (row for row in mine if clusters[row][1])
+        assert len({made[row][0] for row in mine}) == 1
+        (first,) = (row for row in mine if made[row][1])
         assert planted.pixels[first] == max(planted.pixels[mine])
 
 
@@ -89,8 +89,8 @@ def test_a_cluster_goes_on_without_its_first_image(planted: Planted, segments: S
     gone = [row for row, (_, first) in segments.clusters(FIRST).items() if first]
     left = sorted({*rows} - {*gone})
     assert segments.make(FIRST, left).clusters == PICTURES
-    clusters = segments.clusters(FIRST)
-    assert not {of for of, _ in clusters.values()} & set(
+    made = segments.clusters(FIRST)
+    assert not {of for of, _ in made.values()} & set(
         cluster_of(planted.images["sha256"][gone]).tolist()
     )
     assert segments.make(THIRD, gone).foreign == PICTURES
