@@ -21,7 +21,8 @@ from laion_assets.near_duplicates.signature import Signatures, likeness
 
 _MOST: Final = 64
 """First ones of clusters that an image is compared with for one key, those before others."""
-_AT_ONCE: Final = 50_000
+_AT_ONCE: Final = 200_000
+"""Images whose keys are looked up in one pass through the ledger; they take some hundred MB."""
 
 Rows = NDArray[np.int64]
 
@@ -96,9 +97,8 @@ def find_foreign(
     for at in range(0, len(images), _AT_ONCE):
         rows = np.arange(at, min(at + _AT_ONCE, len(images)))
         some = images[rows]
-        keys, of = pairs_of(
-            np.concatenate([keys_of(some), keys_of(some, turned=True)]), [*rows] * 2
-        )
+        both = np.concatenate([keys_of(some), keys_of(some, turned=True)])
+        keys, of = pairs_of(both, np.concatenate([rows, rows]))
         index, owner, row = find(keys)
         found = np.unique(np.stack([owner.astype(np.int64), row, of[index]], axis=1), axis=0)
         for number in np.unique(found[:, 0]):
@@ -129,9 +129,9 @@ def find_clusters(
     order = np.lexsort((np.arange(n), -pixels))
     heads = np.ascontiguousarray(images["sha256"]).view("S16").ravel() if n else np.zeros(0, "S16")
     _, begins, place = np.unique(heads[order], return_index=True, return_inverse=True)
+    # Of each image the first one with the same bytes.
     same_as = np.empty(n, np.int64)
     same_as[order] = order[begins[place.reshape(-1)]]
-    """The first of the images with the same bytes."""
     ways = _Ways(images, np.flatnonzero(same_as == np.arange(n)))
     for row in (int(row) for row in order if same_as[row] == row):
         near, of_near = foreign.likeness[row], -1
@@ -163,10 +163,10 @@ class _Ways:
             np.concatenate([keys_of(images[rows]), keys_of(images[rows], turned=True)]),
             np.concatenate([rows, rows]),
         )
-        pair = np.unique(np.stack([asked, asking.astype(np.uint64)], axis=1), axis=0)
-        values, counts = np.unique(pair[:, 0], return_counts=True)
+        # A key that an image has mirrored, too, counts twice, which costs a look and no more.
+        values, counts = np.unique(asked, return_counts=True)
         shared = values[counts > 1]
-        self._asked = _by_row(*_among(shared, pair[:, 0], pair[:, 1].astype(np.int64)))
+        self._asked = _by_row(*_among(shared, asked, asking))
         self._keys = _by_row(*_among(shared, keys, of))
         self._held: dict[int, list[int]] = {}
 

@@ -85,5 +85,5 @@ def pairs_of(keys: Keys, rows: NDArray[Any]) -> tuple[Keys, NDArray[np.int64]]:
     of = np.repeat(np.asarray(rows, np.int64), keys.shape[1])
     there = flat != NONE
     flat, of = flat[there], of[there]
-    order = np.lexsort((of, flat))
+    order = np.argsort(flat, kind="stable")
     return flat[order], of[order]
