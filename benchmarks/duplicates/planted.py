@@ -7,6 +7,7 @@ import random
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import cv2
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from laion_assets.clip.model import ClipModel
-from laion_assets.download.images import ImageMaker
+from laion_assets.download.images import ImageMaker, StoredImage
 from laion_assets.download.options import DownloadOptions
 from laion_assets.near_duplicates.clusters import Foreign, find_clusters
 from laion_assets.near_duplicates.options import NearDuplicateOptions
@@ -50,26 +51,32 @@ def vendors() -> list[tuple[str, str]]:
     return sorted((names[0], names[1]) for names in by_name.values() if len(names) > 1)
 
 
+def stored_copies(name: str, chance: random.Random) -> dict[str, StoredImage]:
+    """A picture as it is and a copy of each kind, as the downloader stores them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of a palette with transparency
+        image = opened(Pictures().read(name))
+    made = {ORIGINAL: encoded(image)} | {kind: make(image, chance) for kind, make in COPIES.items()}
+    return {kind: _maker().make(body) for kind, body in made.items()}
+
+
+@cache
+def _maker() -> ImageMaker:
+    return ImageMaker(DownloadOptions(min_bytes=0))
+
+
 def plant(names: Sequence[str], model: ClipModel | None, seed: int) -> Planted:
     """Make a copy of each kind of each picture, and the signatures of all.
 
     Without a model, no embeddings can be compared.
     """
-    chance, pictures = random.Random(seed), Pictures()
-    maker = ImageMaker(DownloadOptions(min_bytes=0))
+    chance = random.Random(seed)
     stored, picture, kinds, sizes, hashes = [], [], [], [], []
     for number, name in enumerate(names):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of a palette with transparency
-            image = opened(pictures.read(name))
-        made = {ORIGINAL: encoded(image)} | {
-            kind: make(image, chance) for kind, make in COPIES.items()
-        }
-        for kind, body in made.items():
-            one = maker.make(body)
+        for kind, one in stored_copies(name, chance).items():
             stored.append(one.encoded)
             sizes.append((one.original_width, one.original_height))
-            hashes.append(hashlib.sha256(body).digest()[:16])
+            hashes.append(hashlib.sha256(one.encoded).digest()[:16])
             picture.append(number)
             kinds.append(kind)
     images = np.zeros(len(stored), SIGNATURE)

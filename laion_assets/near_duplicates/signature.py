@@ -77,7 +77,8 @@ def look(encoded: bytes, width: int, height: int) -> NDArray[np.int8]:
     largest = np.abs(looks).max(axis=1, keepdims=True)
     if not largest.all():
         return none
-    return np.rint(looks * (127 / largest)).astype(np.int8)
+    found: NDArray[np.int8] = np.rint(looks * (127 / largest)).astype(np.int8)
+    return found
 
 
 def _crops(image: NDArray[Any]) -> list[NDArray[Any]]:
@@ -162,7 +163,8 @@ def sketches(vectors: NDArray[Any]) -> NDArray[np.int8]:
     """(n, 64) int8: random projections of embeddings, (n, dim), whose cosines are about theirs."""
     projected = vectors.astype(np.float32) @ _projection(vectors.shape[1])
     largest = np.abs(projected).max(axis=1, keepdims=True, initial=1e-9)
-    return np.rint(projected * (127 / largest)).astype(np.int8)
+    found: NDArray[np.int8] = np.rint(projected * (127 / largest)).astype(np.int8)
+    return found
 
 
 @cache
