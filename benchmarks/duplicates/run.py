@@ -13,7 +13,6 @@ import numpy as np
 
 from benchmarks import table
 from benchmarks.dedup.run import make_ledger
-from benchmarks.duplicates import picture
 from benchmarks.duplicates.growth import CLAIMS, Growing
 from benchmarks.duplicates.planted import (
     ORIGINAL,
@@ -58,7 +57,6 @@ def main() -> None:
         for half in (0, 1)
     ]
     texts = [_recall(*halves), _growth(args.segments, args.images, args.rounds)]
-    picture.main()
     table.publish("duplicates", "\n\n".join(texts))
 
 
