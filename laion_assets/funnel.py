@@ -87,6 +87,7 @@ REASONS: Final[Mapping[str, Mapping[str, str]]] = {
         "unsafe_underage": "tagged NSFW or UNSURE, and an under-age category ranks first or second",
         "unsafe_animal": "tagged NSFW or UNSURE, and an animal category ranks first",
         "predicate": "outside the recipe's own conditions",
+        "duplicate_image": "a copy of an image that the subset has, here or in another segment",
     },
 }
 """Stage, in the order of processing -> reason -> its meaning, for people."""

@@ -94,6 +94,7 @@ UNIQUE_PAIRS: Final = "unique_pairs"
 IMAGE_SHARDS: Final = "image_shards"
 EMBEDDINGS: Final = "embeddings"
 SCORED_PAIRS: Final = "scored_pairs"
+NEAR_DUPLICATES: Final = "near_duplicates"
 FILTERED_SUBSET: Final = "filtered_subset"
 KNN_INDEX: Final = "knn_index"
 SEGMENT_STATS: Final = "segment_stats"
@@ -126,6 +127,8 @@ SIMILARITY_FILES: Final = "_similarities_*.json"
 
 DEDUP_LEDGER: Final = "dedup_ledger"
 """Folder that all partitions of `unique_pairs` share."""
+CLUSTER_LEDGER: Final = "cluster_ledger"
+"""Folder that all partitions of `near_duplicates` share."""
 
 
 @dataclass(frozen=True)
@@ -252,10 +255,23 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
             ("_categories.npy", SIMILARITY_FILES, PICTURE_FILES),
         ),
         Partition(
+            NEAR_DUPLICATES,
+            None,
+            (
+                Table(
+                    "part-*.parquet",
+                    schemas.NEAR_DUPLICATES,
+                    view="near_duplicates",
+                    sample_id="SAMPLE_ID",
+                ),
+            ),
+            ("_signatures.npy", "_by_sample.npy", "_claims.json", PICTURE_FILES),
+        ),
+        Partition(
             FILTERED_SUBSET,
             "subset",
             (replace(_SUBSET_ROWS, view="subset"),),
-            (*_VECTORS, PICTURE_FILES),
+            (*_VECTORS, "_clusters.npy", "_claims.json", PICTURE_FILES),
         ),
         Partition(
             KNN_INDEX,
@@ -310,6 +326,11 @@ OVER_ALL: Final[Mapping[str, Partition]] = {
 SEGMENT_ASSETS: Final = tuple(PARTITIONS)
 SUBSET_PREFIX: Final = "subset_"
 """Beginning of the name of a further subset's asset, and of its folder in the lake."""
+
+
+def subset_ledger(asset: str) -> str:
+    """Return the folder that all partitions of a subset share, if it takes one of each cluster."""
+    return f"ledger_of_{asset}"
 
 
 def subset_asset(name: str) -> str:

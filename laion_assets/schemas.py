@@ -120,6 +120,17 @@ SCORED: Final = pa.schema(
 )
 """`scored_pairs`: every embedded pair with everything a recipe may decide on."""
 
+NEAR_DUPLICATES: Final = pa.schema(
+    [
+        ("SAMPLE_ID", pa.int64()),
+        ("image_hash", pa.int64()),
+        ("cluster", pa.int64()),
+        ("likeness", pa.float32()),
+        ("first", pa.bool_()),
+    ]
+)
+"""`near_duplicates`: one row for each row of `embeddings`, in the same order."""
+
 SUBSET: Final = pa.schema(
     [
         ("SAMPLE_ID", pa.int64()),
@@ -201,6 +212,10 @@ _MEANING: Final[Mapping[str, str]] = {
     "text_names_minors": "whether the text has a word for minors",
     "underage_ranked": "whether an under-age category ranks first or second",
     "animal_ranked": "whether an animal category ranks first",
+    "image_hash": "signs of 40 low frequencies of the stored image, 0 for a plain one",
+    "cluster": "number of the images that are copies of one picture, in all segments",
+    "likeness": "cosine of the perceptual hashes of the image and its cluster's first one",
+    "first": "whether the image is its cluster's first one, in all segments",
     "taken": "whether this deployment takes the file",
     "segment_id": "Common Crawl's id of the segment, or digest of a list's files",
     "status": "success, failed_to_download or failed_to_resize",

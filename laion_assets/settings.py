@@ -27,6 +27,7 @@ from laion_assets.generation.options import GenerationOptions
 from laion_assets.knn.options import IndexOptions
 from laion_assets.lake import LakeOptions
 from laion_assets.layout import unqueryable
+from laion_assets.near_duplicates.options import NearDuplicateOptions
 from laion_assets.options import Options
 from laion_assets.pairs.rules import PairRules
 from laion_assets.removals.options import RemovalOptions
@@ -117,6 +118,7 @@ Followed = Literal[
     "image_shards",
     "embeddings",
     "scored_pairs",
+    "near_duplicates",
     "filtered_subset",
     "subsets",
     "knn_index",
@@ -128,7 +130,14 @@ class Automation(Options):
     """What is rebuilt automatically; everything else stays stale until a person rebuilds it."""
 
     inputs: tuple[Followed, ...] = Field(
-        ("scored_pairs", "filtered_subset", "subsets", "knn_index", "segment_stats"),
+        (
+            "scored_pairs",
+            "near_duplicates",
+            "filtered_subset",
+            "subsets",
+            "knn_index",
+            "segment_stats",
+        ),
         description="Assets rebuilt in the segments where the content of an input changed",
     )
     code: tuple[Followed, ...] = Field(
@@ -238,6 +247,7 @@ class Settings(Options):
     download: DownloadOptions = DownloadOptions()
     clip: ClipOptions = ClipOptions()
     safety: SafetyOptions = SafetyOptions()
+    near_duplicates: NearDuplicateOptions = NearDuplicateOptions()
     subset: Recipe = Field(default_factory=lambda: load_recipe(DEFAULT))
     """The recipe of `filtered_subset`, which is indexed and searched."""
     subsets: Mapping[str, Recipe] = Field(default_factory=dict)

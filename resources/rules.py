@@ -5,6 +5,7 @@ from __future__ import annotations
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.knn.options import IndexOptions
+from laion_assets.near_duplicates.options import NearDuplicateOptions
 from laion_assets.pairs.rules import PairRules
 from laion_assets.safety.options import SafetyOptions
 from laion_assets.settings import Work
@@ -17,6 +18,10 @@ class PairRulesResource(PairRules, OptionsResource[PairRules]):
 
 class SafetyResource(SafetyOptions, OptionsResource[SafetyOptions]):
     """Which prompts and word lists the safety tags use."""
+
+
+class NearDuplicatesResource(NearDuplicateOptions, OptionsResource[NearDuplicateOptions]):
+    """When two images count as copies of one picture."""
 
 
 class RecipeResource(Recipe, OptionsResource[Recipe]):

@@ -29,8 +29,8 @@ PRODUCT = [
     for path in (ROOT / folder).rglob("*.py")
 ]
 WAY = [
-    *("wat", "pairs", "url_lists", "dedup", "download", "clip", "safety", "filtering", "knn"),
-    *("generation", "lookup", "stats", "release", "search"),
+    *("wat", "pairs", "url_lists", "dedup", "download", "clip", "safety", "near_duplicates"),
+    *("filtering", "knn", "generation", "lookup", "stats", "release", "search"),
 ]
 GROUND = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "definitions", "settings"}
 SHARED = GROUND | {"removals"}

@@ -78,7 +78,7 @@ class _Ledger:
         self.segments = segments
         self._ledger, self._partitions = folder / "ledger", folder / "partitions"
         self._pairs = folder / "pairs"
-        _make_ledger(self._ledger, self._partitions, segments, pairs, chance)
+        make_ledger(self._ledger, self._partitions, segments, pairs, chance)
         _make_pairs(self._pairs, self._ledger, pairs, chance)
         self._bytes = sum(path.stat().st_size for path in self._ledger.iterdir())
         self._state = load(self._ledger)
@@ -115,7 +115,7 @@ class _Ledger:
         ]
 
 
-def _make_ledger(
+def make_ledger(
     ledger: Path, partitions: Path, segments: int, pairs: int, chance: np.random.Generator
 ) -> None:
     """Make a ledger as ``segments`` claims leave it: runs of 1, 8, 64 … segments, random uids."""

@@ -198,7 +198,7 @@ def _instance(home: Path, machines: int) -> Iterator[dg.DagsterInstance]:
         # All pools, before any run: two runs that first used a pool at once have been seen to fail
         # on Postgres, since each added its row.
         for pool in _pools():
-            limit = 1 if pool == pools.LEDGER else machines
+            limit = 1 if pool in (pools.LEDGER, pools.CLUSTERS) else machines
             instance.event_log_storage.set_concurrency_slots(pool, limit)
         yield instance
 

@@ -10,12 +10,13 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from laion_assets.dedup import runs
 from laion_assets.dedup.runs import Columns, SortedRun, SortedRunWriter
@@ -51,11 +52,38 @@ _RUNS: Final = "run-*"
 _EVERY_CRAWL: Final = EVERY_HIVE.partition("/")[0]
 
 
+class Held(NamedTuple):
+    """The claims of a published partition."""
+
+    claims: int
+    pieces: Iterable[tuple[NDArray[Any], NDArray[Any]]]
+    """Their first and second halves, (n,) uint64 each; through all pieces sorted by the first."""
+
+
+HeldBy = Callable[[Path, Path], Held]
+"""Reads a partition's folder; the other path is free for files of its own."""
+
+
+def uids_held(folder: Path, scratch: Path) -> Held:
+    """What a partition of `unique_pairs` holds."""
+    parts = PARTITIONS[UNIQUE_PAIRS].rows.paths(folder)
+    rows = rows_in(*parts)
+
+    def pieces() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        uids = buckets(parts, rows, scratch)
+        for bucket in uids:
+            yield bucket.high, bucket.low
+        uids.remove()
+
+    return Held(rows, pieces())
+
+
 @contextmanager
-def opened(ledger: Path, partitions: Path) -> Iterator[State]:
+def opened(ledger: Path, partitions: Path, held_by: HeldBy = uids_held) -> Iterator[State]:
     """Lock the ledger and bring it in line with the partitions.
 
-    Raises :class:`LedgerError` if it is damaged.
+    ``held_by``: reads what a partition holds, from which a lost ledger is rebuilt. Raises
+    :class:`LedgerError` if it is damaged.
     """
     with locked(ledger / ".lock", lambda: logger.info(f"waiting for another writer of {ledger}")):
         exists = (ledger / STATE).exists()
@@ -67,7 +95,7 @@ def opened(ledger: Path, partitions: Path) -> Iterator[State]:
         if not exists:
             _delete_unlisted(ledger, state)
             with telling(ledger):
-                _rebuild(ledger, state, partitions)
+                _rebuild(ledger, state, partitions, held_by)
         _check(ledger, state)
         if not exists or json.dumps(state.to_json()) != before:
             fsync_directory(ledger)
@@ -132,22 +160,18 @@ def _check(ledger: Path, state: State) -> None:
         raise LedgerError(damaged(ledger, str(error))) from error
 
 
-def _rebuild(ledger: Path, state: State, partitions: Path) -> None:
-    """Claim every published partition's pairs for its segment."""
+def _rebuild(ledger: Path, state: State, partitions: Path, held_by: HeldBy) -> None:
+    """Claim for every segment what its published partition holds."""
     for folder in _folders(partitions):
         key = SegmentKey.of_folder(folder)
         logger.info(f"rebuilding the ledger from {key}")
-        parts = PARTITIONS[UNIQUE_PAIRS].rows.paths(folder)
-        rows = rows_in(*parts)
+        held = held_by(folder, ledger / ".uids")
         number = state.new_number()
-        uids = buckets(parts, rows, ledger / ".uids")
-        with SortedRunWriter(ledger, number, 0, rows) as writer:
-            for bucket in uids:
-                owner = np.full(len(bucket.high), number, dtype=np.uint32)
-                writer.write(Columns(bucket.high, bucket.low, owner))
-        uids.remove()
+        with SortedRunWriter(ledger, number, 0, held.claims) as writer:
+            for high, low in held.pieces:
+                writer.write(Columns(high, low, np.full(len(high), number, dtype=np.uint32)))
         state.runs.append(writer.run())
-        state.owners[str(key)] = Owner(number, rows)
+        state.owners[str(key)] = Owner(number, held.claims)
         # Saved only with all partitions: half a ledger would be taken for a whole one.
         while due := _due(state):
             run = runs.merge(ledger, due, ledger, state.counts(), runs.ROWS_AT_ONCE)

@@ -3,6 +3,7 @@
 from typing import Final
 
 LEDGER: Final = "dedup_ledger"
+CLUSTERS: Final = "cluster_ledger"
 DOWNLOAD: Final = "download"
 EMBED: Final = "embed"
 INDEX: Final = "index_merge"

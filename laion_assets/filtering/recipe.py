@@ -25,7 +25,7 @@ from laion_assets.clip.thresholds import (
     threshold_for,
     unknown,
 )
-from laion_assets.options import OPERATIONAL, Options
+from laion_assets.options import ADDED, OPERATIONAL, Options
 
 HERE: Final = Path(__file__).with_name("recipes")
 DEFAULT: Final = "laion400m"
@@ -73,6 +73,12 @@ class Recipe(Options):
     )
     drop_animal: bool = Field(
         True, description="Drop NSFW and UNSURE samples whose image may show animals"
+    )
+    duplicates: Annotated[str | None, ADDED] = Field(
+        None,
+        pattern="^images$",  # Dagster's resources know no literals
+        description='`"images"` takes one of the images that are copies of one picture, of all'
+        " segments; null takes all",
     )
     where: str | None = Field(
         None,

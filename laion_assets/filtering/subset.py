@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,14 +18,14 @@ from laion_assets.clip.identity import ModelIdentity, the_one
 from laion_assets.clip.vectors import SamplesWriter, has_texts, image_path, places_in
 from laion_assets.files import write_json
 from laion_assets.filtering.plausible import counted, tags_problem, threshold_problem
-from laion_assets.filtering.recipe import Recipe, rows_where
+from laion_assets.filtering.recipe import Recipe, RecipeError, rows_where
 from laion_assets.filtering.score import score_segment, with_vectors
 from laion_assets.filtering.similarities import Similarities, files_in
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
 from laion_assets.layout import PARTITIONS, SCORED_PAIRS
 from laion_assets.safety.options import SafetyOptions
 from laion_assets.safety.prompts import category_embeddings, load_prompts
-from laion_assets.tables import rows_in
+from laion_assets.tables import ROW_GROUP, batches, rows_in
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from laion_assets.clip.model import ClipModel
 
 STAGE: Final = "subset"
+
+
+OneOfEach = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
+"""Given the rows that a recipe takes, by number: (rows,) bool, which of all rows are left out."""
 
 
 class OtherModelError(ValueError):
@@ -81,6 +85,7 @@ def take_subset(
     recipe: Recipe,
     *,
     threshold: float | None,
+    one_of_each: OneOfEach | None = None,
 ) -> StageCounts:
     """Write the recipe's subset of all parts of a segment.
 
@@ -91,6 +96,7 @@ def take_subset(
     Args:
         threshold: the lowest similarity kept, from the recipe or from the table; None for images
             without captions, which the recipe's other rules choose among.
+        one_of_each: says which of the rows that the recipe takes are left out as copies.
 
     Returns:
         counts of the stage ``subset``; a pair that fails several rules counts for the first one.
@@ -98,12 +104,18 @@ def take_subset(
     counts = StageCounts(STAGE)
     parts = PARTITIONS[SCORED_PAIRS].rows.paths(scored)
     progress = Progress("subset", "rows", rows_in(*parts), logger)
+    copies = one_of_each(_taken(parts, recipe, threshold)) if one_of_each else None
+    at = 0
     dim = np.load(image_path(embeddings, 0), mmap_mode="r", allow_pickle=False).shape[1]
     places = places_in(embeddings)
     with SamplesWriter(out, schemas.SUBSET, dim, places=places, **_FOR_LOOK_UPS) as writer:
         for part in parts:
             for rows, images, texts in with_vectors(part, embeddings):
                 kept, of_these = choose(rows, recipe, threshold)
+                if copies is not None:
+                    of_these.drop("duplicate_image", int(copies[at + kept].sum()))
+                    kept = kept[~copies[at + kept]]
+                at += len(rows)
                 counts.add(of_these)
                 taken = rows.take(pa.array(kept))
                 columns = [taken[_COLUMNS.get(name, name)] for name in schemas.SUBSET.names]
@@ -111,6 +123,17 @@ def take_subset(
                 writer.write(pa.table(columns, schema=schemas.SUBSET), *vectors)
                 progress.advance(len(rows))
     return counts
+
+
+def _taken(parts: Sequence[Path], recipe: Recipe, threshold: float | None) -> NDArray[np.int64]:
+    """Numbers of the rows that a recipe takes, through all parts."""
+    found, at = [np.zeros(0, np.int64)], 0
+    for part in parts:
+        for batch in batches(part, rows=ROW_GROUP):
+            kept, _ = choose(pa.Table.from_batches([batch]), recipe, threshold)
+            found.append(at + kept)
+            at += len(batch)
+    return np.concatenate(found)
 
 
 def choose(
@@ -176,10 +199,16 @@ def filter_embeddings(
     """Score a folder of embeddings and take the subset into ``out``.
 
     ``model`` must be the one that embedded the folder; raises :class:`OtherModelError` if the
-    folder's notes say otherwise. Of images without captions, no threshold is asked. The scores are
-    kept in the folder ``scores``, if one is given, and replace those of an earlier call, which may
-    be of other embeddings.
+    folder's notes say otherwise, and :class:`RecipeError` for a recipe that takes one of each
+    cluster. Of images without captions, no threshold is asked. The scores are kept in the folder
+    ``scores``, if one is given, and replace those of an earlier call, which may be of other
+    embeddings.
     """
+    if recipe.duplicates:
+        raise RecipeError(
+            f"the recipe {recipe.name!r} takes one of each cluster of near-duplicates, which are "
+            "known in a lake alone: materialize its subset there"
+        )
     threshold = recipe.threshold_of(model.key, model.version) if has_texts(embeddings) else None
     made_by = embedded_by(embeddings)
     # Without notes, only the vectors' width can be compared.

@@ -45,7 +45,7 @@ class KnnRequest(_Request):
         None, ge=0, description="Number of results; those beyond num_images have only their ids"
     )
     indice_name: Text = None
-    deduplicate: bool = False
+    deduplicate: bool = Field(False, description="Fold near-duplicates into one result")
     use_safety_model: bool = Field(False, description="Leave out samples tagged UNSURE or NSFW")
     use_violence_detector: bool = Field(False, description="Ignored: there is no such detector")
     use_mclip: bool = Field(False, description="Ignored: there is no multilingual model")

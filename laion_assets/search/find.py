@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from laion_assets.knn.samples import Located, PartRow, Samples
 from laion_assets.knn.subset import Modality
+from laion_assets.search.clusters import Cluster, Clusters
 from laion_assets.search.filters import Filters
 from laion_assets.search.live_index import IndexVersion
 
@@ -57,12 +58,14 @@ def find(
     *,
     fold_above: float | None,
     max_candidates: int,
+    clusters: Clusters | None = None,
 ) -> Found:
     """Find the ``wanted`` best samples that pass the filters.
 
     It looks at more and more neighbours until it has enough results, has seen ``max_candidates``,
-    or has seen the whole index. Results with a cosine above ``fold_above`` are folded into one;
-    None folds nothing. Raises ``ValueError`` for a vector that the index cannot be searched for.
+    or has seen the whole index. Results of one of ``clusters``, or with a cosine above
+    ``fold_above``, are folded into one; None as ``fold_above`` folds nothing. Raises ``ValueError``
+    for a vector that the index cannot be searched for.
     """
     most = min(max_candidates, version.summary.n)
     lossy = filters.selective or fold_above is not None
@@ -70,6 +73,9 @@ def find(
     while True:
         near = version.nearest(vector, k, over)
         found = _choose(version, samples, near, over, filters, fold_above)
+        if fold_above is not None:
+            known = clusters.of([result.located for result in found.results]) if clusters else None
+            found.results = fold(found.results, over, fold_above, known)
         found.complete = k >= most or len(near) < k
         if found.complete or len(found.results) >= wanted:
             break
@@ -105,13 +111,19 @@ def _choose(
         for (score, row), located in zip(near, located_all, strict=True)
         if located is not None
     ]
-    if fold_above is not None:
-        found.results = fold(found.results, over, fold_above)
     return found
 
 
-def fold(results: Sequence[Result], over: Modality, above: float) -> list[Result]:
-    """Fold each result into the best earlier one whose vector or image bytes it repeats.
+def fold(
+    results: Sequence[Result],
+    over: Modality,
+    above: float,
+    clusters: Sequence[Cluster] | None = None,
+) -> list[Result]:
+    """Fold each result into the best earlier one whose vector or image it repeats.
+
+    ``clusters``: the cluster of each result's image, as far as it is known; without, images are the
+    same if their bytes are.
 
     clip-retrieval folds by connected components: a chain of small steps then swallows what is not
     alike, and the results change as more of them are looked at. This way does neither.
@@ -121,10 +133,11 @@ def fold(results: Sequence[Result], over: Modality, above: float) -> list[Result
     vectors = np.stack([result.located.vectors[over] for result in results])
     alike = vectors @ vectors.T > above
     kept = np.zeros(len(results), dtype=np.bool_)
-    by_bytes: dict[str, int] = {}
+    by_image: dict[str | int, int] = {}
     for i, result in enumerate(results):
-        sha256 = result.located.value("sha256") if over == "image" else None
-        same = by_bytes.get(sha256) if sha256 else None
+        image = (clusters and clusters[i]) or result.located.value("sha256")
+        image = image if over == "image" else None
+        same = by_image.get(image) if image else None
         if same is None:
             repeated = np.flatnonzero(alike[i] & kept)
             same = int(repeated[0]) if len(repeated) else None
@@ -133,6 +146,6 @@ def fold(results: Sequence[Result], over: Modality, above: float) -> list[Result
             same = i
         else:
             results[same].duplicates += 1
-        if sha256:
-            by_bytes.setdefault(sha256, same)
+        if image:
+            by_image.setdefault(image, same)
     return [result for result, keep in zip(results, kept, strict=True) if keep]

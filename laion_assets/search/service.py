@@ -38,6 +38,7 @@ from laion_assets.search.api_models import (
     decode_image,
     split_text,
 )
+from laion_assets.search.clusters import Clusters
 from laion_assets.search.encoder import Encoder, Vector
 from laion_assets.search.errors import RequestRefusedError
 from laion_assets.search.filters import Filters
@@ -86,7 +87,7 @@ class SearchService:
         self.live = LiveIndex(index_dir, subsets, self._accept)
         self.samples = Samples(subsets, options.cache_mb * 2**20)
         lake = lake_beside(index_dir)
-        self._lake = lake
+        self._lake, self._clusters = lake, Clusters(lake)
         self.thumbnails = Thumbnails(lake, options.open_shards) if lake else None
         self.removals = (
             RemovalQueue(lake.root, options.removal_queue_bytes)
@@ -296,6 +297,7 @@ class SearchService:
                 filters,
                 fold_above=options.duplicate_threshold if fold else None,
                 max_candidates=options.max_candidates,
+                clusters=self._clusters,
             )
         except ValueError as error:
             raise RequestRefusedError(422, "vector", str(error)) from error

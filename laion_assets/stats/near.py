@@ -112,8 +112,8 @@ def pairs_around(connection: duckdb.DuckDBPyConnection, threshold: float) -> lis
             rows = nearest(
                 connection,
                 'similarity, "SAMPLE_ID", url, text, shard, key',
-                _files(connection, SCORED_PAIRS, key),
-                _files(connection, FILTERED_SUBSET, key),
+                files_of_partition(connection, SCORED_PAIRS, key),
+                files_of_partition(connection, FILTERED_SUBSET, key),
                 threshold,
                 (min(similarities), max(similarities)),
             )
@@ -128,7 +128,9 @@ def pairs_around(connection: duckdb.DuckDBPyConnection, threshold: float) -> lis
     return sorted(shown, key=lambda pair: (-pair.similarity, pair.sample_id))
 
 
-def _files(connection: duckdb.DuckDBPyConnection, asset: str, key: SegmentKey) -> list[str]:
+def files_of_partition(
+    connection: duckdb.DuckDBPyConnection, asset: str, key: SegmentKey
+) -> list[str]:
     """Paths of the files of a partition's first table, as the catalog knows them."""
     paths = connection.execute(
         f"select getvariable('lake') || '/' || {PLACE} from files "

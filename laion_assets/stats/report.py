@@ -22,6 +22,7 @@ from laion_assets.lake import Lake, LocalLake
 from laion_assets.layout import IMAGE_SHARDS, place_of
 from laion_assets.schemas import meaning
 from laion_assets.stats.catalog import lake_of, open_catalog
+from laion_assets.stats.clusters import Member, clusters_shown, copies
 from laion_assets.stats.figures import STAGE_NAMES, draw
 from laion_assets.stats.near import NearPair, pairs_around
 from laion_assets.stats.plotting import percent
@@ -49,6 +50,7 @@ def build_report(
     with open_catalog(catalog, lake) as connection:
         facts = gather(connection)
         near = [] if facts.threshold is None else pairs_around(connection, facts.threshold)
+        counted, members = copies(connection), clusters_shown(connection)
         lake = lake or LocalLake.at(lake_of(catalog, connection))
     figures = draw(facts)
     for figure in figures:
@@ -60,6 +62,8 @@ def build_report(
         "facts": facts,
         "figures": {figure.name: figure for figure in figures},
         "around": around,
+        "copies": counted,
+        "clusters": _clusters(members, lake, out / "figures"),
         "deciles": DECILES,
         "reasons": REASONS,
         "stage_names": STAGE_NAMES,
@@ -127,7 +131,29 @@ def _around(
     return shown
 
 
-def _tar(pair: NearPair, lake: Lake) -> Path:
+def _clusters(members: Sequence[Member], lake: Lake, out: Path) -> list[list[tuple[Member, bytes]]]:
+    """Collect the pictures of some clusters, and write their contact sheet to ``out``."""
+    members = [one for one in members if _urls(_tar(one, lake)).get(one.image) == one.url]
+    if not members:
+        return []
+    samples = [
+        Sample(_tar(one, lake), one.image, f"cluster {one.cluster}: {_likeness(one)}")
+        for one in members
+    ]
+    whole, tiles = sheet_and_tiles(samples)
+    with atomic_path(out / "clusters.jpg") as beside:
+        beside.write_bytes(whole)
+    shown: dict[int, list[tuple[Member, bytes]]] = {}
+    for one, tile in zip(members, tiles, strict=True):
+        shown.setdefault(one.cluster, []).append((one, tile))
+    return [of for of in shown.values() if len(of) > 1]
+
+
+def _likeness(one: Member) -> str:
+    return "first" if one.first else f"{one.likeness:.3f}"
+
+
+def _tar(pair: NearPair | Member, lake: Lake) -> Path:
     # A shard that is in an object store alone is not fetched for a picture or two.
     return tar_path(lake.local_root / place_of(IMAGE_SHARDS, pair.key), pair.shard)
 

@@ -24,6 +24,7 @@ from laion_assets.layout import (
     EMBEDDINGS,
     FILTERED_SUBSET,
     KNN_INDEX,
+    NEAR_DUPLICATES,
     PARTITIONS,
     SCORED_PAIRS,
 )
@@ -71,7 +72,7 @@ _ROWS: Final[Mapping[str, str]] = {
 _WHERE: Final[Mapping[str, str]] = {"images": "status = 'success'"}
 """Stage -> which of the rows it kept, where the files have others, too."""
 
-_AS_MANY_AS: Final = {"scored": EMBEDDINGS, KNN_INDEX: "subset"}
+_AS_MANY_AS: Final = {"scored": EMBEDDINGS, NEAR_DUPLICATES: EMBEDDINGS, KNN_INDEX: "subset"}
 """Artifacts that must have exactly as many rows as a stage kept: making them refuses nothing."""
 
 _STARTS_ANEW: Final = ("wat", "pairs")

@@ -29,6 +29,7 @@ from laion_assets.layout import (
     FILTERED_SUBSET,
     IMAGE_SHARDS,
     KNN_INDEX,
+    NEAR_DUPLICATES,
     PAIR_PARQUET,
     PARTITIONS,
     SCORED_PAIRS,
@@ -189,6 +190,7 @@ class StoryReader:
             yield self._embeddings(key, embedded)
         if embedded or scored:
             yield self._scores(key, scored)
+        yield from self._cluster(key, uid)
         for asset in self._subsets:
             yield from self._subset(asset, key, uid, scored)
         yield from self._indices(key, sample_id_of(uid))
@@ -278,6 +280,16 @@ class StoryReader:
         )
         by = f"prompts {made.prompts} {made.prompts_digest}, words {made.words}; "
         return Step("scores", "scored", detail, by + self._by(SCORED_PAIRS, key))
+
+    def _cluster(self, key: SegmentKey, uid: bytes) -> Iterator[Step]:
+        row = self._row(NEAR_DUPLICATES, key, '"SAMPLE_ID" = ?', sample_id_of(uid))
+        if row is None:
+            return
+        verdict = "first" if row["first"] else "copy"
+        detail = f"of cluster {row['cluster']}"
+        if not row["first"]:
+            detail += f", likeness {row['likeness']:.3f} to its first image"
+        yield Step(NEAR_DUPLICATES, verdict, detail, self._by(NEAR_DUPLICATES, key))
 
     def _subset(
         self, asset: str, key: SegmentKey, uid: bytes, scored: Row | None
@@ -374,6 +386,8 @@ def _refusal(scored: Row, made: Mapping[str, Any]) -> tuple[str, str]:
     for reason in counts.rejects:
         meaning = REASONS["subset"][reason]
         return reason, f"{meaning}: {recipe.where}" if reason == "predicate" else meaning
+    if recipe.duplicates:
+        return "duplicate_image", REASONS["subset"]["duplicate_image"]
     return "missing", "its recipe would keep it: the scores were rebuilt since"
 
 

@@ -160,7 +160,8 @@ def test_a_changed_setting_makes_its_own_assets_stale_and_asks_for_nothing(
 def test_what_was_made_again_is_followed_where_its_content_has_changed(graph: Graph) -> None:
     graph.content["embeddings", KEYS[1]] = "of another model"
     graph.make("embeddings")
-    made_of_it = {"scored_pairs", "filtered_subset", "subset_portraits", "segment_stats"}
+    made_of_it = {"scored_pairs", "near_duplicates", "filtered_subset", "subset_portraits"}
+    made_of_it.add("segment_stats")
     assert graph.stale() == {KEYS[0]: set(), KEYS[1]: made_of_it}
     # And what is made of these, in the same run.
     asked = {*made_of_it, "knn_index"}

@@ -24,7 +24,7 @@ EXAMPLES: Final = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.D
 
 TABLES: Final = (
     *("wat_manifest", "pair_parquet", "unique_pairs", "image_shards", "embeddings"),
-    *("scored_pairs", "filtered_subset", "subset_portraits", SEGMENT_STATS),
+    *("scored_pairs", "near_duplicates", "filtered_subset", "subset_portraits", SEGMENT_STATS),
 )
 
 

@@ -52,6 +52,8 @@ class Sample:
     md5: str
     picture: bytes
     vectors: list[bytes]
+    signature: list[bytes]
+    """What near-duplicates are found by, and the number of the cluster that is the sample's own."""
 
     @property
     def words(self) -> list[bytes]:
@@ -60,7 +62,7 @@ class Sample:
         raw = [bytes.fromhex(self.sha256), bytes.fromhex(self.md5)]
         numbers = [self.sample_id.to_bytes(8, order, signed=True) for order in ("big", "little")]
         texts = [self.url.encode(), self.text.encode(), str(self.sample_id).encode()]
-        return [*texts, *hashes, *raw, *numbers, self.picture, *self.vectors]
+        return [*texts, *hashes, *raw, *numbers, self.picture, *self.vectors, *self.signature]
 
 
 def sole_rows(lake: LocalLake, key: SegmentKey) -> list[tuple[int, int]]:
@@ -96,7 +98,24 @@ def sample_of(lake: LocalLake, key: SegmentKey, part: int, row: int) -> Sample:
         values["md5"],
         picture_of(lake.published("image_shards", key), f"{values['key']}.jpg"),
         [part for vector in vectors for part in (vector.tobytes(), vector.astype("f4").tobytes())],
+        signature_of(lake, key, values["SAMPLE_ID"]),
     )
+
+
+def signature_of(lake: LocalLake, key: SegmentKey, sample_id: int) -> list[bytes]:
+    folder = lake.published("near_duplicates", key)
+    rows = pq.ParquetFile(folder / "part-00000.parquet").read().to_pylist()
+    (number,) = (i for i, row in enumerate(rows) if row["SAMPLE_ID"] == sample_id)
+    signature = np.load(folder / "_signatures.npy")[number]
+    found = [signature[name].tobytes() for name in ("image", "looks", "sketch")]
+    cluster = rows[number]["cluster"]
+    clusters = duckdb.sql(
+        f"select count(*) from read_parquet('{lake.root}/near_duplicates/*/*/part-*.parquet') "
+        f"where cluster = {cluster}"
+    ).fetchall()
+    if clusters == [(1,)]:
+        found += [str(cluster).encode(), cluster.to_bytes(8, "little", signed=True)]
+    return found
 
 
 def picture_of(shards: Path, name: str) -> bytes:

@@ -1,20 +1,28 @@
 """The rows that the recipe takes, in the LAION-400M schema, with their embeddings beside them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import dagster as dg
+import numpy as np
+from numpy.typing import NDArray
 
 from laion_assets import schemas
 from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.clip.thresholds import table_entry
 from laion_assets.clip.vectors import has_texts
-from laion_assets.defs import checks
+from laion_assets.dedup.claims import claiming_keys
+from laion_assets.dedup.ledger import unsettled
+from laion_assets.defs import checks, pools
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table, table_preview
 from laion_assets.defs.publishing import Publication, key_of, publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.filtering.figures import kept_by_tag, similarity_histogram, threshold_sheets
+from laion_assets.filtering.one_of_each import clusters_held, copies_among
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.score import ScoredWith
 from laion_assets.filtering.similarities import Similarities
@@ -24,8 +32,10 @@ from laion_assets.layout import (
     EMBEDDINGS,
     FILTERED_SUBSET,
     IMAGE_SHARDS,
+    NEAR_DUPLICATES,
     SCORED_PAIRS,
     subset_asset,
+    subset_ledger,
 )
 from laion_assets.settings import Settings
 from laion_assets.tables import parts_of, rows_in
@@ -49,12 +59,23 @@ ASSET = Asset(
 _UPSTREAM = (SCORED_PAIRS, EMBEDDINGS)
 
 
+def _upstream(recipe: Recipe) -> tuple[str, ...]:
+    return (*_UPSTREAM, NEAR_DUPLICATES) if recipe.duplicates else _UPSTREAM
+
+
+def _pool(recipe: Recipe) -> str | None:
+    # One segment of a subset claims at a time; in an object store others would wait for the lease.
+    return pools.CLUSTERS if recipe.duplicates else None
+
+
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
     """The main recipe's subset, which is indexed and searched."""
 
     @dg.asset(
-        **ASSET.arguments(settings, segments, versioned=_versioned(settings.subset, settings)),
-        deps=_UPSTREAM,
+        **replace(ASSET, pool=_pool(settings.subset)).arguments(
+            settings, segments, versioned=_versioned(settings.subset, settings)
+        ),
+        deps=_upstream(settings.subset),
         kinds={"parquet", "numpy"},
         description=__doc__,
     )
@@ -81,8 +102,10 @@ def _further(
     segments: dg.MultiPartitionsDefinition, settings: Settings, name: str, recipe: Recipe
 ) -> dg.AssetsDefinition:
     @dg.asset(
-        **ASSET.named(name).arguments(settings, segments, versioned=_versioned(recipe, settings)),
-        deps=_UPSTREAM,
+        **replace(ASSET.named(name), pool=_pool(recipe)).arguments(
+            settings, segments, versioned=_versioned(recipe, settings)
+        ),
+        deps=_upstream(recipe),
         kinds={"parquet", "numpy"},
         description=f"The rows that the recipe {recipe.title} takes. {recipe.about}".strip(),
     )
@@ -115,15 +138,23 @@ def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.
     threshold = None
     if has_texts(store.published(EMBEDDINGS, key)):
         threshold = recipe.threshold_of(model.model, model.model_version)
-    with publishing(
-        context,
-        store,
-        upstream=_UPSTREAM,
-        made_of={"threshold": str(threshold)},
-        options=recipe,
-    ) as made:
+    with (
+        _claiming(context, store, recipe) as claim,
+        publishing(
+            context,
+            store,
+            upstream=_upstream(recipe),
+            made_of={"threshold": str(threshold)},
+            options=recipe,
+        ) as made,
+    ):
         counts = take_subset(
-            made.input(SCORED_PAIRS), made.input(EMBEDDINGS), made.out, recipe, threshold=threshold
+            made.input(SCORED_PAIRS),
+            made.input(EMBEDDINGS),
+            made.out,
+            recipe,
+            threshold=threshold,
+            one_of_each=claim and partial(claim, made),
         )
         made.staging.counts = [counts]
         made.staging.metadata = TakenWith(
@@ -143,6 +174,32 @@ def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.
         safety_tags=numbers_table(kept_by_tag(made.input(SCORED_PAIRS), made.out)),
         preview=table_preview(made.rows, ["TEXT", "similarity", "NSFW", "URL"]),
     )
+
+
+_Claim = Callable[[Publication, NDArray[np.int64]], NDArray[np.bool_]]
+
+
+@contextmanager
+def _claiming(
+    context: dg.AssetExecutionContext, store: Lake, recipe: Recipe
+) -> Iterator[_Claim | None]:
+    """Yield what claims the clusters of the taken rows, if the recipe takes one of each."""
+    if not recipe.duplicates:
+        yield None
+        return
+    asset = context.asset_key.path[-1]
+    with (
+        store.lease(subset_ledger(asset), asset, unsettled) as lease,
+        claiming_keys(lease.folder, lease.partitions, key_of(context), clusters_held) as claims,
+    ):
+
+        def claim(made: Publication, taken: NDArray[np.int64]) -> NDArray[np.bool_]:
+            scored, near = made.input(SCORED_PAIRS), made.input(NEAR_DUPLICATES)
+            copies = copies_among(scored, near, taken, claims, made.out)
+            lease.save()
+            return copies
+
+        yield claim
 
 
 def _pictures(made: Publication, recipe: Recipe, threshold: float | None) -> Mapping[str, Any]:

@@ -27,7 +27,7 @@ from laion_assets.generation.shown_samples import shows_listed
 from laion_assets.lake import Lake
 from laion_assets.layout import (
     DALLE_SAMPLES,
-    SCORED_PAIRS,
+    NEAR_DUPLICATES,
     SEGMENT_ASSETS,
     SegmentKey,
     with_subsets,
@@ -37,8 +37,8 @@ from laion_assets.removals.ledger import EVENTS, read_ledger
 
 logger = logging.getLogger(__name__)
 
-_TO_SCORES: Final = SEGMENT_ASSETS[1 : SEGMENT_ASSETS.index(SCORED_PAIRS) + 1]
-"""The assets from pairs to scores, of which every subset is made. The WAT manifest is not among
+_TO_CLUSTERS: Final = SEGMENT_ASSETS[1 : SEGMENT_ASSETS.index(NEAR_DUPLICATES) + 1]
+"""The assets from pairs to clusters, of which every subset is made. The WAT manifest is not among
 them: it holds no samples."""
 
 
@@ -174,7 +174,7 @@ def _unfinished(lake: Lake, further: Sequence[str]) -> Iterator[SegmentKey]:
     """Yield segments that rows were taken out of and whose later assets are older than that."""
     for key in _in_ledger(lake):
         made = _made(lake, key)
-        chains = [SEGMENT_ASSETS[1:], *([*_TO_SCORES, subset] for subset in further)]
+        chains = [SEGMENT_ASSETS[1:], *([*_TO_CLUSTERS, subset] for subset in further)]
         for chain in chains:
             started = [lake.manifest(asset, key).started for asset in chain if asset in made]
             if started != sorted(started):

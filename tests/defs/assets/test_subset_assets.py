@@ -220,3 +220,19 @@ def test_new_scores_ask_for_the_further_subsets(place: Place) -> None:
         defs=defs, instance=place.instance, cursor=after.cursor
     )
     assert again.total_requested == 0
+
+
+def test_a_recipe_takes_one_of_each_cluster(place: Place) -> None:
+    config = '[subset]\nname = "one"\nduplicates = "images"\nthreshold = 0.2\n'
+    place.make("near_duplicates", config=config)
+    (clusters,) = pq.ParquetFile(part_path(place.lake.published("near_duplicates", KEY), 0)).read(
+        ["cluster"]
+    )
+    assert len(clusters.unique()) == 1  # all pictures are of one colour, in the same bytes
+    place.make("filtered_subset", config=config)
+    assert place.numbers("filtered_subset") == [5]  # the first of the largest
+    assert place.lake.manifest("filtered_subset", KEY).stage("subset").rejects == {
+        "below_threshold": 5,
+        "unsafe_minor_text": 1,
+        "duplicate_image": 24,
+    }

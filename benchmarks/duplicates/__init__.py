@@ -1,0 +1,1 @@
+"""Near-duplicates: recall by kind of copy, and what one more segment costs."""

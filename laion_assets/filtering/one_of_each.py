@@ -1,0 +1,92 @@
+"""One of each cluster: which rows a subset leaves out as copies of an image that it has.
+
+Of the rows that the recipe takes otherwise, a segment takes the largest original of each cluster,
+and of those the first, unless another segment's subset has claimed the cluster. So a cluster is in
+the subset if any of its rows may be, and the order of work decides at most which one. What does
+not belong here: what a cluster is (:mod:`laion_assets.near_duplicates`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from laion_assets.dedup.claims import KeyClaims
+from laion_assets.dedup.upkeep import Held
+from laion_assets.files import atomic_path
+from laion_assets.layout import NEAR_DUPLICATES, PARTITIONS, SCORED_PAIRS
+from laion_assets.near_duplicates.keys import Keys, spread
+from laion_assets.tables import read_parquet
+
+CLUSTERS: Final = "_clusters.npy"
+"""File of a subset that takes one of each cluster: their numbers, (m,) int64, sorted."""
+
+
+class OtherRowsError(ValueError):
+    """The near-duplicates are of other rows than the scores."""
+
+
+def copies_among(
+    scored: Path, near_duplicates: Path, taken: NDArray[np.int64], claims: KeyClaims, out: Path
+) -> NDArray[np.bool_]:
+    """Whether each row of a segment's scores is left out as a copy, (rows,) bool.
+
+    ``taken``: the rows that the recipe takes otherwise, ascending. The clusters of the rows that
+    are not left out are noted as pending claims, and their numbers written to ``out``. Raises
+    :class:`OtherRowsError`.
+    """
+    parts = PARTITIONS[SCORED_PAIRS].rows.paths(scored)
+    rows = pa.concat_tables(
+        [read_parquet(part, ["SAMPLE_ID", "width", "height"]) for part in parts]
+    )
+    parts = PARTITIONS[NEAR_DUPLICATES].rows.paths(near_duplicates)
+    found = pa.concat_tables([read_parquet(part, ["SAMPLE_ID", "cluster"]) for part in parts])
+    if not found["SAMPLE_ID"].equals(rows["SAMPLE_ID"]):
+        raise OtherRowsError(
+            f"{near_duplicates} and {scored} are of different embeddings: materialize both again"
+        )
+    cluster = found["cluster"].to_numpy()[taken]
+    pixels = np.nan_to_num(_floats(rows, "width") * _floats(rows, "height"))[taken]
+    best = np.lexsort((taken, -pixels, cluster))
+    clusters, first = np.unique(cluster[best], return_index=True)
+    best = best[first]
+    free = ~_held(clusters, claims)
+    left_out = np.zeros(len(rows), np.bool_)
+    left_out[taken] = True
+    left_out[taken[best[free]]] = False
+    with atomic_path(out / CLUSTERS) as beside, beside.open("wb") as stream:
+        np.save(stream, clusters[free])
+    claims.write(out, *_claims(clusters[free]))
+    return left_out
+
+
+def _floats(rows: pa.Table, column: str) -> NDArray[np.float64]:
+    return rows[column].to_numpy().astype(np.float64)
+
+
+def _held(clusters: NDArray[np.int64], claims: KeyClaims) -> NDArray[np.bool_]:
+    """Whether another segment's subset has each cluster."""
+    keys = spread(clusters)
+    order = np.argsort(keys)
+    index, found = claims.find(keys[order])
+    same = found.low == clusters.view(np.uint64)[order[index]]
+    held = np.zeros(len(clusters), np.bool_)
+    held[order[index[same]]] = True
+    return held
+
+
+def _claims(clusters: NDArray[np.int64]) -> tuple[Keys, Keys]:
+    keys = spread(clusters)
+    order = np.argsort(keys)
+    return keys[order], clusters.view(np.uint64)[order]
+
+
+def clusters_held(folder: Path, _: Path) -> Held:
+    """What a published subset holds in its ledger; nothing if its recipe took all rows."""
+    path = folder / CLUSTERS
+    clusters = np.load(path, allow_pickle=False) if path.exists() else np.zeros(0, np.int64)
+    return Held(len(clusters), [_claims(clusters)])

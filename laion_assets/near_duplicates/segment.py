@@ -1,0 +1,147 @@
+"""A segment's near-duplicates: clusters within and across segments, and their table.
+
+The clusters that a segment is the first to have are claimed in a ledger, as
+:mod:`laion_assets.dedup` keeps them: by the keys of their first images, each with the image's row
+in the partition.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from laion_assets import schemas
+from laion_assets.dedup.claims import KeyClaims
+from laion_assets.dedup.upkeep import Held
+from laion_assets.files import ReadAt, atomic_path
+from laion_assets.layout import NEAR_DUPLICATES, PARTITIONS, SegmentKey
+from laion_assets.near_duplicates.clusters import Clusters, Foreign, find_clusters, find_foreign
+from laion_assets.near_duplicates.keys import Keys, keys_of, pairs_of
+from laion_assets.near_duplicates.options import NearDuplicateOptions
+from laion_assets.near_duplicates.signature import Signatures, signs_of
+from laion_assets.near_duplicates.signatures import (
+    all_signatures,
+    read_signatures,
+    write_signatures,
+)
+from laion_assets.tables import PartsWriter, read_parquet
+
+logger = logging.getLogger(__name__)
+
+BY_SAMPLE: Final = "_by_sample.npy"
+"""File beside the parts, for look-ups: (n,) :data:`SAMPLE_CLUSTER`, sorted by SAMPLE_ID."""
+SAMPLE_CLUSTER: Final = np.dtype([("sample", "<i8"), ("cluster", "<i8")])
+
+
+@dataclass(frozen=True)
+class Found:
+    """How many images a segment has, and in how many clusters."""
+
+    images: int
+    clusters: int
+    """Clusters of which the first image is the segment's."""
+    copies: int
+    """Images that are like another one of the segment, or have the same bytes."""
+    foreign: int
+    """Images that are in a cluster of another segment."""
+
+    def metadata(self) -> dict[str, int]:
+        """What a manifest records."""
+        return asdict(self)
+
+    def table(self) -> list[dict[str, str | int]]:
+        """The same for people."""
+        return [
+            {"images": "first of their cluster", "number": self.clusters},
+            {"images": "copies of another image of the segment", "number": self.copies},
+            {"images": "copies of an image of another segment", "number": self.foreign},
+        ]
+
+
+def write_segment(
+    rows: pa.Table,
+    images: Signatures,
+    claims: KeyClaims,
+    opener: Callable[[SegmentKey], ReadAt],
+    out: Path,
+    options: NearDuplicateOptions,
+) -> Found:
+    """Write the table of a segment's near-duplicates, and note its claims as pending.
+
+    ``rows``, ``images``: of :mod:`.signatures`. ``opener``: opens another segment's published
+    signatures. Two calls in a row give the same bytes. The ledger is locked from here on until the
+    block of :func:`~laion_assets.dedup.claims.claiming_keys` ends.
+    """
+    clusters = find_clusters(
+        images, _pixels(rows), _foreign(images, claims, opener, options), options
+    )
+    images = images.copy()
+    images["cluster"] = clusters.cluster
+    write_signatures(out, images)
+    _write_rows(rows, images, clusters, out)
+    founders = clusters.founders
+    claims.write(out, *_claims(images, founders))
+    foreign = int(np.count_nonzero(clusters.first < 0))
+    return Found(len(rows), len(founders), len(rows) - len(founders) - foreign, foreign)
+
+
+def _pixels(rows: pa.Table) -> NDArray[np.int64]:
+    sides = [rows[name].to_numpy(zero_copy_only=False) for name in ("width", "height")]
+    width, height = (np.nan_to_num(side.astype(np.float64)).astype(np.int64) for side in sides)
+    return width * height
+
+
+def _foreign(
+    images: Signatures,
+    claims: KeyClaims,
+    opener: Callable[[SegmentKey], ReadAt],
+    options: NearDuplicateOptions,
+) -> Foreign:
+    def find(keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.int64]]:
+        index, found = claims.find(keys)
+        return index, found.owner, found.low.astype(np.int64)
+
+    def read(owner: int, wanted: NDArray[np.int64]) -> Signatures:
+        with closing(opener(claims.segment_of(owner))) as file:
+            return read_signatures(file, wanted)
+
+    return find_foreign(images, find, read, options)
+
+
+def _write_rows(rows: pa.Table, images: Signatures, clusters: Clusters, out: Path) -> None:
+    first = np.zeros(len(rows), np.bool_)
+    first[clusters.founders] = True
+    columns = {
+        "SAMPLE_ID": rows["SAMPLE_ID"],
+        "image_hash": signs_of(images["looks"][:, :1])[:, 0].view(np.int64),
+        "cluster": clusters.cluster,
+        "likeness": clusters.likeness,
+        "first": first,
+    }
+    with PartsWriter(out, schemas.NEAR_DUPLICATES) as writer:
+        writer.write(pa.table(columns, schema=schemas.NEAR_DUPLICATES))
+    found = np.zeros(len(rows), SAMPLE_CLUSTER)
+    found["sample"], found["cluster"] = rows["SAMPLE_ID"].to_numpy(), clusters.cluster
+    with atomic_path(out / BY_SAMPLE) as beside, beside.open("wb") as stream:
+        np.save(stream, np.sort(found, order=["sample", "cluster"]))
+
+
+def _claims(images: Signatures, founders: NDArray[np.int64]) -> tuple[Keys, Keys]:
+    keys, rows = pairs_of(keys_of(images[founders]), founders)
+    return keys, rows.astype(np.uint64)
+
+
+def claims_held(folder: Path, _: Path) -> Held:
+    """What a published partition holds in the ledger."""
+    parts = PARTITIONS[NEAR_DUPLICATES].rows.paths(folder)
+    first = np.concatenate([read_parquet(part, ["first"])["first"].to_numpy() for part in parts])
+    keys, rows = _claims(all_signatures(folder), np.flatnonzero(first))
+    return Held(len(keys), [(keys, rows)])
