@@ -6,7 +6,9 @@ import pytest
 
 from laion_assets.defs.build import build_defs
 from laion_assets.defs.code_version import code_version
+from laion_assets.download.options import DownloadOptions
 from laion_assets.filtering.recipe import RecipeError, load_recipe
+from laion_assets.options import versioned
 from laion_assets.settings import SettingsError, load_settings, sample_config
 
 
@@ -27,6 +29,7 @@ def test_the_shipped_files_are_valid() -> None:
         ("pairs = 3", r"\[pairs\] must be a table"),
         ("[crawl_source]\nsegments_per_crawl = 0", "crawl_source.segments_per_crawl"),
         ("[pairs\n", "is not TOML"),
+        ("[download]\nencode_format = 'png'", "encode_quality of a png is .* 0 to 9, not 95"),
         ("subsets = 3", r"\[subsets\] must be a table"),
         ("[subsets]\nmine = 3", r"\[subsets.mine\] must be a table"),
         ("[subsets.mine]\ntreshold = 0.3", r"\[subsets.mine\] has no treshold; known: .*recipe"),
@@ -153,3 +156,8 @@ def test_recipes_are_taken_by_name_or_written_out(tmp_path: Path) -> None:
         settings.recipe("landscapes")
     path.write_text("")
     assert load_settings(path).subset == load_recipe("laion400m")
+
+
+def test_a_setting_that_came_later_makes_nothing_stale_at_its_default() -> None:
+    assert "scaled_decoding" not in versioned(DownloadOptions())
+    assert versioned(DownloadOptions(scaled_decoding=True))["scaled_decoding"] is True
