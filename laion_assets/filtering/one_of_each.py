@@ -65,7 +65,8 @@ def copies_among(
 
 
 def _floats(rows: pa.Table, column: str) -> NDArray[np.float64]:
-    return rows[column].to_numpy().astype(np.float64)
+    values: NDArray[np.float64] = rows[column].to_numpy().astype(np.float64)
+    return values
 
 
 def _held(clusters: NDArray[np.int64], claims: KeyClaims) -> NDArray[np.bool_]:

@@ -96,7 +96,8 @@ def write_segment(
 def _pixels(rows: pa.Table) -> NDArray[np.int64]:
     sides = [rows[name].to_numpy(zero_copy_only=False) for name in ("width", "height")]
     width, height = (np.nan_to_num(side.astype(np.float64)).astype(np.int64) for side in sides)
-    return width * height
+    pixels: NDArray[np.int64] = width * height
+    return pixels
 
 
 def _foreign(
