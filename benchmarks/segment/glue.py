@@ -45,7 +45,9 @@ def embed(shards: str, configs: str, model: str, weights: str, threshold: str, o
     clip, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=weights)
     clip.eval()
     tokenizer = open_clip.get_tokenizer(model)
-    rows, images, texts = [], [], []
+    rows: list[dict[str, str]] = []
+    images: list[np.ndarray] = []
+    texts: list[np.ndarray] = []
 
     def flush() -> None:
         if not batch:
@@ -92,4 +94,7 @@ def embed(shards: str, configs: str, model: str, weights: str, threshold: str, o
 
 
 if __name__ == "__main__":
-    {"pairs": pairs, "embed": embed}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] == "pairs":
+        pairs(*sys.argv[2:])
+    else:
+        embed(*sys.argv[2:])

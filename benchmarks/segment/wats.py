@@ -2,7 +2,7 @@
 
 import sys
 
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd
 from cc2dataset.main import process_wat  # type: ignore[import-not-found]
 
 if __name__ == "__main__":

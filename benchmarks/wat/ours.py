@@ -72,7 +72,7 @@ def _same_work(wat: Path) -> Iterator[tuple[bytes, str, str, str, str]]:
         for link, url in zip(
             images, image_urls([link.url for link in images], bases, 65_536), strict=True
         ):
-            if isinstance(url, str):
+            if isinstance(url, str) and link.alt:
                 yield uid_of(url, link.alt), url, link.alt, wat.name, page.url
 
 
