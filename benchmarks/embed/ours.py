@@ -1,66 +1,69 @@
-"""Ours, one way per process: ``python -m benchmarks.embed.ours WAY SHARDS WEIGHTS OUT BATCH``.
+"""Ours and the bare model, in turn: ``python -m benchmarks.embed.ours SHARDS WEIGHTS OUT BATCH
+ROUNDS PRECISION WAY…``.
 
 ``embed`` is ours. The others are the bare model: images and tokens are ready in memory, and only
 open_clip's two encoders run. ``model`` encodes all texts at the 77 tokens of their context, as
 open_clip and the peer do; ``model_short`` at their own length, which is the work that ours has.
-Prints a JSON line.
+
+All ways are warmed up alike by a batch of images and of texts, and then take turns, so that neither
+a first call's set-up nor a busy moment of the machine is counted for one alone. Prints a JSON line:
+seconds and CPU seconds of each way's rounds, and the CPU seconds of the cold start by its parts.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from benchmarks.embed.weights import MODEL
-from laion_assets.clip.embed import embed_files
-from laion_assets.clip.model import ClipModel, load_clip
-from laion_assets.clip.options import ClipOptions
-from laion_assets.clip.shards import find_shards, read_rows
-from laion_assets.download.tars import ImageBytes
+    from laion_assets.clip.model import ClipModel
+
+Ready = tuple["torch.Tensor", "torch.Tensor"]
 
 
 def embed(model: ClipModel, shards: Path, out: Path) -> dict[str, float]:
-    before = time.process_time()
+    from laion_assets.clip.embed import embed_files
+    from laion_assets.clip.shards import find_shards
+
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
     embedded = embed_files(find_shards(shards), out, model, model.options)
-    return {
-        "n": embedded.samples,
-        "seconds": embedded.seconds,
-        "cpu_seconds": time.process_time() - before,
-        "waited_seconds": embedded.waited_seconds,
-    }
+    return {"n": embedded.samples, "waited_seconds": embedded.waited_seconds}
 
 
-def bare(model: ClipModel, shards: Path, *, short: bool) -> dict[str, float]:
-    images, tokens = _ready(model, shards)
+def bare(model: ClipModel, ready: Ready, *, short: bool) -> dict[str, float]:
+    import torch
+
+    images, tokens = ready
     size = model.options.batch_size
-    # A first call's set-up is not part of the model's speed; the peer warms up, too.
-    model.module.encode_image(images[:size])
-    cuda = model.device.type == "cuda"
-    started, before = time.perf_counter(), time.process_time()
-    for first in range(0, len(images), size):
-        model.module.encode_image(images[first : first + size])
-        if not short:
-            model.module.encode_text(tokens[first : first + size].to(model.device))
+    with torch.inference_mode():
+        for first in range(0, len(images), size):
+            model.module.encode_image(images[first : first + size])
+            if not short:
+                model.module.encode_text(tokens[first : first + size].to(model.device))
     if short:
         model.embed_tokens(tokens.numpy())
-    if cuda:
+    if model.device.type == "cuda":
         torch.cuda.synchronize()
-    return {
-        "n": len(images),
-        "seconds": time.perf_counter() - started,
-        "cpu_seconds": time.process_time() - before,
-    }
+    return {"n": len(images)}
 
 
-def _ready(model: ClipModel, shards: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def ready_made(model: ClipModel, shards: Path) -> Ready:
     import io
 
+    import numpy as np
+    import torch
     from PIL import Image
+
+    from laion_assets.clip.shards import find_shards, read_rows
+    from laion_assets.download.tars import ImageBytes
 
     images, texts = [], []
     for tar in find_shards(shards):
@@ -72,17 +75,53 @@ def _ready(model: ClipModel, shards: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack(images).to(model.device), torch.from_numpy(np.copy(model.tokenize(texts)))
 
 
+def timed(work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    started, before = time.perf_counter(), time.process_time()
+    answer = work()
+    seconds, cpu = time.perf_counter() - started, time.process_time() - before
+    return {"seconds": seconds, "cpu_seconds": cpu} | answer
+
+
 def main() -> None:
-    way, shards, weights, out, batch = sys.argv[1:]
-    options = ClipOptions(model=MODEL, pretrained=weights, batch_size=int(batch))
+    shards, weights, out, batch, rounds, precision, *ways = sys.argv[1:]
+    cold: dict[str, float] = {}
+
+    def part(name: str) -> None:
+        cold[name] = time.process_time() - sum(cold.values())
+
+    import numpy as np
+    import open_clip  # noqa: F401 - to see what it costs
+    import torch
+
+    from benchmarks.embed.weights import MODEL
+    from laion_assets.clip.model import load_clip
+    from laion_assets.clip.options import ClipOptions
+
+    part("imports")
+    options = ClipOptions(
+        model=MODEL, pretrained=weights, batch_size=int(batch), precision=precision
+    )
     model = load_clip(options)
+    part("load")
+    side = model.module.visual.image_size[0]
+    warm = [np.zeros((side, side, 3), np.uint8)] * options.batch_size
+    list(model.embed_images([warm]))
+    model.embed_tokens(model.tokenize(["a small red house by the sea"] * options.batch_size))
+    part("first batches")
+    ready = ready_made(model, Path(shards)) if {*ways} - {"embed"} else None
     half = torch.autocast(model.device.type, torch.float16, enabled=model.precision == "fp16")
-    with torch.inference_mode(), half:
-        if way == "embed":
-            answer = embed(model, Path(shards), Path(out))
-        else:
-            answer = bare(model, Path(shards), short=way == "model_short")
-    print(json.dumps(answer | {"device": str(model.device), "precision": model.precision}))
+    found: dict[str, list[Any]] = {way: [] for way in ways}
+    for turn in range(int(rounds)):
+        for way in ways[:: 1 if turn % 2 == 0 else -1]:
+            if way == "embed":
+                found[way].append(timed(lambda: embed(model, Path(shards), Path(out))))
+                continue
+            assert ready is not None
+            with half:
+                short = way == "model_short"
+                found[way].append(timed(lambda short=short: bare(model, ready, short=short)))  # type: ignore[misc]
+    about = {"device": str(model.device), "precision": model.precision, "cold": cold}
+    print(json.dumps({"rounds": found} | about))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def cc2dataset(wat):
 if __name__ == "__main__":
     if sys.argv[1] == "cc2dataset":
         from cc2dataset.main import process_wat
-    started = time.perf_counter()
+    started, before = time.perf_counter(), time.process_time()
     n = {"read": read, "cc2dataset": cc2dataset}[sys.argv[1]](sys.argv[2])
-    print(json.dumps({"seconds": time.perf_counter() - started, "n": n}))
+    spent = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - before}
+    print(json.dumps(spent | {"n": n}))

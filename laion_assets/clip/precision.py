@@ -28,14 +28,13 @@ def choose_precision(name: str, device: torch.device) -> str:
 def embedding_precision(name: str, device: torch.device) -> str:
     """Precision in which a model embeds on the device, by :func:`choose_precision`.
 
-    bf16 on a CPU that has no instructions for it is slower than fp32 and less exact: there it is
-    fp32, which is logged.
+    A CPU without instructions for bf16 emulates them, at a loss of exactness: there it is fp32,
+    which is logged.
     """
     precision = choose_precision(name, device)
     if precision == "bf16" and device.type == "cpu" and not cpu_has_bf16():
         logger.warning(
-            "precision bf16: this CPU has neither AMX nor AVX512-BF16, so the model runs in fp32, "
-            "which is faster here"
+            "precision bf16: this CPU has neither AMX nor AVX512-BF16, so the model runs in fp32"
         )
         return "fp32"
     return precision

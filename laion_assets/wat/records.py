@@ -210,7 +210,8 @@ def _parse(data: bytes, start: int) -> tuple[Record, int]:
         raise RecordError(f"Content-Length is {length.decode('utf-8', 'replace')!r}")
     stop = _stop(data, body, int(length))
     names = (b"WARC-Type", b"WARC-Target-URI", b"WARC-Date")
-    return _record(*(_field(data, name, start, end) for name in names), data[body:stop]), stop
+    kind, uri, date = (_field(data, name, start, end) for name in names)
+    return _record(kind, uri, date, data[body:stop]), stop
 
 
 def _stop(data: bytes, body: int, length: int) -> int:
