@@ -29,7 +29,8 @@ PRODUCT = [
     for path in (ROOT / folder).rglob("*.py")
 ]
 WAY = [
-    *("wat", "pairs", "url_lists", "dedup", "download", "clip", "safety", "filtering", "knn"),
+    *("wat", "pairs", "url_lists", "dedup", "download", "clip", "safety", "heads"),
+    *("filtering", "knn"),
     *("generation", "lookup", "stats", "release", "search"),
 ]
 GROUND = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "definitions", "settings"}
