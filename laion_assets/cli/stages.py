@@ -230,6 +230,7 @@ keeps as a subset. The recipe is [subset] in the settings, unless one is named.
 def filter_(args: argparse.Namespace) -> None:
     from laion_assets.clip.model import load_clip
     from laion_assets.filtering.subset import filter_embeddings
+    from laion_assets.heads.score import scorers
     from laion_assets.layout import EMBEDDINGS, PARTITIONS
     from laion_assets.settings import load_settings
 
@@ -250,6 +251,7 @@ def filter_(args: argparse.Namespace) -> None:
             settings.safety,
             recipe,
             args.scores,
+            scorers(settings.heads),
         )
     )
     print(args.output)

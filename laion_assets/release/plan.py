@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from laion_assets import schemas
 from laion_assets.clip.identity import ModelIdentity
 from laion_assets.filtering.subset import TakenWith
 from laion_assets.knn.subset import SubsetPart, subset_parts
@@ -29,7 +31,7 @@ from laion_assets.work import Progress
 logger = logging.getLogger(__name__)
 
 SUBSET: Final = FILTERED_SUBSET
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 """Raise it when the same plan gives other files."""
 
 Rows = NDArray[np.int64]
@@ -110,6 +112,14 @@ class Plan:
     made_with: Mapping[str, Any]
     model: ModelIdentity
     dimension: int
+    heads: Mapping[str, str]
+    """Name -> digest of the heads that scored all samples alike."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the release's metadata."""
+        columns = [f"{schemas.SCORE_PREFIX}{name}" for name in sorted(self.heads)]
+        return schemas.with_scores(schemas.SUBSET, columns)
 
     @property
     def samples(self) -> int:
@@ -148,9 +158,12 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
     pieces: list[Piece] = []
     left_out = dict.fromkeys(REASON_OF_LIST.values(), 0)
     models: dict[tuple[str, int], tuple[SegmentKey, ModelIdentity]] = {}
+    heads: list[Mapping[str, str]] = []
     progress = Progress("release plan", "segments", len(partitions.manifests), logger)
     for key, manifest in partitions.manifests.items():
-        model = TakenWith.recorded(manifest.metadata, f"{SUBSET} of {key}").identity
+        taken_with = TakenWith.recorded(manifest.metadata, f"{SUBSET} of {key}")
+        model = taken_with.identity
+        heads.append(taken_with.heads)
         of_key: list[Piece] = []
         for part, rows in _parts(lake.published(SUBSET, key), manifest):
             listed, counted = listed_rows(part.parquet, lists)
@@ -179,7 +192,20 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
         made_with,
         model,
         dimension,
+        _common(heads),
     )
+
+
+def _common(heads: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The heads that scored all partitions; the columns of others are left out."""
+    same = set.intersection(*(set(of_one.items()) for of_one in heads))
+    if others := sorted({name for of_one in heads for name, _ in set(of_one.items()) - same}):
+        logger.warning(
+            f"the release has no scores of {', '.join(others)}: they are absent from some "
+            "segments, or of several versions of the head; materialize scored_pairs and the subset "
+            "again"
+        )
+    return dict(sorted(same))
 
 
 def _parts(folder: Path, manifest: Manifest) -> Iterable[tuple[SubsetPart, int]]:
