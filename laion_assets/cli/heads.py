@@ -32,7 +32,7 @@ sac+logos+ava1-l14-linearMSE.pth) and the CLIP-based NSFW detector
 tensors is read of it. A head belongs to one version of one CLIP: the settings'
 model, which is loaded to learn its version, or that of --embeddings.
 """,
-    example="heads convert sac+logos+ava1-l14-linearMSE.pth -o heads/aesthetic.json",
+    example="heads convert aesthetic.pth -o heads/aesthetic.json",
     arguments=[
         argument("file", type=Path, metavar="FILE", help="file of PyTorch tensors"),
         argument(
