@@ -118,6 +118,7 @@ bench-%: setup
 train: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement training/requirements.txt
 	$(BIN)/python -m training.train
+	$(BIN)/python -m training.watermark_head
 	$(BIN)/python -m training.sample_images
 
 # Rewrites the tables of docs/ that are made from the code; a test compares them.

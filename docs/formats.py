@@ -73,7 +73,7 @@ def formats() -> str:
 
 
 def _names(table: Table) -> str:
-    return ", ".join(f"`{name}`" for name in table.schema.names)
+    return ", ".join(f"`{name}`" for name in table.shown.names)
 
 
 def _row(partition: Partition, files: str, columns: str, view: str | None) -> str:

@@ -86,6 +86,7 @@ REASONS: Final[Mapping[str, Mapping[str, str]]] = {
         "unsafe_minor_text": "tagged NSFW or UNSURE, and the text names minors",
         "unsafe_underage": "tagged NSFW or UNSURE, and an under-age category ranks first or second",
         "unsafe_animal": "tagged NSFW or UNSURE, and an animal category ranks first",
+        "scores": "a head's score is outside the recipe's bounds, or is no number",
         "predicate": "outside the recipe's own conditions",
         "duplicate_image": "a copy of an image that the subset has, here or in another segment",
     },

@@ -147,6 +147,8 @@ class Table:
     sample_id: str | None = None
     hashes: bool = False
     """Whether ``sha256`` and ``md5`` of the image are columns."""
+    scores: bool = False
+    """Whether each head has a column in it, too (:func:`schemas.with_scores`)."""
     aligned: bool = False
     """Row for row beside the partition's first table: whatever finds or drops a row there finds or
     drops it here."""
@@ -165,8 +167,14 @@ class Table:
         images = self.schema.equals(schemas.IMAGES)
         return [
             (field.name, str(field.type), schemas.meaning(field.name, images))
-            for field in self.schema
+            for field in self.shown
         ]
+
+    @property
+    def shown(self) -> pa.Schema:
+        """The schema as documents show it: all heads' columns by one name."""
+        columns = [schemas.SCORE_COLUMNS] if self.scores else []
+        return schemas.with_scores(self.schema, columns)
 
 
 @dataclass(frozen=True)
@@ -251,7 +259,7 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
         Partition(
             SCORED_PAIRS,
             None,
-            (replace(_SAMPLE_ROWS, view="scored"),),
+            (replace(_SAMPLE_ROWS, view="scored", scores=True),),
             ("_categories.npy", SIMILARITY_FILES, PICTURE_FILES),
         ),
         Partition(
@@ -270,7 +278,7 @@ PARTITIONS: Final[Mapping[str, Partition]] = {
         Partition(
             FILTERED_SUBSET,
             "subset",
-            (replace(_SUBSET_ROWS, view="subset"),),
+            (replace(_SUBSET_ROWS, view="subset", scores=True),),
             (*_VECTORS, "_clusters.npy", "_claims.json", PICTURE_FILES),
         ),
         Partition(

@@ -102,6 +102,6 @@ def versioned(options: BaseModel) -> dict[str, Any]:
     as_before = {
         name
         for name in _marked(model, ADDED)
-        if getattr(options, name) == model.model_fields[name].default
+        if getattr(options, name) == model.model_fields[name].get_default(call_default_factory=True)
     }
     return options.model_dump(mode="json", exclude={*operational_fields(model), *as_before})

@@ -6,7 +6,7 @@ Names and order are contracts. Which files have which schema is in :mod:`laion_a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import pyarrow as pa
@@ -118,7 +118,8 @@ SCORED: Final = pa.schema(
         ("animal_ranked", pa.bool_()),
     ]
 )
-"""`scored_pairs`: every embedded pair with everything a recipe may decide on."""
+"""`scored_pairs`: every embedded pair with everything a recipe may decide on. A column for each of
+the settings' heads follows (:func:`with_scores`)."""
 
 NEAR_DUPLICATES: Final = pa.schema(
     [
@@ -151,7 +152,13 @@ SUBSET: Final = pa.schema(
         ("wat_file", pa.string()),
     ]
 )
-"""`filtered_subset`: the eight columns of the LAION-400M release first, then ours."""
+"""`filtered_subset`: the eight columns of the LAION-400M release first, then ours. The heads'
+columns of the scored pairs follow (:func:`with_scores`)."""
+
+SCORE_PREFIX: Final = "score_"
+"""Beginning of the name of a head's column: `score_watermark` is that of the head `watermark`."""
+SCORE_COLUMNS: Final = f"{SCORE_PREFIX}*"
+"""All heads' columns, as documents name them."""
 
 SHOWN: Final = pa.schema(
     [SUBSET.field(name) for name in ("SAMPLE_ID", "URL", "sha256", "md5", "crawl", "segment")]
@@ -246,8 +253,20 @@ _MEANING: Final[Mapping[str, str]] = {
 }
 
 
+def with_scores(schema: pa.Schema, columns: Iterable[str]) -> pa.Schema:
+    """The schema with heads' columns, float32, behind its own."""
+    return pa.schema([*schema, *((name, pa.float32()) for name in columns)])
+
+
+def score_columns(names: Iterable[str]) -> list[str]:
+    """Those of the names that are heads' columns, sorted."""
+    return sorted(name for name in names if name.startswith(SCORE_PREFIX))
+
+
 def meaning(column: str, images: bool = False) -> str:
     """What a column holds, in a few words; ``images``: as the shards' parquet has it."""
+    if column.startswith(SCORE_PREFIX):
+        return "score of the image by the head of that name; null if it is no number"
     if images and column in ("width", "height"):
         return f"{column} of the stored image, in pixels"
     return _MEANING[column.lower()]

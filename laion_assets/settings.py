@@ -24,6 +24,8 @@ from laion_assets.crawl.source import CrawlSourceOptions
 from laion_assets.download.options import DownloadOptions
 from laion_assets.filtering.recipe import DEFAULT, Recipe, RecipeError, load_recipe, recipe_fields
 from laion_assets.generation.options import GenerationOptions
+from laion_assets.heads.head import load_head
+from laion_assets.heads.options import HeadOptions
 from laion_assets.knn.options import IndexOptions
 from laion_assets.lake import LakeOptions
 from laion_assets.layout import unqueryable
@@ -38,6 +40,7 @@ from laion_assets.url_lists.options import UrlListOptions
 logger = logging.getLogger(__name__)
 
 CONFIG_VARIABLE: Final = "LAION_ASSETS_CONFIG"
+_HEAD_NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _SUBSET_NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
@@ -144,7 +147,8 @@ class Automation(Options):
         (),
         description=(
             "Assets rebuilt in all segments when their code version changes: a revision of the "
-            "code, the model (embeddings), prompts (scored_pairs), thresholds (filtered_subset)"
+            "code, the model (embeddings), prompts and heads (scored_pairs), thresholds "
+            "(filtered_subset)"
         ),
     )
     aggregates_at: str = Field(
@@ -248,6 +252,8 @@ class Settings(Options):
     clip: ClipOptions = ClipOptions()
     safety: SafetyOptions = SafetyOptions()
     near_duplicates: NearDuplicateOptions = NearDuplicateOptions()
+    heads: Mapping[str, HeadOptions] = Field(default_factory=dict)
+    """Heads by name; each scores every pair, and `score_<name>` is its column."""
     subset: Recipe = Field(default_factory=lambda: load_recipe(DEFAULT))
     """The recipe of `filtered_subset`, which is indexed and searched."""
     subsets: Mapping[str, Recipe] = Field(default_factory=dict)
@@ -275,6 +281,15 @@ class Settings(Options):
             raise ValueError(f"several lists are named {', '.join(twice)}")
         return lists
 
+    @field_validator("heads")
+    @classmethod
+    def _exist(cls, heads: Mapping[str, HeadOptions]) -> Mapping[str, HeadOptions]:
+        for name, options in heads.items():
+            if not _HEAD_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is not a head's name like watermark")
+            load_head(options.file)
+        return heads
+
     @field_validator("subset", mode="before")
     @classmethod
     def _main(cls, section: Any) -> Any:
@@ -294,6 +309,16 @@ class Settings(Options):
             except RecipeError as error:
                 raise RecipeError(f"{name}: {error}") from error
         return recipes
+
+    @model_validator(mode="after")
+    def _heads_for_recipes(self) -> Settings:
+        for recipe in (self.subset, *self.subsets.values()):
+            if unknown := sorted(set(recipe.heads) - set(self.heads)):
+                raise ValueError(
+                    f"the recipe {recipe.name!r} needs scores of {', '.join(unknown)}, but there "
+                    f"is no section [heads.{unknown[0]}]"
+                )
+        return self
 
     def missing_thresholds(self) -> str:
         """Which recipes have no threshold for the model, and what to do; empty if all have one."""
@@ -355,11 +380,15 @@ def load_settings(path: Path | None = None) -> Settings:
     return settings
 
 
+_OF_MANY: Final = {"subsets": Recipe, "lists": UrlListOptions, "heads": HeadOptions}
+"""Section that has several of a kind -> what each is."""
 _NO_TABLE: Final = ("model_type", "model_attributes_type", "dict_type", "mapping_type")
 
 
 def _problem(error: ErrorDetails) -> str:
     """Describe one validation error in a line; an unknown key, with the known ones."""
+    if not error["loc"]:  # several sections do not fit one another
+        return error["msg"].removeprefix("Value error, ")
     *path, key = map(str, error["loc"])
     if error["type"] in _NO_TABLE:
         return f"[{'.'.join([*path, key])}] must be a table"
@@ -369,8 +398,8 @@ def _problem(error: ErrorDetails) -> str:
         return f"no section [{key}]; known: {', '.join(Settings.model_fields)}"
     model: Any = Settings
     for name in path:
-        if model is Settings and name in ("subsets", "lists"):
-            model = Recipe if name == "subsets" else UrlListOptions
+        if model is Settings and name in _OF_MANY:
+            model = _OF_MANY[name]
             break
         model = model.model_fields[name].annotation
     known = [*model.model_fields, *(["recipe"] if model is Recipe else [])]

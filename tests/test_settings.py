@@ -52,6 +52,13 @@ def test_the_shipped_files_are_valid() -> None:
         ('[notify]\nui = "https://x.test/?token=abc"', "notify: ui looks like a secret"),
         ('[lake]\nroot = "s3://AKIA:hush@bucket/"', "lake: root looks like a secret"),
         ('[notify]\nui = "https://hush@x.test/"', "notify: ui looks like a secret"),
+        ("[heads.mine]\nfile = 'nowhere.json'", r"heads: no head 'nowhere.json'.*shipped"),
+        ("[heads.Mine]\nfile = 'watermark-tiny'", "heads: 'Mine' is not a head's name"),
+        ("[heads.mine]\nfiles = 'a'", r"\[heads.mine\] has no files; known: file"),
+        (
+            "[subset]\nname = 'own'\nmax_scores = { watermark = 0.5 }",
+            r"'own' needs scores of watermark, but there is no section \[heads.watermark\]",
+        ),
         (
             '[download.connect_to]\n"a:80" = "http://me:hush@x.test"',
             "download: connect_to.a:80 looks like a secret|connect_to: .*",

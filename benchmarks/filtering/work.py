@@ -6,6 +6,7 @@ number of rows.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -16,17 +17,22 @@ from typing import Final
 
 import numpy as np
 
+from laion_assets.clip.identity import ModelIdentity
 from laion_assets.clip.vectors import image_path
 from laion_assets.filtering.recipe import Recipe, load_recipe
-from laion_assets.filtering.score import score_segment
+from laion_assets.filtering.score import Earlier, score_segment
 from laion_assets.filtering.similarities import cosines
 from laion_assets.filtering.subset import choose, take_subset
+from laion_assets.heads.convert import Description, Linear, write_head
+from laion_assets.heads.score import Scorer
 from laion_assets.safety.minors import load_words, names_minors
 from laion_assets.safety.prompts import Categories, Prompts, Ranked, load_prompts
 from laion_assets.safety.tags import tag
 from laion_assets.tables import PARTS, part_number, read_parquet
 
 MODEL: Final = "ViT-B-32/openai"
+HEADS: Final = {"linear": (1,), "layers": (64, 512, 256, 1)}
+"""Step -> the widths of its head's layers."""
 
 
 def categories(dim: int, prompts: Prompts) -> Categories:
@@ -46,6 +52,24 @@ def categories(dim: int, prompts: Prompts) -> Categories:
     )
 
 
+def head(folder: Path, kind: str, dim: int) -> Scorer:
+    """Make a head of a published shape with random weights."""
+    chance = np.random.default_rng(2)
+    widths = [dim, *HEADS[kind]]
+    layers = [
+        Linear(
+            chance.normal(size=(after, before)) / before**0.5,
+            chance.normal(size=after),
+            "sigmoid" if after == 1 else "relu",
+        )
+        for before, after in itertools.pairwise(widths)
+    ]
+    described = Description(name=kind, source="random", licence="MIT", low=0, high=1, keep="high")
+    model = ModelIdentity(model=MODEL, model_version="random")
+    write_head(folder / f"{kind}.json", described, layers, model)
+    return Scorer.load(kind, str(folder / f"{kind}.json"))
+
+
 def prepare(step: str, folder: Path) -> Callable[[], int]:
     """Prepare a step; its input is in memory, unless reading it is part of the step."""
     embeddings, scored, out = folder / "embeddings", folder / "scored", folder / "subset"
@@ -60,9 +84,18 @@ def prepare(step: str, folder: Path) -> Callable[[], int]:
         return lambda: sum(len(tag(part, made).nsfw) for part in vectors)
     if step == "similarity":
         return lambda: sum(len(cosines(part, part)) for part in vectors)
+    dim = vectors[0].shape[1]
+    if step in HEADS:
+        scorer = head(folder / "heads", step, dim)
+        return lambda: sum(len(scorer.score(part)) for part in vectors)
     if step == "score":
         shutil.rmtree(scored, ignore_errors=True)
         return lambda: score_segment(embeddings, scored, made)
+    if step == "another head":
+        scorer = head(folder / "heads", "layers", dim)
+        again = folder / "scored_again"
+        shutil.rmtree(again, ignore_errors=True)
+        return lambda: score_segment(embeddings, again, made, [scorer], Earlier(scored))
     threshold = recipe.threshold_of(MODEL)
     if step in ("choose", "predicate"):
         where = "least(width, height) >= 256 and nsfw = 'UNLIKELY'"

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from laion_assets import __version__
-from laion_assets.cli import demo, lake, operate, query, stages
+from laion_assets.cli import demo, heads, lake, operate, query, stages
 from laion_assets.cli.common import CONFIG, Command
 
 GROUPS: Final[Sequence[tuple[str, Sequence[Command]]]] = (
     ("stages, on plain files without Dagster", stages.COMMANDS),
+    ("heads", heads.COMMANDS),
     ("queries", query.COMMANDS),
     ("the lake", lake.COMMANDS),
     ("operation", operate.COMMANDS),
@@ -21,6 +22,7 @@ GROUPS: Final[Sequence[tuple[str, Sequence[Command]]]] = (
 
 FAMILIES: Final = {
     "crawl": "Manage the crawls of a deployment.",
+    "heads": "Convert and show heads, small models that score images by their embeddings.",
     "sample-crawl": "Use the sample crawl without the rest of the demo.",
 }
 """First words of commands that have two."""

@@ -114,6 +114,7 @@ def serve(args: argparse.Namespace) -> None:
         settings.clip,
         settings.download,
         subset=args.subset,
+        heads=settings.heads,
     )
 
 

@@ -228,6 +228,7 @@ def filter_(args: argparse.Namespace) -> None:
     from laion_assets.clip.model import load_clip
     from laion_assets.clip.vectors import has_texts
     from laion_assets.filtering.subset import filter_embeddings
+    from laion_assets.heads.score import scorers
     from laion_assets.layout import EMBEDDINGS, PARTITIONS
     from laion_assets.settings import load_settings
 
@@ -256,6 +257,7 @@ def filter_(args: argparse.Namespace) -> None:
             settings.safety,
             recipe,
             args.scores,
+            scorers(settings.heads),
         )
     )
     print(args.output)

@@ -139,7 +139,7 @@ def run_search_page(places: Places, settings: Settings, port: int | None) -> Non
         except OSError as error:
             logger.info(f"the sample crawl is not served ({error})")
         options = settings.serve.listening_on(None, port)
-        serve_index(index, options, settings.clip, settings.download)
+        serve_index(index, options, settings.clip, settings.download, heads=settings.heads)
 
 
 def show_summary(settings: Settings, places: Places) -> None:

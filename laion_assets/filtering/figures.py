@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from laion_assets.tables import PARTS, ROW_GROUP, batches
 TOP_CATEGORIES: Final = 15
 _BINS_DRAWN: Final = 10
 """Bins of the counts to a bin of the picture."""
+_SHOWN: Final = ("url", "text", "key", "shard")
 PICTURES: Final = 12
 """Number of pictures on each of the two sheets."""
 
@@ -102,21 +104,49 @@ def threshold_sheets(
     )
 
 
-def _take(table: pa.Table, rows: Any) -> pa.Table:
-    return table.select(["url", "text", "similarity", "key", "shard"]).take(
-        pa.array(rows[:PICTURES])
-    )
+def score_sheets(scored: Path, shards: Path, columns: Sequence[str]) -> dict[str, bytes]:
+    """Draw, for each head's column, the pictures with the lowest and with the highest scores.
+
+    Returns a JPEG by column, made as :func:`threshold_sheets` does: half of its pictures are from
+    either end, in the order of their scores.
+    """
+    half = PICTURES // 2
+    ends: dict[str, list[pa.Table]] = {column: [] for column in columns}
+    for table in _tables(scored, [*_SHOWN, "nsfw", *columns]) if columns else ():
+        shown = table["nsfw"].to_numpy() == "UNLIKELY"
+        for column, found in ends.items():
+            scores = table[column].to_numpy()
+            rows = np.flatnonzero(shown & np.isfinite(scores))
+            rows = rows[np.argsort(scores[rows], kind="stable")]
+            found.append(_take(table, np.concatenate([rows[:half], rows[half:][-half:]]), column))
+    sheets = {}
+    for column, found in ends.items():
+        known = sorted(
+            (row for table in found for row in table.to_pylist()), key=itemgetter(column)
+        )
+        outer = [*known[:half], *known[half:][-half:]]
+        sheets[column] = sheet(_pictures(outer, shards, column))
+    return sheets
+
+
+def _take(table: pa.Table, rows: Any, column: str = "similarity") -> pa.Table:
+    return table.select([*_SHOWN, column]).take(pa.array(rows[:PICTURES]))
 
 
 def _samples(
     tables: Iterable[pa.Table], shards: Path, order: Callable[[Mapping[str, Any]], float]
 ) -> list[Sample]:
     rows = sorted((row for table in tables for row in table.to_pylist()), key=order)[:PICTURES]
+    return _pictures(rows, shards, "similarity")
+
+
+def _pictures(rows: Rows, shards: Path, column: str) -> list[Sample]:
+    """The rows' pictures with the column's value, without those whose picture is gone."""
     tars = {row["shard"]: tar_path(shards, row["shard"]) for row in rows}
     # Shards may have been rebuilt or deleted since they were embedded.
     urls = {shard: urls_of_shard(tar) for shard, tar in tars.items() if tar.exists()}
     return [
-        Sample(tars[row["shard"]], row["key"], f"{row['similarity']:.3f} {row['text']}")
+        Sample(tars[row["shard"]], row["key"], f"{row[column]:.3f} {row['text']}")
         for row in rows
         if urls.get(row["shard"], {}).get(row["key"]) == row["url"]
     ]
@@ -143,8 +173,8 @@ def tags_and_categories(tags: Mapping[str, int], nearest: Mapping[str, int]) -> 
     )
 
 
-def _tables(folder: Path) -> Iterator[pa.Table]:
-    """The rows of a folder's parts, a row group at a time."""
+def _tables(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of a folder's parts, a row group at a time: the named columns, or all."""
     for part in sorted(folder.glob(PARTS)):
-        for batch in batches(part, None, ROW_GROUP):
+        for batch in batches(part, columns, ROW_GROUP):
             yield pa.Table.from_batches([batch])

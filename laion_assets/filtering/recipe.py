@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,7 @@ DEFAULT: Final = "laion400m"
 """Recipe that is used if none is configured; its rules are the defaults of :class:`Recipe`."""
 
 
+_SCORE: Final = re.compile(rf"\b{schemas.SCORE_PREFIX}[a-z0-9_]+", re.IGNORECASE)
 _COLUMNS: Final = frozenset(name.lower() for name in schemas.SCORED.names)
 
 
@@ -80,6 +82,12 @@ class Recipe(Options):
         description='`"images"` takes one of the images that are copies of one picture, of all'
         " segments; null takes all",
     )
+    min_scores: Annotated[Mapping[str, float], ADDED] = Field(
+        default_factory=dict, description="Lowest score kept, by head; empty keeps any"
+    )
+    max_scores: Annotated[Mapping[str, float], ADDED] = Field(
+        default_factory=dict, description="Highest score kept, by head; empty keeps any"
+    )
     where: str | None = Field(
         None,
         description="Further condition on a scored pair, as a DuckDB expression, such as"
@@ -90,7 +98,8 @@ class Recipe(Options):
     @classmethod
     def _evaluates(cls, where: str | None) -> str | None:
         if where is not None:
-            rows_where(schemas.SCORED.empty_table(), where)
+            columns = schemas.with_scores(schemas.SCORED, _scores_in(where))
+            rows_where(columns.empty_table(), where)
         return where
 
     @field_validator("thresholds")
@@ -102,6 +111,14 @@ class Recipe(Options):
                 "`laion-assets calibrate` prints it"
             )
         return thresholds
+
+    @property
+    def heads(self) -> list[str]:
+        """Names of the heads whose scores the recipe needs, sorted."""
+        named = {
+            column.removeprefix(schemas.SCORE_PREFIX) for column in _scores_in(self.where or "")
+        }
+        return sorted(named | {*self.min_scores, *self.max_scores})
 
     def threshold_of(self, model: str, version: str | None = None) -> float:
         """Lowest similarity kept of pairs embedded by the model (`MODEL/PRETRAINED`).
@@ -257,7 +274,7 @@ def _refuse_what_is_not_of_the_row(where: str) -> None:
         if node.get("class") == "COLUMN_REF":
             # Words such as current_date mean a moment, and look like columns.
             name = node["column_names"][-1]
-            if name.lower() not in _COLUMNS:
+            if name.lower() not in _COLUMNS and not _scores_in(name):
                 raise PredicateError(f"the condition {where!r}: scored pairs have no column {name}")
         if node.get("class") == "FUNCTION" and node.get("function_name") == "age":
             raise PredicateError(f"the condition {where!r} calls age(), which may depend on today")
@@ -266,6 +283,11 @@ def _refuse_what_is_not_of_the_row(where: str) -> None:
                 f"the condition {where!r} calls {node['function_name']}(), whose result"
                 " differs each time"
             )
+
+
+def _scores_in(where: str) -> list[str]:
+    """The heads' columns that a condition names, in lower case."""
+    return sorted({found.lower() for found in _SCORE.findall(where)})
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:

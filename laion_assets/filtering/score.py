@@ -1,9 +1,11 @@
-"""Score every embedded pair: similarity and safety tags. Nothing is dropped here."""
+"""Score every embedded pair: similarity, safety tags, and heads. Nothing is dropped here."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,9 +15,10 @@ from numpy.typing import NDArray
 
 from laion_assets import schemas
 from laion_assets.clip.identity import ModelIdentity
-from laion_assets.clip.vectors import open_vectors, places_in
+from laion_assets.clip.vectors import image_path, open_vectors, places_in
 from laion_assets.files import atomic_path
-from laion_assets.filtering.similarities import Similarities, cosines
+from laion_assets.filtering.similarities import Similarities, cosines, file_of
+from laion_assets.heads.score import Scorer, as_column
 from laion_assets.layout import EMBEDDINGS, PARTITIONS
 from laion_assets.safety.minors import names_minors
 from laion_assets.safety.prompts import Categories, Prompts, categories_of
@@ -26,6 +29,7 @@ from laion_assets.tables import (
     batches,
     part_number,
     part_path,
+    read_parquet,
     rows_in,
 )
 from laion_assets.work import Progress
@@ -43,18 +47,38 @@ class ScoredWith(ModelIdentity, frozen=True):
     prompts: str
     prompts_digest: str
     words: str
+    heads: Mapping[str, str] = {}
+    """Name -> digest of each head that scored the rows."""
 
     @classmethod
     def of(
-        cls, rows: int, prompts: Prompts, categories: Categories, model: ModelIdentity
+        cls,
+        rows: int,
+        prompts: Prompts,
+        categories: Categories,
+        model: ModelIdentity,
+        heads: Sequence[Scorer] = (),
     ) -> ScoredWith:
         return cls(
             rows=rows,
             prompts=f"{prompts.name} v{prompts.version}",
             prompts_digest=prompts.digest,
             words=categories.words.title,
+            heads={scorer.name: scorer.head.digest for scorer in heads},
             **model.identity.model_dump(),
         )
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A folder of scores of the same embeddings, made with the same prompts by the same code.
+
+    Its rows are taken over, and images are scored by those heads alone that did not score them yet.
+    """
+
+    folder: Path
+    heads: Mapping[str, str] = field(default_factory=dict)
+    """Name -> digest of each head that scored its rows."""
 
 
 def write_categories(folder: Path, categories: Categories) -> None:
@@ -75,30 +99,73 @@ def kept_categories(
     return categories_of(prompts, np.load(path, allow_pickle=False))
 
 
-def score_segment(embeddings: Path, out: Path, categories: Categories) -> int:
+def score_segment(
+    embeddings: Path,
+    out: Path,
+    categories: Categories,
+    heads: Sequence[Scorer] = (),
+    earlier: Earlier | None = None,
+) -> int:
     """Score every part of a folder of embeddings into the part of the same number.
 
-    Its rows (``schemas.SCORED``) are those of the embeddings, in the same order; without captions
-    they have no similarity. Beside it are the
-    counts of its real and shuffled pairs (:mod:`laion_assets.filtering.similarities`). A part that
-    is in ``out`` already is not scored again. Returns the number of rows in all parts. Memory: some
-    hundred MB, whatever a part's size.
+    Its rows (``schemas.SCORED``, and a column for each head) are those of the embeddings, in the
+    same order; without captions they have no similarity. Beside it are the counts of its real and
+    shuffled pairs (:mod:`laion_assets.filtering.similarities`). A part that is in ``out`` already
+    is not scored again. Returns the number of rows in all parts. Memory: some hundred MB, whatever
+    a part's size.
     """
     parts = PARTITIONS[EMBEDDINGS].rows.paths(embeddings)
     todo = [part for part in parts if not part_path(out, part_number(part)).exists()]
     rows = rows_in(*parts)
     progress = Progress("scores", "rows", rows, logger, resumed=rows - rows_in(*todo))
+    schema = schemas.with_scores(schemas.SCORED, [scorer.column for scorer in heads])
     for part in todo:
         number, similarities = part_number(part), Similarities()
-        with TableWriter(part_path(out, number), schemas.SCORED) as writer:
+        with TableWriter(part_path(out, number), schema) as writer:
+            if earlier and _has_part(earlier, part):
+                for scored in _scored_anew(earlier, part, embeddings, heads):
+                    writer.write(scored.select(schema.names))
+                    progress.advance(len(scored))
+                shutil.copyfile(file_of(earlier.folder, number), file_of(out, number))
+                continue
             for some, images, texts in with_vectors(part, embeddings):
                 scored = _scored(some, images, texts, categories)
-                writer.write(scored)
+                writer.write(_with_heads(scored, images, heads))
                 if texts is not None:
                     similarities.add(scored["similarity"].to_numpy(), some, images, texts)
                 progress.advance(len(some))
             # Before the part is there, which says that all of it is.
             similarities.write(out, number)
+    return rows
+
+
+def _has_part(earlier: Earlier, part: Path) -> bool:
+    """Whether an earlier part has the same samples, and its counts beside it."""
+    path = part_path(earlier.folder, part_number(part))
+    if not path.exists() or not file_of(earlier.folder, part_number(part)).exists():
+        return False
+    ids = [read_parquet(one, ["SAMPLE_ID"])["SAMPLE_ID"] for one in (path, part)]
+    return bool(ids[0].equals(ids[1]))
+
+
+def _scored_anew(
+    earlier: Earlier, part: Path, embeddings: Path, heads: Sequence[Scorer]
+) -> Iterator[pa.Table]:
+    """The rows of an earlier part, a row group at a time, with the heads' columns."""
+    kept = [scorer for scorer in heads if earlier.heads.get(scorer.name) == scorer.head.digest]
+    new = [scorer for scorer in heads if scorer not in kept]
+    columns = [*schemas.SCORED.names, *(scorer.column for scorer in kept)]
+    number, start = part_number(part), 0
+    images = open_vectors(image_path(embeddings, number), rows_in(part))
+    for batch in batches(part_path(earlier.folder, number), columns, ROW_GROUP):
+        rows = pa.Table.from_batches([batch])
+        yield _with_heads(rows, images[start : start + len(rows)], new)
+        start += len(rows)
+
+
+def _with_heads(rows: pa.Table, images: NDArray[Any], heads: Sequence[Scorer]) -> pa.Table:
+    for scorer in heads:
+        rows = rows.append_column(scorer.column, as_column(scorer.score(images)))
     return rows
 
 

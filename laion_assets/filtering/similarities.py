@@ -112,7 +112,7 @@ class Similarities:
     def write(self, folder: Path, part: int) -> None:
         """Write the counts of a part of scores beside it."""
         write_json(
-            folder / _FILE.format(part),
+            file_of(folder, part),
             {"real": _sparse(self.real), "shuffled": _sparse(self.shuffled)},
         )
 
@@ -137,6 +137,11 @@ class Similarities:
                     values = np.array(found[name]["counts"], np.int64)
                     counts[first : first + len(values)] += values
         return total
+
+
+def file_of(folder: Path, part: int) -> Path:
+    """Place of the counts of a part in a folder of scores."""
+    return folder / _FILE.format(part)
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laion_assets import schemas
@@ -22,6 +23,7 @@ from laion_assets.filtering.recipe import Recipe, RecipeError, rows_where
 from laion_assets.filtering.score import score_segment, with_vectors
 from laion_assets.filtering.similarities import Similarities, files_in
 from laion_assets.funnel import EXAMPLES_KEPT, StageCounts
+from laion_assets.heads.score import Scorer, refuse_other_model
 from laion_assets.layout import PARTITIONS, SCORED_PAIRS
 from laion_assets.safety.options import SafetyOptions
 from laion_assets.safety.prompts import category_embeddings, load_prompts
@@ -72,6 +74,8 @@ class TakenWith(ModelIdentity, frozen=True):
     recipe: str
     threshold: float | None
     """None: the images have no captions, and so no similarity."""
+    heads: Mapping[str, str] = {}
+    """Name -> digest of each head whose scores the rows have."""
 
 
 NOTE: Final = ".taken_with.json"
@@ -89,9 +93,11 @@ def take_subset(
 ) -> StageCounts:
     """Write the recipe's subset of all parts of a segment.
 
-    The rows (``schemas.SUBSET``) keep their order and fill parts of their own, each with the rows'
-    vectors beside it, as those of :func:`embed_shards` are. Whatever ``out`` holds is replaced: a
-    killed call is repeated as a whole, since a million pairs take seconds.
+    The rows (``schemas.SUBSET``, and the heads' columns) keep their order and fill parts of their
+    own, each with the rows' vectors beside it, as those of :func:`embed_shards` are. Whatever
+    ``out`` holds is replaced: a killed call is repeated as a whole, since a million pairs take
+    seconds. Raises :class:`~laion_assets.filtering.recipe.RecipeError` if the recipe asks for the
+    scores of a head that the pairs do not have.
 
     Args:
         threshold: the lowest similarity kept, from the recipe or from the table; None for images
@@ -108,7 +114,8 @@ def take_subset(
     at = 0
     dim = np.load(image_path(embeddings, 0), mmap_mode="r", allow_pickle=False).shape[1]
     places = places_in(embeddings)
-    with SamplesWriter(out, schemas.SUBSET, dim, places=places, **_FOR_LOOK_UPS) as writer:
+    schema = schemas.with_scores(schemas.SUBSET, heads_columns(scored))
+    with SamplesWriter(out, schema, dim, places=places, **_FOR_LOOK_UPS) as writer:
         for part in parts:
             for rows, images, texts in with_vectors(part, embeddings):
                 kept, of_these = choose(rows, recipe, threshold)
@@ -118,9 +125,9 @@ def take_subset(
                 at += len(rows)
                 counts.add(of_these)
                 taken = rows.take(pa.array(kept))
-                columns = [taken[_COLUMNS.get(name, name)] for name in schemas.SUBSET.names]
+                columns = [taken[_COLUMNS.get(name, name)] for name in schema.names]
                 vectors = [some[kept] for some in (images, texts) if some is not None]
-                writer.write(pa.table(columns, schema=schemas.SUBSET), *vectors)
+                writer.write(pa.table(columns, schema=schema), *vectors)
                 progress.advance(len(rows))
     return counts
 
@@ -134,6 +141,12 @@ def _taken(parts: Sequence[Path], recipe: Recipe, threshold: float | None) -> ND
             found.append(at + kept)
             at += len(batch)
     return np.concatenate(found)
+
+
+def heads_columns(scored: Path) -> list[str]:
+    """The heads' columns of a folder of scores, sorted."""
+    part = PARTITIONS[SCORED_PAIRS].rows.paths(scored)[0]
+    return schemas.score_columns(pq.read_schema(part).names)
 
 
 def choose(
@@ -158,6 +171,8 @@ def choose(
         rules["unsafe_underage"] = suspect & column("underage_ranked")
     if recipe.drop_animal:
         rules["unsafe_animal"] = suspect & column("animal_ranked")
+    if recipe.min_scores or recipe.max_scores:
+        rules["scores"] = ~_scores_within(table, recipe)
     if recipe.where is not None:
         rules["predicate"] = ~rows_where(table, recipe.where)
 
@@ -173,6 +188,25 @@ def choose(
     kept = np.flatnonzero(left).astype(np.int64)
     counts.keep(len(kept))
     return kept, counts
+
+
+def _scores_within(table: pa.Table, recipe: Recipe) -> NDArray[np.bool_]:
+    """Whether each row's scores are within the recipe's bounds; a score that is null is not."""
+    within = np.ones(len(table), dtype=np.bool_)
+    for bounds, is_within in (
+        (recipe.min_scores, np.greater_equal),
+        (recipe.max_scores, np.less_equal),
+    ):
+        for head, bound in bounds.items():
+            column = f"{schemas.SCORE_PREFIX}{head}"
+            if column not in table.column_names:
+                raise RecipeError(
+                    f"the recipe {recipe.name!r} needs the head {head!r}, which did not score "
+                    f"these pairs: add [heads.{head}] to the settings, and materialize "
+                    "scored_pairs again"
+                )
+            within &= is_within(table[column].to_numpy(), np.float32(bound))
+    return within
 
 
 def embedded_by(embeddings: Path) -> ModelIdentity | None:
@@ -195,6 +229,7 @@ def filter_embeddings(
     safety: SafetyOptions,
     recipe: Recipe,
     scores: Path | None = None,
+    heads: Sequence[Scorer] = (),
 ) -> StageCounts:
     """Score a folder of embeddings and take the subset into ``out``.
 
@@ -202,7 +237,8 @@ def filter_embeddings(
     folder's notes say otherwise, and :class:`RecipeError` for a recipe that takes one of each
     cluster. Of images without captions, no threshold is asked. The scores are kept in the folder
     ``scores``, if one is given, and replace those of an earlier call, which may be of other
-    embeddings.
+    embeddings. ``heads`` must be of that model, too: raises
+    :class:`~laion_assets.heads.head.HeadError`.
     """
     if recipe.duplicates:
         raise RecipeError(
@@ -217,11 +253,12 @@ def filter_embeddings(
             f"{embeddings} was embedded by {made_by.title}, not by {model.identity.title}, "
             "whose categories do not apply to it"
         )
+    refuse_other_model(heads, model.identity)
     categories = category_embeddings(load_prompts(safety.prompts), model)
     scored = scores or out / ".scores"
     for stale in (*PARTITIONS[SCORED_PAIRS].rows.paths(scored), *files_in(scored)):
         stale.unlink()
-    score_segment(embeddings, scored, categories)
+    score_segment(embeddings, scored, categories, heads)
     tags, nearest = counted(scored, "nsfw"), counted(scored, "nsfw_category_1")
     for problem in (
         tags_problem(tags, nearest, safety.plausible_share),
@@ -232,6 +269,11 @@ def filter_embeddings(
     counts = take_subset(scored, embeddings, out, recipe, threshold=threshold)
     if not scores:
         shutil.rmtree(scored)
-    taken_with = TakenWith(**model.identity.model_dump(), recipe=recipe.title, threshold=threshold)
+    taken_with = TakenWith(
+        **model.identity.model_dump(),
+        recipe=recipe.title,
+        threshold=threshold,
+        heads={scorer.name: scorer.head.digest for scorer in heads},
+    )
     write_json(out / NOTE, taken_with.model_dump())
     return counts

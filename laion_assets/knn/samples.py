@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
@@ -34,6 +34,7 @@ from laion_assets.knn.subset import (
 )
 from laion_assets.knn.vectors import VectorFiles
 from laion_assets.layout import CRAWL_NAME, LIST_CRAWL_NAME
+from laion_assets.schemas import score_columns
 
 COLUMNS: Final = (
     "SAMPLE_ID",
@@ -116,6 +117,8 @@ class Sample:
     language: str
     page_url: str
     sha256: str
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    """Heads' scores, by column."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any], **more: Any) -> Self:
@@ -141,6 +144,7 @@ class Sample:
             language=value("LANGUAGE") or "",
             page_url=value("page_url") or "",
             sha256=value("sha256") or "",
+            scores={name: values[name] for name in score_columns(values)},
             **more,
         )
 
@@ -364,13 +368,14 @@ class Samples:
 
 
 def _stored(present: Sequence[str]) -> dict[str, str]:
-    """A file's column -> the one of :data:`COLUMNS` that it is. In files that are no subset, such
-    as those that embed wrote, the names may be in lower case, and fewer."""
-    return {
+    """A file's column -> the one of :data:`COLUMNS` that it is, or a head's. In files that are no
+    subset, such as those that embed wrote, the names may be in lower case, and fewer."""
+    known = {
         name if name in present else name.lower(): name
         for name in COLUMNS
         if name in present or name.lower() in present
     }
+    return known | {name: name for name in score_columns(present)}
 
 
 def _starts(parquet: pq.ParquetFile) -> Ints:

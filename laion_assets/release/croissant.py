@@ -26,10 +26,12 @@ def croissant(
     version: str,
     published: str,
     files: Sequence[Mapping[str, Any]],
+    columns: pa.Schema,
 ) -> dict[str, Any]:
     """Build the Croissant metadata of a release; its samples are those of `metadata/*.parquet`.
 
-    ``files`` are those of the release's manifest, ``published`` is an ISO 8601 date.
+    ``files`` are those of the release's manifest, ``published`` is an ISO 8601 date,
+    ``columns`` are those of the metadata.
     """
     return {
         "@context": json.loads(_CONTEXT.read_text(encoding="utf-8")),
@@ -59,7 +61,7 @@ def croissant(
                 "name": "samples",
                 "description": "An image link, its text and what is known of both.",
                 "key": {"@id": "samples/SAMPLE_ID"},
-                "field": [_field(column) for column in schemas.SUBSET],
+                "field": [_field(column) for column in columns],
             }
         ],
     }

@@ -262,7 +262,7 @@ def _left_out(planned: Plan) -> LeftOut | None:
         return None
     with tempfile.TemporaryDirectory(prefix="laion-assets-export-") as folder:
         slices = [(piece, piece.left_out) for piece in planned.pieces if len(piece.left_out)]
-        write_rows(slices, part_path(Path(folder), 0))
+        write_rows(slices, part_path(Path(folder), 0), planned.schema)
         return LeftOut(n, of_subset(Path(folder)))
 
 
@@ -295,6 +295,7 @@ def _write_words(
         version=about.version,
         published=published,
         files=made.listed(),
+        columns=planned.schema,
     )
     indexed = planned.made_with["indices"] is not None
     words: Mapping[str, Callable[[Path], None]] = {
@@ -322,6 +323,7 @@ def _write_words(
         "threshold": facts.threshold,
         "dimension": planned.dimension,
         "columns": pq.read_schema(staging / metadata_name(0)).names,
+        "heads": dict(planned.heads),
         "indices": planned.made_with["indices"],
         "partitions": planned.partitions.versions,
         "lists": dict(planned.lists),

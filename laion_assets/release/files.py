@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from laion_assets import schemas
 from laion_assets.files import atomic_path
 from laion_assets.knn.codec import Codec, ef_search
 from laion_assets.knn.files import IndexSummary, index_path, new_index, write_index
@@ -38,24 +37,24 @@ def index_name(modality: Modality) -> str:
 
 
 def write_metadata(plan: Plan, first: int, stop: int, out: Path) -> None:
-    write_rows(plan.slices(first, stop), out)
+    write_rows(plan.slices(first, stop), out, plan.schema)
 
 
-def write_rows(slices: Iterable[tuple[Piece, Rows]], out: Path) -> None:
+def write_rows(slices: Iterable[tuple[Piece, Rows]], out: Path, schema: pa.Schema) -> None:
     """Write the rows of parts of the subset, by their sorted numbers."""
-    with TableWriter(out, schemas.SUBSET) as writer:
+    with TableWriter(out, schema) as writer:
         waiting: list[pa.Table] = []
         for piece, rows in slices:
             start = 0
-            for batch in batches(piece.part.parquet, schemas.SUBSET.names, ROW_GROUP):
+            for batch in batches(piece.part.parquet, schema.names, ROW_GROUP):
                 low, high = np.searchsorted(rows, [start, start + len(batch)])
                 taken = batch.take(pa.array(rows[low:high] - start))
-                waiting.append(pa.Table.from_batches([taken]).cast(schemas.SUBSET))
+                waiting.append(pa.Table.from_batches([taken]).cast(schema))
                 start += len(batch)
                 if sum(map(len, waiting)) >= ROW_GROUP:
                     writer.write(pa.concat_tables(waiting))
                     waiting = []
-        writer.write(pa.concat_tables([schemas.SUBSET.empty_table(), *waiting]))
+        writer.write(pa.concat_tables([schema.empty_table(), *waiting]))
 
 
 def write_vectors(plan: Plan, modality: Modality, first: int, stop: int, out: Path) -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from laion_assets import schemas
 from laion_assets.clip.identity import ModelIdentity
 from laion_assets.clip.vectors import has_texts
 from laion_assets.filtering.subset import TakenWith
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 SUBSET: Final = FILTERED_SUBSET
 NO_CAPTION: Final = "no_caption"
 """Why images without captions are left out: each row of a release has a text and its vector."""
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 """Raise it when the same plan gives other files."""
 
 Rows = NDArray[np.int64]
@@ -114,6 +116,14 @@ class Plan:
     made_with: Mapping[str, Any]
     model: ModelIdentity
     dimension: int
+    heads: Mapping[str, str]
+    """Name -> digest of the heads that scored all samples alike."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the release's metadata."""
+        columns = [f"{schemas.SCORE_PREFIX}{name}" for name in sorted(self.heads)]
+        return schemas.with_scores(schemas.SUBSET, columns)
 
     @property
     def samples(self) -> int:
@@ -153,9 +163,12 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
     pieces: list[Piece] = []
     left_out = dict.fromkeys(REASON_OF_LIST.values(), 0)
     models: dict[tuple[str, int], tuple[SegmentKey, ModelIdentity]] = {}
+    heads: list[Mapping[str, str]] = []
     progress = Progress("release plan", "segments", len(partitions.manifests), logger)
     for key, manifest in partitions.manifests.items():
-        model = TakenWith.recorded(manifest.metadata, f"{SUBSET} of {key}").identity
+        taken_with = TakenWith.recorded(manifest.metadata, f"{SUBSET} of {key}")
+        model = taken_with.identity
+        heads.append(taken_with.heads)
         of_key: list[Piece] = []
         folder = lake.whole(SUBSET, key, but=[PICTURE_FILES])
         captions = has_texts(folder)
@@ -190,7 +203,20 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
         made_with,
         model,
         dimension,
+        _common(heads),
     )
+
+
+def _common(heads: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The heads that scored all partitions; the columns of others are left out."""
+    same = set.intersection(*(set(of_one.items()) for of_one in heads))
+    if others := sorted({name for of_one in heads for name, _ in set(of_one.items()) - same}):
+        logger.warning(
+            f"the release has no scores of {', '.join(others)}: they are absent from some "
+            "segments, or of several versions of the head; materialize scored_pairs and the subset "
+            "again"
+        )
+    return dict(sorted(same))
 
 
 def _parts(folder: Path, manifest: Manifest) -> Iterable[tuple[SubsetPart, int]]:

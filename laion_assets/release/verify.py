@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -137,10 +138,12 @@ def _croissant(release: Path, manifest: Mapping[str, Any]) -> Problems:
 def _rows(release: Path, manifest: Mapping[str, Any], lists: Lists) -> Problems:
     rows = {item["name"]: item.get("rows") for item in manifest["files"]}
     ids: list[NDArray[np.int64]] = []
+    scores = [f"{schemas.SCORE_PREFIX}{name}" for name in sorted(manifest.get("heads", ()))]
+    columns = schemas.with_scores(schemas.SUBSET, scores)
     progress = Progress("rows verified", "files", _metadata_files(rows), logger)
     for number in range(_metadata_files(rows)):
         name = metadata_name(number)
-        yield from _readable(name, _metadata(release, name, rows[name], lists, ids))
+        yield from _readable(name, _metadata(release, name, rows[name], columns, lists, ids))
         if len(ids) == number + 1:
             vectors = _vectors(release, number, manifest["dimension"])
             yield from _readable(f"the vectors of {name}", vectors)
@@ -155,11 +158,16 @@ def _rows(release: Path, manifest: Mapping[str, Any], lists: Lists) -> Problems:
 
 
 def _metadata(
-    release: Path, name: str, rows: int, lists: Lists, ids: list[NDArray[np.int64]]
+    release: Path,
+    name: str,
+    rows: int,
+    columns: pa.Schema,
+    lists: Lists,
+    ids: list[NDArray[np.int64]],
 ) -> Problems:
     """Check a file of metadata; add its SAMPLE_IDs to ``ids`` if it has a subset's columns."""
     with pq.ParquetFile(release / name) as file:
-        if not file.schema_arrow.remove_metadata().equals(schemas.SUBSET):
+        if not file.schema_arrow.remove_metadata().equals(columns):
             yield f"{name} has other columns than a subset"
             return
         table = file.read(columns=["SAMPLE_ID", "URL", "TEXT"])

@@ -50,10 +50,14 @@ class KnnRequest(_Request):
     use_violence_detector: bool = Field(False, description="Ignored: there is no such detector")
     use_mclip: bool = Field(False, description="Ignored: there is no multilingual model")
     aesthetic_score: Annotated[int | None, NoneIfEmpty] = Field(
-        None, description="Ignored: there are no aesthetic embeddings"
+        None,
+        ge=0,
+        le=9,
+        description="Move the query along the aesthetic head's direction: 9 towards higher scores,"
+        " 0 towards lower ones; ignored without a linear head of that name",
     )
     aesthetic_weight: Annotated[float | None, NoneIfEmpty] = Field(
-        None, description="Ignored: there are no aesthetic embeddings"
+        None, description="How far to move the query, whose length is 1; by default 0.5"
     )
 
     @model_validator(mode="after")
@@ -64,12 +68,8 @@ class KnnRequest(_Request):
 
     @property
     def ignored(self) -> list[str]:
-        """Parameters that ask for something that this service does not have."""
-        return [
-            name
-            for name in ("use_mclip", "use_violence_detector", "aesthetic_score")
-            if getattr(self, name)
-        ]
+        """Parameters that ask for something that no service has."""
+        return [name for name in ("use_mclip", "use_violence_detector") if getattr(self, name)]
 
 
 class MetadataRequest(_Request):
@@ -95,6 +95,15 @@ class SearchRequest(_Request):
     min_similarity: float | None = Field(None, description="Lowest cosine of image and caption")
     min_width: int | None = Field(None, ge=0, description="Lowest original width, in pixels")
     min_height: int | None = Field(None, ge=0, description="Lowest original height, in pixels")
+    min_scores: dict[str, float] = Field(
+        default_factory=dict, max_length=20, description="Lowest score, by head"
+    )
+    max_scores: dict[str, float] = Field(
+        default_factory=dict, max_length=20, description="Highest score, by head"
+    )
+    order_by: Text = Field(
+        None, description="Head by whose score the 200 nearest results are sorted, best first"
+    )
     license: LicenseTerms = "any"
     nsfw: NsfwTag = "any"
     language: Text = Field(None, description="ISO 639-1 code")
@@ -114,6 +123,8 @@ class SearchRequest(_Request):
             min_similarity=self.min_similarity,
             min_width=self.min_width,
             min_height=self.min_height,
+            min_scores=self.min_scores,
+            max_scores=self.max_scores,
             license=self.license,
             nsfw=self.nsfw,
             language=self.language,

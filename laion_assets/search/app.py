@@ -207,7 +207,7 @@ def _add_clip_retrieval(app: FastAPI, service: SearchService) -> None:
         """
         asked = await _read(request, KnnRequest, options.largest_body, options)
         results = await _unless_gone(request, service.knn(asked, _client(request)))
-        ignored = ", ".join(asked.ignored)
+        ignored = ", ".join(service.heads.ignored(asked, service.live.current.summary))
         return _json(results, {"X-Ignored-Parameters": ignored} if ignored else None)
 
     @app.post(

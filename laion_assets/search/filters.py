@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from laion_assets.knn.samples import PartRow
+from laion_assets.schemas import SCORE_PREFIX
 
 LicenseTerms = Literal[
     "any", "creative_commons", "public_domain", "commercial_use", "adaptation", "unknown"
@@ -23,6 +25,9 @@ class Filters:
     min_similarity: float | None = None
     min_width: int | None = None
     min_height: int | None = None
+    min_scores: Mapping[str, float] = field(default_factory=dict)
+    max_scores: Mapping[str, float] = field(default_factory=dict)
+    """Bounds by head; a sample without a score passes none."""
     license: LicenseTerms = "any"
     nsfw: NsfwTag = "any"
     language: str | None = None
@@ -43,6 +48,8 @@ class Filters:
             and _at_least(value("similarity"), self.min_similarity)
             and _at_least(value("WIDTH"), self.min_width)
             and _at_least(value("HEIGHT"), self.min_height)
+            and all(_at_least(_score(row, head), low) for head, low in self.min_scores.items())
+            and all(_at_most(_score(row, head), high) for head, high in self.max_scores.items())
             and (self.license == "any" or allows(value("LICENSE"), self.license))
             and (self.language is None or value("LANGUAGE") == self.language)
             and (self.crawl is None or value("crawl") == self.crawl)
@@ -51,6 +58,14 @@ class Filters:
 
 def _at_least(value: Any, bound: float | None) -> bool:
     return bound is None or (value is not None and value >= bound)
+
+
+def _at_most(value: Any, bound: float) -> bool:
+    return value is not None and value <= bound
+
+
+def _score(row: PartRow, head: str) -> Any:
+    return row.value(f"{SCORE_PREFIX}{head}")
 
 
 def allows(license_url: str | None, terms: LicenseTerms) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from threadpoolctl import threadpool_limits
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.download.options import DownloadOptions
+from laion_assets.heads.options import HeadOptions
+from laion_assets.heads.score import scorers
 from laion_assets.search.app import make_app
 from laion_assets.search.connections import Connection, Connections
 from laion_assets.search.options import ServeOptions
@@ -66,13 +68,16 @@ def serve_index(
     download: DownloadOptions,
     *,
     subset: Path | None = None,
+    heads: Mapping[str, HeadOptions] | None = None,
 ) -> None:
     """Serve an index folder until interrupted; prints the address once it listens.
 
-    Raises ``OSError`` if it cannot listen there, and as
+    ``heads`` are those of the settings. Raises ``OSError`` if it cannot listen there, and as
     :class:`~laion_assets.search.service.SearchService` does.
     """
-    service = SearchService(index_dir, options, clip, download, subset=subset)
+    service = SearchService(
+        index_dir, options, clip, download, subset=subset, heads=scorers(heads or {})
+    )
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with (
         socket.create_server((options.host, options.port), family=family) as listening,

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -23,13 +23,15 @@ from laion_assets.download.errors import FetchRefused
 from laion_assets.download.fetch import Fetcher
 from laion_assets.download.options import DownloadOptions
 from laion_assets.generation.shown_samples import may_be_shown
+from laion_assets.heads.score import Scorer
 from laion_assets.knn.mapped import IndexDamagedError
 from laion_assets.knn.query import lake_beside, subset_beside
-from laion_assets.knn.samples import Located, Sample, SampleRef, Samples
+from laion_assets.knn.samples import Located, SampleRef, Samples
 from laion_assets.knn.subset import Modality, SubsetError, Subsets
 from laion_assets.layout import DALLE_SAMPLES, FILTERED_SUBSET
 from laion_assets.removals.active import read_lists
 from laion_assets.removals.entry import ListError
+from laion_assets.search.answers import metadata, shown
 from laion_assets.search.api_models import (
     KnnRequest,
     MetadataRequest,
@@ -42,7 +44,8 @@ from laion_assets.search.clusters import Clusters
 from laion_assets.search.encoder import Encoder, Vector
 from laion_assets.search.errors import RequestRefusedError
 from laion_assets.search.filters import Filters
-from laion_assets.search.find import Found, Result, find
+from laion_assets.search.find import Found, find
+from laion_assets.search.heads import SORTED, SearchHeads
 from laion_assets.search.live_index import IndexVersion, LiveIndex
 from laion_assets.search.metrics import Metrics
 from laion_assets.search.options import ServeOptions
@@ -64,7 +67,8 @@ class SearchService:
     """Everything that a request needs. Use it within ``async with service.running()``.
 
     ``subset`` is needed for an index outside a lake, where there are no thumbnails and no removal
-    queue. Raises :class:`~laion_assets.search.live_index.IndexUnavailableError`, and
+    queue. ``heads`` are those of the settings. Raises
+    :class:`~laion_assets.search.live_index.IndexUnavailableError`, and
     :class:`~laion_assets.knn.query.QueryError` if the subset cannot be found.
     """
 
@@ -77,8 +81,10 @@ class SearchService:
         *,
         subset: Path | None = None,
         encoder: Encoder | None = None,
+        heads: Sequence[Scorer] = (),
     ) -> None:
         self.options = options
+        self.heads = SearchHeads(heads)
         self.name = index_dir.absolute().name
         self.metrics = Metrics()
         subsets: Subsets = subset or subset_beside(index_dir)
@@ -170,6 +176,7 @@ class SearchService:
             vector = await self._text_vector(request.text)
         else:
             vector = await self._image_vector(request.image, request.image_url, client)
+        vector = self.heads.steered(vector, request, self.live.current.summary)
         wanted = request.num_images if request.num_result_ids is None else request.num_result_ids
         version = self.live.current
         found = await self._find(
@@ -182,7 +189,7 @@ class SearchService:
         )
         return [
             {
-                **(_metadata(result.located.sample) if rank < request.num_images else {}),
+                **(metadata(result.located.sample) if rank < request.num_images else {}),
                 "id": version.id_of(result.row),
                 "similarity": result.score,
             }
@@ -196,7 +203,7 @@ class SearchService:
         rows = {number: version.row_of(number) for number in request.ids}
         located = await self._in(self._searching, self._located, version, list(rows.values()))
         return [
-            {"id": number, "metadata": _metadata(at.sample)}
+            {"id": number, "metadata": metadata(at.sample)}
             for number, at in zip(rows, located, strict=True)
             if at is not None
         ]
@@ -210,14 +217,16 @@ class SearchService:
         started = time.perf_counter()
         vector = await self._query_vector(request, client)
         version = self.live.current
+        self.heads.refuse_unknown(request)
         wanted = min(request.offset + request.limit, self.options.max_candidates)
+        enough = SORTED if request.order_by else wanted + 1
         found = await self._find(
-            version, vector, request.over, wanted + 1, request.filters, fold=request.fold
+            version, vector, request.over, enough, request.filters, fold=request.fold
         )
-        shown = found.results[request.offset : wanted]
-        more = len(found.results) > wanted and wanted < self.options.max_candidates
+        results = self.heads.ordered(found.results, request.order_by)
+        more = len(results) > wanted and wanted < self.options.max_candidates
         return {
-            "results": [_shown(result) for result in shown],
+            "results": [shown(result) for result in results[request.offset : wanted]],
             "next_offset": wanted if more else None,
             "looked_at": found.looked_at,
             "exhaustive": found.looked_at >= version.summary.n,
@@ -388,6 +397,7 @@ class SearchService:
             "removal_requests": self.removals is not None,
             "max_image_bytes": self.options.max_image_bytes,
             "max_text": self.options.max_text,
+            "heads": await self._in(self._reading, self.heads.shown, version, self.samples),
         }
 
     def _check_name(self, name: str | None) -> None:
@@ -418,30 +428,3 @@ def _one_core_a_query() -> None:
     import faiss
 
     faiss.omp_set_num_threads(1)
-
-
-def _metadata(sample: Sample) -> dict[str, Any]:
-    """Metadata in clip-retrieval's columns (url, caption, NSFW) and in ours."""
-    return {
-        "url": sample.url,
-        "caption": sample.text,
-        "NSFW": sample.nsfw,
-        "width": sample.width,
-        "height": sample.height,
-        "license": sample.license,
-        "language": sample.language,
-        "page_url": sample.page_url,
-        "image_text_similarity": sample.similarity,
-        "sha256": sample.sha256,
-        "crawl": sample.ref.crawl,
-        "segment": sample.ref.segment,
-        "sample": str(sample.ref),
-    }
-
-
-def _shown(result: Result) -> dict[str, Any]:
-    return {
-        **_metadata(result.located.sample),
-        "score": result.score,
-        "duplicates": result.duplicates,
-    }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from laion_assets.funnel import StageCounts
 from laion_assets.layout import EMBEDDINGS, UNIQUE_PAIRS
+from laion_assets.schemas import SCORE_PREFIX
 from laion_assets.stats.plotting import (
     WIDTH_INCHES,
     Figure,
@@ -55,6 +56,7 @@ def draw(facts: Facts) -> list[Figure]:
         _funnel(facts),
         _resolution(facts),
         _similarity(facts),
+        *(_scores(column, bins, facts) for column, bins in facts.scores.items()),
         _text_length(facts),
         _image_sizes(facts),
         _bars(
@@ -298,6 +300,27 @@ def _similarity(facts: Facts) -> Figure | None:
     rows = [(*ends, *(counts.get(ends[0], 0) for counts in of_each)) for ends in sorted(lows)]
     data = ("low", "high", "n", "shuffled"), rows
     return render("similarity", "Similarity of image and text", alt, data, 2.5, paint)
+
+
+def _scores(column: str, bins: Sequence[Bin], facts: Facts) -> Figure | None:
+    """Histogram of a head's scores: of all pairs, and within it of those that the subset took."""
+    if not bins:
+        return None
+    head, kept = column.removeprefix(SCORE_PREFIX), facts.kept_scores.get(column, ())
+
+    def paint(axes: Axes, theme: Theme) -> None:
+        count_axis(axes, theme)
+        histogram(axes, bins, lambda _: theme.faded)
+        histogram(axes, kept, lambda _: theme.accent)
+        axes.set_xlabel(f"score by the head {head} (dark: samples of the subset)")
+
+    pairs, samples = (sum(item.n for item in some) for some in (bins, kept))
+    alt = f"Histogram of {pairs:,} scores by the head {head}, {samples:,} of them of samples"
+    of_each = [{(item.low, item.high): item.n for item in some} for some in (bins, kept)]
+    ends = sorted({*of_each[0], *of_each[1]})
+    rows = [(*edges, *(counts.get(edges, 0) for counts in of_each)) for edges in ends]
+    data = ("low", "high", "pairs", "samples"), rows
+    return render(column, f"Scores: {head}", alt, data, 2.5, paint)
 
 
 def _clipped(bins: Sequence[Bin], share: float) -> tuple[list[Bin], int]:

@@ -32,6 +32,8 @@ class Grid:
 
 
 SIMILARITY: Final = Grid(100)
+SCORE: Final = Grid(20)
+"""For heads: a probability has twenty bins, a mark from 0 to 10 two hundred."""
 TEN_THOUSANDTHS: Final = Grid(10_000)
 TEXT_LENGTH: Final = Grid(1 / 5)
 CHARACTERS: Final = Grid(1)

@@ -98,7 +98,10 @@ def dataset_card(facts: Facts, contact: str = "") -> str:
         "contact": contact,
         "deciles": DECILES,
         "stage_names": STAGE_NAMES,
-        "columns": [(field.name, field.type, meaning(field.name)) for field in schemas.SUBSET],
+        "columns": [
+            (field.name, field.type, meaning(field.name))
+            for field in schemas.with_scores(schemas.SUBSET, facts.kept_scores)
+        ],
     }
     return _templates().get_template("dataset_card.md").render(values)
 

@@ -27,6 +27,7 @@ from laion_assets.layout import (
     SEGMENT_STATS,
     WAT_MANIFEST,
 )
+from laion_assets.schemas import SCORE_PREFIX
 from laion_assets.stats.segment import FINE_SIMILARITY, FINE_TEXT_LENGTH, SHUFFLED
 
 DECILES: Final = tuple(number / 10 for number in range(1, 10))
@@ -111,6 +112,10 @@ class Facts:
     similarity: Sequence[Bin]
     shuffled: Sequence[Bin]
     """Similarities of shuffled pairs, on the bins of the real ones."""
+    scores: Mapping[str, Sequence[Bin]]
+    """Scores of all embedded pairs, by the head's column."""
+    kept_scores: Mapping[str, Sequence[Bin]]
+    """Those of the subset's samples."""
     text_length: Sequence[Bin]
     shorter_side: Sequence[Bin]
     languages: Sequence[tuple[str, int]]
@@ -208,6 +213,8 @@ def gather(connection: duckdb.DuckDBPyConnection, left_out: LeftOut | None = Non
         text_deciles=_deciles(histogram("subset", FINE_TEXT_LENGTH)),
         similarity=histogram("scored", "similarity"),
         shuffled=histogram("scored", SHUFFLED),
+        scores=_scores(rows, histogram, "scored"),
+        kept_scores=_scores(rows, histogram, "subset"),
         text_length=histogram("subset", "text_length"),
         shorter_side=sides[0],
         languages=top("pairs", "language")[:TOP_ROWS],
@@ -218,6 +225,19 @@ def gather(connection: duckdb.DuckDBPyConnection, left_out: LeftOut | None = Non
         made=_made(metadata),
         spoken=sorted(language for language, _ in languages if language),
     )
+
+
+def _scores(
+    rows: Callable[..., list[Row]], histogram: Callable[[str, str], list[Bin]], stage: str
+) -> dict[str, Sequence[Bin]]:
+    """The histograms of all heads' scores, by column."""
+    found = rows(
+        "select distinct metric from sums where kind = 'histogram' and stage = ? "
+        "and starts_with(metric, ?) order by all",
+        stage,
+        SCORE_PREFIX,
+    )
+    return {metric: histogram(stage, metric) for (metric,) in found}
 
 
 def _statistics(

@@ -16,6 +16,7 @@ from typing import Any, Final
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from laion_assets.filtering.similarities import Similarities, edge, files_in
 from laion_assets.funnel import STAGES, StageCounts
@@ -28,12 +29,13 @@ from laion_assets.layout import (
     PARTITIONS,
     SCORED_PAIRS,
 )
-from laion_assets.schemas import STATISTICS
+from laion_assets.schemas import STATISTICS, score_columns
 from laion_assets.stats import near
 from laion_assets.stats.grids import (
     ASPECT,
     CHARACTERS,
     PIXELS,
+    SCORE,
     SIMILARITY,
     TEN_THOUSANDTHS,
     TEXT_LENGTH,
@@ -44,6 +46,8 @@ from laion_assets.tables import write_table
 logger = logging.getLogger(__name__)
 
 TOP_VALUES: Final = 100
+SCORED_STAGES: Final = ("scored", "subset")
+"""Stages whose rows have heads' scores; the metric is the column's name."""
 WITHOUT_LIMIT: Final = ("language",)
 """Metrics of which there are few values, and all of them are wanted."""
 ROWS_OF_SUBSET: Final = ("rows", "subset")
@@ -156,14 +160,20 @@ def of_subset(folder: Path) -> pa.Table:
 def _measured(tables: Mapping[str, _Table]) -> Iterator[Row]:
     for stage, metric, value, grid in _HISTOGRAMS:
         if stage in tables:
-            for number, n in tables[stage].histogram(value, grid):
-                edges = grid.edge(number), grid.edge(number + 1)
-                yield ("histogram", stage, metric, *edges, None, n)
+            yield from _histogram(tables[stage], stage, metric, value, grid)
+    for stage in SCORED_STAGES:
+        for column in tables[stage].scores if stage in tables else ():
+            yield from _histogram(tables[stage], stage, column, f'"{column}"', SCORE)
     for stage, metric, column in _TOP:
         if stage in tables:
             limit = None if metric in WITHOUT_LIMIT else TOP_VALUES
             for value, n in tables[stage].top(column, limit):
                 yield ("top", stage, metric, None, None, value, n)
+
+
+def _histogram(table: _Table, stage: str, metric: str, value: str, grid: Grid) -> Iterator[Row]:
+    for number, n in table.histogram(value, grid):
+        yield ("histogram", stage, metric, grid.edge(number), grid.edge(number + 1), None, n)
 
 
 def _shuffled(scored: Path) -> Iterator[Row]:
@@ -215,6 +225,12 @@ class _Table:
         self._where = where
         self._files = [str(path) for path in PARTITIONS[asset].rows.paths(folder)]
         self.folder = folder
+
+    @property
+    def scores(self) -> list[str]:
+        """The columns of heads, sorted."""
+        names = {name for path in self._files for name in pq.read_schema(path).names}
+        return score_columns(names)
 
     def _rows(self, sql: str, where: str = "true") -> list[Row]:
         """Run ``sql``, in which ``{rows}`` stands for the files' rows that meet ``where``."""

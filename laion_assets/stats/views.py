@@ -38,6 +38,8 @@ class View:
     files: str
     columns: pa.Schema
     open_ended: bool = False
+    scores: bool = False
+    """Whether a file may have columns of heads, too."""
 
 
 def _with_key(schema: pa.Schema) -> pa.Schema:
@@ -54,6 +56,7 @@ def views_of(partition: Partition) -> dict[str, View]:
             table.files,
             _with_key(table.schema),
             open_ended=table.schema.equals(schemas.IMAGES),
+            scores=table.scores,
         )
         for table in partition.tables
         if table.view
@@ -173,7 +176,10 @@ def _select(
     # By name only if needed: DuckDB then reads all footers. Where every file lacks a column, the
     # next one may have it.
     present = {part.split(" ")[0] for text in columns for part in text.split(", ")}
-    whole = len(columns) == 1 and present >= set(view.columns.names) - set(KEY_COLUMNS)
+    shown_columns = view.columns
+    if view.scores:
+        shown_columns = schemas.with_scores(shown_columns, schemas.score_columns(present))
+    whole = len(columns) == 1 and present >= set(shown_columns.names) - set(KEY_COLUMNS)
     pattern = f"/{view.asset}/{EVERY_HIVE}/{view.files}"
     files = (
         f"read_parquet(coalesce(getvariable('{name}_files'), "
@@ -181,14 +187,14 @@ def _select(
         f"{HIVE}, union_by_name = coalesce(getvariable('{name}_mixed'), {not whole})"
         f"{'' if columns else ', allow_empty = true'})"
     )
-    types = connection.from_arrow(view.columns.empty_table()).types
+    types = connection.from_arrow(shown_columns.empty_table()).types
     none = ", ".join(
         f'cast(null as {kind}) as "{column}"'
-        for column, kind in zip(view.columns.names, types, strict=True)
+        for column, kind in zip(shown_columns.names, types, strict=True)
     )
     # A column that no file has is null. Without files, read_parquet returns one column of its own,
     # which must not show.
-    names = ", ".join(f'"{column}"' for column in view.columns.names)
+    names = ", ".join(f'"{column}"' for column in shown_columns.names)
     shown = "*" if view.open_ended and columns else names
     return f"select {shown} from (select {none} where false union all by name from {files})"
 

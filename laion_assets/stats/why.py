@@ -274,6 +274,7 @@ class StoryReader:
             f"{similarity}, {row['nsfw']} (nearest: "
             f"{row['nsfw_category_1']!r}, {row['nsfw_category_2']!r})"
             + "".join(f", {flag}" for flag in flags)
+            + "".join(f", {name} {_score(row[name])}" for name in schemas.score_columns(row))
         )
         made = ScoredWith.recorded(
             self._lake.manifest(SCORED_PAIRS, key).metadata, f"{SCORED_PAIRS} of {key}"
@@ -372,6 +373,10 @@ class StoryReader:
         return f"{values + '; ' if values else ''}{made}{run}"
 
 
+def _score(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
+
+
 def _plain(value: object) -> str:
     return "/".join(map(str, value)) or "any" if isinstance(value, list) else str(value)
 
@@ -380,7 +385,8 @@ def _refusal(scored: Row, made: Mapping[str, Any]) -> tuple[str, str]:
     """``(reason, its meaning)``, by applying the recipe the subset was made with to this row."""
     if "options" not in made:
         return "not kept", "its manifest does not record the recipe"
-    table = pa.Table.from_pylist([dict(scored)], schema=schemas.SCORED)
+    schema = schemas.with_scores(schemas.SCORED, schemas.score_columns(scored))
+    table = pa.Table.from_pylist([dict(scored)], schema=schema)
     recipe = Recipe.model_validate(made["options"])
     _, counts = choose(table, recipe, made["threshold"])
     for reason in counts.rejects:

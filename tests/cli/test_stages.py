@@ -83,7 +83,7 @@ def test_filter_keeps_what_the_crawl_was_made_to_keep(stages: Stages) -> None:
     kept = [(row["url"], row["text"]) for row in taken]
     kept = [pair for pair in kept if ends[pair] == ("subset", "kept")]
     part = stages.part
-    assert part.schema.equals(schemas.SUBSET)
+    assert part.schema.equals(schemas.with_scores(schemas.SUBSET, ["score_watermark"]))
     assert list(zip(part["URL"].to_pylist(), part["TEXT"].to_pylist(), strict=True)) == kept
     counts = {end: n for end, n in stages.expected.items() if end[0] == "subset"}
     assert set(counts) > {("subset", "kept")}
@@ -103,7 +103,7 @@ def test_filter_takes_a_threshold(stages: Stages, tmp_path: Path) -> None:
     assert found == expected
     assert done.counts["subset", "kept"] == len(expected)
     scores = pq.ParquetFile(tmp_path / "scores" / "part-00000.parquet").read()
-    assert scores.schema.equals(schemas.SCORED)
+    assert scores.schema.equals(schemas.with_scores(schemas.SCORED, ["score_watermark"]))
     assert len(scores) == done.counts["subset", "in"]
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from laion_assets.filtering.figures import (
     kept_by_tag,
+    score_sheets,
     similarity_histogram,
     tags_and_categories,
     threshold_sheets,
@@ -17,8 +18,18 @@ from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.score import score_segment
 from laion_assets.filtering.similarities import Similarities
 from laion_assets.filtering.subset import take_subset
+from laion_assets.heads.score import Scorer
 from laion_assets.safety.prompts import Categories
-from tests.filtering.conftest import NAKED, UNSURE, MakeEmbeddings, sample, write_shard
+from tests.filtering.conftest import (
+    DIM,
+    NAKED,
+    THING,
+    UNSURE,
+    MakeEmbeddings,
+    sample,
+    write_shard,
+)
+from tests.heads.conftest import write_linear
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -88,6 +99,22 @@ def test_sheets_show_what_is_just_kept_and_just_dropped_and_nothing_unsafe(
             [],
             [],
         ]
+
+
+def test_a_heads_sheet_has_the_lowest_scores_and_the_highest_and_nothing_unsafe(
+    make_embeddings: MakeEmbeddings, categories: Categories, tmp_path: Path
+) -> None:
+    # The score is the second dimension, which grows with the row.
+    rows = [sample(n, 0.5, {0: 0.9, 1: 0.01 * n, THING: 0.5}) for n in range(20)]
+    rows.append(sample(20, 0.5, NAKED | {1: 0.9}))
+    colours = [KEPT] * 6 + [FAR] * 8 + [DROPPED] * 6 + [UNSAFE]
+    scored, shards = tmp_path / "scored", tmp_path / "shards"
+    head = Scorer.load("second", str(write_linear(tmp_path / "second.json", np.eye(DIM)[1])))
+    score_segment(make_embeddings(rows), scored, categories, [head])
+    write_shard(shards, rows, colours)
+    (drawn,) = score_sheets(scored, shards, ["score_second"]).values()
+    assert tiles(drawn) == [KEPT] * 6  # the first line of two
+    assert score_sheets(scored, shards, []) == {}
 
 
 def test_tables_count_tags_and_categories(

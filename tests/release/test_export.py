@@ -9,6 +9,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -565,3 +566,30 @@ def test_the_command_exports_verifies_and_fails_in_one_line(
     assert "is not a sound release" in printed.err
     assert main([*words, "--files", "2"]) == 1
     assert "holds something else" in capsys.readouterr().err
+
+
+def test_scores_of_the_same_heads_everywhere_are_released(
+    lake: LocalLake, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, (crawl, segment) in enumerate(SEGMENTS):
+        files = SegmentFiles(lake.root, crawl, segment)
+        part = files.folder("filtered_subset") / "part-00000.parquet"
+        table = pq.ParquetFile(part).read()
+        for head in ("same", "other"):
+            scores = pa.array([number / 4] * len(table), pa.float32())
+            table = table.append_column(f"score_{head}", scores)
+        pq.write_table(table, part)
+        manifest = files.folder("filtered_subset") / "_manifest.json"
+        value = json.loads(manifest.read_text())
+        value["metadata"]["heads"] = {"same": "1", "other": str(number)}
+        manifest.write_text(json.dumps(value))
+        files.stats()
+    publish_catalog(lake)
+    released = export(lake, tmp_path / "release", files=2, about=ABOUT)
+    assert "no scores of other" in caplog.text
+    assert (released["heads"], released["columns"][-1]) == ({"same": "1"}, "score_same")
+    rows = rows_of(tmp_path / "release")
+    assert Counter(row["score_same"] for row in rows) == {0.0: 24, 0.25: 24, 0.5: 24}
+    assert verify(tmp_path / "release") == []
+    readme = (tmp_path / "release" / "README.md").read_text()
+    assert "`score_same`" in readme

@@ -30,6 +30,7 @@ from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.shard_files import SHARDS, tar_path
 from laion_assets.generation.shown_samples import SHOWN
+from laion_assets.heads.score import Scorer, as_column
 from laion_assets.knn.build import build_index
 from laion_assets.knn.merge import SegmentIndex, merge_indices
 from laion_assets.knn.options import IndexOptions
@@ -43,6 +44,7 @@ from laion_assets.search.options import ServeOptions
 from laion_assets.search.serve import make_server
 from laion_assets.search.service import SearchService
 from laion_assets.tables import part_path, write_table
+from tests.heads.conftest import write_linear
 
 CLIP = ClipOptions(model="laion-assets-tiny", pretrained="laion-assets-tiny", device="cpu")
 FIRST = SegmentKey("CC-MAIN-2000-05", "00")
@@ -265,11 +267,18 @@ def serving(
     clip: ClipOptions = CLIP,
     download: DownloadOptions | None = None,
     subset: Path | None = None,
+    heads: Sequence[Scorer] = (),
 ) -> Iterator[Serving]:
     """The service on a free port of loopback; ``model`` is one that is loaded already."""
     encoder = Encoder(clip, options, load=lambda _: model) if model else None
     service = SearchService(
-        index, options, clip, download or DownloadOptions(), subset=subset, encoder=encoder
+        index,
+        options,
+        clip,
+        download or DownloadOptions(),
+        subset=subset,
+        encoder=encoder,
+        heads=heads,
     )
     addresses: list[str] = []
     listening = threading.Event()
@@ -295,6 +304,41 @@ def served(small_lake: SmallLake) -> Iterator[Serving]:
     """The service over the shared lake, without limits."""
     with serving(small_lake.index, small_lake.model) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def heads(small_lake: SmallLake, tmp_path_factory: pytest.TempPathFactory) -> list[Scorer]:
+    """An aesthetic head that prefers apples, the shipped one, and one that scored nothing yet."""
+    folder = tmp_path_factory.mktemp("heads")
+    apple = np.load(image_path(small_lake.lake.folder("filtered_subset", FIRST), 0))[0]
+    linear = partial(write_linear, weights=apple.astype(float), model=small_lake.model.identity)
+    return [
+        Scorer.load("aesthetic", str(linear(folder / "apples.json"))),
+        Scorer.load("new", str(linear(folder / "new.json"))),
+        Scorer.load("watermark", "watermark-tiny"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def scored(
+    small_lake: SmallLake, heads: list[Scorer], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Serving]:
+    """The service over a lake whose first segment has both heads' scores, the second one's one."""
+    own = small_lake.copy(tmp_path_factory.mktemp("scored") / "lake")
+    aesthetic, _, watermark = heads
+    add_scores(own, FIRST, [aesthetic, watermark])
+    add_scores(own, SECOND, [aesthetic])
+    with serving(own.index, own.model, heads=heads) as running:
+        yield running
+
+
+def add_scores(lake: SmallLake, key: SegmentKey, heads: list[Scorer]) -> None:
+    folder = lake.lake.folder("filtered_subset", key)
+    table: pa.Table = pq.ParquetFile(part_path(folder, 0)).read()
+    images = np.load(image_path(folder, 0))
+    for scorer in heads:
+        table = table.append_column(scorer.column, as_column(scorer.score(images)))
+    pq.write_table(table, part_path(folder, 0))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -430,3 +431,37 @@ def test_the_api_is_documented_without_another_host(browser: Browser, served: Se
     assert window.complaints == []
     assert window.hosts <= {urlsplit(served.url).netloc, ""}
     window.context.close()
+
+
+def test_heads_have_sliders_and_an_order(browser: Browser, scored: Serving) -> None:
+    opened = Window(browser)
+    page = opened.page
+    page.goto(f"{scored.url}?q=a+picture&safe=0&fold=0")
+    assert len(opened.captions()) == 30
+    page.get_by_role("button", name="Filters").click()
+    slider = page.get_by_role("slider", name="Watermark at most any")
+    slider.focus()
+    for _ in range(60):
+        page.keyboard.press("ArrowLeft")
+    expect(page.get_by_role("slider", name="Watermark at most 0.4")).to_be_visible()
+    expect(page.locator("#filter-count")).to_have_text("1")
+    asked = {"text": "a picture", "safe": False, "fold": False, "limit": 100}
+    below = {result["caption"] for result in scored.results(**asked, max_scores={"watermark": 0.4})}
+    expect(page.locator(".card")).to_have_count(len(below))
+    assert set(opened.captions()) == below
+
+    page.get_by_label("Sort by").select_option("High aesthetic")
+    expect(page).to_have_url(re.compile("at_most_watermark=0.4&order_by=aesthetic"))
+    best = scored.results(**asked, max_scores={"watermark": 0.4}, order_by="aesthetic")
+    expect(page.locator(".caption").first).to_have_text(best[0]["caption"])
+    page.reload()  # the address has it all
+    page.get_by_role("button", name="Filters").click()
+    expect(page.get_by_role("slider", name="Watermark at most 0.4")).to_have_value("0.4")
+    assert opened.captions() == [result["caption"] for result in best]
+    page.locator(".picture").first.click()
+    expect(page.locator("#details-facts")).to_contain_text("Score: watermark")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Reset filters").click()
+    expect(page.locator(".card")).to_have_count(30)
+    opened.context.close()
+    assert opened.complaints == []

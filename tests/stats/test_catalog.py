@@ -107,6 +107,28 @@ def test_the_stages_columns_are_the_contracts(catalog: Path) -> None:
     assert query(catalog, "from pairs limit 0").schema.names == schemas.PAIRS.names
 
 
+def test_heads_columns_show_where_a_segment_has_them(lake: Path, tmp_path: Path) -> None:
+    """A segment that was scored before the head came has null."""
+    own = shutil.copytree(lake, tmp_path / "lake")
+    newest = SegmentFiles(own, "CC-MAIN-2001-05", "00")
+    path = newest.folder("scored_pairs") / "part-00000.parquet"
+    table = pq.ParquetFile(path).read()
+    pq.write_table(table.append_column("score_mark", pa.array([0.5] * 40, pa.float32())), path)
+    newest.manifest("scored_pairs", [])
+    catalog = tmp_path / "catalog.duckdb"
+    build_catalog(own, catalog)
+    assert query(catalog, "from scored limit 0").schema.names[-1] == "score_mark"
+    by_crawl = "select crawl, count(*), avg(score_mark) from scored {} group by all order by all"
+    assert _rows(catalog, by_crawl.format("")) == [
+        ("CC-MAIN-2000-05", 80, None),
+        ("CC-MAIN-2001-05", 40, 0.5),
+    ]
+    # Partitions of the one or of the other kind alone are read alike.
+    for crawl, mean in (("CC-MAIN-2000-05", None), ("CC-MAIN-2001-05", 0.5)):
+        where = by_crawl.format(f"where crawl = '{crawl}'")
+        assert [row[2] for row in _rows(catalog, where)] == [mean]
+
+
 def test_a_stage_without_partitions_is_an_empty_view(lake: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     path = tmp_path / "c.duckdb"

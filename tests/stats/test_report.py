@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -256,6 +257,29 @@ def test_shares_are_of_all_pairs_and_not_of_those_shown(facts: Facts) -> None:
         if figure.name in ("language", "licences")
     }
     assert shares == {"language": [10 / 180] * 8, "licences": [4 / 72] * 8}
+
+
+def test_a_heads_scores_are_a_figure_and_a_column_of_the_card(
+    segment: SegmentFiles, tmp_path: Path
+) -> None:
+    for asset, n in (("scored_pairs", 40), ("filtered_subset", 24)):
+        path = segment.folder(asset) / "part-00000.parquet"
+        scores = pa.array([row / 40 for row in range(n)], pa.float32())
+        table = pq.ParquetFile(path).read().append_column("score_watermark", scores)
+        pq.write_table(table, path)
+        metadata = json.loads((segment.folder(asset) / "_manifest.json").read_text())["metadata"]
+        stages = [counts("subset", 24, {"below_threshold": 16})] if n == 24 else []
+        segment.manifest(asset, stages, **metadata)
+    segment.stats()
+    build_catalog(tmp_path / "lake", tmp_path / "catalog.duckdb")
+    figures = build_report(tmp_path / "catalog.duckdb", tmp_path / "report")["figures"]
+    assert "score_watermark" in figures
+    text = (tmp_path / "report" / "figures" / "score_watermark.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [float(row["low"]) for row in rows] == [n / 20 for n in range(20)]
+    assert [int(row["pairs"]) for row in rows] == [2] * 20
+    assert [int(row["samples"]) for row in rows] == [2] * 12 + [0] * 8
+    assert "`score_watermark`" in (tmp_path / "report" / "dataset_card.md").read_text()
 
 
 def test_the_same_catalog_gives_the_same_report(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -52,6 +53,20 @@ def test_histograms_count_every_row_once_with_edges_in_their_own_bin(
     sides = _histogram(tmp_path, "images", "width")
     assert sum(sides.values()) == 40, "failed downloads have no size"
     assert {128.0, 256.0, 512.0, 1024.0} <= set(sides)
+
+
+def test_a_heads_scores_are_counted_by_the_heads_column(
+    segment: SegmentFiles, tmp_path: Path
+) -> None:
+    for asset, n in (("scored_pairs", 40), ("filtered_subset", 24)):
+        path = segment.folder(asset) / "part-00000.parquet"
+        scores = pa.array([None, float("nan"), *(row / 40 for row in range(2, n))], pa.float32())
+        table = pq.ParquetFile(path).read().append_column("score_watermark", scores)
+        pq.write_table(table, path)
+    segment_stats(segment.partitions(), tmp_path)
+    assert _histogram(tmp_path, "scored", "score_watermark")[0.25] == 2
+    assert sum(_histogram(tmp_path, "scored", "score_watermark").values()) == 38
+    assert sum(_histogram(tmp_path, "subset", "score_watermark").values()) == 22
 
 
 def test_shuffled_pairs_are_summed_up_on_the_grid_of_the_real_ones(

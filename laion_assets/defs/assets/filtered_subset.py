@@ -26,7 +26,7 @@ from laion_assets.filtering.one_of_each import clusters_held, copies_among
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.score import ScoredWith
 from laion_assets.filtering.similarities import Similarities
-from laion_assets.filtering.subset import TakenWith, take_subset
+from laion_assets.filtering.subset import TakenWith, heads_columns, take_subset
 from laion_assets.lake import Lake
 from laion_assets.layout import (
     EMBEDDINGS,
@@ -158,10 +158,14 @@ def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.
         )
         made.staging.counts = [counts]
         made.staging.metadata = TakenWith(
-            **model.model_dump(), recipe=recipe.title, threshold=threshold
+            **model.model_dump(),
+            recipe=recipe.title,
+            threshold=threshold,
+            heads=scored.heads,
         ).model_dump()
+        schema = schemas.with_scores(schemas.SUBSET, heads_columns(made.input(SCORED_PAIRS)))
         made.require(
-            checks.schema_exact(made.rows, schemas.SUBSET, parts_of(counts.kept)),
+            checks.schema_exact(made.rows, schema, parts_of(counts.kept)),
             checks.keys_unique(made.rows, "SAMPLE_ID"),
             checks.rows_aligned(made.rows, made.out),
             checks.above_threshold(made.rows, threshold),

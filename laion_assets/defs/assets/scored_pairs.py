@@ -1,4 +1,4 @@
-"""Every embedded pair with its similarity and safety tag: scores are kept, nothing is dropped."""
+"""Every embedded pair with its similarity, safety tag and heads' scores: nothing is dropped."""
 
 from contextlib import suppress
 
@@ -12,18 +12,22 @@ from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table, table_preview
 from laion_assets.defs.publishing import Publication, key_of, publishing
 from laion_assets.defs.retries import retrying_transient
-from laion_assets.filtering.figures import similarity_histogram, tags_and_categories
+from laion_assets.filtering.figures import score_sheets, similarity_histogram, tags_and_categories
 from laion_assets.filtering.plausible import counted
 from laion_assets.filtering.score import (
     CATEGORIES,
+    Earlier,
     ScoredWith,
     kept_categories,
     score_segment,
     write_categories,
 )
 from laion_assets.filtering.similarities import Similarities
+from laion_assets.heads.head import load_head
+from laion_assets.heads.score import refuse_other_model, scorers
 from laion_assets.lake import NotPublishedError
-from laion_assets.layout import EMBEDDINGS, SCORED_PAIRS
+from laion_assets.layout import EMBEDDINGS, IMAGE_SHARDS, SCORED_PAIRS
+from laion_assets.lookup.find import MADE_OF
 from laion_assets.safety.prompts import Categories, Prompts, category_embeddings, load_prompts
 from laion_assets.settings import Settings
 from resources.clip import ClipModelResource
@@ -40,9 +44,7 @@ ASSET = Asset(
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
-        **ASSET.arguments(
-            settings, segments, versioned=[load_prompts(settings.safety.prompts).digest]
-        ),
+        **ASSET.arguments(settings, segments, versioned=_versioned(settings)),
         deps=[EMBEDDINGS],
         kinds={"numpy", "parquet"},
         description=__doc__,
@@ -57,37 +59,85 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         store, prompts = lake.open(), load_prompts(safety.prompts)
         manifest = store.manifest(EMBEDDINGS, key_of(context))
         embedded = EmbeddedWith.recorded(manifest.metadata, EMBEDDINGS)
+        heads = scorers(settings.heads)
+        refuse_other_model(heads, embedded)
+        of_heads = {f"head {scorer.name}": scorer.head.digest for scorer in heads}
         with publishing(
             context,
             store,
             upstream=[EMBEDDINGS],
-            made_of={"prompts": prompts.digest, "model": embedded.model_version},
+            made_of={"prompts": prompts.digest, "model": embedded.model_version, **of_heads},
         ) as made:
             source = made.input(EMBEDDINGS)
             categories = _kept(made, prompts, embedded) or _embedded(prompts, embedded, clip)
-            rows = score_segment(source, made.out, categories)
+            earlier = _earlier(made, prompts, embedded)
+            rows = score_segment(source, made.out, categories, heads, earlier)
             write_categories(made.out, categories)
             # They follow from model and prompts alone, but for rounding.
             made.staging.not_content = (CATEGORIES,)
-            made.staging.metadata = ScoredWith.of(rows, prompts, categories, embedded).model_dump()
+            made.staging.metadata = ScoredWith.of(
+                rows, prompts, categories, embedded, heads
+            ).model_dump()
             parts = len(made.input_rows(EMBEDDINGS))
+            schema = schemas.with_scores(schemas.SCORED, [scorer.column for scorer in heads])
             counts = counted(made.out, "nsfw"), counted(made.out, "nsfw_category_1")
             made.require(
-                checks.schema_exact(made.rows, schemas.SCORED, parts),
+                checks.schema_exact(made.rows, schema, parts),
                 checks.rows_aligned(made.rows, source),
                 checks.tags_plausible(*counts, safety.plausible_share),
             )
             histogram = similarity_histogram(Similarities.read([made.out]))
             similarity = made.picture("similarity", histogram, "histogram of similarity")
+            sheets = score_sheets(
+                made.out,
+                store.folder(IMAGE_SHARDS, made.key),
+                [scorer.column for scorer in heads],
+            )
+            ends = {
+                column: made.picture(column, image, f"lowest and highest {column}")
+                for column, image in sheets.items()
+            }
         tags, categories_first = tags_and_categories(*counts)
         return made.result(
             similarity=similarity,
+            **ends,
             safety_tags=numbers_table(tags),
             nearest_categories=numbers_table(categories_first),
             preview=table_preview(made.rows, ["text", "similarity", "nsfw"]),
         )
 
     return scored_pairs
+
+
+def _versioned(settings: Settings) -> list[str]:
+    """Digests of what decides the scores besides the embeddings."""
+    heads = (load_head(options.file).digest for _, options in sorted(settings.heads.items()))
+    return [
+        load_prompts(settings.safety.prompts).digest,
+        *(f"{name} {digest}" for name, digest in zip(sorted(settings.heads), heads, strict=True)),
+    ]
+
+
+def _earlier(made: Publication, prompts: Prompts, embedded: EmbeddedWith) -> Earlier | None:
+    """The published partition, if nothing but the heads may have changed since it was made."""
+    with suppress(NotPublishedError, UnknownModelError):
+        manifest = made.manifest(SCORED_PAIRS)
+        scored = ScoredWith.recorded(manifest.metadata, SCORED_PAIRS)
+        before = (
+            manifest.metadata.get(MADE_OF),
+            manifest.code_version.partition("-")[0],
+            scored.prompts_digest,
+            scored.model_version,
+        )
+        now = (
+            {EMBEDDINGS: made.manifest(EMBEDDINGS).data_version},
+            str(ASSET.revision),
+            prompts.digest,
+            embedded.model_version,
+        )
+        if before == now:
+            return Earlier(made.input(SCORED_PAIRS), scored.heads)
+    return None
 
 
 def _kept(made: Publication, prompts: Prompts, embedded: EmbeddedWith) -> Categories | None:

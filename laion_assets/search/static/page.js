@@ -4,6 +4,7 @@ const $ = (id) => document.getElementById(id);
 const form = $("form"), text = $("text"), results = $("results"), details = $("details");
 const FILTERS = ["min_score", "min_similarity", "min_width", "min_height", "license", "nsfw", "language", "crawl"];
 const NUMBERS = new Set(FILTERS.slice(0, 4));
+const SCORE = /^at_(least|most)_(.+)$/;  // the name of a head's slider
 const EXAMPLES = ["a red apple", "a bicycle", "a slice of pizza", "a cat -dog", "a house in the snow"];
 const LARGE_FILE = 1_500_000, LARGEST_SIDE = 1024;
 const MOST_AT_ONCE = 200;   // the service's limit
@@ -26,7 +27,9 @@ function emptyQuery() {
 function queryOfAddress() {
   const at = new URLSearchParams(location.search);
   const filters = {};
-  for (const name of FILTERS) if (at.get(name)) filters[name] = at.get(name);
+  for (const [name, value] of at) {
+    if (value && (FILTERS.includes(name) || SCORE.test(name) || name === "order_by")) filters[name] = value;
+  }
   return {
     ...emptyQuery(),
     text: at.get("q") ?? "",
@@ -62,11 +65,12 @@ function fillForm(asked) {
   $("safe").checked = asked.safe;
   $("fold").checked = asked.fold;
   for (const name of FILTERS) {
-    const field = form.elements[name], value = asked.filters[name] ?? "";
+    const field = form.elements[name], value = asked.filters[name] ?? field.dataset.any ?? "";
     if (field.tagName === "SELECT" && value && ![...field.options].some((o) => o.value === value)) {
       field.append(new Option(value, value));
     }
     field.value = value;
+    showBound(field);
   }
   showChip(asked);
   showFilterCount();
@@ -76,7 +80,7 @@ function queryOfForm() {
   const filters = {};
   for (const name of FILTERS) {
     const field = form.elements[name];
-    if (field.value !== "" && field.checkValidity()) filters[name] = field.value;
+    if (isSet(field) && field.checkValidity()) filters[name] = field.value;
   }
   const asked = {
     ...query,
@@ -111,8 +115,38 @@ function showChip(asked) {
   text.placeholder = $("chip").hidden ? "Describe an image, or paste one" : "Add words (optional)";
 }
 
+// A slider at its open end bounds nothing.
+
+const isSet = (field) => field.value !== (field.dataset.any ?? "");
+
+function showBound(field) {
+  const shown = field.parentElement.querySelector(".bound");
+  if (shown) shown.textContent = isSet(field) ? field.value : "any";
+}
+
+function offerHeads(heads) {
+  const reset = $("reset-filters");
+  for (const head of heads) {
+    const high = head.keep === "high", name = `at_${high ? "least" : "most"}_${head.name}`;
+    const range = element("input", { type: "range", name, min: head.low, max: head.high, step: (head.high - head.low) / 100 });
+    range.dataset.any = range.value = high ? head.low : head.high;
+    const title = head.name.replaceAll("_", " ");
+    reset.before(element("label", { title: head.about },
+      element("span", {}, `${title.charAt(0).toUpperCase()}${title.slice(1)} at ${high ? "least" : "most"} `, element("b", { className: "bound", textContent: "any" })), range));
+    range.addEventListener("input", () => showBound(range));
+    FILTERS.push(name);
+    NUMBERS.add(name);
+  }
+  if (!heads.length) return;
+  const order = element("select", { name: "order_by" }, new Option("Match", ""),
+    ...heads.map((head) => new Option(`${head.keep === "high" ? "High" : "Low"} ${head.name.replaceAll("_", " ")}`, head.name)));
+  reset.before(element("label", {}, "Sort by ", order));
+  FILTERS.push("order_by");
+  fillForm(query);
+}
+
 function showFilterCount() {
-  const n = FILTERS.filter((name) => form.elements[name].value !== "").length;
+  const n = FILTERS.filter((name) => isSet(form.elements[name])).length;
   $("filter-count").textContent = n;
   $("filter-count").hidden = n === 0;
   for (const option of form.elements.nsfw.querySelectorAll("[data-unsafe]")) {
@@ -130,7 +164,9 @@ async function body(asked, offset, limit) {
   if (asked.imageUrl) sent.image_url = asked.imageUrl;
   if (asked.file) sent.image = await base64Of(await fitting(asked.file));
   for (const [name, value] of Object.entries(asked.filters)) {
-    sent[name] = NUMBERS.has(name) ? Number(value) : value;
+    const [, bound, head] = SCORE.exec(name) ?? [];
+    if (bound) (sent[bound === "least" ? "min_scores" : "max_scores"] ??= {})[head] = Number(value);
+    else sent[name] = NUMBERS.has(name) ? Number(value) : value;
   }
   return sent;
 }
@@ -440,6 +476,9 @@ function openDetails(result) {
     ["Source page", result.page_url ? link(result.page_url, result.page_url) : "unknown"],
     ["Image", link(result.url, result.url)],
   ];
+  for (const [name, value] of Object.entries(result)) {
+    if (name.startsWith("score_")) facts.splice(2, 0, [`Score: ${name.slice(6).replaceAll("_", " ")}`, value === null ? "unknown" : value.toFixed(2)]);
+  }
   if (result.duplicates) facts.splice(2, 0, ["Near-duplicates", `${count(result.duplicates)} folded into this one`]);
   $("details-facts").replaceChildren(
     ...facts.flatMap(([name, value]) => [element("dt", { textContent: name }), element("dd", {}, value)]));
@@ -558,7 +597,7 @@ $("toggle-filters").addEventListener("click", () => {
   $("toggle-filters").setAttribute("aria-expanded", String(open));
 });
 $("reset-filters").addEventListener("click", () => {
-  for (const name of FILTERS) form.elements[name].value = "";
+  for (const name of FILTERS) form.elements[name].value = form.elements[name].dataset.any ?? "";
   run(queryOfForm());
 });
 $("more").addEventListener("click", async () => {
@@ -598,6 +637,7 @@ fetch("/about").then((response) => response.json()).then((answer) => {
   $("about").textContent = `${count(answer.samples)} images`;
   $("generated").hidden = !answer.generated;
   $("report").hidden = !answer.report;
+  offerHeads(answer.heads);
 }).catch(() => { $("about").textContent = ""; });
 enter(history.state?.entry);
 history.replaceState({ entry }, "");

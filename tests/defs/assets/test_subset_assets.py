@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import shutil
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,23 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from laion_assets.clip.embed import EmbeddedWith
+from laion_assets.clip.identity import ModelIdentity
 from laion_assets.defs.build import build_defs
 from laion_assets.defs.partitions import crawls, partition_key
-from laion_assets.filtering.score import ScoredWith, score_segment
+from laion_assets.filtering.score import ScoredWith, score_segment, write_categories
 from laion_assets.funnel import StageCounts
+from laion_assets.heads.head import load_head
 from laion_assets.lake import LocalLake
 from laion_assets.layout import SegmentKey
-from laion_assets.safety.prompts import Categories
+from laion_assets.lookup.find import MADE_OF
+from laion_assets.safety.prompts import Categories, categories_of, load_prompts
 from laion_assets.schemas import SUBSET
 from laion_assets.settings import Settings, load_settings
 from laion_assets.stats.catalog import query
 from laion_assets.tables import part_path, stored
-from tests.filtering.conftest import NAKED, MakeEmbeddings, sample, write_shard
+from tests.filtering.conftest import DIM, NAKED, MakeEmbeddings, sample, write_shard
+from tests.heads.conftest import write_linear
 
 KEY = SegmentKey("CC-MAIN-2021-01", "00")
 MODEL = "ViT-B-32/openai"
@@ -190,6 +197,55 @@ def test_each_subset_has_its_checks_and_view_and_what_a_person_wants_to_see(plac
         "(select count(*) from subset_portraits)",
     )
     assert [column[0].as_py() for column in counts.columns] == [15, 17, 0]
+
+
+def test_a_new_head_makes_the_scores_stale_and_what_is_made_of_them_alone(place: Place) -> None:
+    weights, identity = np.eye(DIM)[0], ModelIdentity(model=MODEL, model_version="v")
+    head = write_linear(place.root / "first.json", weights, identity)
+    config = f'{CONFIG}[heads.first]\nfile = "{head}"\n'
+
+    def versions(text: str) -> dict[str, str | None]:
+        specs = place.defs(text).resolve_all_asset_specs()
+        return {spec.key.to_user_string(): spec.code_version for spec in specs}
+
+    before, after = versions(CONFIG), versions(config)
+    assert [asset for asset in before if before[asset] != after[asset]] == ["scored_pairs"]
+
+    # As an earlier run published them: by the present code, of the present embeddings.
+    scored, of = place.lake.published("scored_pairs", KEY), place.lake.manifest("embeddings", KEY)
+    prompts = load_prompts("laion400m")
+    vectors = np.random.default_rng(1).normal(size=(77, DIM)).astype(np.float32)
+    n = len(prompts.categories) + len(prompts.underage) + len(prompts.animals)
+    categories = categories_of(prompts, np.resize(vectors, (n, DIM)))
+    with place.lake.publish("scored_pairs", KEY, inputs={}, code_version="4-0") as staging:
+        for path in scored.iterdir():
+            if path.name.startswith(("part-", "_similarities")):
+                shutil.copyfile(path, staging.path / path.name)
+        write_categories(staging.path, categories)
+        made_with = scored_with(31, MODEL) | {"prompts_digest": prompts.digest}
+        staging.metadata = made_with | {MADE_OF: {"embeddings": of.data_version}}
+    tags = pq.ParquetFile(part_path(place.lake.published("scored_pairs", KEY), 0)).read()["nsfw"]
+    place.make("scored_pairs", "filtered_subset", config=config)
+    part = pq.ParquetFile(part_path(place.lake.published("scored_pairs", KEY), 0)).read()
+    assert part["nsfw"].equals(tags), "these categories would have given others"
+    assert part["score_first"].null_count == 0
+    assert place.lake.manifest("embeddings", KEY) == of
+    heads = {"first": load_head(str(head)).digest}
+    for asset in ("scored_pairs", "filtered_subset"):
+        assert place.lake.manifest(asset, KEY).metadata["heads"] == heads
+        names = pq.read_schema(part_path(place.lake.published(asset, KEY), 0)).names
+        assert names[-1] == "score_first"
+
+    other = write_linear(place.root / "other.json", weights)
+    config = f'{CONFIG}[heads.first]\nfile = "{changed_model(other)}"\n'
+    with pytest.raises(Exception, match=r"head first .* is for .*version w.* are of .*version v"):
+        place.make("scored_pairs", config=config)
+
+
+def changed_model(head: Path) -> Path:
+    values = json.loads(head.read_text()) | {"model_version": "w"}
+    head.write_text(json.dumps(values))
+    return head
 
 
 def test_a_model_that_the_recipe_does_not_know_is_refused(place: Place) -> None:
