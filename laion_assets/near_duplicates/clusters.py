@@ -37,7 +37,7 @@ _CLAIMS: Final = 1_000
 _HITS_AT_ONCE: Final = 2_000_000
 _JUDGED_AT_ONCE: Final = 4_096
 """Pairs of images that are compared at once, at some 10 KB each."""
-_BLOCK: Final = 8_192
+_BLOCK: Final = 1_024
 
 Rows = NDArray[np.int64]
 

@@ -77,6 +77,11 @@ def spread(values: NDArray[np.int64]) -> Keys:
     return _mixed(values.view(np.uint64))
 
 
+def key_of_signs(signs: NDArray[np.uint64], choice: NDArray[np.int64]) -> Keys:
+    """(n,): the keys of looks by their signs, (n,), in a choice each."""
+    return _mixed((signs & _MASKS[choice]) | _SALTS[choice])
+
+
 def keys_of(images: Signatures, *, turned: bool = False) -> Keys:
     """(n, 73): the keys of images; :data:`NONE` where an image has nothing to make one of.
 

@@ -30,7 +30,7 @@ from laion_assets.defs.internals import stale_causes
 from laion_assets.defs.jobs import runnable
 from laion_assets.lake import Lake, LocalLake
 from laion_assets.layout import IMAGE_SHARDS, OVER_ALL, SEGMENT_ASSETS, SegmentKey, with_subsets
-from laion_assets.near_duplicates.keys import keys_of
+from laion_assets.near_duplicates.keys import NONE, keys_of
 from laion_assets.removals.ledger import read_ledger
 from laion_assets.settings import load_settings
 from tests.lake.stores import machines, store
@@ -119,6 +119,7 @@ def signature_of(lake: LocalLake, key: SegmentKey, sample_id: int) -> list[bytes
     others = [np.load(path) for path in lake.root.glob("near_duplicates/*/*/_signatures.npy")]
     counts = Counter(np.concatenate([keys_of(one) for one in others]).ravel().tolist())
     own = Counter(keys_of(signature[None]).ravel().tolist())
+    del own[int(NONE)]
     found += [key.to_bytes(8, "little") for key, n in own.items() if counts[key] == n]
     if clusters == [(1,)]:
         found += [str(cluster).encode(), cluster.to_bytes(8, "little", signed=True)]
