@@ -582,6 +582,8 @@ def test_scores_of_the_same_heads_everywhere_are_released(
         manifest = files.folder("filtered_subset") / "_manifest.json"
         value = json.loads(manifest.read_text())
         value["metadata"]["heads"] = {"same": "1", "other": str(number)}
+        described = {"bytes": part.stat().st_size, "sha256": exporting.sha256_file(part)}
+        value["files"] = [{"name": part.name, "rows": len(table), **described}]
         manifest.write_text(json.dumps(value))
         files.stats()
     publish_catalog(lake)
