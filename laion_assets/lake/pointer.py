@@ -209,7 +209,8 @@ def not_written_since(
     listed = {item.path: item for item in store.listed(prefix)}
     found: list[StoredFile] = []
     for path, objects in named.items():
-        if about := store.info(path):
+        about = store.info(path) if objects else None
+        if about:
             until = int(about.modified.timestamp())
             found += [
                 stored
