@@ -226,7 +226,7 @@ def why(args: argparse.Namespace) -> None:
 Compare the similarities of real pairs with those of shuffled ones, each image
 with another's text of the same segment, and propose thresholds by the share of
 shuffled pairs that they let through: of all scored pairs of the settings' lake,
-or of one folder. The last line is for the settings file.
+or of one folder. The last lines are for the settings file.
 """,
     example="calibrate emb/ --plot calibration.png",
     arguments=[
@@ -256,7 +256,7 @@ def calibrate(args: argparse.Namespace) -> None:
         made_by, folders = _scores_of(opened_lake(load_settings(args.config)))
         found = Similarities.read(folders)
     print(f"model {made_by.title if made_by else 'not recorded'}")
-    for line in report(found):
+    for line in report(found, made_by):
         print(line)
     if args.plot:
         shares = sorted(LET_THROUGH, key=lambda share: share != PROPOSED)
