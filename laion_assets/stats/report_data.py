@@ -192,7 +192,6 @@ def gather(connection: duckdb.DuckDBPyConnection, left_out: LeftOut | None = Non
     if model is None and version:
         # The same weights under several names, such as those of a folder that was moved.
         model = max(values["model"] for values in made_with)
-    languages = top("subset", "language")
     ((newest,),) = rows(f"select max(started) from runs where asset in {_RUNS} and {_MEASURED}")
     return Facts(
         samples=samples,
@@ -227,7 +226,7 @@ def gather(connection: duckdb.DuckDBPyConnection, left_out: LeftOut | None = Non
         licenses=top("subset", "license")[:TOP_ROWS],
         runs=[AssetRuns(*row) for row in rows(f"from throughput() where asset in {_RUNS}")],
         made=_made(metadata),
-        spoken=sorted(language for language, _ in languages if language),
+        spoken=sorted(language for language, _ in top("subset", "language") if language),
     )
 
 
