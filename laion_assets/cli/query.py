@@ -120,10 +120,13 @@ def serve(args: argparse.Namespace) -> None:
 
 def _fetch_beside_index(lake: Lake) -> None:
     """Have on this machine what the service reads of a lake beside the index."""
-    from laion_assets.layout import DALLE_SAMPLES, FILTERED_SUBSET
+    from laion_assets.layout import DALLE_SAMPLES, FILTERED_SUBSET, NEAR_DUPLICATES
+    from laion_assets.near_duplicates.segment import BY_SAMPLE
     from laion_assets.removals.active import FOLDERS
 
     lake.fetch_all(FILTERED_SUBSET)
+    if lake.segments(NEAR_DUPLICATES):
+        lake.fetch_all(NEAR_DUPLICATES, BY_SAMPLE)
     lake.fetch(DALLE_SAMPLES)
     lake.current(*FOLDERS)
 
