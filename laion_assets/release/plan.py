@@ -20,6 +20,7 @@ from laion_assets import schemas
 from laion_assets.clip.identity import ModelIdentity
 from laion_assets.clip.vectors import texts_among
 from laion_assets.filtering.subset import TakenWith
+from laion_assets.heads.head import in_all
 from laion_assets.knn.subset import SubsetPart, subset_parts
 from laion_assets.lake import Lake, Manifest
 from laion_assets.layout import (
@@ -222,14 +223,14 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
 
 def _common(heads: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """The heads that scored all partitions; the columns of others are left out."""
-    same = set.intersection(*(set(of_one.items()) for of_one in heads))
-    if others := sorted({name for of_one in heads for name, _ in set(of_one.items()) - same}):
+    same, others = in_all(heads)
+    if others:
         logger.warning(
             f"the release has no scores of {', '.join(others)}: they are absent from some "
             "segments, or of several versions of the head; materialize scored_pairs and the subset "
             "again"
         )
-    return dict(sorted(same))
+    return same
 
 
 def _parts(folder: Path, manifest: Manifest) -> Iterable[tuple[SubsetPart, int]]:
