@@ -292,6 +292,7 @@ class Checks:
         if find_spec("torch") is None or find_spec("open_clip") is None:
             return _NO_TORCH
         from laion_assets.clip.model import ClipLoadError, load_clip
+        from laion_assets.clip.precision import fallback
 
         try:
             model = load_clip(self._settings.clip)
@@ -300,6 +301,8 @@ class Checks:
                 recipe.threshold_of(model.key, model.version)
         except (ClipLoadError, RuntimeError, UnknownThresholdError) as error:
             return "fails", str(error), ""
+        if problem := fallback(self._settings.clip.precision, model.precision):
+            return "fails", f"{model.key} cannot embed: {problem}", ""
         return "ok", f"{model.key} is loaded on {model.device} in {model.precision}", ""
 
 
