@@ -33,6 +33,7 @@ VIEWS = {
     "images",
     "fetches",
     "scored",
+    "near_duplicates",
     "subset",
     "statistics",
     "stats",
