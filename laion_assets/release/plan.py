@@ -64,8 +64,7 @@ class Partitions:
     """The subset's partitions as a release found them.
 
     ``manifests``: without the files that are no table. ``bare``: those whose images have no
-    captions. ``noted``: what :meth:`Lake.versions` said
-    of the partitions.
+    captions. ``noted``: what :meth:`Lake.versions` said of the partitions.
     """
 
     noted: Mapping[SegmentKey | None, str]
