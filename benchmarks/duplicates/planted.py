@@ -18,7 +18,7 @@ from PIL import Image
 from laion_assets.clip.model import ClipModel
 from laion_assets.download.images import ImageMaker, StoredImage
 from laion_assets.download.options import DownloadOptions
-from laion_assets.near_duplicates.clusters import Foreign, find_clusters
+from laion_assets.near_duplicates.clusters import Foreign, Within, find_clusters
 from laion_assets.near_duplicates.options import NearDuplicateOptions
 from laion_assets.near_duplicates.signature import SIGNATURE, Signatures, look, sketches
 from laion_assets.sample_crawl.copies import COPIES, encoded, opened
@@ -108,7 +108,7 @@ def _phash(body: bytes) -> int:
 def clusters(planted: Planted, options: NearDuplicateOptions) -> NDArray[np.int64]:
     """(n,): the cluster of each image, as those of one segment."""
     none = Foreign.none(len(planted.images))
-    return find_clusters(planted.images, planted.pixels, none, options).cluster
+    return find_clusters(Within(planted.images, planted.pixels), none, options).cluster
 
 
 def measured(planted: Planted, found: NDArray[np.int64]) -> dict[str, tuple[float, float]]:

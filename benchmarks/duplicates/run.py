@@ -12,8 +12,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from benchmarks import table
-from benchmarks.dedup.run import make_ledger
-from benchmarks.duplicates.growth import CLAIMS, Growing
+from benchmarks.duplicates.growth import Growing
 from benchmarks.duplicates.planted import (
     ORIGINAL,
     REACHED,
@@ -27,6 +26,7 @@ from benchmarks.peer import WORK
 from laion_assets.clip.model import load_clip
 from laion_assets.clip.options import ClipOptions
 from laion_assets.near_duplicates.options import NearDuplicateOptions
+from laion_assets.near_duplicates.signature import SIGNATURE
 
 _LIKENESS: Final = (0.92, 0.94, 0.95, 0.96, 0.97, 0.98)
 _EMBEDDING: Final = (-1.0, 0.7, 0.8, 0.9)
@@ -120,13 +120,10 @@ def _all_pairs(planted: Planted, distance: int) -> Result:
 def _growth(sizes: str, images: int, rounds: int) -> str:
     root = WORK / "duplicates"
     shutil.rmtree(root, ignore_errors=True)
-    chance = np.random.default_rng(0)
-    made = []
-    for segments in map(int, sizes.split(",")):
-        growing = Growing(root / f"{segments}", images)
-        make_ledger(growing.ledger, growing.partitions, segments, images * CLAIMS, chance)
-        growing.add_real()
-        made.append((segments, growing))
+    made = [
+        (segments, Growing(root / f"{segments}", images, segments))
+        for segments in map(int, sizes.split(","))
+    ]
     # One after another, so that a busy machine is busy for all of them.
     for _ in range(rounds):
         for segments, growing in made:
@@ -137,13 +134,14 @@ def _growth(sizes: str, images: int, rounds: int) -> str:
             f"{growing.bytes / 1e9:.2f}",
             f"{min(growing.cpu):.2f}",
             f"{min(growing.seconds):.2f}",
+            f"{growing.read // SIGNATURE.itemsize:,}",
             f"{growing.foreign:,}",
         ]
         for segments, growing in made
     ]
     few, many = made[0][1], made[-1][1]
     growth = min(many.cpu) / min(few.cpu)
-    columns = ["segments held", "ledger: GB", "CPU s", "s", "copies of others' images"]
+    columns = ["segments held", "ledger: GB", "CPU s", "s", "others' images read", "copies of them"]
     shutil.rmtree(root)
     return (
         table.markdown(columns, rows)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from laion_assets.dedup.filter import marks
 from laion_assets.dedup.runs import Columns, OpenRun, SortedRunWriter
 from laion_assets.dedup.state import Owner, Pending, State, open_runs, save, telling
-from laion_assets.dedup.upkeep import CLAIMS, HeldBy, merge_due, opened
+from laion_assets.dedup.upkeep import CLAIMS, HeldBy, merge_due, opened, published_digest
 from laion_assets.files import write_json
 from laion_assets.layout import SegmentKey
 
@@ -41,6 +41,7 @@ class KeyClaims:
         self._held_by, self._lock = held_by, lock
         self.state: State | None = None
         self._runs: list[OpenRun] = []
+        self._segments: dict[int, str] = {}
 
     def _opened(self) -> State:
         if self.state is None:
@@ -69,22 +70,26 @@ class KeyClaims:
 
     def segment_of(self, owner: int) -> SegmentKey:
         """The segment that has an owner number of :meth:`find`."""
-        keys = {of.number: key for key, of in self._opened().owners.items()}
-        return SegmentKey.parse(keys[owner])
+        if not self._segments:
+            self._segments = {of.number: key for key, of in self._opened().owners.items()}
+        return SegmentKey.parse(self._segments[owner])
 
     def write(self, out: Path, high: NDArray[np.uint64], low: NDArray[np.uint64]) -> None:
         """Note the segment's claims as pending, and their digest in ``out``.
 
         ``high``, ``low``: (n,) each, keys and what goes with them, sorted by key. They replace all
-        that the segment had claimed.
+        that the segment had claimed. If that is the same, nothing is pending.
         """
         state = self._opened()
-        number = state.new_number()
-        with SortedRunWriter(self._ledger, number, 0, len(high)) as writer:
-            writer.write(Columns(high, low, np.full(len(high), number, np.uint32)))
         claims = np.stack([high, low], axis=1).astype(">u8").tobytes()
         digest = hashlib.blake2b(claims, digest_size=16).hexdigest()
         write_json(out / CLAIMS, {"digest": digest, "claims": len(high)})
+        published = self._partitions / SegmentKey.parse(self._key).hive
+        if self._key in state.owners and published_digest(published) == digest:
+            return  # The claims that count are the same: a second copy would only make void ones.
+        number = state.new_number()
+        with SortedRunWriter(self._ledger, number, 0, len(high)) as writer:
+            writer.write(Columns(high, low, np.full(len(high), number, np.uint32)))
         run = writer.run()
         state.pending = Pending(self._key, Owner(number, run.rows), run, digest)
         save(self._ledger, state)
@@ -96,8 +101,9 @@ def claiming_keys(
 ) -> Iterator[KeyClaims]:
     """Claim keys for a segment, and have them count if its partition is published.
 
-    As :func:`laion_assets.dedup.ledger.claiming` does. ``held_by``: reads a partition's claims, if
-    the ledger is lost.
+    As :func:`laion_assets.dedup.ledger.claiming` does, but void claims do not stay: they are made
+    of images' content, which may have been removed. ``held_by``: reads a partition's claims, if the
+    ledger is lost.
     """
     with ExitStack() as lock:
         claims = KeyClaims(ledger, partitions, key, held_by, lock)
@@ -106,7 +112,7 @@ def claiming_keys(
         if state is not None and state.pending is not None:
             state.confirm(state.pending)
             save(ledger, state)
-    merge_due(ledger)
+    merge_due(ledger, keep_void=False)
 
 
 _NONE: NDArray[Any] = np.zeros(0, np.uint64)

@@ -110,7 +110,7 @@ def _settle(state: State, partitions: Path) -> None:
     """Decide what a killed run left pending, and release the claims of deleted partitions."""
     pending = state.pending
     if pending is not None:
-        if _published_digest(partitions / SegmentKey.parse(pending.key).hive) == pending.digest:
+        if published_digest(partitions / SegmentKey.parse(pending.key).hive) == pending.digest:
             logger.info(
                 f"the claims of {pending.key} were published before its run ended: they count"
             )
@@ -134,7 +134,8 @@ def _folders(partitions: Path) -> list[Path]:
     return sorted(path for path in partitions.glob(EVERY_HIVE) if path.is_dir())
 
 
-def _published_digest(partition: Path) -> str | None:
+def published_digest(partition: Path) -> str | None:
+    """The digest of the claims of a partition, by its folder; None if it has claimed nothing."""
     for path in (partition / CLAIMS, partition / _CLAIMS_EARLIER):
         if path.exists():
             digest: str = json.loads(path.read_text(encoding="utf-8"))["digest"]
@@ -186,31 +187,49 @@ def buckets(parts: Sequence[Path], rows: int, scratch: Path) -> UidBuckets:
     return uids
 
 
-def merge_due(ledger: Path) -> None:
+def merge_due(ledger: Path, *, keep_void: bool = True) -> None:
     """Merge until no level has :data:`FAN` sorted runs; leave it to another process if one does.
 
     Claims are made and looked up meanwhile: only the exchange of the runs takes the ledger's lock.
+    ``keep_void``: whether void claims may stay until their run is merged. If not, all runs are
+    merged into one as soon as there are any.
     """
-    folder = ledger / _MERGING
     with suppress(LockedError), locked(ledger / f"{_MERGING}.lock", lambda: None, -1.0):
+        state = load(ledger)
+        if not keep_void and _has_void(state):
+            _merge(ledger, state, list(state.runs))
         while due := _due(state := load(ledger)):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            rows = sum(run.rows for run in due)
-            logger.info(f"merging {len(due)} sorted runs of {rows:,} claims")
-            with telling(ledger):
-                run = runs.merge(ledger, due, folder, state.counts(), runs.ROWS_AT_ONCE)
-            with locked(ledger / ".lock", lambda: None):
-                now = load(ledger)
-                if now.id != state.id:
-                    break  # it has been rebuilt
-                for path in run.paths(folder):
-                    path.rename(ledger / path.name)
-                fsync_directory(ledger)
-                now.replace(due, run)
-                save(ledger, now)
-                _delete_unlisted(ledger, now)
-        shutil.rmtree(folder, ignore_errors=True)
+            if not _merge(ledger, state, due):
+                break
+        shutil.rmtree(ledger / _MERGING, ignore_errors=True)
+
+
+def _merge(ledger: Path, state: State, due: Sequence[SortedRun]) -> bool:
+    """Merge sorted runs; return whether the ledger has the merged one, or was rebuilt meanwhile."""
+    folder = ledger / _MERGING
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    rows = sum(run.rows for run in due)
+    logger.info(f"merging {len(due)} sorted runs of {rows:,} claims")
+    with telling(ledger):
+        run = runs.merge(ledger, due, folder, state.counts(), runs.ROWS_AT_ONCE)
+    with locked(ledger / ".lock", lambda: None):
+        now = load(ledger)
+        if now.id != state.id:
+            return False
+        for path in run.paths(folder):
+            path.rename(ledger / path.name)
+        fsync_directory(ledger)
+        now.replace(due, run)
+        save(ledger, now)
+        _delete_unlisted(ledger, now)
+    return True
+
+
+def _has_void(state: State) -> bool:
+    """Whether the runs hold more claims than the segments do."""
+    held = sum(owner.rows for owner in state.owners.values())
+    return sum(run.rows for run in state.runs) > held
 
 
 def _due(state: State) -> list[SortedRun]:

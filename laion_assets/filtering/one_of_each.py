@@ -25,6 +25,9 @@ from laion_assets.tables import read_parquet
 CLUSTERS: Final = "_clusters.npy"
 """File of a subset that takes one of each cluster: their numbers, (m,) int64, sorted."""
 
+NO_CLUSTERS: Final[tuple[Keys, Keys]] = (np.zeros(0, np.uint64), np.zeros(0, np.uint64))
+"""What a subset claims that takes all of each cluster."""
+
 
 class OtherRowsError(ValueError):
     """The near-duplicates are of other rows than the scores."""

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 STAGE: Final = "subset"
 
 
-OneOfEach = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
+OneOfEach = Callable[[NDArray[np.int64]], NDArray[np.bool_] | None]
 """Given the rows that a recipe takes, by number: (rows,) bool, which of all rows are left out."""
 
 
@@ -102,7 +102,7 @@ def take_subset(
     Args:
         threshold: the lowest similarity kept, from the recipe or from the table; None for images
             without captions, which the recipe's other rules choose among.
-        one_of_each: says which of the rows that the recipe takes are left out as copies.
+        one_of_each: says which of the rows that the recipe takes are left out as copies, if any.
 
     Returns:
         counts of the stage ``subset``; a pair that fails several rules counts for the first one.

@@ -8,23 +8,52 @@ best. What does not belong here: where clusters of other segments are kept (:mod
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from laion_assets.near_duplicates.keys import Keys, keys_of, pairs_of
+from laion_assets.near_duplicates.keys import (
+    MOST_OTHER,
+    NONE,
+    Entries,
+    Keys,
+    Sketches,
+    entries_of,
+    keys_of,
+)
 from laion_assets.near_duplicates.options import NearDuplicateOptions
 from laion_assets.near_duplicates.signature import Signatures, likeness
 
 _MOST: Final = 64
 """First ones of clusters that an image is compared with for one key, those before others."""
-_AT_ONCE: Final = 200_000
-"""Images whose keys are looked up in one pass through the ledger; they take some hundred MB."""
+_AT_ONCE: Final = 50_000
+"""Images whose keys are looked up in one pass through the ledger, at up to 12 KB each."""
+_KEYS_AT_ONCE: Final = 500_000
+_CLAIMS: Final = 1_000
+"""Claims of one key that are looked at, the earliest ones."""
+_HITS_AT_ONCE: Final = 2_000_000
+_JUDGED_AT_ONCE: Final = 4_096
+"""Pairs of images that are compared at once, at some 10 KB each."""
+_BLOCK: Final = 1_024
 
 Rows = NDArray[np.int64]
+
+
+class Hits(NamedTuple):
+    """Claims of keys that were looked up, (n,) each."""
+
+    nth: Rows
+    """Which of the keys it is a claim of."""
+    owner: Rows
+    row: Rows
+    """The image's row in the owner's partition."""
+    sketch: Sketches
+
+    def take(self, which: slice | Rows | NDArray[np.bool_]) -> Hits:
+        return Hits(self.nth[which], self.owner[which], self.row[which], self.sketch[which])
 
 
 @dataclass
@@ -84,112 +113,182 @@ def judged(
 
 def find_foreign(
     images: Signatures,
-    find: Callable[[Keys], tuple[Rows, NDArray[np.uint32], Rows]],
+    find: Callable[[Keys], Hits],
     read: Callable[[int, Rows], Signatures],
     options: NearDuplicateOptions,
 ) -> Foreign:
     """The clusters of other segments that images join if they join none that is nearer.
 
-    ``find``: for sorted keys, the index of the key, the owner and the owner's row of each claim.
-    ``read``: an owner's signatures by rows. Of equally alike ones that of the earliest owner wins.
+    ``images``: with the cluster that each was in, or 0. That goes before a nearer one.
+    ``find``: the claims of sorted keys. ``read``: an owner's signatures by sorted rows. Of equally
+    alike ones the one with the smaller number wins.
     """
     best = Foreign.none(len(images))
     for at in range(0, len(images), _AT_ONCE):
         rows = np.arange(at, min(at + _AT_ONCE, len(images)))
-        some = images[rows]
-        both = np.concatenate([keys_of(some), keys_of(some, turned=True)])
-        keys, of = pairs_of(both, np.concatenate([rows, rows]))
-        index, owner, row = find(keys)
-        found = np.unique(np.stack([owner.astype(np.int64), row, of[index]], axis=1), axis=0)
-        for number in np.unique(found[:, 0]):
-            mine = found[found[:, 0] == number]
-            wanted, place = np.unique(mine[:, 1], return_inverse=True)
-            others = read(int(number), wanted)[place.reshape(-1)]
-            alike = judged(images[mine[:, 2]], others, options)
-            order = np.lexsort((mine[:, 1], -alike))
-            _, first = np.unique(mine[order, 2], return_index=True)
-            chosen = order[first]
-            of_image = mine[chosen, 2]
-            better = alike[chosen] > best.likeness[of_image]
-            best.likeness[of_image[better]] = alike[chosen[better]]
-            best.cluster[of_image[better]] = others["cluster"][chosen[better]]
+        asked = entries_of(images[rows], rows, mirrored=True)
+        for hits, of in _near(asked, find):
+            triples = np.unique(np.stack([hits.owner, hits.row, of], axis=1), axis=0)
+            for begin in range(0, len(triples), _JUDGED_AT_ONCE):
+                _compare(images, triples[begin : begin + _JUDGED_AT_ONCE], read, options, best)
     return best
 
 
-def find_clusters(
-    images: Signatures, pixels: Rows, foreign: Foreign, options: NearDuplicateOptions
-) -> Clusters:
-    """Put a segment's images into clusters.
+def _near(asked: Entries, find: Callable[[Keys], Hits]) -> Iterator[tuple[Hits, Rows]]:
+    """Yield claims whose keys are asked for and whose sketches are near, and who asks."""
+    keys, begins, counts = np.unique(asked.key, return_index=True, return_counts=True)
+    for at in range(0, len(keys), _KEYS_AT_ONCE):
+        hits = find(keys[at : at + _KEYS_AT_ONCE])
+        hits = hits.take(np.lexsort((hits.row, hits.owner, hits.nth)))
+        place = np.arange(len(hits.nth)) - np.searchsorted(hits.nth, hits.nth)
+        hits = hits.take(place < _CLAIMS)
+        asking = counts[at + hits.nth]
+        # As many at once as keeps to the bound, whoever asks for a key that many have.
+        pieces = np.flatnonzero(np.diff(np.cumsum(asking) // _HITS_AT_ONCE)) + 1
+        for piece in np.split(np.arange(len(hits.nth)), pieces):
+            many = asking[piece]
+            of = np.repeat(piece, many)
+            place = np.arange(len(of)) - np.repeat(np.cumsum(many) - many, many)
+            who = begins[at + hits.nth[of]] + place
+            near = np.bitwise_count(asked.sketch[who] ^ hits.sketch[of]) <= MOST_OTHER
+            yield hits.take(of[near]), asked.row[who[near]]
 
-    ``pixels``: (n,), those of the originals. The same arguments give the same clusters.
+
+def _compare(
+    images: Signatures,
+    triples: Rows,
+    read: Callable[[int, Rows], Signatures],
+    options: NearDuplicateOptions,
+    best: Foreign,
+) -> None:
+    """Note what is more alike than the best so far.
+
+    ``triples``: (n, 3) owners, their rows, and images, sorted.
     """
+    for owner in np.unique(triples[:, 0]):
+        mine = triples[triples[:, 0] == owner]
+        wanted, place = np.unique(mine[:, 1], return_inverse=True)
+        others = read(int(owner), wanted)[place.reshape(-1)]
+        of = mine[:, 2]
+        alike, cluster = judged(images[of], others, options), others["cluster"]
+        before = images["cluster"][of]
+        order = np.lexsort((cluster, -_rank(alike, cluster == before)))
+        chosen = order[np.unique(of[order], return_index=True)[1]]
+        of, alike, cluster = of[chosen], alike[chosen], cluster[chosen]
+        rank = _rank(alike, cluster == before[chosen])
+        best_rank = _rank(best.likeness[of], best.cluster[of] == before[chosen])
+        better = (rank > best_rank) | ((rank == best_rank) & (cluster < best.cluster[of]))
+        best.likeness[of[better]], best.cluster[of[better]] = alike[better], cluster[better]
+
+
+def _rank(alike: NDArray[np.float32], before: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The likeness, or more than any if it is the cluster that the image was in."""
+    rank: NDArray[np.float32] = np.where((alike >= 0) & before, alike + 2, alike)
+    return rank
+
+
+def find_clusters(within: Within, foreign: Foreign, options: NearDuplicateOptions) -> Clusters:
+    """Put a segment's images into clusters. The same arguments give the same clusters.
+
+    An image stays in the cluster that it was in, if that is there and alike enough.
+    """
+    images, same_as = within.images, within.same_as
     n = len(images)
     first, cluster = np.arange(n), np.zeros(n, np.int64)
     alike = np.ones(n, np.float32)
-    order = np.lexsort((np.arange(n), -pixels))
-    heads = np.ascontiguousarray(images["sha256"]).view("S16").ravel() if n else np.zeros(0, "S16")
-    _, begins, place = np.unique(heads[order], return_index=True, return_inverse=True)
-    # Of each image the first one with the same bytes.
-    same_as = np.empty(n, np.int64)
-    same_as[order] = order[begins[place.reshape(-1)]]
-    ways = _Ways(images, np.flatnonzero(same_as == np.arange(n)))
-    for row in (int(row) for row in order if same_as[row] == row):
-        near, of_near = foreign.likeness[row], -1
-        candidates = ways.candidates(row)
+    numbers, before = cluster_of(images["sha256"]), images["cluster"]
+    # One that was the first of its cluster is so still, whatever others have begun since.
+    near = np.where(before == numbers, -1, foreign.likeness)
+    near_rank = _rank(near, foreign.cluster == before)
+    for row in (int(row) for row in within.order if same_as[row] == row):
+        of_near = -1
+        candidates = within.candidates(row)
         if len(candidates):
             likely = judged(images[[row] * len(candidates)], images[candidates], options)
-            best = int(np.argmax(likely))
-            if likely[best] >= max(near, options.likeness):
-                near, of_near = likely[best], int(candidates[best])
-        if near < 0:
-            ways.add(row)
+            rank = _rank(likely, numbers[candidates] == before[row])
+            best = int(np.argmax(rank))
+            if rank[best] >= max(near_rank[row], 0):
+                near[row], of_near = likely[best], int(candidates[best])
+        if near[row] < 0:
+            within.add(row)
             continue
-        first[row], alike[row] = of_near, near
+        first[row], alike[row] = of_near, near[row]
         if of_near < 0:
             cluster[row] = foreign.cluster[row]
     founders = np.flatnonzero((first == np.arange(n)) & (same_as == np.arange(n)))
-    cluster[founders] = cluster_of(images["sha256"][founders])
+    cluster[founders] = numbers[founders]
     joined = first >= 0
     cluster[joined] = cluster[first[joined]]
     return Clusters(first[same_as], cluster[same_as], alike[same_as])
 
 
-class _Ways:
-    """The keys by which a segment's images find one another: those that several have."""
+class Within:
+    """A segment's images in the order in which they may begin clusters, and how they find one
+    another: by the keys that several have.
 
-    def __init__(self, images: Signatures, rows: Rows) -> None:
-        keys, of = pairs_of(keys_of(images[rows]), rows)
-        asked, asking = pairs_of(
-            np.concatenate([keys_of(images[rows]), keys_of(images[rows], turned=True)]),
-            np.concatenate([rows, rows]),
-        )
-        # A key that an image has mirrored, too, counts twice, which costs a look and no more.
-        values, counts = np.unique(asked, return_counts=True)
-        shared = values[counts > 1]
-        self._asked = _by_row(*_among(shared, asked, asking))
-        self._keys = _by_row(*_among(shared, keys, of))
+    Memory: some 1,500 bytes an image while it is made. ``images``: (n,), each with the cluster that
+    it was in, or 0. ``pixels``: (n,), those of the originals.
+    """
+
+    def __init__(self, images: Signatures, pixels: Rows) -> None:
+        n = len(images)
+        self.images = images
+        self.order = np.lexsort((np.arange(n), -pixels))
+        heads = np.ascontiguousarray(images["sha256"]).view("V16").ravel()
+        _, begins, place = np.unique(heads[self.order], return_index=True, return_inverse=True)
+        self.same_as = np.empty(n, np.int64)
+        """Of each image the first one with the same bytes."""
+        self.same_as[self.order] = self.order[begins[place.reshape(-1)]]
+        rows = np.flatnonzero(self.same_as == np.arange(n))
+        self._shared = self._of_several(rows)
+        self._own, self._turned = (self._by_row(rows, turned=turned) for turned in (False, True))
         self._held: dict[int, list[int]] = {}
+
+    def _of_several(self, rows: Rows) -> Keys:
+        """The keys that several images have, or one has twice, sorted."""
+        blocks = [
+            keys_of(self.images[rows[at : at + _BLOCK]], turned=turned).ravel()
+            for at in range(0, len(rows), _BLOCK)
+            for turned in (False, True)
+        ]
+        keys = np.concatenate([np.zeros(0, np.uint64), *blocks])
+        keys.sort()
+        again = keys[1:][keys[1:] == keys[:-1]]
+        again = again[again != NONE]
+        shared: Keys = np.unique(again)
+        return shared
+
+    def _by_row(self, rows: Rows, *, turned: bool) -> _ByRow:
+        """Which of the shared keys each image has."""
+        found, counts = [np.zeros(0, np.int32)], np.zeros(len(self.images) + 1, np.int64)
+        for at in range(0, len(rows) if len(self._shared) else 0, _BLOCK):
+            some = rows[at : at + _BLOCK]
+            keys = keys_of(self.images[some], turned=turned)
+            place = np.minimum(np.searchsorted(self._shared, keys), len(self._shared) - 1)
+            there = self._shared[place] == keys
+            found.append(place[there].astype(np.int32))
+            counts[1 + some] = there.sum(axis=1)
+        return _ByRow(np.concatenate(found), np.cumsum(counts))
 
     def candidates(self, row: int) -> Rows:
         """The rows added so far that have a key of a row's, or of its mirrored image's, sorted."""
-        found = {other for key in self._asked.get(row, ()) for other in self._held.get(key, ())}
+        asked = {*self._own.of(row), *self._turned.of(row)}
+        found = {other for key in asked for other in self._held.get(key, ())}
         return np.array(sorted(found), np.int64)
 
     def add(self, row: int) -> None:
-        for key in self._keys.get(row, ()):
+        for key in {*self._own.of(row)}:
             held = self._held.setdefault(key, [])
             if len(held) < _MOST:
                 held.append(row)
 
 
-def _among(shared: Keys, keys: Keys, of: Rows) -> tuple[Keys, Rows]:
-    place = np.minimum(np.searchsorted(shared, keys), max(len(shared) - 1, 0))
-    wanted = shared[place] == keys if len(shared) else np.zeros(len(keys), np.bool_)
-    return keys[wanted], of[wanted]
+class _ByRow(NamedTuple):
+    """Numbers of each row, one row's after another's, (m,); and where they end, (n + 1,)."""
 
+    numbers: NDArray[np.int32]
+    ends: Rows
 
-def _by_row(keys: Keys, of: Rows) -> dict[int, list[int]]:
-    order = np.argsort(of, kind="stable")
-    rows, begins = np.unique(of[order], return_index=True)
-    pieces = np.split(keys[order], begins[1:]) if len(rows) else []
-    return {int(row): piece.tolist() for row, piece in zip(rows, pieces, strict=True)}
+    def of(self, row: int) -> list[int]:
+        found: list[int] = self.numbers[self.ends[row] : self.ends[row + 1]].tolist()
+        return found

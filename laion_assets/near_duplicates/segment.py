@@ -1,8 +1,8 @@
 """A segment's near-duplicates: clusters within and across segments, and their table.
 
 The clusters that a segment is the first to have are claimed in a ledger, as
-:mod:`laion_assets.dedup` keeps them: by the keys of their first images, each with the image's row
-in the partition.
+:mod:`laion_assets.dedup` keeps them: by the keys of their first images, each with a sketch and
+the image's row in the partition.
 """
 
 from __future__ import annotations
@@ -23,8 +23,15 @@ from laion_assets.dedup.claims import KeyClaims
 from laion_assets.dedup.upkeep import Held
 from laion_assets.files import ReadAt, atomic_path
 from laion_assets.layout import NEAR_DUPLICATES, PARTITIONS, SegmentKey
-from laion_assets.near_duplicates.clusters import Clusters, Foreign, find_clusters, find_foreign
-from laion_assets.near_duplicates.keys import Keys, keys_of, pairs_of
+from laion_assets.near_duplicates.clusters import (
+    Clusters,
+    Foreign,
+    Hits,
+    Within,
+    find_clusters,
+    find_foreign,
+)
+from laion_assets.near_duplicates.keys import Keys, entries_of
 from laion_assets.near_duplicates.options import NearDuplicateOptions
 from laion_assets.near_duplicates.signature import Signatures, signs_of
 from laion_assets.near_duplicates.signatures import (
@@ -39,6 +46,11 @@ logger = logging.getLogger(__name__)
 BY_SAMPLE: Final = "_by_sample.npy"
 """File beside the parts, for look-ups: (n,) :data:`SAMPLE_CLUSTER`, sorted by SAMPLE_ID."""
 SAMPLE_CLUSTER: Final = np.dtype([("sample", "<i8"), ("cluster", "<i8")])
+
+_SKETCH: Final = np.uint64(32)
+"""Place of a sketch in what goes with a key; below it is the image's row in its partition."""
+_ROW: Final = np.uint64((1 << 32) - 1)
+_CLAIMS_OF_A_KEY: Final = 64
 
 
 @dataclass(frozen=True)
@@ -77,12 +89,12 @@ def write_segment(
     """Write the table of a segment's near-duplicates, and note its claims as pending.
 
     ``rows``, ``images``: of :mod:`.signatures`. ``opener``: opens another segment's published
-    signatures. Two calls in a row give the same bytes. The ledger is locked from here on until the
-    block of :func:`~laion_assets.dedup.claims.claiming_keys` ends.
+    signatures. Two calls in a row give the same bytes. The ledger is locked from the first look-up
+    until the block of :func:`~laion_assets.dedup.claims.claiming_keys` ends.
     """
-    clusters = find_clusters(
-        images, _pixels(rows), _foreign(images, claims, opener, options), options
-    )
+    within = Within(images, _pixels(rows))
+    # The ledger is locked from here on.
+    clusters = find_clusters(within, _foreign(images, claims, opener, options), options)
     images = images.copy()
     images["cluster"] = clusters.cluster
     write_signatures(out, images)
@@ -106,9 +118,10 @@ def _foreign(
     opener: Callable[[SegmentKey], ReadAt],
     options: NearDuplicateOptions,
 ) -> Foreign:
-    def find(keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.int64]]:
+    def find(keys: Keys) -> Hits:
         index, found = claims.find(keys)
-        return index, found.owner, found.low.astype(np.int64)
+        row, sketch = found.low & _ROW, (found.low >> _SKETCH).astype(np.uint32)
+        return Hits(index, found.owner.astype(np.int64), row.astype(np.int64), sketch)
 
     def read(owner: int, wanted: NDArray[np.int64]) -> Signatures:
         with closing(opener(claims.segment_of(owner))) as file:
@@ -136,8 +149,12 @@ def _write_rows(rows: pa.Table, images: Signatures, clusters: Clusters, out: Pat
 
 
 def _claims(images: Signatures, founders: NDArray[np.int64]) -> tuple[Keys, Keys]:
-    keys, rows = pairs_of(keys_of(images[founders]), founders)
-    return keys, rows.astype(np.uint64)
+    entries = entries_of(images[founders], founders)
+    # Some keys are those of many pictures, and each of these has others.
+    place = np.arange(len(entries.key)) - np.searchsorted(entries.key, entries.key)
+    entries = entries.take(np.flatnonzero(place < _CLAIMS_OF_A_KEY))
+    low = entries.sketch.astype(np.uint64) << _SKETCH | entries.row.astype(np.uint64)
+    return entries.key, low
 
 
 def claims_held(folder: Path, _: Path) -> Held:

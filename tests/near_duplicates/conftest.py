@@ -16,7 +16,7 @@ from laion_assets.lake import LocalLake
 from laion_assets.layout import CLUSTER_LEDGER, NEAR_DUPLICATES, SegmentKey
 from laion_assets.near_duplicates.options import NearDuplicateOptions
 from laion_assets.near_duplicates.segment import Found, claims_held, write_segment
-from laion_assets.near_duplicates.signatures import SIGNATURES
+from laion_assets.near_duplicates.signatures import SIGNATURES, all_signatures
 from laion_assets.tables import read_parquet
 
 OPTIONS = NearDuplicateOptions()
@@ -40,6 +40,10 @@ class Segments:
     def make(self, key: SegmentKey, rows: Sequence[int], *, fail: bool = False) -> Found:
         """Find and publish a segment's near-duplicates; ``fail``: before it is published."""
         images = self.planted.images[list(rows)]
+        if self.lake.has(NEAR_DUPLICATES, key):
+            earlier = all_signatures(self.lake.published(NEAR_DUPLICATES, key))
+            before = {one["sha256"].tobytes(): one["cluster"] for one in earlier}
+            images["cluster"] = [before.get(one.tobytes(), 0) for one in images["sha256"]]
         table = pa.table(
             {
                 "SAMPLE_ID": pa.array(rows, pa.int64()),

@@ -6,10 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from benchmarks.duplicates.planted import ORIGINAL, REACHED, Planted, clusters, measured
+from laion_assets.dedup.state import load
 from laion_assets.layout import CLUSTER_LEDGER, NEAR_DUPLICATES, SegmentKey
-from laion_assets.near_duplicates.clusters import cluster_of
+from laion_assets.near_duplicates.clusters import Hits, cluster_of, find_foreign, judged
+from laion_assets.near_duplicates.keys import Keys, keys_of
+from laion_assets.near_duplicates.signature import FREQUENCIES, SIGNATURE, Signatures
 from tests.near_duplicates.conftest import OPTIONS, PICTURES, Segments, rows_of_kinds
 
 FIRST, SECOND, THIRD = (SegmentKey("CC-MAIN-2021-01", f"0{number}") for number in range(3))
@@ -94,3 +98,69 @@ def test_a_cluster_goes_on_without_its_first_image(planted: Planted, segments: S
         cluster_of(planted.images["sha256"][gone]).tolist()
     )
     assert segments.make(THIRD, gone).foreign == PICTURES
+
+
+def test_an_image_stays_in_its_cluster_whatever_others_have_begun_since(
+    planted: Planted, segments: Segments
+) -> None:
+    """Of three images in a row, the middle one is nearer to the last, which came later."""
+    chance = np.random.default_rng(0)
+    one, way = chance.choice([-60, 60], (2, FREQUENCIES))
+    images = np.zeros(3, SIGNATURE)
+    for row, step in enumerate((0, 0.23, 0.45)):
+        images["looks"][row] = one + step * way
+    images["sha256"] = chance.integers(0, 256, images["sha256"].shape)
+    images["model"] = np.arange(3)
+    segments.planted = Planted(
+        np.zeros(3, np.int64), planted.kind[:3], images, np.array([3, 2, 1]), planted.phash[:3]
+    )
+    assert segments.make(FIRST, [0, 1]).clusters == 1
+    assert segments.make(SECOND, [2]).clusters == 1
+    alike = judged(images[[0, 1, 0]], images[[1, 2, 2]], OPTIONS)
+    assert OPTIONS.likeness <= alike[0] < alike[1]
+    assert alike[2] == -1
+    before = segments.lake.manifest(NEAR_DUPLICATES, FIRST).data_version
+    segments.make(FIRST, [0, 1])
+    assert segments.lake.manifest(NEAR_DUPLICATES, FIRST).data_version == before
+
+
+def test_a_rebuild_leaves_no_claim_of_what_is_gone(planted: Planted, segments: Segments) -> None:
+    originals = rows_of_kinds(planted, ORIGINAL)
+    segments.make(FIRST, originals)
+    segments.make(SECOND, rows_of_kinds(planted, "resized"))
+    gone = keys_of(planted.images[originals[:1]])[0]
+    ledger = segments.lake.root / CLUSTER_LEDGER
+
+    def held() -> list[int]:
+        content = b"".join(path.read_bytes() for path in ledger.iterdir())
+        return [key for key in gone.tolist() if key.to_bytes(8, "little") in content]
+
+    assert len(held()) == len(gone)
+    segments.make(FIRST, originals[1:])
+    assert held() == []
+    runs = load(ledger).runs
+    segments.make(FIRST, originals[1:])
+    assert load(ledger).runs == runs
+
+
+def test_a_look_up_reads_few_of_the_images_that_share_a_key_by_chance() -> None:
+    chance = np.random.default_rng(0)
+    images = np.zeros(1, SIGNATURE)
+    images["looks"] = chance.integers(-127, 128, images["looks"].shape)
+    images["sha256"] = 1
+    hits, read_rows = 0, set()
+
+    def find(keys: Keys) -> Hits:
+        nonlocal hits
+        nth = np.repeat(np.arange(len(keys)), 20)
+        hits += len(nth)
+        sketch = chance.integers(0, 1 << 32, len(nth), np.uint32)
+        return Hits(nth, np.zeros(len(nth), np.int64), np.arange(len(nth)), sketch)
+
+    def read(_: int, rows: NDArray[np.int64]) -> Signatures:
+        read_rows.update(rows.tolist())
+        return np.zeros(len(rows), SIGNATURE)
+
+    assert find_foreign(images, find, read, OPTIONS).likeness.tolist() == [-1]
+    assert hits > 1000
+    assert len(read_rows) < hits / 100

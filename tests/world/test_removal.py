@@ -12,6 +12,7 @@ import json
 import random
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from laion_assets.defs.internals import stale_causes
 from laion_assets.defs.jobs import runnable
 from laion_assets.lake import Lake, LocalLake
 from laion_assets.layout import IMAGE_SHARDS, OVER_ALL, SEGMENT_ASSETS, SegmentKey, with_subsets
+from laion_assets.near_duplicates.keys import NONE, keys_of
 from laion_assets.removals.ledger import read_ledger
 from laion_assets.settings import load_settings
 from tests.lake.stores import machines, store
@@ -113,6 +115,12 @@ def signature_of(lake: LocalLake, key: SegmentKey, sample_id: int) -> list[bytes
         f"select count(*) from read_parquet('{lake.root}/near_duplicates/*/*/part-*.parquet') "
         f"where cluster = {cluster}"
     ).fetchall()
+    # Keys in the ledger of clusters, but those that a picture like it has, too.
+    others = [np.load(path) for path in lake.root.glob("near_duplicates/*/*/_signatures.npy")]
+    counts = Counter(np.concatenate([keys_of(one) for one in others]).ravel().tolist())
+    own = Counter(keys_of(signature[None]).ravel().tolist())
+    del own[int(NONE)]
+    found += [key.to_bytes(8, "little") for key, n in own.items() if counts[key] == n]
     if clusters == [(1,)]:
         found += [str(cluster).encode(), cluster.to_bytes(8, "little", signed=True)]
     return found

@@ -1,7 +1,7 @@
 """The rows that the recipe takes, in the LAION-400M schema, with their embeddings beside them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,18 +22,24 @@ from laion_assets.defs.metadata import numbers_table, table_preview
 from laion_assets.defs.publishing import Publication, key_of, publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.filtering.figures import kept_by_tag, similarity_histogram, threshold_sheets
-from laion_assets.filtering.one_of_each import clusters_held, copies_among
+from laion_assets.filtering.one_of_each import (
+    CLUSTERS,
+    NO_CLUSTERS,
+    clusters_held,
+    copies_among,
+)
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.score import ScoredWith
 from laion_assets.filtering.similarities import Similarities
 from laion_assets.filtering.subset import TakenWith, heads_columns, take_subset
-from laion_assets.lake import Lake
+from laion_assets.lake import Lake, NotPublishedError
 from laion_assets.layout import (
     EMBEDDINGS,
     FILTERED_SUBSET,
     IMAGE_SHARDS,
     NEAR_DUPLICATES,
     SCORED_PAIRS,
+    SegmentKey,
     subset_asset,
     subset_ledger,
 )
@@ -179,30 +185,48 @@ def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.
     )
 
 
-_Claim = Callable[[Publication, NDArray[np.int64]], NDArray[np.bool_]]
+_Claim = Callable[[Publication, NDArray[np.int64]], NDArray[np.bool_] | None]
 
 
 @contextmanager
 def _claiming(
     context: dg.AssetExecutionContext, store: Lake, recipe: Recipe
 ) -> Iterator[_Claim | None]:
-    """Yield what claims the clusters of the taken rows, if the recipe takes one of each."""
-    if not recipe.duplicates:
+    """Yield what claims the clusters of the taken rows, if the recipe takes one of each.
+
+    If it takes all, and the published partition is of one that did not, it releases the clusters.
+    The ledger is leased when the function is called, and until the subset is published.
+    """
+    asset, key = context.asset_key.path[-1], key_of(context)
+    if not (recipe.duplicates or _has_clusters(store, asset, key)):
         yield None
         return
-    asset = context.asset_key.path[-1]
-    with (
-        store.lease(subset_ledger(asset), asset, unsettled) as lease,
-        claiming_keys(lease.folder, lease.partitions, key_of(context), clusters_held) as claims,
-    ):
+    with ExitStack() as stack:
 
-        def claim(made: Publication, taken: NDArray[np.int64]) -> NDArray[np.bool_]:
-            scored, near = made.input(SCORED_PAIRS), made.input(NEAR_DUPLICATES)
-            copies = copies_among(scored, near, taken, claims, made.out)
+        def claim(made: Publication, taken: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+            scored = made.input(SCORED_PAIRS)
+            near = made.input(NEAR_DUPLICATES) if recipe.duplicates else None
+            lease = stack.enter_context(store.lease(subset_ledger(asset), asset, unsettled))
+            claims = stack.enter_context(
+                claiming_keys(lease.folder, lease.partitions, key, clusters_held)
+            )
+            copies = None
+            if near is None:
+                claims.write(made.out, *NO_CLUSTERS)
+            else:
+                copies = copies_among(scored, near, taken, claims, made.out)
             lease.save()
             return copies
 
         yield claim
+
+
+def _has_clusters(store: Lake, asset: str, key: SegmentKey) -> bool:
+    """Whether the published subset takes one of each cluster."""
+    with suppress(NotPublishedError):
+        files = store.manifest(asset, key).files
+        return any(file["name"] == CLUSTERS for file in files)
+    return False
 
 
 def _pictures(made: Publication, recipe: Recipe, threshold: float | None) -> Mapping[str, Any]:

@@ -32,7 +32,12 @@ from laion_assets.layout import (
 )
 from laion_assets.near_duplicates.pictures import cluster_sheet
 from laion_assets.near_duplicates.segment import claims_held, write_segment
-from laion_assets.near_duplicates.signatures import SIGNATURES, rows_of, signatures_of
+from laion_assets.near_duplicates.signatures import (
+    SIGNATURES,
+    Earlier,
+    rows_of,
+    signatures_of,
+)
 from laion_assets.settings import Settings
 from laion_assets.tables import parts_of
 from resources.lake import LakeResource
@@ -41,7 +46,7 @@ from resources.rules import NearDuplicatesResource
 ASSET = Asset(
     NEAR_DUPLICATES,
     group="subset",
-    revision=1,
+    revision=2,
     checks=("schema_exact", "rows_aligned"),
     pool=pools.CLUSTERS,
 )
@@ -68,7 +73,8 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         # What takes long is done before the ledger is leased.
         shards, embeddings = (whole_input(store, asset, key) for asset in _UPSTREAM)
         rows = rows_of(embeddings)
-        earlier, damaged = _earlier(store, key)
+        folder, damaged = _earlier(store, key)
+        earlier = _of_same_code(context, store, key, folder)
         images = signatures_of(rows, shards, embeddings, embedded.model_version, earlier)
         with (
             store.lease(CLUSTER_LEDGER, NEAR_DUPLICATES, unsettled) as lease,
@@ -107,6 +113,19 @@ def _earlier(store: Lake, key: SegmentKey) -> tuple[Path | None, dict[str, str]]
         damaged = earlier_damage(store, NEAR_DUPLICATES, key, SIGNATURES)
         return None if damaged else store.folder(NEAR_DUPLICATES, key, SIGNATURES), damaged
     return None, {}
+
+
+def _of_same_code(
+    context: dg.AssetExecutionContext, store: Lake, key: SegmentKey, folder: Path | None
+) -> Earlier | None:
+    """What may be taken over of an earlier partition, if this revision of the code has made it."""
+    if folder is None:
+        return None
+    version = store.manifest(NEAR_DUPLICATES, key).code_version
+    if version.partition("-")[0] != str(ASSET.revision):
+        return None
+    now = context.assets_def.code_versions_by_key[context.asset_key]
+    return Earlier(folder, same_rules=version == now)
 
 
 # Each image is compared with a few rows of thousands of segments' files: to verify these files

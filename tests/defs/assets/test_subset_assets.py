@@ -22,13 +22,14 @@ from PIL import Image
 from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.clip.identity import ModelIdentity
 from laion_assets.clip.vectors import image_path
+from laion_assets.dedup.ledger import claimed
 from laion_assets.defs.build import build_defs
 from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.filtering.score import ScoredWith, score_segment, write_categories
 from laion_assets.funnel import StageCounts
 from laion_assets.heads.head import load_head
 from laion_assets.lake import LocalLake
-from laion_assets.layout import SegmentKey
+from laion_assets.layout import SegmentKey, subset_ledger
 from laion_assets.lookup.find import MADE_OF
 from laion_assets.safety.prompts import Categories, categories_of, load_prompts
 from laion_assets.schemas import SUBSET
@@ -338,3 +339,8 @@ def test_a_recipe_takes_one_of_each_cluster(place: Place) -> None:
         "unsafe_minor_text": 1,
         "duplicate_image": 24,
     }
+    assert claimed(place.lake.root / subset_ledger("filtered_subset")) == {KEY: 1}
+    # Taken back, the pictures are free for other segments once the recipe takes one of each again.
+    place.make("filtered_subset", config='[subset]\nname = "all"\nthreshold = 0.2\n')
+    assert len(place.numbers("filtered_subset")) == 25
+    assert claimed(place.lake.root / subset_ledger("filtered_subset")) == {KEY: 0}
