@@ -237,7 +237,7 @@ class Within:
         heads = np.ascontiguousarray(images["sha256"]).view("V16").ravel()
         _, begins, place = np.unique(heads[self.order], return_index=True, return_inverse=True)
         self.same_as = np.empty(n, np.int64)
-        """Of each image the first one with the same bytes."""
+        """The first image with the same bytes as each."""
         self.same_as[self.order] = self.order[begins[place.reshape(-1)]]
         rows = np.flatnonzero(self.same_as == np.arange(n))
         self._shared = self._of_several(rows)
