@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources as package_files
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -115,11 +115,7 @@ class Notify(Options):
         return self
 
 
-Followed = Literal[
-    "pair_parquet",
-    "unique_pairs",
-    "image_shards",
-    "embeddings",
+FollowedByDefault = Literal[
     "scored_pairs",
     "near_duplicates",
     "filtered_subset",
@@ -127,20 +123,14 @@ Followed = Literal[
     "knn_index",
     "segment_stats",
 ]
+Followed = Literal["pair_parquet", "unique_pairs", "image_shards", "embeddings", FollowedByDefault]
 
 
 class Automation(Options):
     """What is rebuilt automatically; everything else stays stale until a person rebuilds it."""
 
     inputs: tuple[Followed, ...] = Field(
-        (
-            "scored_pairs",
-            "near_duplicates",
-            "filtered_subset",
-            "subsets",
-            "knn_index",
-            "segment_stats",
-        ),
+        get_args(FollowedByDefault),
         description="Assets rebuilt in the segments where the content of an input changed",
     )
     code: tuple[Followed, ...] = Field(

@@ -30,9 +30,9 @@ _PICTURES: Final[dict[str, Callable[[Path], None]]] = {
     "pictures-1": make_pictures,
     "large-1": make_large_pictures,
 }
-_SHARD: Final = 1000
+SHARD: Final = 1000
 _AT_ONCE: Final = 128
-_TIMEOUT_S: Final = 10
+TIMEOUT_S: Final = 10
 _WARM_UP_URLS: Final = 100
 _CONTESTANTS: Final = {
     "theirs": "img2dataset 1.47.0",
@@ -177,7 +177,7 @@ def _remarks(urls: int, repeat: int, expected: dict[str, int], runs: _Runs) -> s
     )
     text = (
         f"{urls:,} URLs, of large photos {round(urls * _LISTS['large'].share):,}; shards of "
-        f"{_SHARD:,}, {_AT_ONCE} requests at once, {_TIMEOUT_S} s, no retries. {repeat} rounds: "
+        f"{SHARD:,}, {_AT_ONCE} requests at once, {TIMEOUT_S} s, no retries. {repeat} rounds: "
         "the median, and the best, of which the ratios are (memory and the last two columns: the "
         "largest). "
     )
@@ -228,10 +228,10 @@ def _run(who: str, pairs: Path, port: int) -> _Run:
     _take_report(port)
     if who == "theirs":
         peer = peer_python("img2dataset", _HERE / "img2dataset.txt")
-        measured = measure.run(_their_command(peer, pairs, out), env=_their_environment())
+        measured = measure.run(their_command(peer, pairs, out, _AT_ONCE), env=_their_environment())
     elif who == "daft":
         python = peer_python("daft", _HERE / "daft.txt")
-        command = [python, _HERE / "daft_download.py", pairs, out, _AT_ONCE, _TIMEOUT_S]
+        command = [python, _HERE / "daft_download.py", pairs, out, _AT_ONCE, TIMEOUT_S]
         measured = measure.run(with_names(command, pairs, _FOLDER))
     else:
         config = _FOLDER / "ours.toml"
@@ -259,7 +259,7 @@ def _run(who: str, pairs: Path, port: int) -> _Run:
     )
 
 
-def _their_command(peer: Path, pairs: Path, out: Path) -> list[str | Path]:
+def their_command(peer: Path, pairs: Path, out: Path, at_once: int) -> list[str | Path]:
     """img2dataset's command as its documentation has it: a process per core, which share requests.
 
     Image size, mode, quality and hash are its defaults, which are ours, too.
@@ -273,10 +273,10 @@ def _their_command(peer: Path, pairs: Path, out: Path) -> list[str | Path]:
         "--url_col=url",
         "--caption_col=text",
         "--output_format=webdataset",
-        f"--number_sample_per_shard={_SHARD}",
+        f"--number_sample_per_shard={SHARD}",
         f"--processes_count={processes}",
-        f"--thread_count={_AT_ONCE // processes}",
-        f"--timeout={_TIMEOUT_S}",
+        f"--thread_count={at_once // processes}",
+        f"--timeout={TIMEOUT_S}",
         "--retries=0",
         "--image_size=256",
         "--resize_mode=border",
@@ -302,9 +302,9 @@ def _our_settings(port: int, *, scaled: bool) -> str:
     lines = [
         "[download]",
         f"concurrency = {_AT_ONCE}",
-        f"total_timeout_s = {_TIMEOUT_S}",
+        f"total_timeout_s = {TIMEOUT_S}",
         "retries = 0",
-        f"samples_per_shard = {_SHARD}",
+        f"samples_per_shard = {SHARD}",
         f"scaled_decoding = {str(scaled).lower()}",
         "[download.connect_to]",
     ]

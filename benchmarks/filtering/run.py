@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -22,10 +23,7 @@ STEPS: Final = {
     "texts": "texts that name minors (word list over captions)",
     "tags": "safety tags (image embeddings against 77 categories)",
     "similarity": "similarity of image and text",
-    "linear": "a linear head, as LAION's aesthetic predictor folded into one layer",
-    "layers": "a head of four layers, as LAION's NSFW detector for L/14",
     "score": "all of these, read and written: `scored_pairs`",
-    "another head": "a new head for scored pairs, read and written",
     "choose": "the recipe laion400m's choice of rows",
     "predicate": "a recipe with a condition in SQL",
     "take": "a subset with its embeddings, read and written: `filtered_subset`",
@@ -45,14 +43,20 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
 
-    folder = WORK / "filtering"
+    publish("filtering", STEPS, args.rows, args.dim, args.repeat)
+
+
+def publish(name: str, steps: Mapping[str, str], rows: int, dim: int, repeat: int) -> None:
+    """Measure steps, step -> title, in their order over seeded embeddings, and publish the table
+    of this name."""
+    folder = WORK / name
     shutil.rmtree(folder, ignore_errors=True)
-    n = args.rows // _SHARD * _SHARD
-    with SamplesWriter(folder / "embeddings", EMBEDDED, args.dim) as writer:
+    n = rows // _SHARD * _SHARD
+    with SamplesWriter(folder / "embeddings", EMBEDDED, dim) as writer:
         for number in range(n // _SHARD):
-            writer.write(*_make_shard(number, _SHARD, args.dim))
-    rows = []
-    for step, title in STEPS.items():
+            writer.write(*_make_shard(number, _SHARD, dim))
+    cells = []
+    for step, title in steps.items():
         command: list[str | Path] = [
             sys.executable,
             "-m",
@@ -60,21 +64,21 @@ def main() -> None:
             step,
             folder,
         ]
-        runs = [measure.run(command) for _ in range(args.repeat)]
+        runs = [measure.run(command) for _ in range(repeat)]
         results = [json.loads(run.stdout) for run in runs]
         seconds, cpu = (
-            sorted(result[name] for result in results)[args.repeat // 2]
+            sorted(result[name] for result in results)[repeat // 2]
             for name in ("seconds", "cpu_seconds")
         )
         peak = max(run.peak_own_bytes for run in runs)
         print(step, results, file=sys.stderr, flush=True)
-        rows.append(
+        cells.append(
             [title, f"{seconds:.1f}", f"{n / seconds:,.0f}", f"{cpu:.1f}", f"{peak / 1e6:.0f}"]
         )
     shutil.rmtree(folder)
-    text = table.markdown(["step", "s", "rows/s", "CPU s", "peak MB"], rows)
-    text += f"\n\n{n:,} rows of {args.dim} dimensions, median of {args.repeat}."
-    table.publish("filtering", text)
+    text = table.markdown(["step", "s", "rows/s", "CPU s", "peak MB"], cells)
+    text += f"\n\n{n:,} rows of {dim} dimensions, median of {repeat}."
+    table.publish(name, text)
 
 
 def _make_shard(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import measure, table
+from benchmarks.download.run import SHARD, TIMEOUT_S, their_command
 from benchmarks.peer import WORK, peer_python
 from benchmarks.segment.make import CRAWL, build_crawl, wat_files
 from laion_assets.clip.identity import WEIGHTS
@@ -36,8 +37,6 @@ _FOLDER: Final = WORK / "segment"
 _MODEL: Final = "laion-assets-tiny"
 _PORT: Final = 80
 _AT_ONCE: Final = 64
-_TIMEOUT_S: Final = 10
-_SHARD: Final = 1000
 # Ours by step, theirs by tool.
 _STAGES: Final = {
     "WAT to pairs": (("wat_manifest", "pair_parquet", "unique_pairs"), ("cc2dataset", "glue")),
@@ -187,9 +186,9 @@ workers = {len(os.sched_getaffinity(0))}
 [download]
 connect_to = {{ "*.sample.test" = "127.0.0.1:{_PORT}" }}
 concurrency = {_AT_ONCE}
-total_timeout_s = {_TIMEOUT_S}
+total_timeout_s = {TIMEOUT_S}
 retries = 0
-samples_per_shard = {_SHARD}
+samples_per_shard = {SHARD}
 [clip]
 model = "{_MODEL}"
 pretrained = "{_MODEL}"
@@ -201,7 +200,6 @@ prompts = "sample"
 def _theirs(root: Path, crawl: Path) -> _Run:
     run = _Run()
     raw, pairs, shards, kept = (root / name for name in ("raw", "pairs.parquet", "shards", "kept"))
-    processes = len(os.sched_getaffinity(0))
     names = {
         "PYTHONPATH": str(_PEERS / "download" / "theirs_names"),
         "BENCH_NAMES": json.dumps({"*.sample.test": "127.0.0.1"}),
@@ -217,15 +215,7 @@ def _theirs(root: Path, crawl: Path) -> _Run:
     stages: dict[str, Sequence[str | Path]] = {
         "cc2dataset": [cc2dataset, _HERE / "wats.py", raw, *wat_files(crawl)],
         "glue": [*glue, "pairs", raw, pairs],
-        "img2dataset": [
-            img2dataset.with_name("img2dataset"),
-            *(f"--url_list={pairs}", f"--output_folder={shards}", "--input_format=parquet"),
-            *("--url_col=url", "--caption_col=text", "--output_format=webdataset"),
-            *(f"--number_sample_per_shard={_SHARD}", f"--processes_count={processes}"),
-            *(f"--thread_count={_AT_ONCE // processes}", f"--timeout={_TIMEOUT_S}", "--retries=0"),
-            *("--image_size=256", "--resize_mode=border", "--encode_format=jpg"),
-            *("--encode_quality=95", "--compute_hash=sha256", "--enable_wandb=False"),
-        ],
+        "img2dataset": their_command(img2dataset, pairs, shards, _AT_ONCE),
         "open_clip": [*glue, "embed", shards, CONFIGS, _MODEL, weights, threshold, kept],
         "autofaiss": [autofaiss, _HERE / "index.py", kept / "img_emb", root / "image.index"],
         "autofaiss texts": [autofaiss, _HERE / "index.py", kept / "text_emb", root / "text.index"],

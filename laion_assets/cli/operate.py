@@ -234,8 +234,9 @@ def _since(text: str) -> float:
 Read the lake's files and compare them with the sizes and SHA-256 of their
 manifests: those of all assets, or of the ones named. Each damaged file is
 listed; the exit code is then 1. Restore the file from a backup, or materialize
-its partition again: nothing that is damaged is taken over. Where the manifest
-or search_index is damaged, set the partition aside first (--set-aside).
+its partition again: nothing that is damaged is taken over. Set the partition
+aside first (--set-aside) where the manifest, search_index, or rows or ledger of
+image_shards (part-*, _ledger/*) are damaged; the latter then get other keys.
 """,
     example="verify image_shards --share 0.1",
     arguments=[

@@ -120,10 +120,13 @@ def serve(args: argparse.Namespace) -> None:
 
 def _fetch_beside_index(lake: Lake) -> None:
     """Have on this machine what the service reads of a lake beside the index."""
-    from laion_assets.layout import DALLE_SAMPLES, FILTERED_SUBSET
+    from laion_assets.layout import DALLE_SAMPLES, FILTERED_SUBSET, NEAR_DUPLICATES
+    from laion_assets.near_duplicates.segment import BY_SAMPLE
     from laion_assets.removals.active import FOLDERS
 
     lake.fetch_all(FILTERED_SUBSET)
+    if lake.segments(NEAR_DUPLICATES):
+        lake.fetch_all(NEAR_DUPLICATES, BY_SAMPLE)
     lake.fetch(DALLE_SAMPLES)
     lake.current(*FOLDERS)
 
@@ -226,7 +229,7 @@ def why(args: argparse.Namespace) -> None:
 Compare the similarities of real pairs with those of shuffled ones, each image
 with another's text of the same segment, and propose thresholds by the share of
 shuffled pairs that they let through: of all scored pairs of the settings' lake,
-or of one folder. The last line is for the settings file.
+or of one folder. The last lines are for the settings file.
 """,
     example="calibrate emb/ --plot calibration.png",
     arguments=[
@@ -256,7 +259,7 @@ def calibrate(args: argparse.Namespace) -> None:
         made_by, folders = _scores_of(opened_lake(load_settings(args.config)))
         found = Similarities.read(folders)
     print(f"model {made_by.title if made_by else 'not recorded'}")
-    for line in report(found):
+    for line in report(found, made_by):
         print(line)
     if args.plot:
         shares = sorted(LET_THROUGH, key=lambda share: share != PROPOSED)

@@ -23,7 +23,9 @@ from laion_assets.clip.earlier import (
     write_digests,
 )
 from laion_assets.clip.identity import ModelIdentity
+from laion_assets.clip.model import ClipLoadError
 from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.precision import BF16, fallback
 from laion_assets.clip.shards import (
     ShardError,
     count_rows,
@@ -55,6 +57,8 @@ _MADE_OF: Final = ".made_of.json"
 """File that says which shards the parts hold."""
 _CAPTIONS: Final = "captions"
 """Key of a shard's note that says whether the folder it is in has texts."""
+_COMPUTED_IN: Final = "computed_in"
+"""Key of a shard's note as :attr:`EmbeddedWith.computed_in` has it; absent where that is empty."""
 
 
 class OtherEmbeddingsError(ValueError):
@@ -100,10 +104,29 @@ class EmbeddedWith(ModelIdentity, frozen=True):
     """What a manifest of `embeddings` records of the model."""
 
     dimensions: int
+    computed_in: str = ""
+    """``bf16`` if the vectors were computed so; empty for all other precisions, whose vectors may
+    stand in one table."""
 
     @classmethod
     def of(cls, model: Model) -> EmbeddedWith:
-        return cls(**model.identity.model_dump(), dimensions=model.dim)
+        return cls(
+            **model.identity.model_dump(), dimensions=model.dim, computed_in=computed_in(model)
+        )
+
+    def is_of(self, model: Model) -> bool:
+        """Whether the model's vectors may stand beside those that this was recorded of."""
+        return self.is_same(model.identity) and self.computed_in == computed_in(model)
+
+    def recorded_as(self) -> dict[str, Any]:
+        """Metadata of a manifest that :meth:`recorded` reads."""
+        return self.model_dump(exclude_defaults=True)
+
+
+def computed_in(model: Model | ClipOptions) -> str:
+    """What :attr:`EmbeddedWith.computed_in` is of a model, or of what the options ask for."""
+    precision = model.computed_in if isinstance(model, UnloadedModel) else model.precision
+    return precision if precision == BF16 else ""
 
 
 class OtherModelError(RuntimeError):
@@ -118,17 +141,28 @@ class UnloadedModel:
 
     def __init__(self, known: EmbeddedWith, load: Callable[[], ClipModel]) -> None:
         self.identity, self.dim = known.identity, known.dimensions
+        self.computed_in = known.computed_in
         self._load = load
 
     def loaded(self) -> ClipModel:
-        """Raises :class:`OtherModelError` if it is another one."""
+        """Raises :class:`OtherModelError` if it is another one, and :class:`ClipLoadError`."""
         model = self._load()
+        _refuse_fallback(model)
         if not model.identity.is_same(self.identity):
             raise OtherModelError(f"it is {model.identity.title} by now, not {self.identity.title}")
+        if self.computed_in != computed_in(model):
+            raise OtherModelError(f"it runs in {model.precision} by now")
         return model
 
 
 Model: TypeAlias = "ClipModel | UnloadedModel"
+
+
+def _refuse_fallback(model: Model) -> None:
+    if isinstance(model, UnloadedModel):
+        return  # it is refused once it is loaded
+    if problem := fallback(model.options.precision, model.precision):
+        raise ClipLoadError(f"{model.key} cannot embed: {problem}")
 
 
 def embed_shards(
@@ -149,8 +183,10 @@ def embed_shards(
 
     Counts of the stage ``embeddings``: the input is the shards' downloaded samples; ``undecodable``
     ones have an image that is missing from the tar or does not decode. Raises
-    :class:`OtherModelError`.
+    :class:`OtherModelError`, and :class:`ClipLoadError` for a model that this machine runs in
+    another precision than its options name.
     """
+    _refuse_fallback(model)
     tars = find_shards(shards)
     captions = have_captions(tars)
     notes = {tar: _note_of_all(model, captions) for tar in tars}
@@ -167,10 +203,12 @@ def embed_files(
 
     ``out`` may be any folder, so notes in it record what each shard's rows were made from; later
     calls may add shards, whose rows are put into further parts. Raises :class:`ShardError` for two
-    tars of the same number. Raises :class:`OtherEmbeddingsError`, before anything is written, for a
+    tars of the same number, and :class:`ClipLoadError` as :func:`embed_shards` does. Raises
+    :class:`OtherEmbeddingsError`, before anything is written, for a
     folder with embeddings of another model, of another shard of the same number, with captions
     where these shards have none or without where these have some, or without notes.
     """
+    _refuse_fallback(model)
     by_number: dict[int, Path] = {}
     for tar in tars:
         other = by_number.setdefault(shard_number(tar), tar)
@@ -240,7 +278,9 @@ def _note(tar: Path) -> dict[str, Any]:
 
 
 def _note_of_all(model: Model, captions: bool) -> dict[str, Any]:
-    return {**model.identity.model_dump(), _CAPTIONS: captions}
+    note = {**model.identity.model_dump(), _CAPTIONS: captions}
+    precision = computed_in(model)
+    return {**note, _COMPUTED_IN: precision} if precision else note
 
 
 def _refuse_other_embeddings(
@@ -264,7 +304,7 @@ def _refuse_other_embeddings(
 
 def _is_of(made: Note, wanted: Note) -> bool:
     # The model's version says which it is: the same weights may have another name or place.
-    made = {_CAPTIONS: True, **made}
+    made, wanted = {_CAPTIONS: True, **made}, {_COMPUTED_IN: None, **wanted}
     return all(made.get(name) == value for name, value in wanted.items() if name != "model")
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from laion_assets.clip.folder import problem_of
 from laion_assets.clip.identity import WEIGHTS, ModelIdentity
 from laion_assets.clip.options import BRING_THEIR_OWN_WEIGHTS, HUB, LOCAL, ClipOptions
-from laion_assets.clip.precision import embedding_precision
+from laion_assets.clip.precision import possible_precision
 from laion_assets.clip.texts import TextTower, batches_by_length
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class ClipModel:
         self.tokenizer = tokenizer
         self.device = device
         self._cuda = device.type == "cuda"
-        self.precision = embedding_precision(options.precision, device)
+        self.precision = possible_precision(options.precision, device)
         self._shape_picture, self._mean, self._std = _halves(preprocess, device)
         self._crops = _fills_a_square(self._shape_picture)
         self._texts = TextTower(model)

@@ -43,7 +43,8 @@ class ClipOptions(Options):
         "auto",
         pattern="^(auto|fp32|bf16|fp16)$",
         description="fp32, bf16 or fp16; auto is fp16 on CUDA and fp32 elsewhere. On a CPU bf16"
-        " converts the weights, where the CPU has AMX or AVX512-BF16, and is fp32 on any other",
+        " converts the weights, where the CPU has AMX or AVX512-BF16; on any other CPU nothing is"
+        " embedded with it, and queries are in fp32",
     )
     batch_size: Annotated[int, OPERATIONAL] = Field(
         64, ge=1, description="Number of images per forward pass"

@@ -62,13 +62,17 @@ def entry_for(known: Mapping[str, Entry], model: str, version: str | None = None
     """The entry of a table for a model; None if it has none.
 
     ``model``: `MODEL/PRETRAINED`. ``version``: None if the model is not loaded yet. Then its name
-    alone decides, and what is found counts once the version is known to be the entry's.
+    decides, and what is found counts once the version is known to be the entry's. A file or folder
+    may hold the weights of any entry with a version, but for those of this package's own models.
     """
+    moved = None
     for key, entry in known.items():
         name, of = _parsed(key)
         if (version == of) if version and of else (name == model):
             return entry
-    return None
+        if of and not version and key not in thresholds():
+            moved = entry
+    return moved if may_change(model) else None
 
 
 def may_change(key: str) -> bool:
@@ -81,10 +85,11 @@ def may_change(key: str) -> bool:
 
 def unknown(known: Mapping[str, object], model: str, version: str | None) -> str:
     """What a table does not know of a model: a part of a message."""
+    if not version:
+        return f"{model!r} (only for {', '.join(sorted(known))})"
     versions = sorted(of for name, of in map(_parsed, known) if of and name == model)
-    if version and versions:
-        return f"{model!r} of version {version} (only for version {', '.join(versions)})"
-    return f"{model!r} (only for {', '.join(sorted(known))})"
+    only = f"version {', '.join(versions)}" if versions else ", ".join(sorted(known))
+    return f"{model!r} of version {version} (only for {only})"
 
 
 def threshold_for(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +37,13 @@ def has_texts(folder: Path) -> bool:
     """Whether a folder's parts have text vectors, and not only images without captions."""
     images, texts = (place(folder, 0).parent for place in PLACES)
     return texts.exists() or not images.exists()
+
+
+def texts_among(names: Iterable[str]) -> bool:
+    """As :func:`has_texts`, by the names of a folder's files, whether they are here or not."""
+    folders = {name.partition("/")[0] for name in names}
+    images, texts = (place(Path(), 0).parent.name for place in PLACES)
+    return texts in folders or images not in folders
 
 
 def places_in(folder: Path) -> Sequence[Place]:

@@ -178,7 +178,7 @@ def shards_whole(folder: Path) -> Outcome:
                 for row in table.to_pylist()
                 if row["status"] == "success"
             }
-            problem = None if was_whole(tar, len(wanted)) else problem_of(tar, wanted)
+            problem = None if was_whole(tar, wanted) else problem_of(tar, wanted)
         except OSError as error:
             problem = f"it cannot be read: {error}"
         if problem:

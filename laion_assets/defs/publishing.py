@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,15 @@ from laion_assets.defs.partitions import segment_key
 from laion_assets.errors import TransientError
 from laion_assets.files import atomic_path
 from laion_assets.funnel import StageCounts
-from laion_assets.lake import MANIFEST, Lake, Manifest, NotPublishedError, Staging, link_others
+from laion_assets.lake import (
+    MANIFEST,
+    DamagedFilesError,
+    Lake,
+    Manifest,
+    NotPublishedError,
+    Staging,
+    link_others,
+)
 from laion_assets.layout import (
     LOOKUP_FILES,
     PICTURE_FILES,
@@ -40,6 +49,10 @@ _NOT_TAKEN_OVER: Final = (LOOKUP_FILES, PICTURE_FILES)
 _OTHERS: Final = ".others"
 """Folder, in staging, of the files of the published version that are not damaged."""
 _DAMAGED_SHOWN: Final = 20
+_SET_ASIDE: Final = (
+    "set the partition aside (`laion-assets verify {asset} --set-aside`) and materialize it again: "
+    "nothing of it is taken over then, and its pairs get other keys"
+)
 
 
 class InputsChangedError(TransientError):
@@ -93,21 +106,30 @@ class Publication:
         looks sound.
         """
         if asset not in self._inputs:
-            self._inputs[asset] = self.store.whole(
-                asset, self._key_of(asset), but=[*_NOT_TAKEN_OVER, *unread]
-            )
+            self._inputs[asset] = whole_input(self.store, asset, self._key_of(asset), unread)
         return self._inputs[asset]
 
-    def earlier(self, names: str = "*") -> Path | None:
+    def earlier(self, names: str = "*", kept: Sequence[str] = ()) -> Path | None:
         """Folder of the published version of this partition, whose parts may be taken over; None if
         it is not published.
 
         Files whose names match are compared with their digests. Damaged ones are not in the folder,
-        so that they are made again; the partition's metadata says which these were.
+        so that they are made again; the partition's metadata says which these were. Raises
+        :class:`~laion_assets.lake.DamagedFilesError` if one whose name matches a pattern of
+        ``kept`` is damaged: nothing could be made again as it was without it.
         """
         if not self.store.has(self.asset, self.key):
             return None
         whole = self.is_whole(names)
+        lost = {
+            name: problem
+            for name, problem in self.damaged.items()
+            if any(fnmatch(name, pattern) for pattern in kept)
+        }
+        if lost:
+            raise DamagedFilesError(
+                f"the earlier {self.asset}", lost, _SET_ASIDE.format(asset=self.asset)
+            )
         # The comparison has fetched what is sound of it.
         folder = self.store.folder(self.asset, self.key, MANIFEST)
         self.staging.linked_from.append(folder)
@@ -120,9 +142,7 @@ class Publication:
 
     def is_whole(self, names: str) -> bool:
         """Whether no file of the published version is damaged, of those whose names match."""
-        found = self.store.damaged(self.asset, self.key, names, _NOT_TAKEN_OVER)
-        for name, problem in found.items():
-            logger.warning(f"published {self.asset}: {name} {problem}: it is made again")
+        found = earlier_damage(self.store, self.asset, self.key, names)
         self.damaged |= found
         return not found
 
@@ -186,6 +206,23 @@ class Publication:
             data_version=dg.DataVersion(manifest.data_version),
             check_results=[found.for_dagster(self.asset) for found in self._outcomes],
         )
+
+
+def whole_input(
+    store: Lake, asset: str, key: SegmentKey | None, unread: Sequence[str] = ()
+) -> Path:
+    """As :meth:`Publication.input`, for a stage that reads before it publishes."""
+    return store.whole(asset, key, but=[*_NOT_TAKEN_OVER, *unread])
+
+
+def earlier_damage(
+    store: Lake, asset: str, key: SegmentKey | None, names: str = "*"
+) -> dict[str, str]:
+    """What is damaged of a published version, of files whose names match: file -> its problem."""
+    found = store.damaged(asset, key, names, _NOT_TAKEN_OVER)
+    for name, problem in found.items():
+        logger.warning(f"published {asset}: {name} {problem}")
+    return found
 
 
 def _counted(counts: StageCounts) -> str:

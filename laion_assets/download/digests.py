@@ -1,10 +1,10 @@
-"""Digests of what decides a shard: its rows and the options."""
+"""Digests of what decides a shard, its rows and the options, and of what it holds."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -18,6 +18,11 @@ def rows_digest(table: pa.Table, rows: Sequence[int], options_digest: str) -> st
     """
     gaps = [] if list(rows) == list(range(len(rows))) else [list(rows)]
     return digest_of([sample_json.VERSION, options_digest, table.to_pylist(), *gaps])
+
+
+def stored_digest(captions: Mapping[str, str | None]) -> str:
+    """Digest of which samples a tar holds, by their keys, and of whether each has a caption."""
+    return digest_of(sorted((key, caption is not None) for key, caption in captions.items()))
 
 
 def digest_of(value: object) -> str:

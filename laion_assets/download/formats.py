@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from laion_assets.download.errors import ImageRefused
 
@@ -44,6 +44,14 @@ class Png:
     depth: int
     frames: int
     """Over 1 for an animation."""
+
+
+class Scans(NamedTuple):
+    """The scans of a JPEG's first picture, as far as that goes."""
+
+    number: int
+    ended: bool
+    """Whether the picture has an end; whatever stands behind that is not looked at."""
 
 
 def lean(body: bytes) -> bytes:
@@ -101,8 +109,8 @@ def _chunks(body: bytes) -> Iterator[tuple[bytes, bytes, bytes, bool]]:
     raise ImageRefused("too_complex", f"over {MAX_PARTS:,} chunks")
 
 
-def check_jpeg(body: bytes) -> bool:
-    """Whether the JPEG's picture has an end; whatever stands behind the end is not looked at.
+def check_jpeg(body: bytes) -> Scans:
+    """Walk a JPEG's segments.
 
     Raises :class:`ImageRefused` for more scans or segments than any sound picture has, and for a
     picture in which another begins: its own end is missing.
@@ -111,10 +119,10 @@ def check_jpeg(body: bytes) -> bool:
     for _ in range(MAX_PARTS):
         found = _MARKER.search(body, at)
         if found is None:
-            return False
+            return Scans(scans, ended=False)
         marker, at = body[found.start() + 1], found.end()
         if marker == _EOI:
-            return True
+            return Scans(scans, ended=True)
         if marker == _SOI:
             raise ImageRefused("undecodable", "cut: another JPEG begins before its end")
         if marker in _ALONE:

@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import IO, Any, Final
 
@@ -25,7 +25,7 @@ from PIL import Image
 
 from laion_assets.download import img2dataset_parts
 from laion_assets.download.errors import ImageRefused
-from laion_assets.download.formats import Png, check_jpeg, read_png
+from laion_assets.download.formats import Png, Scans, check_jpeg, read_png
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.resizer import Pixels, Resizer, Size, size_of
 from laion_assets.removals.active import Lists
@@ -112,10 +112,13 @@ class ImageMaker:
             png = read_png(body) if kind == "PNG" else None
             needed = body if png is None else png.lean
             header = self._check_header(needed, kind, png)
+            scans = check_jpeg(body) if kind == "JPEG" else None
+        if scans is not None and scans.number > 1:
+            header = replace(header, several_scans=True)
         if not large and header.decoded_pixels > _LARGE_PIXELS:
             raise LargeImage
         with _as_undecodable():
-            _find_end(needed, kind)
+            _find_end(needed, kind, scans)
         with _printing_to(self._printed), _as_undecodable():
             image = _flat(_decoded(needed, header), png)
             encoded, made = self._resize(image, header.size)
@@ -149,7 +152,7 @@ class ImageMaker:
             turn=turn if turn in range(1, 9) else 1,
             divisor=self._resize.divisor(image.size) if self._options.scaled_decoding else 1,
             gray=image.mode == "L",
-            progressive="progressive" in image.info,
+            several_scans="progressive" in image.info,
         )
 
 
@@ -172,7 +175,8 @@ class _Header:
     divisor: int = 1
     """What a JPEG's sides are divided by while it is decoded."""
     gray: bool = False
-    progressive: bool = False
+    several_scans: bool = False
+    """Whether it is a JPEG that is progressive, or has a scan for each colour."""
 
     @property
     def size(self) -> Size:
@@ -187,8 +191,8 @@ class _Header:
 
     @property
     def decoded_pixels(self) -> int:
-        """How many pixels the decoder holds; a progressive JPEG's are all held until its end."""
-        width, height = self.size if self.progressive else self.decoded_size
+        """How many pixels the decoder holds: of several scans all, until the last has come."""
+        width, height = self.size if self.several_scans else self.decoded_size
         return width * height
 
 
@@ -244,14 +248,17 @@ def _as_undecodable() -> Iterator[None]:
         raise ImageRefused("undecodable", f"{type(error).__name__}: {error}") from error
 
 
-def _find_end(body: bytes, kind: str) -> None:
-    """Raise if data is missing at the end: :class:`ImageRefused`, or the decoder's own error."""
+def _find_end(body: bytes, kind: str, scans: Scans | None) -> None:
+    """Raise if data is missing at the end: :class:`ImageRefused`, or the decoder's own error.
+
+    ``scans``: a JPEG's.
+    """
     if kind == "WEBP":
         declared = 8 + int.from_bytes(body[4:8], "little")
         if len(body) < declared:
             raise ImageRefused("undecodable", f"{len(body)} of {declared} bytes")
         return
-    if kind == "PNG" or check_jpeg(body):
+    if scans is None or scans.ended:
         return
     with Image.open(BytesIO(body), formats=(kind,)) as image:
         # Decoding to an eighth of the size still reads every byte, for part of the work.

@@ -1,8 +1,9 @@
 """Numbers a segment's pairs: the shard that each belongs to, and its row there.
 
 A pair keeps both for as long as it is in the segment, whatever comes or goes: what leaves leaves a
-gap, and what is new comes last. So a change costs the shards that it concerns, and no key is ever
-given to another pair. What does not belong here: the shards' files, and when one is current
+gap, and what is new comes last. So a change costs the shards that it concerns, and no key is given
+to another pair, as long as each version is made from the one before: for one that was set aside,
+numbers begin again. What does not belong here: the shards' files, and when one is current
 (:mod:`.segment`).
 """
 

@@ -36,7 +36,14 @@ from laion_assets.download.shard_files import (
 )
 from laion_assets.download.shard_stats import ShardStats
 from laion_assets.download.shard_work import HOSTS_WITHOUT_NETWORK, ShardWork, in_words
-from laion_assets.download.shards import MAKING, mark_not_done, put_aside, read_stats, take_over
+from laion_assets.download.shards import (
+    MAKING,
+    has_rotted,
+    mark_not_done,
+    put_aside,
+    read_stats,
+    take_over,
+)
 from laion_assets.download.summary import Downloaded, sum_up
 from laion_assets.errors import TransientError
 from laion_assets.funnel import total
@@ -144,8 +151,9 @@ def plan_shards(
 ) -> dict[int, ShardStats]:
     """Decide which shards are made; return the others, which are finished, with their statistics.
 
-    A finished shard in ``out`` stays if it is current. Any other is put aside, and replaced by the
-    one of ``before`` if that is current and has nothing to refetch.
+    A finished shard in ``out`` stays if it is current, and its tar has the bytes that were written:
+    an earlier run did that, so all are read. Any other is put aside, and replaced by the one of
+    ``before`` if that is current and has nothing to refetch.
     """
     finished: dict[int, ShardStats] = {}
     for shard in sorted({*digests, *begun_in(out)}):
@@ -153,8 +161,14 @@ def plan_shards(
         stats = read_stats(out, shard) if digest else None
         stays = stats is not None and rules.is_current(out, shard, stats, digest)
         if stats and stays and not (again and rules.may_refetch(stats)):
-            finished[shard] = stats
-            continue
+            tar = files_of(out, shard)[0]
+            if not has_rotted(tar, stats):
+                finished[shard] = stats
+                continue
+            logger.warning(f"{tar} has changed since it was written: the shard is made again")
+            # None of its images is to be taken over. Another version may have the same file.
+            tar.unlink()
+            tar.touch()
         put_aside(out, shard, out / _ASIDE)
         taken = _take_from(before, shard, rules, digest, out) if before and digest else None
         if taken:

@@ -63,6 +63,8 @@ class ShardStats:
     """Size of the tar, by which a cut one is noticed; 0 until it is written."""
     tar_sha256: str = ""
     """SHA-256 of the tar, if whoever wrote it has read it back and found it whole."""
+    stored_digest: str = ""
+    """Digest of the samples that it was found to hold then (:func:`.digests.stored_digest`)."""
     tar_identity: tuple[int, ...] = ()
     """What :func:`laion_assets.files.identity` said of the tar then."""
 
@@ -77,7 +79,7 @@ class ShardStats:
         Raises ``KeyError`` if a number is missing that all versions have written.
         """
         given = {"exif_unreadable": 0, "tar_bytes": 0, "json_version": 0, **value}
-        given = {"tar_sha256": "", "tar_identity": (), **given}
+        given = {"tar_sha256": "", "stored_digest": "", "tar_identity": (), **given}
         given.setdefault("next_row", value["count"])
         values = {field.name: given[field.name] for field in fields(cls)}
         values["tar_identity"] = tuple(given["tar_identity"])

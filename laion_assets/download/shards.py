@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_assets.download import img2dataset_parts
-from laion_assets.download.digests import rows_digest
+from laion_assets.download.digests import rows_digest, stored_digest
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.outcomes import (
     OUTCOME_COLUMNS,
@@ -191,14 +191,24 @@ def _read_back(tar: Path, captions: Mapping[str, str | None], stats: ShardStats)
     stats = replace(stats, tar_bytes=tar.stat().st_size)
     if problem_of(tar, captions) is not None:
         return stats  # whoever checks the partition reads it again, and says what is wrong
-    return replace(stats, tar_sha256=sha256_file(tar), tar_identity=identity(tar))
+    return replace(
+        stats,
+        tar_sha256=sha256_file(tar),
+        stored_digest=stored_digest(captions),
+        tar_identity=identity(tar),
+    )
 
 
-def was_whole(tar: Path, samples: int) -> bool:
-    """Whether the writer of a tar has found so many samples whole in it, and it is still that
-    file. Raises ``FileNotFoundError``."""
+def was_whole(tar: Path, captions: Mapping[str, str | None]) -> bool:
+    """Whether the writer of a tar has found exactly these samples whole in it, and it is still that
+    file. ``captions`` as :func:`.tars.problem_of` takes them. Raises ``FileNotFoundError``."""
     stats = _read_back_by(tar)
-    return stats is not None and stats.successes == samples
+    return stats is not None and stats.stored_digest == stored_digest(captions)
+
+
+def has_rotted(tar: Path, stats: ShardStats) -> bool:
+    """Whether a tar no longer has the bytes that its writer has read back, if it has. Reads all."""
+    return bool(stats.tar_sha256) and sha256_file(tar) != stats.tar_sha256
 
 
 def _read_back_by(tar: Path) -> ShardStats | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from laion_assets.clip.identity import ModelIdentity
+from laion_assets.clip.options import public_key
 from laion_assets.clip.vectors import image_path
 from laion_assets.filtering.score import with_vectors
 from laion_assets.filtering.similarities import (
@@ -48,8 +51,11 @@ def similarities_of(folder: Path) -> Similarities:
     return found
 
 
-def report(found: Similarities) -> Iterator[str]:
-    """Lines that propose thresholds and, last, what to write into the settings."""
+def report(found: Similarities, model: ModelIdentity | None = None) -> Iterator[str]:
+    """Lines that propose thresholds and, last, what to write into the settings.
+
+    ``model``: the one that the similarities are of, if it is known.
+    """
     real, shuffled = int(found.real.sum()), int(found.shuffled.sum())
     yield f"{real:,} pairs, {shuffled:,} shuffled pairs"
     if shuffled < FEWEST:
@@ -60,6 +66,11 @@ def report(found: Similarities) -> Iterator[str]:
         yield f"{share:>26.0%}   {proposal.threshold:>9.3f}   {proposal.real:>15.1%}"
     proposed = found.propose(PROPOSED)
     yield ""
+    if model:
+        key = f"{public_key(model.model)}@{model.model_version}"
+        yield "in the table `thresholds` of a recipe of your own, for these weights alone:"
+        yield f"{json.dumps(key, ensure_ascii=False)} = {proposed.threshold:g}"
+        yield ""
     yield "[subset]"
     yield (
         f"threshold = {proposed.threshold:g}  # lets {PROPOSED:.0%} of shuffled pairs through, "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -33,7 +34,7 @@ DEFAULT: Final = "laion400m"
 """Recipe that is used if none is configured; its rules are the defaults of :class:`Recipe`."""
 
 
-_SCORE: Final = re.compile(rf"\b{schemas.SCORE_PREFIX}[a-z0-9_]+", re.IGNORECASE)
+_SCORE: Final = re.compile(rf"{schemas.SCORE_PREFIX}[a-z0-9_]+")
 _COLUMNS: Final = frozenset(name.lower() for name in schemas.SCORED.names)
 
 
@@ -102,6 +103,14 @@ class Recipe(Options):
             rows_where(columns.empty_table(), where)
         return where
 
+    @field_validator("min_scores", "max_scores")
+    @classmethod
+    def _are_numbers(cls, bounds: Mapping[str, float]) -> Mapping[str, float]:
+        for head, bound in bounds.items():
+            if not math.isfinite(bound):
+                raise ValueError(f"the bound of {head} is {bound}, which no score can be held to")
+        return bounds
+
     @field_validator("thresholds")
     @classmethod
     def _of_known_weights(cls, thresholds: Mapping[str, float]) -> Mapping[str, float]:
@@ -115,9 +124,8 @@ class Recipe(Options):
     @property
     def heads(self) -> list[str]:
         """Names of the heads whose scores the recipe needs, sorted."""
-        named = {
-            column.removeprefix(schemas.SCORE_PREFIX) for column in _scores_in(self.where or "")
-        }
+        columns = _scores_in(self.where) if self.where else ()
+        named = {column.removeprefix(schemas.SCORE_PREFIX) for column in columns}
         return sorted(named | {*self.min_scores, *self.max_scores})
 
     def threshold_of(self, model: str, version: str | None = None) -> float:
@@ -256,25 +264,19 @@ def _engine() -> Any:
 
 @cache
 def _refuse_what_is_not_of_the_row(where: str) -> None:
-    import duckdb
-
-    with duckdb.connect() as connection:
-        row = connection.execute(
-            "select json_serialize_sql(?)", [f"select (\n{where}\n) as condition"]
-        ).fetchone()
+    with _engine().cursor() as connection:
         rows = connection.execute(
             "select function_name from duckdb_functions() "
             "where stability is distinct from 'CONSISTENT'"
         ).fetchall()
-    assert row is not None
     volatile = {name for (name,) in rows}
-    for node in _nodes(json.loads(row[0])):
+    for node in _nodes(_parsed(where)):
         if node.get("class") == "SUBQUERY":
             raise PredicateError(f"the condition {where!r} contains a sub-query")
         if node.get("class") == "COLUMN_REF":
             # Words such as current_date mean a moment, and look like columns.
             name = node["column_names"][-1]
-            if name.lower() not in _COLUMNS and not _scores_in(name):
+            if name.lower() not in _COLUMNS and not _SCORE.fullmatch(name.lower()):
                 raise PredicateError(f"the condition {where!r}: scored pairs have no column {name}")
         if node.get("class") == "FUNCTION" and node.get("function_name") == "age":
             raise PredicateError(f"the condition {where!r} calls age(), which may depend on today")
@@ -285,9 +287,24 @@ def _refuse_what_is_not_of_the_row(where: str) -> None:
             )
 
 
+@cache
+def _parsed(where: str) -> Any:
+    """A condition as DuckDB parses it; for one with an error of syntax, a tree without nodes of
+    expressions."""
+    with _engine().cursor() as connection:
+        asked = f"select (\n{where}\n) as condition"
+        ((tree,),) = connection.execute("select json_serialize_sql(?)", [asked]).fetchall()
+    return json.loads(tree)
+
+
 def _scores_in(where: str) -> list[str]:
     """The heads' columns that a condition names, in lower case."""
-    return sorted({found.lower() for found in _SCORE.findall(where)})
+    columns = {
+        node["column_names"][-1].lower()
+        for node in _nodes(_parsed(where))
+        if node.get("class") == "COLUMN_REF"
+    }
+    return sorted(filter(_SCORE.fullmatch, columns))
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:

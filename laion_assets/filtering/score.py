@@ -123,14 +123,16 @@ def score_segment(
         number, similarities = part_number(part), Similarities()
         with TableWriter(part_path(out, number), schema) as writer:
             if earlier and _has_part(earlier, part):
-                for scored in _scored_anew(earlier, part, embeddings, heads):
+                for scored in _taken_over(earlier, part, embeddings, heads):
                     writer.write(scored.select(schema.names))
                     progress.advance(len(scored))
                 shutil.copyfile(file_of(earlier.folder, number), file_of(out, number))
                 continue
+            scores, start = _scores(heads, embeddings, part), 0
             for some, images, texts in with_vectors(part, embeddings):
                 scored = _scored(some, images, texts, categories)
-                writer.write(_with_heads(scored, images, heads))
+                writer.write(_with_columns(scored, scores, start))
+                start += len(some)
                 if texts is not None:
                     similarities.add(scored["similarity"].to_numpy(), some, images, texts)
                 progress.advance(len(some))
@@ -148,24 +150,35 @@ def _has_part(earlier: Earlier, part: Path) -> bool:
     return bool(ids[0].equals(ids[1]))
 
 
-def _scored_anew(
+def _taken_over(
     earlier: Earlier, part: Path, embeddings: Path, heads: Sequence[Scorer]
 ) -> Iterator[pa.Table]:
     """The rows of an earlier part, a row group at a time, with the heads' columns."""
     kept = [scorer for scorer in heads if earlier.heads.get(scorer.name) == scorer.head.digest]
     new = [scorer for scorer in heads if scorer not in kept]
     columns = [*schemas.SCORED.names, *(scorer.column for scorer in kept)]
-    number, start = part_number(part), 0
-    images = open_vectors(image_path(embeddings, number), rows_in(part))
-    for batch in batches(part_path(earlier.folder, number), columns, ROW_GROUP):
+    scores, start = _scores(new, embeddings, part), 0
+    for batch in batches(part_path(earlier.folder, part_number(part)), columns, ROW_GROUP):
         rows = pa.Table.from_batches([batch])
-        yield _with_heads(rows, images[start : start + len(rows)], new)
+        yield _with_columns(rows, scores, start)
         start += len(rows)
 
 
-def _with_heads(rows: pa.Table, images: NDArray[Any], heads: Sequence[Scorer]) -> pa.Table:
-    for scorer in heads:
-        rows = rows.append_column(scorer.column, as_column(scorer.score(images)))
+def _scores(heads: Sequence[Scorer], embeddings: Path, part: Path) -> dict[str, pa.Array]:
+    """Scores of all images of a part, by column.
+
+    The last bits of a score depend on which rows are multiplied at once. A part is thus scored as a
+    whole, however its rows are read: a head that comes later gives what it had given at first.
+    """
+    if not heads:
+        return {}
+    images = open_vectors(image_path(embeddings, part_number(part)), rows_in(part))
+    return {scorer.column: as_column(scorer.score(images)) for scorer in heads}
+
+
+def _with_columns(rows: pa.Table, scores: Mapping[str, pa.Array], start: int) -> pa.Table:
+    for column, values in scores.items():
+        rows = rows.append_column(column, values.slice(start, len(rows)))
     return rows
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -72,6 +72,17 @@ class Head(BaseModel, frozen=True, extra="forbid"):
         """Digest, 16 hex digits, of what decides a score: part of the scores' version."""
         content = [self.model_version, self.dim, self.activations, self.weights_sha256]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def in_all(of_each: Sequence[Mapping[str, str]]) -> tuple[dict[str, str], list[str]]:
+    """Compare the heads, name -> digest, that scored each of some partitions.
+
+    Returns those that scored all of them with the same weights, and the names of the others, both
+    sorted.
+    """
+    same = set[tuple[str, str]].intersection(*(set(of_one.items()) for of_one in of_each))
+    others = {name for of_one in of_each for name, _ in of_one.items() - same}
+    return dict(sorted(same)), sorted(others)
 
 
 def shipped_heads() -> list[str]:

@@ -108,9 +108,10 @@ def build_index(
 ) -> IndexSummary:
     """Index a `filtered_subset` folder into ``out``; row numbers run through its parts in order.
 
-    With a codec the index holds codes, without one the vectors themselves (`flat`). An empty subset
-    gives valid empty indices, and images without captions give no text index. The same subset and
-    codec give the same bytes. Memory: one of the two indices at a time.
+    With a codec the index holds codes, without one the vectors themselves (`flat`). So does the
+    index of a subset with captions if the codec is for images alone. An empty subset gives valid
+    empty indices, and images without captions give no text index. The same subset and codec give
+    the same bytes. Memory: one of the two indices at a time.
 
     Raises :class:`~laion_assets.knn.subset.SubsetError` if vectors and rows differ in number.
     Raises :class:`IndexMismatchError` if vectors differ in width from one another or from the
@@ -136,12 +137,7 @@ def build_index(
         raise IndexMismatchError(
             f"the codec is for vectors of width {codec.summary.d}, the subset's have width {d}"
         )
-    modalities = modalities_of(parts)
-    if codec and not {*modalities} <= {*codec.summary.modalities}:
-        raise IndexMismatchError(
-            "the codec was trained on images without captions, and this subset has captions: "
-            "materialize index_codec, and then knn_index"
-        )
+    codec, modalities = _encoding(parts, codec)
     crawl, segment = _whose(parts)
     n = len(write_ids(out, _ids(parts)))
     kind = codec.summary.kind if codec else options.kind
@@ -176,6 +172,25 @@ def build_index(
     )
     summary.write(out)
     return judge_alone(OpenIndex(out, subset), options, tuned=tuned) if codec else summary
+
+
+def _encoding(
+    parts: Sequence[SubsetPart], codec: Codec | None
+) -> tuple[Codec | None, Sequence[Modality]]:
+    """What encodes the parts' vectors, and of what these are.
+
+    A codec of images alone fits no texts. Whether a subset without rows has captions is unknown.
+    """
+    modalities = modalities_of(parts)
+    if codec is None or {*modalities} <= {*codec.summary.modalities}:
+        return codec, modalities
+    if not any(part.rows() for part in parts):
+        return codec, codec.summary.modalities
+    logger.warning(
+        "the codec was trained for images alone, and this subset has captions: its vectors are "
+        "kept as they are. Once there are more captions, materialize index_codec"
+    )
+    return None, modalities
 
 
 def _described(subset: Path, parts: Sequence[SubsetPart]) -> tuple[PartRows, ...]:

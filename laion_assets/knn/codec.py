@@ -2,8 +2,8 @@
 
 A codec is a folder: ``codec.json``, ``image.index`` and ``text.index`` (trained faiss indices
 without vectors) and ``image_queries.npy``, ``text_queries.npy`` (the queries that recall is
-measured with). If all images were without captions, there is nothing of texts. Vectors encoded by
-one codec fit into one index, whoever encoded them and when.
+measured with). If there were too few captions to train on, there is nothing of texts. Vectors
+encoded by one codec fit into one index, whoever encoded them and when.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import field_validator
 
 from laion_assets.clip.identity import ModelIdentity
 from laion_assets.files import sha256_file, write_json
@@ -47,6 +48,11 @@ _PER_CELL: Final = 50
 _ITERATIONS: Final = 10
 _ROW_BYTES: Final = 8
 """The row number beside each code."""
+_FEWEST: Final = 256
+"""Training vectors that a codec needs at least: product quantisation has as many centres."""
+_LEAST_RESIDUAL: Final = 1e-3
+"""How far from 1 a cosine may be because vectors are stored as float16. A codec's residual is no
+less, or drift relative to it would measure rounding."""
 _PQ_BYTES: Final = (64, 48, 32, 24, 16, 12, 8)
 _HNSW_FROM: Final = 1_000
 """Number of cells from which their centres are found through a graph, not one by one."""
@@ -77,9 +83,14 @@ class CodecSummary(ModelIdentity, frozen=True):
     imbalance: Mapping[str, float]
     versions: Mapping[str, str]
 
+    @field_validator("residual")
+    @classmethod
+    def _no_rounding(cls, residual: Mapping[str, float]) -> Mapping[str, float]:
+        return {modality: max(_LEAST_RESIDUAL, value) for modality, value in residual.items()}
+
     @property
     def modalities(self) -> Sequence[Modality]:
-        """What it is for: images alone if it was trained on images without captions."""
+        """What it is for: images alone if there were too few captions to train on."""
         return [modality for modality in MODALITIES if modality in self.residual]
 
 
@@ -105,7 +116,7 @@ def choose(options: IndexOptions, *, vectors: int, sample: int, d: int) -> Choic
     cells = options.cells or 2 ** round(math.log2(4 * math.sqrt(vectors)))
     while options.cells is None and cells * 39 > sample:
         cells //= 2
-    if cells < 1 or sample < max(cells, 256):
+    if cells < 1 or not _enough(sample, cells):
         raise TooFewVectorsError(f"{sample} vectors are too few to train {cells} cells")
     room = options.memory_gb * 1e9 / vectors - _ROW_BYTES
     kind = options.kind
@@ -125,6 +136,10 @@ def choose(options: IndexOptions, *, vectors: int, sample: int, d: int) -> Choic
     return Choice(kind, cells, f"OPQ{m}_{d // m * m},{centres},PQ{m}x8np")
 
 
+def _enough(sample: int, cells: int) -> bool:
+    return sample >= max(cells, _FEWEST)
+
+
 def train_codec(
     subsets: Sequence[Path],
     out: Path,
@@ -134,8 +149,8 @@ def train_codec(
 ) -> CodecSummary:
     """Train a codec for the vectors of `filtered_subset` folders, all of ``model``, into ``out``.
 
-    The sample is drawn evenly from all folders, with a seed. If all images are without captions,
-    the codec is for images alone. Memory: the sample as float32, one modality at a time. Raises
+    The sample is drawn evenly from all folders, with a seed. If too few images have captions, the
+    codec is for images alone. Memory: the sample as float32, one modality at a time. Raises
     :class:`TooFewVectorsError`, and :class:`IndexMismatchError` if the vectors differ in width.
     """
     of = _by_modality(subsets)
@@ -146,20 +161,25 @@ def train_codec(
     if not n:
         raise TooFewVectorsError("there are no vectors to train a codec on")
     (d,) = widths
-    held_out = min(_HELD_OUT, n // 10)
-    usable = min(n - held_out, options.train_vectors)
+    usable = min(n - _held_out(n), options.train_vectors)
     vectors = options.vectors or 4 * n
     choice = choose(options, vectors=vectors, sample=usable, d=d)
     take = min(usable, _PER_CELL * choice.cells)
     logger.info(f"{choice.factory} for {vectors:,} vectors, trained on {take:,} of {n:,}")
     residual, imbalance, code_size = {}, {}, 0
     for modality, parts in of.items():
-        order = np.random.default_rng(options.train_seed).permutation(
-            sum(part.rows() for part in parts)
-        )
-        # Where many images have no captions, the texts may be fewer: some then come several times.
-        picked = np.resize(order, take + held_out)
-        training, rest = np.sort(picked[:take]), np.sort(picked[take:])
+        rows = sum(part.rows() for part in parts)
+        held_out = _held_out(rows)
+        # Where many images have no captions, the texts are fewer.
+        if not _enough(min(usable, rows - held_out), choice.cells):
+            logger.warning(
+                f"the codec is for images alone: {rows:,} of {n:,} have captions, too few to train "
+                f"{choice.cells:,} cells. Indices keep vectors of subsets with captions as they are"
+            )
+            continue
+        own = min(take, rows - held_out)
+        order = np.random.default_rng(options.train_seed).permutation(rows)
+        training, rest = np.sort(order[:own]), np.sort(order[own : own + held_out])
         index = _trained(choice, d, gather(parts, modality, training), options.train_seed)
         write_index(index, index_path(out, modality))
         encoder = Encoder(index)
@@ -191,6 +211,11 @@ def train_codec(
     summary = summary.model_copy(update={"id": digest.hexdigest()[:16]})
     write_json(out / "codec.json", summary.model_dump(mode="json"))
     return summary
+
+
+def _held_out(rows: int) -> int:
+    """Number of vectors that are kept out of training, to measure the codec on."""
+    return min(_HELD_OUT, rows // 10)
 
 
 def _by_modality(subsets: Sequence[Path]) -> dict[Modality, list[SubsetPart]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self, cast
@@ -27,6 +27,7 @@ from laion_assets.knn.subset import (
     SubsetError,
     SubsetPart,
     Subsets,
+    heads_of,
     modalities_of,
     reading,
     subset_folder,
@@ -34,7 +35,7 @@ from laion_assets.knn.subset import (
 )
 from laion_assets.knn.vectors import VectorFiles
 from laion_assets.layout import CRAWL_NAME, LIST_CRAWL_NAME
-from laion_assets.schemas import score_columns
+from laion_assets.schemas import SCORE_PREFIX, score_columns
 
 COLUMNS: Final = (
     "SAMPLE_ID",
@@ -152,16 +153,23 @@ class Sample:
 class RowGroup:
     """One row group of a part of a subset, in memory; the part has ``rows``.
 
-    ``group`` may be :data:`_EVERY` for the SAMPLE_IDs of all rows.
+    ``group`` may be :data:`_EVERY` for the SAMPLE_IDs of all rows. ``scores`` are the heads'
+    columns that are read, None for all.
     """
 
     def __init__(
-        self, part: SubsetPart, seen: Identity, starts: Ints, group: int, file: pq.ParquetFile
+        self,
+        part: SubsetPart,
+        seen: Identity,
+        starts: Ints,
+        group: int,
+        file: pq.ParquetFile,
+        scores: Collection[str] | None = None,
     ) -> None:
         if group == _EVERY:
             table = file.read(["SAMPLE_ID"], use_threads=False)
         else:
-            stored = _stored(file.schema_arrow.names)
+            stored = _stored(file.schema_arrow.names, scores)
             table = file.read_row_group(group, list(stored), use_threads=False)
             table = table.rename_columns([stored[name] for name in table.column_names])
         self.part, self.seen = part, seen
@@ -220,10 +228,19 @@ class Samples:
 
     It keeps the most recently used row groups, up to ``cache_bytes``. Two threads that miss the
     same row group both read it: that takes a millisecond, and neither waits for a lock.
+
+    ``heads``: name -> digest of the heads whose scores are read. A segment that another version of
+    a head scored has no scores of it then. None reads all scores, whatever they are of.
     """
 
-    def __init__(self, subsets: Subsets, cache_bytes: int = _CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        subsets: Subsets,
+        cache_bytes: int = _CACHE_BYTES,
+        heads: Mapping[str, str] | None = None,
+    ) -> None:
         self._subsets = subsets
+        self._heads = heads
         self._starts: LRUCache[tuple[Path, Identity], Ints] = LRUCache(_PARTS)
         self._kept: LRUCache[tuple[Path, Identity, int], RowGroup] = LRUCache(
             cache_bytes, lambda group: min(cache_bytes, group.nbytes)
@@ -328,8 +345,9 @@ class Samples:
             of = _groups_of(rows, starts)
             with self._lock:
                 kept = {number: self._kept.get((path, seen, number)) for number in of.values()}
+            scores = self._scores(part.folder)
             groups = {
-                number: have or RowGroup(part, seen, starts, number, opened)
+                number: have or RowGroup(part, seen, starts, number, opened, scores)
                 for number, have in kept.items()
             }
         with self._lock:
@@ -337,6 +355,13 @@ class Samples:
             for number, group in groups.items():
                 self._kept[path, seen, number] = group
         return {row: groups[number] for row, number in of.items()}
+
+    def _scores(self, folder: Path) -> Collection[str] | None:
+        """The columns of the wanted heads that scored a subset; None for all."""
+        if self._heads is None:
+            return None
+        same = self._heads.items() & heads_of(folder).items() if self._heads else ()
+        return {f"{SCORE_PREFIX}{name}" for name, _ in same}
 
     def _vectors_of(
         self, found: Mapping[int, PartRow], modalities: Sequence[Modality]
@@ -367,15 +392,17 @@ class Samples:
         return vectors
 
 
-def _stored(present: Sequence[str]) -> dict[str, str]:
-    """A file's column -> the one of :data:`COLUMNS` that it is, or a head's. In files that are no
+def _stored(present: Sequence[str], scores: Collection[str] | None) -> dict[str, str]:
+    """A file's column -> the one of :data:`COLUMNS` that it is, or a head's (of ``scores``, None
+    for any). In files that are no
     subset, such as those that embed wrote, the names may be in lower case, and fewer."""
     known = {
         name if name in present else name.lower(): name
         for name in COLUMNS
         if name in present or name.lower() in present
     }
-    return known | {name: name for name in score_columns(present)}
+    of_heads = score_columns(present)
+    return known | {name: name for name in of_heads if scores is None or name in scores}
 
 
 def _starts(parquet: pq.ParquetFile) -> Ints:

@@ -153,6 +153,26 @@ def published_digests(folder: Path) -> Mapping[str, str]:
     return {item["name"]: item["sha256"] for item in Manifest.read(folder).files}
 
 
+def heads_of(folder: Path) -> Mapping[str, str]:
+    """Name -> digest of the heads that scored a subset's rows, as the folder itself says; empty if
+    it does not say.
+
+    Raises :class:`SubsetError` if what it says is damaged.
+    """
+    try:
+        if (folder / MANIFEST).exists():
+            found = Manifest.read(folder).metadata.get("heads")
+        elif (folder / NOTE).exists():
+            found = json.loads((folder / NOTE).read_text(encoding="utf-8")).get("heads")
+        else:
+            found = None
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SubsetError(f"{folder} does not say what scored it: {error}") from error
+    return dict(found or {})
+
+
 def model_of(subset: Path) -> ModelIdentity:
     """The model that made a folder's vectors, as the folder itself says: a subset, or what `embed`
     has written.

@@ -175,8 +175,11 @@ class Lake(ABC):
         """Return the names of the lake's assets that match a pattern, sorted."""
 
     @abstractmethod
-    def fetch(self, asset: str, key: SegmentKey | None = None, names: str = "*") -> None:
-        """Make the partition's files whose names match available on this machine.
+    def fetch(
+        self, asset: str, key: SegmentKey | None = None, names: str = "*", but: Collection[str] = ()
+    ) -> None:
+        """Make the partition's files whose names match, and match none of ``but``, available on
+        this machine.
 
         If the partition is not published, what this machine still has of it is deleted.
         """
@@ -249,7 +252,7 @@ class Lake(ABC):
         """
         if not self.has(asset, key):
             raise self._not_published(asset, key)
-        self.fetch(asset, key, names)
+        self.fetch(asset, key, names, but)
         return damaged_files(self._place(asset, key), names, but)
 
     def whole(

@@ -14,9 +14,8 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -29,7 +28,7 @@ from laion_assets.files import (
     write_json,
     write_unsynced,
 )
-from laion_assets.lake.content import MANIFEST
+from laion_assets.lake.content import MANIFEST, is_wanted
 from laion_assets.lake.index import Index, while_replaced
 from laion_assets.lake.locks import unlocked
 from laion_assets.lake.object_store import ObjectStore, in_parallel
@@ -102,18 +101,22 @@ class Cache:
 
     # Partitions
 
-    def fetch(self, place: str, names: str, pointer: Pointer | None = None) -> None:
+    def fetch(
+        self, place: str, names: str, pointer: Pointer | None = None, but: Collection[str] = ()
+    ) -> None:
         """Make a folder a copy of what is published now, with the files whose names match.
 
-        ``pointer``: that of the place, if it has just been read. What the store does not have is
-        deleted here.
+        ``but``: patterns of names of files that are not copied. ``pointer``: that of the place, if
+        it has just been read. What the store does not have is deleted here.
         """
         read = [pointer] if pointer else []
         with self.locked(pointer_path(place)):
             # Before the note is touched, which tells an eviction that it has looked too early.
             self._uses.note(place)
             while_replaced(
-                lambda: self._fetch(place, names, read.pop() if read else self._pointer(place)),
+                lambda: self._fetch(
+                    place, names, but, read.pop() if read else self._pointer(place)
+                ),
                 self.store.address(pointer_path(place)),
             )
         self.count()
@@ -121,13 +124,14 @@ class Cache:
     def _pointer(self, place: str) -> Pointer:
         return self.index.read(place)[0]
 
-    def _fetch(self, place: str, names: str, pointer: Pointer) -> None:
+    def _fetch(self, place: str, names: str, but: Collection[str], pointer: Pointer) -> None:
         folder = self.root / place
         if pointer.manifest is None:
             self.forget(place)
             shutil.rmtree(folder, ignore_errors=True)
             return
-        wanted = {name: file for name, file in pointer.files.items() if fnmatch(name, names)}
+        files = pointer.files.items()
+        wanted = {name: file for name, file in files if is_wanted(name, names, but)}
         note = self.note(pointer_path(place))
         if _id_in(note) == pointer.id and folder.exists():
             os.utime(note)

@@ -15,7 +15,7 @@ import json
 import logging
 import threading
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -116,15 +116,22 @@ def _bytes_in(path: Path, fingerprint: str) -> int:
 class Uploads:
     """The files of one making of a partition, copied to the store under a prefix of its own.
 
-    ``known`` are objects in the store that may be named instead of copying the same content.
+    ``known`` are objects in the store that may be named instead of copying the same content, unless
+    they are among ``damaged``, which may grow meanwhile.
     """
 
     def __init__(
-        self, store: ObjectStore, prefix: str, path: Path, known: Iterable[StoredFile]
+        self,
+        store: ObjectStore,
+        prefix: str,
+        path: Path,
+        known: Iterable[StoredFile],
+        damaged: Collection[str] = (),
     ) -> None:
         self.id = uuid.uuid4().hex
         self.store, self._prefix, self.path = store, f"{prefix}/{self.id}", path
         self._known = {(stored.sha256, stored.bytes): stored for stored in known}
+        self._damaged = damaged
         self._latest: dict[str, tuple[list[int], StoredFile]] = {}
         self._objects: set[str] = set()
 
@@ -137,11 +144,12 @@ class Uploads:
         def save(item: tuple[str, str | None]) -> None:
             name, digest = item
             signature = signature_of(self.path / name)
-            if name in self._latest and self._latest[name][0] == signature:
+            copied, stored = self._latest.get(name, (None, None))
+            if stored and copied == signature and stored.object not in self._damaged:
                 return
             digest = digest or sha256_file(self.path / name)
             stored = self._known.get((digest, signature[2]))
-            if stored is None:
+            if stored is None or stored.object in self._damaged:
                 path = f"{self._prefix}/{name}"
                 if path in self._objects:
                     # An object is never written twice: a checkpoint may name it.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -22,6 +24,48 @@ FINGERPRINT: Final = ".fingerprint.json"
 
 _PARQUET: Final = b"PAR1"
 """Beginning of every parquet file, whatever its name."""
+
+
+_FOR_S: Final = 3600.0
+_SETTLED_NS: Final = 2 * 10**9
+_MOST: Final = 1 << 16
+
+
+class Digested:
+    """The files that this process has read lately, and the SHA-256 that each had.
+
+    A file is known by device, inode, size and modification time, so that a link to it is known,
+    too. One that was modified in the last two seconds is not noted: a change right after that may
+    not show in its time. What was noted is forgotten after an hour: a disk may lose what it had.
+    """
+
+    def __init__(self) -> None:
+        self._noted: dict[tuple[int, int, int, int, str], float] = {}
+
+    def note(self, about: os.stat_result, sha256: str) -> None:
+        """Note a file that was read after ``about`` was asked for."""
+        if time.time_ns() - about.st_mtime_ns < _SETTLED_NS:
+            return
+        if len(self._noted) >= _MOST:
+            self._noted.clear()
+        self._noted[_known_by(about, sha256)] = time.monotonic()
+
+    def has(self, about: os.stat_result, sha256: str) -> bool:
+        noted = self._noted.get(_known_by(about, sha256))
+        return noted is not None and time.monotonic() - noted < _FOR_S
+
+
+def _known_by(about: os.stat_result, sha256: str) -> tuple[int, int, int, int, str]:
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, sha256
+
+
+DIGESTED: Final = Digested()
+"""Those of this process: what it has just compared or written, it does not read again."""
+
+
+def is_wanted(name: str, names: str, but: Collection[str]) -> bool:
+    """Whether a file's name matches the pattern ``names``, and none of ``but``."""
+    return fnmatch(name, names) and not any(fnmatch(name, pattern) for pattern in but)
 
 
 def digest(value: object) -> str:
@@ -98,6 +142,7 @@ def describe(folder: Path, known: Mapping[tuple[int, int], str]) -> list[dict[st
         if sha256 is None:
             fsync_file(path)
             sha256 = sha256_file(path)
+            DIGESTED.note(stat, sha256)
         described.append({"name": str(relative), "bytes": stat.st_size, "sha256": sha256})
         with path.open("rb") as stream:
             is_parquet = stream.read(len(_PARQUET)) == _PARQUET

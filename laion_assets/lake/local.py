@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -131,7 +131,9 @@ class LocalLake(Lake):
         return sorted(path.name for path in folders if not path.name.startswith("."))
 
     @override
-    def fetch(self, asset: str, key: SegmentKey | None = None, names: str = "*") -> None:
+    def fetch(
+        self, asset: str, key: SegmentKey | None = None, names: str = "*", but: Collection[str] = ()
+    ) -> None:
         """Do nothing: everything published is in the folder."""
 
     @override

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, ClassVar, Final, TypeVar
@@ -193,6 +193,33 @@ def read_files(store: ObjectStore, pointer: Pointer, place: str) -> Pointer:
 def files_to_bytes(files: Mapping[str, StoredFile]) -> bytes:
     """The content of the object that lists files."""
     return _FILES.dump_json(files)
+
+
+def not_written_since(
+    store: ObjectStore, prefix: str, named: Mapping[str, Sequence[StoredFile]]
+) -> list[StoredFile]:
+    """Return the objects below a prefix that nobody has written or deleted since they were named.
+
+    ``named``: the path of what names objects -> these. It was written after them, by the store's
+    clock, which is read to the second. Where content changes without being written, a listing shows
+    nothing. Such an object is found only by reading it.
+    """
+    if not any(named.values()):
+        return []
+    listed = {item.path: item for item in store.listed(prefix)}
+    found: list[StoredFile] = []
+    for path, objects in named.items():
+        about = store.info(path) if objects else None
+        if about:
+            until = int(about.modified.timestamp())
+            found += [
+                stored
+                for stored in objects
+                if (item := listed.get(stored.object))
+                and item.size == stored.bytes
+                and int(item.modified.timestamp()) <= until
+            ]
+    return found
 
 
 def discard(store: ObjectStore, objects: Iterable[str]) -> None:

@@ -39,6 +39,7 @@ from laion_assets.lake.pointer import (
     checkpoint_path,
     discard,
     discard_abandoned,
+    not_written_since,
     pointer_path,
     read_files,
     read_pointer,
@@ -75,6 +76,8 @@ class RemoteLake(Lake):
         self.cache = Cache(self.local_root, self.store, limit)
         self.index = self.cache.index
         self._checkpoint_s = options.checkpoint_s
+        self._damaged: set[str] = set()
+        """Objects that were found damaged: they are named no more."""
 
     @override
     def __str__(self) -> str:
@@ -149,8 +152,10 @@ class RemoteLake(Lake):
         return sorted({name for name in names if fnmatch(name, pattern)})
 
     @override
-    def fetch(self, asset: str, key: SegmentKey | None = None, names: str = "*") -> None:
-        self.cache.fetch(place_of(asset, key), names)
+    def fetch(
+        self, asset: str, key: SegmentKey | None = None, names: str = "*", but: Collection[str] = ()
+    ) -> None:
+        self.cache.fetch(place_of(asset, key), names, but=but)
 
     @override
     def fetch_all(self, asset: str, names: str = "*") -> Path:
@@ -172,7 +177,7 @@ class RemoteLake(Lake):
         # Without files first: a damaged object would keep the folder from being the present one.
         self.fetch(asset, key, MANIFEST)
         with suppress(DamagedError, FileNotFoundError):
-            self.fetch(asset, key, names)
+            self.fetch(asset, key, names, but)
         found = damaged_files(self._place(asset, key), names, but)
         if found:
             self.cache.drop(place_of(asset, key), found)
@@ -183,6 +188,8 @@ class RemoteLake(Lake):
         try:
             self.fetch(asset, key, name)
         except (DamagedError, FileNotFoundError) as error:
+            if stored := self.index.read(place_of(asset, key))[0].files.get(name):
+                self._damaged.add(stored.object)
             return f"cannot be copied: {error}"
         return None
 
@@ -330,13 +337,15 @@ class RemoteLake(Lake):
         place = place_of(asset, key)
         before, version = self.index.read(place)
         checkpoint = Checkpoint.read(self.store, place)
-        unused, known = before.objects(), before.stored()
+        unused, known = before.objects(), {pointer_path(place): before.stored()}
         if checkpoint:
             checkpoint.restore(self.cache, path, fingerprint, stage_judges_parts)
             unused |= checkpoint.objects()
             if checkpoint.base == before.nonce:
-                known += checkpoint.files.values()
-        uploads = Uploads(self.store, place, path, known)
+                known[checkpoint_path(place)] = [*checkpoint.files.values()]
+        uploads = Uploads(
+            self.store, place, path, not_written_since(self.store, place, known), self._damaged
+        )
         checkpointing = Checkpointing(
             self._checkpoint_s, uploads, checkpoint_path(place), fingerprint, before.nonce
         )

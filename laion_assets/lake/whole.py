@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
 from laion_assets.errors import PermanentError
 from laion_assets.files import link_or_copy
+from laion_assets.lake.content import DIGESTED, is_wanted
 from laion_assets.lake.partition import LakeError, Manifest
 
 _CHUNK: Final = 1 << 22
@@ -26,12 +26,14 @@ _CHUNK: Final = 1 << 22
 class DamagedFilesError(LakeError, PermanentError):
     """Files of a partition are not as they were published; the message says what to do."""
 
-    def __init__(self, what: str, damaged: Mapping[str, str]) -> None:
+    def __init__(self, what: str, damaged: Mapping[str, str], otherwise: str = "") -> None:
+        """``otherwise``: what to do without a backup, if not to materialize the partition again."""
         name, problem = next(iter(damaged.items()))
         more = f", and {len(damaged) - 1} more are damaged" if len(damaged) > 1 else ""
+        again = "materialize the partition again, which takes over nothing that is damaged"
         super().__init__(
             f"nothing is made of {what}: {name} {problem}{more}. Restore the file from a backup, "
-            "or materialize the partition again, which takes over nothing that is damaged"
+            f"or {otherwise or again}"
         )
 
 
@@ -74,11 +76,7 @@ def damaged_files(folder: Path, names: str = "*", but: Collection[str] = ()) -> 
     """
     while True:
         manifest = Manifest.read(folder)
-        wanted = [
-            item
-            for item in manifest.files
-            if fnmatch(item["name"], names) and not any(fnmatch(item["name"], no) for no in but)
-        ]
+        wanted = [item for item in manifest.files if is_wanted(item["name"], names, but)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             problems = list(pool.map(lambda item: _problem_in(folder, item), wanted))
         found = {item["name"]: wrong for item, wrong in zip(wanted, problems, strict=True) if wrong}
@@ -88,7 +86,17 @@ def damaged_files(folder: Path, names: str = "*", but: Collection[str] = ()) -> 
 
 
 def _problem_in(folder: Path, item: Mapping[str, Any]) -> str | None:
-    return problem(chunks(folder / item["name"]), item)[1]
+    path, sha256 = folder / item["name"], item["sha256"]
+    try:
+        about = path.stat()
+    except OSError as error:
+        return "is missing" if isinstance(error, FileNotFoundError) else unreadable(error)
+    if about.st_size == item["bytes"] and DIGESTED.has(about, sha256):
+        return None
+    wrong = problem(chunks(path), item)[1]
+    if wrong is None:
+        DIGESTED.note(about, sha256)
+    return wrong
 
 
 def link_others(folder: Path, manifest: Manifest, damaged: Collection[str], to: Path) -> None:

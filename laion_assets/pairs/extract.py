@@ -2,7 +2,7 @@
 
 A link is checked in this order, and the first check that fails names the reason: ``bad_value`` (it
 has a value that is not sound text), ``not_image``, ``no_alt``, then the text
-(:meth:`.rules.PairRules.refused_text`), then the URL (:func:`.urls.image_url`,
+(:meth:`.rules.PairRules.refused_texts`), then the URL (:func:`.urls.image_url`,
 :meth:`.rules.PairRules.refused_url`), then ``language``, then ``duplicate``, and, once all pairs
 are known, ``url_many_texts`` (:mod:`.many_texts`). A link that is not an image and has no alt text
 is not counted. :mod:`.judge` has the rules of text, URL and language.
@@ -44,6 +44,8 @@ COUNTS_KEY: Final = b"laion_assets.counts"
 _ROWS_AS_OBJECTS: Final = 10_000
 # Few enough for the processor's cache, and many enough that a column's fixed costs vanish.
 _LINKS_AT_ONCE: Final = 500
+# Pages wait with all their links, one of which may name their licence. Most have some ten KB.
+_PAGE_BYTES_AT_ONCE: Final = 4 << 20
 # uid never repeats in a part, and URLs and texts hardly do.
 DICTIONARY: Final = ["language", "license", "page_url", "crawl", "segment", "wat_file"]
 
@@ -156,13 +158,14 @@ def pairs_of(
 
     ``seen`` holds uids. ``counts`` (stage ``pairs``) counts every image and alt text.
     """
-    judge, links = Judge(rules, counts), _Links()
+    judge, links, page_bytes = Judge(rules, counts), _Links(), 0
     for page in pages:
         if page.links:
             links.add(page, counts)
-            if len(links.alts) >= _LINKS_AT_ONCE:
+            page_bytes += page.size
+            if len(links.alts) >= _LINKS_AT_ONCE or page_bytes >= _PAGE_BYTES_AT_ONCE:
                 yield from _judged(links, judge, seen)
-                links = _Links()
+                links, page_bytes = _Links(), 0
     yield from _judged(links, judge, seen)
 
 

@@ -31,20 +31,12 @@ class Judge:
 
     def texts(self, cleaned: Sequence[str]) -> list[str | None]:
         """Judge texts that are clean already (:func:`.text.clean_text`); ``""`` means no text."""
-        rules = self.rules
-        least, most = rules.min_text_chars, rules.max_text_chars
-        by_length = not rules.refuses_by_words
-        return [
-            text if by_length and least <= len(text) <= most else self._text(text)
-            for text in cleaned
-        ]
-
-    def _text(self, text: str) -> str | None:
-        reason = self.rules.refused_text(text) if text else "no_alt"
-        if reason:
-            self.counts.reject(reason, text or None)
-            return None
-        return text
+        texts: list[str | None] = []
+        for text, reason in zip(cleaned, self.rules.refused_texts(cleaned), strict=True):
+            if reason:
+                self.counts.reject(reason, text or None)
+            texts.append(None if reason else text)
+        return texts
 
     def urls(self, srcs: Sequence[str | None], bases: Sequence[Base]) -> list[str | None]:
         """Return the images' absolute URLs, each resolved against its base."""

@@ -16,6 +16,8 @@ UNKNOWN: Final = "unknown"
 ENGLISH: Final = "en"
 
 _REMEMBERED: Final = 1 << 15
+# Texts that come again, such as names of shops, are short, and a cache of long ones would be large.
+_REMEMBERED_CHARS: Final = 256
 # Blocks of Unicode without a Latin letter: Greek to Mongolian, CJK to Hangul, and marks between.
 _WITHOUT_LATIN: Final = re.compile(
     r"[^A-Za-z\u0080-\u036f\u1ab0-\u1fff\u2070-\u2bff\u2c60-\u2dff\ua640-\uabff\ud800-\uffff"
@@ -33,7 +35,6 @@ def is_never_english(text: str) -> bool:
     return _WITHOUT_LATIN(text) is not None
 
 
-@lru_cache(_REMEMBERED)
 def detect(text: str) -> tuple[str, float]:
     """``(code, score)`` of a cleaned text.
 
@@ -41,6 +42,10 @@ def detect(text: str) -> tuple[str, float]:
     "ceb"), or ``"unknown"``. ``score`` is the share of the text, 0 to 1, that is in that language;
     0 for unknown.
     """
+    return _remembered(text) if len(text) <= _REMEMBERED_CHARS else _detected(text)
+
+
+def _detected(text: str) -> tuple[str, float]:
     import pycld2
 
     try:
@@ -50,8 +55,11 @@ def detect(text: str) -> tuple[str, float]:
         printable = "".join(char for char in text if char.isprintable())
         if printable == text:
             return UNKNOWN, 0.0
-        return detect(printable)
+        return _detected(printable)
     _, code, percent, _ = found[0]
     if not reliable or code == "un":
         return UNKNOWN, 0.0
     return code, percent / 100
+
+
+_remembered: Final = lru_cache(_REMEMBERED)(_detected)

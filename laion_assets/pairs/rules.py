@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from pydantic import Field, field_validator, model_validator
@@ -96,22 +97,24 @@ class PairRules(Options):
         """Whether texts of all other languages, known or not, are refused."""
         return self.languages == [ENGLISH] and not self.keep_unknown_language
 
-    @property
-    def refuses_by_words(self) -> bool:
-        """Whether a text is judged by more than its length."""
-        return self.min_words > 1 or self.refuse_file_name_texts
-
-    def refused_text(self, text: str) -> str | None:
-        """The reason for which a cleaned text is refused, or None."""
-        if len(text) < self.min_text_chars:
-            return "alt_too_short"
-        if len(text) > self.max_text_chars:
-            return "alt_too_long"
-        if self.min_words > 1 and len(text.split()) < self.min_words:
-            return "alt_few_words"
-        if self.refuse_file_name_texts and _FILE_NAME.fullmatch(text):
-            return "alt_file_name"
-        return None
+    def refused_texts(self, texts: Sequence[str]) -> list[str | None]:
+        """The reason for which each cleaned text is refused, or None; ``""`` is no text."""
+        least, most, words = self.min_text_chars, self.max_text_chars, self.min_words
+        names, reasons = self.refuse_file_name_texts, list[str | None]()
+        for text in texts:
+            reason = None
+            if not text:
+                reason = "no_alt"
+            elif len(text) < least:
+                reason = "alt_too_short"
+            elif len(text) > most:
+                reason = "alt_too_long"
+            elif words > 1 and len(text.split()) < words:
+                reason = "alt_few_words"
+            elif names and _FILE_NAME.fullmatch(text):
+                reason = "alt_file_name"
+            reasons.append(reason)
+        return reasons
 
     def refused_url(self, url: str) -> str | None:
         """The reason for which a resolved URL is refused, or None."""

@@ -24,6 +24,8 @@ _PLAIN_CHARS: Final = f"{ascii_letters}{digits}_.~!$&()*+,;=:@/%?-".encode()
 _NAME_BEGINS: Final = frozenset(f"{ascii_letters}{digits}_~")
 _SHORTEST_ORIGIN: Final = len("http://h")
 _ORIGINS: Final = 1 << 15
+# As long as a name in the DNS may be, with its scheme. Others are left to the parser.
+_LONGEST_ORIGIN: Final = 262
 
 
 class UrlRefusedError(ValueError):
@@ -94,7 +96,7 @@ def _odd(urls: Sequence[str | None]) -> Sequence[bytes]:
 
 
 def _has_plain_origin(url: str) -> bool:
-    return _is_plain_origin(url[: url.find("/", _SHORTEST_ORIGIN) + 1])
+    return _is_plain_origin(url[: url.find("/", _SHORTEST_ORIGIN, _LONGEST_ORIGIN) + 1])
 
 
 @lru_cache(_ORIGINS)

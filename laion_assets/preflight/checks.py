@@ -25,6 +25,7 @@ import urllib3
 from laion_assets.clip.thresholds import UnknownThresholdError
 from laion_assets.crawl.source import CrawlSource, CrawlSourceError
 from laion_assets.download.addresses import Resolve, system_resolve
+from laion_assets.filtering.recipe import Recipe
 from laion_assets.lake import LakeError, ObjectStoreError, is_remote
 from laion_assets.preflight.estimate import (
     Extent,
@@ -90,6 +91,10 @@ class Checks:
     def _real(self) -> bool:
         return in_real_world(self._settings)
 
+    @property
+    def _recipes(self) -> Sequence[Recipe]:
+        return self._settings.subset, *self._settings.subsets.values()
+
     @cached_property
     def _newest(self) -> str | CrawlSourceError:
         """Name of the newest crawl; the error if the list cannot be read."""
@@ -112,7 +117,7 @@ class Checks:
         settings = self._settings
         try:
             load_prompts(settings.safety.prompts)
-            for recipe in (settings.subset, *settings.subsets.values()):
+            for recipe in self._recipes:
                 recipe.threshold_of(settings.clip.key)
         except (UnknownThresholdError, OSError, ValueError) as error:
             return "fails", str(error.args[0] if error.args else error), ""
@@ -287,12 +292,17 @@ class Checks:
         if find_spec("torch") is None or find_spec("open_clip") is None:
             return _NO_TORCH
         from laion_assets.clip.model import ClipLoadError, load_clip
+        from laion_assets.clip.precision import fallback
 
         try:
             model = load_clip(self._settings.clip)
             model.encode_texts(["a picture"])
-        except (ClipLoadError, RuntimeError) as error:
+            for recipe in self._recipes:
+                recipe.threshold_of(model.key, model.version)
+        except (ClipLoadError, RuntimeError, UnknownThresholdError) as error:
             return "fails", str(error), ""
+        if problem := fallback(self._settings.clip.precision, model.precision):
+            return "fails", f"{model.key} cannot embed: {problem}", ""
         return "ok", f"{model.key} is loaded on {model.device} in {model.precision}", ""
 
 

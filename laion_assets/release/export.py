@@ -147,7 +147,7 @@ def export(
         _prepare(staging, planned)
         facts = _facts(catalog, planned)
         made = _Made(staging, planned.digest)
-        _write_data(planned, staging, made)
+        _write_data(lake, planned, staging, made)
         if index:
             nprobe = cells_to_look_into(lake, codec)
             for modality in MODALITIES:
@@ -214,16 +214,19 @@ class _Made:
         return [self.files[name] for name in sorted(self.files)]
 
 
-def _write_data(planned: Plan, staging: Path, made: _Made) -> None:
+def _write_data(lake: Lake, planned: Plan, staging: Path, made: _Made) -> None:
     progress = Progress("release", "files", planned.files, logger)
+    verified: set[SegmentKey] = set()
     for number, (first, stop) in enumerate(planned.bounds()):
         with made.file(metadata_name(number), stop - first) as missing:
             if missing:
+                planned.verify(lake, first, stop, verified)
                 write_metadata(planned, first, stop, staging / metadata_name(number))
         for modality in MODALITIES:
             name = vectors_name(modality, number)
             with made.file(name, stop - first) as missing:
                 if missing:
+                    planned.verify(lake, first, stop, verified)
                     write_vectors(planned, modality, first, stop, staging / name)
         progress.advance()
 

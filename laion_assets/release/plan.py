@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from laion_assets import schemas
 from laion_assets.clip.identity import ModelIdentity
-from laion_assets.clip.vectors import has_texts
+from laion_assets.clip.vectors import texts_among
 from laion_assets.filtering.subset import TakenWith
+from laion_assets.heads.head import in_all
 from laion_assets.knn.subset import SubsetPart, subset_parts
 from laion_assets.lake import Lake, Manifest
 from laion_assets.layout import (
@@ -62,23 +63,25 @@ class Piece:
 class Partitions:
     """The subset's partitions as a release found them.
 
-    ``manifests``: without the files that are no table. ``noted``: what :meth:`Lake.versions` said
-    of the partitions.
+    ``manifests``: without the files that are no table. ``bare``: those whose images have no
+    captions. ``noted``: what :meth:`Lake.versions` said of the partitions.
     """
 
     noted: Mapping[SegmentKey | None, str]
     manifests: Mapping[SegmentKey, Manifest]
+    bare: Collection[SegmentKey]
 
     @classmethod
     def read(cls, lake: Lake) -> Partitions:
         # Noted before anything is read, so that replacements are noticed at the end.
         noted = lake.versions(SUBSET)
-        manifests = {
-            key: _without_files(manifest)
-            for key, manifest in lake.manifests(SUBSET).items()
-            if key is not None
-        }
-        return cls(noted, dict(sorted(manifests.items())))
+        manifests, bare = {}, set()
+        for key, manifest in lake.manifests(SUBSET).items():
+            if key is not None:
+                manifests[key] = _without_files(manifest)
+                if not texts_among(file["name"] for file in manifest.files):
+                    bare.add(key)
+        return cls(noted, dict(sorted(manifests.items())), bare)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -149,14 +152,25 @@ class Plan:
                 yield piece, piece.rows()[low:high]
             start += piece.n
 
+    def verify(self, lake: Lake, first: int, stop: int, verified: set[SegmentKey]) -> None:
+        """Compare the partitions of the release's rows ``first`` to ``stop`` with their digests.
+
+        Those in ``verified`` are not compared again; the others are added to it. Raises
+        :class:`~laion_assets.lake.DamagedFilesError`.
+        """
+        keys = {SegmentKey.of_folder(piece.part.folder) for piece, _ in self.slices(first, stop)}
+        for key in sorted(keys - verified):
+            lake.whole(SUBSET, key, but=[PICTURE_FILES])
+            verified.add(key)
+
 
 def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
     """Find the rows of the subset's partitions that have captions and that no active list names.
 
     Rows are counted by the manifests; they are read only if there is a list to look them up in.
-    Raises :class:`ReleaseError` if there is nothing to release, or vectors of several models, and
-    :class:`~laion_assets.clip.identity.UnknownModelError` if a partition does not record its model,
-    and :class:`~laion_assets.lake.DamagedFilesError`.
+    No file is compared with its digest here: see :meth:`Plan.verify`. Raises :class:`ReleaseError`
+    if there is nothing to release, or vectors of several models, and
+    :class:`~laion_assets.clip.identity.UnknownModelError` if a partition does not record its model.
     """
     partitions = Partitions.read(lake)
     lists = read_lists(lake.current(*FOLDERS))
@@ -170,10 +184,9 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
         model = taken_with.identity
         heads.append(taken_with.heads)
         of_key: list[Piece] = []
-        folder = lake.whole(SUBSET, key, but=[PICTURE_FILES])
-        captions = has_texts(folder)
+        folder = lake.folder(SUBSET, key)
         for part, rows in _parts(folder, manifest):
-            if not captions:
+            if key in partitions.bare:
                 left_out[NO_CAPTION] = left_out.get(NO_CAPTION, 0) + rows
                 of_key.append(Piece(part, np.arange(rows), 0))
                 continue
@@ -209,14 +222,14 @@ def plan(lake: Lake, files: int, made_with: Mapping[str, Any]) -> Plan:
 
 def _common(heads: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """The heads that scored all partitions; the columns of others are left out."""
-    same = set.intersection(*(set(of_one.items()) for of_one in heads))
-    if others := sorted({name for of_one in heads for name, _ in set(of_one.items()) - same}):
+    same, others = in_all(heads)
+    if others:
         logger.warning(
             f"the release has no scores of {', '.join(others)}: they are absent from some "
             "segments, or of several versions of the head; materialize scored_pairs and the subset "
             "again"
         )
-    return dict(sorted(same))
+    return same
 
 
 def _parts(folder: Path, manifest: Manifest) -> Iterable[tuple[SubsetPart, int]]:

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
+from laion_assets.files import Identity, identity
 from laion_assets.knn.samples import Located
-from laion_assets.lake import Lake
+from laion_assets.lake import LocalLake
 from laion_assets.layout import NEAR_DUPLICATES, SegmentKey
 from laion_assets.near_duplicates.segment import BY_SAMPLE
 
 Cluster = int | None
 
+_FILES: Final = 8_192
+"""Files that stay mapped into memory; Linux allows a process 65,530 maps."""
+
 
 class Clusters:
-    """Look-ups in the small sorted files of a lake's near-duplicates; without a lake, none."""
+    """Look-ups in the small sorted files of a lake's near-duplicates; without a lake, none.
 
-    def __init__(self, lake: Lake | None) -> None:
+    A file is opened again once it was replaced. Several threads may share it.
+    """
+
+    def __init__(self, lake: LocalLake | None) -> None:
         self._lake = lake
+        self._mapped: LRUCache[Path, tuple[Identity, NDArray[Any]]] = LRUCache(_FILES)
+        self._lock = threading.Lock()
 
     def of(self, found: Sequence[Located]) -> list[Cluster]:
         """The cluster of each sample; None where nothing is known of it."""
@@ -37,8 +50,7 @@ class Clusters:
     def _in(self, crawl: str, segment: str, ids: NDArray[np.int64]) -> list[Cluster]:
         assert self._lake
         try:
-            folder = self._lake.folder(NEAR_DUPLICATES, SegmentKey(crawl, segment), BY_SAMPLE)
-            held = np.load(folder / BY_SAMPLE, mmap_mode="r", allow_pickle=False)
+            held = self._held(self._lake.folder(NEAR_DUPLICATES, SegmentKey(crawl, segment)))
         except (ValueError, FileNotFoundError):  # no segment of a lake, or it has none
             return [None] * len(ids)
         place = np.minimum(np.searchsorted(held["sample"], ids), max(0, len(held) - 1))
@@ -47,3 +59,14 @@ class Clusters:
         same = held["sample"][place] == ids
         clusters = held["cluster"][place].tolist()
         return [of if known else None for of, known in zip(clusters, same.tolist(), strict=True)]
+
+    def _held(self, folder: Path) -> NDArray[Any]:
+        path = folder / BY_SAMPLE
+        seen = identity(path)
+        with self._lock:
+            kept = self._mapped.get(path)
+        if kept is None or kept[0] != seen:
+            kept = seen, np.load(path, mmap_mode="r", allow_pickle=False)
+            with self._lock:
+                self._mapped[path] = kept
+        return kept[1]

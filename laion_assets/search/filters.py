@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+import numpy as np
+
 from laion_assets.knn.samples import PartRow
 from laion_assets.schemas import SCORE_PREFIX
 
@@ -48,8 +50,8 @@ class Filters:
             and _at_least(value("similarity"), self.min_similarity)
             and _at_least(value("WIDTH"), self.min_width)
             and _at_least(value("HEIGHT"), self.min_height)
-            and all(_at_least(_score(row, head), low) for head, low in self.min_scores.items())
-            and all(_at_most(_score(row, head), high) for head, high in self.max_scores.items())
+            and all(_at_least(_score(row, h), _stored(low)) for h, low in self.min_scores.items())
+            and all(_at_most(_score(row, h), _stored(high)) for h, high in self.max_scores.items())
             and (self.license == "any" or allows(value("LICENSE"), self.license))
             and (self.language is None or value("LANGUAGE") == self.language)
             and (self.crawl is None or value("crawl") == self.crawl)
@@ -62,6 +64,12 @@ def _at_least(value: Any, bound: float | None) -> bool:
 
 def _at_most(value: Any, bound: float) -> bool:
     return value is not None and value <= bound
+
+
+def _stored(bound: float) -> float:
+    """A bound as scores are stored, so that a score of 0.7 is at least 0.7."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(bound))
 
 
 def _score(row: PartRow, head: str) -> Any:

@@ -70,12 +70,13 @@ def find(
     most = min(max_candidates, version.summary.n)
     lossy = filters.selective or fold_above is not None
     k = max(1, min(most, wanted * _SPARE if lossy else wanted))
+    known: dict[int, Cluster] = {}
     while True:
         near = version.nearest(vector, k, over)
         found = _choose(version, samples, near, over, filters, fold_above)
         if fold_above is not None:
-            known = clusters.of([result.located for result in found.results]) if clusters else None
-            found.results = fold(found.results, over, fold_above, known)
+            of_each = _clusters_of(found.results, clusters, known) if clusters else None
+            found.results = fold(found.results, over, fold_above, of_each)
         found.complete = k >= most or len(near) < k
         if found.complete or len(found.results) >= wanted:
             break
@@ -112,6 +113,16 @@ def _choose(
         if located is not None
     ]
     return found
+
+
+def _clusters_of(
+    results: Sequence[Result], clusters: Clusters, known: dict[int, Cluster]
+) -> list[Cluster]:
+    """The cluster of each result; ``known``, by row, is what was looked up before, and grows."""
+    new = [result for result in results if result.row not in known]
+    found = clusters.of([result.located for result in new])
+    known.update(zip((result.row for result in new), found, strict=True))
+    return [known[result.row] for result in results]
 
 
 def fold(

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from cachetools import LRUCache
+from cachetools import TTLCache
 
 from laion_assets.clip.identity import ModelIdentity
 from laion_assets.heads.score import Scorer
-from laion_assets.knn.samples import Samples
-from laion_assets.schemas import SCORE_PREFIX, score_columns
+from laion_assets.knn.subset import SubsetError, Subsets, heads_of, subset_folder
+from laion_assets.schemas import SCORE_PREFIX
 from laion_assets.search.api_models import KnnRequest, SearchRequest
 from laion_assets.search.encoder import Vector
 from laion_assets.search.errors import RequestRefusedError
 from laion_assets.search.find import Result
 from laion_assets.search.live_index import IndexVersion
+
+logger = logging.getLogger(__name__)
 
 AESTHETIC: Final = "aesthetic"
 """Name of the head that clip-retrieval's `aesthetic_score` and `aesthetic_weight` are about."""
@@ -27,26 +33,76 @@ _WEIGHT: Final = 0.5
 """Weight by default: that of clip-retrieval's client."""
 _MIDDLE: Final = 4.5
 """The middle of clip-retrieval's aesthetic scores, which go from 0 to 9."""
-_LOOKED_AT: Final = 8
-"""Samples that are looked at for the columns of an index: its segments may differ in them."""
+_SURVEY_KEPT_S: Final = 600
+"""A subset may be scored again without a new index: its segments are then looked at again."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """By which heads the subsets of an index's segments are scored."""
+
+    scored: frozenset[str]
+    """Names of the heads that scored at least one."""
+    problems: tuple[str, ...]
+    """What to know of heads of which several versions scored them."""
 
 
 class SearchHeads:
     """The settings' heads, as queries use them."""
 
-    def __init__(self, heads: Sequence[Scorer]) -> None:
+    def __init__(self, heads: Sequence[Scorer], subsets: Subsets) -> None:
         self._heads = {scorer.name: scorer for scorer in heads}
-        self._columns: LRUCache[str, frozenset[str]] = LRUCache(4)
+        self._subsets = subsets
+        self._surveys: TTLCache[str, Survey] = TTLCache(4, _SURVEY_KEPT_S)
+        self._warned: tuple[str, ...] = ()
+        self._lock = threading.Lock()
 
-    def shown(self, version: IndexVersion, samples: Samples) -> list[dict[str, Any]]:
-        """The heads whose scores an index's samples have, as the page needs them."""
-        if version.name not in self._columns:
-            rows = np.linspace(0, version.summary.n - 1, _LOOKED_AT).astype(int).tolist()
-            located = samples.locate(version.places(sorted({*rows} - {-1})))
-            self._columns[version.name] = frozenset(
-                name for at in located if at is not None for name in score_columns(at.values)
-            )
-        present = self._columns[version.name]
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """Name -> digest of each head."""
+        return {name: scorer.head.digest for name, scorer in self._heads.items()}
+
+    def survey(self, version: IndexVersion) -> Survey:
+        """Look by which heads each segment of an index is scored, unless it is known.
+
+        It reads a manifest for each segment. A segment whose manifest cannot be read counts as not
+        scored.
+        """
+        with self._lock:
+            known = self._surveys.get(version.name)
+        if known is not None:
+            return known
+        scored, others, own = Counter[str](), Counter[str](), self.digests
+        segments = {(at.crawl, at.segment) for run in version.summary.runs for at in run.segments}
+        for crawl, segment in segments if own else ():
+            try:
+                found = heads_of(subset_folder(self._subsets, crawl, segment))
+            except (SubsetError, FileNotFoundError):
+                continue
+            for name in own.keys() & found.keys():
+                (scored if found[name] == own[name] else others)[name] += 1
+        problems = tuple(
+            f"{n:,} of {len(segments):,} segments were scored by another version of the head "
+            f"{name}, and their scores are left out: materialize scored_pairs and the subset again"
+            for name, n in sorted(others.items())
+        )
+        made = Survey(frozenset(scored), problems)
+        with self._lock:
+            self._surveys[version.name] = made
+            new, self._warned = problems != self._warned, problems
+        for problem in problems if new else ():
+            logger.warning(problem)
+        return made
+
+    def problems(self, version: IndexVersion) -> Sequence[str]:
+        """What the last survey of an index found; nothing is read."""
+        with self._lock:
+            known = self._surveys.get(version.name)
+        return known.problems if known else ()
+
+    def shown(self, version: IndexVersion) -> list[dict[str, Any]]:
+        """The heads that scored any of an index's segments, as the page needs them."""
+        present = self.survey(version).scored
         return [
             {
                 "name": name,
@@ -56,7 +112,7 @@ class SearchHeads:
                 "about": scorer.head.about,
             }
             for name, scorer in self._heads.items()
-            if scorer.column in present
+            if name in present
         ]
 
     def refuse_unknown(self, request: SearchRequest) -> None:

@@ -84,14 +84,14 @@ class SearchService:
         heads: Sequence[Scorer] = (),
     ) -> None:
         self.options = options
-        self.heads = SearchHeads(heads)
         self.name = index_dir.absolute().name
         self.metrics = Metrics()
         subsets: Subsets = subset or subset_beside(index_dir)
         self._index_dir = index_dir
         self.encoder = encoder or Encoder(clip, options, observe=self.metrics.encoded)
         self.live = LiveIndex(index_dir, subsets, self._accept)
-        self.samples = Samples(subsets, options.cache_mb * 2**20)
+        self.heads = SearchHeads(heads, subsets)
+        self.samples = Samples(subsets, options.cache_mb * 2**20, self.heads.digests)
         lake = lake_beside(index_dir)
         self._lake, self._clusters = lake, Clusters(lake)
         self.thumbnails = Thumbnails(lake, options.open_shards) if lake else None
@@ -158,6 +158,7 @@ class SearchService:
     async def _watch(self) -> None:
         """Load each newly published index; no request waits for it."""
         while True:
+            await asyncio.to_thread(self.heads.survey, self.live.current)
             await asyncio.sleep(self.options.watch_s)
             await asyncio.to_thread(self.live.refresh)
             await asyncio.to_thread(self.live.verify, self._stopping.is_set)
@@ -382,6 +383,7 @@ class SearchService:
                 "problem": problem,
                 "damaged": damaged,
             },
+            "heads": list(self.heads.problems(version)),
             "encoder": {"state": encoder.state, "problem": encoder.problem or None},
         }
 
@@ -397,7 +399,7 @@ class SearchService:
             "removal_requests": self.removals is not None,
             "max_image_bytes": self.options.max_image_bytes,
             "max_text": self.options.max_text,
-            "heads": await self._in(self._reading, self.heads.shown, version, self.samples),
+            "heads": await self._in(self._reading, self.heads.shown, version),
         }
 
     def _check_name(self, name: str | None) -> None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from laion_assets.clip.options import BRING_THEIR_OWN_WEIGHTS, file_name, public_key
 from laion_assets.funnel import REASONS, StageCounts
+from laion_assets.heads.head import in_all
 from laion_assets.layout import (
     EMBEDDINGS,
     FILTERED_SUBSET,
@@ -126,6 +127,8 @@ class Facts:
     made: Sequence[Made]
     spoken: Sequence[str]
     """Languages of the samples' texts, sorted."""
+    uneven_scores: Sequence[str] = ()
+    """Heads' columns that are absent from some segments, or of several versions of the head."""
     left_out: int = 0
     """Number of the subset's samples that are not in ``samples``, because a list names them."""
 
@@ -189,7 +192,6 @@ def gather(connection: duckdb.DuckDBPyConnection, left_out: LeftOut | None = Non
     if model is None and version:
         # The same weights under several names, such as those of a folder that was moved.
         model = max(values["model"] for values in made_with)
-    languages = top("subset", "language")
     ((newest,),) = rows(f"select max(started) from runs where asset in {_RUNS} and {_MEASURED}")
     return Facts(
         samples=samples,
@@ -215,6 +217,7 @@ def gather(connection: duckdb.DuckDBPyConnection, left_out: LeftOut | None = Non
         shuffled=histogram("scored", SHUFFLED),
         scores=_scores(rows, histogram, "scored"),
         kept_scores=_scores(rows, histogram, "subset"),
+        uneven_scores=_uneven(rows),
         text_length=histogram("subset", "text_length"),
         shorter_side=sides[0],
         languages=top("pairs", "language")[:TOP_ROWS],
@@ -223,7 +226,7 @@ def gather(connection: duckdb.DuckDBPyConnection, left_out: LeftOut | None = Non
         licenses=top("subset", "license")[:TOP_ROWS],
         runs=[AssetRuns(*row) for row in rows(f"from throughput() where asset in {_RUNS}")],
         made=_made(metadata),
-        spoken=sorted(language for language, _ in languages if language),
+        spoken=sorted(language for language, _ in top("subset", "language") if language),
     )
 
 
@@ -238,6 +241,18 @@ def _scores(
         SCORE_PREFIX,
     )
     return {metric: histogram(stage, metric) for (metric,) in found}
+
+
+def _uneven(rows: Callable[..., list[Row]]) -> list[str]:
+    """The heads' columns that not all partitions of scores and of the subset have alike."""
+    found = rows(
+        "select distinct coalesce(metadata->'heads', '{}')::varchar from runs "
+        f"where asset in ('{SCORED_PAIRS}', '{FILTERED_SUBSET}') and {_MEASURED}"
+    )
+    if not found:
+        return []
+    _, others = in_all([json.loads(heads) for (heads,) in found])
+    return [f"{SCORE_PREFIX}{name}" for name in others]
 
 
 def _statistics(

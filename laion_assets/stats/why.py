@@ -18,7 +18,7 @@ import pyarrow as pa
 from laion_assets import schemas
 from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.download.shard_files import SHARDS, files_of
-from laion_assets.filtering.recipe import Recipe
+from laion_assets.filtering.recipe import Recipe, RecipeError
 from laion_assets.filtering.score import ScoredWith
 from laion_assets.filtering.subset import TakenWith, choose
 from laion_assets.funnel import REASONS
@@ -388,7 +388,10 @@ def _refusal(scored: Row, made: Mapping[str, Any]) -> tuple[str, str]:
     schema = schemas.with_scores(schemas.SCORED, schemas.score_columns(scored))
     table = pa.Table.from_pylist([dict(scored)], schema=schema)
     recipe = Recipe.model_validate(made["options"])
-    _, counts = choose(table, recipe, made["threshold"])
+    try:
+        _, counts = choose(table, recipe, made["threshold"])
+    except RecipeError as error:  # the scores were made again without one of its heads
+        return "not kept", f"its recipe cannot be applied to the scores as they are now: {error}"
     for reason in counts.rejects:
         meaning = REASONS["subset"][reason]
         return reason, f"{meaning}: {recipe.where}" if reason == "predicate" else meaning

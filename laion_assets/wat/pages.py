@@ -59,6 +59,8 @@ class Page(NamedTuple):
     decodes: bool = False
     """Whether the character references in ``html`` are still to be decoded; those of the other
     fields are."""
+    size: int = 0
+    """Bytes of the record's JSON, by which whoever keeps pages bounds them."""
 
     @property
     def licences(self) -> Sequence[Link]:
@@ -163,7 +165,7 @@ def _page(record: Record, html: Html) -> Page:
     if decodes:
         base = base and decode_attribute(base)
         links = [*map(_decoded, links)]
-    return Page(clean_page_url(record.uri), base, links, html, decodes)
+    return Page(clean_page_url(record.uri), base, links, html, decodes, len(record.block))
 
 
 def clean_page_url(uri: str) -> str:

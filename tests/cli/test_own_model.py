@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import tarfile
+import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from laion_assets import schemas
 from laion_assets.defs.build import build_defs
 from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.download.shard_files import SHARDS, tar_path
+from laion_assets.filtering.recipe import Recipe
 from laion_assets.funnel import StageCounts
 from laion_assets.knn.files import IndexSummary
 from laion_assets.lake import LocalLake
@@ -131,6 +133,9 @@ def own(stages: Stages, tmp_path_factory: pytest.TempPathFactory) -> Own:
     kept = [float(share) for *_, share in shares]
     assert kept == sorted(kept)
     assert kept[-1] > 50, "it has learnt its own pairs"
+    (line,) = re.findall(r'^"local-dir:model@.*', done.out, re.MULTILINE)
+    assert Recipe(name="own", thresholds=tomllib.loads(line))
+    assert f"threshold = {line.split(' = ')[1]}  #" in done.out
     own.settings(own.root / "model", done.out[done.out.index("[subset]") :])
     return own
 
@@ -150,9 +155,9 @@ def test_a_model_of_ones_own_filters_indexes_and_searches(copy: Own) -> None:
     assert n > counts["subset", "in"] // 4
     # The scores say the same as the embeddings did.
     by_scores, by_vectors = (
-        copy.ran("calibrate", copy.root / name).out.splitlines()[1:] for name in ("scores", "emb")
+        copy.ran("calibrate", copy.root / name).out.split("\n\n") for name in ("scores", "emb")
     )
-    assert by_scores == by_vectors
+    assert (by_scores[1], by_scores[-1]) == (by_vectors[1], by_vectors[-1])
     done = copy.ran("index", subset, "-o", index)
     assert "local-dir:" in done.out
     text = pq.ParquetFile(subset / "part-00000.parquet").read(["TEXT"])["TEXT"][0].as_py()

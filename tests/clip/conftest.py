@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import EpsImagePlugin, Image
 
+from laion_assets.clip import precision
 from laion_assets.clip.model import ClipModel, load_clip
 from laion_assets.clip.options import ClipOptions
 
@@ -72,6 +73,14 @@ def other_model(
     state["text_projection"][0, 0] += 0.01
     save_file(state, folder / "open_clip_model.safetensors")
     return load_clip(options.model_copy(update={"model": f"local-dir:{folder}"}))
+
+
+def as_processor(monkeypatch: pytest.MonkeyPatch, folder: Path, flag: str) -> str:
+    """Have the processor's description name a flag, whatever this one has."""
+    info = f"processor\t: 0\nflags\t\t: fpu sse {flag} avx2\nprocessor\t: 1\n"
+    (folder / "cpuinfo").write_text(info)
+    monkeypatch.setattr(precision, "CPU_INFO", folder / "cpuinfo")
+    return info
 
 
 def picture(seed: int, width: int = 64, height: int = 64) -> Image.Image:

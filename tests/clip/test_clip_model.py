@@ -20,7 +20,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from laion_assets.clip import precision
 from laion_assets.clip.identity import WEIGHTS
 from laion_assets.clip.model import (
     ClipLoadError,
@@ -30,9 +29,9 @@ from laion_assets.clip.model import (
     resolve,
 )
 from laion_assets.clip.options import ClipOptions
-from laion_assets.clip.precision import choose_precision, cpu_has_bf16, embedding_precision
+from laion_assets.clip.precision import choose_precision, cpu_has_bf16, possible_precision
 from laion_assets.clip.texts import TextTower, batches_by_length
-from tests.clip.conftest import MODEL, picture
+from tests.clip.conftest import MODEL, as_processor, picture
 
 
 def open_clip_model(**text: object) -> Any:
@@ -206,17 +205,9 @@ def test_bf16_is_for_processors_that_have_it(
 
     given = as_processor(monkeypatch, tmp_path, flag or "avx512_bf16x")
     assert cpu_has_bf16() == (flag is not None), given
-    assert embedding_precision("bf16", torch.device("cpu")) == ("bf16" if flag else "fp32")
-    assert embedding_precision("bf16", torch.device("cuda")) == "bf16"
-    assert embedding_precision("auto", torch.device("cpu")) == "fp32"
-
-
-def as_processor(monkeypatch: pytest.MonkeyPatch, folder: Path, flag: str) -> str:
-    """Have the processor's description name a flag, whatever this one has."""
-    info = f"processor\t: 0\nflags\t\t: fpu sse {flag} avx2\nprocessor\t: 1\n"
-    (folder / "cpuinfo").write_text(info)
-    monkeypatch.setattr(precision, "CPU_INFO", folder / "cpuinfo")
-    return info
+    assert possible_precision("bf16", torch.device("cpu")) == ("bf16" if flag else "fp32")
+    assert possible_precision("bf16", torch.device("cuda")) == "bf16"
+    assert possible_precision("auto", torch.device("cpu")) == "fp32"
 
 
 def test_bf16_weights_are_near_and_the_same_model(

@@ -54,3 +54,15 @@ def test_a_name_that_may_hold_other_weights_needs_their_version(model: str) -> N
     assert recipe.threshold_of(model, "0123456789abcdef") == recipe.threshold_of(model) == 0.3
     with pytest.raises(UnknownThresholdError, match="only for version 0123456789abcdef"):
         recipe.threshold_of(model, "f" * 16)
+
+
+@pytest.mark.parametrize("moved", ["local-dir:/elsewhere/mine", "ViT-B-32//elsewhere/it.pt"])
+def test_the_version_decides_of_weights_that_lie_elsewhere(moved: str) -> None:
+    recipe = Recipe(name="own", thresholds={"local-dir:mine@0123456789abcdef": 0.3})
+    assert recipe.threshold_of(moved) == recipe.threshold_of(moved, "0123456789abcdef") == 0.3
+    with pytest.raises(UnknownThresholdError, match=r"version f{16} \(only for local-dir:mine@01"):
+        recipe.threshold_of(moved, "f" * 16)
+    # A published name says itself that it is another model; this package's own are no folder's.
+    for model, other in (("ViT-L-14/openai", recipe), (moved, load_recipe("laion5b-en"))):
+        with pytest.raises(UnknownThresholdError, match="only for"):
+            other.threshold_of(model)

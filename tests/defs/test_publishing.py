@@ -9,10 +9,11 @@ import dagster as dg
 import pytest
 from PIL import Image
 
+from laion_assets.defs.assets import image_shards
 from laion_assets.defs.checks import outcome
 from laion_assets.defs.partitions import crawls, partition_key, segment_partitions
-from laion_assets.defs.publishing import publishing
-from laion_assets.lake import LocalLake
+from laion_assets.defs.publishing import Publication, publishing
+from laion_assets.lake import DamagedFilesError, LocalLake
 from laion_assets.layout import CATALOG, IMAGE_SHARDS, KNN_INDEX, SegmentKey
 from resources.lake import LakeResource
 
@@ -99,3 +100,32 @@ def test_a_picture_is_a_file_of_the_partition_and_no_content_of_it(
     path = lake.folder(name, KEY) / "_pictures" / "sheet.png"
     assert shown.endswith(f"`{unquote(path.as_uri())}`")
     assert Image.open(path).size == (9, 9)
+
+
+def test_without_what_keeps_the_places_of_others_nothing_is_taken_over(
+    tmp_path: Path,
+) -> None:
+    names = ("part-00000.parquet", "_ledger/part-00000.pq", "_shards/00000.tar")
+
+    def make() -> Publication:
+        with lake.publish(IMAGE_SHARDS, KEY, inputs={}, code_version="1") as staging:
+            made = Publication(dg.build_asset_context(), lake, IMAGE_SHARDS, KEY, staging)
+            earlier = made.earlier(kept=image_shards.ROWS)
+            assert earlier is None or (earlier / names[0]).exists()
+            for name in names:
+                (staging.path / name).parent.mkdir(exist_ok=True)
+                (staging.path / name).write_bytes(b"1")
+        return made
+
+    lake = LocalLake.at(tmp_path)
+    make()
+    assert make().damaged == {}
+    for name in names:
+        path = lake.folder(IMAGE_SHARDS, KEY) / name
+        path.write_bytes(b"2")
+        if name.endswith(".tar"):
+            assert [*make().damaged] == [name]
+            continue
+        with pytest.raises(DamagedFilesError, match=f"{name} has another .* --set-aside"):
+            make()
+        path.write_bytes(b"1")

@@ -128,7 +128,7 @@ def test_a_jpeg_of_endless_scans_is_refused_unseen() -> None:
     with pytest.raises(ImageRefused) as refused:
         make(body[:scan] + empty * 5_000 + body[scan:])
     assert refused.value.reason == "too_complex"
-    assert check_jpeg(body[:scan] + empty * (MAX_SCANS - 20) + body[scan:])
+    assert check_jpeg(body[:scan] + empty * (MAX_SCANS - 20) + body[scan:]).ended
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_jpeg_that_was_cut_and_closed_is_refused(
     body = jpeg(progressive=progressive, exif=exif.tobytes())
     assert make(body, **options)
     cut = body[: -int(lost * len(body))] + b"\xff\xd9"
-    assert check_jpeg(cut)
+    assert check_jpeg(cut).ended
     with pytest.raises(ImageRefused, match="lacks data"):
         make(cut, **options)
 
@@ -186,9 +186,9 @@ def test_a_decoder_that_prints_on_is_cut_short(capfd: pytest.CaptureFixture[str]
 def test_restart_markers_and_fillers_belong_to_the_picture() -> None:
     body = jpeg(restart_marker_rows=1)
     assert body.count(b"\xff\xd0") > 0
-    assert check_jpeg(body)
-    assert check_jpeg(body[:-2] + b"\xff\xff" + body[-2:])
-    assert not check_jpeg(body[:-2])
+    assert check_jpeg(body).ended
+    assert check_jpeg(body[:-2] + b"\xff\xff" + body[-2:]).ended
+    assert not check_jpeg(body[:-2]).ended
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(1, (120, 90)), (3, (120, 90)), (6, (90, 120))])

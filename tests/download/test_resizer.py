@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import struct
 import zipfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -168,6 +169,15 @@ def test_scaled_decoding_changes_little(photo: Image.Image, mode: str, kind: str
     assert _decibels(one, other) > 40
 
 
+def test_scaled_decoding_changes_dense_texture_more() -> None:
+    chance = np.random.default_rng(5)
+    grains = chance.normal(128, 90, (1600, 1600)).clip(0, 255).astype(np.uint8)
+    body = encoded(Image.fromarray(grains), quality=90)
+    makers = [ImageMaker(DownloadOptions(scaled_decoding=scaled)) for scaled in (False, True)]
+    one, other = (_pixels(maker.make(body).encoded) for maker in makers)
+    assert 33 < _decibels(one, other) < 40
+
+
 def test_what_is_left_is_at_least_three_times_the_image() -> None:
     resizer = Resizer(DownloadOptions(image_size=100))
     divisors = [resizer.divisor((width, 10)) for width in (599, 600, 1199, 1200, 2399, 2400)]
@@ -181,9 +191,23 @@ def test_only_jpegs_that_are_scaled_are_no_longer_large() -> None:
     flat = Image.new("RGB", (4800, 3600), (90, 120, 30))
     maker = ImageMaker(DownloadOptions(scaled_decoding=True))
     assert maker.make(encoded(flat), large=False).original_width == 4800
-    for body in (encoded(flat, progressive=True), encoded(flat, "PNG", compress_level=1)):
+    by_color = _scan_for_each_color(encoded(flat.getchannel("G")), flat.size)
+    assert maker.make(by_color).original_width == 4800
+    png = encoded(flat, "PNG", compress_level=1)
+    for body in (encoded(flat, progressive=True), by_color, png):
         with pytest.raises(LargeImage):
             maker.make(body, large=False)
+
+
+def _scan_for_each_color(gray: bytes, size: tuple[int, int]) -> bytes:
+    """A baseline JPEG of three scans, each of which is that of a gray one."""
+    frame, scan = gray.index(b"\xff\xc0"), gray.index(b"\xff\xda")
+    width, height = size
+    parts = b"".join(bytes((color, 0x11, 0)) for color in (1, 2, 3))
+    header = b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, height, width, 3) + parts
+    data = gray[scan + 10 : -2]
+    scans = [b"\xff\xda\0\x08\1" + bytes((color, 0, 0, 63, 0)) + data for color in (1, 2, 3)]
+    return gray[:frame] + header + gray[frame + 13 : scan] + b"".join(scans) + b"\xff\xd9"
 
 
 def test_a_cut_jpeg_is_refused_when_scaled_too(photo: Image.Image) -> None:

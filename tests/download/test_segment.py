@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import tarfile
@@ -331,6 +332,29 @@ def test_a_killed_run_leaves_nothing_torn_and_is_resumed(images: Listener, tmp_p
     assert (counts.n_in, counts.kept) == (N, N - 3)
     run(pairs, tmp_path / "whole", options)
     assert content(out) == content(tmp_path / "whole")
+
+
+def test_a_tar_that_rots_before_its_run_is_resumed_is_made_again(
+    images: Listener, tmp_path: Path
+) -> None:
+    pairs, out, options = tmp_path / "pairs.parquet", tmp_path / "shards", options_for(images)
+    write_pairs(pairs, urls())
+    run(pairs, out, options)
+    before, tar = content(out), out / "00001.tar"
+    other_version = tmp_path / "00001.tar"
+    other_version.hardlink_to(tar)
+    about, rotten = tar.stat(), bytearray(tar.read_bytes())
+    rotten[rotten.index(b"\xff\xda") + 20] ^= 1
+    tar.write_bytes(rotten)
+    os.utime(tar, ns=(about.st_atime_ns, about.st_mtime_ns))
+    images.requests.clear()
+    warnings: list[str] = []
+    with heard(warnings.append, logging.WARNING):
+        run(pairs, out, options)
+    assert content(out) == before
+    assert {int(path[1:-4]) // SIZE for _, path in images.requests} == {1}
+    assert "00001.tar has changed since it was written" in warnings[0]
+    assert other_version.read_bytes() == rotten
 
 
 def test_a_contact_sheet_shows_images_with_captions(images: Listener, tmp_path: Path) -> None:

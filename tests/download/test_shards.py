@@ -57,8 +57,13 @@ def test_a_tar_is_read_back_by_its_writer_and_trusted_as_long_as_it_is_that_file
     table = pq.read_table(pairs).slice(0, 5)
     assert stats.input_digest == rows_digest(table, range(5), stats.options_digest)
     assert digests_read_back(out) == {path: sha256_file(path) for path in sorted(out.glob("*.tar"))}
-    assert was_whole(tar, 4)  # one of the five is gone
-    assert not was_whole(tar, 5)
+    rows = read_shard(tar).to_pylist()
+    stored = {row["key"]: row["caption"] for row in rows if row["status"] == "success"}
+    assert len(stored) == 4  # one of the five is gone
+    assert was_whole(tar, stored)
+    other = {f"9{key[1:]}": caption for key, caption in stored.items()}
+    for others in (other, {**stored, "000000009": "more"}, dict.fromkeys(stored)):
+        assert not was_whole(tar, others)
     assert shards_whole(out).passed
     copied = tmp_path / "copied"
     shutil.copytree(out, copied)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from laion_assets.clip.vectors import image_path
+from laion_assets.clip.vectors import SamplesWriter, image_path
 from laion_assets.filtering import score
 from laion_assets.filtering.recipe import Recipe, RecipeError
 from laion_assets.filtering.score import Earlier, score_segment
 from laion_assets.filtering.subset import heads_columns, take_subset
+from laion_assets.heads.convert import Linear, write_head
 from laion_assets.heads.score import Scorer
 from laion_assets.safety.prompts import Categories
-from laion_assets.schemas import SCORED, SUBSET, with_scores
+from laion_assets.schemas import EMBEDDED, SCORED, SUBSET, with_scores
 from laion_assets.tables import part_path
 from tests.filtering.conftest import DIM, MakeEmbeddings, sample
-from tests.heads.conftest import write_linear
+from tests.heads.conftest import MODEL, described, write_linear
 
 
 def head(name: str, folder: Path, dimension: int) -> Scorer:
@@ -68,6 +71,43 @@ def test_only_what_a_head_did_not_score_is_scored_again(
     assert written == {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
 
 
+def test_a_score_does_not_depend_on_how_rows_are_read(
+    categories: Categories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last bits of a product depend on the number of rows that are multiplied at once."""
+    chance, n, width = np.random.default_rng(3), 300, 768
+    rows = [{name: value for name, value in sample(at).items() if name in EMBEDDED.names}
+            for at in range(n)]  # fmt: skip
+    with SamplesWriter(tmp_path / "embeddings", EMBEDDED, width) as writer:
+        images = chance.normal(size=(n, width)).astype(np.float32)
+        writer.write(pa.Table.from_pylist(rows, EMBEDDED), images, images)
+    layers = [
+        Linear(chance.normal(size=(after, before)), chance.normal(size=after), "relu")
+        for before, after in ((width, 64), (64, 512), (512, 1))
+    ]
+    write_head(tmp_path / "deep.json", described("deep"), layers, MODEL)
+    deep = Scorer.load("deep", str(tmp_path / "deep.json"))
+    wide = replace(categories, **{
+        name: replace(ranked, vectors=np.ones((len(ranked.texts), width), np.float32))
+        for name in ("nsfw", "underage", "animals")
+        for ranked in [getattr(categories, name)]
+    })  # fmt: skip
+    score_segment(tmp_path / "embeddings", tmp_path / "at_once", wide, [deep])
+    score_segment(tmp_path / "embeddings", tmp_path / "before", wide)
+    part = part_path(tmp_path / "before", 0)
+    pq.write_table(pq.ParquetFile(part).read(), part, row_group_size=7)
+    # Parquet is read across row groups, so that only smaller batches cut otherwise.
+    monkeypatch.setattr(score, "ROW_GROUP", 7)
+    score_segment(
+        tmp_path / "embeddings", tmp_path / "later", wide, [deep], Earlier(tmp_path / "before")
+    )
+    at_once, later = (
+        pq.ParquetFile(part_path(tmp_path / name, 0)).read(["score_deep"])
+        for name in ("at_once", "later")
+    )
+    assert at_once.equals(later)
+
+
 def test_scores_of_other_rows_are_not_kept(
     embeddings: Path, categories: Categories, tmp_path: Path
 ) -> None:
@@ -99,6 +139,19 @@ def test_a_recipe_takes_what_its_bounds_allow(
     assert taken(Recipe(where="score_second > 0.5 and width > 3")) == [6, 7]
     with pytest.raises(RecipeError, match=r"needs the head 'beauty'.*\[heads.beauty\]"):
         taken(Recipe(min_scores={"beauty": 1}))
+
+
+def test_a_text_in_a_condition_names_no_head() -> None:
+    recipe = Recipe(where="text <> 'score_card' and url not like '%score_a%' -- score_b")
+    assert recipe.heads == []
+    assert Recipe(where='"score_card" > 1').heads == ["card"]
+
+
+@pytest.mark.parametrize("bound", [math.nan, math.inf, -math.inf])
+def test_a_bound_is_a_number(bound: float) -> None:
+    for field in ("min_scores", "max_scores"):
+        with pytest.raises(ValidationError, match="the bound of mark is"):
+            Recipe.model_validate({field: {"mark": bound}})
 
 
 def test_a_recipe_says_which_heads_it_needs() -> None:

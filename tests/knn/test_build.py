@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import faiss
@@ -10,6 +11,7 @@ import pytest
 
 from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.knn.build import IndexOptions, build_index, index_subset
+from laion_assets.knn.codec import Codec, train_codec
 from laion_assets.knn.files import IndexMismatchError, IndexSummary, map_index
 from laion_assets.knn.recall import measure_recall, size_problem
 from laion_assets.knn.search import Searcher
@@ -110,6 +112,22 @@ def test_an_empty_subset_gives_a_valid_empty_index(
     perfect = {"1": 1.0, "10": 1.0, "100": 1.0}
     found = measure_recall(out, subset, IndexOptions())
     assert found == {"image": perfect, "text": perfect}
+
+
+def test_an_empty_subset_fits_a_codec_of_images_alone(
+    make_subset: MakeSubset, tmp_path: Path
+) -> None:
+    bare = make_subset(CRAWL, "00", [400])
+    shutil.rmtree(bare / "_text_emb")
+    (tmp_path / "codec").mkdir()
+    options = IndexOptions(kind="ivf_sq8", cells=4, recall_queries=4)
+    train_codec([bare], tmp_path / "codec", options, model=MODEL)
+    codec = Codec.open(tmp_path / "codec")
+    out = tmp_path / "index"
+    # Without samples nobody knows of captions, so it has texts' vectors, none of them.
+    summary = build_index(make_subset(CRAWL, "01", [0]), out, options, model=MODEL, codec=codec)
+    assert [(run.codec, run.modalities) for run in summary.runs] == [(codec.id, ("image",))]
+    assert size_problem(out, 0) is None
 
 
 def test_rows_and_vectors_that_differ_in_number_are_refused(

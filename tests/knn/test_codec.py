@@ -19,6 +19,7 @@ from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.knn.build import build_index, index_subset, uses_codec
 from laion_assets.knn.codec import (
     Codec,
+    CodecSummary,
     TooFewVectorsError,
     advice,
     choose,
@@ -517,7 +518,7 @@ def test_a_codec_of_images_alone_is_for_these_alone(world: World, tmp_path: Path
     options = OPTIONS.model_copy(update={"cells": 8, "vectors": 1_000})
     bare = write_subset(tmp_path / "bare", "07", 7, rows=1_000)
     shutil.rmtree(bare / "_text_emb")
-    few = write_subset(tmp_path / "few", "08", 8, rows=200)
+    few = write_subset(tmp_path / "few", "08", 8, rows=400)
     for name, subsets in (("alone", [bare]), ("both", [bare, few])):
         (tmp_path / name).mkdir()
         train_codec(subsets, tmp_path / name, options, model=MODEL)
@@ -527,11 +528,47 @@ def test_a_codec_of_images_alone_is_for_these_alone(world: World, tmp_path: Path
         ["image", "text"],
     )
     assert len(codec_files(alone.folder)) == 2
-    with pytest.raises(IndexMismatchError, match="trained on images without captions"):
-        build_index(few, tmp_path / "no", options, model=MODEL, codec=alone)
+    flat = build_index(few, tmp_path / "flat", options, model=MODEL, codec=alone)
+    assert [(run.kind, [*run.modalities]) for run in flat.runs] == [("flat", ["image", "text"])]
     for codec in (alone, both):
         out = tmp_path / f"of-{codec.id}"
         build_index(bare, out, options, model=MODEL, codec=codec, tuned=True)
         assert min(measure_recall(out, bare, options)["image"].values()) > 0.9
     build_index(few, tmp_path / "texts", options, model=MODEL, codec=both, tuned=True)
     assert min(measure_recall(tmp_path / "texts", few, options)["text"].values()) > 0.9
+
+
+def test_a_handful_of_captions_trains_nothing(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = OPTIONS.model_copy(update={"cells": 8, "vectors": 1_000})
+    bare = write_subset(tmp_path / "bare", "07", 7, rows=1_000)
+    shutil.rmtree(bare / "_text_emb")
+    few = write_subset(tmp_path / "few", "08", 8, rows=3)
+    (tmp_path / "codec").mkdir()
+    summary = train_codec([bare, few], tmp_path / "codec", options, model=MODEL)
+    assert [*summary.modalities] == ["image"]
+    assert "3 of 1,003 have captions, too few to train 8 cells" in caplog.text
+    codec, own = Codec.open(tmp_path / "codec"), {}
+    for number, subset in (("07", bare), ("08", few)):
+        own[SegmentKey(CRAWL, number)] = subset, tmp_path / f"own-{number}"
+        build_index(subset, tmp_path / f"own-{number}", options, model=MODEL, codec=codec)
+    merged = merge_indices(
+        [SegmentIndex(key, "1") for key in own],
+        lambda key: own[key][1],
+        tmp_path / "out",
+        options,
+        lambda key: own[key][0],
+    )
+    assert advice(merged, options) == ["3 vectors have not been encoded"]
+    index = OpenIndex(tmp_path / "out", lambda key: own[key][0])
+    for modality, path_of in zip(("image", "text"), PATHS, strict=True):
+        _, rows = index.nearest(vectors(few, path_of), 1, modality)
+        assert [place.part_row for place in index.places(rows[:, 0])] == [0, 1, 2]
+
+
+def test_drift_is_never_relative_to_nothing(world: World) -> None:
+    known = world.codec.summary.model_dump()
+    same = CodecSummary(**known | {"residual": {"image": 0.0, "text": -2e-5}})
+    assert min(same.residual.values()) > 0
+    assert CodecSummary(**known).residual == known["residual"]

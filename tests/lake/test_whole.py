@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from laion_assets.files import sha256_file
 from laion_assets.lake import DamagedFilesError, Lake, LocalLake, NotPublishedError, link_others
+from laion_assets.lake.checkpoint import Checkpoint
 from laion_assets.lake.partition import Manifest
-from laion_assets.layout import SegmentKey
-from tests.lake.stores import Machine
+from laion_assets.layout import SegmentKey, place_of
+from tests.lake.stores import Machine, until
 
 KEY = SegmentKey("CC-MAIN-2000-10", "00")
 FILES = {"part-00000.parquet": b"rows", "_shards/0.tar": b"tar" * 99, "_shards/1.tar": b"other"}
@@ -45,6 +48,28 @@ def test_damage_has_its_file_s_name_and_stops_what_would_be_made_of_it(tmp_path:
     link_others(folder, Manifest.read(folder), damaged, tmp_path / "others")
     assert [path.name for path in (tmp_path / "others").rglob("*.*")] == ["1.tar"]
     assert (tmp_path / "others/_shards/1.tar").samefile(folder / "_shards/1.tar")
+
+
+def test_what_this_process_has_just_read_is_not_read_again(tmp_path: Path) -> None:
+    lake = LocalLake.at(tmp_path)
+    publish(lake)
+    path = lake.folder("images", KEY) / "_shards/1.tar"
+
+    def change(content: bytes, at: float) -> None:
+        path.write_bytes(content)
+        os.utime(path, (at, at))
+
+    lately, before = time.time(), time.time() - 60
+    change(b"other", lately)
+    assert lake.damaged("images", KEY) == {}
+    change(b"OTHER", lately)
+    assert list(lake.damaged("images", KEY)) == ["_shards/1.tar"], "the time may hide a change"
+    change(b"other", before)
+    assert lake.damaged("images", KEY) == {}
+    change(b"OTHER", before)
+    assert lake.damaged("images", KEY) == {}
+    change(b"OTHER", before + 1)
+    assert list(lake.damaged("images", KEY)) == ["_shards/1.tar"]
 
 
 def test_a_partition_that_is_replaced_meanwhile_is_not_damaged(
@@ -88,3 +113,43 @@ def test_a_copy_of_an_object_is_copied_again_and_a_damaged_object_is_damage(
         assert sha256_file(folder / "_shards/0.tar")
         with pytest.raises(DamagedFilesError):
             lake.whole("images", KEY)
+
+
+@pytest.mark.parametrize("has_copies", [False, True])
+def test_a_damaged_object_is_replaced_though_its_file_is_made_again_as_it_was(
+    machine: Machine, has_copies: bool
+) -> None:
+    here = machine()
+    publish(here)
+    stored = {item.path.rpartition("/")[2]: item for item in here.store.listed("images")}
+    # A store's clock has seconds.
+    time.sleep(max(0, stored["1.tar"].modified.timestamp() + 1.01 - time.time()))
+    here.store.write(stored["1.tar"].path, b"OTHER")
+    maker = here if has_copies else machine()
+    assert list(maker.damaged("images", KEY)) == ([] if has_copies else ["_shards/1.tar"])
+    publish(maker)
+    assert machine().damaged("images", KEY) == {}
+    now = {item.path for item in here.store.listed("images")}
+    assert {stored["0.tar"].path, stored["part-00000.parquet"].path} <= now
+    assert stored["1.tar"].path not in now
+
+
+def test_an_object_that_is_found_damaged_is_named_no_more(machine: Machine) -> None:
+    here = machine()
+    publish(here)
+    stored = {item.path.rpartition("/")[2]: item.path for item in here.store.listed("images")}
+    maker = machine()
+    with maker.publish("images", KEY, inputs={}, code_version="1") as staging:
+        (staging.path / "1.tar").write_bytes(FILES["_shards/1.tar"])
+        # A checkpoint has named the object before it is found damaged.
+        until(lambda: Checkpoint.read(maker.store, place_of("images", KEY)) is not None)
+        maker.store.write(stored["1.tar"], b"OTHER")
+        assert list(maker.damaged("images", KEY)) == ["_shards/1.tar"]
+    assert machine().damaged("images", KEY) == {}
+
+
+def test_only_what_is_compared_is_copied(machine: Machine) -> None:
+    publish(machine())
+    there = machine()
+    folder = there.whole("images", KEY, but=["*.tar"])
+    assert [path.name for path in folder.rglob("*.*")] == ["_manifest.json", "part-00000.parquet"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 
 from laion_assets import schemas
 from laion_assets.funnel import LISTED, REASONS, StageCounts
+from laion_assets.pairs import extract
 from laion_assets.pairs.extract import PairWriter, extract_files, extract_wat, read_counts
 from laion_assets.pairs.rules import PairRules
-from laion_assets.wat import NoPagesError
+from laion_assets.wat import Link, NoPagesError, Page
+from laion_assets.wat.metadata import Html
 from tests.wat.making import INFO, anchor, image, member, page, payload, write
 
 TEXT = "a photo of the old house"
@@ -209,6 +212,46 @@ def test_rows_fill_row_groups_whatever_tables_they_come_in(tmp_path: Path) -> No
     metadata = pq.read_metadata(tmp_path / "a.parquet")
     assert [metadata.row_group(i).num_rows for i in range(3)] == [10, 10, 6]
     assert pq.read_table(tmp_path / "a.parquet")["url"].to_pylist() == rows["url"].to_pylist()
+
+
+def test_rows_and_counts_do_not_depend_on_how_many_links_are_judged_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = [link for link, _ in REFUSED]
+    pages = []
+    for number, size in enumerate((1, 0, 700, 3, 250, 40, 400)):
+        links = [image(f"{number}/{i}.jpg", f"{TEXT} {i % 50}") for i in range(size)]
+        licence = anchor(f"https://creativecommons.org/licenses/by/{number}.0/")
+        at = f"http://h{number % 5}.example/"
+        pages.append(page([licence, *links, *refused[number::7], *links[:9]], at))
+    found = []
+    for at_once, page_bytes in (
+        (1, 1),
+        (7, 10_000),
+        (500, 10_000),
+        (500, 4 << 20),
+        (9999, 1 << 40),
+    ):
+        monkeypatch.setattr(extract, "_LINKS_AT_ONCE", at_once)
+        monkeypatch.setattr(extract, "_PAGE_BYTES_AT_ONCE", page_bytes)
+        rows, counts = pairs_of(tmp_path, *pages)
+        found.append((rows, counts.to_json()))
+    assert all(one == found[0] for one in found)
+    assert len(found[0][0]) > 1200
+    assert len({row["license"] for row in found[0][0]}) == 6
+
+
+def test_few_large_pages_wait() -> None:
+    taken = 0
+
+    def large() -> Iterator[Page]:
+        nonlocal taken
+        for taken in range(1, 100):
+            link = Link("IMG@/src", f"{taken}.jpg", TEXT)
+            yield Page("http://h.example/", None, [link], Html(), size=1 << 20)
+
+    next(extract.pairs_of(large(), PairRules(), StageCounts("pairs"), set()))
+    assert taken == 4
 
 
 def test_plain_files(tmp_path: Path) -> None:

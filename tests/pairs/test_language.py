@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from laion_assets.pairs import language
 from laion_assets.pairs.language import UNKNOWN, detect, is_never_english
 
 ENGLISH = """Cartoon red apple with a green leaf
@@ -60,6 +61,13 @@ def test_short_captions_are_not_taken_for_english(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "12345", "IMG_2034", "\ufffe", "\ud800", "\x00\x01"])
 def test_unknown(text: str) -> None:
     assert detect(text) == (UNKNOWN, 0.0)
+
+
+def test_long_texts_are_not_kept_in_memory() -> None:
+    text = "a photo of the old house and of the garden behind it, "
+    before = language._remembered.cache_info()
+    assert [detect(text * n)[0] for n in (100, 200)] == ["en", "en"]
+    assert language._remembered.cache_info() == before
 
 
 def test_characters_that_cld2_refuses_are_left_out() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laion_assets.pairs.text import clean_text
+from laion_assets.pairs.text import clean_text, clean_texts
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,26 @@ def test_result_is_clean(alt: str) -> None:
     assert "  " not in text
     assert not any(unicodedata.category(char) == "Cc" for char in text)
     assert unicodedata.is_normalized("NFC", text)
+
+
+PIECES = [
+    "a",
+    " ",
+    "  ",
+    "&amp;",
+    "&",
+    "<b>",
+    "<",
+    "\u00a0",
+    "\u200b",
+    "e\u0301",
+    "é",
+    "\n",
+    "\x7f",
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.text(max_size=20), st.lists(st.sampled_from(PIECES), max_size=6).map("".join)))
+def test_the_quick_way_gives_the_same_text(alt: str) -> None:
+    assert clean_texts([alt, None, alt]) == [clean_text(alt), "", clean_text(alt)]

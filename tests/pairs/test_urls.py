@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from laion_assets.pairs import urls
 from laion_assets.pairs.urls import Base, UrlRefusedError, base_url, image_url, image_urls
 from laion_assets.removals.entry import parse_entry
 
@@ -259,3 +260,12 @@ def test_the_quick_way_gives_the_same_answer(base: str | None, src: str) -> None
         return found
 
     assert answer(quick) == answer(lambda: image_url(src, base, 60))
+
+
+def test_long_origins_are_not_kept_in_memory() -> None:
+    before = urls._is_plain_origin.cache_info().misses
+    found = image_urls(
+        [f"http://{'a.' * n}example/a.jpg" for n in (200, 300)], [Base(None)] * 2, 9999
+    )
+    assert [len(str(url)) for url in found] == [420, 620]
+    assert urls._is_plain_origin.cache_info().misses <= before + 1

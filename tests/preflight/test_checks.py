@@ -21,6 +21,7 @@ from tests.lake.stores import between, store
 
 CRAWL = "CC-MAIN-2000-10"
 TINY = {"model": "laion-assets-tiny", "pretrained": "laion-assets-tiny"}
+OTHER = f"laion-assets-tiny/laion-assets-tiny@{'0' * 16}"
 ELSEWHERE = {"collinfo_url": "http://crawl.test/collinfo.json", "data_url": "s3://commoncrawl/"}
 
 
@@ -121,6 +122,11 @@ def test_a_name_server_must_know_names_and_admit_what_it_does_not_know(
         ({"download": {"image_size": 1_000_000}}, "disk", "GB free"),
         ({"clip": {"device": "cuda:99"}}, "GPU", "cuda:99"),
         ({"clip": {"weights": "/absent.safetensors"}}, "model", "/absent.safetensors"),
+        (
+            {"subset": {"name": "own", "thresholds": {OTHER: 0.3}}},
+            "model",
+            "only for version 0{16}",
+        ),
     ],
 )
 def test_what_would_fail_is_said(

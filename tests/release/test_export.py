@@ -20,6 +20,7 @@ from laion_assets.clip.identity import ModelIdentity
 from laion_assets.knn.codec import Codec, train_codec
 from laion_assets.knn.options import IndexOptions
 from laion_assets.lake import LocalLake
+from laion_assets.lake.content import describe
 from laion_assets.pairs.rules import PairRules
 from laion_assets.release import export as exporting
 from laion_assets.release import verify as verifying
@@ -582,6 +583,7 @@ def test_scores_of_the_same_heads_everywhere_are_released(
         manifest = files.folder("filtered_subset") / "_manifest.json"
         value = json.loads(manifest.read_text())
         value["metadata"]["heads"] = {"same": "1", "other": str(number)}
+        value["files"] = describe(files.folder("filtered_subset"), {})
         manifest.write_text(json.dumps(value))
         files.stats()
     publish_catalog(lake)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from laion_assets.lake import LocalLake
+from laion_assets.lake import DamagedFilesError, LocalLake
+from laion_assets.layout import SegmentKey
 from laion_assets.release.plan import Partitions, ReleaseError, plan
 from tests.stats.conftest import SEGMENTS, SegmentFiles
 
@@ -71,3 +73,34 @@ def test_only_other_content_counts_as_a_change(lake: LocalLake) -> None:
                 missing_ok=True
             )
         plan(lake, 5, {})
+
+
+def test_damage_stops_what_would_be_released_of_it_and_is_looked_for_once(lake: LocalLake) -> None:
+    planned = plan(lake, 3, {})
+    ((first, stop), *_, last) = planned.bounds()
+    second = SegmentFiles(lake.root, *SEGMENTS[1]).folder("filtered_subset")
+    _without_rows(second / "part-00000.parquet")
+    verified = {SegmentKey(*SEGMENTS[2])}
+    planned.verify(lake, first, stop, verified)
+    assert verified == {SegmentKey(*SEGMENTS[0]), SegmentKey(*SEGMENTS[2])}
+    third = SegmentFiles(lake.root, *SEGMENTS[2]).folder("filtered_subset")
+    _without_rows(third / "part-00000.parquet")
+    planned.verify(lake, *last, verified)
+    with pytest.raises(
+        DamagedFilesError, match=f"{SEGMENTS[1][0]}.*part-00000.parquet has another"
+    ):
+        planned.verify(lake, first, last[1], verified)
+
+
+def test_captions_are_those_of_the_manifest_though_their_files_are_gone(lake: LocalLake) -> None:
+    path = SegmentFiles(lake.root, *SEGMENTS[1]).folder("filtered_subset") / "_manifest.json"
+    value = json.loads(path.read_text())
+    names = ("_img_emb/img_emb_00000.npy", "_text_emb/text_emb_00000.npy")
+    value["files"] += [{"name": name, "bytes": 1, "sha256": ""} for name in names]
+    path.write_text(json.dumps(value))
+    shutil.rmtree(path.parent / "_text_emb")
+    planned = plan(lake, 3, {})
+    assert (planned.samples, planned.left_out) == (72, {"removed": 0, "blocked": 0})
+    value["files"].pop()
+    path.write_text(json.dumps(value))
+    assert plan(lake, 3, {}).left_out["no_caption"] == 24

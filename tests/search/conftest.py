@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +29,8 @@ from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.shard_files import SHARDS, tar_path
+from laion_assets.files import write_json
+from laion_assets.filtering.subset import NOTE, TakenWith
 from laion_assets.generation.shown_samples import SHOWN
 from laion_assets.heads.score import Scorer, as_column
 from laion_assets.knn.build import build_index
@@ -339,6 +341,13 @@ def add_scores(lake: SmallLake, key: SegmentKey, heads: list[Scorer]) -> None:
     for scorer in heads:
         table = table.append_column(scorer.column, as_column(scorer.score(images)))
     pq.write_table(table, part_path(folder, 0))
+    note_heads(lake, key, {scorer.name: scorer.head.digest for scorer in heads})
+
+
+def note_heads(lake: SmallLake, key: SegmentKey, heads: Mapping[str, str]) -> None:
+    """Write what a subset records of the heads that scored it."""
+    made = TakenWith(**lake.model.identity.model_dump(), recipe="r v1", threshold=None, heads=heads)
+    write_json(lake.lake.folder("filtered_subset", key) / NOTE, made.model_dump())
 
 
 @pytest.fixture(scope="session")

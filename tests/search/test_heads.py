@@ -7,12 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from laion_assets.heads.head import shipped_heads
 from laion_assets.heads.score import Scorer
+from laion_assets.knn.query import subset_beside
+from laion_assets.knn.samples import Samples
+from laion_assets.layout import SegmentKey
+from laion_assets.search.filters import Filters
+from laion_assets.search.find import find
+from laion_assets.search.heads import SearchHeads
+from laion_assets.search.live_index import IndexVersion
+from laion_assets.tables import part_path
 from tests.heads.conftest import write_linear
-from tests.search.conftest import FIRST, Serving, SmallLake, serving
+from tests.search.conftest import (
+    FIRST,
+    SECOND,
+    Serving,
+    SmallLake,
+    add_scores,
+    note_heads,
+    rows,
+    serving,
+)
 
 
 def test_the_shipped_heads_are_of_the_shipped_model(small_lake: SmallLake) -> None:
@@ -56,6 +75,53 @@ def test_results_are_bounded_and_sorted_by_scores(scored: Serving) -> None:
     while len(pages) < 30:
         pages += ask(order_by="aesthetic", limit=7, offset=len(pages))
     assert [result["score_aesthetic"] for result in pages] == best
+
+
+def test_a_head_that_scored_one_small_segment_is_offered(
+    heads: list[Scorer], own_lake: SmallLake
+) -> None:
+    small = SegmentKey(FIRST.crawl, "01")
+    own_lake.write(small, rows()[1][:1])
+    own_lake.publish(FIRST, small, SECOND)
+    add_scores(own_lake, small, heads[:1])
+    subsets = subset_beside(own_lake.index)
+    version = IndexVersion(own_lake.index, "newest", subsets)
+    offered = SearchHeads(heads, subsets).shown(version)
+    assert [head["name"] for head in offered] == ["aesthetic"]
+
+
+def test_scores_of_another_version_of_a_head_are_left_out(
+    heads: list[Scorer], own_lake: SmallLake
+) -> None:
+    add_scores(own_lake, FIRST, heads[:1])
+    add_scores(own_lake, SECOND, heads[:1])
+    note_heads(own_lake, SECOND, {"aesthetic": "0" * 16})
+    with serving(own_lake.index, own_lake.model, heads=heads[:1]) as running:
+        assert [head["name"] for head in running.http.get("/about").json()["heads"]]
+        ask = partial(running.results, text="a picture", limit=100, fold=False, safe=False)
+        assert len(ask()) == 30
+        assert {one["crawl"] for one in ask() if "score_aesthetic" in one} == {FIRST.crawl}
+        assert {one["crawl"] for one in ask(min_scores={"aesthetic": -9})} == {FIRST.crawl}
+        (problem,) = running.http.get("/healthz").json()["heads"]
+    assert problem.startswith("1 of 2 segments were scored by another version of the head aesthet")
+
+
+def test_a_bound_is_compared_as_scores_are_stored(heads: list[Scorer], own_lake: SmallLake) -> None:
+    add_scores(own_lake, FIRST, heads[:1])
+    part = part_path(own_lake.lake.folder("filtered_subset", FIRST), 0)
+    table = pq.ParquetFile(part).read()
+    same = pa.array([0.7] * len(table), pa.float32())
+    pq.write_table(table.set_column(table.num_columns - 1, "score_aesthetic", same), part)
+    samples = Samples(subset_beside(own_lake.index), heads={"aesthetic": heads[0].head.digest})
+    version = IndexVersion(own_lake.index, "newest", subset_beside(own_lake.index))
+    vector = np.ones(heads[0].head.dim, np.float32)
+    for bounds in ({"min_scores": {"aesthetic": 0.7}}, {"max_scores": {"aesthetic": 0.7}}):
+        found = find(
+            *(version, samples, vector, "image", 100, Filters(**bounds)),
+            fold_above=None,
+            max_candidates=100,
+        )
+        assert len(found.results) == 20
 
 
 @pytest.mark.parametrize("asked", [{"order_by": "beauty"}, {"min_scores": {"beauty": 1}}])

@@ -406,3 +406,20 @@ def test_importing_the_packages_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_scores_of_several_versions_of_a_head_are_named(lake: Path, tmp_path: Path) -> None:
+    shutil.copytree(lake, own := tmp_path / "lake")
+    of_each = ({"same": "1", "mixed": "1", "some": "1"}, {"same": "1", "mixed": "2"}, {"same": "1"})
+    for key, heads in zip(SEGMENTS, of_each, strict=True):
+        for asset in ("scored_pairs", "filtered_subset"):
+            path = SegmentFiles(own, *key).folder(asset) / "_manifest.json"
+            manifest = json.loads(path.read_text())
+            manifest["metadata"]["heads"] = heads
+            path.write_text(json.dumps(manifest))
+    build_catalog(own, own / "catalog.duckdb")
+    with open_catalog(own / "catalog.duckdb") as connection:
+        assert gather(connection).uneven_scores == ["score_mixed", "score_some"]
+    build_report(own / "catalog.duckdb", tmp_path / "out")
+    page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert "several versions of the head: score_mixed , score_some ." in page.text

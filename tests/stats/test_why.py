@@ -135,6 +135,20 @@ def test_each_recipe_has_its_own_step(segment: SegmentFiles, lake: LocalLake) ->
     )
 
 
+@pytest.mark.parametrize(
+    "rule", [{"min_scores": {"mark": 0.5}}, {"where": "score_mark > 0.5"}], ids=["bound", "where"]
+)
+def test_a_recipe_that_does_not_fit_the_scores_any_more_is_said(
+    segment: SegmentFiles, lake: LocalLake, rule: dict[str, object]
+) -> None:
+    note(segment, "filtered_subset", options=Recipe(name="own", **rule).model_dump(mode="json"))
+    (story,) = why(lake, segment.pairs[30]["url"]).stories
+    last = story.steps[-1]
+    assert (last.stage, last.verdict) == ("filtered_subset", "not kept")
+    assert "cannot be applied to the scores as they are now" in last.detail
+    assert "mark" in last.detail
+
+
 def test_it_may_be_asked_by_sample_id_or_hash(segment: SegmentFiles, lake: LocalLake) -> None:
     for row in range(20):  # half of the ids are negative
         pair = segment.pairs[row]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from warcio.exceptions import ArchiveLoadFailed
 
 from laion_assets.funnel import StageCounts
-from laion_assets.wat import NoPagesError, Page, members, read_pages
+from laion_assets.wat import NoPagesError, Page, members, read_pages, records
 from tests.wat.making import INFO, REQUEST, anchor, image, member, page, payload, warc, write
 
 GOOD = [
@@ -100,6 +100,41 @@ def test_line_feeds_alone(tmp_path: Path) -> None:
     record = warc(payload([image("a.jpg", "text")]), HOSTS[0]).replace(b"\r\n", b"\n")
     path = write(tmp_path / "a.gz", gzip.compress(record), gzip.compress(record))
     assert [page.url for page in read(path)[0]] == [HOSTS[0]] * 2 == [p[0] for p in reference(path)]
+
+
+HEADER_LINES = [
+    b"WARC-Type: metadata", b"WARC-Type:  metadata ", b"warc-type: metadata", b"WARC-Type: a b",
+    b"WARC-Target-URI: http://h.example/", b"WARC-Target-URI: <http://h.example/>",
+    b"WARC-Target-URI: http://h.example/a b", b"WARC-Target-URI:",
+    b"WARC-Date: 2023-02-09T20:06:10Z", b"WARC-Date:2023", b"Content-Type: application/json",
+    b"Content-Length: 4", b"content-length: 3", b"Content-Length: 2", b"Content-Length: x",
+    b"WARC-Note: Content-Length: 1", b" folded: 1", b"",
+]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.sampled_from(HEADER_LINES), max_size=3),
+    st.lists(st.sampled_from(HEADER_LINES), max_size=3),
+    st.sampled_from([b"\r\n", b"\r\n", b"\n", b"\r\r\n"]),
+)
+def test_the_quick_way_reads_the_same_header(
+    first: list[bytes], more: list[bytes], end: bytes
+) -> None:
+    usual = [HEADER_LINES[0], HEADER_LINES[4], HEADER_LINES[8]]
+
+    def read_one(data: bytes) -> object:
+        try:
+            return list(records.split_records(data))
+        except records.RecordError as error:
+            return str(error)
+
+    for lines in ([*usual, *first, b"Content-Length: 4", *more], [*first, *usual, *more]):
+        data = end.join([b"WARC/1.0", *lines, b"", b"abcd"]) + b"\r\n\r\n"
+        quick = read_one(data)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(records, "_USUAL", lambda *_: None)
+            assert read_one(data) == quick
 
 
 def damaged(data: bytes, at: int, n: int = 20) -> bytes:

@@ -27,11 +27,9 @@ def build(settings: Settings) -> dg.AssetsDefinition:
     def catalog(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         store = lake.open()
         with publishing(context, store) as made:
-            previous = store.folder(CATALOG) / FILE
-            usable = previous.exists() and made.is_whole(FILE)
-            made.staging.metadata = build_catalog(
-                store, made.out / FILE, subsets, previous if usable else None
-            )
+            before = made.earlier(FILE)
+            previous = before / FILE if before and (before / FILE).exists() else None
+            made.staging.metadata = build_catalog(store, made.out / FILE, subsets, previous)
             # DuckDB gives each file an id of its own; what the catalog shows is what it is made of.
             made.staging.data_version = made.staging.metadata["made_of"]
         return made.result()

@@ -10,6 +10,7 @@ from laion_assets.clip.embed import (
     Model,
     OtherModelError,
     UnloadedModel,
+    computed_in,
     embed_shards,
 )
 from laion_assets.clip.identity import UnknownModelError, files_identity
@@ -67,7 +68,9 @@ def _model_before(context: dg.AssetExecutionContext, store: Lake, clip: ClipMode
         manifest = store.manifest(EMBEDDINGS, key_of(context))
         if _same_code(context, manifest):
             known = EmbeddedWith.recorded(manifest.metadata, EMBEDDINGS)
-            return UnloadedModel(known, clip.load)
+            # Earlier code did not record it, and computed in fp32 where a CPU had no bf16.
+            if known.computed_in == computed_in(clip.options()):
+                return UnloadedModel(known, clip.load)
     return clip.load()
 
 
@@ -90,7 +93,7 @@ def _embed(
             earlier=_earlier(context, made, model),
         )
         made.staging.counts = [embedded.counts]
-        made.staging.metadata = embedded.metadata() | EmbeddedWith.of(model).model_dump()
+        made.staging.metadata = embedded.metadata() | EmbeddedWith.of(model).recorded_as()
         rows = rows_in(*made.rows)
         made.require(
             checks.vectors_sound(made.rows),
@@ -104,7 +107,7 @@ def _earlier(context: dg.AssetExecutionContext, made: Publication, model: Model)
     with suppress(NotPublishedError, UnknownModelError):
         manifest = made.manifest(EMBEDDINGS)
         published = EmbeddedWith.recorded(manifest.metadata, EMBEDDINGS)
-        if published.is_same(model.identity) and _same_code(context, manifest):
+        if published.is_of(model) and _same_code(context, manifest):
             return made.earlier()
     return None
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from laion_assets import schemas
 from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.clip.thresholds import table_entry
-from laion_assets.clip.vectors import has_texts
+from laion_assets.clip.vectors import texts_among
 from laion_assets.dedup.claims import claiming_keys
 from laion_assets.dedup.ledger import unsettled
 from laion_assets.defs import checks, pools
@@ -129,9 +129,8 @@ def _versioned(recipe: Recipe, settings: Settings) -> list[Recipe | str]:
 def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.MaterializeResult:
     # The model that the similarities are of, whatever the settings name by now.
     key = key_of(context)
-    model = EmbeddedWith.recorded(
-        store.manifest(EMBEDDINGS, key).metadata, f"{EMBEDDINGS} of {key}"
-    ).identity
+    embeddings = store.manifest(EMBEDDINGS, key)
+    model = EmbeddedWith.recorded(embeddings.metadata, f"{EMBEDDINGS} of {key}").identity
     scored = ScoredWith.recorded(
         store.manifest(SCORED_PAIRS, key).metadata, f"{SCORED_PAIRS} of {key}"
     )
@@ -142,7 +141,7 @@ def _take(context: dg.AssetExecutionContext, store: Lake, recipe: Recipe) -> dg.
             allow_retries=False,
         )
     threshold = None
-    if has_texts(store.published(EMBEDDINGS, key)):
+    if texts_among(file["name"] for file in embeddings.files):
         threshold = recipe.threshold_of(model.model, model.model_version)
     with (
         _claiming(context, store, recipe) as claim,

@@ -16,7 +16,7 @@ from laion_assets.download.listed_rows import resolved_in
 from laion_assets.download.numbering import KeysGiven
 from laion_assets.download.preview import contact_sheet
 from laion_assets.download.segment import download_segment
-from laion_assets.download.shard_files import SHARDS, shards_of
+from laion_assets.download.shard_files import LEDGER, SHARDS, shards_of
 from laion_assets.download.shards import digests_read_back
 from laion_assets.download.summary import Downloaded
 from laion_assets.layout import IMAGE_SHARDS, LISTS, UNIQUE_PAIRS
@@ -34,6 +34,9 @@ ASSET = Asset(
     pool=pools.DOWNLOAD,
     asks_network=True,
 )
+
+ROWS = ("*.parquet", f"{LEDGER}/*")
+"""Files without which sound images would be refetched, and all pairs would get other keys."""
 
 
 def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.AssetsDefinition:
@@ -53,7 +56,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             context, store, upstream=[UNIQUE_PAIRS], options=options, stage_judges_parts=True
         ) as made:
             made.staging.not_content = ("*_stats.json", "_ledger/*")
-            before, shards = made.earlier(), made.out / SHARDS
+            before, shards = made.earlier(kept=ROWS), made.out / SHARDS
             take_apart(shards)
             downloaded = download_segment(
                 made.input(UNIQUE_PAIRS),

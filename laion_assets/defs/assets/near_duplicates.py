@@ -13,7 +13,13 @@ from laion_assets.dedup.ledger import unsettled
 from laion_assets.defs import checks, pools
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table, table_preview
-from laion_assets.defs.publishing import InputsChangedError, key_of, publishing
+from laion_assets.defs.publishing import (
+    InputsChangedError,
+    earlier_damage,
+    key_of,
+    publishing,
+    whole_input,
+)
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.files import ReadAt
 from laion_assets.lake import Lake, NotPublishedError
@@ -65,9 +71,10 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         embedded = EmbeddedWith.recorded(store.manifest(EMBEDDINGS, key).metadata, EMBEDDINGS)
         before = _versions(store, key)
         # What takes long is done before the ledger is leased.
-        shards, embeddings = (store.published(asset, key) for asset in _UPSTREAM)
+        shards, embeddings = (whole_input(store, asset, key) for asset in _UPSTREAM)
         rows = rows_of(embeddings)
-        earlier = _of_same_code(context, store, key, _earlier(store, key))
+        folder, damaged = _earlier(store, key)
+        earlier = _of_same_code(context, store, key, folder)
         images = signatures_of(rows, shards, embeddings, embedded.model_version, earlier)
         with (
             store.lease(CLUSTER_LEDGER, NEAR_DUPLICATES, unsettled) as lease,
@@ -76,6 +83,7 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
         ):
             if _versions(store, key) != before:
                 raise InputsChangedError(f"what {NEAR_DUPLICATES} was read from was replaced")
+            made.damaged |= damaged
             found = write_segment(rows, images, claims, _opener(store), made.out, options)
             lease.save()
             made.staging.metadata = found.metadata()
@@ -99,10 +107,12 @@ def _versions(store: Lake, key: SegmentKey) -> list[str]:
     return [store.manifest(asset, key).data_version for asset in _UPSTREAM]
 
 
-def _earlier(store: Lake, key: SegmentKey) -> Path | None:
+def _earlier(store: Lake, key: SegmentKey) -> tuple[Path | None, dict[str, str]]:
+    """The earlier signatures' folder, if they can be taken over, and what is damaged of it."""
     with suppress(NotPublishedError):
-        return store.published(NEAR_DUPLICATES, key)
-    return None
+        damaged = earlier_damage(store, NEAR_DUPLICATES, key, SIGNATURES)
+        return None if damaged else store.folder(NEAR_DUPLICATES, key, SIGNATURES), damaged
+    return None, {}
 
 
 def _of_same_code(
@@ -118,6 +128,8 @@ def _of_same_code(
     return Earlier(folder, same_rules=version == now)
 
 
+# Each image is compared with a few rows of thousands of segments' files: to verify these files
+# would be to read them all.
 def _opener(store: Lake) -> Callable[[SegmentKey], ReadAt]:
     opened = store.opener()
     return lambda key: opened(NEAR_DUPLICATES, key, SIGNATURES)

@@ -69,8 +69,8 @@ def build(segments: dg.MultiPartitionsDefinition, settings: Settings) -> dg.Asse
             made_of={"prompts": prompts.digest, "model": embedded.model_version, **of_heads},
         ) as made:
             source = made.input(EMBEDDINGS)
-            categories = _kept(made, prompts, embedded) or _embedded(prompts, embedded, clip)
-            earlier = _earlier(made, prompts, embedded)
+            earlier, kept = _earlier(made, prompts, embedded)
+            categories = kept or _embedded(prompts, embedded, clip)
             rows = score_segment(source, made.out, categories, heads, earlier)
             write_categories(made.out, categories)
             # They follow from model and prompts alone, but for rounding.
@@ -118,8 +118,11 @@ def _versioned(settings: Settings) -> list[str]:
     ]
 
 
-def _earlier(made: Publication, prompts: Prompts, embedded: EmbeddedWith) -> Earlier | None:
-    """The published partition, if nothing but the heads may have changed since it was made."""
+def _earlier(
+    made: Publication, prompts: Prompts, embedded: EmbeddedWith
+) -> tuple[Earlier | None, Categories | None]:
+    """What may be taken over of the published partition: its scores, if nothing but the heads may
+    have changed since, and its categories, if these embeddings can be compared with them."""
     with suppress(NotPublishedError, UnknownModelError):
         manifest = made.manifest(SCORED_PAIRS)
         scored = ScoredWith.recorded(manifest.metadata, SCORED_PAIRS)
@@ -130,23 +133,17 @@ def _earlier(made: Publication, prompts: Prompts, embedded: EmbeddedWith) -> Ear
             scored.model_version,
         )
         now = (
+            # An image that was refetched has another vector and the same SAMPLE_ID.
             {EMBEDDINGS: made.manifest(EMBEDDINGS).data_version},
             str(ASSET.revision),
             prompts.digest,
             embedded.model_version,
         )
-        if before == now:
-            return Earlier(made.input(SCORED_PAIRS), scored.heads)
-    return None
-
-
-def _kept(made: Publication, prompts: Prompts, embedded: EmbeddedWith) -> Categories | None:
-    """The categories of the published partition, if these embeddings can be compared with them."""
-    with suppress(NotPublishedError, UnknownModelError):
-        scored = ScoredWith.recorded(made.manifest(SCORED_PAIRS).metadata, SCORED_PAIRS)
-        before = made.earlier(CATEGORIES)
-        return kept_categories(before, scored, prompts, embedded) if before else None
-    return None
+        folder = made.earlier("*" if before == now else CATEGORIES)
+        if folder:
+            earlier = Earlier(folder, scored.heads) if before == now else None
+            return earlier, kept_categories(folder, scored, prompts, embedded)
+    return None, None
 
 
 def _embedded(prompts: Prompts, embedded: EmbeddedWith, clip: ClipModelResource) -> Categories:

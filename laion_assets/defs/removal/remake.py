@@ -10,7 +10,6 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
 
 import dagster as dg
 
@@ -27,8 +26,7 @@ from laion_assets.generation.shown_samples import shows_listed
 from laion_assets.lake import Lake
 from laion_assets.layout import (
     DALLE_SAMPLES,
-    NEAR_DUPLICATES,
-    SEGMENT_ASSETS,
+    WAT_MANIFEST,
     SegmentKey,
     with_subsets,
 )
@@ -36,10 +34,6 @@ from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.removals.ledger import EVENTS, read_ledger
 
 logger = logging.getLogger(__name__)
-
-_TO_CLUSTERS: Final = SEGMENT_ASSETS[1 : SEGMENT_ASSETS.index(NEAR_DUPLICATES) + 1]
-"""The assets from pairs to clusters, of which every subset is made. The WAT manifest is not among
-them: it holds no samples."""
 
 
 class RemovalError(RuntimeError):
@@ -75,9 +69,7 @@ def apply(
     if ended := end_interrupted(instance):
         logger.info(f"{ended} runs of a removal that was killed are ended: this one goes on")
     known = set(instance.get_dynamic_partitions(crawls.name or ""))
-    graph = definitions.resolve_asset_graph().get_all_asset_keys()
-    further = [name for name in further_subsets(lake) if dg.AssetKey(name) in graph]
-    keys = sorted({*found.keys, *_unfinished(lake, further)})
+    keys = sorted({*found.keys, *_unfinished(lake, definitions)})
     unknown = sorted({key.crawl for key in keys} - known)
     if unknown:
         raise RemovalError(
@@ -170,16 +162,24 @@ def _stale(
     return [asset for asset in assets if causes(asset, key)]
 
 
-def _unfinished(lake: Lake, further: Sequence[str]) -> Iterator[SegmentKey]:
-    """Yield segments that rows were taken out of and whose later assets are older than that."""
+def _unfinished(lake: Lake, definitions: dg.Definitions) -> Iterator[SegmentKey]:
+    """Yield segments that rows were taken out of and of which an asset is older than what it is
+    made of.
+
+    The WAT manifest does not count: it holds no samples.
+    """
+    graph = definitions.resolve_asset_graph()
+    known = graph.get_all_asset_keys()
     for key in _in_ledger(lake):
-        made = _made(lake, key)
-        chains = [SEGMENT_ASSETS[1:], *([*_TO_CLUSTERS, subset] for subset in further)]
-        for chain in chains:
-            started = [lake.manifest(asset, key).started for asset in chain if asset in made]
-            if started != sorted(started):
-                yield key
-                break
+        of_graph = (dg.AssetKey(asset) for asset in _made(lake, key) if asset != WAT_MANIFEST)
+        made = [asset for asset in of_graph if asset in known]
+        started = {asset: lake.manifest(asset.to_user_string(), key).started for asset in made}
+        if any(
+            started[upstream] > started[asset]
+            for asset in made
+            for upstream in graph.get(asset).parent_keys & started.keys()
+        ):
+            yield key
 
 
 def _aggregates_behind(lake: Lake) -> list[str]:

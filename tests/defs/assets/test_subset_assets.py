@@ -14,12 +14,14 @@ from typing import Any
 
 import dagster as dg
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.clip.identity import ModelIdentity
+from laion_assets.clip.vectors import image_path
 from laion_assets.dedup.ledger import claimed
 from laion_assets.defs.build import build_defs
 from laion_assets.defs.partitions import crawls, partition_key
@@ -200,19 +202,9 @@ def test_each_subset_has_its_checks_and_view_and_what_a_person_wants_to_see(plac
     assert [column[0].as_py() for column in counts.columns] == [15, 17, 0]
 
 
-def test_a_new_head_makes_the_scores_stale_and_what_is_made_of_them_alone(place: Place) -> None:
-    weights, identity = np.eye(DIM)[0], ModelIdentity(model=MODEL, model_version="v")
-    head = write_linear(place.root / "first.json", weights, identity)
-    config = f'{CONFIG}[heads.first]\nfile = "{head}"\n'
-
-    def versions(text: str) -> dict[str, str | None]:
-        specs = place.defs(text).resolve_all_asset_specs()
-        return {spec.key.to_user_string(): spec.code_version for spec in specs}
-
-    before, after = versions(CONFIG), versions(config)
-    assert [asset for asset in before if before[asset] != after[asset]] == ["scored_pairs"]
-
-    # As an earlier run published them: by the present code, of the present embeddings.
+def scores_of_this_code(place: Place) -> pa.Table:
+    """Publish the scores as an earlier run did: by the present code, of the present embeddings,
+    with categories that would give other tags. Return them."""
     scored, of = place.lake.published("scored_pairs", KEY), place.lake.manifest("embeddings", KEY)
     prompts = load_prompts("laion400m")
     vectors = np.random.default_rng(1).normal(size=(77, DIM)).astype(np.float32)
@@ -225,7 +217,61 @@ def test_a_new_head_makes_the_scores_stale_and_what_is_made_of_them_alone(place:
         write_categories(staging.path, categories)
         made_with = scored_with(31, MODEL) | {"prompts_digest": prompts.digest}
         staging.metadata = made_with | {MADE_OF: {"embeddings": of.data_version}}
-    tags = pq.ParquetFile(part_path(place.lake.published("scored_pairs", KEY), 0)).read()["nsfw"]
+    return scores(place)
+
+
+def scores(place: Place) -> pa.Table:
+    return pq.ParquetFile(part_path(place.lake.published("scored_pairs", KEY), 0)).read()
+
+
+def test_damaged_scores_are_made_again_by_the_very_run(place: Place) -> None:
+    before = scores_of_this_code(place)
+    place.make("scored_pairs")
+    assert scores(place).equals(before)
+    part = part_path(place.lake.published("scored_pairs", KEY), 0)
+    part.write_bytes(part.read_bytes()[:-1] + b"!")
+    place.make("scored_pairs")
+    assert place.lake.damaged("scored_pairs", KEY) == {}
+    assert place.lake.manifest("scored_pairs", KEY).metadata["damaged_files"] == [part.name]
+    now = scores(place)
+    assert now["similarity"].equals(before["similarity"])
+    assert not now["nsfw"].equals(before["nsfw"]), "the categories are those that it found"
+
+
+def test_scores_are_not_taken_over_for_other_vectors_of_the_same_samples(place: Place) -> None:
+    before = scores_of_this_code(place)
+    published = place.lake.published("embeddings", KEY)
+    manifest = place.lake.manifest("embeddings", KEY)
+    with place.lake.publish("embeddings", KEY, inputs={}, code_version="1") as staging:
+        shutil.copytree(published, staging.path, dirs_exist_ok=True)
+        path = image_path(staging.path, 0)
+        vectors = np.load(path)
+        # As if an image that was refetched were another picture by now.
+        vectors[3] = -vectors[3]
+        np.save(path, vectors)
+        staging.counts, staging.metadata = list(manifest.counts), dict(manifest.metadata)
+    place.make("scored_pairs")
+    now = scores(place)
+    assert now["SAMPLE_ID"].equals(before["SAMPLE_ID"])
+    was, similarity = (table["similarity"].to_numpy() for table in (before, now))
+    assert similarity[3] == pytest.approx(-was[3])
+    assert np.delete(similarity, 3).tolist() == np.delete(was, 3).tolist()
+
+
+def test_a_new_head_makes_the_scores_stale_and_what_is_made_of_them_alone(place: Place) -> None:
+    weights, identity = np.eye(DIM)[0], ModelIdentity(model=MODEL, model_version="v")
+    head = write_linear(place.root / "first.json", weights, identity)
+    config = f'{CONFIG}[heads.first]\nfile = "{head}"\n'
+
+    def versions(text: str) -> dict[str, str | None]:
+        specs = place.defs(text).resolve_all_asset_specs()
+        return {spec.key.to_user_string(): spec.code_version for spec in specs}
+
+    before, after = versions(CONFIG), versions(config)
+    assert [asset for asset in before if before[asset] != after[asset]] == ["scored_pairs"]
+
+    of = place.lake.manifest("embeddings", KEY)
+    tags = scores_of_this_code(place)["nsfw"]
     place.make("scored_pairs", "filtered_subset", config=config)
     part = pq.ParquetFile(part_path(place.lake.published("scored_pairs", KEY), 0)).read()
     assert part["nsfw"].equals(tags), "these categories would have given others"

@@ -1,5 +1,6 @@
 """What killed runs left in the making is looked through when samples are removed."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,9 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_assets import layout, schemas
-from laion_assets.defs.removal.remake import drop_abandoned
+from laion_assets.defs.build import build_defs
+from laion_assets.defs.removal.remake import _unfinished, drop_abandoned
 from laion_assets.lake import LocalLake
 from laion_assets.layout import SegmentKey
+from laion_assets.removals.entry import key_of
+from laion_assets.removals.ledger import RemovalCounts, note_removals
+from laion_assets.settings import load_settings
 
 KEY = SegmentKey("CC-MAIN-2000-05", "00")
 LISTED, OTHER = "http://listed.test/a.jpg", "http://other.test/b.jpg"
@@ -63,3 +68,36 @@ def test_without_lists_everything_stays(lake: LocalLake) -> None:
     (lake.root / "removals" / "mine.txt").unlink()
     drop_abandoned(lake)
     assert left(lake) == {layout.CATALOG}
+
+
+ALL_OF_ONE = ("embeddings", "scored_pairs", "near_duplicates", "filtered_subset", "subset_unique")
+
+
+@pytest.mark.parametrize(
+    ("later", "unfinished"),
+    [
+        ([], False),
+        # After a new head, or an upgrade: neither is made of the other.
+        (["scored_pairs", "filtered_subset", "subset_unique"], False),
+        (["near_duplicates", "subset_unique"], False),
+        (["near_duplicates"], True),
+        (["embeddings"], True),
+        (["scored_pairs", "filtered_subset"], True),
+        (["wat_manifest"], False),
+    ],
+)
+def test_a_segment_is_unfinished_if_what_an_asset_is_made_of_is_newer(
+    lake: LocalLake, tmp_path: Path, later: list[str], unfinished: bool
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f'[lake]\nroot = "{lake.root}"\n[subsets.unique]\nduplicates = "images"\n')
+    for place, asset in enumerate(["wat_manifest", "pair_parquet", *ALL_OF_ONE]):
+        with lake.publish(asset, KEY, inputs={}, code_version="1"):
+            pass
+        path = lake.folder(asset, KEY) / "_manifest.json"
+        started = f"2026-01-0{2 if asset in later else 1}T00:00:{place:02}+00:00"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"started": started}))
+    counts = RemovalCounts({("removals", key_of("url", LISTED)): 1})
+    note_removals(lake.root, "pair_parquet", KEY, counts, run_id="r", returns=False)
+    definitions = build_defs(load_settings(config))
+    assert list(_unfinished(lake, definitions)) == [KEY] * unfinished

@@ -1,0 +1,1 @@
+"""Cost of heads per million images."""
