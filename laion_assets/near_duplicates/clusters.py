@@ -226,7 +226,7 @@ class Within:
     """A segment's images in the order in which they may begin clusters, and how they find one
     another: by the keys that several have.
 
-    Memory: some 1,500 bytes an image while it is made. ``images``: (n,), each with the cluster that
+    Memory: some 3,000 bytes an image while it is made. ``images``: (n,), each with the cluster that
     it was in, or 0. ``pixels``: (n,), those of the originals.
     """
 
