@@ -52,14 +52,17 @@ model, which is loaded to learn its version, or that of --embeddings.
     ],
 )
 def convert(args: argparse.Namespace) -> None:
+    from laion_assets.clip.model import load_clip
     from laion_assets.heads.convert import RANGES, Description, folded, read_layout, write_head
+    from laion_assets.settings import load_settings
 
     must_exist(args.file, args.embeddings)
     if args.output.suffix != ".json":
         args.parser.error(f"{args.output} is not the name of a JSON file")
+    options = None if args.embeddings else load_settings(args.config).clip
     layout = read_layout(args.file)
     layers = folded(layout.layers)
-    model = _model(args)
+    model = _model_of(args.embeddings) if options is None else load_clip(options).identity
     low, high, keep = RANGES[layout.name]
     description = Description(
         name=args.name or args.output.stem,
@@ -78,20 +81,14 @@ def convert(args: argparse.Namespace) -> None:
     print(args.output)
 
 
-def _model(args: argparse.Namespace) -> ModelIdentity:
-    """The CLIP that the head belongs to."""
-    from laion_assets.settings import load_settings
+def _model_of(embeddings: Path) -> ModelIdentity:
+    """The CLIP that made a folder of embeddings."""
+    from laion_assets.filtering.subset import embedded_by
 
-    if args.embeddings:
-        from laion_assets.filtering.subset import embedded_by
-
-        found = embedded_by(args.embeddings)
-        if found is None:
-            raise CommandError(f"{args.embeddings} does not say which model made it")
-        return found
-    from laion_assets.clip.model import load_clip
-
-    return load_clip(load_settings(args.config).clip).identity
+    found = embedded_by(embeddings)
+    if found is None:
+        raise CommandError(f"{embeddings} does not say which model made it")
+    return found
 
 
 @command(

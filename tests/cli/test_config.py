@@ -31,6 +31,8 @@ WORDS = {
     "export": ["-o", "out"],
     "fetch": ["catalog"],
     "remove": ["--apply"],
+    "heads convert": ["a.parquet", "-o", "out.json"],
+    "heads list": [],
     "check": [],
     "crawls": [],
     "crawl add": ["CC-MAIN-2000-10"],

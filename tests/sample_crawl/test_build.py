@@ -264,6 +264,8 @@ def test_every_reason_is_planted(manifest: Manifest, stage: str) -> None:
         "decoder_failed",
         "changed",
         "predicate",
+        "scores",
+        "duplicate_image",
         "bad_value",
         "too_complex",
         "too_narrow",

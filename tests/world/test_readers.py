@@ -41,7 +41,8 @@ def test_each_reader_counts_each_row_once(world: World, asset: str) -> None:
             # A row of the shards is a pair that was tried.
             assert rows_in(*parts) == (counts.n_in if stage == "images" else counts.kept)
     assert rows > 0
-    columns = {*partition_of(asset).rows.schema.names, *KEY_COLUMNS}
+    table = partition_of(asset).rows
+    columns = {*table.schema.names, *KEY_COLUMNS, *(["score_watermark"] if table.scores else [])}
     assert_readable(world.lake.root / asset, columns, rows)
 
 
