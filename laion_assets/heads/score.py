@@ -30,8 +30,8 @@ class Layer:
     bias: Floats
     activation: Activation
 
-    def __call__(self, values: Floats) -> Floats:
-        result: Floats = values @ self.weight.T
+    def __call__(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        result: NDArray[np.float64] = values @ self.weight.T
         result += self.bias
         if self.activation == "relu":
             np.maximum(result, 0, out=result)
@@ -72,9 +72,10 @@ class Scorer:
             )
         scores = np.empty(len(images), np.float32)
         for start in range(0, len(images), _ROWS_AT_ONCE):
-            values = np.asarray(images[start : start + _ROWS_AT_ONCE], np.float32)
+            # In double precision, so that a row's score does not depend on the rows beside it.
+            values = images[start : start + _ROWS_AT_ONCE].astype(np.float64)
             norms = np.linalg.norm(values, axis=1, keepdims=True)
-            values = values / np.maximum(norms, np.finfo(np.float32).tiny)
+            values /= np.maximum(norms, np.finfo(np.float32).tiny)
             for layer in self.layers:
                 values = layer(values)
             scores[start : start + len(values)] = values[:, 0]

@@ -335,7 +335,9 @@ def test_samples_whose_entry_is_deleted_come_back(copy: World) -> None:
     assert copy.run("segment", str(key), asset_selection=selected).success
     after = {asset: lake.manifest(asset, key).counts[-1].kept for asset in remade}
     assert after == {asset: n + 3 for asset, n in before.items()}
-    last = [event for event in read_ledger(lake.root) if event.asset == "pair_parquet"][-3:]
+    place = ("pair_parquet", key.crawl, key.segment)
+    events = read_ledger(lake.root)
+    last = [event for event in events if (event.asset, event.crawl, event.segment) == place][-3:]
     assert [event.event for event in last] == ["came_back"] * 3
 
 

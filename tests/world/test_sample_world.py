@@ -117,7 +117,9 @@ def test_materializations_have_dagsters_own_keys(world: World) -> None:
         metadata = record.asset_materialization.metadata
         declared = world.defs.resolve_asset_graph().get(dg.AssetKey(asset)).metadata
         columns = declared["dagster/column_schema"].columns
-        assert [column.name for column in columns] == partition_of(asset).rows.schema.names
+        table = partition_of(asset).rows
+        heads = ["score_*"] if table.scores else []
+        assert [column.name for column in columns] == [*table.schema.names, *heads]
         assert all(column.description for column in columns)
         assert metadata["dagster/uri"].value.startswith("file:///")
         assert metadata["dagster/partition_row_count"].value > 0
@@ -337,7 +339,8 @@ def test_rebuilding_a_segment_changes_nothing(world: World) -> None:
     assert world.run("segment", str(key)).success
     after = {asset: world.lake.manifest(asset, key) for asset in SEGMENT_ASSETS}
     assert after["filtered_subset"].files == files
-    for asset in SEGMENT_ASSETS:
+    # The clusters follow those that other segments have begun since.
+    for asset in set(SEGMENT_ASSETS) - {"near_duplicates"}:
         assert after[asset].data_version == before[asset].data_version, asset
 
 
