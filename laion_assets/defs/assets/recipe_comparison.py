@@ -4,7 +4,7 @@ Never built automatically, because it is for a person who asks. It takes minutes
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
@@ -20,7 +20,7 @@ from laion_assets.defs.metadata import numbers_table
 from laion_assets.defs.publishing import InputsChangedError, publishing, versions_of, whole_input
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.files import atomic_path
-from laion_assets.filtering.recipe import DEFAULT, Recipe, load_recipe
+from laion_assets.filtering.recipe import DEFAULT, Recipe, RecipeError, load_recipe
 from laion_assets.filtering.score import ScoredWith
 from laion_assets.filtering.subset import OtherModelError
 from laion_assets.lake import Lake, NotPublishedError
@@ -76,10 +76,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         store, options, main = lake.open(), comparison.options(), recipe.options()
         segments = _segments(store)
         model = _model(store, segments)
-        rules = [
-            Rules(one, one.threshold_of(model.model, model.model_version))
-            for one in {one.title: one for one in (main, *further)}.values()
-        ]
+        rules = _rules([main, *further], model)
         made_of = {
             f"{asset} {key}": version
             for key, versions in segments.items()
@@ -148,6 +145,18 @@ def _model(store: Lake, segments: Mapping[str, object]) -> ModelIdentity:
     model = the_one(models, EMBEDDINGS)
     assert model is not None
     return model
+
+
+def _rules(recipes: Sequence[Recipe], model: ModelIdentity) -> list[Rules]:
+    """The recipes, each once, with the thresholds for the model. Raises :class:`RecipeError`."""
+    found: dict[str, Recipe] = {}
+    for recipe in recipes:
+        if found.setdefault(recipe.title, recipe) != recipe:
+            raise RecipeError(f"two recipes are called {recipe.title} and differ: rename one")
+    return [
+        Rules(recipe, recipe.threshold_of(model.model, model.model_version))
+        for recipe in found.values()
+    ]
 
 
 def _matching(model: ModelIdentity, main: Recipe) -> float:

@@ -17,8 +17,9 @@ from PIL import Image
 from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.clip.model import ClipModel
 from laion_assets.comparison.result import ALL, Comparison
+from laion_assets.defs.assets import recipe_comparison
 from laion_assets.defs.build import build_defs
-from laion_assets.filtering.recipe import Recipe
+from laion_assets.filtering.recipe import Recipe, RecipeError
 from laion_assets.filtering.score import ScoredWith
 from laion_assets.lake import LocalLake
 from laion_assets.layout import SegmentKey, partition_of
@@ -144,6 +145,14 @@ def test_nothing_damaged_is_compared(graph: Graph) -> None:
     assert not graph.lake.has("recipe_comparison")
 
 
+def test_each_recipe_is_an_arm_once(clip: ClipModel) -> None:
+    recipe, other = Recipe(name="a", threshold=0.3), Recipe(name="b", threshold=0.3)
+    rules = recipe_comparison._rules([recipe, other, recipe], clip.identity)
+    assert [one.recipe for one in rules] == [recipe, other]
+    with pytest.raises(RecipeError, match="two recipes are called a v1 and differ"):
+        recipe_comparison._rules([recipe, Recipe(name="a", threshold=0.2)], clip.identity)
+
+
 def test_a_segment_that_lacks_something_is_left_out_and_named(
     graph: Graph, drawings: Drawings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -156,8 +165,6 @@ def test_a_segment_that_lacks_something_is_left_out_and_named(
 def test_a_segment_that_is_replaced_meanwhile_is_noticed(
     graph: Graph, drawings: Drawings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from laion_assets.defs.assets import recipe_comparison
-
     read = recipe_comparison.read_pool
 
     def replaced(*args: Any) -> Any:
