@@ -16,8 +16,6 @@ _ROW: Final = 0.48
 _AROUND: Final = 0.95
 _APART: Final = 0.16
 """Distance of the two pools' marks, in rows."""
-
-
 _LABEL_CHARS: Final = 28
 
 
@@ -47,8 +45,7 @@ def figure_of(comparison: Comparison) -> Figure:
             )
             axes.axvline(pools[name].chance[10], color=colours[name], linewidth=0.9, linestyle=":")
         label_rows(axes, theme, [_label(arm.name) for arm in arms])
-        axes.invert_yaxis()
-        axes.set_ylim(len(arms) - 0.5, -0.5)
+        axes.set_ylim(len(arms) - 0.5, -0.5)  # the first on top
         axes.set_xlim(left=0)
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
