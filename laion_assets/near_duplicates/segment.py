@@ -94,15 +94,16 @@ def write_segment(
     """
     within = Within(images, _pixels(rows))
     # The ledger is locked from here on.
-    clusters = find_clusters(within, _foreign(images, claims, opener, options), options)
+    foreign = _foreign(images, claims, opener, options)
+    clusters = find_clusters(within, foreign, options, claims.number)
     images = images.copy()
     images["cluster"] = clusters.cluster
     write_signatures(out, images)
     _write_rows(rows, images, clusters, out)
     founders = clusters.founders
     claims.write(out, *_claims(images, founders))
-    foreign = int(np.count_nonzero(clusters.first < 0))
-    return Found(len(rows), len(founders), len(rows) - len(founders) - foreign, foreign)
+    others = int(np.count_nonzero(clusters.first < 0))
+    return Found(len(rows), len(founders), len(rows) - len(founders) - others, others)
 
 
 def _pixels(rows: pa.Table) -> NDArray[np.int64]:
