@@ -25,6 +25,7 @@ from laion_assets.download.listed_rows import LOOKED_AT
 from laion_assets.download.numbering import KeysGiven, Numbering, number_pairs
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.previous import UNREADABLE, PreviousShards
+from laion_assets.download.rows import RowMaker
 from laion_assets.download.rules import Rules
 from laion_assets.download.shard_files import (
     begun_in,
@@ -60,6 +61,7 @@ logger = logging.getLogger(__name__)
 
 _ASIDE: Final = ".earlier"
 """Folder, within ``out``, of its finished shards that are made again."""
+_OPEN_SHARDS: Final = 3
 
 
 class NoNetworkError(TransientError, RuntimeError):
@@ -231,16 +233,19 @@ def _make_missing(
     resumed = sum(stats.count for stats in finished.values())
     progress = Progress(IMAGE_SHARDS, "images", len(numbering.rows), logger, resumed=resumed)
     todo = (pairs for pairs in numbering if pairs.shard not in finished)
-    fetcher = Fetcher(options, resolve=resolve, listed=rules.listed)
     known = [folder for folder in (out / _ASIDE, before) if folder is not None]
     with (
         tempfile.TemporaryDirectory(dir=out, prefix=MAKING) as scratch,
         PreviousShards(known) as previous,
         ImageMakers(options, Path(scratch)) as decoders,
     ):
-        work = ShardWork(out, Path(scratch), rules, previous, decoders, fetcher, progress)
+        fetcher = Fetcher(options, resolve=resolve, listed=rules.listed)
+        rows = RowMaker(rules, fetcher, decoders)
+        work = ShardWork(
+            out, Path(scratch), rules, previous, decoders, rows, progress, _OPEN_SHARDS
+        )
         made = asyncio.run(work.run(todo))
-    if fetcher.answers == 0 and len(work.new_hosts) >= HOSTS_WITHOUT_NETWORK:
+    if rows.answers == 0 and len(work.new_hosts) >= HOSTS_WITHOUT_NETWORK:
         for shard in made:
             mark_not_done(out, shard)
         reasons = total("images", [stats.counts for stats in made.values()]).rejects
