@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 import ada_url
 
 from laion_assets.download.addresses import (
+    DNS_THREADS,
     MAX_ADDRESSES,
     Names,
     Resolve,
@@ -110,6 +111,7 @@ class Fetcher:
             options.connect_to,
             self._allowed,
             options.total_timeout_s,
+            threads=-(-DNS_THREADS // options.fetch_processes),
         )
         self._requester = Requester(options, self._names, self._listed)
         await self._requester.__aenter__()

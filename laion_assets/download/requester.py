@@ -241,6 +241,14 @@ def as_asked(url: str) -> str:
     return str(parsed.href)
 
 
+def host_in(url: str) -> str:
+    """The host of a URL as :class:`Target` has it; empty for text that is not a URL."""
+    try:
+        return str(ada_url.URL(url).hostname)
+    except ValueError:
+        return ""
+
+
 class _Resolver(AbstractResolver):
     def __init__(self, names: Names) -> None:
         self._names = names

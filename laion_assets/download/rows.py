@@ -6,7 +6,6 @@ process this happens.
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol
@@ -85,7 +84,6 @@ class RowMaker:
         self._rules = rules
         self._fetcher = fetcher
         self._decoders = decoders
-        self._entered = AsyncExitStack()
 
     @property
     def answers(self) -> int:
@@ -96,11 +94,11 @@ class RowMaker:
         return self._fetcher.has_free_slot
 
     async def __aenter__(self) -> RowMaker:
-        await self._entered.enter_async_context(self._fetcher)
+        await self._fetcher.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._entered.aclose()
+        await self._fetcher.__aexit__()
 
     async def forget_failures(self) -> None:
         self._fetcher.forget_failures()

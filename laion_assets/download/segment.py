@@ -1,8 +1,8 @@
 """Download of a segment's pairs into webdataset shards, as img2dataset writes them.
 
-One process fetches, asynchronously and for several shards at a time, so that a shard's slowest
-hosts do not delay the next shard. The processes of :mod:`.decoders` make the images and write the
-shards. What does not belong here: the lake's partitions.
+One process fetches, or several, asynchronously and for several shards at a time, so that a shard's
+slowest hosts do not delay the next shard. The processes of :mod:`.decoders` make the images and
+write the shards. What does not belong here: the lake's partitions.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from laion_assets.download.addresses import Resolve, system_resolve
 from laion_assets.download.decoders import ImageMakers
 from laion_assets.download.dropping import drop_rows
 from laion_assets.download.fetch import Fetcher
+from laion_assets.download.fetch_pool import FetchPool
 from laion_assets.download.listed_rows import LOOKED_AT
 from laion_assets.download.numbering import KeysGiven, Numbering, number_pairs
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.previous import UNREADABLE, PreviousShards
-from laion_assets.download.rows import RowMaker
+from laion_assets.download.rows import RowMaker, Rows
 from laion_assets.download.rules import Rules
 from laion_assets.download.shard_files import (
     begun_in,
@@ -237,13 +238,16 @@ def _make_missing(
     with (
         tempfile.TemporaryDirectory(dir=out, prefix=MAKING) as scratch,
         PreviousShards(known) as previous,
-        ImageMakers(options, Path(scratch)) as decoders,
+        ImageMakers(_in_first_process(options), Path(scratch)) as makers,
     ):
-        fetcher = Fetcher(options, resolve=resolve, listed=rules.listed)
-        rows = RowMaker(rules, fetcher, decoders)
-        work = ShardWork(
-            out, Path(scratch), rules, previous, decoders, rows, progress, _OPEN_SHARDS
-        )
+        rows: Rows
+        if options.fetch_processes == 1:
+            fetcher = Fetcher(options, resolve=resolve, listed=rules.listed)
+            rows = RowMaker(rules, fetcher, makers)
+        else:
+            rows = FetchPool(rules, Path(scratch), resolve)
+        open_shards = _OPEN_SHARDS + options.fetch_processes - 1
+        work = ShardWork(out, Path(scratch), rules, previous, makers, rows, progress, open_shards)
         made = asyncio.run(work.run(todo))
     if rows.answers == 0 and len(work.new_hosts) >= HOSTS_WITHOUT_NETWORK:
         for shard in made:
@@ -254,3 +258,11 @@ def _make_missing(
             "Finished shards are kept, and the next run retries the others"
         )
     return made
+
+
+def _in_first_process(options: DownloadOptions) -> DownloadOptions:
+    """The options of the processes beside the first one: if others fetch, they only write shards,
+    one for each of those."""
+    if options.fetch_processes == 1:
+        return options
+    return options.model_copy(update={"resize_processes": options.fetch_processes})

@@ -112,7 +112,9 @@ class ShardWork:
                     at_work[task] = pairs.shard
                     # The new shard must have begun before its need of slots can be seen.
                     await self._step(at_work, made)
-                    while len(at_work) >= self.open_shards or not self.rows.has_free_slot:
+                    while at_work and (
+                        len(at_work) >= self.open_shards or not self.rows.has_free_slot
+                    ):
                         await self._step(at_work, made)
                 while at_work:
                     await self._step(at_work, made)
