@@ -73,8 +73,10 @@ class FetchPool:
 
     async def __aexit__(self, *_: object) -> None:
         for task in self._attending:
-            task.cancel()  # closes its socket, at which its process ends
+            task.cancel()
         await asyncio.gather(*self._attending, return_exceptions=True)
+        for each in self._processes:
+            each.calls.close()  # at which the process ends
         for each in self._processes:
             await asyncio.to_thread(each.process.join, _END_S)
             each.process.kill()
