@@ -276,7 +276,10 @@ def _show_survey(found: Survey) -> None:
             print(f"{key!s:22} {asset:16} {n:>10,}")
     if found.aggregate:
         print(f"{'all segments':22} {SEARCH_INDEX:16} {found.aggregate:>10,}")
-    if not found.samples and not found.aggregate:
+    for key, assets in sorted(found.damaged.items()):
+        for asset in sorted(assets):
+            print(f"{key!s:22} {asset:16} damaged: it is rebuilt, too")
+    if not found.samples and not found.aggregate and not found.damaged:
         print("no partition holds a listed sample")
 
 

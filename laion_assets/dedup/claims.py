@@ -68,6 +68,12 @@ class KeyClaims:
         joined = Columns(*(np.concatenate(column) for column in zip(*found, strict=True)))
         return np.concatenate(indices), joined
 
+    @property
+    def number(self) -> int | None:
+        """The segment's own owner number; None if it has claimed nothing yet."""
+        owner = self._opened().owners.get(self._key)
+        return owner and owner.number
+
     def segment_of(self, owner: int) -> SegmentKey:
         """The segment that has an owner number of :meth:`find`."""
         if not self._segments:

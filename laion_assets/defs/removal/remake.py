@@ -21,7 +21,8 @@ from laion_assets.defs.jobs import runnable
 from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.defs.removal.forget import forget_superseded
 from laion_assets.defs.removal.interrupted import end_interrupted, run_tags
-from laion_assets.defs.removal.survey import Survey, further_subsets, holds_listed, rows_of, survey
+from laion_assets.defs.removal.listed import further_subsets, holds_listed, rows_of
+from laion_assets.defs.removal.survey import Survey, survey
 from laion_assets.generation.shown_samples import shows_listed
 from laion_assets.lake import Lake
 from laion_assets.layout import (
@@ -77,8 +78,7 @@ def apply(
             "to the instance that made this lake"
         )
     for key in keys:
-        holding = list(found.samples.get(key, ()))
-        _rebuild(lake, instance, definitions, key, holding)
+        _rebuild(lake, instance, definitions, key, sorted(found.holding(key)))
     withdraw_samples(lake)
     drop_abandoned(lake)
     behind = _aggregates_behind(lake)
@@ -90,13 +90,13 @@ def apply(
 
 def _refuse_unknown_subsets(lake: Lake, definitions: dg.Definitions, found: Survey) -> None:
     known = definitions.resolve_asset_graph().get_all_asset_keys()
-    holding = found.total()
+    holding = {asset for key in found.keys for asset in found.holding(key)}
     unknown = [
-        name for name in further_subsets(lake) if holding[name] and dg.AssetKey(name) not in known
+        name for name in further_subsets(lake) if name in holding and dg.AssetKey(name) not in known
     ]
     if unknown:
         raise RemovalError(
-            f"{', '.join(unknown)} in {lake} holds listed samples, but the settings do not "
+            f"{', '.join(unknown)} in {lake} holds listed samples, or may, but the settings do not "
             "have such a subset: add it to them again, or delete its folder"
         )
 
@@ -114,7 +114,10 @@ def _rebuild(
     key: SegmentKey,
     holding: Sequence[str],
 ) -> None:
-    """Run until no asset of the segment is stale. ``holding``: assets that hold listed rows."""
+    """Run until no asset of the segment is stale.
+
+    ``holding``: assets that hold listed rows, or may hold some.
+    """
     known = definitions.resolve_asset_graph().get_all_asset_keys()
     # A subset that is no longer in the settings holds nothing listed: else it was refused above.
     made = [asset for asset in _made(lake, key) if dg.AssetKey(asset) in known]

@@ -67,8 +67,26 @@ def test_a_partition_of_an_earlier_layout_is_not_taken_for_clean(
     for path in folder.rglob("*"):
         if path.is_file() and path.name != "_manifest.json":
             path.unlink()
+    segments[1].describe_again("image_shards")
     with pytest.raises(LakeError, match="an earlier version made it"):
         found(segments, f"sha256:{hash_of(8)}")
+
+
+@pytest.mark.parametrize("asset", ALL)
+def test_a_damaged_table_is_not_read_but_named(segments: list[SegmentFiles], asset: str) -> None:
+    pair = segments[1].pairs[3]
+    (path, *_) = sorted(segments[1].folder(asset).glob("*.parquet"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    seen = found(segments, f"url:{pair['url']}")
+    assert seen.damaged == {KEYS[1]: {asset}}
+    assert seen.keys == [KEYS[1]]
+    assert asset in seen.holding(KEYS[1])
+    assert asset not in seen.total()
+    if (segments[1].folder(asset) / "_lookup").exists():
+        # Nothing is read of a segment that holds nothing listed.
+        assert not found(segments, f"url:{segments[0].pairs[3]['url']}").damaged
 
 
 def test_an_image_is_found_by_its_bytes_in_whatever_segment(segments: list[SegmentFiles]) -> None:
@@ -86,6 +104,7 @@ def test_urls_that_lead_to_a_listed_image_are_noted_and_found(segments: list[Seg
     last.table("pair_parquet", "part-00001.parquet", last.pairs[30:], _schema(last))
     for asset in FILES if (last.folder("pair_parquet") / "_lookup").exists() else ():
         write_lookups(asset, last.folder(asset))
+    last.describe_again("pair_parquet")
     seen = found(segments, f"sha256:{hash_of(8)}")
     assert seen.resolved == 6
     assert seen.samples[KEYS[2]]["pair_parquet"] == 3
