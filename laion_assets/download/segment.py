@@ -90,13 +90,15 @@ def download_segment(
     and of the shards put aside in ``out``, are refetched, unless pairs have only left: then only
     those are whose image its tar has lost. Shards in ``out`` that were made of these rows and
     options stay as they are, unless the lists now name other rows of theirs, or ``again`` opens
-    them to refetching. ``options``: picklable, for the decoders' processes.
+    them to refetching. ``options``: picklable, for the decoders' processes; if several processes
+    fetch, the lists and ``resolve`` must be, too.
 
     A URL that a list names, by itself or by its host, is not fetched, nor is one that a redirect
     leads to. An image that a list names by its hash is not kept.
 
-    Raises ``ValueError`` for pairs without those columns, :class:`NoNetworkError`, and ``OSError``
-    if the disk fails. Must not be called in a thread that already runs an event loop.
+    Raises ``ValueError`` for pairs without those columns, :class:`NoNetworkError`,
+    :class:`.fetch_pool.FetchProcessError`, and ``OSError`` if the disk fails. Must not be called in
+    a thread that already runs an event loop.
     """
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
