@@ -130,7 +130,11 @@ class Calls:
     def _flush(self) -> None:
         if self._writer is None or not self._outbox:
             return
-        batch = pickle.dumps((self._received, self._state(), self._outbox))
+        try:
+            batch = pickle.dumps((self._received, self._state(), self._outbox))
+        except BaseException:
+            self.close()  # or those who wait for it would wait for ever
+            raise
         self._outbox = []
         self._writer.write(len(batch).to_bytes(_SIZE_BYTES, "big") + batch)
 

@@ -108,6 +108,7 @@ class _Work:
         self._number, self._setup = number, setup
         self._calls = Calls(sock, self._do, self._state)
         self._entered = AsyncExitStack()
+        self._ready = False
         own = {
             name: share_of(getattr(setup.options, name), number, setup.options.fetch_processes)
             for name in ("concurrency", "resize_processes")
@@ -149,6 +150,7 @@ class _Work:
         )
         self._maker = RowMaker(self._rules, self._fetcher, decoders)
         await self._entered.enter_async_context(self._maker)
+        self._ready = True
 
     def _stored(self, row: Row, shard: int) -> Row:
         """The row with the place of its image, which goes to a file."""
@@ -161,4 +163,5 @@ class _Work:
         return replace(row, image=place)
 
     def _state(self) -> tuple[bool, int]:
-        return self._fetcher.has_free_slot, self._fetcher.answers
+        """Whether a slot is free, and how many answers have come."""
+        return (self._fetcher.has_free_slot, self._fetcher.answers) if self._ready else (False, 0)

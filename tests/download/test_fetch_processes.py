@@ -336,6 +336,23 @@ def test_an_error_of_ours_in_a_process_ends_the_run(pairs: Path, tmp_path: Path)
         run(pairs, tmp_path / "out", options, resolve=lambda _: [])
 
 
+def test_an_error_at_the_start_of_a_process_ends_the_run(
+    images: Listener, pairs: Path, tmp_path: Path
+) -> None:
+    write_pairs(pairs, urls(3))
+    options = options_for(images, fetch_processes=2, concurrency=512)
+    command = [sys.executable, "-c", CHILD, str(pairs), str(tmp_path / "out")]
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 600; exec "$@"', "sh", *command, options.model_dump_json()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "ValueError: [download] concurrency needs 1,280 open files" in done.stderr
+    assert images.requests == []
+
+
 def test_a_machine_without_network_is_noticed(pairs: Path, tmp_path: Path) -> None:
     write_pairs(pairs, [f"http://n{i}.example.org/{i}.jpg" for i in range(8)])
     options = DownloadOptions(
@@ -427,5 +444,23 @@ def test_calls_go_both_ways_and_bring_errors_back(
         for call in (waiting, a.call(5)):
             with pytest.raises(FetchRefused, match="gone"):
                 await call
+
+    asyncio.run(run())
+
+
+def test_what_cannot_be_sent_ends_both_ends(ends: tuple[socket.socket, socket.socket]) -> None:
+    async def run() -> None:
+        async def do(work: Any) -> Any:
+            return work
+
+        a, b = Calls(ends[0], do), Calls(ends[1], do)
+        running = asyncio.gather(a.run(), b.run(), return_exceptions=True)
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        waiting = asyncio.create_task(a.call(lambda: None))
+        await running
+        assert not waiting.done()
+        a.fail(FetchProcessError("gone"))  # as the pool does when `run` returns
+        with pytest.raises(FetchProcessError):
+            await waiting
 
     asyncio.run(run())
