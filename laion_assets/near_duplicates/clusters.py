@@ -205,8 +205,9 @@ def find_clusters(
     first, cluster = np.arange(n), np.zeros(n, np.int64)
     alike = np.ones(n, np.float32)
     numbers, before = cluster_of(images["sha256"]), images["cluster"]
-    # One that was the first of its cluster is so still, whatever others have begun since.
-    joins = (foreign.likeness >= 0) & (before != numbers)
+    # One that was the first of its cluster is so still, whatever others have begun since. Another
+    # segment's first image with the same bytes gives its cluster the same number.
+    joins = (foreign.likeness >= 0) & ((before != numbers) | (foreign.cluster == numbers))
     earlier = joins & ((number is None) | (foreign.owner < (number or 0)))
     for row in (int(row) for row in within.order if same_as[row] == row):
         candidates, best, stays = within.candidates(row), -1, False

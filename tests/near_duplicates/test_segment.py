@@ -166,6 +166,18 @@ def test_of_an_owners_clusters_the_nearest_is_taken_however_the_work_is_cut(
         assert find_foreign(images[1:2], find, read, OPTIONS).cluster.tolist() == [30]
 
 
+def test_the_same_bytes_in_two_segments_stay_where_they_are(
+    planted: Planted, segments: Segments
+) -> None:
+    originals = rows_of_kinds(planted, ORIGINAL)
+    segments.make(FIRST, originals)
+    segments.make(SECOND, originals)
+    before = [segments.lake.manifest(NEAR_DUPLICATES, key).data_version for key in (FIRST, SECOND)]
+    for number, key in enumerate((FIRST, SECOND)):
+        segments.make(key, originals)
+        assert segments.lake.manifest(NEAR_DUPLICATES, key).data_version == before[number]
+
+
 def test_a_rebuild_leaves_no_claim_of_what_is_gone(planted: Planted, segments: Segments) -> None:
     originals = rows_of_kinds(planted, ORIGINAL)
     segments.make(FIRST, originals)
