@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from laion_assets.comparison.options import ComparisonOptions
 from laion_assets.download.errors import TRANSIENT
 from laion_assets.funnel import REASONS
 from laion_assets.layout import OVER_ALL, PARTITIONS, Partition, Table
@@ -105,7 +106,21 @@ def _setting(name: str) -> str:
     return f"`[{section}] {option}{shown}`"
 
 
-PAGES: Final[Mapping[str, Callable[[], str]]] = {"formats": formats, "refusals": refusals}
+def comparison() -> str:
+    """The table of recipe-comparison.md."""
+    rows = ["| option | default | what it sets |", "|---|---|---|"]
+    rows += [
+        f"| `{name}` | `{json.dumps(field.default)}` | {field.description} |"
+        for name, field in ComparisonOptions.model_fields.items()
+    ]
+    return "\n".join(rows) + "\n"
+
+
+PAGES: Final[Mapping[str, Callable[[], str]]] = {
+    "formats": formats,
+    "refusals": refusals,
+    "recipe-comparison": comparison,
+}
 """Page -> what makes its generated part."""
 
 

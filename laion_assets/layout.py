@@ -103,6 +103,7 @@ SEARCH_INDEX: Final = "search_index"
 CATALOG: Final = "catalog"
 DATASET_REPORT: Final = "dataset_report"
 DALLE_SAMPLES: Final = "dalle_samples"
+RECIPE_COMPARISON: Final = "recipe_comparison"
 
 REMOVALS: Final = "removals"
 BLOCKLISTS: Final = "blocklists"
@@ -327,6 +328,8 @@ OVER_ALL: Final[Mapping[str, Partition]] = {
                 "vocabulary.json",
             ),
         ),
+        # Figures over all pairs: it names no sample.
+        Partition(RECIPE_COMPARISON, files=("comparison.json", "comparison.csv", "comparison.png")),
     )
 }
 """Assets over all segments -> what they hold."""

@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.thresholds import UnknownThresholdError
+from laion_assets.comparison.options import ComparisonOptions
 from laion_assets.crawl.source import CrawlSourceOptions
 from laion_assets.download.options import DownloadOptions
 from laion_assets.filtering.recipe import DEFAULT, Recipe, RecipeError, load_recipe, recipe_fields
@@ -250,6 +251,7 @@ class Settings(Options):
     """Further recipes by name, taken from the same scores; each is an asset of its own."""
     index: IndexOptions = IndexOptions()
     generation: GenerationOptions = Field(default_factory=GenerationOptions)
+    comparison: ComparisonOptions = ComparisonOptions()
     removals: RemovalOptions = RemovalOptions()
     serve: ServeOptions = ServeOptions()
 

@@ -171,6 +171,12 @@ class TableWriter(FileWriter):
         self._writer.add_key_value_metadata({key: text.encode()})
 
 
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an npy file, atomically."""
+    with atomic_path(path) as beside, beside.open("wb") as stream:
+        np.save(stream, array)
+
+
 def write_table(path: Path, table: pa.Table, **options: Any) -> None:
     """Publish a whole table as one file."""
     with TableWriter(path, table.schema, **options) as writer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from laion_assets.comparison.options import ComparisonOptions
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.knn.options import IndexOptions
@@ -34,6 +35,10 @@ class IndexResource(IndexOptions, OptionsResource[IndexOptions]):
 
 class GenerationResource(GenerationOptions, OptionsResource[GenerationOptions]):
     """How the generation demo is trained and sampled."""
+
+
+class ComparisonResource(ComparisonOptions, OptionsResource[ComparisonOptions]):
+    """How recipes are compared."""
 
 
 class WorkResource(Work, OptionsResource[Work]):

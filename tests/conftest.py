@@ -51,10 +51,15 @@ def heard(tell: Callable[[str], object], level: int = logging.INFO) -> Iterator[
         package.setLevel(before)
 
 
+def _of_world(item: pytest.Item) -> bool:
+    return item.path.relative_to(Path(__file__).parent).parts[0] == "world"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests of the world the time that making it takes."""
+    """Begin with the tests of the world, which take longest, and give them the time they take."""
+    items.sort(key=lambda item: not _of_world(item))
     for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] == "world":
+        if _of_world(item):
             # The first waits for two crawls to be made, on a machine that does other things, too.
             item.add_marker(pytest.mark.timeout(1200), append=False)
 
@@ -68,6 +73,8 @@ class _ByFile(LoadFileScheduling):
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
+    # As collected, not the files with the most tests first: those of the world are few.
+    config.option.loadscopereorder = False
     return _ByFile(config, log)
 
 

@@ -30,7 +30,8 @@ PRODUCT = [
 ]
 WAY = [
     *("wat", "pairs", "url_lists", "dedup", "download", "clip", "safety", "near_duplicates"),
-    *("heads", "filtering", "knn", "generation", "lookup", "stats", "release", "search"),
+    *("heads", "filtering", "knn", "generation", "comparison", "lookup", "stats", "release"),
+    "search",
 ]
 GROUND = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "definitions", "settings"}
 SHARED = GROUND | {"removals"}

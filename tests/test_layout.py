@@ -9,7 +9,7 @@ import pytest
 from docs.formats import PAGES, rewritten
 from laion_assets import layout, schemas
 from laion_assets.defs import build
-from laion_assets.defs.removal.survey import ROWS
+from laion_assets.defs.removal.listed import ROWS
 from laion_assets.funnel import REASONS
 from laion_assets.layout import OVER_ALL, PARTITIONS, Table, partition_of, subset_asset
 from laion_assets.settings import Followed

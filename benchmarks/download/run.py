@@ -22,6 +22,7 @@ from benchmarks.download.names import can_have_names, with_names
 from benchmarks.download.pictures import make_large_pictures, make_pictures
 from benchmarks.download.web import ADDRESSES, WEB_ADDRESS, write_pairs
 from benchmarks.peer import WORK, peer_python
+from laion_assets.download.options import DownloadOptions
 
 _HERE: Final = Path(__file__).parent
 _FOLDER: Final = WORK / "download"
@@ -92,7 +93,17 @@ def main() -> None:
     parser.add_argument("--urls", type=int, default=4000, help="URLs of the clean list")
     parser.add_argument("--repeat", type=int, default=3, help="rounds")
     parser.add_argument("--only", choices=_LISTS, help="run one list, and write nothing")
+    parser.add_argument(
+        "--processes",
+        type=_numbers,
+        metavar="N,N",
+        help="run ours alone, with each of these fetch_processes, on the clean list or the one of "
+        "--only; write nothing",
+    )
     args = parser.parse_args()
+    if args.processes:
+        print(_of_processes(args.processes, args.only or "clean", args.urls, args.repeat))
+        return
 
     contestants = [who for who in _CONTESTANTS if who != "daft" or can_have_names()]
     lists = [args.only] if args.only else list(_LISTS)
@@ -104,6 +115,32 @@ def main() -> None:
         print(text)
     else:
         table.publish("download", text)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _of_processes(numbers: list[int], of: str, urls: int, repeat: int) -> str:
+    """A table of ours with these numbers of fetching processes, on the list ``of``."""
+    contestants = {f"ours-{number}": number for number in numbers}
+    runs: _Runs = {(of, who): [] for who in contestants}
+    _measure_list(of, urls, repeat, runs)
+    rows = [
+        [
+            str(number),
+            f"{statistics.median_low(run.images for run in mine):,}",
+            f"{statistics.median(run.rate for run in mine):.0f}",
+            f"{statistics.median(run.working_rate for run in mine):.0f}",
+            f"{max(run.working_rate for run in mine):.0f}",
+            f"{statistics.median(run.cpu_per_1000 for run in mine):.1f}",
+            f"{min(run.cpu_per_1000 for run in mine):.1f}",
+            f"{max(run.peak_bytes for run in mine) / 1e6:.0f}",
+            f"{max(run.report.most_at_once for run in mine)}",
+        ]
+        for number, mine in zip(numbers, runs.values(), strict=True)
+    ]
+    return table.markdown(_COLUMNS_OF_PROCESSES, rows)
 
 
 def _measure_list(of: str, urls: int, repeat: int, runs: _Runs) -> int:
@@ -130,6 +167,18 @@ def _measure_list(of: str, urls: int, repeat: int, runs: _Runs) -> int:
                 runs[of, who].append(run)
     return expected
 
+
+_COLUMNS_OF_PROCESSES: Final = (
+    "fetch_processes",
+    "images",
+    "images/s",
+    "started: images/s",
+    "best",
+    "CPU s a 1,000",
+    "lowest",
+    "peak MB",
+    "most at once per host",
+)
 
 _COLUMNS: Final = (
     "",
@@ -235,7 +284,9 @@ def _run(who: str, pairs: Path, port: int) -> _Run:
         measured = measure.run(with_names(command, pairs, _FOLDER))
     else:
         config = _FOLDER / "ours.toml"
-        config.write_text(_our_settings(port, scaled=who == "scaled"), encoding="utf-8")
+        processes = int(who.removeprefix("ours-")) if who.startswith("ours-") else 1
+        settings = _our_settings(port, scaled=who == "scaled", processes=processes)
+        config.write_text(settings, encoding="utf-8")
         measured = measure.run(
             [
                 Path(sys.executable).with_name("laion-assets"),
@@ -297,8 +348,11 @@ def _their_environment() -> dict[str, str]:
     }
 
 
-def _our_settings(port: int, *, scaled: bool) -> str:
-    """Settings with the peer's numbers; everything else has its default, also the guards."""
+def _our_settings(port: int, *, scaled: bool, processes: int) -> str:
+    """Settings with the peer's numbers; everything else has its default, also the guards.
+
+    Several fetching processes need a decoder each.
+    """
     lines = [
         "[download]",
         f"concurrency = {_AT_ONCE}",
@@ -306,6 +360,8 @@ def _our_settings(port: int, *, scaled: bool) -> str:
         "retries = 0",
         f"samples_per_shard = {SHARD}",
         f"scaled_decoding = {str(scaled).lower()}",
+        f"fetch_processes = {processes}",
+        f"resize_processes = {max(processes, DownloadOptions().resize_processes)}",
         "[download.connect_to]",
     ]
     lines += [

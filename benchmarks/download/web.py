@@ -24,6 +24,8 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from laion_assets.schemas import PAIRS, uid_of
+
 GOOD_HOSTS: Final = 400
 BAD_HOSTS: Final = 100
 BAD_SHARE: Final = 0.2
@@ -89,7 +91,10 @@ def latency_s(host: str) -> float:
 
 
 def write_pairs(path: Path, n: int, *, port: int, bad: bool, seed: int) -> int:
-    """Write ``n`` rows of ``url`` and ``text``, a fifth of them on bad hosts if ``bad``.
+    """Write ``n`` rows of ``uid``, ``url`` and ``text``, a fifth of them on bad hosts if ``bad``.
+
+    By ``uid`` ours takes them for pairs; of a list of URLs it would drop those whose text it takes
+    for another language.
 
     Returns the number of rows on good hosts.
     """
@@ -100,7 +105,8 @@ def write_pairs(path: Path, n: int, *, port: int, bad: bool, seed: int) -> int:
     hosts = {kind: _hosts(kind, rng) for kind in Kind}
     urls = [f"http://{next(hosts[kind])}:{port}/images/{i}" for i, kind in enumerate(kinds)]
     texts = [" ".join(rng.choices(_WORDS, k=rng.randint(3, 12))) for _ in kinds]
-    pq.write_table(pa.table({"url": urls, "text": texts}), path)
+    uids = pa.array(map(uid_of, urls, texts), PAIRS.field("uid").type)
+    pq.write_table(pa.table({"uid": uids, "url": urls, "text": texts}), path)
     return n - n_bad
 
 

@@ -6,10 +6,13 @@ import argparse
 import math
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Final, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks import table
 from benchmarks.duplicates.growth import Growing
@@ -22,9 +25,11 @@ from benchmarks.duplicates.planted import (
     plant,
     vendors,
 )
+from benchmarks.duplicates.segments import Segments
 from benchmarks.peer import WORK
 from laion_assets.clip.model import load_clip
 from laion_assets.clip.options import ClipOptions
+from laion_assets.layout import SegmentKey
 from laion_assets.near_duplicates.options import NearDuplicateOptions
 from laion_assets.near_duplicates.signature import SIGNATURE
 
@@ -32,6 +37,7 @@ _LIKENESS: Final = (0.92, 0.94, 0.95, 0.96, 0.97, 0.98)
 _EMBEDDING: Final = (-1.0, 0.7, 0.8, 0.9)
 _DISTANCES: Final = range(0, 21, 2)
 _PRECISE: Final = 0.98
+_SEGMENTS: Final = 8
 _MODEL: Final = ClipOptions(model="laion-assets-tiny", pretrained="laion-assets-tiny", device="cpu")
 
 Way = TypeVar("Way")
@@ -71,6 +77,7 @@ def _recall(chosen_on: Planted, shown_on: Planted) -> str:
     alone = options.model_copy(update={"embedding": -1.0})
     shown = {
         "ours": measured(shown_on, clusters(shown_on, options)),
+        f"over {_SEGMENTS} segments": measured(shown_on, _over_segments(shown_on, options)),
         "hashes alone": measured(shown_on, clusters(shown_on, alone)),
         "64-bit pHash, all pairs": _all_pairs(shown_on, distance),
     }
@@ -91,6 +98,18 @@ def _recall(chosen_on: Planted, shown_on: Planted) -> str:
         f"likeness {options.likeness:g} and embedding {options.embedding:g}; for pHash a distance "
         f"of {distance}."
     )
+
+
+def _over_segments(planted: Planted, options: NearDuplicateOptions) -> NDArray[np.int64]:
+    """(n,): the cluster of each image, if any of a few segments has it."""
+    where = np.random.default_rng(0).integers(_SEGMENTS, size=len(planted.images))
+    with tempfile.TemporaryDirectory() as folder:
+        segments = Segments(Path(folder), planted, options)
+        keys = [SegmentKey("CC-MAIN-2021-01", f"{number:05d}") for number in range(_SEGMENTS)]
+        for number, key in enumerate(keys):
+            segments.make(key, np.flatnonzero(where == number).tolist())
+        found = segments.clusters(*keys)
+    return np.array([found[row][0] for row in range(len(found))])
 
 
 def _best(ways: Iterable[Way], measure: Callable[[Way], Result]) -> Way:

@@ -1,18 +1,21 @@
 """What a user writes between the peers: ``glue.py pairs|embed …``.
 
 ``pairs IN OUT``: cc2dataset's links -> English texts of five characters or more, each pair once.
-``embed SHARDS CONFIGS MODEL WEIGHTS THRESHOLD OUT``: img2dataset's tars through open_clip in
-batches, and the vectors and rows whose cosine reaches the threshold. (clip-retrieval loads no model
-whose architecture is a file of one's own, so this is the loop that one writes instead.)
+``embed SHARDS CONFIGS MODEL WEIGHTS THRESHOLD OUT``: img2dataset's tars through torch's loader and
+open_clip, and the vectors and rows whose cosine reaches the threshold. (clip-retrieval loads no
+model whose architecture is a file of one's own, so this is the loop that one writes instead.)
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,37 +48,40 @@ def embed(shards: str, configs: str, model: str, weights: str, threshold: str, o
     clip, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=weights)
     clip.eval()
     tokenizer = open_clip.get_tokenizer(model)
+    paths = sorted(Path(shards).glob("*.tar"))
+
+    class Samples(torch.utils.data.IterableDataset[Any]):
+        """Each worker reads tars of its own."""
+
+        def __iter__(self) -> Iterator[tuple[dict[str, str], torch.Tensor]]:
+            worker = torch.utils.data.get_worker_info()
+            assert worker is not None
+            for path in paths[worker.id :: worker.num_workers]:
+                with tarfile.open(path) as tar:
+                    members = {member.name: member for member in tar}
+                    for name in sorted(members):
+                        if not name.endswith(".jpg"):
+                            continue
+                        about = tar.extractfile(members[f"{name[:-4]}.json"])
+                        picture = tar.extractfile(members[name])
+                        assert about is not None
+                        assert picture is not None
+                        image = Image.open(io.BytesIO(picture.read())).convert("RGB")
+                        yield json.load(about), preprocess(image)
+
+    loader = torch.utils.data.DataLoader(
+        Samples(), batch_size=_BATCH, num_workers=os.cpu_count() or 1, collate_fn=list
+    )
     rows: list[dict[str, str]] = []
     images: list[np.ndarray] = []
     texts: list[np.ndarray] = []
-
-    def flush() -> None:
-        if not batch:
-            return
-        with torch.no_grad():
+    for batch in loader:
+        with torch.inference_mode():
             pixels = torch.stack([one[1] for one in batch])
             images.append(clip.encode_image(pixels, normalize=True).numpy())
             tokens = tokenizer([one[0]["caption"] for one in batch])
             texts.append(clip.encode_text(tokens, normalize=True).numpy())
         rows.extend(one[0] for one in batch)
-        batch.clear()
-
-    batch: list[tuple[dict[str, str], torch.Tensor]] = []
-    for path in sorted(Path(shards).glob("*.tar")):
-        with tarfile.open(path) as tar:
-            members = {member.name: member for member in tar}
-            for name in sorted(members):
-                if not name.endswith(".jpg"):
-                    continue
-                about = tar.extractfile(members[f"{name[:-4]}.json"])
-                picture = tar.extractfile(members[name])
-                assert about is not None
-                assert picture is not None
-                image = preprocess(Image.open(io.BytesIO(picture.read())).convert("RGB"))
-                batch.append((json.load(about), image))
-                if len(batch) == _BATCH:
-                    flush()
-    flush()
     image, text = np.concatenate(images), np.concatenate(texts)
     similarity = (image * text).sum(axis=1)
     keep = similarity >= float(threshold)

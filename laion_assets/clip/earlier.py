@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from laion_assets.clip.vectors import PLACES, Place, open_vectors, places_in
 from laion_assets.download.tars import ImageBytes
-from laion_assets.files import atomic_path
-from laion_assets.tables import part_number, part_path, read_parquet, rows_in
+from laion_assets.tables import part_number, part_path, read_parquet, rows_in, write_array
 
 DIGEST_BYTES: Final = 16
 DIGESTS: Final = "_image_digests.npy"
@@ -52,8 +51,7 @@ def read_digests(path: Path, rows: int) -> Digests:
 
 
 def write_digests(path: Path, digests: Digests) -> None:
-    with atomic_path(path) as beside, beside.open("wb") as stream:
-        np.save(stream, digests)
+    write_array(path, digests)
 
 
 class Earlier:

@@ -68,6 +68,12 @@ class KeyClaims:
         joined = Columns(*(np.concatenate(column) for column in zip(*found, strict=True)))
         return np.concatenate(indices), joined
 
+    @property
+    def number(self) -> int | None:
+        """The segment's own owner number, of its claims that count; None if it has none."""
+        owner = self._opened().owners.get(self._key)
+        return owner.number if owner else None
+
     def segment_of(self, owner: int) -> SegmentKey:
         """The segment that has an owner number of :meth:`find`."""
         if not self._segments:

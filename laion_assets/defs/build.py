@@ -24,6 +24,7 @@ from laion_assets.defs.assets import (
     lists,
     near_duplicates,
     pair_parquet,
+    recipe_comparison,
     scored_pairs,
     search_index,
     segment_stats,
@@ -33,6 +34,7 @@ from laion_assets.defs.assets import (
 from laion_assets.defs.automation import follow_sensor
 from laion_assets.defs.jobs import (
     aggregates_job,
+    comparison_job,
     generation_job,
     lists_job,
     prune_job,
@@ -49,6 +51,7 @@ from resources.downloader import DownloaderResource
 from resources.lake import LakeResource
 from resources.notifiers import notifiers
 from resources.rules import (
+    ComparisonResource,
     GenerationResource,
     IndexResource,
     NearDuplicatesResource,
@@ -76,7 +79,14 @@ BY_SEGMENT: Final = (
 )
 """The modules of the assets with a partition for each segment, in the order of the data's way."""
 
-OVER_ALL: Final = (index_codec, search_index, catalog, dataset_report, dalle_samples)
+OVER_ALL: Final = (
+    index_codec,
+    search_index,
+    catalog,
+    dataset_report,
+    dalle_samples,
+    recipe_comparison,
+)
 """The modules of the assets over all segments."""
 
 AGGREGATES: Final = tuple(module.ASSET.name for module in OVER_ALL if module.ASSET.aggregate)
@@ -105,7 +115,15 @@ def build_defs(settings: Settings) -> dg.Definitions:
             *(module.build(settings) for module in OVER_ALL),
         ],
         asset_checks=[whole],
-        jobs=[segment, aggregates_job(AGGREGATES), generation_job(), observe, pruning, verify],
+        jobs=[
+            segment,
+            aggregates_job(AGGREGATES),
+            generation_job(),
+            comparison_job(),
+            observe,
+            pruning,
+            verify,
+        ],
         schedules=[
             *prune_schedules(pruning, settings.retention),
             *verification.schedules(verify, settings.verification),
@@ -151,6 +169,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
             "index": IndexResource.of(settings.index),
             **{resource_of(name): notifier for name, notifier in tell.items()},
             "generation": GenerationResource.of(settings.generation),
+            "comparison": ComparisonResource.of(settings.comparison),
             "work": WorkResource.of(settings.work),
         },
     )

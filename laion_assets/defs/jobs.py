@@ -7,7 +7,7 @@ import dagster as dg
 from laion_assets.defs.internals import AssetJob
 from laion_assets.defs.retention import prune
 from laion_assets.defs.verification import FILES_WHOLE
-from laion_assets.layout import DALLE_SAMPLES, LISTS
+from laion_assets.layout import DALLE_SAMPLES, LISTS, RECIPE_COMPARISON
 from laion_assets.settings import Retention
 
 
@@ -39,6 +39,11 @@ def aggregates_job(assets: Iterable[str]) -> AssetJob:
 def generation_job() -> AssetJob:
     about = "Trains a small DALL-E on the subset and draws with it."
     return _asset_job("generation", [DALLE_SAMPLES], about)
+
+
+def comparison_job() -> AssetJob:
+    about = "Trains small models on what each recipe takes, and compares them."
+    return _asset_job("comparison", [RECIPE_COMPARISON], about)
 
 
 def prune_job(policy: Retention) -> dg.JobDefinition:

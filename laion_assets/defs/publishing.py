@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -287,6 +287,17 @@ def publishing(
                 raise InputsChangedError(
                     f"{asset} was replaced while {name} was being built: materialize {name} again"
                 )
+
+
+def versions_of(
+    lake: Lake, assets: Sequence[str], keys: Iterable[SegmentKey]
+) -> dict[str, dict[str, str]]:
+    """The data versions of segments that have all of the assets, by segment and asset."""
+    return {
+        str(key): {asset: lake.manifest(asset, key).data_version for asset in assets}
+        for key in keys
+        if all(lake.has(asset, key) for asset in assets)
+    }
 
 
 def made_of_the_same(made: Publication) -> bool:

@@ -117,13 +117,14 @@ class Names:
         connect_to: Mapping[str, str],
         allowed: Callable[[str], bool],
         limit_s: float = math.inf,
+        threads: int = DNS_THREADS,
     ) -> None:
         self._resolve = resolve
         self._allowed = allowed
         self._connect_to = {
             pattern.lower(): parse_endpoint(endpoint) for pattern, endpoint in connect_to.items()
         }
-        self._threads = ThreadPoolExecutor(DNS_THREADS, thread_name_prefix="dns")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="dns")
         self._answers = LRUCache[str, _Answer](CACHE_NAMES)
         self._asking: dict[str, asyncio.Future[_Answer]] = {}
         self._limit_s = limit_s

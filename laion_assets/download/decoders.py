@@ -8,15 +8,16 @@ need, so that a new one is ready at once and the first process never imports it.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import functools
 import itertools
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final, ParamSpec, Self, TypeVar
 
@@ -28,7 +29,9 @@ from laion_assets.download.options import DownloadOptions
 from laion_assets.errors import TransientError
 from laion_assets.work import die_with
 
-_PRELOADED: Final = "laion_assets.download.forkserver_preload"
+PRELOADED: Final = "laion_assets.download.forkserver_preload"
+"""Module that the server of these processes imports."""
+_LOOK_S: Final = 0.05
 _POOLS_TRIED: Final = 3
 
 P = ParamSpec("P")
@@ -147,20 +150,24 @@ class Decoders:
 
 
 class ImageMakers(Decoders):
-    """The downloader's pool of ``resize_processes``: makes images, and writes shards."""
+    """The downloader's pool of ``resize_processes``: makes images, and writes shards.
 
-    def __init__(self, options: DownloadOptions, scratch: Path) -> None:
+    One large image is made at a time, by all pools that have the same file ``large``.
+    """
+
+    def __init__(self, options: DownloadOptions, scratch: Path, large: Path | None = None) -> None:
         begin = functools.partial(_begin_making, options)
-        super().__init__(options.resize_processes, scratch, _PRELOADED, begin)
+        super().__init__(options.resize_processes, scratch, PRELOADED, begin)
         self._timeout_s = options.decode_timeout_s
         self._one_large = asyncio.Lock()
+        self._large = large
 
     async def make(self, body: bytes, spent: Spent = lambda _: None) -> StoredImage:
         """The image to store. Raises :class:`ImageRefused`."""
         with self.file(body) as path:
             made = await self._make(path, large=False, spent=spent)
             if made is None:
-                async with self._one_large:
+                async with self._one_large, _locked(self._large):
                     made = await self._make(path, large=True, spent=spent)
         if isinstance(made, StoredImage):
             return made
@@ -179,6 +186,23 @@ class ImageMakers(Decoders):
             raise
         spent(seconds)
         return made
+
+
+@asynccontextmanager
+async def _locked(path: Path | None) -> AsyncIterator[None]:
+    """Hold a file's lock, which is free again once its holder dies; None holds nothing."""
+    if path is None:
+        yield
+        return
+    with path.open("ab") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                await asyncio.sleep(_LOOK_S)
+            else:
+                break
+        yield
 
 
 def _stop(pool: ProcessPool) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+import copyreg
+from typing import Any, Final
 
 from laion_assets.funnel import REASONS
 
@@ -33,6 +34,10 @@ class Refused(Exception):  # noqa: N818 - an outcome of ordinary work, not an er
         text = detail.encode("utf-8", "replace").decode("utf-8")
         self.detail = " ".join(text.split())[:_DETAIL_CHARS]
         super().__init__(f"{reason}: {self.detail}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By its text and attributes, whatever a subclass's arguments are.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class FetchRefused(Refused):

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from laion_assets.download.fetch import as_asked
+from laion_assets.download.requester import as_asked
 from laion_assets.download.shard_files import rows_in_turn
 from laion_assets.funnel import LISTED
 from laion_assets.removals.active import REASON_OF_LIST, Lists

@@ -23,6 +23,13 @@ class DownloadOptions(Options):
     concurrency: Annotated[int, OPERATIONAL] = Field(
         64, ge=1, le=2048, description="Images fetched at the same time"
     )
+    fetch_processes: Annotated[int, OPERATIONAL] = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that fetch, each from hosts of its own. Several share concurrency"
+        " and resize_processes, and as many more write shards",
+    )
     per_host_concurrency: Annotated[int, OPERATIONAL] = Field(
         4, ge=1, description="Requests to one host at the same time; other hosts are not delayed"
     )
@@ -165,6 +172,17 @@ class DownloadOptions(Options):
                 f"encode_quality of a png is its compression, 0 to {_PNG_COMPRESSION}, not "
                 f"{self.encode_quality}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _each_process_has_a_share(self) -> Self:
+        shared = {"concurrency": self.concurrency, "resize_processes": self.resize_processes}
+        for name, number in shared.items():
+            if number < self.fetch_processes:
+                raise ValueError(
+                    f"{self.fetch_processes} fetch_processes share {name}, which is only {number}:"
+                    f" raise {name}, or lower fetch_processes"
+                )
         return self
 
     @field_validator("connect_to")

@@ -12,13 +12,13 @@ import pyarrow as pa
 
 from laion_assets.download.digests import digest_of, rows_digest
 from laion_assets.download.errors import ON_A_LIST, TRANSIENT, FetchRefused, ImageRefused
-from laion_assets.download.fetch import as_asked
 from laion_assets.download.images import Checksums, refuse_listed
 from laion_assets.download.listed_rows import LOOKED_AT, named_rows
 from laion_assets.download.numbering import ShardRows
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.outcomes import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, Outcome
 from laion_assets.download.previous import UNREADABLE, Known
+from laion_assets.download.requester import as_asked
 from laion_assets.download.shard_files import files_of, read_shard
 from laion_assets.download.shard_stats import ShardStats
 from laion_assets.funnel import LISTED

@@ -1,8 +1,8 @@
 """Download of a segment's pairs into webdataset shards, as img2dataset writes them.
 
-One process fetches, asynchronously and for several shards at a time, so that a shard's slowest
-hosts do not delay the next shard. The processes of :mod:`.decoders` make the images and write the
-shards. What does not belong here: the lake's partitions.
+One process fetches, or several, asynchronously and for several shards at a time, so that a shard's
+slowest hosts do not delay the next shard. The processes of :mod:`.decoders` make the images and
+write the shards. What does not belong here: the lake's partitions.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from laion_assets.download.addresses import Resolve, system_resolve
 from laion_assets.download.decoders import ImageMakers
 from laion_assets.download.dropping import drop_rows
 from laion_assets.download.fetch import Fetcher
+from laion_assets.download.fetch_pool import FetchPool
 from laion_assets.download.listed_rows import LOOKED_AT
 from laion_assets.download.numbering import KeysGiven, Numbering, number_pairs
 from laion_assets.download.options import DownloadOptions
 from laion_assets.download.previous import UNREADABLE, PreviousShards
+from laion_assets.download.rows import RowMaker, Rows
 from laion_assets.download.rules import Rules
 from laion_assets.download.shard_files import (
     begun_in,
@@ -60,6 +62,7 @@ logger = logging.getLogger(__name__)
 
 _ASIDE: Final = ".earlier"
 """Folder, within ``out``, of its finished shards that are made again."""
+_OPEN_SHARDS: Final = 3
 
 
 class NoNetworkError(TransientError, RuntimeError):
@@ -87,13 +90,15 @@ def download_segment(
     and of the shards put aside in ``out``, are refetched, unless pairs have only left: then only
     those are whose image its tar has lost. Shards in ``out`` that were made of these rows and
     options stay as they are, unless the lists now name other rows of theirs, or ``again`` opens
-    them to refetching. ``options``: picklable, for the decoders' processes.
+    them to refetching. ``options``: picklable, for the decoders' processes; if several processes
+    fetch, the lists and ``resolve`` must be, too.
 
     A URL that a list names, by itself or by its host, is not fetched, nor is one that a redirect
     leads to. An image that a list names by its hash is not kept.
 
-    Raises ``ValueError`` for pairs without those columns, :class:`NoNetworkError`, and ``OSError``
-    if the disk fails. Must not be called in a thread that already runs an event loop.
+    Raises ``ValueError`` for pairs without those columns, :class:`NoNetworkError`,
+    :class:`.fetch_pool.FetchProcessError`, and ``OSError`` if the disk fails. Must not be called in
+    a thread that already runs an event loop.
     """
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
@@ -231,16 +236,22 @@ def _make_missing(
     resumed = sum(stats.count for stats in finished.values())
     progress = Progress(IMAGE_SHARDS, "images", len(numbering.rows), logger, resumed=resumed)
     todo = (pairs for pairs in numbering if pairs.shard not in finished)
-    fetcher = Fetcher(options, resolve=resolve, listed=rules.listed)
     known = [folder for folder in (out / _ASIDE, before) if folder is not None]
     with (
         tempfile.TemporaryDirectory(dir=out, prefix=MAKING) as scratch,
         PreviousShards(known) as previous,
-        ImageMakers(options, Path(scratch)) as decoders,
+        ImageMakers(_in_first_process(options), Path(scratch)) as makers,
     ):
-        work = ShardWork(out, Path(scratch), rules, previous, decoders, fetcher, progress)
+        rows: Rows
+        if options.fetch_processes == 1:
+            fetcher = Fetcher(options, resolve=resolve, listed=rules.listed)
+            rows = RowMaker(rules, fetcher, makers)
+        else:
+            rows = FetchPool(rules, Path(scratch), resolve)
+        open_shards = _OPEN_SHARDS + options.fetch_processes - 1
+        work = ShardWork(out, Path(scratch), rules, previous, makers, rows, progress, open_shards)
         made = asyncio.run(work.run(todo))
-    if fetcher.answers == 0 and len(work.new_hosts) >= HOSTS_WITHOUT_NETWORK:
+    if rows.answers == 0 and len(work.new_hosts) >= HOSTS_WITHOUT_NETWORK:
         for shard in made:
             mark_not_done(out, shard)
         reasons = total("images", [stats.counts for stats in made.values()]).rejects
@@ -249,3 +260,11 @@ def _make_missing(
             "Finished shards are kept, and the next run retries the others"
         )
     return made
+
+
+def _in_first_process(options: DownloadOptions) -> DownloadOptions:
+    """The options of the processes beside the first one: if others fetch, they only write shards,
+    one for each of those."""
+    if options.fetch_processes == 1:
+        return options
+    return options.model_copy(update={"resize_processes": options.fetch_processes})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +27,14 @@ from laion_assets.download.outcomes import (
     Outcome,
     ledger_table,
 )
-from laion_assets.download.shard_files import LEDGER, NUMBER, files_of, has_rows, shards_in
+from laion_assets.download.shard_files import (
+    LEDGER,
+    NUMBER,
+    files_of,
+    has_rows,
+    name_of,
+    shards_in,
+)
 from laion_assets.download.shard_stats import ShardStats
 from laion_assets.download.tars import problem_of
 from laion_assets.files import (
@@ -47,10 +55,19 @@ MAKING: Final = ".making-"
 
 @dataclass(frozen=True)
 class Place:
-    """Position, in bytes, of an encoded image in the file that gathers a shard's images."""
+    """Position, in bytes, of an encoded image in a file that gathers a shard's images.
 
+    ``file``: the file's name.
+    """
+
+    file: str
     start: int
     size: int
+
+
+def gathered_in(scratch: Path, shard: int, process: int | str) -> Path:
+    """The file in which a process gathers a shard's images."""
+    return scratch / f"{name_of(shard)}-{process}"
 
 
 def read_stats(folder: Path, shard: int) -> ShardStats | None:
@@ -140,30 +157,34 @@ def write_shard(
     rows: Sequence[int],
     outcomes: Sequence[Outcome],
     histories: Sequence[History],
-    gathered: Path,
+    scratch: Path,
     places: Sequence[Place | None],
     stats: ShardStats,
     options: DownloadOptions,
 ) -> None:
     """Publish a shard of the pairs ``table``, whose numbers in it are ``rows``.
 
-    ``outcomes``, ``histories`` and ``places`` have one item for each row. ``gathered`` is the file
-    that holds the encoded images. The digest of the rows is added to ``stats`` here, unless its
-    ``input_digest`` is None.
+    ``outcomes``, ``histories`` and ``places`` have one item for each row. ``scratch`` is the folder
+    of the files that hold the encoded images. The digest of the rows is added to ``stats`` here,
+    unless its ``input_digest`` is None.
     """
     if stats.input_digest is not None:
         stats = replace(stats, input_digest=rows_digest(table, rows, stats.options_digest))
     schema, pairs = pair_columns(table)
     keys = [img2dataset_parts.key_of(shard, row, options.samples_per_shard) for row in rows]
     final = files_of(out, shard)
-    with tempfile.TemporaryDirectory(dir=out, prefix=MAKING) as folder, gathered.open("rb") as all_:
+    with tempfile.TemporaryDirectory(dir=out, prefix=MAKING) as folder, ExitStack() as opened:
+        files = {
+            name: opened.enter_context((scratch / name).open("rb"))
+            for name in {place.file for place in places if place is not None}
+        }
         made = files_of(Path(folder), shard)
         writer = img2dataset_parts.open_writer(Path(folder), shard, schema, options)
         for key, pair, outcome, place in zip(keys, pairs, outcomes, places, strict=True):
             encoded = None
             if place is not None:
-                all_.seek(place.start)
-                encoded = all_.read(place.size)
+                files[place.file].seek(place.start)
+                encoded = files[place.file].read(place.size)
             columns = {column: getattr(outcome, column) for column in OUTCOME_COLUMNS}
             writer.write(encoded, {**pair, "key": key, **columns})
         writer.close()

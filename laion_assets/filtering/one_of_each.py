@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from laion_assets.dedup.claims import KeyClaims
 from laion_assets.dedup.upkeep import Held
-from laion_assets.files import atomic_path
 from laion_assets.layout import NEAR_DUPLICATES, PARTITIONS, SCORED_PAIRS
 from laion_assets.near_duplicates.keys import Keys, spread
-from laion_assets.tables import read_parquet
+from laion_assets.tables import read_parquet, write_array
 
 CLUSTERS: Final = "_clusters.npy"
 """File of a subset that takes one of each cluster: their numbers, (m,) int64, sorted."""
@@ -61,8 +60,7 @@ def copies_among(
     left_out = np.zeros(len(rows), np.bool_)
     left_out[taken] = True
     left_out[taken[best[free]]] = False
-    with atomic_path(out / CLUSTERS) as beside, beside.open("wb") as stream:
-        np.save(stream, clusters[free])
+    write_array(out / CLUSTERS, clusters[free])
     claims.write(out, *_claims(clusters[free]))
     return left_out
 

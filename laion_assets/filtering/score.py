@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from laion_assets import schemas
 from laion_assets.clip.identity import ModelIdentity
 from laion_assets.clip.vectors import image_path, open_vectors, places_in
-from laion_assets.files import atomic_path
 from laion_assets.filtering.similarities import Similarities, cosines, file_of
 from laion_assets.heads.score import Scorer, as_column
 from laion_assets.layout import EMBEDDINGS, PARTITIONS
@@ -31,6 +30,7 @@ from laion_assets.tables import (
     part_path,
     read_parquet,
     rows_in,
+    write_array,
 )
 from laion_assets.work import Progress
 
@@ -83,8 +83,7 @@ class Earlier:
 
 def write_categories(folder: Path, categories: Categories) -> None:
     """Keep what the prompts were embedded into beside the scores: (k, dim) float32."""
-    with atomic_path(folder / CATEGORIES) as beside, beside.open("wb") as stream:
-        np.save(stream, categories.vectors)
+    write_array(folder / CATEGORIES, categories.vectors)
 
 
 def kept_categories(

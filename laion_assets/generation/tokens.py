@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laion_assets.files import atomic_path
 from laion_assets.generation import autoencoder
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.pairs import Images, Pairs
 from laion_assets.generation.transformer import Batch
 from laion_assets.generation.vocabulary import Vocabulary
+from laion_assets.tables import write_array
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
@@ -78,12 +78,12 @@ def write_tokens(
         if encoded:
             continue
         captions = pairs.shards[number].captions()
-        _save(_text(folder, number), vocabulary.encode(captions, options.text_tokens))
+        write_array(_text(folder, number), vocabulary.encode(captions, options.text_tokens))
         rows = pairs.in_order(number)
         size = options.vq_batch
         batches = (rows[start : start + size] for start in range(0, len(rows), size))
         coded = [autoencoder.encode(model, pixels) for pixels in images.batches(batches)]
-        _save(_codes(folder, number), np.concatenate(coded))
+        write_array(_codes(folder, number), np.concatenate(coded))
         progress.advance()
     return Tokens(folder, pairs)
 
@@ -94,8 +94,3 @@ def _text(folder: Path, number: int) -> Path:
 
 def _codes(folder: Path, number: int) -> Path:
     return folder / f"codes-{number:05d}.npy"
-
-
-def _save(path: Path, array: NDArray[Any]) -> None:
-    with atomic_path(path) as beside:
-        np.save(beside, array)

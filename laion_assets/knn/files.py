@@ -28,7 +28,7 @@ from laion_assets.knn.options import FLAT_KINDS
 from laion_assets.knn.subset import MODALITIES, Modality
 from laion_assets.layout import SegmentKey
 from laion_assets.schemas import INDEX_IDS
-from laion_assets.tables import TableWriter
+from laion_assets.tables import TableWriter, write_array
 
 Summary = TypeVar("Summary", bound=BaseModel)
 
@@ -330,8 +330,7 @@ def find_sample(index_dir: Path, key: SegmentKey, sample_id: int) -> int | None:
 
 
 def write_sample_ids(folder: Path, ids: npt.NDArray[np.int64]) -> None:
-    with atomic_path(folder / "ids.npy") as beside, beside.open("wb") as stream:
-        np.save(stream, ids)
+    write_array(folder / "ids.npy", ids)
 
 
 def read_sample_ids(folder: Path, run: IndexRun) -> npt.NDArray[np.int64]:

@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from laion_assets.files import atomic_path
 from laion_assets.knn.options import IndexOptions
 from laion_assets.knn.subset import MODALITIES, Modality, SubsetPart, modalities_of
+from laion_assets.tables import write_array
 
 _NEAR_DUPLICATE: Final = 0.4
 _AWAY: Final = 0.1
@@ -74,5 +74,4 @@ def write_queries(
     # No sample's own vector is kept here: it would outlive a removed sample.
     random = np.random.default_rng([options.recall_seed, len(MODALITIES)])
     queries = _moved(queries, _AWAY, random)
-    with atomic_path(out / f"{modality}_queries.npy") as beside, beside.open("wb") as stream:
-        np.save(stream, queries.astype(np.float16))
+    write_array(out / f"{modality}_queries.npy", queries.astype(np.float16))

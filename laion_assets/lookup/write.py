@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from laion_assets import tables
-from laion_assets.download.fetch import as_asked
+from laion_assets.download.requester import as_asked
 from laion_assets.layout import IMAGE_SHARDS, LOOKUP, PAIR_PARQUET, PARTITIONS
 from laion_assets.lookup.files import Hashes, Rows, heads_of, write
 from laion_assets.pairs.uids import halves

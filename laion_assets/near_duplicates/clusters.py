@@ -1,8 +1,10 @@
 """Clusters: each image joins the first one that it is a copy of, or is the first of a new cluster.
 
 An image is compared with the first ones of clusters only, so that no chain of small steps ties
-together what is not alike. The largest originals come first, so that the first of a cluster is its
-best. What does not belong here: where clusters of other segments are kept (:mod:`.claims`).
+together what is not alike. Of several that it is like it joins the earliest: joined to the nearest,
+copies of one picture would be divided among them. Within a segment the largest originals come
+first, so that the first of a cluster is its best. What does not belong here: where clusters of
+other segments are kept (:mod:`laion_assets.dedup.claims`).
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ _HITS_AT_ONCE: Final = 2_000_000
 _JUDGED_AT_ONCE: Final = 4_096
 """Pairs of images that are compared at once, at some 10 KB each."""
 _BLOCK: Final = 1_024
+_NOBODY: Final = np.iinfo(np.int64).max
 
 Rows = NDArray[np.int64]
 
@@ -75,17 +78,20 @@ class Clusters:
 
 @dataclass
 class Foreign:
-    """The best of other segments' clusters for each image; a likeness of -1 says that it has none.
+    """The earliest of other segments' clusters for each image; a likeness of -1 says that it has
+    none.
 
     (n,) each.
     """
 
     cluster: Rows
     likeness: NDArray[np.float32]
+    owner: Rows
+    """Number of the segment whose cluster it is; whose claims are later has a larger one."""
 
     @classmethod
     def none(cls, n: int) -> Foreign:
-        return cls(np.zeros(n, np.int64), np.full(n, -1, np.float32))
+        return cls(np.zeros(n, np.int64), np.full(n, -1, np.float32), np.full(n, _NOBODY))
 
 
 def cluster_of(sha256: NDArray[np.uint8]) -> Rows:
@@ -117,11 +123,11 @@ def find_foreign(
     read: Callable[[int, Rows], Signatures],
     options: NearDuplicateOptions,
 ) -> Foreign:
-    """The clusters of other segments that images join if they join none that is nearer.
+    """The clusters of other segments that images join if they join none that is earlier.
 
-    ``images``: with the cluster that each was in, or 0. That goes before a nearer one.
-    ``find``: the claims of sorted keys. ``read``: an owner's signatures by sorted rows. Of equally
-    alike ones the one with the smaller number wins.
+    ``images``: with the cluster that each was in, or 0. That goes before an earlier one.
+    ``find``: the claims of sorted keys. ``read``: an owner's signatures by sorted rows. Of an
+    owner's clusters the nearest is taken, and of equally near ones that with the smaller number.
     """
     best = Foreign.none(len(images))
     for at in range(0, len(images), _AT_ONCE):
@@ -161,7 +167,7 @@ def _compare(
     options: NearDuplicateOptions,
     best: Foreign,
 ) -> None:
-    """Note what is more alike than the best so far.
+    """Note what is earlier than the best so far.
 
     ``triples``: (n, 3) owners, their rows, and images, sorted.
     """
@@ -171,50 +177,52 @@ def _compare(
         others = read(int(owner), wanted)[place.reshape(-1)]
         of = mine[:, 2]
         alike, cluster = judged(images[of], others, options), others["cluster"]
-        before = images["cluster"][of]
-        order = np.lexsort((cluster, -_rank(alike, cluster == before)))
+        alike, cluster, of = (column[alike >= 0] for column in (alike, cluster, of))
+        order = np.lexsort((cluster, -alike, cluster != images["cluster"][of]))
         chosen = order[np.unique(of[order], return_index=True)[1]]
-        of, alike, cluster = of[chosen], alike[chosen], cluster[chosen]
-        rank = _rank(alike, cluster == before[chosen])
-        best_rank = _rank(best.likeness[of], best.cluster[of] == before[chosen])
-        better = (rank > best_rank) | ((rank == best_rank) & (cluster < best.cluster[of]))
-        best.likeness[of[better]], best.cluster[of[better]] = alike[better], cluster[better]
+        alike, cluster, of = alike[chosen], cluster[chosen], of[chosen]
+        before = images["cluster"][of]
+        stays, stayed = cluster == before, (best.likeness[of] >= 0) & (best.cluster[of] == before)
+        nearer = alike > best.likeness[of]
+        nearer |= (alike == best.likeness[of]) & (cluster < best.cluster[of])
+        earlier = (owner < best.owner[of]) | ((owner == best.owner[of]) & nearer)
+        better = np.where(stays == stayed, earlier, stays)
+        of = of[better]
+        best.likeness[of], best.cluster[of] = alike[better], cluster[better]
+        best.owner[of] = owner
 
 
-def _rank(alike: NDArray[np.float32], before: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The likeness, or more than any if it is the cluster that the image was in."""
-    rank: NDArray[np.float32] = np.where((alike >= 0) & before, alike + 2, alike)
-    return rank
-
-
-def find_clusters(within: Within, foreign: Foreign, options: NearDuplicateOptions) -> Clusters:
+def find_clusters(
+    within: Within, foreign: Foreign, options: NearDuplicateOptions, number: int | None = None
+) -> Clusters:
     """Put a segment's images into clusters. The same arguments give the same clusters.
 
-    An image stays in the cluster that it was in, if that is there and alike enough.
+    An image stays in the cluster that it was in, if that is there and alike enough. ``number``: the
+    segment's own, as those of :class:`Foreign`, if it has claimed before.
     """
     images, same_as = within.images, within.same_as
     n = len(images)
     first, cluster = np.arange(n), np.zeros(n, np.int64)
     alike = np.ones(n, np.float32)
     numbers, before = cluster_of(images["sha256"]), images["cluster"]
-    # One that was the first of its cluster is so still, whatever others have begun since.
-    near = np.where(before == numbers, -1, foreign.likeness)
-    near_rank = _rank(near, foreign.cluster == before)
+    # One that was the first of its cluster is so still, whatever others have begun since. Another
+    # segment's first image with the same bytes gives its cluster the same number.
+    joins = (foreign.likeness >= 0) & ((before != numbers) | (foreign.cluster == numbers))
+    earlier = joins & ((number is None) | (foreign.owner < (number or 0)))
     for row in (int(row) for row in within.order if same_as[row] == row):
-        of_near = -1
-        candidates = within.candidates(row)
+        candidates, best, stays = within.candidates(row), -1, False
         if len(candidates):
             likely = judged(images[[row] * len(candidates)], images[candidates], options)
-            rank = _rank(likely, numbers[candidates] == before[row])
-            best = int(np.argmax(rank))
-            if rank[best] >= max(near_rank[row], 0):
-                near[row], of_near = likely[best], int(candidates[best])
-        if near[row] < 0:
-            within.add(row)
+            alike_ones = np.flatnonzero(likely >= 0)
+            same = alike_ones[numbers[candidates[alike_ones]] == before[row]]
+            best, stays = int((*same, *alike_ones, -1)[0]), len(same) > 0
+        stays_foreign = joins[row] and foreign.cluster[row] == before[row]
+        if joins[row] and (best < 0 or stays_foreign or (earlier[row] and not stays)):
+            first[row], alike[row], cluster[row] = -1, foreign.likeness[row], foreign.cluster[row]
             continue
-        first[row], alike[row] = of_near, near[row]
-        if of_near < 0:
-            cluster[row] = foreign.cluster[row]
+        if best >= 0:
+            first[row], alike[row] = candidates[best], likely[best]
+        within.add(row, int(first[row]))
     founders = np.flatnonzero((first == np.arange(n)) & (same_as == np.arange(n)))
     cluster[founders] = numbers[founders]
     joined = first >= 0
@@ -242,7 +250,9 @@ class Within:
         rows = np.flatnonzero(self.same_as == np.arange(n))
         self._shared = self._of_several(rows)
         self._own, self._turned = (self._by_row(rows, turned=turned) for turned in (False, True))
-        self._held: dict[int, list[int]] = {}
+        self._firsts: list[int] = []
+        self._place: dict[int, int] = {}
+        self._held: dict[int, dict[int, None]] = {}
 
     def _of_several(self, rows: Rows) -> Keys:
         """The keys that several images have, or one has twice, sorted."""
@@ -271,16 +281,21 @@ class Within:
         return _ByRow(np.concatenate(found), np.cumsum(counts))
 
     def candidates(self, row: int) -> Rows:
-        """The rows added so far that have a key of a row's, or of its mirrored image's, sorted."""
+        """The first images of the clusters in which an image has a key of a row's, or of its
+        mirrored image's, in the order in which they were added."""
         asked = {*self._own.of(row), *self._turned.of(row)}
-        found = {other for key in asked for other in self._held.get(key, ())}
-        return np.array(sorted(found), np.int64)
+        found = {place for key in asked for place in self._held.get(key, ())}
+        return np.array([self._firsts[place] for place in sorted(found)], np.int64)
 
-    def add(self, row: int) -> None:
+    def add(self, row: int, first: int) -> None:
+        """Add a row to the cluster of ``first``, or, if that is the row itself, begin one."""
+        if row == first:
+            self._place[row] = len(self._firsts)
+            self._firsts.append(row)
         for key in {*self._own.of(row)}:
-            held = self._held.setdefault(key, [])
+            held = self._held.setdefault(key, {})
             if len(held) < _MOST:
-                held.append(row)
+                held[self._place[first]] = None
 
 
 class _ByRow(NamedTuple):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from laion_assets import schemas
 from laion_assets.dedup.claims import KeyClaims
 from laion_assets.dedup.upkeep import Held
-from laion_assets.files import ReadAt, atomic_path
+from laion_assets.files import ReadAt
 from laion_assets.layout import NEAR_DUPLICATES, PARTITIONS, SegmentKey
 from laion_assets.near_duplicates.clusters import (
     Clusters,
@@ -39,7 +39,7 @@ from laion_assets.near_duplicates.signatures import (
     read_signatures,
     write_signatures,
 )
-from laion_assets.tables import PartsWriter, read_parquet
+from laion_assets.tables import PartsWriter, read_parquet, write_array
 
 logger = logging.getLogger(__name__)
 
@@ -94,15 +94,16 @@ def write_segment(
     """
     within = Within(images, _pixels(rows))
     # The ledger is locked from here on.
-    clusters = find_clusters(within, _foreign(images, claims, opener, options), options)
+    foreign = _foreign(images, claims, opener, options)
+    clusters = find_clusters(within, foreign, options, claims.number)
     images = images.copy()
     images["cluster"] = clusters.cluster
     write_signatures(out, images)
     _write_rows(rows, images, clusters, out)
     founders = clusters.founders
     claims.write(out, *_claims(images, founders))
-    foreign = int(np.count_nonzero(clusters.first < 0))
-    return Found(len(rows), len(founders), len(rows) - len(founders) - foreign, foreign)
+    others = int(np.count_nonzero(clusters.first < 0))
+    return Found(len(rows), len(founders), len(rows) - len(founders) - others, others)
 
 
 def _pixels(rows: pa.Table) -> NDArray[np.int64]:
@@ -144,8 +145,7 @@ def _write_rows(rows: pa.Table, images: Signatures, clusters: Clusters, out: Pat
         writer.write(pa.table(columns, schema=schemas.NEAR_DUPLICATES))
     found = np.zeros(len(rows), SAMPLE_CLUSTER)
     found["sample"], found["cluster"] = rows["SAMPLE_ID"].to_numpy(), clusters.cluster
-    with atomic_path(out / BY_SAMPLE) as beside, beside.open("wb") as stream:
-        np.save(stream, np.sort(found, order=["sample", "cluster"]))
+    write_array(out / BY_SAMPLE, np.sort(found, order=["sample", "cluster"]))
 
 
 def _claims(images: Signatures, founders: NDArray[np.int64]) -> tuple[Keys, Keys]:

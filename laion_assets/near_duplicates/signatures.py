@@ -22,10 +22,10 @@ from laion_assets.clip.earlier import DIGESTS, digest_of, read_digests
 from laion_assets.clip.vectors import image_path, open_vectors
 from laion_assets.download.shard_files import tar_path
 from laion_assets.download.tars import ImageBytes
-from laion_assets.files import ReadAt, atomic_path
+from laion_assets.files import ReadAt
 from laion_assets.layout import EMBEDDINGS, PARTITIONS
 from laion_assets.near_duplicates.signature import SIGNATURE, Signatures, look, sketches
-from laion_assets.tables import part_number, read_parquet, rows_in
+from laion_assets.tables import part_number, read_parquet, rows_in, write_array
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
@@ -126,8 +126,7 @@ def _read(
 
 
 def write_signatures(folder: Path, signatures: Signatures) -> None:
-    with atomic_path(folder / SIGNATURES) as beside, beside.open("wb") as stream:
-        np.save(stream, signatures)
+    write_array(folder / SIGNATURES, signatures)
 
 
 def read_signatures(file: ReadAt, rows: NDArray[np.int64]) -> Signatures:

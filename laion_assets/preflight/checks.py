@@ -232,9 +232,11 @@ class Checks:
         from laion_assets.download.fetch import Fetcher
 
         options = self._settings.download
+        # What one process may have open is the limit, so the largest share decides.
+        share = {"concurrency": -(-options.concurrency // options.fetch_processes)}
 
         async def opened() -> None:
-            async with Fetcher(options, resolve=self._resolve):
+            async with Fetcher(options.model_copy(update=share), resolve=self._resolve):
                 pass
 
         try:

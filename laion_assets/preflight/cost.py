@@ -37,8 +37,10 @@ class Assumptions:
     """CPU time of a URL that gives no image, in ms: the fetching process takes 1.1 to 1.2 ms a URL
     (2,000 URLs of `make bench-download`), whatever comes."""
     fetch_ms: float = 1.2
-    """CPU time of any URL in the one process that fetches, in ms, measured in the same run. It
+    """CPU time of any URL in the process that fetches it, in ms, measured in the same run. It
     bounds a machine, whatever its cores."""
+    fetch_processes: float = 1
+    """Processes that fetch, `[download] fetch_processes`."""
     asked_again: float = 0.1
     """Share of the URLs that a second pass asks for again, because they failed for a transient
     reason."""
@@ -213,16 +215,16 @@ def estimate(of: Assumptions, rates: Rates) -> list[Line]:
 def hours_on_one_machine(of: Assumptions, rates: Rates) -> float:
     """Hours that one machine works on all of it, one stage after another.
 
-    The download is bound by its one fetching process, by the requests that it has under way, or by
+    The download is bound by its fetching processes, by the requests that they have under way, or by
     the other cores, whichever is slowest.
     """
     lines = estimate(of, rates)
     asked = Amounts.of(of).urls * (1 + of.asked_again)
     making = next(line.unit_hours for line in lines if line.stage == "download")
     download = max(
-        asked * of.fetch_ms / 1000 / _HOUR / of.busy,
+        asked * of.fetch_ms / 1000 / of.fetch_processes / _HOUR / of.busy,
         asked * of.url_s / of.concurrency / _HOUR,
-        making / max(of.machine_cores - 1, 1),
+        making / max(of.machine_cores - of.fetch_processes, 1),
     )
     on_gpus = sum(line.unit_hours for line in lines if line.gpu)
     on_cores = sum(line.unit_hours for line in lines if not line.gpu) - making

@@ -109,6 +109,7 @@ def assumptions(settings: Settings, extent: Extent, machine: Machine) -> Assumpt
         machine_cores=machine.cores,
         gpus=0 if settings.clip.device == "cpu" else machine.gpus,
         concurrency=download.concurrency,
+        fetch_processes=download.fetch_processes,
         quality=quality,
         image_kb=image_kb,
     )

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import jinja2
 
 from laion_assets import schemas
+from laion_assets.comparison.result import Comparison
 from laion_assets.download.preview import Sample, sheet_and_tiles
 from laion_assets.download.shard_files import tar_path
 from laion_assets.files import atomic_path, write_text
@@ -23,6 +24,7 @@ from laion_assets.layout import IMAGE_SHARDS, place_of
 from laion_assets.schemas import meaning
 from laion_assets.stats.catalog import lake_of, open_catalog
 from laion_assets.stats.clusters import Member, clusters_shown, copies
+from laion_assets.stats.compared import figure_of
 from laion_assets.stats.figures import STAGE_NAMES, draw
 from laion_assets.stats.near import NearPair, pairs_around
 from laion_assets.stats.plotting import percent
@@ -37,12 +39,14 @@ def build_report(
     *,
     contact: str = "",
     samples: Path | None = None,
+    comparison: Path | None = None,
     lake: Lake | None = None,
 ) -> dict[str, Any]:
     """Write `report.html`, `dataset_card.md`, and `figures/` (each as PNG and as CSV) to ``out``.
 
-    ``samples`` is the folder of `dalle_samples`, if the page shall show them; ``lake`` is as
-    :func:`~laion_assets.stats.catalog.open_catalog` has it. The page is one self-contained file.
+    ``samples`` and ``comparison`` are the folders of `dalle_samples` and `recipe_comparison`, if
+    the page shall show them; ``lake`` is as :func:`~laion_assets.stats.catalog.open_catalog` has
+    it. The page is one self-contained file.
     The same catalog and shards give the same bytes. Returns the most important numbers, for
     metadata. Raises ``FileNotFoundError`` without a catalog, ``TransientError`` if a partition that
     is read was replaced since the catalog was built.
@@ -53,6 +57,9 @@ def build_report(
         counted, members = copies(connection), clusters_shown(connection)
         lake = lake or LocalLake.at(lake_of(catalog, connection))
     figures = draw(facts)
+    compared = Comparison.read(comparison) if comparison else None
+    if compared:
+        figures.append(figure_of(compared))
     for figure in figures:
         with atomic_path(out / "figures" / f"{figure.name}.png") as beside:
             beside.write_bytes(figure.light)
@@ -67,6 +74,7 @@ def build_report(
         "deciles": DECILES,
         "reasons": REASONS,
         "stage_names": STAGE_NAMES,
+        "comparison": compared,
         "overview": (samples / OVERVIEW).read_bytes() if samples else None,
     }
     write_text(out / "report.html", _templates().get_template("report.html").render(values))

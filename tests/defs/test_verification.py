@@ -78,7 +78,7 @@ def test_a_failure_stays_until_the_damage_is_mended(lake: LocalLake, settings: S
 
 def test_no_other_job_reads_what_it_has_just_written(settings: Settings) -> None:
     definitions = build_defs(settings)
-    for name in ("segment", "aggregates", "observe_lists", "generation"):
+    for name in ("segment", "aggregates", "observe_lists", "generation", "comparison"):
         assert CHECK not in {node.name for node in definitions.resolve_job_def(name).nodes}
 
 

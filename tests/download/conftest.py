@@ -22,8 +22,9 @@ from PIL import Image, ImageFilter
 
 from laion_assets import schemas
 from laion_assets.download.errors import FetchRefused
-from laion_assets.download.fetch import Fetched, Fetcher
+from laion_assets.download.fetch import Fetcher
 from laion_assets.download.options import DownloadOptions
+from laion_assets.download.requester import Fetched
 from laion_assets.download.segment import download_segment
 from laion_assets.download.summary import Downloaded
 from laion_assets.funnel import StageCounts

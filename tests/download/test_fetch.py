@@ -19,8 +19,9 @@ import trustme
 
 from laion_assets.download.addresses import MAX_ADDRESSES
 from laion_assets.download.errors import FetchRefused
-from laion_assets.download.fetch import Fetched, Fetcher
+from laion_assets.download.fetch import Fetcher
 from laion_assets.download.options import DownloadOptions
+from laion_assets.download.requester import Fetched
 from tests.download.conftest import (
     INSIDE,
     PUBLIC,
@@ -525,6 +526,7 @@ _WITHOUT_IPV6 = """
 import asyncio
 from laion_assets.download.errors import FetchRefused
 from laion_assets.download.fetch import Fetcher
+from laion_assets.download.requester import Fetched
 from laion_assets.download.options import DownloadOptions
 
 async def main():

@@ -25,13 +25,13 @@ from PIL import Image
 from laion_assets.download.addresses import parse_endpoint
 from laion_assets.download.bodies import Inflater, content_codings
 from laion_assets.download.errors import FetchRefused, ImageRefused
-from laion_assets.download.fetch import as_asked
 from laion_assets.download.formats import lean
 from laion_assets.download.heads import mended
 from laion_assets.download.hosts import retry_after_s
 from laion_assets.download.images import ImageMaker, LargeImage
 from laion_assets.download.opt_out import opted_out
 from laion_assets.download.options import DownloadOptions
+from laion_assets.download.requester import as_asked
 from laion_assets.funnel import StageCounts
 from laion_assets.knn.samples import SampleRef
 from laion_assets.lake.object_store import DamagedError

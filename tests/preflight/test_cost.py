@@ -56,10 +56,14 @@ def test_a_dead_url_is_asked_for_and_is_no_image() -> None:
     assert download.euros(ONE) == pytest.approx(hours / 0.5 * 0.04 + 25 * 0.022)
 
 
-def test_one_process_fetches_however_many_cores_a_machine_has() -> None:
+def test_as_many_processes_fetch_as_are_set_however_many_cores_a_machine_has() -> None:
     many = replace(ONE, machine_cores=1e9, fetch_ms=3600, gpu_images_per_s=1e12)
     # 500,000 URLs and a fifth again, a hundredth of them a segment, 3.6 s each at half the time.
     assert days_of_a_segment(many, RATES) == pytest.approx(600_000 / 100 * 2 / 1000 / 24, rel=1e-3)
+    two = replace(many, fetch_processes=2)
+    assert days_of_a_segment(two, RATES) == pytest.approx(
+        days_of_a_segment(many, RATES) / 2, rel=1e-3
+    )
     few = replace(ONE, machine_cores=2, fetch_ms=0, gpu_images_per_s=1e12)
     assert days_of_a_segment(few, RATES) > days_of_a_segment(replace(few, machine_cores=4), RATES)
 

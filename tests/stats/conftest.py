@@ -146,6 +146,12 @@ class SegmentFiles:
         }
         (self.folder(asset) / "_manifest.json").write_text(json.dumps(value))
 
+    def describe_again(self, asset: str) -> None:
+        """Have the manifest say what files there are now."""
+        path = self.folder(asset) / "_manifest.json"
+        value = json.loads(path.read_bytes()) | {"files": describe(self.folder(asset), {})}
+        path.write_text(json.dumps(value))
+
     def write(self) -> None:
         self.table("pair_parquet", "part-00000.parquet", self.pairs[:30], schemas.PAIRS)
         self.table("pair_parquet", "part-00001.parquet", self.pairs[30:], schemas.PAIRS)

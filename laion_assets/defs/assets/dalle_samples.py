@@ -5,7 +5,7 @@ Needs the optional extra `generation`. Never built automatically, because traini
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,12 @@ from laion_assets.clip.identity import files_identity
 from laion_assets.defs import pools
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table
-from laion_assets.defs.publishing import InputsChangedError, Publication, publishing
+from laion_assets.defs.publishing import (
+    InputsChangedError,
+    Publication,
+    publishing,
+    versions_of,
+)
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.files import write_json
 from laion_assets.generation import require_extra
@@ -43,15 +48,6 @@ goes on finds here which these are."""
 Versions = dict[str, dict[str, str]]
 
 
-def _versions(store: Lake, keys: Iterable[SegmentKey]) -> Versions:
-    """The versions of the segments that have all that is needed."""
-    return {
-        str(key): {asset: store.manifest(asset, key).data_version for asset in _MADE_OF}
-        for key in keys
-        if all(store.has(asset, key) for asset in _MADE_OF)
-    }
-
-
 def _segments(store: Lake) -> Versions:
     """What an earlier run began with, if all of it is present unchanged; else what is present."""
     begun = store.unfinished(DALLE_SAMPLES, None, SEGMENTS)
@@ -60,7 +56,7 @@ def _segments(store: Lake) -> Versions:
         if made_of and _still(store, made_of):
             return made_of
     keys = store.segments(FILTERED_SUBSET)
-    found = _versions(store, keys)
+    found = versions_of(store, _MADE_OF, keys)
     if left_out := [str(key) for key in keys if str(key) not in found]:
         logger.warning(f"left out, as they have no {IMAGE_SHARDS}: {', '.join(left_out)}")
     if not found:
@@ -69,7 +65,7 @@ def _segments(store: Lake) -> Versions:
 
 
 def _still(store: Lake, made_of: Versions) -> bool:
-    return _versions(store, map(SegmentKey.parse, made_of)) == made_of
+    return versions_of(store, _MADE_OF, map(SegmentKey.parse, made_of)) == made_of
 
 
 @contextmanager

@@ -11,14 +11,20 @@ from laion_assets.defs.publishing import publishing
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.generation.shown_samples import PARTS, SHOWN, may_be_shown
 from laion_assets.lake import Lake
-from laion_assets.layout import CATALOG, DALLE_SAMPLES, DATASET_REPORT, FILTERED_SUBSET
+from laion_assets.layout import (
+    CATALOG,
+    DALLE_SAMPLES,
+    DATASET_REPORT,
+    FILTERED_SUBSET,
+    RECIPE_COMPARISON,
+)
 from laion_assets.removals.active import FOLDERS, read_lists
 from laion_assets.search.options import ServeOptions
 from laion_assets.settings import Settings
 from laion_assets.stats.report import build_report
 from resources.lake import LakeResource
 
-ASSET = Asset(DATASET_REPORT, group="stats", revision=6, aggregate=True, fresh=True)
+ASSET = Asset(DATASET_REPORT, group="stats", revision=7, aggregate=True, fresh=True)
 
 SHOWS_SAMPLES = "shows_samples"
 """In the report's metadata: whether they are in it."""
@@ -49,7 +55,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
 
     @dg.asset(
         **ASSET.arguments(settings, versioned=[contact]),
-        deps=[CATALOG, DALLE_SAMPLES],
+        deps=[CATALOG, DALLE_SAMPLES, RECIPE_COMPARISON],
         kinds={"duckdb", "html"},
         description=__doc__,
     )
@@ -58,12 +64,23 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> dg.MaterializeResult:
         store = lake.open()
-        # The samples are shown where there are any: nothing waits for them.
-        samples = [DALLE_SAMPLES] if fit_to_show(store) else []
-        with publishing(context, store, upstream=[CATALOG, *samples]) as made:
-            drawn = made.input(DALLE_SAMPLES) if samples else None
+        # Samples and a comparison are shown where there are any: nothing waits for them.
+        shown_too = [DALLE_SAMPLES] if fit_to_show(store) else []
+        shown_too += [RECIPE_COMPARISON] if store.has(RECIPE_COMPARISON) else []
+        with publishing(context, store, upstream=[CATALOG, *shown_too]) as made:
+            drawn, compared = (
+                made.input(asset) if asset in shown_too else None
+                for asset in (DALLE_SAMPLES, RECIPE_COMPARISON)
+            )
             path = made.input(CATALOG) / "catalog.duckdb"
-            summary = build_report(path, made.out, contact=contact, samples=drawn, lake=store)
+            summary = build_report(
+                path,
+                made.out,
+                contact=contact,
+                samples=drawn,
+                comparison=compared,
+                lake=store,
+            )
             made.staging.metadata = summary | {SHOWS_SAMPLES: drawn is not None}
         shown: dict[str, Any] = {
             path.stem: made.view(path)

@@ -115,7 +115,12 @@ def _list(name: str, description: str, segments: dg.MultiPartitionsDefinition) -
         new = new_since(root, name, before) if before else lists[name]
         found = survey(store, lists, new=Lists(**{name: new}))
         for key in found.keys:
-            held = ", ".join(f"{asset} {n:,}" for asset, n in found.samples.get(key, {}).items())
+            held = ", ".join(
+                [
+                    *(f"{asset} {n:,}" for asset, n in found.samples.get(key, {}).items()),
+                    *(f"{asset} is damaged" for asset in sorted(found.damaged.get(key, ()))),
+                ]
+            )
             context.log.info(f"{key}: {held or 'lacks what is no longer listed'}")
         return dg.DataVersionsByPartition(
             {str(partition_key(key)): lists.digests[name] for key in found.keys}

@@ -21,7 +21,8 @@ from laion_assets.defs.jobs import runnable
 from laion_assets.defs.partitions import crawls, partition_key
 from laion_assets.defs.removal.forget import forget_superseded
 from laion_assets.defs.removal.interrupted import end_interrupted, run_tags
-from laion_assets.defs.removal.survey import Survey, further_subsets, holds_listed, rows_of, survey
+from laion_assets.defs.removal.listed import further_subsets, holds_listed, rows_of
+from laion_assets.defs.removal.survey import Survey, survey
 from laion_assets.generation.shown_samples import shows_listed
 from laion_assets.lake import Lake
 from laion_assets.layout import (
@@ -63,7 +64,7 @@ def apply(
     """Rebuild what :func:`observe` found, what was made of that, and the aggregates.
 
     Only assets that exist are rebuilt. A call continues where a killed one stopped. Raises
-    :class:`RemovalError`.
+    :class:`RemovalError`, at the end if segments could not be rebuilt.
     """
     _refuse_unknown_subsets(lake, definitions, found)
     if ended := end_interrupted(instance):
@@ -76,9 +77,14 @@ def apply(
             f"Dagster's instance does not know the crawls {', '.join(unknown)}: set DAGSTER_HOME "
             "to the instance that made this lake"
         )
+    failed = []
     for key in keys:
-        holding = list(found.samples.get(key, ()))
-        _rebuild(lake, instance, definitions, key, holding)
+        try:
+            _rebuild(lake, instance, definitions, key, sorted(found.holding(key)))
+        except RemovalError as error:
+            # What can be taken out elsewhere is taken out all the same.
+            logger.error(str(error))
+            failed.append(str(error))
     withdraw_samples(lake)
     drop_abandoned(lake)
     behind = _aggregates_behind(lake)
@@ -86,17 +92,19 @@ def apply(
         _run(instance, definitions, None, behind)
     if forgotten := forget_superseded(instance, _in_ledger(lake)):
         logger.info(f"{forgotten} earlier materializations are deleted from Dagster's event log")
+    if failed:
+        raise RemovalError("; ".join(failed))
 
 
 def _refuse_unknown_subsets(lake: Lake, definitions: dg.Definitions, found: Survey) -> None:
     known = definitions.resolve_asset_graph().get_all_asset_keys()
-    holding = found.total()
+    holding = {asset for key in found.keys for asset in found.holding(key)}
     unknown = [
-        name for name in further_subsets(lake) if holding[name] and dg.AssetKey(name) not in known
+        name for name in further_subsets(lake) if name in holding and dg.AssetKey(name) not in known
     ]
     if unknown:
         raise RemovalError(
-            f"{', '.join(unknown)} in {lake} holds listed samples, but the settings do not "
+            f"{', '.join(unknown)} in {lake} holds listed samples, or may, but the settings do not "
             "have such a subset: add it to them again, or delete its folder"
         )
 
@@ -114,7 +122,10 @@ def _rebuild(
     key: SegmentKey,
     holding: Sequence[str],
 ) -> None:
-    """Run until no asset of the segment is stale. ``holding``: assets that hold listed rows."""
+    """Run until no asset of the segment is stale.
+
+    ``holding``: assets that hold listed rows, or may hold some.
+    """
     known = definitions.resolve_asset_graph().get_all_asset_keys()
     # A subset that is no longer in the settings holds nothing listed: else it was refused above.
     made = [asset for asset in _made(lake, key) if dg.AssetKey(asset) in known]

@@ -15,37 +15,39 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from laion_assets.defs.removal.listed import (
+    ROWS,
+    TABLES,
+    Ids,
+    files_of,
+    named,
+    read,
+    rows_of,
+    sample_ids,
+    tables_of,
+)
 from laion_assets.download.listed_rows import LOOKED_AT, Resolved, named_rows
-from laion_assets.download.shards import MAKING
 from laion_assets.funnel import LISTED
 from laion_assets.knn.files import IndexSummary
-from laion_assets.lake import Lake, LakeError, NotPublishedError
+from laion_assets.lake import Lake, NotPublishedError
 from laion_assets.layout import (
-    FILTERED_SUBSET,
     IMAGE_SHARDS,
     KNN_INDEX,
     LISTS,
     PAIR_PARQUET,
-    PARTITIONS,
     SEARCH_INDEX,
-    SUBSET_PREFIX,
     UNIQUE_PAIRS,
     SegmentKey,
     Table,
 )
-from laion_assets.lookup.files import heads_of
 from laion_assets.lookup.find import Partitions
-from laion_assets.lookup.rows import read_rows
 from laion_assets.pairs.take_out import taken_out
-from laion_assets.pairs.uids import halves
 from laion_assets.removals.active import (
     FOLDERS,
     Lists,
@@ -55,7 +57,6 @@ from laion_assets.removals.active import (
 )
 from laion_assets.removals.entries import Entries
 from laion_assets.removals.entry import WIDTHS
-from laion_assets.removals.keys import hex_keys
 from laion_assets.removals.ledger import (
     EVENTS,
     TAKEN_OUT,
@@ -65,33 +66,9 @@ from laion_assets.removals.ledger import (
     key_of_entry,
     read_events,
 )
-from laion_assets.schemas import UID_BYTES
-from laion_assets.tables import rows_in
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
-
-Ids = NDArray[np.int64]
-
-
-ROWS: Final = {
-    asset: partition.rows for asset, partition in PARTITIONS.items() if partition.rows.names_samples
-}
-"""Asset by segment -> its rows of samples, in the order of the data's way; further subsets have
-those of `filtered_subset`."""
-
-TABLES: Final = "*.parquet"
-"""The files of a partition that are searched."""
-
-
-def further_subsets(lake: Lake) -> list[str]:
-    """Return the further subsets in the lake, whether the settings still have them or not."""
-    return lake.assets(f"{SUBSET_PREFIX}*")
-
-
-def rows_of(asset: str) -> Table | None:
-    """Return the asset's rows of samples, None if it has none by segment."""
-    return ROWS.get(FILTERED_SUBSET if asset.startswith(SUBSET_PREFIX) else asset)
 
 
 @dataclass
@@ -104,20 +81,34 @@ class Survey:
     """Listed rows in the search index's files, whether a query still returns or skips them."""
     returning: set[SegmentKey] = field(default_factory=set)
     """Partitions that lack rows which are no longer listed."""
+    damaged: dict[SegmentKey, set[str]] = field(default_factory=dict)
+    """Partition -> assets whose tables are not as they were published: they may hold listed rows,
+    and a rebuild takes over nothing of them that is damaged."""
     resolved: int = 0
     """URLs newly known to lead to a listed image or a listed redirect."""
 
     @property
     def keys(self) -> list[SegmentKey]:
         """The partitions that a rebuild with the lists in force would change."""
-        return sorted({*self.samples, *self.returning})
+        return sorted({*self.samples, *self.returning, *self.damaged})
 
-    def total(self) -> Counter[str]:
-        """Return the number of listed rows of each asset, summed over all partitions."""
-        counts = Counter[str]()
-        for of_key in self.samples.values():
-            counts += of_key
-        return counts
+    def holding(self, key: SegmentKey) -> set[str]:
+        """Return the assets of a partition that hold listed rows, or may hold some."""
+        return {*self.samples.get(key, ()), *self.damaged.get(key, ())}
+
+    def readable(self, lake: Lake, asset: str, key: SegmentKey) -> bool:
+        """Return True if an asset's tables are there as they were published; note damage."""
+        if asset in self.damaged.get(key, ()):
+            return False
+        try:
+            damaged = lake.damaged(asset, key, TABLES)
+        except NotPublishedError:
+            return False  # deleted or set aside since the survey began
+        if damaged:
+            self.damaged.setdefault(key, set()).add(asset)
+            name, problem = next(iter(damaged.items()))
+            logger.warning(f"{asset} of {key} may hold listed samples: {name} {problem}")
+        return not damaged
 
 
 def survey(
@@ -138,7 +129,7 @@ def survey(
     sought = lists if new is None else new
     partitions = Partitions(lake, keys)
     found = Survey()
-    images = _listed_images(lake, partitions, sought)
+    images = _listed_images(lake, partitions, sought, found)
     for name in LISTS:
         resolved = {url for of_key in images.values() for url in of_key.resolved[name]}
         if resolved:
@@ -158,12 +149,17 @@ def survey(
     for key in visited:
         whole, of_images = scanned.get(key, set()), images.get(key, _Images())
         segment = _Segment(lake, key, sought, whole, of_images, pairs.get(key))
-        counts = segment.count(partitions.assets(key))
+        readable = [
+            asset
+            for asset in partitions.assets(key)
+            if rows_of(asset) is not None and found.readable(lake, asset, key)
+        ]
+        counts = segment.count(readable)
         if counts:
             found.samples[key] = counts
         gone[key] = segment.ids
         progress.advance()
-    found.returning = set(_returning(lake, partitions, lists))
+    found.returning = set(_returning(lake, partitions, lists, found))
     if keys is None and sought:
         found.aggregate = _count_indexed(lake, partitions, sought, gone)
     return found
@@ -191,7 +187,9 @@ class _Images:
     resolved: Resolved = field(default_factory=lambda: {name: set() for name in LISTS})
 
 
-def _listed_images(lake: Lake, partitions: Partitions, lists: Lists) -> dict[SegmentKey, _Images]:
+def _listed_images(
+    lake: Lake, partitions: Partitions, lists: Lists, survey: Survey
+) -> dict[SegmentKey, _Images]:
     """Find the images that the lists name by their hashes or redirects."""
     if not lists:
         return {}
@@ -199,10 +197,12 @@ def _listed_images(lake: Lake, partitions: Partitions, lists: Lists) -> dict[Seg
     rows, without = partitions.candidates(IMAGE_SHARDS, _heads(lists))
     whole = {*without, *(key for key, of in partitions.scanned.items() if IMAGE_SHARDS in of)}
     for key in sorted({*rows, *whole}):
-        named = _Images()
-        paths = _files(lake.folder(IMAGE_SHARDS, key, TABLES), ROWS[IMAGE_SHARDS])
+        if not survey.readable(lake, IMAGE_SHARDS, key):
+            continue
+        of_key = _Images()
+        paths = files_of(lake.folder(IMAGE_SHARDS, key, TABLES), ROWS[IMAGE_SHARDS])
         wanted = None if key in whole else rows[key]
-        for numbers, table in _read(paths, LOOKED_AT, wanted):
+        for numbers, table in read(paths, LOOKED_AT, wanted):
             if wanted is not None:
                 # What names a row by its own URL is found among the pairs.
                 own = pc.or_(pc.is_valid(table["sha256"]), pc.is_valid(table["md5"]))
@@ -210,13 +210,13 @@ def _listed_images(lake: Lake, partitions: Partitions, lists: Lists) -> dict[Seg
                 numbers, table = numbers[own.to_numpy()], table.filter(own)
             listed, _ = named_rows(table, lists)
             held = np.unique(np.array([row.row for row in listed], np.int64))
-            named.rows |= set(numbers[held].tolist())
-            named.ids = np.union1d(named.ids, _sample_ids(table.take(held), ROWS[IMAGE_SHARDS]))
+            of_key.rows |= set(numbers[held].tolist())
+            of_key.ids = np.union1d(of_key.ids, sample_ids(table.take(held), ROWS[IMAGE_SHARDS]))
             for row in listed:
                 if row.resolved:
-                    named.resolved[row.list].add((row.key, row.url_sha256))
-        if named.rows:
-            found[key] = named
+                    of_key.resolved[row.list].add((row.key, row.url_sha256))
+        if of_key.rows:
+            found[key] = of_key
     return found
 
 
@@ -241,8 +241,7 @@ class _Segment:
         found = Counter[str]()
         for asset in assets:
             rows = rows_of(asset)
-            if rows is None:
-                continue
+            assert rows is not None
             folder = self.lake.folder(asset, self.key, TABLES)
             if asset == IMAGE_SHARDS:
                 n = len(self.images.rows | set(self._held(folder, rows).tolist()))
@@ -262,9 +261,9 @@ class _Segment:
         Rows without a URL are counted by the SAMPLE_IDs known, too.
         """
         n = 0
-        for table in _tables(_files(folder, rows), rows, self.lists, numbers):
-            mask = _named(table, rows, self.lists)
-            ids = _sample_ids(table, rows)
+        for table in tables_of(files_of(folder, rows), rows, self.lists, numbers):
+            mask = named(table, rows, self.lists)
+            ids = sample_ids(table, rows)
             if rows.url is None:
                 mask |= np.isin(ids, self.ids)
             n += int(mask.sum())
@@ -276,62 +275,9 @@ class _Segment:
         column = rows.sample_id or rows.uid
         held = [np.empty(0, np.int64)]
         if column and len(self.ids):
-            for numbers, table in _read(_files(folder, rows), [column]):
-                held.append(numbers[np.isin(_sample_ids(table, rows), self.ids)])
+            for numbers, table in read(files_of(folder, rows), [column]):
+                held.append(numbers[np.isin(sample_ids(table, rows), self.ids)])
         return np.concatenate(held)
-
-
-def _files(folder: Path, rows: Table) -> list[Path]:
-    """A table's files in a partition's folder. Raises :class:`LakeError` if it has none."""
-    paths = rows.paths(folder)
-    if not paths and folder.exists():
-        raise LakeError(
-            f"{folder} has no {rows.files}: an earlier version made it. Materialize "
-            "it again first: nothing is found in it"
-        )
-    return paths
-
-
-def _tables(
-    paths: Sequence[Path], rows: Table, lists: Lists, numbers: NDArray[Any] | None = None
-) -> Iterator[pa.Table]:
-    """Yield rows of a table's files, with the columns by which the lists may name them."""
-    columns = [name for name in (rows.url, rows.uid, rows.sample_id) if name]
-    if rows.hashes and any(entries.names_images for _, entries in lists.each()):
-        columns += ["sha256", "md5"]
-    for _, table in _read(paths, columns, numbers):
-        yield table
-
-
-def _read(
-    paths: Sequence[Path], columns: Sequence[str], numbers: NDArray[Any] | None = None
-) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
-    """Yield rows of a table's files and their numbers: of these numbers, or all."""
-    return read_rows(paths, np.arange(rows_in(*paths)) if numbers is None else numbers, columns)
-
-
-def _sample_ids(table: pa.Table, rows: Table) -> Ids:
-    if rows.sample_id:
-        ids: Ids = table[rows.sample_id].to_numpy()
-        return ids
-    column = table[rows.uid]
-    if column.type == pa.string():
-        keys, _ = hex_keys(pc.utf8_slice_codeunits(column, 0, UID_BYTES), UID_BYTES // 2)
-        return heads_of(keys.tobytes(), UID_BYTES // 2).view(np.int64)
-    return halves(column)[0].view(np.int64)
-
-
-def _named(table: pa.Table, rows: Table, lists: Lists) -> NDArray[np.bool_]:
-    """(n,) bool: the rows that a list names, by what this table knows of them."""
-    mask = np.zeros(table.num_rows, dtype=np.bool_)
-    for _, entries in lists.each():
-        if rows.url and entries.names_urls:
-            mask |= entries.which_urls(table[rows.url].to_pylist())
-        if rows.hashes and entries.names_images:
-            mask |= entries.which_images(table["sha256"], table["md5"])
-        if entries.names_samples and (rows.uid or rows.sample_id):
-            mask |= entries.which_samples(_sample_ids(table, rows))
-    return mask
 
 
 def _count_indexed(
@@ -363,7 +309,9 @@ def _count_indexed(
     return n
 
 
-def _returning(lake: Lake, partitions: Partitions, lists: Lists) -> Iterator[SegmentKey]:
+def _returning(
+    lake: Lake, partitions: Partitions, lists: Lists, found: Survey
+) -> Iterator[SegmentKey]:
     """Yield partitions that lack rows which are no longer listed.
 
     The removal ledger says what was ever taken out of which; a segment that it does not name lacks
@@ -382,62 +330,27 @@ def _returning(lake: Lake, partitions: Partitions, lists: Lists) -> Iterator[Seg
                         if event.event == TAKEN_OUT
                     }
                 )
-                if not all_listed(taken, lists) and _lacks(lake, asset, key, lists):
+                if not all_listed(taken, lists) and _lacks(lake, asset, key, lists, found):
                     yield key
 
 
-def _lacks(lake: Lake, asset: str, key: SegmentKey, lists: Lists) -> bool:
+def _lacks(lake: Lake, asset: str, key: SegmentKey, lists: Lists, found: Survey) -> bool:
     """Return True if a partition lacks rows that are no longer listed, though something that was
     once taken out of it is not."""
-    folder = lake.folder(asset, key, TABLES)
-    if asset == PAIR_PARQUET:
-        parts = ROWS[PAIR_PARQUET].paths(folder)
-        return not all(all_listed(taken_out(part), lists) for part in parts)
+    if asset != PAIR_PARQUET and not _refused(lake, asset, key):
+        return False
     if asset == UNIQUE_PAIRS:
-        return _refused(lake, asset, key)
-    if _refused(lake, asset, key):
-        for _, table in _read(ROWS[asset].paths(folder), LOOKED_AT):
-            named, refused = named_rows(table, lists)
-            if refused - {row.row for row in named}:
-                return True
-    return False
-
-
-def holds_listed(folder: Path, lists: Lists) -> bool:
-    """Return True if an unfinished partition holds listed rows, or may do so: in a torn file, or in
-    images whose rows are not written yet."""
-    for path in folder.rglob("*"):
-        if path.name.startswith(MAKING):
-            return True
-        if path.suffix == ".parquet" and _file_holds(path, lists):
-            return True
-    return False
-
-
-def _file_holds(path: Path, lists: Lists) -> bool:
-    try:
-        schema = pq.read_schema(path)
-    except pa.ArrowInvalid:
         return True
-    names = set(schema.names)
-    if {"url", "redirects", "reason"} <= names:
-        return any(named_rows(table, lists)[0] for _, table in _read([path], LOOKED_AT))
-
-    def present(*possible: str) -> str | None:
-        return next((name for name in possible if name in names), None)
-
-    rows = Table(
-        path.name,
-        schema,
-        url=present("url", "URL"),
-        uid=present("uid"),
-        sample_id=present("SAMPLE_ID"),
-        hashes="sha256" in names,
-    )
-    readable = rows.url or rows.uid or rows.sample_id
-    return bool(readable) and any(
-        _named(table, rows, lists).any() for table in _tables([path], rows, lists)
-    )
+    if not found.readable(lake, asset, key):
+        return False
+    paths = ROWS[asset].paths(lake.folder(asset, key, TABLES))
+    if asset == PAIR_PARQUET:
+        return not all(all_listed(taken_out(part), lists) for part in paths)
+    for _, table in read(paths, LOOKED_AT):
+        named, refused = named_rows(table, lists)
+        if refused - {row.row for row in named}:
+            return True
+    return False
 
 
 def _refused(lake: Lake, asset: str, key: SegmentKey) -> bool:

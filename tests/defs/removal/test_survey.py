@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -41,6 +43,11 @@ def found(segments: list[SegmentFiles], *entries: str) -> Survey:
     return survey(lake, read_lists(lake.root))
 
 
+def total(seen: Survey) -> Counter[str]:
+    """Number of listed rows of each asset, summed over all partitions."""
+    return sum(seen.samples.values(), Counter())
+
+
 def digest(url: str, kind: str) -> str:
     return f"url-{kind}:{hashlib.new(kind, url.encode()).hexdigest()}"
 
@@ -67,8 +74,33 @@ def test_a_partition_of_an_earlier_layout_is_not_taken_for_clean(
     for path in folder.rglob("*"):
         if path.is_file() and path.name != "_manifest.json":
             path.unlink()
+    segments[1].describe_again("image_shards")
     with pytest.raises(LakeError, match="an earlier version made it"):
         found(segments, f"sha256:{hash_of(8)}")
+
+
+@pytest.mark.parametrize("asset", ALL)
+def test_a_damaged_table_is_not_read_but_named(segments: list[SegmentFiles], asset: str) -> None:
+    pair = segments[1].pairs[3]
+    (path, *_) = sorted(segments[1].folder(asset).glob("*.parquet"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    seen = found(segments, f"url:{pair['url']}")
+    assert seen.damaged == {KEYS[1]: {asset}}
+    assert seen.keys == [KEYS[1]]
+    assert asset in seen.holding(KEYS[1])
+    assert asset not in total(seen)
+    if (segments[1].folder(asset) / "_lookup").exists():
+        # Nothing is read of a segment that holds nothing listed.
+        assert not found(segments, f"url:{segments[0].pairs[3]['url']}").damaged
+
+
+def test_a_partition_that_is_deleted_meanwhile_holds_nothing(segments: list[SegmentFiles]) -> None:
+    seen, lake = Survey(), LocalLake.at(segments[0].lake)
+    shutil.rmtree(segments[1].folder("embeddings"))
+    assert not seen.readable(lake, "embeddings", KEYS[1])
+    assert not seen.damaged
 
 
 def test_an_image_is_found_by_its_bytes_in_whatever_segment(segments: list[SegmentFiles]) -> None:
@@ -76,7 +108,7 @@ def test_an_image_is_found_by_its_bytes_in_whatever_segment(segments: list[Segme
     for entry in (f"sha256:{hash_of(8)}", f"md5:{hash_of(8)[:32]}"):
         seen = found(segments, entry)
         assert seen.samples == {key: dict.fromkeys(ALL, 2) for key in KEYS}
-    assert seen.total() == dict.fromkeys(ALL, 6)
+    assert total(seen) == dict.fromkeys(ALL, 6)
 
 
 def test_urls_that_lead_to_a_listed_image_are_noted_and_found(segments: list[SegmentFiles]) -> None:
@@ -86,6 +118,7 @@ def test_urls_that_lead_to_a_listed_image_are_noted_and_found(segments: list[Seg
     last.table("pair_parquet", "part-00001.parquet", last.pairs[30:], _schema(last))
     for asset in FILES if (last.folder("pair_parquet") / "_lookup").exists() else ():
         write_lookups(asset, last.folder(asset))
+    last.describe_again("pair_parquet")
     seen = found(segments, f"sha256:{hash_of(8)}")
     assert seen.resolved == 6
     assert seen.samples[KEYS[2]]["pair_parquet"] == 3
@@ -104,8 +137,8 @@ def _schema(segment: SegmentFiles) -> object:
 def test_a_host_is_found_with_its_sub_domains(
     segments: list[SegmentFiles], entry: str, pairs: int, images: int
 ) -> None:
-    total = found(segments, entry).total()
-    assert (total["pair_parquet"], total["image_shards"]) == (3 * pairs, 3 * images)
+    seen = total(found(segments, entry))
+    assert (seen["pair_parquet"], seen["image_shards"]) == (3 * pairs, 3 * images)
 
 
 @pytest.mark.parametrize("entry", ["host:cdn.test", "url:http://cdn.test/"])
@@ -115,7 +148,7 @@ def test_a_redirect_is_found_though_no_pair_names_it(
     """Every seventh of 55 images was reached through it."""
     seen = found(segments, entry)
     assert seen.resolved == 24
-    assert seen.total() == {
+    assert total(seen) == {
         "pair_parquet": 24,
         "unique_pairs": 24,
         "image_shards": 24,

@@ -1,0 +1,240 @@
+"""The comparison: an arm for each recipe and two controls, the same seeds for all, and intervals.
+
+All arms train on as many pairs for as many steps, from the same first weights. What differs is
+which pairs they are. `random` draws from all scored pairs. `shuffled` has the pairs of `random`
+with their captions shuffled; it must find no more than chance does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laion_assets.clip.options import ClipOptions
+from laion_assets.comparison.options import ComparisonOptions
+from laion_assets.comparison.pool import Pool, Rules, TooFewPairsError
+from laion_assets.comparison.result import (
+    ALL,
+    CONTROLS,
+    MATCHING,
+    MEASURES,
+    RANDOM,
+    SHUFFLED,
+    SUMMARY,
+    Arm,
+    Between,
+    Comparison,
+    HeldOut,
+    Interval,
+    Measured,
+)
+from laion_assets.comparison.training import Captions, TextModel, captions_of, device_of
+from laion_assets.options import versioned
+from laion_assets.work import Progress
+
+logger = logging.getLogger(__name__)
+
+Rows = NDArray[np.int64]
+Hits = NDArray[np.float32]
+"""Whether each pair was found: (seeds, pairs, measures)."""
+
+LEAST_HELD_OUT: Final = 50
+"""Fewest held-out pairs that anything is measured on."""
+_NEAREST: Final = 10
+_RESAMPLES: Final = 2_000
+_CONFIDENCE: Final = 0.95
+
+
+def compare(
+    pool: Pool,
+    rules: Sequence[Rules],
+    matching: float,
+    options: ComparisonOptions,
+    clip: ClipOptions,
+    model: str,
+) -> Comparison:
+    """Train all arms, measure them, and say which recipe is the better one.
+
+    The same pool, options and machine give the same result.
+
+    Args:
+        matching: the lowest similarity of the held-out pairs that count as matching.
+        clip: the model whose tokenizer is used.
+        model: name of the model that the vectors are of, for people.
+
+    Raises:
+        TooFewPairsError: before anything is trained.
+    """
+    to_train = {one.recipe.title: pool.rows_to_train(one) for one in rules}
+    samples = _samples(to_train, options)
+    to_train |= dict.fromkeys(CONTROLS, np.flatnonzero(pool.training))
+    to_search = {
+        ALL: pool.rows_to_search(None, options.held_out),
+        MATCHING: pool.rows_to_search(matching, options.held_out),
+    }
+    for name, rows in to_search.items():
+        if len(rows) < LEAST_HELD_OUT:
+            raise TooFewPairsError(
+                f"only {len(rows):,} held-out pairs are left to measure on ({name}), and"
+                f" {LEAST_HELD_OUT} are needed: compare when the lake has more pairs, or raise"
+                f" [comparison] held_out_share (now {options.held_out_share:g})"
+            )
+    captions = captions_of(pool.texts, pool.training, clip)
+    hits = _trained(pool, captions, to_train, to_search, samples, options)
+    return _result(hits, to_train, to_search, samples, matching, options, model)
+
+
+def _samples(to_train: Mapping[str, Rows], options: ComparisonOptions) -> int:
+    """How many pairs each arm trains on. Raises :class:`TooFewPairsError`."""
+    for title, rows in to_train.items():
+        if len(rows) < options.least:
+            raise TooFewPairsError(
+                f"the recipe {title} leaves {len(rows):,} pairs to train on, fewer than"
+                f" [comparison] least = {options.least:,}: compare when the lake has more pairs,"
+                " raise `pool` if the lake is larger than that, or lower `least`"
+            )
+    return min(options.samples, *(len(rows) for rows in to_train.values()))
+
+
+def _trained(
+    pool: Pool,
+    captions: Captions,
+    to_train: Mapping[str, Rows],
+    to_search: Mapping[str, Rows],
+    samples: int,
+    options: ComparisonOptions,
+) -> dict[str, dict[str, Hits]]:
+    """Train each arm for each seed. Returns what was found, by arm and by held-out pool."""
+    device, dim = device_of(options), pool.images.shape[1]
+    steps = len(to_train) * options.seeds * options.steps
+    progress = Progress("recipe comparison", "steps", steps, logger)
+    found: dict[str, dict[str, list[Hits]]] = {
+        arm: {name: [] for name in to_search} for arm in to_train
+    }
+    for seed in range(options.seeds):
+        for arm, rows in to_train.items():
+            # The same of all rows for both controls, which differ in the captions alone.
+            drawn = np.random.default_rng([seed, 1]).choice(rows, samples, replace=False)
+            said = drawn
+            if arm == SHUFFLED:
+                said = np.random.default_rng([seed, 2]).permutation(drawn)
+            text_model = TextModel(captions.words, dim, options, seed, device)
+            text_model.fit(
+                pool.images[drawn], captions.tokens[said], _advancing(progress, f"{arm}, ")
+            )
+            for name, searched in to_search.items():
+                ranks = text_model.ranks(pool.images[searched], captions.tokens[searched])
+                found[arm][name].append(_hits(*ranks))
+    return {
+        arm: {name: np.stack(of_seeds) for name, of_seeds in by_pool.items()}
+        for arm, by_pool in found.items()
+    }
+
+
+def _advancing(progress: Progress, arm: str) -> Callable[[str], None]:
+    return lambda note: progress.advance(note=arm + note)
+
+
+def _hits(by_text: Rows, by_image: Rows) -> Hits:
+    """Whether each pair was found, (pairs, measures), in the order of :data:`MEASURES`."""
+    found = [ranks < most for ranks in (by_text, by_image) for most in (1, _NEAREST)]
+    both = (found[1].astype(np.float32) + found[3]) / 2
+    return np.stack([*found, both], axis=-1).astype(np.float32)
+
+
+def _result(
+    hits: Mapping[str, Mapping[str, Hits]],
+    to_train: Mapping[str, Rows],
+    to_search: Mapping[str, Rows],
+    samples: int,
+    matching: float,
+    options: ComparisonOptions,
+    model: str,
+) -> Comparison:
+    drawn = {
+        name: _resampled({arm: by_pool[name] for arm, by_pool in hits.items()})
+        for name in to_search
+    }
+    means = {
+        name: {arm: by_pool[name].mean(axis=(0, 1)) for arm, by_pool in hits.items()}
+        for name in to_search
+    }
+
+    def difference(name: str, arm: str, other: str, measure: int) -> Interval:
+        apart = drawn[name][arm][:, measure] - drawn[name][other][:, measure]
+        mean = means[name][arm][measure] - means[name][other][measure]
+        return _interval(mean, apart)
+
+    arms = [
+        Arm(
+            name=arm,
+            pairs=len(rows),
+            measured=[
+                Measured(
+                    held_out=name,
+                    measure=measure,
+                    value=_interval(means[name][arm][at], drawn[name][arm][:, at]),
+                    above_random=None if arm == RANDOM else difference(name, arm, RANDOM, at),
+                )
+                for name in to_search
+                for at, measure in enumerate(MEASURES)
+            ],
+        )
+        for arm, rows in to_train.items()
+    ]
+    recipes = [arm for arm in to_train if arm not in CONTROLS]
+    at = MEASURES.index(SUMMARY)
+    return Comparison(
+        model=model,
+        samples=samples,
+        options=versioned(options),
+        matching=matching,
+        held_out=[
+            HeldOut(name=name, pairs=len(rows), chance={1: 1 / len(rows), 10: 10 / len(rows)})
+            for name, rows in to_search.items()
+        ],
+        arms=arms,
+        between=[
+            Between(
+                recipe=recipe, other=other, held_out=name, above=difference(name, recipe, other, at)
+            )
+            for number, recipe in enumerate(recipes)
+            for other in recipes[number + 1 :]
+            for name in to_search
+        ],
+    )
+
+
+def _resampled(hits: Mapping[str, Hits]) -> dict[str, NDArray[np.float32]]:
+    """Means of resampled seeds and held-out pairs, (resamples, measures), by arm.
+
+    The resamples are the same for all arms, so that differences of two arms are paired.
+    """
+    seeds, pairs, _ = next(iter(hits.values())).shape
+    rng = np.random.default_rng(0)
+    by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), _RESAMPLES) / np.float32(seeds)
+    by_pair = rng.multinomial(pairs, np.full(pairs, 1 / pairs), _RESAMPLES) / np.float32(pairs)
+    by_seed, by_pair = by_seed.astype(np.float32), by_pair.astype(np.float32)
+    return {
+        arm: np.stack(
+            [
+                np.vecdot(by_seed @ found[:, :, measure], by_pair)
+                for measure in range(found.shape[2])
+            ],
+            axis=-1,
+        )
+        for arm, found in hits.items()
+    }
+
+
+def _interval(mean: np.float32, resampled: NDArray[np.float32]) -> Interval:
+    low, high = np.quantile(resampled, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+    return Interval(mean=_rounded(mean), low=_rounded(low), high=_rounded(high))
+
+
+def _rounded(value: np.floating) -> float:
+    return round(float(value), 5)

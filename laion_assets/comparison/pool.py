@@ -1,0 +1,230 @@
+"""The pairs that are compared on: which each recipe takes, which are held out, which are left out.
+
+Whether a pair is held out is decided by a hash of its SAMPLE_ID and by nothing else, so that no
+recipe has a say. A pair that shares the bytes of its image, or a cluster of near-duplicates, with
+a held-out pair is trained on by no arm.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from laion_assets.clip.vectors import image_path, open_vectors
+from laion_assets.comparison.options import ComparisonOptions
+from laion_assets.filtering.one_of_each import OtherRowsError
+from laion_assets.filtering.recipe import Recipe
+from laion_assets.filtering.subset import choose
+from laion_assets.layout import EMBEDDINGS, NEAR_DUPLICATES, PARTITIONS, SCORED_PAIRS
+from laion_assets.near_duplicates.keys import spread
+from laion_assets.tables import ROW_GROUP, batches, part_number, read_parquet, rows_in
+from laion_assets.work import Progress
+
+logger = logging.getLogger(__name__)
+
+Rows = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+_IN_POOL: Final = 0x706F6F6C
+_HELD_OUT: Final = 0x68656C64
+_ORDER: Final = 0x6F726465
+"""Salts, so that these three choices do not depend on one another."""
+
+
+class TooFewPairsError(ValueError):
+    """There are too few pairs to compare on; the message says where, and what to do."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The folders of what a segment has published."""
+
+    scored: Path
+    embeddings: Path
+    near_duplicates: Path
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A recipe, and the threshold that it has for the model of the embeddings."""
+
+    recipe: Recipe
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The pairs, by row; rows are in the order of segments and parts.
+
+    ``images``: float16 (n, dim), as stored. ``taken``: by recipe, (n,). Everything else is (n,).
+    """
+
+    sample_ids: Rows
+    images: NDArray[np.float16]
+    texts: pa.ChunkedArray
+    similarity: NDArray[np.float64]
+    pictures: Rows
+    """Cluster of near-duplicates of each image."""
+    pixels: Rows
+    held_out: Mask
+    training: Mask
+    """Neither held out nor alike a held-out pair."""
+    taken: Mapping[str, Mask]
+    order: NDArray[np.uint64]
+    """Random numbers, by a hash of SAMPLE_ID."""
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def rows_to_train(self, rules: Rules) -> Rows:
+        """The rows that a recipe takes and that may be trained on, ascending.
+
+        A recipe that takes one of each picture takes its largest original, of these rows.
+        """
+        rows = np.flatnonzero(self.training & self.taken[rules.recipe.title])
+        if rules.recipe.duplicates:
+            best = rows[np.lexsort((rows, -self.pixels[rows], self.pictures[rows]))]
+            rows = np.sort(best[np.unique(self.pictures[best], return_index=True)[1]])
+        return rows
+
+    def rows_to_search(self, lowest: float | None, most: int) -> Rows:
+        """Held-out rows to find one another among, at most ``most``, in a random order.
+
+        ``lowest``: lowest similarity, or None for any. No text and no picture comes twice, so that
+        each row has one right answer.
+        """
+        held_out = self.held_out if lowest is None else self.held_out & (self.similarity >= lowest)
+        rows = np.flatnonzero(held_out)
+        rows = rows[np.argsort(self.order[rows])]
+        for values in (_numbered(self.texts), self.pictures):
+            rows = rows[np.sort(np.unique(values[rows], return_index=True)[1])]
+        return rows[:most]
+
+
+def read_pool(
+    segments: Sequence[Segment], rules: Sequence[Rules], options: ComparisonOptions
+) -> Pool:
+    """Read the segments' pairs, each with its vector, into memory.
+
+    Raises :class:`OtherRowsError` if a segment's assets are of different rows,
+    :class:`~laion_assets.filtering.recipe.RecipeError` if a recipe asks for the scores of a head
+    that the pairs do not have, and :class:`TooFewPairsError` if there are none.
+    """
+    parts = [PARTITIONS[SCORED_PAIRS].rows.paths(segment.scored) for segment in segments]
+    total = rows_in(*(part for of_segment in parts for part in of_segment))
+    share = min(1.0, options.pool / max(total, 1))
+    progress = Progress("pairs to compare on", "pairs", total, logger)
+    read: list[_Read] = []
+    for segment, of_segment in zip(segments, parts, strict=True):
+        clusters, at = _clusters(segment), 0
+        for part in of_segment:
+            path = image_path(segment.embeddings, part_number(part))
+            images, start = open_vectors(path, rows_in(part)), at
+            for batch in batches(part, rows=ROW_GROUP):
+                table = pa.Table.from_batches([batch])
+                near = clusters.slice(at, len(table))
+                if not near["SAMPLE_ID"].equals(table["SAMPLE_ID"]):
+                    raise _other_rows(segment)
+                wanted = uniform(_ids(table), _IN_POOL) < share
+                wanted &= pc.is_valid(table["text"]).to_numpy()
+                rows = table.filter(pa.array(wanted))
+                read.append(
+                    _Read(
+                        rows.select(_COLUMNS),
+                        images[at - start + np.flatnonzero(wanted)],
+                        near["cluster"].to_numpy()[wanted],
+                        [_taken(rows, one) for one in rules],
+                    )
+                )
+                at += len(table)
+                progress.advance(len(table))
+    if not read:
+        raise TooFewPairsError("the segments have no scored pairs to compare on")
+    return _pool(read, rules, options)
+
+
+class _Read(NamedTuple):
+    """Pairs of one batch that are in the pool."""
+
+    rows: pa.Table
+    images: NDArray[np.float16]
+    clusters: Rows
+    taken: list[Mask]
+
+
+_COLUMNS: Final = ["SAMPLE_ID", "text", "similarity", "sha256", "width", "height"]
+
+
+def _pool(read: Sequence[_Read], rules: Sequence[Rules], options: ComparisonOptions) -> Pool:
+    tables, images, clusters, taken = zip(*read, strict=True)
+    table = pa.concat_tables(tables)
+    ids, pictures = _ids(table), np.concatenate(clusters)
+    held_out = uniform(ids, _HELD_OUT) < options.held_out_share
+    alike = held_out.copy()
+    for values in (_numbered(table["sha256"]), pictures):
+        alike |= np.isin(values, values[held_out])
+    return Pool(
+        sample_ids=ids,
+        images=np.concatenate(images),
+        texts=table["text"],
+        similarity=table["similarity"].to_numpy(),
+        pictures=pictures,
+        pixels=pc.multiply(
+            *(pc.fill_null(table[side].cast(pa.int64()), 0) for side in ("width", "height"))
+        ).to_numpy(),
+        held_out=held_out,
+        training=~alike,
+        taken={
+            one.recipe.title: np.concatenate([of_part[number] for of_part in taken])
+            for number, one in enumerate(rules)
+        },
+        order=spread(ids ^ _ORDER),
+    )
+
+
+def uniform(sample_ids: Rows, salt: int) -> NDArray[np.float64]:
+    """A number from 0 to 1 for each SAMPLE_ID, (n,), by a hash of it and of the salt."""
+    return spread(sample_ids ^ salt) / 2.0**64
+
+
+def _taken(rows: pa.Table, rules: Rules) -> Mask:
+    taken = np.zeros(len(rows), np.bool_)
+    taken[choose(rows, rules.recipe, rules.threshold)[0]] = True
+    return taken
+
+
+def _clusters(segment: Segment) -> pa.Table:
+    """SAMPLE_ID and cluster of each row of a segment. Raises :class:`OtherRowsError`."""
+    parts = PARTITIONS[NEAR_DUPLICATES].rows.paths(segment.near_duplicates)
+    found = pa.concat_tables([read_parquet(part, ["SAMPLE_ID", "cluster"]) for part in parts])
+    parts = PARTITIONS[EMBEDDINGS].rows.paths(segment.embeddings)
+    ids = pa.concat_tables([read_parquet(part, ["SAMPLE_ID"]) for part in parts])
+    if not ids["SAMPLE_ID"].equals(found["SAMPLE_ID"]):
+        raise _other_rows(segment)
+    return found
+
+
+def _other_rows(segment: Segment) -> OtherRowsError:
+    return OtherRowsError(
+        f"{segment.scored} and {segment.near_duplicates} are of other embeddings than"
+        f" {segment.embeddings}: materialize both again"
+    )
+
+
+def _ids(table: pa.Table) -> Rows:
+    values: Rows = table["SAMPLE_ID"].to_numpy()
+    return values
+
+
+def _numbered(column: pa.ChunkedArray) -> NDArray[Any]:
+    """A number for each value, (n,): the same for equal ones."""
+    values: NDArray[Any] = column.combine_chunks().dictionary_encode().indices.to_numpy()
+    return values

@@ -1,0 +1,129 @@
+"""Several processes that fetch, as one: each URL goes to the process that its host belongs to.
+
+What does not belong here: what such a process does (:mod:`.fetch_process`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import socket
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any, Final
+
+from laion_assets.download.addresses import Resolve
+from laion_assets.download.calls import Calls
+from laion_assets.download.decoders import PRELOADED
+from laion_assets.download.fetch import Attempt
+from laion_assets.download.fetch_process import BEGIN, FORGET_FAILURES, Setup, owner_of, work
+from laion_assets.download.requester import host_in
+from laion_assets.download.rows import Row, Wanted
+from laion_assets.download.rules import Rules
+from laion_assets.errors import TransientError
+
+_END_S: Final = 10.0
+"""Time for a process to end by itself."""
+
+
+class FetchProcessError(TransientError, RuntimeError):
+    """A process that fetches has died."""
+
+
+@dataclass
+class _Process:
+    number: int
+    process: ForkServerProcess
+    calls: Calls
+
+
+class FetchPool:
+    """``fetch_processes`` processes; makes rows, as :class:`.rows.Rows` says.
+
+    ``scratch``: an own folder, in which the images lie. ``resolve``: picklable.
+    """
+
+    def __init__(self, rules: Rules, scratch: Path, resolve: Resolve) -> None:
+        self._setup = Setup(rules.options, rules.lists, resolve, scratch)
+        self._processes: list[_Process] = []
+        self._attending: list[asyncio.Task[None]] = []
+
+    @property
+    def answers(self) -> int:
+        return sum(each.calls.other[1] for each in self._processes if each.calls.other)
+
+    @property
+    def has_free_slot(self) -> bool:
+        """Whether a process has one, as far as is known."""
+        known = (each.calls for each in self._processes if each.calls.all_seen)
+        return any(calls.other[0] for calls in known if calls.other)
+
+    async def __aenter__(self) -> FetchPool:
+        try:
+            self._setup.write()
+            for number in range(self._setup.options.fetch_processes):
+                self._processes.append(self._start(number))
+            self._attending = [asyncio.create_task(self._attend(each)) for each in self._processes]
+            await asyncio.gather(*(each.calls.call(BEGIN) for each in self._processes))
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._attending:
+            task.cancel()
+        await asyncio.gather(*self._attending, return_exceptions=True)
+        for each in self._processes:
+            each.calls.close()  # at which the process ends
+        for each in self._processes:
+            await asyncio.to_thread(each.process.join, _END_S)
+            each.process.kill()
+            each.process.join()
+
+    async def make(self, wanted: Wanted) -> Row:
+        row: Row = await self._of(wanted.url).call(wanted)
+        return row
+
+    async def forget_failures(self) -> None:
+        await asyncio.gather(*(each.calls.call(FORGET_FAILURES) for each in self._processes))
+
+    def _of(self, url: str) -> Calls:
+        """The calls to the process that a URL's host belongs to."""
+        return self._processes[owner_of(host_in(url), len(self._processes))].calls
+
+    async def _finish(self, attempt: Attempt) -> Any:
+        """Have the process of an attempt's host finish it."""
+        return await self._of(attempt.url).call(attempt)
+
+    def _start(self, number: int) -> _Process:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([PRELOADED])
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = context.Process(
+                target=work, args=(number, theirs, self._setup.scratch), name=f"fetch-{number}"
+            )
+            try:
+                process.start()
+            except BaseException:
+                ours.close()
+                raise
+        return _Process(number, process, Calls(ours, self._finish))
+
+    async def _attend(self, each: _Process) -> None:
+        """Take what a process sends; if it ends, fail what waits for it."""
+        try:
+            await each.calls.run()
+        except Exception as error:  # noqa: BLE001 - those who wait raise it
+            each.calls.fail(error)
+            return
+        await asyncio.to_thread(each.process.join, _END_S)
+        each.calls.fail(
+            FetchProcessError(
+                f"fetching process {each.number + 1} of {len(self._processes)} has died with exit "
+                f"code {each.process.exitcode} (-9: killed, often for lack of memory). Nothing is "
+                "published; finished shards are kept, and the next run makes the others"
+            )
+        )

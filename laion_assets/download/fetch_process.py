@@ -1,0 +1,167 @@
+"""One of several processes that fetch, each from hosts of its own.
+
+A host belongs to one process, by a hash of its name, so its limits, its robots.txt and its waits
+hold over all of them. Where a redirect leads to another process's host, that process finishes the
+attempt. What does not belong here: starting and asking these processes (:mod:`.fetch_pool`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import mmap
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import threading
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, Final
+
+from laion_assets.download.addresses import Resolve
+from laion_assets.download.calls import Calls
+from laion_assets.download.decoders import ImageMakers
+from laion_assets.download.fetch import Attempt, Fetcher
+from laion_assets.download.options import DownloadOptions
+from laion_assets.download.requester import Fetched
+from laion_assets.download.rows import Row, RowMaker, Wanted
+from laion_assets.download.rules import Rules
+from laion_assets.download.shards import Place, gathered_in
+from laion_assets.removals.active import Lists
+
+BEGIN: Final = "begin"
+"""The first call; it returns when the process is ready to fetch."""
+FORGET_FAILURES: Final = "forget failures"
+
+_SETUP: Final = "setup"
+_LARGE: Final = "large.lock"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all processes need; ``scratch`` is an own folder."""
+
+    options: DownloadOptions
+    lists: Lists
+    resolve: Resolve
+    scratch: Path
+
+    def write(self) -> None:
+        """Write the setup into the scratch folder, long lists apart, for all to map once.
+
+        Raises what pickling raises.
+        """
+        buffers: list[pickle.PickleBuffer] = []
+        # Their files may be gone, as another version of the lists was compiled meanwhile.
+        pickled = pickle.dumps(self, protocol=5, buffer_callback=buffers.append)
+        for i, buffer in enumerate(buffers):
+            (self.scratch / f"{_SETUP}-{i}").write_bytes(buffer.raw())
+        (self.scratch / _SETUP).write_bytes(pickle.dumps((pickled, len(buffers))))
+
+    @staticmethod
+    def read(scratch: Path) -> Setup:
+        """The setup that :meth:`write` has written."""
+        pickled, buffers = pickle.loads((scratch / _SETUP).read_bytes())  # noqa: S301 - our own
+        mapped = [_mapped(scratch / f"{_SETUP}-{i}") for i in range(buffers)]
+        setup: Setup = pickle.loads(pickled, buffers=mapped)  # noqa: S301 - our own
+        return setup
+
+
+def _mapped(path: Path) -> mmap.mmap | bytes:
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:  # an empty file cannot be mapped
+            return b""
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def owner_of(host: str, processes: int) -> int:
+    """The number of the process that a host belongs to, the same in every run."""
+    digest = hashlib.blake2b(host.encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % processes
+
+
+def share_of(total: int, number: int, processes: int) -> int:
+    """The part of a total that a process gets; the parts of all add up to it."""
+    return total // processes + (number < total % processes)
+
+
+def work(number: int, sock: socket.socket, scratch: Path) -> None:
+    """Work as the process of this number until the other end of ``sock`` is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks ends this one
+    threading.Thread(target=_end_with_the_first_process, name="parent", daemon=True).start()
+    asyncio.run(_Work(number, sock, Setup.read(scratch)).run())
+
+
+def _end_with_the_first_process() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+class _Work:
+    def __init__(self, number: int, sock: socket.socket, setup: Setup) -> None:
+        self._number, self._setup = number, setup
+        self._calls = Calls(sock, self._do, self._state)
+        self._entered = AsyncExitStack()
+        self._ready = False
+        own = {
+            name: share_of(getattr(setup.options, name), number, setup.options.fetch_processes)
+            for name in ("concurrency", "resize_processes")
+        }
+        self._options = setup.options.model_copy(update=own)
+        self._rules = Rules(self._options, setup.lists)
+        self._fetcher = Fetcher(
+            self._options, resolve=setup.resolve, listed=self._rules.listed, others=self
+        )
+
+    async def run(self) -> None:
+        async with self._entered:
+            await self._calls.run()
+
+    def have(self, host: str) -> bool:
+        return owner_of(host, self._options.fetch_processes) != self._number
+
+    async def finish(self, attempt: Attempt) -> Any:
+        return await self._calls.call(attempt)
+
+    async def _do(self, work: Any) -> Any:
+        if work == BEGIN:
+            await self._begin()
+        elif work == FORGET_FAILURES:
+            await self._maker.forget_failures()
+        elif isinstance(work, Wanted):
+            return self._stored(await self._maker.make(work), work.shard)
+        else:
+            assert isinstance(work, Attempt)
+            made = await self._maker.finish(work)
+            return made if isinstance(made, Fetched) else self._stored(made, work.job.shard)
+        return None
+
+    async def _begin(self) -> None:
+        scratch = self._setup.scratch / f"process-{self._number}"
+        scratch.mkdir()
+        decoders = self._entered.enter_context(
+            ImageMakers(self._options, scratch, self._setup.scratch / _LARGE)
+        )
+        self._maker = RowMaker(self._rules, self._fetcher, decoders)
+        await self._entered.enter_async_context(self._maker)
+        self._ready = True
+
+    def _stored(self, row: Row, shard: int) -> Row:
+        """The row with the place of its image, which goes to a file."""
+        if not isinstance(row.image, bytes):
+            return row
+        path = gathered_in(self._setup.scratch, shard, self._number + 1)
+        with path.open("ab") as file:
+            place = Place(path.name, file.tell(), len(row.image))
+            file.write(row.image)
+        return replace(row, image=place)
+
+    def _state(self) -> tuple[bool, int]:
+        """Whether a slot is free, and how many answers have come."""
+        return (self._fetcher.has_free_slot, self._fetcher.answers) if self._ready else (False, 0)

@@ -1,0 +1,194 @@
+"""The instrument, on pairs of which it is known which are right."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from laion_assets.comparison.compare import compare
+from laion_assets.comparison.options import ComparisonOptions
+from laion_assets.comparison.pool import Rules, Segment, TooFewPairsError, read_pool
+from laion_assets.comparison.result import ALL, MATCHING, RANDOM, SHUFFLED, SUMMARY, Comparison
+from laion_assets.filtering.one_of_each import OtherRowsError
+from laion_assets.filtering.recipe import Recipe
+from tests.comparison.conftest import QUICK, SWAPPED, Drawings
+from tests.comparison.make_drawings import TINY
+
+THRESHOLD = 0.31
+FILTERED = Rules(Recipe(name="filtered"), THRESHOLD)
+UNFILTERED = Rules(Recipe(name="unfiltered"), -1.0)
+MODEL = "tiny"
+
+
+@pytest.fixture(scope="module")
+def segment(drawings: Drawings, tmp_path_factory: pytest.TempPathFactory) -> Segment:
+    return drawings.write(tmp_path_factory.mktemp("drawings"))
+
+
+def run(segment: Segment, *rules: Rules, options: ComparisonOptions = QUICK) -> Comparison:
+    pool = read_pool([segment], rules, options)
+    return compare(pool, rules, THRESHOLD, options, TINY, MODEL)
+
+
+def test_a_filter_that_refuses_wrong_captions_wins_and_shuffled_captions_find_nothing(
+    segment: Segment, drawings: Drawings
+) -> None:
+    assert 1 - drawings.right.mean() == pytest.approx(SWAPPED, abs=0.02)
+    found = run(segment, FILTERED, UNFILTERED)
+    arms = {arm.name: arm for arm in found.arms}
+    assert [*arms] == ["filtered v1", "unfiltered v1", RANDOM, SHUFFLED]
+    for pool in (ALL, MATCHING):
+        above = arms["filtered v1"].on(pool).above_random
+        assert above
+        assert above.low > 0
+    assert arms["filtered v1"].verdict == "better"
+    assert arms["unfiltered v1"].verdict == "unclear", "it is what random is"
+    assert arms[SHUFFLED].verdict == "worse"
+    assert found.control_holds
+    for one in found.held_out:
+        value = arms[SHUFFLED].on(one.name).value
+        assert value.low <= one.chance[10] == 10 / one.pairs
+        assert value.mean < 2 * one.chance[10]
+    assert found.best == "filtered v1"
+    assert found.conclusion.startswith("filtered v1 trains a better model than every other arm")
+
+
+QUICKEST = QUICK.model_copy(update={"seeds": 2, "steps": 2})
+
+
+def test_the_same_pairs_give_the_same_result_which_names_none_of_them(
+    segment: Segment, drawings: Drawings, tmp_path: Path
+) -> None:
+    found = run(segment, FILTERED, options=QUICKEST)
+    assert run(segment, FILTERED, options=QUICKEST) == found
+    found.write(tmp_path)
+    assert Comparison.read(tmp_path) == found
+    written = "".join(path.read_text() for path in tmp_path.iterdir())
+    for row in drawings.rows:
+        for name in ("SAMPLE_ID", "url", "text", "sha256"):
+            assert str(row[name]) not in written
+    with (tmp_path / "comparison.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 3 * 2 * 5
+    (one,) = (
+        row
+        for row in rows
+        if (row["trained_on"], row["held_out"], row["measure"]) == ("filtered v1", ALL, SUMMARY)
+    )
+    assert float(one["mean"]) == found.arms[0].on(ALL).value.mean
+    assert found.options["steps"] == 2
+    assert found.samples == 300
+
+
+def test_no_recipe_has_a_say_in_what_is_held_out(segment: Segment) -> None:
+    strict, loose = (read_pool([segment], [one], QUICK) for one in (FILTERED, UNFILTERED))
+    assert strict.held_out.tolist() == loose.held_out.tolist()
+    assert 0.15 < strict.held_out.mean() < 0.25
+    assert not (strict.held_out & strict.training).any()
+    searched = strict.rows_to_search(None, 5_000)
+    assert strict.held_out[searched].all()
+    texts = strict.texts.take(searched).to_pylist()
+    assert len(set(texts)) == len(texts), "each has one right answer"
+    assert set(strict.rows_to_search(THRESHOLD, 5_000)) < set(np.flatnonzero(strict.held_out))
+    assert len(strict.rows_to_search(None, 60)) == 60
+
+
+def test_what_is_alike_a_held_out_pair_is_trained_on_by_no_arm(
+    segment: Segment, drawings: Drawings, tmp_path: Path
+) -> None:
+    plain = read_pool([segment], [UNFILTERED], QUICK)
+    held_out, trained = np.flatnonzero(plain.held_out), np.flatnonzero(plain.training)
+
+    def alike(rows: list[dict[str, Any]]) -> None:
+        rows[trained[0]]["sha256"] = rows[held_out[0]]["sha256"]
+        rows[trained[1]]["cluster"] = rows[held_out[1]]["cluster"]
+        # Alike one another, and no held-out pair.
+        rows[trained[2]]["cluster"] = rows[trained[3]]["cluster"]
+        # Two held-out pairs: one of them is searched.
+        rows[held_out[2]]["cluster"] = rows[held_out[3]]["cluster"]
+
+    pool = read_pool([drawings.write(tmp_path, alike)], [UNFILTERED], QUICK)
+    assert pool.held_out.tolist() == plain.held_out.tolist()
+    assert np.flatnonzero(pool.training).tolist() == trained[2:].tolist()
+    searched = set(pool.rows_to_search(None, 5_000).tolist())
+    assert len({int(held_out[2]), int(held_out[3])} & searched) <= 1
+
+
+def test_a_recipe_of_one_of_each_picture_trains_on_the_largest(
+    segment: Segment, drawings: Drawings, tmp_path: Path
+) -> None:
+    trained = np.flatnonzero(read_pool([segment], [UNFILTERED], QUICK).training)
+    first, second, third = trained[:3]
+
+    def copies(rows: list[dict[str, Any]]) -> None:
+        for row in (first, second, third):
+            rows[row]["cluster"] = -7
+        rows[second]["width"] = 900
+
+    one_of_each = Rules(Recipe(name="one", duplicates="images"), -1.0)
+    pool = read_pool([drawings.write(tmp_path, copies)], [one_of_each], QUICK)
+    assert pool.rows_to_train(one_of_each).tolist() == [second, *trained[3:]]
+
+
+def test_of_a_large_lake_a_share_is_read(segment: Segment, drawings: Drawings) -> None:
+    options = QUICK.model_copy(update={"pool": 500})
+    pool = read_pool([segment], [FILTERED], options)
+    assert 400 < len(pool) < 600
+    whole = read_pool([segment], [FILTERED], QUICK)
+    place = {sample: row for row, sample in enumerate(whole.sample_ids.tolist())}
+    rows = [place[sample] for sample in pool.sample_ids.tolist()]
+    assert pool.held_out.tolist() == whole.held_out[rows].tolist()
+    assert (pool.images == drawings.images[rows]).all()
+    assert pool.taken["filtered v1"].tolist() == whole.taken["filtered v1"][rows].tolist()
+
+
+def test_pairs_without_a_caption_are_no_pairs(drawings: Drawings, tmp_path: Path) -> None:
+    def without(rows: list[dict[str, Any]]) -> None:
+        rows[0]["text"] = None
+
+    pool = read_pool([drawings.write(tmp_path, without)], [FILTERED], QUICK)
+    assert len(pool) == len(drawings.rows) - 1
+
+
+def test_too_few_pairs_are_refused_before_anything_is_trained(
+    segment: Segment, caplog: pytest.LogCaptureFixture
+) -> None:
+    strict = Rules(Recipe(name="strict"), 0.9)
+    with pytest.raises(TooFewPairsError, match=r"strict v1 leaves 0 pairs .* least = 150"):
+        run(segment, FILTERED, strict)
+    few = QUICK.model_copy(update={"held_out_share": 0.02})
+    with pytest.raises(TooFewPairsError, match=r"only \d+ held-out pairs .*held_out_share"):
+        run(segment, FILTERED, options=few)
+    assert "steps" not in caplog.text
+
+
+def test_assets_of_other_rows_are_refused(drawings: Drawings, tmp_path: Path) -> None:
+    def another(rows: list[dict[str, Any]]) -> None:
+        rows[5]["SAMPLE_ID"] += 1
+
+    segment, other = drawings.write(tmp_path / "a"), drawings.write(tmp_path / "b", another)
+    for mixed in (
+        replace(segment, near_duplicates=other.near_duplicates),
+        replace(segment, scored=other.scored),
+    ):
+        with pytest.raises(OtherRowsError, match="materialize both again"):
+            read_pool([mixed], [FILTERED], QUICK)
+
+
+def test_progress_has_a_rate(segment: Segment, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        run(segment, FILTERED, options=QUICKEST)
+    assert "recipe comparison: 12/12 steps in " in caplog.text
+
+
+def test_options_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch 256 is more than least 200"):
+        ComparisonOptions(least=200)
+    with pytest.raises(ValueError, match="least 1000 is more than samples 900"):
+        ComparisonOptions(samples=900)
