@@ -114,12 +114,14 @@ bench: $(addprefix bench-,$(BENCHMARKS))
 bench-%: setup
 	$(BIN)/python -m benchmarks.$*.run $(ARGS)
 
-# Remakes the shipped CLIP, and after it the sample crawl's pictures and plan (needs the registries).
+# Remakes the shipped CLIP, after it the sample crawl's pictures and plan, and the autoencoder of
+# drawings that learns from these, too (needs the registries).
 train: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement training/requirements.txt
 	$(BIN)/python -m training.train
 	$(BIN)/python -m training.watermark_head
 	$(BIN)/python -m training.sample_images
+	$(BIN)/python -m training.tokenizer
 
 # Rewrites the tables of docs/ that are made from the code; a test compares them.
 docs: setup

@@ -37,8 +37,9 @@ GROUND = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "definition
 SHARED = GROUND | {"removals"}
 MORE = {package: {"lake"} for package in ("knn", "lookup", "stats", "release", "search")}
 MORE["url_lists"] = {"crawl"}
+MORE["generation"] = {"sample_crawl"}
 """A list is a crawl. An index is asked beside its lake, statistics and releases are taken from it,
-and the service follows what it publishes."""
+and the service follows what it publishes. Samples of the drawn crawl are judged by what it drew."""
 DOMAIN = {*WAY, "crawl", "removals", "lake", "sample_crawl"}
 
 LONGEST_MODULE: Final = 450

@@ -86,6 +86,8 @@ def test_every_file_of_the_packages_is_in_it_and_nothing_else(wheel: Wheel) -> N
         "laion_assets/clip/thresholds.json",
         "laion_assets/clip/model_configs/laion-assets-tiny.json",
         "laion_assets/clip/weights/*.safetensors",
+        "laion_assets/generation/weights/laion-assets-tiny-vq/*.safetensors",
+        "laion_assets/generation/weights/laion-assets-tiny-vq/config.json",
         "laion_assets/safety/prompts/sample.json",
         "laion_assets/safety/prompts/laion400m.json",
         "laion_assets/safety/words/minors.txt",

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 Codes = NDArray[np.uint16]
 
+SHIPPED: Final = "laion-assets-tiny-vq"
+"""Name of the autoencoder in the package, in place of a folder."""
+
 _REVIVE_EVERY: Final = 20
 """Forward passes between two revivals."""
 _REVIVE_WINDOW: Final = 4
@@ -34,8 +37,11 @@ class WrongWeightsError(ValueError):
     """Stored weights do not fit the options, or each other; the message gives both numbers."""
 
 
-def build(options: GenerationOptions) -> Any:
-    """Build an untrained VQModel whose weights are drawn from the seed."""
+def build(options: GenerationOptions, norm_groups: int | None = None) -> Any:
+    """Build an untrained VQModel whose weights are drawn from the seed.
+
+    Channels are normalised in ``norm_groups`` groups; None: in as many as the options say.
+    """
     import torch
     from diffusers import VQModel
 
@@ -50,21 +56,31 @@ def build(options: GenerationOptions) -> Any:
             latent_channels=options.code_channels,
             sample_size=options.image_size,
             num_vq_embeddings=options.codebook,
-            norm_num_groups=options.vq_norm_groups,
+            norm_num_groups=norm_groups or options.vq_norm_groups,
             mid_block_add_attention=False,
         )
+
+
+def weights_folder(name: str) -> Path:
+    """Folder of a trained VQModel by ``vq_weights``: the shipped one's name, or the folder."""
+    return Path(__file__).parent / "weights" / SHIPPED if name == SHIPPED else Path(name)
 
 
 def load(folder: Path, options: GenerationOptions) -> Any:
     """Load a trained VQModel, as ``save_model`` or diffusers writes it, in eval mode.
 
+    Weights that are stored in half precision are loaded as float32.
+
     Raises :class:`WrongWeightsError` if the folder holds no VQModel, or if its grid or codebook
     differs from the options.
     """
+    import torch
     from diffusers import VQModel
 
     try:
-        model = VQModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        model = VQModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
+        )
     except (OSError, ValueError) as error:
         raise WrongWeightsError(f"{folder} holds no VQModel: {error}") from error
     config = model.config

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from laion_assets.files import fsync_directory, locked, replace_folder, write_json
 from laion_assets.generation import autoencoder, transformer
-from laion_assets.generation.evaluation import Evaluation, Run, draw_and_score, real_images
+from laion_assets.generation.evaluation import Drawn, Evaluation, Run
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.pairs import (
     BatchOrder,
@@ -30,6 +30,9 @@ from laion_assets.generation.pairs import (
     captions_of,
     with_other_captions,
 )
+from laion_assets.generation.ranking import Judge
+from laion_assets.generation.report import GUIDANCE, write_report
+from laion_assets.generation.scoring import Studio
 from laion_assets.generation.tokens import Tokens, vocabulary_of, write_tokens
 from laion_assets.generation.trainer import Point, save_model
 from laion_assets.options import versioned
@@ -68,7 +71,6 @@ def make_samples(
     """
     from laion_assets.clip.model import choose_device
     from laion_assets.clip.precision import choose_precision
-    from laion_assets.generation.report import write_report
     from laion_assets.generation.shown_samples import write_shown
 
     device = choose_device(options.device)
@@ -101,19 +103,19 @@ def make_samples(
                 trained[plan.name] = gpt
         save_model(trained[ALL], result / TRANSFORMER)
         captions = _captions(pairs, options)
-        scored = {
-            name: draw_and_score(
-                gpt, model, clip, vocabulary, captions, options, work / "drawn", name
-            )
-            for name, gpt in trained.items()
-        }
-        real = real_images(pairs, images, model, clip, captions, options)
-        trained_on = frozenset(filter(pairs.trains_on, captions))
+        studio = Studio(model, vocabulary, Judge(clip), captions, work / "drawn")
         evaluation = Evaluation(
-            options, len(pairs.training), runs, vq_curve, scored, real, trained_on
+            options,
+            len(pairs.training),
+            runs,
+            vq_curve,
+            {name: studio.draw(name, gpt, options) for name, gpt in trained.items()},
+            studio.real(pairs, images, options),
+            frozenset(filter(pairs.trains_on, captions)),
+            _compared(studio, trained[ALL], options),
         )
         write_json(result / "evaluation.json", evaluation.to_json())
-        write_shown(result, pairs, real)
+        write_shown(result, pairs, evaluation.real)
         write_report(result, evaluation)
         write_json(result / OPTIONS, options.model_dump(mode="json"))
         _publish(result, out)
@@ -127,7 +129,9 @@ def _publish(result: Path, out: Path) -> None:
     Killed midway, ``out`` has no ``options.json``, and thus no models to draw with, until the same
     call is repeated.
     """
-    (out / OPTIONS).unlink(missing_ok=True)
+    for name in (OPTIONS, GUIDANCE):
+        # Not every run compares scales of guidance.
+        (out / name).unlink(missing_ok=True)
     for new in sorted(result.iterdir()):
         if new.is_dir():
             replace_folder(new, out / new.name)
@@ -147,7 +151,7 @@ def _made_of(
         "clip": clip.version,
         "options": versioned(options),
         # Not the path: the weights under it may have changed.
-        "vq_weights": weights and autoencoder.weights_digest(Path(weights)),
+        "vq_weights": weights and autoencoder.weights_digest(autoencoder.weights_folder(weights)),
         # What `auto` chose: half a training in another precision is another training.
         "device": device,
         "precision": precision,
@@ -171,8 +175,8 @@ def _autoencoder(
     work: Path,
 ) -> tuple[Any, list[Point]]:
     """Train the autoencoder, or load the given weights; return the model and its curve."""
-    if options.vq_weights is not None:
-        model = autoencoder.load(Path(options.vq_weights), options)
+    if options.vq_weights:
+        model = autoencoder.load(autoencoder.weights_folder(options.vq_weights), options)
         return model.to(device), []
     model = autoencoder.build(options).to(device)
     order = BatchOrder(
@@ -266,6 +270,17 @@ def _trained(
         f"{run.name}: {run.held_out:.3f} nats per code, {run.gain:+.3f} by the right caption"
     )
     return run
+
+
+def _compared(studio: Studio, gpt: Any, options: GenerationOptions) -> dict[float, list[Drawn]]:
+    """Draw a few samples of each caption with each scale of guidance that is compared."""
+    few = {"samples": options.guidance_samples, "best": options.guidance_samples}
+    return {
+        scale: studio.draw(
+            f"guidance {scale:g}", gpt, options.model_copy(update={"guidance": scale, **few})
+        )
+        for scale in options.guidance_compared
+    }
 
 
 def _captions(pairs: Pairs, options: GenerationOptions) -> list[str]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from laion_assets.generation import autoencoder, transformer
 from laion_assets.generation.autoencoder import WrongWeightsError
 from laion_assets.generation.dalle import AUTOENCODER, OPTIONS, TRANSFORMER, VOCABULARY
-from laion_assets.generation.evaluation import Drawn, draw
+from laion_assets.generation.evaluation import Drawn
 from laion_assets.generation.options import GenerationOptions
-from laion_assets.generation.ranking import similarities
+from laion_assets.generation.ranking import Judge
+from laion_assets.generation.scoring import draw
 from laion_assets.generation.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -40,6 +41,6 @@ def draw_caption(folder: Path, caption: str, clip: ClipModel, seed: int, device:
             " together"
         )
     vq = autoencoder.load(folder / AUTOENCODER, options).to(where)
-    codes = draw(gpt, vocabulary, caption, options, seed)
+    codes = draw(gpt, vocabulary, [caption], options, seed)[0]
     pixels = autoencoder.decode(vq, codes, options.vq_batch)
-    return Drawn.of(caption, pixels, similarities(clip, pixels, caption), len(pixels))
+    return Drawn.of(caption, pixels, Judge(clip).score(pixels, caption), len(pixels))

@@ -1,34 +1,24 @@
-"""Evaluation of the models: likelihoods, and CLIP's scores of samples, real images and controls."""
+"""Results of a demo: likelihoods, and the scores of samples, real images and controls.
+
+What does not belong here: how samples are drawn and scored (``scoring``).
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from laion_assets.files import atomic_path
-from laion_assets.generation import autoencoder, transformer
 from laion_assets.generation.options import GenerationOptions
-from laion_assets.generation.pairs import Images, Pairs
-from laion_assets.generation.ranking import ranked, similarities
+from laion_assets.generation.ranking import Scores, ranked
+from laion_assets.generation.subjects import JUDGED, Shares
 from laion_assets.generation.trainer import Point
-from laion_assets.generation.vocabulary import Vocabulary
-from laion_assets.work import Progress
-
-logger = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    from laion_assets.clip.model import ClipModel
 
 OVERVIEW_BEST = 6
 """Number of a caption's best samples in the overview."""
-REAL_EACH = 4
-"""Largest number of real images that are scored per caption."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +49,15 @@ class Drawn:
     """Numbers of the samples whose pictures are kept, ascending."""
     pixels: NDArray[np.uint8]
     """The kept pictures, (rows, size, size, 3)."""
+    verdicts: NDArray[np.bool_] | None = None
+    """The samples' verdicts, (samples, 3), as :class:`Scores` has them."""
 
     @classmethod
-    def of(
-        cls, caption: str, pixels: NDArray[np.uint8], cosines: NDArray[np.float32], n: int
-    ) -> Drawn:
+    def of(cls, caption: str, pixels: NDArray[np.uint8], scores: Scores, n: int) -> Drawn:
         """Take all samples' pictures, and keep those of the ``n`` best and the ``n`` worst."""
-        order = ranked(cosines)
+        order = ranked(scores.cosines)
         rows = np.unique(np.concatenate([order[:n], order[::-1][:n]]))
-        return cls(caption, cosines, rows, pixels[rows])
+        return cls(caption, scores.cosines, rows, pixels[rows], scores.verdicts)
 
     def picture(self, row: int) -> NDArray[np.uint8]:
         """Picture of a sample by its number, uint8 (size, size, 3).
@@ -103,6 +93,8 @@ class Real:
     """Mean cosine of the autoencoder's reconstructions: what a perfect transformer would draw."""
     other_caption: float
     """Mean cosine of as many images of other captions, at the modelled size: chance level."""
+    verdicts: Mapping[str, NDArray[np.bool_] | None] = field(default_factory=dict)
+    """Verdicts, (n, 3) each, of the images ``stored`` and ``through_codes``."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +131,8 @@ class Evaluation:
     trained_on: frozenset[str] = frozenset()
     """The drawn captions that are also training captions. Only a caption given by a person can be
     one, never one taken from the held-out pairs."""
+    guidance: Mapping[float, list[Drawn]] = field(default_factory=dict)
+    """A few samples of each caption, all kept, by the scale of guidance they were drawn with."""
 
     @property
     def captions(self) -> list[str]:
@@ -166,6 +160,52 @@ class Evaluation:
         chance = [("real images of other captions", [one.other_caption for one in self.real])]
         return [(what, Mean.of(values)) for what, values in real + made + chance if values]
 
+    def judged(self) -> list[tuple[str, Shares]]:
+        """Shares of pictures with their caption's background, colour and thing.
+
+        As :meth:`rows`, over the captions that held-out images have; empty unless these are the
+        drawn crawl's.
+        """
+        common = {one.caption for one in self.real}
+        stored, through = (
+            [one.verdicts.get(name) for one in self.real] for name in ("stored", "through_codes")
+        )
+        found = [("real images, as stored", stored), ("real images, through the codes", through)]
+        best, samples = self.options.best, self.options.samples
+        for name, all_drawn in self.drawn.items():
+            drawn = [one for one in all_drawn if one.caption in common]
+            top = [None if one.verdicts is None else one.verdicts[one.best(best)] for one in drawn]
+            found.append((f"{name}: best {best} of {samples}", top))
+            found.append((f"{name}: all samples", [one.verdicts for one in drawn]))
+        return [(what, shares) for what, some in found if (shares := _shares(some))]
+
+    def guidance_table(self) -> list[dict[str, Any]]:
+        """Similarity and shares by scale of guidance, as records."""
+        common = {one.caption for one in self.real}
+        records = []
+        for scale, all_drawn in self.guidance.items():
+            drawn = [one for one in all_drawn if one.caption in common]
+            if not drawn:
+                continue
+            mean = Mean.of([float(one.cosines.mean()) for one in drawn])
+            shares = _shares([one.verdicts for one in drawn])
+            records.append(
+                {
+                    "guidance": scale,
+                    "similarity": round(mean.mean, 4),
+                    "samples": sum(len(one.cosines) for one in drawn),
+                    **({} if shares is None else _rounded(shares)),
+                }
+            )
+        return records
+
+    def judged_table(self) -> list[dict[str, Any]]:
+        """The rows of :meth:`judged` as records."""
+        return [
+            {"pictures": what, **_rounded(shares), "number": shares.pictures}
+            for what, shares in self.judged()
+        ]
+
     def headline(self) -> dict[str, Any]:
         """The most important numbers, each for one line of metadata."""
         lines: dict[str, Any] = {"training_pairs": self.training_pairs}
@@ -174,6 +214,9 @@ class Evaluation:
             lines[f"caption_gain_nats/{run.name}"] = round(run.gain, 4)
         for what, mean in self.rows():
             lines[f"similarity/{what}"] = round(mean.mean, 4)
+        for what, shares in self.judged():
+            for name, share in _rounded(shares).items():
+                lines[f"{name} right/{what}"] = share
         return lines
 
     def similarity_table(self) -> list[dict[str, Any]]:
@@ -208,6 +251,8 @@ class Evaluation:
             "autoencoder": [asdict(point) for point in self.autoencoder],
             "runs": [{**asdict(run), "gain": run.gain} for run in self.runs],
             "similarity": {what: asdict(mean) for what, mean in self.rows()},
+            "judged": {what: asdict(shares) for what, shares in self.judged()},
+            "guidance": self.guidance_table(),
             "captions": [
                 {
                     "caption": one.caption,
@@ -225,77 +270,11 @@ class Evaluation:
         }
 
 
-def draw(
-    gpt: Any, vocabulary: Vocabulary, caption: str, options: GenerationOptions, number: int = 0
-) -> autoencoder.Codes:
-    """Draw the codes of ``options.samples`` pictures of a caption; ``number`` varies the seed."""
-    text = np.repeat(vocabulary.encode([caption], options.text_tokens), options.samples, axis=0)
-    return transformer.sample(gpt, text, options, seed=options.seed * 10_007 + number)
+def _shares(verdicts: Iterable[NDArray[np.bool_] | None]) -> Shares | None:
+    """Shares over the captions that can be judged; None if there are none."""
+    some = [one for one in verdicts if one is not None]
+    return Shares.of(np.concatenate(some)) if some else None
 
 
-def draw_and_score(
-    gpt: Any,
-    vq: Any,
-    clip: ClipModel,
-    vocabulary: Vocabulary,
-    captions: Sequence[str],
-    options: GenerationOptions,
-    kept: Path,
-    name: str,
-) -> list[Drawn]:
-    """Draw and rank ``options.samples`` pictures of each caption.
-
-    Codes and cosines are saved in the folder ``kept``, by caption; saved ones are not drawn again.
-    """
-    done = []
-    progress = Progress(f"{name}: samples", "captions", len(captions), logger)
-    for number, caption in enumerate(captions):
-        path = kept / f"{name.replace(' ', '-')}-{number:04d}.npz"
-        if path.exists():
-            with np.load(path, allow_pickle=False) as file:
-                codes, cosines = file["codes"], file["cosines"]
-            pixels = autoencoder.decode(vq, codes, options.vq_batch)
-        else:
-            codes = draw(gpt, vocabulary, caption, options, number)
-            pixels = autoencoder.decode(vq, codes, options.vq_batch)
-            cosines = similarities(clip, pixels, caption)
-            with atomic_path(path) as beside:
-                np.savez(beside, codes=codes, cosines=cosines)
-        # At the paper's size, all pictures of all captions would take gigabytes.
-        done.append(Drawn.of(caption, pixels, cosines, max(options.best, OVERVIEW_BEST)))
-        progress.advance()
-    return done
-
-
-def real_images(
-    pairs: Pairs,
-    images: Images,
-    vq: Any,
-    clip: ClipModel,
-    captions: Sequence[str],
-    options: GenerationOptions,
-) -> list[Real]:
-    """Score held-out images of each caption that has any, as a ceiling and a chance level."""
-    texts = pairs.texts[pairs.held_out]
-    rng = np.random.default_rng([options.seed, 5])
-    found = []
-    for caption in captions:
-        same = texts == pairs.text(caption)
-        if not same.any() or same.all():
-            continue
-        own = pairs.held_out[same][:REAL_EACH]
-        others = rng.permutation(pairs.held_out[~same])[:REAL_EACH]
-        pixels = images.pixels(own)
-        seen: dict[str, Iterable[NDArray[np.uint8]]] = {
-            "stored": [images.stored(int(number)) for number in own],
-            "at_size": pixels,
-            "through_codes": autoencoder.decode(
-                vq, autoencoder.encode(vq, pixels), options.vq_batch
-            ),
-            "other_caption": images.pixels(others),
-        }
-        means = {
-            what: float(similarities(clip, some, caption).mean()) for what, some in seen.items()
-        }
-        found.append(Real(caption, own, pixels, **means))
-    return found
+def _rounded(shares: Shares) -> dict[str, float]:
+    return {name: round(getattr(shares, name), 4) for name in JUDGED}

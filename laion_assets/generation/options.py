@@ -25,7 +25,7 @@ class GenerationOptions(Options):
     preset's values."""
 
     preset: str = Field(
-        "demo", description="demo (32 pixels, minutes on 2 cores) or paper (256 pixels, one GPU)"
+        "demo", description="demo (64 pixels, minutes on 2 cores) or paper (256 pixels, one GPU)"
     )
     seed: int = Field(
         0, ge=0, description="Seed of the split, the order, the weights and the samples"
@@ -67,10 +67,12 @@ class GenerationOptions(Options):
         1, ge=1, description="Forward passes in an optimiser step of the autoencoder"
     )
     vq_rate: float = Field(1e-3, gt=0, description="Highest learning rate of the autoencoder")
-    vq_weights: str | None = Field(
-        None,
-        description="Folder of a trained VQModel (diffusers) to use instead of training one, as the"
-        " paper used a VQGAN",
+    # The defaults of these and of guidance are the demo's: Dagster drops what equals a default, and
+    # a run would take the preset's value in its place.
+    vq_weights: str = Field(
+        "laion-assets-tiny-vq",
+        description="Folder of a trained VQModel (diffusers) to use, as the paper used a VQGAN, or"
+        " laion-assets-tiny-vq, the shipped one; empty: one is trained first",
     )
     text_tokens: int = Field(
         16, ge=3, description="Tokens of a caption, start and end included; longer ones are cut"
@@ -81,6 +83,12 @@ class GenerationOptions(Options):
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout of the transformer")
     text_weight: float = Field(
         0.125, ge=0, description="Weight of the text's loss relative to the image's (DALL-E's: 1/8)"
+    )
+    caption_dropout: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of the captions that are dropped in training; guidance needs some",
     )
     steps: int = Field(800, ge=1, description="Optimiser steps of the transformer")
     batch: int = Field(64, ge=1, description="Pairs in a forward pass of the transformer")
@@ -111,6 +119,19 @@ class GenerationOptions(Options):
     samples: int = Field(128, ge=1, description="Pictures drawn per caption")
     sample_batch: int = Field(128, ge=1, description="Pictures drawn at once")
     best: int = Field(8, ge=1, description="Number of pictures, ranked highest by CLIP, to show")
+    guidance: float = Field(
+        2.0,
+        ge=1,
+        description="Scale of what the caption changes in the codes' scores when samples are drawn"
+        " (classifier-free guidance); 1: as it was learnt",
+    )
+    guidance_compared: list[float] = Field(
+        default=[1.0, 2.0, 4.0],
+        description="Scales of guidance to compare on a few samples of each caption",
+    )
+    guidance_samples: int = Field(
+        16, ge=1, description="Pictures drawn per caption and scale that is compared"
+    )
     temperature: float = Field(1.0, gt=0, description="Sampling temperature")
     top_k: int = Field(0, ge=0, description="Sample from the k likeliest codes; 0: from all")
     top_p: float = Field(
@@ -150,6 +171,14 @@ class GenerationOptions(Options):
             raise ValueError(f"best {self.best} is more than samples {self.samples}")
         if not all(0 < share < 1 for share in self.subset_shares):
             raise ValueError("subset_shares must be above 0 and below 1")
+        scales = {self.guidance, *self.guidance_compared}
+        if min(scales) < 1:
+            raise ValueError("guidance_compared must be 1 or more")
+        if max(scales) > 1 and not self.caption_dropout:
+            raise ValueError(
+                "guidance above 1 needs a model that was trained without captions, too: set"
+                " caption_dropout"
+            )
         return self
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -55,6 +55,16 @@ def overview(
     return _page(title, rows, OVERVIEW_BEST + 2)
 
 
+def guidance(compared: Mapping[float, Sequence[Drawn]], captions: int, n: int) -> bytes:
+    """PNG of the first ``n`` samples, none chosen, of some captions by the scale of guidance."""
+    rows = [
+        (f"{drawn.caption}: guidance {scale:g}", _tiles(drawn, drawn.rows[:n]))
+        for of_caption in list(zip(*compared.values(), strict=True))[:captions]
+        for scale, drawn in zip(compared, of_caption, strict=True)
+    ]
+    return _page(f"The first {n} samples by the scale of guidance, none chosen", rows, n)
+
+
 def _tiles(drawn: Drawn, rows: NDArray[np.int64]) -> list[Tile]:
     return [(drawn.picture(int(row)), f"{drawn.cosines[row]:.2f}") for row in rows]
 
@@ -89,11 +99,17 @@ def _short(text: str, columns: int) -> str:
 
 
 def curves(runs: Sequence[Run]) -> bytes:
-    """PNG of held-out and training losses by steps, and of the final loss by training pairs."""
+    """PNG of held-out and training losses by steps.
+
+    If subsets were trained on, too, it also shows the final loss by training pairs.
+    """
     from matplotlib.figure import Figure
 
+    honest = [run for run in runs if run.name != "captions shuffled"]
     figure = Figure(figsize=(9, 3.6), dpi=130, layout="constrained")
-    steps, sizes = figure.subplots(1, 2, width_ratios=[3, 2])
+    steps, *more = figure.subplots(
+        1, min(2, len(honest)), width_ratios=[3, 2][: len(honest)], squeeze=False
+    )[0]
     for number, run in enumerate(runs):
         colour = f"C{number}"
         held = [(point.step, point.held_out) for point in run.curve if point.held_out is not None]
@@ -107,16 +123,17 @@ def curves(runs: Sequence[Run]) -> bytes:
     )
     steps.legend(fontsize=8)
     steps.grid(alpha=0.3)
-    honest = [run for run in runs if run.name != "captions shuffled"]
-    lowest = [
-        min(point.held_out for point in run.curve if point.held_out is not None) for run in honest
-    ]
-    pairs = [run.pairs for run in honest]
-    sizes.plot(pairs, [run.held_out for run in honest], "o-", label="at the end")
-    sizes.plot(pairs, lowest, "o--", alpha=0.6, label="lowest on the way")
-    sizes.set(xscale="log", xlabel="training pairs", title="Held-out loss against pairs")
-    sizes.legend(fontsize=8)
-    sizes.grid(alpha=0.3, which="both")
+    for sizes in more:
+        lowest = [
+            min(point.held_out for point in run.curve if point.held_out is not None)
+            for run in honest
+        ]
+        pairs = [run.pairs for run in honest]
+        sizes.plot(pairs, [run.held_out for run in honest], "o-", label="at the end")
+        sizes.plot(pairs, lowest, "o--", alpha=0.6, label="lowest on the way")
+        sizes.set(xscale="log", xlabel="training pairs", title="Held-out loss against pairs")
+        sizes.legend(fontsize=8)
+        sizes.grid(alpha=0.3, which="both")
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()

@@ -15,6 +15,10 @@ from laion_assets.generation.evaluation import Evaluation
 REPORT: Final = "report.html"
 OVERVIEW: Final = "overview.png"
 CURVES: Final = "curves.png"
+GUIDANCE: Final = "guidance.png"
+_COMPARED: Final = 4
+"""Captions whose samples are shown by the scale of guidance."""
+_SIDE_BY_SIDE: Final = 8
 
 
 def caption_picture(number: int) -> str:
@@ -23,7 +27,10 @@ def caption_picture(number: int) -> str:
 
 
 def write_report(out: Path, evaluation: Evaluation) -> None:
-    """Write the pictures (``overview.png``, ``curves.png``, ``captions/NNNN.png``) and the page."""
+    """Write the pictures (``overview.png``, ``curves.png``, ``captions/NNNN.png``) and the page.
+
+    If scales of guidance were compared, ``guidance.png`` shows it.
+    """
     options = evaluation.options
     first, *_ = evaluation.drawn.values()
     by_caption = {one.caption: one for one in evaluation.real}
@@ -33,6 +40,8 @@ def write_report(out: Path, evaluation: Evaluation) -> None:
         CURVES: pictures.curves(evaluation.runs),
         **{caption_picture(number): grid for number, grid in enumerate(grids)},
     }
+    if evaluation.guidance:
+        made[GUIDANCE] = pictures.guidance(evaluation.guidance, _COMPARED, _SIDE_BY_SIDE)
     for name, data in made.items():
         with atomic_path(out / name) as beside:
             beside.write_bytes(data)
@@ -50,6 +59,7 @@ def write_report(out: Path, evaluation: Evaluation) -> None:
         evaluation=evaluation,
         options=options,
         curves=made[CURVES],
+        guidance=made.get(GUIDANCE),
         grids=list(zip(first, grids, strict=True)),
     )
     write_text(out / REPORT, page)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from laion_assets.generation.autoencoder import Codes
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.trainer import Point, Schedule, fit, mixed
-from laion_assets.generation.vocabulary import PAD
+from laion_assets.generation.vocabulary import END, PAD, START
 
 if TYPE_CHECKING:
     import torch
@@ -73,11 +73,15 @@ def train(
     loss is whatever ``held_out`` returns.
 
     Args:
-        batch_of: returns the pairs of a forward pass by its number.
+        batch_of: returns the pairs of a forward pass by its number. Of ``options.caption_dropout``
+            of them the caption is dropped, so that the model learns what guidance starts from.
     """
 
     def loss_of(number: int) -> torch.Tensor:
-        image, text = losses(model, *batch_of(number), options.codebook)
+        said, codes = batch_of(number)
+        dropped = np.random.default_rng([options.seed, 6, number]).random(len(said))
+        said = np.where(dropped[:, None] < options.caption_dropout, no_caption(said), said)
+        image, text = losses(model, said, codes, options.codebook)
         return (image.mean() + options.text_weight * text) / (1 + options.text_weight)
 
     schedule = Schedule.of_transformer(options, precision)
@@ -118,6 +122,13 @@ def joined(text: Tokens, codes: Codes, codebook: int, device: torch.device) -> t
     return torch.from_numpy(np.concatenate([words, codes.astype(np.int64)], axis=1)).to(device)
 
 
+def no_caption(text: Tokens) -> Tokens:
+    """Tokens of as many empty captions, uint16 (n, text_tokens)."""
+    empty = np.full_like(text, PAD)
+    empty[:, :2] = START, END
+    return empty
+
+
 def held_out_loss(
     model: Any, text: Tokens, codes: Codes, codebook: int, precision: str, batch: int
 ) -> float:
@@ -134,18 +145,27 @@ def held_out_loss(
 
 
 def sample(
-    model: Any, text: Tokens, options: GenerationOptions, *, seed: int, use_cache: bool = True
+    model: Any,
+    text: Tokens,
+    options: GenerationOptions,
+    *,
+    seed: int,
+    use_cache: bool = True,
 ) -> Codes:
     """Draw the codes of an image for each row of ``text``: (n, image_tokens).
 
     The same seed and rows give the same codes, also with ``use_cache`` False, which is much
-    slower.
+    slower. With ``options.guidance`` above 1, what the caption changes in the codes' scores counts
+    that many times (classifier-free guidance).
     """
     import torch
     from transformers import GenerationConfig
 
     device = next(model.parameters()).device
-    prompt = torch.from_numpy(text.astype(np.int64) + options.codebook).to(device)
+    prompt, empty = (
+        torch.from_numpy(one.astype(np.int64) + options.codebook).to(device)
+        for one in (text, no_caption(text[:1]))
+    )
     config = GenerationConfig(
         do_sample=True,
         temperature=options.temperature,
@@ -153,6 +173,7 @@ def sample(
         top_p=options.top_p,
         min_new_tokens=options.image_tokens,
         max_new_tokens=options.image_tokens,
+        guidance_scale=options.guidance,
         suppress_tokens=list(range(options.codebook, model.config.vocab_size)),
         use_cache=use_cache,
         bos_token_id=None,
@@ -167,6 +188,14 @@ def sample(
             some = prompt[start : start + options.sample_batch]
             # Padding is a token like any other here: it is attended to, as in training.
             mask = torch.ones_like(some)
-            made.append(model.generate(some, attention_mask=mask, generation_config=config))
+            made.append(
+                model.generate(
+                    some,
+                    attention_mask=mask,
+                    generation_config=config,
+                    negative_prompt_ids=empty.expand_as(some),
+                    negative_prompt_attention_mask=mask,
+                )
+            )
     codes: Codes = torch.cat(made)[:, prompt.shape[1] :].cpu().numpy().astype(np.uint16)
     return codes

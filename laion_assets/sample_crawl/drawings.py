@@ -55,10 +55,17 @@ class Drawing:
     thing: str
     background: str
 
+    def captions(self) -> list[str]:
+        """Describe the drawing in four ways."""
+        texts = [frame.format(self.colour, self.thing, self.background) for frame in FRAMES]
+        return [
+            text.replace(" a orange", " an orange").replace("A orange", "An orange")
+            for text in texts
+        ]
+
     def caption(self, rng: random.Random) -> str:
-        """Describe the drawing in one of four ways."""
-        text = rng.choice(FRAMES).format(self.colour, self.thing, self.background)
-        return text.replace(" a orange", " an orange").replace("A orange", "An orange")
+        """Describe the drawing in one of the four ways."""
+        return rng.choice(self.captions())
 
 
 def every_drawing() -> list[Drawing]:

@@ -39,6 +39,7 @@ def tiny() -> GenerationOptions:
         vq_channels=[8, 8, 8],
         vq_steps=6,
         vq_batch=8,
+        vq_weights="",
         text_tokens=10,
         width=16,
         layers=1,
@@ -53,7 +54,10 @@ def tiny() -> GenerationOptions:
         captions=["A red heart on a white background"],
         held_out_captions=1,
         samples=4,
+        sample_batch=4,
         best=2,
+        guidance_compared=[1.0, 3.0],
+        guidance_samples=3,
         device="cpu",
     )
 

@@ -24,9 +24,11 @@ from laion_assets.generation import autoencoder, require_extra
 from laion_assets.generation.autoencoder import WrongWeightsError
 from laion_assets.generation.dalle import ALL, SHUFFLED, make_samples
 from laion_assets.generation.drawing import draw_caption
-from laion_assets.generation.evaluation import REAL_EACH, Drawn
+from laion_assets.generation.evaluation import Drawn
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.pairs import Images, NoPairsError, Pairs, Shard, captions_of
+from laion_assets.generation.ranking import Scores
+from laion_assets.generation.scoring import REAL_EACH
 from laion_assets.generation.shown_samples import SHOWN
 from laion_assets.generation.trainer import save_model
 from laion_assets.lake import LocalLake
@@ -76,11 +78,20 @@ def test_what_a_finished_demo_leaves(finished: Path, tiny: GenerationOptions) ->
     best, every = (means[f"{ALL}: {what}"]["mean"] for what in ("best 2 of 4", "all samples"))
     assert best >= every
     assert means["real images, as stored"]["mean"] > means["real images of other captions"]["mean"]
+    # Real drawings are what their captions say; those of a model that has learnt nothing are not.
+    judged = evaluation["judged"]
+    assert judged["real images, as stored"]["background"] == 1
+    assert judged["real images, as stored"]["colour"] == 1
+    assert judged[f"{ALL}: all samples"]["colour"] < 0.5
+    assert judged[f"{ALL}: all samples"]["pictures"] == 4
+    assert [row["guidance"] for row in evaluation["guidance"]] == [1.0, 3.0]
+    assert {row["samples"] for row in evaluation["guidance"]} == {3}
     assert evaluation["captions"][0]["caption"] == RED_HEART
     report = (finished / "report.html").read_text()
     assert RED_HEART in report
     assert "No training saw these captions" in report
-    for name in ("overview.png", "curves.png", "captions/0000.png", "captions/0001.png"):
+    pages = ("overview.png", "curves.png", "guidance.png", "captions/0000.png", "captions/0001.png")
+    for name in pages:
         with Image.open(finished / name) as image:
             assert image.width > 200
     assert not (finished / ".work").exists()
@@ -136,7 +147,7 @@ def test_an_interrupted_demo_comes_to_the_same_end(
     lines.clear()
     interrupt_at("tokens: 2/2", out)
     interrupt_at("20% of the pairs: 8/8", out)
-    interrupt_at(f"{ALL}: samples: 2/2", out)
+    interrupt_at(f"{ALL}: samples: 8/8", out)
     with heard(lines.append):
         make_samples(shards, out, tiny, clip)
     assert "tokens: 2/2 shards were done by an earlier run" in lines
@@ -206,7 +217,7 @@ def test_finished_models_stay_until_the_next_are_complete(
     other = tiny.model_copy(update={"seed": 1, "control": False, "subset_shares": []})
 
     def interrupt(line: str) -> None:
-        if "samples: 2/2" in line:
+        if f"{ALL}: samples: 8/8" in line:
             # Another call in the same folder would work on the same files.
             with pytest.raises(LockedError):
                 make_samples(shards, out, other, clip)
@@ -251,7 +262,7 @@ def test_pictures_are_kept_of_the_best_and_the_worst_alone() -> None:
     cosines = np.random.default_rng(0).permutation(128).astype(np.float32)
     pixels = np.zeros((128, 2, 2, 3), np.uint8)
     pixels[:] = np.arange(128, dtype=np.uint8)[:, None, None, None]
-    drawn = Drawn.of("a", pixels, cosines, 8)
+    drawn = Drawn.of("a", pixels, Scores(cosines), 8)
     assert drawn.pixels.shape == (16, 2, 2, 3)
     assert len(drawn.cosines) == 128
     for row in (*drawn.best(8), *drawn.worst(8)):

@@ -90,13 +90,8 @@ def test_a_code_is_moved_only_if_a_window_of_passes_did_not_use_it(
     assert not reviver.carried["codes_used"].any()
 
 
-def test_the_demo_counts_a_single_pass() -> None:
-    """This keeps the demo's published numbers; the paper's batches see half of its codes."""
-    windows = {}
-    for preset in ("demo", "paper"):
-        options = GenerationOptions(preset=preset)
-        windows[preset] = autoencoder._Reviver(Quantize(2), options).window
-    assert windows == {"demo": 1, "paper": 8}
+def test_the_papers_batches_see_half_of_its_codes() -> None:
+    assert autoencoder._Reviver(Quantize(2), GenerationOptions(preset="paper")).window == 8
 
 
 def test_a_killed_autoencoder_resumes_within_its_window(
@@ -146,6 +141,7 @@ def test_the_cache_changes_no_sample(tiny: GenerationOptions) -> None:
         tiny,
         tiny.model_copy(update={"top_k": 3, "temperature": 0.7}),
         tiny.model_copy(update={"top_p": 0.6}),
+        tiny.model_copy(update={"guidance": 1.0}),
     ):
         cached = transformer.sample(model, text, options, seed=3)
         assert np.array_equal(
@@ -155,7 +151,7 @@ def test_the_cache_changes_no_sample(tiny: GenerationOptions) -> None:
         assert cached.max() < tiny.codebook
     other = transformer.sample(model, text, tiny, seed=4)
     assert not np.array_equal(other, transformer.sample(model, text, tiny, seed=3))
-    likeliest = tiny.model_copy(update={"top_k": 1, "sample_batch": 4})
+    likeliest = tiny.model_copy(update={"top_k": 1, "sample_batch": 4, "guidance": 1.0})
     only = transformer.sample(model, text, likeliest, seed=5)
     assert len(np.unique(only[:3], axis=0)) == 1
     # Step by step without generate(): the loss sees the distribution that is sampled from.
@@ -163,6 +159,31 @@ def test_the_cache_changes_no_sample(tiny: GenerationOptions) -> None:
     with torch.inference_mode():
         logits = model(ids[:, :-1]).logits[:, tiny.text_tokens - 1 :, : tiny.codebook]
     assert np.array_equal(logits.argmax(-1).numpy(), only)
+
+
+def test_guidance_multiplies_what_the_caption_changes(tiny: GenerationOptions) -> None:
+    model = transformer.build(tiny, 9).eval()
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        # As it is built, it repeats the last code, whatever the caption.
+        torch.nn.init.normal_(parameter, std=0.5)
+    text = np.array([[1, 4, 5, 2, 0, 0, 0, 0, 0, 0], [1, 7, 2, 0, 0, 0, 0, 0, 0, 0]], np.uint16)
+    empty = np.array([[1, 2, 0, 0, 0, 0, 0, 0, 0, 0]] * 2, np.uint16)
+    assert np.array_equal(transformer.no_caption(text), empty)
+    options = tiny.model_copy(update={"top_k": 1, "guidance": 8.0})
+    codes = transformer.sample(model, text, options, seed=0)
+    assert not np.array_equal(
+        codes, transformer.sample(model, text, options.model_copy(update={"guidance": 1.0}), seed=0)
+    )
+    scores = []
+    for said in (text, empty):
+        ids = transformer.joined(said, codes, tiny.codebook, torch.device("cpu"))
+        with torch.inference_mode():
+            logits = model(ids[:, :-1]).logits[:, tiny.text_tokens - 1 :, : tiny.codebook]
+        scores.append(logits.log_softmax(-1))
+    captioned, without = scores
+    guided = without + 8 * (captioned - without)
+    assert np.array_equal(guided.argmax(-1).numpy(), codes)
 
 
 def test_the_loss_is_the_likelihood_among_codes(tiny: GenerationOptions) -> None:

@@ -17,7 +17,7 @@ def test_omitted_fields_take_the_presets_values() -> None:
     # One epoch of the paper's 7.2 million pairs.
     whole = GenerationOptions(preset="paper")
     assert whole.steps * whole.batch * whole.accumulate == 7_200_000
-    assert GenerationOptions().image_size == 32
+    assert (GenerationOptions().image_size, GenerationOptions().image_tokens) == (64, 64)
     assert set(shipped_presets()) == {"demo", "paper"}
 
 
@@ -25,13 +25,15 @@ def test_omitted_fields_take_the_presets_values() -> None:
     ("wrong", "message"),
     [
         ({"preset": "huge"}, "unknown preset 'huge': the presets are demo, paper"),
-        ({"image_size": 30}, "not a multiple of 4"),
+        ({"image_size": 60}, "not a multiple of 8"),
         ({"vq_channels": [2, 8]}, "at least 4"),
         ({"vq_channels": [0]}, "at least 4"),
         ({"vq_channels": [32, 36]}, "multiples of 8, the number of groups"),
-        ({"heads": 3}, "not a multiple of heads"),
+        ({"heads": 7}, "not a multiple of heads"),
         ({"samples": 4}, "best 8 is more than samples 4"),
         ({"subset_shares": [1.0]}, "above 0 and below 1"),
+        ({"guidance_compared": [0.5]}, "guidance_compared must be 1 or more"),
+        ({"caption_dropout": 0.0}, "set caption_dropout"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(wrong: dict[str, object], message: str) -> None:

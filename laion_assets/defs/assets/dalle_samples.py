@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ASSET = Asset(DALLE_SAMPLES, group="generation", revision=2, pool=pools.GENERATION)
+ASSET = Asset(DALLE_SAMPLES, group="generation", revision=3, pool=pools.GENERATION)
 
 _MADE_OF = (FILTERED_SUBSET, IMAGE_SHARDS)
 
@@ -99,7 +98,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         generation: GenerationResource,
     ) -> dg.MaterializeResult:
         require_extra()
-        from laion_assets.generation.autoencoder import weights_digest
+        from laion_assets.generation.autoencoder import weights_digest, weights_folder
         from laion_assets.generation.dalle import make_samples
         from laion_assets.generation.pairs import find_shards
 
@@ -111,8 +110,8 @@ def build(settings: Settings) -> dg.AssetsDefinition:
             for asset, version in versions.items()
         }
         made_of["model"] = model.version
-        if options.vq_weights is not None:
-            made_of["vq_weights"] = weights_digest(Path(options.vq_weights))
+        if options.vq_weights:
+            made_of["vq_weights"] = weights_digest(weights_folder(options.vq_weights))
         with publishing(context, store, made_of=made_of, options=options) as made:
             write_json(made.out / SEGMENTS, segments)
             with _kept(store, segments):
@@ -141,5 +140,9 @@ def _shown(made: Publication, evaluation: "Evaluation") -> dict[str, Any]:
         drawn = made.out / caption_picture(number)
         shown[f"caption {number}"] = made.view(drawn, f"samples for: {caption}")
     shown["similarity"] = numbers_table(evaluation.similarity_table())
+    if judged := evaluation.judged_table():
+        shown["judged"] = numbers_table(judged)
+    if compared := evaluation.guidance_table():
+        shown["guidance"] = numbers_table(compared)
     shown["trainings"] = numbers_table(evaluation.runs_table())
     return shown
