@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from laion_assets.clip.vectors import image_path, open_vectors
 from laion_assets.comparison.options import ComparisonOptions
-from laion_assets.filtering.one_of_each import OtherRowsError
+from laion_assets.filtering.one_of_each import clusters_of, largest_of_each, pixels_of
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import choose
-from laion_assets.layout import EMBEDDINGS, NEAR_DUPLICATES, PARTITIONS, SCORED_PAIRS
+from laion_assets.layout import EMBEDDINGS, PARTITIONS, SCORED_PAIRS
 from laion_assets.near_duplicates.keys import spread
-from laion_assets.tables import ROW_GROUP, batches, part_number, read_parquet, rows_in
+from laion_assets.tables import ROW_GROUP, batches, part_number, rows_in
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,8 @@ class Pool:
     similarity: NDArray[np.float64]
     pictures: Rows
     """Cluster of near-duplicates of each image."""
-    pixels: Rows
+    pixels: NDArray[np.float64]
+    """Size of each image's original."""
     held_out: Mask
     training: Mask
     """Neither held out nor alike a held-out pair."""
@@ -91,8 +92,7 @@ class Pool:
         """
         rows = np.flatnonzero(self.training & self.taken[rules.recipe.title])
         if rules.recipe.duplicates:
-            best = rows[np.lexsort((rows, -self.pixels[rows], self.pictures[rows]))]
-            rows = np.sort(best[np.unique(self.pictures[best], return_index=True)[1]])
+            rows = np.sort(rows[largest_of_each(self.pictures[rows], self.pixels[rows])])
         return rows
 
     def rows_to_search(self, lowest: float | None, most: int) -> Rows:
@@ -114,9 +114,9 @@ def read_pool(
 ) -> Pool:
     """Read the segments' pairs, each with its vector, into memory.
 
-    Raises :class:`OtherRowsError` if a segment's assets are of different rows,
-    :class:`~laion_assets.filtering.recipe.RecipeError` if a recipe asks for the scores of a head
-    that the pairs do not have, and :class:`TooFewPairsError` if there are none.
+    Raises :class:`~laion_assets.filtering.one_of_each.OtherRowsError` if a segment's assets are of
+    different rows, :class:`~laion_assets.filtering.recipe.RecipeError` if a recipe asks for the
+    scores of a head that the pairs do not have, and :class:`TooFewPairsError` if there are none.
     """
     parts = [PARTITIONS[SCORED_PAIRS].rows.paths(segment.scored) for segment in segments]
     total = rows_in(*(part for of_segment in parts for part in of_segment))
@@ -124,15 +124,13 @@ def read_pool(
     progress = Progress("pairs to compare on", "pairs", total, logger)
     read: list[_Read] = []
     for segment, of_segment in zip(segments, parts, strict=True):
-        clusters, at = _clusters(segment), 0
+        same = {SCORED_PAIRS: segment.scored, EMBEDDINGS: segment.embeddings}
+        clusters, at = clusters_of(segment.near_duplicates, same), 0
         for part in of_segment:
             path = image_path(segment.embeddings, part_number(part))
             images, start = open_vectors(path, rows_in(part)), at
             for batch in batches(part, rows=ROW_GROUP):
                 table = pa.Table.from_batches([batch])
-                near = clusters.slice(at, len(table))
-                if not near["SAMPLE_ID"].equals(table["SAMPLE_ID"]):
-                    raise _other_rows(segment)
                 wanted = uniform(_ids(table), _IN_POOL) < share
                 wanted &= pc.is_valid(table["text"]).to_numpy()
                 rows = table.filter(pa.array(wanted))
@@ -140,7 +138,7 @@ def read_pool(
                     _Read(
                         rows.select(_COLUMNS),
                         images[at - start + np.flatnonzero(wanted)],
-                        near["cluster"].to_numpy()[wanted],
+                        clusters[at : at + len(table)][wanted],
                         [_taken(rows, one) for one in rules],
                     )
                 )
@@ -177,9 +175,7 @@ def _pool(read: Sequence[_Read], rules: Sequence[Rules], options: ComparisonOpti
         texts=table["text"],
         similarity=table["similarity"].to_numpy(),
         pictures=pictures,
-        pixels=pc.multiply(
-            *(pc.fill_null(table[side].cast(pa.int64()), 0) for side in ("width", "height"))
-        ).to_numpy(),
+        pixels=pixels_of(table),
         held_out=held_out,
         training=~alike,
         taken={
@@ -199,24 +195,6 @@ def _taken(rows: pa.Table, rules: Rules) -> Mask:
     taken = np.zeros(len(rows), np.bool_)
     taken[choose(rows, rules.recipe, rules.threshold)[0]] = True
     return taken
-
-
-def _clusters(segment: Segment) -> pa.Table:
-    """SAMPLE_ID and cluster of each row of a segment. Raises :class:`OtherRowsError`."""
-    parts = PARTITIONS[NEAR_DUPLICATES].rows.paths(segment.near_duplicates)
-    found = pa.concat_tables([read_parquet(part, ["SAMPLE_ID", "cluster"]) for part in parts])
-    parts = PARTITIONS[EMBEDDINGS].rows.paths(segment.embeddings)
-    ids = pa.concat_tables([read_parquet(part, ["SAMPLE_ID"]) for part in parts])
-    if not ids["SAMPLE_ID"].equals(found["SAMPLE_ID"]):
-        raise _other_rows(segment)
-    return found
-
-
-def _other_rows(segment: Segment) -> OtherRowsError:
-    return OtherRowsError(
-        f"{segment.scored} and {segment.near_duplicates} are of other embeddings than"
-        f" {segment.embeddings}: materialize both again"
-    )
 
 
 def _ids(table: pa.Table) -> Rows:

@@ -177,7 +177,7 @@ def test_assets_of_other_rows_are_refused(drawings: Drawings, tmp_path: Path) ->
         replace(segment, near_duplicates=other.near_duplicates),
         replace(segment, scored=other.scored),
     ):
-        with pytest.raises(OtherRowsError, match="materialize both again"):
+        with pytest.raises(OtherRowsError, match="scored_pairs and near_duplicates again"):
             read_pool([mixed], [FILTERED], QUICK)
 
 
