@@ -8,13 +8,13 @@ with their captions shuffled; it must find no more than chance does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.model import Tokenizer
 from laion_assets.comparison.options import ComparisonOptions
 from laion_assets.comparison.pool import Pool, Rules, TooFewPairsError
 from laion_assets.comparison.result import (
@@ -54,7 +54,7 @@ def compare(
     rules: Sequence[Rules],
     matching: float,
     options: ComparisonOptions,
-    clip: ClipOptions,
+    tokenize: Tokenizer,
     model: str,
 ) -> Comparison:
     """Train all arms, measure them, and say which recipe is the better one.
@@ -63,15 +63,15 @@ def compare(
 
     Args:
         matching: the lowest similarity of the held-out pairs that count as matching.
-        clip: the model whose tokenizer is used.
         model: name of the model that the vectors are of, for people.
 
     Raises:
         TooFewPairsError: before anything is trained.
+        NotFiniteError: if a model does not learn.
     """
     to_train = {one.recipe.title: pool.rows_to_train(one) for one in rules}
     samples = _samples(to_train, options)
-    to_train |= dict.fromkeys(CONTROLS, np.flatnonzero(pool.training))
+    to_train |= dict.fromkeys(CONTROLS, np.flatnonzero(~pool.held_out))
     to_search = {
         ALL: pool.rows_to_search(None, options.held_out),
         MATCHING: pool.rows_to_search(matching, options.held_out),
@@ -83,8 +83,10 @@ def compare(
                 f" {LEAST_HELD_OUT} are needed: compare when the lake has more pairs, or raise"
                 f" [comparison] held_out_share (now {options.held_out_share:g})"
             )
-    captions = captions_of(pool.texts, pool.training, clip)
-    hits = _trained(pool, captions, to_train, to_search, samples, options)
+    drawn = _drawn(to_train, samples, options.seeds)
+    trained = np.concatenate([draw.images for draw in drawn])
+    captions = captions_of(pool.texts, trained, np.concatenate([*to_search.values()]), tokenize)
+    hits = _trained(pool, captions, drawn, to_search, options)
     return _result(hits, to_train, to_search, samples, matching, options, model)
 
 
@@ -100,43 +102,55 @@ def _samples(to_train: Mapping[str, Rows], options: ComparisonOptions) -> int:
     return min(options.samples, *(len(rows) for rows in to_train.values()))
 
 
+class _Draw(NamedTuple):
+    """What an arm trains on for one seed, as rows of the pool, (samples,)."""
+
+    seed: int
+    arm: str
+    images: Rows
+    texts: Rows
+
+
+def _drawn(to_train: Mapping[str, Rows], samples: int, seeds: int) -> list[_Draw]:
+    found = []
+    for seed in range(seeds):
+        for arm, rows in to_train.items():
+            # The same of all rows for both controls, which differ in the captions alone.
+            images = np.random.default_rng([seed, 1]).choice(rows, samples, replace=False)
+            texts = images
+            if arm == SHUFFLED:
+                texts = np.random.default_rng([seed, 2]).permutation(images)
+            found.append(_Draw(seed, arm, images, texts))
+    return found
+
+
 def _trained(
     pool: Pool,
     captions: Captions,
-    to_train: Mapping[str, Rows],
+    drawn: Sequence[_Draw],
     to_search: Mapping[str, Rows],
-    samples: int,
     options: ComparisonOptions,
 ) -> dict[str, dict[str, Hits]]:
     """Train each arm for each seed. Returns what was found, by arm and by held-out pool."""
     device, dim = device_of(options), pool.images.shape[1]
-    steps = len(to_train) * options.seeds * options.steps
-    progress = Progress("recipe comparison", "steps", steps, logger)
+    progress = Progress("recipe comparison", "steps", len(drawn) * options.steps, logger)
     found: dict[str, dict[str, list[Hits]]] = {
-        arm: {name: [] for name in to_search} for arm in to_train
+        draw.arm: {name: [] for name in to_search} for draw in drawn
     }
-    for seed in range(options.seeds):
-        for arm, rows in to_train.items():
-            # The same of all rows for both controls, which differ in the captions alone.
-            drawn = np.random.default_rng([seed, 1]).choice(rows, samples, replace=False)
-            said = drawn
-            if arm == SHUFFLED:
-                said = np.random.default_rng([seed, 2]).permutation(drawn)
-            text_model = TextModel(captions.words, dim, options, seed, device)
-            text_model.fit(
-                pool.images[drawn], captions.tokens[said], _advancing(progress, f"{arm}, ")
-            )
-            for name, searched in to_search.items():
-                ranks = text_model.ranks(pool.images[searched], captions.tokens[searched])
-                found[arm][name].append(_hits(*ranks))
+    for draw in drawn:
+        model = TextModel(captions.words, dim, options, draw.seed, device)
+        model.fit(
+            pool.images[draw.images],
+            captions.of(draw.texts),
+            draw.arm,
+            lambda note: progress.advance(note=note),
+        )
+        for name, rows in to_search.items():
+            found[draw.arm][name].append(_hits(*model.ranks(pool.images[rows], captions.of(rows))))
     return {
         arm: {name: np.stack(of_seeds) for name, of_seeds in by_pool.items()}
         for arm, by_pool in found.items()
     }
-
-
-def _advancing(progress: Progress, arm: str) -> Callable[[str], None]:
-    return lambda note: progress.advance(note=arm + note)
 
 
 def _hits(by_text: Rows, by_image: Rows) -> Hits:

@@ -74,7 +74,8 @@ def clusters_of(near_duplicates: Path, rows_of: Mapping[str, Path]) -> NDArray[n
 def pixels_of(rows: pa.Table) -> NDArray[np.float64]:
     """Pixels of each row's original, (n,), by its ``width`` and ``height``; 0 if one is missing."""
     width, height = (rows[side].to_numpy().astype(np.float64) for side in ("width", "height"))
-    return np.nan_to_num(width * height)
+    pixels: NDArray[np.float64] = np.nan_to_num(width * height)
+    return pixels
 
 
 def largest_of_each(clusters: NDArray[np.int64], pixels: NDArray[np.float64]) -> NDArray[np.int64]:

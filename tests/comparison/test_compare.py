@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from laion_assets.clip.model import tokenizer_of
 from laion_assets.comparison.compare import compare
 from laion_assets.comparison.options import ComparisonOptions
 from laion_assets.comparison.pool import Rules, Segment, TooFewPairsError, read_pool
@@ -33,7 +34,7 @@ def segment(drawings: Drawings, tmp_path_factory: pytest.TempPathFactory) -> Seg
 
 def run(segment: Segment, *rules: Rules, options: ComparisonOptions = QUICK) -> Comparison:
     pool = read_pool([segment], rules, options)
-    return compare(pool, rules, THRESHOLD, options, TINY, MODEL)
+    return compare(pool, rules, THRESHOLD, options, tokenizer_of(TINY), MODEL)
 
 
 def test_a_filter_that_refuses_wrong_captions_wins_and_shuffled_captions_find_nothing(

@@ -70,6 +70,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         recipe: RecipeResource,
         comparison: ComparisonResource,
     ) -> dg.MaterializeResult:
+        from laion_assets.clip.model import tokenizer_of
         from laion_assets.comparison.compare import compare
         from laion_assets.stats.compared import figure_of
 
@@ -83,6 +84,8 @@ def build(settings: Settings) -> dg.AssetsDefinition:
             for asset, version in versions.items()
         }
         made_of |= {f"threshold {one.recipe.title}": str(one.threshold) for one in rules}
+        # A model that cannot be loaded is found before anything is read.
+        tokenize = tokenizer_of(clip.options())
         with publishing(context, store, made_of=made_of, options=options) as made:
             pool = read_pool([_folders(store, key) for key in segments], rules, options)
             if versions_of(store, _MADE_OF, map(SegmentKey.parse, segments)) != segments:
@@ -90,7 +93,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
                     "a segment was replaced meanwhile: materialize the comparison again"
                 )
             found = compare(
-                pool, rules, _matching(model, main), options, clip.options(), model.title
+                pool, rules, _matching(model, main), options, tokenize, model.title
             )
             found.write(made.out)
             figure = figure_of(found)
