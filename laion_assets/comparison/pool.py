@@ -1,8 +1,8 @@
-"""The pairs that are compared on: which each recipe takes, which are held out, which are left out.
+"""The pairs that are compared on: which each recipe takes, and which are held out.
 
-Whether a pair is held out is decided by a hash of its SAMPLE_ID and by nothing else, so that no
-recipe has a say. A pair that shares the bytes of its image, or a cluster of near-duplicates, with
-a held-out pair is trained on by no arm.
+Whether a pair is looked at, and whether it is held out, is decided by a hash of its picture and by
+nothing else. So no recipe has a say, all copies of a picture are on one side, and a recipe that
+takes one of each meets as many copies as the lake has.
 """
 
 from __future__ import annotations
@@ -76,8 +76,7 @@ class Pool:
     pixels: NDArray[np.float64]
     """Size of each image's original."""
     held_out: Mask
-    training: Mask
-    """Neither held out nor alike a held-out pair."""
+    """The other pairs may be trained on."""
     taken: Mapping[str, Mask]
     order: NDArray[np.uint64]
     """Random numbers, by a hash of SAMPLE_ID."""
@@ -86,11 +85,11 @@ class Pool:
         return len(self.sample_ids)
 
     def rows_to_train(self, rules: Rules) -> Rows:
-        """The rows that a recipe takes and that may be trained on, ascending.
+        """The rows that a recipe takes and that are not held out, ascending.
 
         A recipe that takes one of each picture takes its largest original, of these rows.
         """
-        rows = np.flatnonzero(self.training & self.taken[rules.recipe.title])
+        rows = np.flatnonzero(~self.held_out & self.taken[rules.recipe.title])
         if rules.recipe.duplicates:
             rows = np.sort(rows[largest_of_each(self.pictures[rows], self.pixels[rows])])
         return rows
@@ -131,14 +130,15 @@ def read_pool(
             images, start = open_vectors(path, rows_in(part)), at
             for batch in batches(part, rows=ROW_GROUP):
                 table = pa.Table.from_batches([batch])
-                wanted = uniform(_ids(table), _IN_POOL) < share
+                pictures = clusters[at : at + len(table)]
+                wanted = uniform(pictures, _IN_POOL) < share
                 wanted &= pc.is_valid(table["text"]).to_numpy()
                 rows = table.filter(pa.array(wanted))
                 read.append(
                     _Read(
                         rows.select(_COLUMNS),
                         images[at - start + np.flatnonzero(wanted)],
-                        clusters[at : at + len(table)][wanted],
+                        pictures[wanted],
                         [_taken(rows, one) for one in rules],
                     )
                 )
@@ -154,21 +154,18 @@ class _Read(NamedTuple):
 
     rows: pa.Table
     images: NDArray[np.float16]
-    clusters: Rows
+    pictures: Rows
     taken: list[Mask]
 
 
-_COLUMNS: Final = ["SAMPLE_ID", "text", "similarity", "sha256", "width", "height"]
+_COLUMNS: Final = ["SAMPLE_ID", "text", "similarity", "width", "height"]
 
 
 def _pool(read: Sequence[_Read], rules: Sequence[Rules], options: ComparisonOptions) -> Pool:
     tables, images, clusters, taken = zip(*read, strict=True)
     table = pa.concat_tables(tables)
-    ids, pictures = _ids(table), np.concatenate(clusters)
-    held_out = uniform(ids, _HELD_OUT) < options.held_out_share
-    alike = held_out.copy()
-    for values in (_numbered(table["sha256"]), pictures):
-        alike |= np.isin(values, values[held_out])
+    ids: Rows = table["SAMPLE_ID"].to_numpy()
+    pictures = np.concatenate(clusters)
     return Pool(
         sample_ids=ids,
         images=np.concatenate(images),
@@ -176,8 +173,7 @@ def _pool(read: Sequence[_Read], rules: Sequence[Rules], options: ComparisonOpti
         similarity=table["similarity"].to_numpy(),
         pictures=pictures,
         pixels=pixels_of(table),
-        held_out=held_out,
-        training=~alike,
+        held_out=uniform(pictures, _HELD_OUT) < options.held_out_share,
         taken={
             one.recipe.title: np.concatenate([of_part[number] for of_part in taken])
             for number, one in enumerate(rules)
@@ -186,20 +182,15 @@ def _pool(read: Sequence[_Read], rules: Sequence[Rules], options: ComparisonOpti
     )
 
 
-def uniform(sample_ids: Rows, salt: int) -> NDArray[np.float64]:
-    """A number from 0 to 1 for each SAMPLE_ID, (n,), by a hash of it and of the salt."""
-    return spread(sample_ids ^ salt) / 2.0**64
+def uniform(pictures: Rows, salt: int) -> NDArray[np.float64]:
+    """A number from 0 to 1 for each picture, (n,), by a hash of its cluster and of the salt."""
+    return spread(pictures ^ salt) / 2.0**64
 
 
 def _taken(rows: pa.Table, rules: Rules) -> Mask:
     taken = np.zeros(len(rows), np.bool_)
     taken[choose(rows, rules.recipe, rules.threshold)[0]] = True
     return taken
-
-
-def _ids(table: pa.Table) -> Rows:
-    values: Rows = table["SAMPLE_ID"].to_numpy()
-    return values
 
 
 def _numbered(column: pa.ChunkedArray) -> NDArray[Any]:

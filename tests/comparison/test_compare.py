@@ -91,7 +91,7 @@ def test_no_recipe_has_a_say_in_what_is_held_out(segment: Segment) -> None:
     strict, loose = (read_pool([segment], [one], QUICK) for one in (FILTERED, UNFILTERED))
     assert strict.held_out.tolist() == loose.held_out.tolist()
     assert 0.15 < strict.held_out.mean() < 0.25
-    assert not (strict.held_out & strict.training).any()
+    assert not strict.held_out[strict.rows_to_train(FILTERED)].any()
     searched = strict.rows_to_search(None, 5_000)
     assert strict.held_out[searched].all()
     texts = strict.texts.take(searched).to_pylist()
@@ -100,36 +100,33 @@ def test_no_recipe_has_a_say_in_what_is_held_out(segment: Segment) -> None:
     assert len(strict.rows_to_search(None, 60)) == 60
 
 
-def test_what_is_alike_a_held_out_pair_is_trained_on_by_no_arm(
-    segment: Segment, drawings: Drawings, tmp_path: Path
-) -> None:
-    plain = read_pool([segment], [UNFILTERED], QUICK)
-    held_out, trained = np.flatnonzero(plain.held_out), np.flatnonzero(plain.training)
+def test_all_copies_of_a_picture_are_on_one_side(drawings: Drawings, tmp_path: Path) -> None:
+    def in_tens(rows: list[dict[str, Any]]) -> None:
+        for number, row in enumerate(rows):
+            row["cluster"] = number // 10
 
-    def alike(rows: list[dict[str, Any]]) -> None:
-        rows[trained[0]]["sha256"] = rows[held_out[0]]["sha256"]
-        rows[trained[1]]["cluster"] = rows[held_out[1]]["cluster"]
-        # Alike one another, and no held-out pair.
-        rows[trained[2]]["cluster"] = rows[trained[3]]["cluster"]
-        # Two held-out pairs: one of them is searched.
-        rows[held_out[2]]["cluster"] = rows[held_out[3]]["cluster"]
-
-    pool = read_pool([drawings.write(tmp_path, alike)], [UNFILTERED], QUICK)
-    assert pool.held_out.tolist() == plain.held_out.tolist()
-    assert np.flatnonzero(pool.training).tolist() == trained[2:].tolist()
-    searched = set(pool.rows_to_search(None, 5_000).tolist())
-    assert len({int(held_out[2]), int(held_out[3])} & searched) <= 1
+    one_of_each = Rules(Recipe(name="one", duplicates="images"), -1.0)
+    folder = drawings.write(tmp_path, in_tens)
+    for options in (QUICK, QUICK.model_copy(update={"pool": 500})):
+        pool = read_pool([folder], [UNFILTERED, one_of_each], options)
+        trained = pool.rows_to_train(UNFILTERED)
+        pictures, copies = np.unique(pool.pictures[trained], return_counts=True)
+        assert (copies == 10).all(), "a cluster survives whole"
+        assert not set(pictures) & set(pool.pictures[pool.held_out])
+        assert len(pool.rows_to_train(one_of_each)) == len(pictures) == len(trained) / 10
+        searched = pool.pictures[pool.rows_to_search(None, 5_000)]
+        assert sorted(searched) == sorted(set(pool.pictures[pool.held_out]))
 
 
 def test_a_recipe_of_one_of_each_picture_trains_on_the_largest(
     segment: Segment, drawings: Drawings, tmp_path: Path
 ) -> None:
-    trained = np.flatnonzero(read_pool([segment], [UNFILTERED], QUICK).training)
+    trained = read_pool([segment], [UNFILTERED], QUICK).rows_to_train(UNFILTERED)
     first, second, third = trained[:3]
 
     def copies(rows: list[dict[str, Any]]) -> None:
         for row in (first, second, third):
-            rows[row]["cluster"] = -7
+            rows[row]["cluster"] = first
         rows[second]["width"] = 900
 
     one_of_each = Rules(Recipe(name="one", duplicates="images"), -1.0)
