@@ -33,21 +33,10 @@ _IN_FLIGHT: Final = 2
 """Batches queued on an accelerator while the next one is prepared."""
 _LONGEST: Final = 16
 """Largest ratio of a picture's sides that is scaled; the rest of a longer picture is cut off."""
-
-
 Tokenizer = Callable[[list[str]], Any]
 """Whole texts -> int64 tensor (n, context); it truncates by tokens."""
-
-
-_LOAD_ERRORS: Final = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    ImportError,
-    LookupError,
-    # open_clip raises it for weights of another architecture.
-    AssertionError,
-)
+# open_clip raises AssertionError for weights of another architecture.
+_LOAD_ERRORS: Final = (OSError, RuntimeError, ValueError, ImportError, LookupError, AssertionError)
 
 
 class ClipLoadError(RuntimeError):
