@@ -7,6 +7,7 @@ takes one of each meets as many copies as the lake has.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -108,6 +109,18 @@ class Pool:
         return rows[:most]
 
 
+def enough_segments(rows: Mapping[str, int], most: int) -> list[str]:
+    """The segments to read, in the order of ``rows``: as many as have ``most`` pairs together.
+
+    ``rows``: by segment, its number of scored pairs. A hash of the segments' names decides which
+    ones, so that a new segment changes few of them.
+    """
+    order = sorted(rows, key=lambda key: hashlib.sha256(key.encode()).digest())
+    before = np.cumsum([0, *(rows[key] for key in order)])
+    found = set(order[: np.searchsorted(before, most)])
+    return [key for key in rows if key in found]
+
+
 def read_pool(
     segments: Sequence[Segment], rules: Sequence[Rules], options: ComparisonOptions
 ) -> Pool:
@@ -131,7 +144,7 @@ def read_pool(
             for batch in batches(part, rows=ROW_GROUP):
                 table = pa.Table.from_batches([batch])
                 pictures = clusters[at : at + len(table)]
-                wanted = uniform(pictures, _IN_POOL) < share
+                wanted = _uniform(pictures, _IN_POOL) < share
                 wanted &= pc.is_valid(table["text"]).to_numpy()
                 rows = table.filter(pa.array(wanted))
                 read.append(
@@ -173,7 +186,7 @@ def _pool(read: Sequence[_Read], rules: Sequence[Rules], options: ComparisonOpti
         similarity=table["similarity"].to_numpy(),
         pictures=pictures,
         pixels=pixels_of(table),
-        held_out=uniform(pictures, _HELD_OUT) < options.held_out_share,
+        held_out=are_held_out(pictures, options.held_out_share),
         taken={
             one.recipe.title: np.concatenate([of_part[number] for of_part in taken])
             for number, one in enumerate(rules)
@@ -182,7 +195,12 @@ def _pool(read: Sequence[_Read], rules: Sequence[Rules], options: ComparisonOpti
     )
 
 
-def uniform(pictures: Rows, salt: int) -> NDArray[np.float64]:
+def are_held_out(pictures: Rows, share: float) -> Mask:
+    """Whether each picture is held out, (n,); about ``share`` of all pictures are."""
+    return _uniform(pictures, _HELD_OUT) < share
+
+
+def _uniform(pictures: Rows, salt: int) -> NDArray[np.float64]:
     """A number from 0 to 1 for each picture, (n,), by a hash of its cluster and of the salt."""
     return spread(pictures ^ salt) / 2.0**64
 
