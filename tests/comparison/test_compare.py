@@ -12,9 +12,15 @@ import numpy as np
 import pytest
 
 from laion_assets.clip.model import tokenizer_of
-from laion_assets.comparison.compare import compare
+from laion_assets.comparison.compare import compare, interval_of, resampled, wider_for
 from laion_assets.comparison.options import ComparisonOptions
-from laion_assets.comparison.pool import Rules, Segment, TooFewPairsError, read_pool
+from laion_assets.comparison.pool import (
+    Rules,
+    Segment,
+    TooFewPairsError,
+    enough_segments,
+    read_pool,
+)
 from laion_assets.comparison.result import ALL, MATCHING, RANDOM, SHUFFLED, SUMMARY, Comparison
 from laion_assets.filtering.one_of_each import OtherRowsError
 from laion_assets.filtering.recipe import Recipe
@@ -60,7 +66,7 @@ def test_a_filter_that_refuses_wrong_captions_wins_and_shuffled_captions_find_no
     assert found.conclusion.startswith("filtered v1 trains a better model than every other arm")
 
 
-QUICKEST = QUICK.model_copy(update={"seeds": 2, "steps": 2})
+QUICKEST = QUICK.model_copy(update={"steps": 2})
 
 
 def test_the_same_pairs_give_the_same_result_which_names_none_of_them(
@@ -146,6 +152,18 @@ def test_of_a_large_lake_a_share_is_read(segment: Segment, drawings: Drawings) -
     assert pool.taken["filtered v1"].tolist() == whole.taken["filtered v1"][rows].tolist()
 
 
+def test_of_a_large_lake_some_segments_are_read() -> None:
+    rows = {f"CC-MAIN-2000-05/{number:02d}": 100 + number for number in range(20)}
+    assert enough_segments(rows, 10**6) == [*rows]
+    some = enough_segments(rows, 700)
+    assert some == sorted(some)
+    assert some == enough_segments(dict(reversed(rows.items())), 700)[::-1]
+    assert 700 <= sum(rows[key] for key in some) < 700 + max(rows.values())
+    assert some != [*rows][: len(some)]
+    assert set(enough_segments(rows, 300)) < set(some)
+    assert len(enough_segments(rows, 1)) == 1
+
+
 def test_pairs_without_a_caption_are_no_pairs(drawings: Drawings, tmp_path: Path) -> None:
     def without(rows: list[dict[str, Any]]) -> None:
         rows[0]["text"] = None
@@ -179,10 +197,29 @@ def test_assets_of_other_rows_are_refused(drawings: Drawings, tmp_path: Path) ->
             read_pool([mixed], [FILTERED], QUICK)
 
 
+def test_intervals_of_few_seeds_hold_the_truth_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(3)
+    held, times, seeds = 0, 400, 5
+    for _ in range(times):
+        by_seed, by_pair = rng.normal(size=(seeds, 1, 1)), 0.5 * rng.normal(size=(1, 20, 1))
+        found = (by_seed + by_pair).astype(np.float32)
+        drawn = resampled({"arm": found})["arm"]
+        interval = interval_of(found.mean(), drawn, seeds)
+        held += interval.low <= 0 <= interval.high
+    assert 0.93 <= held / times < 0.99
+
+
+def test_the_factor_is_that_of_student_s_distribution() -> None:
+    quantiles = {5: 2.7764, 6: 2.5706, 10: 2.2622, 30: 2.0452}
+    for seeds, quantile in quantiles.items():
+        factor = quantile / 1.95996 * (seeds / (seeds - 1)) ** 0.5
+        assert wider_for(seeds) == pytest.approx(factor, rel=3e-3)
+
+
 def test_progress_has_a_rate(segment: Segment, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         run(segment, FILTERED, options=QUICKEST)
-    assert "recipe comparison: 12/12 steps in " in caplog.text
+    assert "recipe comparison: 30/30 steps in " in caplog.text
 
 
 def test_options_that_do_not_fit_are_refused() -> None:
@@ -190,3 +227,5 @@ def test_options_that_do_not_fit_are_refused() -> None:
         ComparisonOptions(least=200)
     with pytest.raises(ValueError, match="least 1000 is more than samples 900"):
         ComparisonOptions(samples=900)
+    with pytest.raises(ValueError, match="greater than or equal to 5"):
+        ComparisonOptions(seeds=4)
