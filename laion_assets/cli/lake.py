@@ -269,7 +269,7 @@ def _apply_lists(settings: Settings, lake: Lake) -> None:
 
 def _show_survey(found: Survey) -> None:
     """Print how many listed samples each partition holds."""
-    from laion_assets.layout import SEARCH_INDEX
+    from laion_assets.layout import IMAGE_SHARDS, SEARCH_INDEX
 
     for key, of_key in sorted(found.samples.items()):
         for asset, n in of_key.items():
@@ -278,7 +278,10 @@ def _show_survey(found: Survey) -> None:
         print(f"{'all segments':22} {SEARCH_INDEX:16} {found.aggregate:>10,}")
     for key, assets in sorted(found.damaged.items()):
         for asset in sorted(assets):
-            print(f"{key!s:22} {asset:16} damaged: it is rebuilt, too")
+            # The rows of the images say which key each sample has, for ever.
+            kept = asset == IMAGE_SHARDS
+            does = "restore it, or set it aside" if kept else "--apply rebuilds it"
+            print(f"{key!s:22} {asset:16} damaged: it may hold listed samples; {does}")
     if not found.samples and not found.aggregate and not found.damaged:
         print("no partition holds a listed sample")
 

@@ -70,9 +70,9 @@ class KeyClaims:
 
     @property
     def number(self) -> int | None:
-        """The segment's own owner number; None if it has claimed nothing yet."""
+        """The segment's own owner number, of its claims that count; None if it has none."""
         owner = self._opened().owners.get(self._key)
-        return owner and owner.number
+        return owner.number if owner else None
 
     def segment_of(self, owner: int) -> SegmentKey:
         """The segment that has an owner number of :meth:`find`."""

@@ -87,7 +87,7 @@ class Foreign:
     cluster: Rows
     likeness: NDArray[np.float32]
     owner: Rows
-    """Number of the segment whose cluster it is; who claimed later has a larger one."""
+    """Number of the segment whose cluster it is; whose claims are later has a larger one."""
 
     @classmethod
     def none(cls, n: int) -> Foreign:
@@ -183,7 +183,10 @@ def _compare(
         alike, cluster, of = alike[chosen], cluster[chosen], of[chosen]
         before = images["cluster"][of]
         stays, stayed = cluster == before, (best.likeness[of] >= 0) & (best.cluster[of] == before)
-        better = np.where(stays == stayed, owner < best.owner[of], stays)
+        nearer = alike > best.likeness[of]
+        nearer |= (alike == best.likeness[of]) & (cluster < best.cluster[of])
+        earlier = (owner < best.owner[of]) | ((owner == best.owner[of]) & nearer)
+        better = np.where(stays == stayed, earlier, stays)
         of = of[better]
         best.likeness[of], best.cluster[of] = alike[better], cluster[better]
         best.owner[of] = owner
@@ -202,16 +205,19 @@ def find_clusters(
     first, cluster = np.arange(n), np.zeros(n, np.int64)
     alike = np.ones(n, np.float32)
     numbers, before = cluster_of(images["sha256"]), images["cluster"]
-    # One that was the first of its cluster is so still, whatever others have begun since.
-    joins = (foreign.likeness >= 0) & (before != numbers)
+    # One that was the first of its cluster is so still, whatever others have begun since. Another
+    # segment's first image with the same bytes gives its cluster the same number.
+    joins = (foreign.likeness >= 0) & ((before != numbers) | (foreign.cluster == numbers))
     earlier = joins & ((number is None) | (foreign.owner < (number or 0)))
     for row in (int(row) for row in within.order if same_as[row] == row):
-        candidates = within.candidates(row)
-        likely = judged(images[[row] * len(candidates)], images[candidates], options)
-        stays = (likely >= 0) & (numbers[candidates] == before[row])
-        best = int(np.argmax(stays if stays.any() else likely >= 0)) if (likely >= 0).any() else -1
+        candidates, best, stays = within.candidates(row), -1, False
+        if len(candidates):
+            likely = judged(images[[row] * len(candidates)], images[candidates], options)
+            alike_ones = np.flatnonzero(likely >= 0)
+            same = alike_ones[numbers[candidates[alike_ones]] == before[row]]
+            best, stays = int((*same, *alike_ones, -1)[0]), len(same) > 0
         stays_foreign = joins[row] and foreign.cluster[row] == before[row]
-        if joins[row] and (best < 0 or stays_foreign or (earlier[row] and not stays.any())):
+        if joins[row] and (best < 0 or stays_foreign or (earlier[row] and not stays)):
             first[row], alike[row], cluster[row] = -1, foreign.likeness[row], foreign.cluster[row]
             continue
         if best >= 0:

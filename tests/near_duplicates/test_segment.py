@@ -100,28 +100,82 @@ def test_a_cluster_goes_on_without_its_first_image(planted: Planted, segments: S
     assert segments.make(THIRD, gone).foreign == PICTURES
 
 
-def test_an_image_stays_in_its_cluster_whatever_others_have_begun_since(
-    planted: Planted, segments: Segments
-) -> None:
-    """Of three images in a row, the middle one is nearer to the last, which came later."""
+@pytest.fixture
+def in_a_row(planted: Planted, segments: Segments) -> Segments:
+    """Three images in a row, of falling size but for the middle one: it is like both others and
+    nearer to the last, and these are not alike. The fourth is like none."""
     chance = np.random.default_rng(0)
-    one, way = chance.choice([-60, 60], (2, FREQUENCIES))
-    images = np.zeros(3, SIGNATURE)
+    one, way, other = chance.choice([-60, 60], (3, FREQUENCIES))
+    images = np.zeros(4, SIGNATURE)
     for row, step in enumerate((0, 0.23, 0.45)):
         images["looks"][row] = one + step * way
+    images["looks"][3] = other
     images["sha256"] = chance.integers(0, 256, images["sha256"].shape)
-    images["model"] = np.arange(3)
+    images["model"] = np.arange(4)
     segments.planted = Planted(
-        np.zeros(3, np.int64), planted.kind[:3], images, np.array([3, 2, 1]), planted.phash[:3]
+        np.zeros(4, np.int64), planted.kind[:4], images, np.array([4, 1, 3, 2]), planted.phash[:4]
     )
-    assert segments.make(FIRST, [0, 1]).clusters == 1
-    assert segments.make(SECOND, [2]).clusters == 1
     alike = judged(images[[0, 1, 0]], images[[1, 2, 2]], OPTIONS)
     assert OPTIONS.likeness <= alike[0] < alike[1]
     assert alike[2] == -1
-    before = segments.lake.manifest(NEAR_DUPLICATES, FIRST).data_version
-    segments.make(FIRST, [0, 1])
-    assert segments.lake.manifest(NEAR_DUPLICATES, FIRST).data_version == before
+    return segments
+
+
+def test_an_image_joins_the_earliest_cluster_not_the_nearest(in_a_row: Segments) -> None:
+    assert in_a_row.make(FIRST, [0]).clusters == 1
+    assert in_a_row.make(SECOND, [2]).clusters == 1
+    assert in_a_row.make(THIRD, [1]).foreign == 1
+    made = in_a_row.clusters(FIRST, SECOND, THIRD)
+    assert made[1][0] == made[0][0] != made[2][0]
+
+
+def test_an_image_stays_in_its_cluster_whatever_others_have_begun_since(in_a_row: Segments) -> None:
+    in_a_row.make(FIRST, [0])
+    in_a_row.make(SECOND, [1, 2])
+    made = in_a_row.clusters(FIRST, SECOND)
+    assert made[1][0] == made[0][0] != made[2][0]
+    version = in_a_row.lake.manifest(NEAR_DUPLICATES, SECOND).data_version
+    # The first segment claims anew, so its clusters are now later than those of the second.
+    in_a_row.make(FIRST, [0, 3])
+    in_a_row.make(SECOND, [1, 2])
+    assert in_a_row.lake.manifest(NEAR_DUPLICATES, SECOND).data_version == version
+    # An image that was in none joins what is now the earlier one.
+    shutil.rmtree(in_a_row.lake.root / NEAR_DUPLICATES / SECOND.hive)
+    in_a_row.make(SECOND, [2])
+    in_a_row.make(FIRST, [0, 3, 1])
+    assert in_a_row.clusters(FIRST)[1][0] == made[0][0]
+
+
+def test_of_an_owners_clusters_the_nearest_is_taken_however_the_work_is_cut(
+    in_a_row: Segments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = in_a_row.planted.images
+
+    def find(keys: Keys) -> Hits:
+        nth = np.repeat(np.flatnonzero(np.isin(keys, keys_of(images[1:2]))), 2)
+        zeros = np.zeros(len(nth), np.int64)
+        return Hits(nth, zeros, np.tile([0, 1], len(nth) // 2), np.zeros(len(nth), np.uint32))
+
+    def read(_: int, rows: NDArray[np.int64]) -> Signatures:
+        return images[[0, 2]][rows]
+
+    monkeypatch.setattr("laion_assets.near_duplicates.clusters.MOST_OTHER", 32)
+    images["cluster"] = [10, 0, 30, 0]
+    for at_once in (4096, 1):
+        monkeypatch.setattr("laion_assets.near_duplicates.clusters._JUDGED_AT_ONCE", at_once)
+        assert find_foreign(images[1:2], find, read, OPTIONS).cluster.tolist() == [30]
+
+
+def test_the_same_bytes_in_two_segments_stay_where_they_are(
+    planted: Planted, segments: Segments
+) -> None:
+    originals = rows_of_kinds(planted, ORIGINAL)
+    segments.make(FIRST, originals)
+    segments.make(SECOND, originals)
+    before = [segments.lake.manifest(NEAR_DUPLICATES, key).data_version for key in (FIRST, SECOND)]
+    for number, key in enumerate((FIRST, SECOND)):
+        segments.make(key, originals)
+        assert segments.lake.manifest(NEAR_DUPLICATES, key).data_version == before[number]
 
 
 def test_a_rebuild_leaves_no_claim_of_what_is_gone(planted: Planted, segments: Segments) -> None:

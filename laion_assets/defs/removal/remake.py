@@ -64,7 +64,7 @@ def apply(
     """Rebuild what :func:`observe` found, what was made of that, and the aggregates.
 
     Only assets that exist are rebuilt. A call continues where a killed one stopped. Raises
-    :class:`RemovalError`.
+    :class:`RemovalError`, at the end if segments could not be rebuilt.
     """
     _refuse_unknown_subsets(lake, definitions, found)
     if ended := end_interrupted(instance):
@@ -77,8 +77,14 @@ def apply(
             f"Dagster's instance does not know the crawls {', '.join(unknown)}: set DAGSTER_HOME "
             "to the instance that made this lake"
         )
+    failed = []
     for key in keys:
-        _rebuild(lake, instance, definitions, key, sorted(found.holding(key)))
+        try:
+            _rebuild(lake, instance, definitions, key, sorted(found.holding(key)))
+        except RemovalError as error:
+            # What can be taken out elsewhere is taken out all the same.
+            logger.error(str(error))
+            failed.append(str(error))
     withdraw_samples(lake)
     drop_abandoned(lake)
     behind = _aggregates_behind(lake)
@@ -86,6 +92,8 @@ def apply(
         _run(instance, definitions, None, behind)
     if forgotten := forget_superseded(instance, _in_ledger(lake)):
         logger.info(f"{forgotten} earlier materializations are deleted from Dagster's event log")
+    if failed:
+        raise RemovalError("; ".join(failed))
 
 
 def _refuse_unknown_subsets(lake: Lake, definitions: dg.Definitions, found: Survey) -> None:

@@ -97,20 +97,18 @@ class Survey:
         return {*self.samples.get(key, ()), *self.damaged.get(key, ())}
 
     def readable(self, lake: Lake, asset: str, key: SegmentKey) -> bool:
-        """Return True if an asset's tables are as they were published; else note the damage."""
-        damaged = lake.damaged(asset, key, TABLES)
-        if damaged and asset not in self.damaged.setdefault(key, set()):
-            self.damaged[key].add(asset)
+        """Return True if an asset's tables are there as they were published; note damage."""
+        if asset in self.damaged.get(key, ()):
+            return False
+        try:
+            damaged = lake.damaged(asset, key, TABLES)
+        except NotPublishedError:
+            return False  # deleted or set aside since the survey began
+        if damaged:
+            self.damaged.setdefault(key, set()).add(asset)
             name, problem = next(iter(damaged.items()))
             logger.warning(f"{asset} of {key} may hold listed samples: {name} {problem}")
         return not damaged
-
-    def total(self) -> Counter[str]:
-        """Return the number of listed rows of each asset, summed over all partitions."""
-        counts = Counter[str]()
-        for of_key in self.samples.values():
-            counts += of_key
-        return counts
 
 
 def survey(
@@ -332,28 +330,26 @@ def _returning(
                         if event.event == TAKEN_OUT
                     }
                 )
-                if (
-                    not all_listed(taken, lists)
-                    and found.readable(lake, asset, key)
-                    and _lacks(lake, asset, key, lists)
-                ):
+                if not all_listed(taken, lists) and _lacks(lake, asset, key, lists, found):
                     yield key
 
 
-def _lacks(lake: Lake, asset: str, key: SegmentKey, lists: Lists) -> bool:
+def _lacks(lake: Lake, asset: str, key: SegmentKey, lists: Lists, found: Survey) -> bool:
     """Return True if a partition lacks rows that are no longer listed, though something that was
     once taken out of it is not."""
-    folder = lake.folder(asset, key, TABLES)
-    if asset == PAIR_PARQUET:
-        parts = ROWS[PAIR_PARQUET].paths(folder)
-        return not all(all_listed(taken_out(part), lists) for part in parts)
+    if asset != PAIR_PARQUET and not _refused(lake, asset, key):
+        return False
     if asset == UNIQUE_PAIRS:
-        return _refused(lake, asset, key)
-    if _refused(lake, asset, key):
-        for _, table in read(ROWS[asset].paths(folder), LOOKED_AT):
-            named, refused = named_rows(table, lists)
-            if refused - {row.row for row in named}:
-                return True
+        return True
+    if not found.readable(lake, asset, key):
+        return False
+    paths = ROWS[asset].paths(lake.folder(asset, key, TABLES))
+    if asset == PAIR_PARQUET:
+        return not all(all_listed(taken_out(part), lists) for part in paths)
+    for _, table in read(paths, LOOKED_AT):
+        named, refused = named_rows(table, lists)
+        if refused - {row.row for row in named}:
+            return True
     return False
 
 

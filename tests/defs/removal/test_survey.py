@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -39,6 +41,11 @@ def found(segments: list[SegmentFiles], *entries: str) -> Survey:
     (lake.root / "removals").mkdir(exist_ok=True)
     (lake.root / "removals" / "mine.txt").write_text("\n".join(entries))
     return survey(lake, read_lists(lake.root))
+
+
+def total(seen: Survey) -> Counter[str]:
+    """Number of listed rows of each asset, summed over all partitions."""
+    return sum(seen.samples.values(), Counter())
 
 
 def digest(url: str, kind: str) -> str:
@@ -83,10 +90,17 @@ def test_a_damaged_table_is_not_read_but_named(segments: list[SegmentFiles], ass
     assert seen.damaged == {KEYS[1]: {asset}}
     assert seen.keys == [KEYS[1]]
     assert asset in seen.holding(KEYS[1])
-    assert asset not in seen.total()
+    assert asset not in total(seen)
     if (segments[1].folder(asset) / "_lookup").exists():
         # Nothing is read of a segment that holds nothing listed.
         assert not found(segments, f"url:{segments[0].pairs[3]['url']}").damaged
+
+
+def test_a_partition_that_is_deleted_meanwhile_holds_nothing(segments: list[SegmentFiles]) -> None:
+    seen, lake = Survey(), LocalLake.at(segments[0].lake)
+    shutil.rmtree(segments[1].folder("embeddings"))
+    assert not seen.readable(lake, "embeddings", KEYS[1])
+    assert not seen.damaged
 
 
 def test_an_image_is_found_by_its_bytes_in_whatever_segment(segments: list[SegmentFiles]) -> None:
@@ -94,7 +108,7 @@ def test_an_image_is_found_by_its_bytes_in_whatever_segment(segments: list[Segme
     for entry in (f"sha256:{hash_of(8)}", f"md5:{hash_of(8)[:32]}"):
         seen = found(segments, entry)
         assert seen.samples == {key: dict.fromkeys(ALL, 2) for key in KEYS}
-    assert seen.total() == dict.fromkeys(ALL, 6)
+    assert total(seen) == dict.fromkeys(ALL, 6)
 
 
 def test_urls_that_lead_to_a_listed_image_are_noted_and_found(segments: list[SegmentFiles]) -> None:
@@ -123,8 +137,8 @@ def _schema(segment: SegmentFiles) -> object:
 def test_a_host_is_found_with_its_sub_domains(
     segments: list[SegmentFiles], entry: str, pairs: int, images: int
 ) -> None:
-    total = found(segments, entry).total()
-    assert (total["pair_parquet"], total["image_shards"]) == (3 * pairs, 3 * images)
+    seen = total(found(segments, entry))
+    assert (seen["pair_parquet"], seen["image_shards"]) == (3 * pairs, 3 * images)
 
 
 @pytest.mark.parametrize("entry", ["host:cdn.test", "url:http://cdn.test/"])
@@ -134,7 +148,7 @@ def test_a_redirect_is_found_though_no_pair_names_it(
     """Every seventh of 55 images was reached through it."""
     seen = found(segments, entry)
     assert seen.resolved == 24
-    assert seen.total() == {
+    assert total(seen) == {
         "pair_parquet": 24,
         "unique_pairs": 24,
         "image_shards": 24,
