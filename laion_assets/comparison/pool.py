@@ -2,7 +2,7 @@
 
 Whether a pair is looked at, and whether it is held out, is decided by a hash of its picture and by
 nothing else. So no recipe has a say, all copies of a picture are on one side, and a recipe that
-takes one of each meets as many copies as the lake has.
+takes one of each meets all copies that the segments have.
 """
 
 from __future__ import annotations
