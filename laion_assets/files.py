@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import IO, Any, Final, Protocol, Self
 
 from laion_assets.errors import PermanentError, TransientError
 
@@ -147,6 +147,18 @@ class LockedError(TransientError):
     """Another process has held the lock for longer than the time-out."""
 
 
+def try_lock(file: IO[Any]) -> bool:
+    """Lock an open file until it is closed, or its process dies, unless it is locked elsewhere.
+
+    Return whether it is locked now.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None], timeout_s: float = math.inf) -> Iterator[None]:
     """Hold an exclusive lock on the file ``path``; the system releases it if the process dies.
@@ -158,17 +170,13 @@ def locked(path: Path, waiting: Callable[[], None], timeout_s: float = math.inf)
     with path.open("a") as handle:
         deadline = time.monotonic() + timeout_s
         has_waited = False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise LockedError(f"{path} is held by another process") from error
-                if not has_waited:
-                    waiting()
-                    has_waited = True
-                time.sleep(0.1)
+        while not try_lock(handle):
+            if time.monotonic() > deadline:
+                raise LockedError(f"{path} is held by another process")
+            if not has_waited:
+                waiting()
+                has_waited = True
+            time.sleep(0.1)
         yield
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import threading
 import time
+from multiprocessing.connection import wait
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -33,6 +35,21 @@ def die_with(parent: int) -> None:
     signal_at_parents_end(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def die_with_first_process() -> None:
+    """Have this process, which multiprocessing has started, exit with 1 when the first one ends.
+
+    Its parent may be a fork server, which outlives the first process for a moment.
+    """
+    threading.Thread(target=_exit_after_first_process, name="parent", daemon=True).start()
+
+
+def _exit_after_first_process() -> None:
+    first = multiprocessing.parent_process()
+    assert first is not None
+    wait([first.sentinel])
+    os._exit(1)
 
 
 def _kernel_signals(number: signal.Signals) -> bool:

@@ -123,8 +123,7 @@ def _numbers(text: str) -> list[int]:
 
 def _of_processes(numbers: list[int], of: str, urls: int, repeat: int) -> str:
     """A table of ours with these numbers of fetching processes, on the list ``of``."""
-    contestants = {f"ours-{number}": number for number in numbers}
-    runs: _Runs = {(of, who): [] for who in contestants}
+    runs: _Runs = {(of, f"ours-{number}"): [] for number in numbers}
     _measure_list(of, urls, repeat, runs)
     rows = [
         [

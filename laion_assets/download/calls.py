@@ -1,8 +1,8 @@
 """Calls between two processes over a socket: both ways, and any number at a time.
 
 What is sent within a fiftieth of a second goes together, as one pickle, because each message wakes
-the other process. Nobody waits to send: two processes that each wait until the other reads would
-wait for ever.
+the other process. What cannot be pickled fails alone. Nobody waits to send: two processes that
+each wait until the other reads would wait for ever.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import socket
 import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
+
+from laion_assets.download.errors import Refused
 
 _SIZE_BYTES: Final = 8
 _BUFFER: Final = 1 << 20
@@ -39,19 +41,14 @@ class Calls:
     ) -> None:
         self._socket, self._do, self._state = sock, do, state
         self._writer: asyncio.StreamWriter | None = None
-        self._outbox: list[tuple[int, int, Any]] = []
+        self._outbox: list[tuple[int, int, bytes]] = []
         self._numbers = itertools.count(1)
-        self._made = self._seen = self._received = 0
         self._open: dict[int, asyncio.Future[Any]] = {}
         self._at_work: set[asyncio.Task[None]] = set()
         self._failed: Exception | None = None
+        self._closed = False
         self.other: Any = None
         """What the other end's ``state`` returned last; None before its first message."""
-
-    @property
-    def all_seen(self) -> bool:
-        """Whether the other end had received all calls when it sent its last message."""
-        return self._seen == self._made
 
     async def run(self) -> None:
         """Take messages until the other end closes its socket or dies; then cancel its calls."""
@@ -71,13 +68,13 @@ class Calls:
             await asyncio.gather(*self._at_work, return_exceptions=True)
 
     async def call(self, work: Any) -> Any:
-        """What the other end's ``do`` makes of the work; raises what that raises."""
+        """What the other end's ``do`` makes of the work; raises what that raises, or pickling."""
         if self._failed is not None:
             raise self._failed
+        content = pickle.dumps(work)
         number = next(self._numbers)
-        self._made += 1
         self._open[number] = asyncio.get_running_loop().create_future()
-        self._send(_CALL, number, work)
+        self._send(_CALL, number, content)
         try:
             return await self._open[number]
         finally:
@@ -85,6 +82,7 @@ class Calls:
 
     def close(self) -> None:
         """Close the socket, at which the other end's :meth:`run` returns."""
+        self._closed = True
         if self._writer is None:
             self._socket.close()
         else:
@@ -97,11 +95,10 @@ class Calls:
             if not future.done():
                 future.set_exception(error)
 
-    def _take(self, seen: int, state: Any, messages: list[tuple[int, int, Any]]) -> None:
-        self._seen, self.other = seen, state
+    def _take(self, state: Any, messages: list[tuple[int, int, bytes]]) -> None:
+        self.other = state
         for kind, number, content in messages:
             if kind == _CALL:
-                self._received += 1
                 task = asyncio.create_task(self._answer(number, content))
                 self._at_work.add(task)
                 task.add_done_callback(self._at_work.discard)
@@ -109,43 +106,55 @@ class Calls:
             future = self._open.get(number)
             if future is None or future.done():
                 continue  # nobody waits for it any longer
+            try:
+                value = pickle.loads(content)  # noqa: S301 - our own process's
+            except Exception as error:  # noqa: BLE001 - who waits for it raises it
+                future.set_exception(error)
+                continue
             if kind == _RESULT:
-                future.set_result(content)
+                future.set_result(value)
             else:
-                future.set_exception(content)
+                future.set_exception(value)
 
-    async def _answer(self, number: int, work: Any) -> None:
+    async def _answer(self, number: int, content: bytes) -> None:
         try:
-            result = await self._do(work)
+            work = pickle.loads(content)  # noqa: S301 - our own process's
+            result = pickle.dumps(await self._do(work))
+        except asyncio.CancelledError:
+            # Whoever ended this work: the caller must not wait for ever.
+            self._send(_ERROR, number, pickle.dumps(RuntimeError("the work was cancelled")))
+            raise
         except Exception as error:  # noqa: BLE001 - the caller gets it
-            self._send(_ERROR, number, _portable(error))
+            self._send(_ERROR, number, pickle.dumps(_portable(error)))
         else:
             self._send(_RESULT, number, result)
 
-    def _send(self, kind: int, number: int, content: Any) -> None:
+    def _send(self, kind: int, number: int, content: bytes) -> None:
+        if self._closed:
+            return
         if not self._outbox:
             asyncio.get_running_loop().call_later(_TOGETHER_S, self._flush)
         self._outbox.append((kind, number, content))
 
     def _flush(self) -> None:
-        if self._writer is None or not self._outbox:
+        if self._closed or self._writer is None or not self._outbox:
             return
-        try:
-            batch = pickle.dumps((self._received, self._state(), self._outbox))
-        except BaseException:
-            self.close()  # or those who wait for it would wait for ever
-            raise
+        batch = pickle.dumps((self._state(), self._outbox))
         self._outbox = []
         self._writer.write(len(batch).to_bytes(_SIZE_BYTES, "big") + batch)
 
 
 def _portable(error: Exception) -> Exception:
-    """The error as another process can raise it, with the place where it was raised as a note."""
-    text = "".join(traceback.format_exception(error))
+    """The error as another process can raise it.
+
+    An error of ours says in a note where it was raised first; a refusal is ordinary work.
+    """
     copy: Exception
     try:
         copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - pickled here
     except Exception:  # noqa: BLE001 - a library's error may not bear pickling
         copy = RuntimeError(f"{type(error).__name__}: {error}")
-    copy.add_note(text)
+    # One note, or it would hold the earlier ones and grow with each process that it passes.
+    if not isinstance(error, Refused) and not hasattr(error, "__notes__"):
+        copy.add_note("".join(traceback.format_exception(error)))
     return copy

@@ -8,7 +8,6 @@ need, so that a new one is ready at once and the first process never imports it.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import functools
 import itertools
 import multiprocessing
@@ -27,6 +26,7 @@ from laion_assets.download.errors import ImageRefused
 from laion_assets.download.images import ImageMaker, LargeImage, StoredImage
 from laion_assets.download.options import DownloadOptions
 from laion_assets.errors import TransientError
+from laion_assets.files import try_lock
 from laion_assets.work import die_with
 
 PRELOADED: Final = "laion_assets.download.forkserver_preload"
@@ -159,15 +159,14 @@ class ImageMakers(Decoders):
         begin = functools.partial(_begin_making, options)
         super().__init__(options.resize_processes, scratch, PRELOADED, begin)
         self._timeout_s = options.decode_timeout_s
-        self._one_large = asyncio.Lock()
-        self._large = large
+        self._one_large = OneAtATime(large)
 
     async def make(self, body: bytes, spent: Spent = lambda _: None) -> StoredImage:
         """The image to store. Raises :class:`ImageRefused`."""
         with self.file(body) as path:
             made = await self._make(path, large=False, spent=spent)
             if made is None:
-                async with self._one_large, _locked(self._large):
+                async with self._one_large.turn():
                     made = await self._make(path, large=True, spent=spent)
         if isinstance(made, StoredImage):
             return made
@@ -188,21 +187,34 @@ class ImageMakers(Decoders):
         return made
 
 
-@asynccontextmanager
-async def _locked(path: Path | None) -> AsyncIterator[None]:
-    """Hold a file's lock, which is free again once its holder dies; None holds nothing."""
-    if path is None:
-        yield
-        return
-    with path.open("ab") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                await asyncio.sleep(_LOOK_S)
-            else:
-                break
-        yield
+class OneAtATime:
+    """Turns that one task at a time has, of all processes that have the same file, if it is given.
+
+    A process that dies leaves its turn.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._here = asyncio.Lock()
+        self._others_until = 0.0
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Have a turn until the block ends."""
+        async with self._here:
+            if self._path is None:
+                yield
+                return
+            loop = asyncio.get_running_loop()
+            # The others only look now and then, and would never find the file free.
+            await asyncio.sleep(self._others_until - loop.time())
+            with self._path.open("ab") as file:
+                while not try_lock(file):
+                    await asyncio.sleep(_LOOK_S)
+                try:
+                    yield
+                finally:
+                    self._others_until = loop.time() + 2 * _LOOK_S
 
 
 def _stop(pool: ProcessPool) -> None:

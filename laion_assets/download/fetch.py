@@ -81,7 +81,7 @@ class Fetcher:
     ``resolve`` looks names up and ``allowed`` says which addresses may be connected to; both are
     parameters for tests, and for sites with their own resolver. ``listed`` gets every URL before
     it is fetched, redirects included, and returns the reason to refuse it, or None. ``others``
-    finish what redirects lead to their hosts.
+    finish what redirects lead to their hosts. ``dns_threads``: names looked up at the same time.
     """
 
     def __init__(
@@ -92,10 +92,11 @@ class Fetcher:
         allowed: Callable[[str], bool] = is_public,
         listed: Callable[[str], str | None] = lambda _: None,
         others: Others | None = None,
+        dns_threads: int = DNS_THREADS,
     ) -> None:
         self.options = options
         self._resolve, self._allowed, self._listed = resolve, allowed, listed
-        self._others = others
+        self._others, self._dns_threads = others, dns_threads
         self._slots = PrioritySemaphore(options.concurrency)
         self._hosts = Hosts(options)
         self._robots = (
@@ -111,7 +112,7 @@ class Fetcher:
             options.connect_to,
             self._allowed,
             options.total_timeout_s,
-            threads=-(-DNS_THREADS // options.fetch_processes),
+            threads=self._dns_threads,
         )
         self._requester = Requester(options, self._names, self._listed)
         await self._requester.__aenter__()
@@ -272,6 +273,6 @@ def _have_open_files(n: int) -> None:
     allowed = open_files(n)
     if allowed < n:
         raise ValueError(
-            f"[download] concurrency needs {n:,} open files and this process may have "
-            f"{allowed:,}: lower it, or raise the limit (ulimit -n)"
+            f"[download] concurrency / fetch_processes needs {n:,} open files and this process "
+            f"may have {allowed:,}: lower concurrency, or raise the limit (ulimit -n)"
         )

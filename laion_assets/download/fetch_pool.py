@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import signal
 import socket
+import time
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -17,14 +19,21 @@ from laion_assets.download.addresses import Resolve
 from laion_assets.download.calls import Calls
 from laion_assets.download.decoders import PRELOADED
 from laion_assets.download.fetch import Attempt
-from laion_assets.download.fetch_process import BEGIN, FORGET_FAILURES, Setup, owner_of, work
+from laion_assets.download.fetch_process import (
+    Begin,
+    ForgetFailures,
+    Setup,
+    State,
+    owner_of,
+    work,
+)
 from laion_assets.download.requester import host_in
 from laion_assets.download.rows import Row, Wanted
 from laion_assets.download.rules import Rules
 from laion_assets.errors import TransientError
 
 _END_S: Final = 10.0
-"""Time for a process to end by itself."""
+"""Time for the processes to end by themselves."""
 
 
 class FetchProcessError(TransientError, RuntimeError):
@@ -51,13 +60,12 @@ class FetchPool:
 
     @property
     def answers(self) -> int:
-        return sum(each.calls.other[1] for each in self._processes if each.calls.other)
+        return sum(state.answers for state in self._states())
 
     @property
     def has_free_slot(self) -> bool:
         """Whether a process has one, as far as is known."""
-        known = (each.calls for each in self._processes if each.calls.all_seen)
-        return any(calls.other[0] for calls in known if calls.other)
+        return any(state.free_slot for state in self._states())
 
     async def __aenter__(self) -> FetchPool:
         try:
@@ -65,7 +73,7 @@ class FetchPool:
             for number in range(self._setup.options.fetch_processes):
                 self._processes.append(self._start(number))
             self._attending = [asyncio.create_task(self._attend(each)) for each in self._processes]
-            await asyncio.gather(*(each.calls.call(BEGIN) for each in self._processes))
+            await asyncio.gather(*(each.calls.call(Begin()) for each in self._processes))
         except BaseException:
             await self.__aexit__()
             raise
@@ -77,9 +85,13 @@ class FetchPool:
         await asyncio.gather(*self._attending, return_exceptions=True)
         for each in self._processes:
             each.calls.close()  # at which the process ends
+        deadline = time.monotonic() + _END_S
         for each in self._processes:
-            await asyncio.to_thread(each.process.join, _END_S)
+            left = max(0.0, deadline - time.monotonic())
+            await asyncio.to_thread(each.process.join, left)
+        for each in self._processes:
             each.process.kill()
+        for each in self._processes:
             each.process.join()
 
     async def make(self, wanted: Wanted) -> Row:
@@ -87,7 +99,11 @@ class FetchPool:
         return row
 
     async def forget_failures(self) -> None:
-        await asyncio.gather(*(each.calls.call(FORGET_FAILURES) for each in self._processes))
+        await asyncio.gather(*(each.calls.call(ForgetFailures()) for each in self._processes))
+
+    def _states(self) -> list[State]:
+        states = (each.calls.other for each in self._processes)
+        return [state for state in states if state is not None]
 
     def _of(self, url: str) -> Calls:
         """The calls to the process that a URL's host belongs to."""
@@ -120,10 +136,12 @@ class FetchPool:
             each.calls.fail(error)
             return
         await asyncio.to_thread(each.process.join, _END_S)
+        code = each.process.exitcode
+        killed = " (killed, often for lack of memory)" if code == -signal.SIGKILL else ""
         each.calls.fail(
             FetchProcessError(
                 f"fetching process {each.number + 1} of {len(self._processes)} has died with exit "
-                f"code {each.process.exitcode} (-9: killed, often for lack of memory). Nothing is "
-                "published; finished shards are kept, and the next run makes the others"
+                f"code {code}{killed}. Nothing is published; finished shards are kept, and the "
+                "next run makes the others"
             )
         )

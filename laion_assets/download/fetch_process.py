@@ -10,35 +10,51 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import mmap
-import multiprocessing
 import os
 import pickle
 import signal
 import socket
-import threading
+import sys
+import traceback
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from laion_assets.download.addresses import Resolve
+import numpy as np
+
+from laion_assets.download.addresses import DNS_THREADS, Resolve
 from laion_assets.download.calls import Calls
 from laion_assets.download.decoders import ImageMakers
 from laion_assets.download.fetch import Attempt, Fetcher
-from laion_assets.download.options import DownloadOptions
+from laion_assets.download.options import DownloadOptions, share_of
 from laion_assets.download.requester import Fetched
 from laion_assets.download.rows import Row, RowMaker, Wanted
 from laion_assets.download.rules import Rules
 from laion_assets.download.shards import Place, gathered_in
+from laion_assets.files import link_or_copy
 from laion_assets.removals.active import Lists
-
-BEGIN: Final = "begin"
-"""The first call; it returns when the process is ready to fetch."""
-FORGET_FAILURES: Final = "forget failures"
+from laion_assets.work import die_with_first_process
 
 _SETUP: Final = "setup"
 _LARGE: Final = "large.lock"
+
+
+@dataclass(frozen=True)
+class Begin:
+    """The first call; it returns when the process is ready to fetch."""
+
+
+@dataclass(frozen=True)
+class ForgetFailures:
+    """A call to give names and hosts that failed another chance."""
+
+
+class State(NamedTuple):
+    """What is known of a process: whether a slot is free, and how many answers have come."""
+
+    free_slot: bool
+    answers: int
 
 
 @dataclass(frozen=True)
@@ -53,13 +69,18 @@ class Setup:
     def write(self) -> None:
         """Write the setup into the scratch folder, long lists apart, for all to map once.
 
-        Raises what pickling raises.
+        Compiled lists are linked, where the file system can. Raises what pickling raises.
         """
         buffers: list[pickle.PickleBuffer] = []
-        # Their files may be gone, as another version of the lists was compiled meanwhile.
         pickled = pickle.dumps(self, protocol=5, buffer_callback=buffers.append)
+        files = _files_by_address(self.lists)
         for i, buffer in enumerate(buffers):
-            (self.scratch / f"{_SETUP}-{i}").write_bytes(buffer.raw())
+            target, held = self.scratch / f"{_SETUP}-{i}", buffer.raw()
+            try:
+                link_or_copy(files[_address(held)], target)
+            except (KeyError, FileNotFoundError):
+                # It has no file, or another version of the lists was compiled meanwhile.
+                target.write_bytes(held)
         (self.scratch / _SETUP).write_bytes(pickle.dumps((pickled, len(buffers))))
 
     @staticmethod
@@ -69,6 +90,22 @@ class Setup:
         mapped = [_mapped(scratch / f"{_SETUP}-{i}") for i in range(buffers)]
         setup: Setup = pickle.loads(pickled, buffers=mapped)  # noqa: S301 - our own
         return setup
+
+
+def _files_by_address(lists: Lists) -> dict[int | None, Path]:
+    """The files of compiled lists by the addresses that they are mapped to."""
+    return {
+        _address(words.data): path
+        for _, entries in lists.each()
+        for columns in entries.columns.values()
+        for column in columns
+        for words, path in zip((column.head, column.tail), column.files, strict=False)
+        if words.size
+    }
+
+
+def _address(memory: memoryview) -> int | None:
+    return np.frombuffer(memory, np.uint8).ctypes.data if memory.nbytes else None
 
 
 def _mapped(path: Path) -> mmap.mmap | bytes:
@@ -84,23 +121,19 @@ def owner_of(host: str, processes: int) -> int:
     return int.from_bytes(digest, "big") % processes
 
 
-def share_of(total: int, number: int, processes: int) -> int:
-    """The part of a total that a process gets; the parts of all add up to it."""
-    return total // processes + (number < total % processes)
-
-
 def work(number: int, sock: socket.socket, scratch: Path) -> None:
-    """Work as the process of this number until the other end of ``sock`` is closed."""
+    """Work as the process of this number until the other end of ``sock`` is closed; then exit."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks ends this one
-    threading.Thread(target=_end_with_the_first_process, name="parent", daemon=True).start()
-    asyncio.run(_Work(number, sock, Setup.read(scratch)).run())
-
-
-def _end_with_the_first_process() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
+    die_with_first_process()
+    code = 0
+    try:
+        asyncio.run(_Work(number, sock, Setup.read(scratch)).run())
+    except BaseException:  # noqa: BLE001 - the process ends with it
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # Python would wait for look-ups of names that nobody needs any longer
 
 
 class _Work:
@@ -109,14 +142,14 @@ class _Work:
         self._calls = Calls(sock, self._do, self._state)
         self._entered = AsyncExitStack()
         self._ready = False
-        own = {
-            name: share_of(getattr(setup.options, name), number, setup.options.fetch_processes)
-            for name in ("concurrency", "resize_processes")
-        }
-        self._options = setup.options.model_copy(update=own)
+        self._options = setup.options.share(number)
         self._rules = Rules(self._options, setup.lists)
         self._fetcher = Fetcher(
-            self._options, resolve=setup.resolve, listed=self._rules.listed, others=self
+            self._options,
+            resolve=setup.resolve,
+            listed=self._rules.listed,
+            others=self,
+            dns_threads=share_of(DNS_THREADS, number, self._options.fetch_processes),
         )
 
     async def run(self) -> None:
@@ -129,17 +162,17 @@ class _Work:
     async def finish(self, attempt: Attempt) -> Any:
         return await self._calls.call(attempt)
 
-    async def _do(self, work: Any) -> Any:
-        if work == BEGIN:
-            await self._begin()
-        elif work == FORGET_FAILURES:
-            await self._maker.forget_failures()
-        elif isinstance(work, Wanted):
-            return self._stored(await self._maker.make(work), work.shard)
-        else:
-            assert isinstance(work, Attempt)
-            made = await self._maker.finish(work)
-            return made if isinstance(made, Fetched) else self._stored(made, work.job.shard)
+    async def _do(self, work: Begin | ForgetFailures | Wanted | Attempt) -> Row | Fetched | None:
+        match work:
+            case Begin():
+                await self._begin()
+            case ForgetFailures():
+                await self._maker.forget_failures()
+            case Wanted():
+                return self._stored(await self._maker.make(work), work.shard)
+            case Attempt():
+                made = await self._maker.finish(work)
+                return made if isinstance(made, Fetched) else self._stored(made, work.job.shard)
         return None
 
     async def _begin(self) -> None:
@@ -162,6 +195,7 @@ class _Work:
             file.write(row.image)
         return replace(row, image=place)
 
-    def _state(self) -> tuple[bool, int]:
-        """Whether a slot is free, and how many answers have come."""
-        return (self._fetcher.has_free_slot, self._fetcher.answers) if self._ready else (False, 0)
+    def _state(self) -> State:
+        if not self._ready:
+            return State(free_slot=False, answers=0)
+        return State(self._fetcher.has_free_slot, self._fetcher.answers)

@@ -11,6 +11,13 @@ from laion_assets.download.addresses import parse_endpoint
 from laion_assets.options import ADDED, OPERATIONAL, Options
 
 _PNG_COMPRESSION: Final = 9
+_SHARED: Final = ("concurrency", "resize_processes")
+"""What the processes that fetch share."""
+
+
+def share_of(total: int, number: int, processes: int) -> int:
+    """The part of a total that a process gets; the parts of all add up to it."""
+    return total // processes + (number < total % processes)
 
 
 class DownloadOptions(Options):
@@ -26,7 +33,7 @@ class DownloadOptions(Options):
     fetch_processes: Annotated[int, OPERATIONAL] = Field(
         1,
         ge=1,
-        le=64,
+        le=16,
         description="Processes that fetch, each from hosts of its own. Several share concurrency"
         " and resize_processes, and as many more write shards",
     )
@@ -176,8 +183,8 @@ class DownloadOptions(Options):
 
     @model_validator(mode="after")
     def _each_process_has_a_share(self) -> Self:
-        shared = {"concurrency": self.concurrency, "resize_processes": self.resize_processes}
-        for name, number in shared.items():
+        for name in _SHARED:
+            number = getattr(self, name)
             if number < self.fetch_processes:
                 raise ValueError(
                     f"{self.fetch_processes} fetch_processes share {name}, which is only {number}:"
@@ -191,6 +198,13 @@ class DownloadOptions(Options):
         for endpoint in value.values():
             parse_endpoint(endpoint)
         return value
+
+    def share(self, number: int) -> Self:
+        """The options of the fetching process of this number: with its part of what is shared."""
+        parts = {
+            name: share_of(getattr(self, name), number, self.fetch_processes) for name in _SHARED
+        }
+        return self.model_copy(update=parts)
 
     @property
     def user_agent_header(self) -> str:

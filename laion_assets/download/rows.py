@@ -43,13 +43,14 @@ class Row:
     """What one fetch gave for a row.
 
     ``image``: the image to store, or its place, if any. ``keeps``: it is that of the earlier
-    version.
+    version. ``refused``: the outcome if that image is lost; None if the host has just sent it.
     """
 
     outcome: Outcome
     history: History
     image: bytes | Place | None = None
     keeps: bool = False
+    refused: Outcome | None = None
     bytes: int = 0
     asked_for: bool = True
     changed: bool = False
@@ -192,4 +193,4 @@ def _kept(wanted: Wanted, outcome: Outcome, history: History, received: int) -> 
     row = Row(outcome, history, bytes=received, changed=outcome.reason == "changed")
     if wanted.kept is None or outcome.reason in _OPT_OUTS:
         return row
-    return replace(row, outcome=wanted.kept, keeps=True)
+    return replace(row, outcome=wanted.kept, keeps=True, refused=outcome)

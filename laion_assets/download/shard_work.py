@@ -221,7 +221,10 @@ class ShardWork:
         found = self.previous.look_up([wanted.url])[0]
         if found is not None and found.encoded is not None:
             return replace(row, image=found.encoded)
-        return await self._row(replace(wanted, kept=None))  # its tar was damaged just now
+        # Its tar was damaged just now.
+        if row.refused is not None:
+            return replace(row, outcome=row.refused, keeps=False)
+        return await self._row(replace(wanted, kept=None))
 
     async def _retry_without_network(
         self, shard: int, gathered: _Gathered, to_fetch: Sequence[_ToFetch]

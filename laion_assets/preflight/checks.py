@@ -233,10 +233,10 @@ class Checks:
 
         options = self._settings.download
         # What one process may have open is the limit, so the largest share decides.
-        share = {"concurrency": -(-options.concurrency // options.fetch_processes)}
+        largest = options.share(0)
 
         async def opened() -> None:
-            async with Fetcher(options.model_copy(update=share), resolve=self._resolve):
+            async with Fetcher(largest, resolve=self._resolve):
                 pass
 
         try:

@@ -41,6 +41,9 @@ class Assumptions:
     bounds a machine, whatever its cores."""
     fetch_processes: float = 1
     """Processes that fetch, `[download] fetch_processes`."""
+    hand_out_ms: float = 0.4
+    """CPU time of a URL in the process that hands URLs out, where several others fetch, in ms: 0.4
+    for an image (docs/downloading.md)."""
     asked_again: float = 0.1
     """Share of the URLs that a second pass asks for again, because they failed for a transient
     reason."""
@@ -215,17 +218,19 @@ def estimate(of: Assumptions, rates: Rates) -> list[Line]:
 def hours_on_one_machine(of: Assumptions, rates: Rates) -> float:
     """Hours that one machine works on all of it, one stage after another.
 
-    The download is bound by its fetching processes, by the requests that they have under way, or by
-    the other cores, whichever is slowest.
+    The download is bound by its fetching processes, by the process that hands URLs out to several,
+    by the requests under way, or by the cores, whichever is slowest.
     """
     lines = estimate(of, rates)
     asked = Amounts.of(of).urls * (1 + of.asked_again)
     making = next(line.unit_hours for line in lines if line.stage == "download")
-    download = max(
-        asked * of.fetch_ms / 1000 / of.fetch_processes / _HOUR / of.busy,
-        asked * of.url_s / of.concurrency / _HOUR,
-        making / max(of.machine_cores - of.fetch_processes, 1),
-    )
+    waiting = asked * of.url_s / of.concurrency / _HOUR
+    if of.fetch_processes > 1:
+        one = max(of.fetch_ms / of.fetch_processes, of.hand_out_ms)
+        cores = of.machine_cores  # what they fetch is part of `making`
+    else:
+        one, cores = of.fetch_ms, max(of.machine_cores - 1, 1)
+    download = max(asked * one / 1000 / _HOUR / of.busy, waiting, making / cores)
     on_gpus = sum(line.unit_hours for line in lines if line.gpu)
     on_cores = sum(line.unit_hours for line in lines if not line.gpu) - making
     return download + on_gpus / max(of.gpus, 1) + on_cores / of.machine_cores

@@ -58,9 +58,13 @@ class Column:
     @classmethod
     def open(cls, folder: Path, kind: str, width: int) -> Column:
         """Map a column's files. Raises ``OSError`` if one is missing, ``ValueError`` if cut."""
-        head = _map(folder / f"{kind}.head")
-        tail = _map(folder / f"{kind}.tail")
+        head, tail = map(_map, _files(folder, kind))
         return cls(width, head, tail.reshape(len(head), width // 8 - 1), (folder, kind))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of head and tail, if these are never written again; else none."""
+        return _files(*self.origin) if self.origin else ()
 
     def __len__(self) -> int:
         return len(self.head)
@@ -108,6 +112,10 @@ class Column:
             return Column.of(np.empty((0, self.width), np.uint8))
         kept = [block[~other.has(block)] for block in self.blocks()]
         return Column.of(np.concatenate([np.empty((0, self.width), np.uint8), *kept]))
+
+
+def _files(folder: Path, kind: str) -> tuple[Path, Path]:
+    return folder / f"{kind}.head", folder / f"{kind}.tail"
 
 
 def _map(path: Path) -> Words:
@@ -183,9 +191,10 @@ class ColumnWriter:
 
     def write(self) -> None:
         """Write the column of all added keys."""
+        head_path, tail_path = _files(self._folder, self._kind)
         with (
-            (self._folder / f"{self._kind}.head").open("wb") as head,
-            (self._folder / f"{self._kind}.tail").open("wb") as tail,
+            head_path.open("wb") as head,
+            tail_path.open("wb") as tail,
         ):
             for keys in self._parts():
                 words = _sorted(_words(keys)).astype("<u8")

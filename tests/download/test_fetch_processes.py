@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -24,14 +25,21 @@ import pytest
 from pydantic import ValidationError
 
 from laion_assets.download.calls import Calls
+from laion_assets.download.decoders import OneAtATime
 from laion_assets.download.errors import FetchRefused, HostBusy
-from laion_assets.download.fetch_pool import FetchProcessError
-from laion_assets.download.fetch_process import Setup, owner_of, share_of
-from laion_assets.download.options import DownloadOptions
+from laion_assets.download.fetch_pool import FetchPool, FetchProcessError
+from laion_assets.download.fetch_process import Setup, State, owner_of
+from laion_assets.download.options import DownloadOptions, share_of
+from laion_assets.download.outcomes import History
+from laion_assets.download.rows import Wanted
+from laion_assets.download.rules import Rules
 from laion_assets.download.segment import NoNetworkError
+from laion_assets.files import try_lock
 from laion_assets.removals.active import Lists
-from laion_assets.removals.entries import Entries, parse
+from laion_assets.removals.compiled import load
+from laion_assets.removals.entries import parse
 from tests.download.conftest import (
+    SIZE,
     Listener,
     N,
     answer,
@@ -58,6 +66,17 @@ def host(process: int, number: int = 0) -> str:
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
     return tmp_path / "pairs.parquet"
+
+
+PATIENCE_S = 120.0
+
+
+def until(true: Callable[[], object]) -> None:
+    """Wait until something is true; fail if it does not come."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -263,18 +282,17 @@ def test_a_process_that_is_killed_ends_the_run_and_the_next_one_completes_it(
     options = options_for(images, fetch_processes=2, total_timeout_s=60)
 
     def kill() -> None:
-        asked.wait()
-        while not (out / "00000_stats.json").exists():
-            time.sleep(0.02)
+        asked.wait(PATIENCE_S)
+        until((out / "00000_stats.json").exists)
         owner = owner_of("h0.test", 2)
         found = {child.name: child.pid for child in multiprocessing.active_children()}
         os.kill(found[f"fetch-{owner}"] or 0, signal.SIGKILL)
 
-    killing = threading.Thread(target=kill)
+    killing = threading.Thread(target=kill, daemon=True)
     killing.start()
-    with pytest.raises(FetchProcessError, match="of 2 has died with exit code -9"):
+    with pytest.raises(FetchProcessError, match=r"of 2 has died with exit code -9 \(killed"):
         run(pairs, out, options)
-    killing.join()
+    killing.join(PATIENCE_S)
     assert not [child for child in multiprocessing.active_children() if "fetch" in child.name]
     assert (out / "00000_stats.json").exists()
     assert not (out / "00002.tar").exists()
@@ -307,13 +325,12 @@ def test_no_process_outlives_the_first_one(images: Listener, pairs: Path, tmp_pa
         [sys.executable, "-c", CHILD, str(pairs), str(tmp_path / "out"), options.model_dump_json()],
         env=os.environ | dict([mark.split("=", 1)]),
     )
-    while not asked.wait(0.1):
-        assert child.poll() is None
+    until(lambda: asked.is_set() or child.poll() is not None)
+    assert child.poll() is None
     assert len(left_processes(mark)) > 3
     child.kill()
     child.wait()
-    while left_processes(mark):
-        time.sleep(0.1)
+    until(lambda: not left_processes(mark))
     run(pairs, tmp_path / "out", options.model_copy(update={"total_timeout_s": 0.5}))
     assert len(rows(tmp_path / "out")) == N
 
@@ -349,7 +366,9 @@ def test_an_error_at_the_start_of_a_process_ends_the_run(
         check=False,
     )
     assert done.returncode == 1
-    assert "ValueError: [download] concurrency needs 1,280 open files" in done.stderr
+    assert (
+        "ValueError: [download] concurrency / fetch_processes needs 1,280 open files" in done.stderr
+    )
     assert images.requests == []
 
 
@@ -373,12 +392,11 @@ def test_one_large_image_is_decoded_at_a_time_by_all_processes(
         answer(SLOW)(connection)
         scratch = next(out.glob(".making-*/setup")).parent
         with (scratch / "large.lock").open("ab") as file:
-            while not held.is_set() and not images.closing.wait(0.01):
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    fcntl.flock(file, fcntl.LOCK_UN)
-                except BlockingIOError:
-                    held.set()
+            while try_lock(file):
+                fcntl.flock(file, fcntl.LOCK_UN)
+                if images.closing.wait(0.01):
+                    return
+            held.set()
 
     images.routes["/slow.png"] = slow
     write_pairs(pairs, ["http://h0.test/slow.png"])
@@ -386,15 +404,118 @@ def test_one_large_image_is_decoded_at_a_time_by_all_processes(
     assert held.is_set()
 
 
+def test_processes_take_turns_at_large_images_although_each_has_several(tmp_path: Path) -> None:
+    async def one(process: OneAtATime, name: str) -> None:
+        async with process.turn():
+            turns.append(name)
+            await asyncio.sleep(0.01)
+
+    async def run() -> None:
+        a, b = (OneAtATime(tmp_path / "large.lock") for _ in range(2))
+        await asyncio.gather(*(one(a, "a") for _ in range(4)), one(b, "b"))
+
+    turns: list[str] = []
+    asyncio.run(run())
+    assert turns == ["a", "b", "a", "a", "a"]
+
+
 def test_lists_reach_the_processes_by_way_of_files(tmp_path: Path) -> None:
-    removals = parse(["host:gone.test", "url:http://a.test/1.jpg"], "removals")
-    setup = Setup(DownloadOptions(), Lists(removals, Entries()), no_names, tmp_path)
+    """Compiled ones by that of their own files, as long as these exist."""
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "mine.txt").write_text("host:gone.test\nurl:http://a.test/1.jpg\n")
+    removals = load(tmp_path / "lists", tmp_path / "cache")
+    blocklists = load(tmp_path / "lists").and_also(parse(["host:c.test", "sample-id:7"], "more"))
+    # A sample id is its column's head alone: the tail is empty, which cannot be mapped.
+    assert blocklists.names_samples
+    setup = Setup(DownloadOptions(), Lists(removals, blocklists), no_names, tmp_path / "scratch")
+    setup.scratch.mkdir()
     setup.write()
-    read = Setup.read(tmp_path)
+    files = [file for file in setup.scratch.iterdir() if file.name != "setup"]
+    mapped = {file.stat().st_ino for file in files}
+    compiled = [*tmp_path.glob("cache/*/host.*"), *tmp_path.glob("cache/*/url-sha256.*")]
+    assert len(compiled) == 4
+    assert {path.stat().st_ino for path in compiled} <= mapped
+    assert len(mapped) > len(compiled)  # the others are written: their files are gone
+    assert 0 in {file.stat().st_size for file in files}
+    read = Setup.read(setup.scratch)
     assert (read.options, read.resolve) == (setup.options, no_names)
     assert read.lists.digests == setup.lists.digests
-    for url in ("http://www.gone.test/", "http://a.test/1.jpg", "http://b.test/1.jpg"):
-        assert read.lists.removals.matches_url(url) == removals.matches_url(url)
+    for name in ("removals", "blocklists"):
+        for url in (
+            "http://www.gone.test/",
+            "http://a.test/1.jpg",
+            "http://c.test/",
+            "http://b.test/",
+        ):
+            assert read.lists[name].matches_url(url) == setup.lists[name].matches_url(url)
+    assert read.lists.blocklists.key_for_sample(7) is not None
+    # What is read lies in the files, and only there.
+    for file in files:
+        file.unlink()
+    with pytest.raises(FileNotFoundError):
+        Setup.read(setup.scratch)
+
+
+def test_a_slot_is_free_if_any_process_has_one(tmp_path: Path) -> None:
+    pool = FetchPool(Rules(DownloadOptions(), Lists()), tmp_path, no_names)
+    one, other = (SimpleNamespace(calls=SimpleNamespace(other=None)) for _ in range(2))
+    pool._processes = [one, other]  # type: ignore[list-item]
+    assert (pool.has_free_slot, pool.answers) == (False, 0)
+    one.calls.other = State(free_slot=False, answers=2)
+    assert (pool.has_free_slot, pool.answers) == (False, 2)
+    other.calls.other = State(free_slot=True, answers=3)
+    assert (pool.has_free_slot, pool.answers) == (True, 5)
+
+
+def test_more_processes_work_on_more_shards_at_a_time(
+    images: Listener, bodies: list[bytes], pairs: Path, tmp_path: Path
+) -> None:
+    """The first picture of each shard waits until four shards, of six, wait for theirs."""
+    waiting: set[int] = set()
+    four, lock = threading.Event(), threading.Lock()
+    most = 0
+
+    def first_of(shard: int) -> Callable[[socket.socket], None]:
+        def wait(connection: socket.socket) -> None:
+            nonlocal most
+            with lock:
+                waiting.add(shard)
+                most = max(most, len(waiting))
+            if len(waiting) == 4:
+                images.closing.wait(0.5)  # in which a fifth would come
+                four.set()
+            four.wait(PATIENCE_S)
+            with lock:
+                waiting.discard(shard)
+            answer(bodies[0])(connection)
+
+        return wait
+
+    for i in range(6 * SIZE):
+        images.routes[f"/{i}.jpg"] = answer(bodies[i % SIZE]) if i % SIZE else first_of(i // SIZE)
+    write_pairs(pairs, [f"http://n{i}.test/{i}.jpg" for i in range(6 * SIZE)])
+    options = options_for(images, fetch_processes=2, total_timeout_s=PATIENCE_S)
+    run(pairs, tmp_path / "out", options)
+    assert (four.is_set(), most) == (True, 4)
+
+
+def hanging_names(name: str) -> list[str]:
+    time.sleep(60)
+    return []
+
+
+def test_a_process_ends_although_a_resolver_hangs(tmp_path: Path) -> None:
+    options = DownloadOptions(fetch_processes=2, total_timeout_s=0.5)
+    pool = FetchPool(Rules(options, Lists()), tmp_path, hanging_names)
+
+    async def run() -> None:
+        async with pool:
+            asked = (Wanted(0, f"http://{host(i)}/1.jpg", History(), None) for i in range(2))
+            made = await asyncio.gather(*map(pool.make, asked))
+        assert [row.outcome.reason for row in made] == ["dns", "dns"]
+
+    asyncio.run(run())
+    assert [each.process.exitcode for each in pool._processes] == [0, 0]  # none was killed
 
 
 @pytest.fixture
@@ -426,7 +547,7 @@ def test_calls_go_both_ways_and_bring_errors_back(
         running = [asyncio.create_task(a.run()), asyncio.create_task(b.run())]
         assert await asyncio.gather(*(a.call(i) for i in range(10))) == [*[5] * 6, *range(6, 10)]
         assert await a.call(5) == 5
-        assert (a.other, b.other, a.all_seen) == ("b's", "a's", True)
+        assert (a.other, b.other) == ("b's", "a's")
         large = b"x" * 5_000_000
         assert [await call for call in (a.call(large), a.call(large))] == [large, large]
         with pytest.raises(HostBusy) as caught:
@@ -448,19 +569,63 @@ def test_calls_go_both_ways_and_bring_errors_back(
     asyncio.run(run())
 
 
-def test_what_cannot_be_sent_ends_both_ends(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_what_cannot_be_sent_or_is_cancelled_fails_alone(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
     async def run() -> None:
         async def do(work: Any) -> Any:
-            return work
+            if work == "cancel":
+                raise asyncio.CancelledError
+            return (lambda: None) if work == "odd" else work
 
         a, b = Calls(ends[0], do), Calls(ends[1], do)
-        running = asyncio.gather(a.run(), b.run(), return_exceptions=True)
-        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-        waiting = asyncio.create_task(a.call(lambda: None))
+        running = asyncio.gather(a.run(), b.run())
+        sound = [asyncio.create_task(a.call(i)) for i in range(3)]
+        odd = (AttributeError, pickle.PicklingError)
+        for work, error in ((lambda: None, odd), ("odd", odd), ("cancel", RuntimeError)):
+            with pytest.raises(error):
+                await a.call(work)
+        with pytest.raises(pickle.UnpicklingError):
+            await a.call(Unreadable())
+        assert await asyncio.gather(*sound) == [0, 1, 2]
+        a.close()
         await running
-        assert not waiting.done()
-        a.fail(FetchProcessError("gone"))  # as the pool does when `run` returns
-        with pytest.raises(FetchProcessError):
-            await waiting
+
+    asyncio.run(run())
+
+
+class Unreadable:
+    """Bears pickling, but not unpickling."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return unreadable, ()
+
+
+def unreadable() -> None:
+    raise pickle.UnpicklingError
+
+
+def test_an_error_does_not_grow_with_the_processes_that_it_passes(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    async def run() -> None:
+        async def pass_on(to: Calls, work: tuple[int, Exception]) -> None:
+            left, error = work
+            if not left:
+                raise error
+            await to.call((left - 1, error))
+
+        a = Calls(ends[0], lambda work: pass_on(a, work))
+        b = Calls(ends[1], lambda work: pass_on(b, work))
+        running = asyncio.gather(a.run(), b.run())
+        with pytest.raises(FetchRefused) as refused:
+            await a.call((4, FetchRefused("connect", "gone")))
+        assert len(pickle.dumps(refused.value)) < 1000
+        with pytest.raises(ValueError, match="ours") as broken:
+            await a.call((4, ValueError("ours")))
+        assert len(broken.value.__notes__) == 1
+        assert len(pickle.dumps(broken.value)) < 10_000
+        a.close()
+        await running
 
     asyncio.run(run())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -21,6 +23,7 @@ from tests.conftest import heard
 from tests.download.conftest import (
     PUBLIC,
     SIZE,
+    Answer,
     Listener,
     N,
     answer,
@@ -216,6 +219,31 @@ def test_a_damaged_previous_shard_is_logged_and_refetched(
     assert len(warnings) == 3  # in the order in which the shards are begun
     for said in ("shard 00001 of ", "shard 00002 of ", "00000.tar is missing or damaged"):
         assert any(said in warning for warning in warnings)
+
+
+def test_an_image_that_its_tar_loses_meanwhile_is_asked_for_once_if_the_host_refuses(
+    images: Listener, bodies: list[bytes], pairs: Path, tmp_path: Path
+) -> None:
+    before = tmp_path / "a"
+    write_pairs(pairs, urls(3))
+    download(pairs, before, options_for(images))
+    asked(images)
+
+    def cutting(then: Answer) -> Answer:
+        def cut(connection: socket.socket) -> None:
+            os.truncate(before / "00000.tar", 0)
+            then(connection)
+
+        return cut
+
+    images.routes["/0.jpg"] = cutting(answer(b"gone", "404 Not Found"))
+    images.routes["/1.jpg"] = cutting(answer(OTHER))
+    images.routes["/2.jpg"] = cutting(answer(bodies[2]))
+    options = options_for(images, refetch="all")
+    result = download(pairs, tmp_path / "b", options, before=before)
+    assert asked(images) == ["/0.jpg", "/1.jpg", "/2.jpg", "/2.jpg"]
+    assert (result.counts.kept, result.counts.rejects) == (1, {"http_4xx": 1, "changed": 1})
+    assert [row(tmp_path / "b", i, ledger=True)["attempts"] for i in range(3)] == [2, 2, 2]
 
 
 def test_leftover_files_of_other_shards_are_deleted(

@@ -68,6 +68,24 @@ def test_as_many_processes_fetch_as_are_set_however_many_cores_a_machine_has() -
     assert days_of_a_segment(few, RATES) > days_of_a_segment(replace(few, machine_cores=4), RATES)
 
 
+@pytest.mark.parametrize("cores", [8, 16])
+def test_more_processes_that_fetch_never_raise_the_estimate(cores: int) -> None:
+    usual = Assumptions(machine_cores=cores, concurrency=2048)
+    hours = [
+        hours_on_one_machine(replace(usual, fetch_processes=n), Rates.shipped())
+        for n in range(1, 17)
+    ]
+    assert hours == sorted(hours, reverse=True)
+
+
+def test_the_process_that_hands_urls_out_bounds_the_others() -> None:
+    many = replace(ONE, machine_cores=1e9, fetch_ms=3600, gpu_images_per_s=1e12)
+    bound = replace(many, fetch_processes=16, hand_out_ms=1800)
+    assert days_of_a_segment(bound, RATES) == pytest.approx(
+        days_of_a_segment(many, RATES) / 2, rel=1e-3
+    )
+
+
 def test_prices_are_in_proportion() -> None:
     dear = replace(ONE, core_hour=0.08, gpu_hour=1.2, gb_month=0.044)
     for line in estimate(ONE, RATES):
