@@ -33,6 +33,10 @@ _IN_FLIGHT: Final = 2
 """Batches queued on an accelerator while the next one is prepared."""
 _LONGEST: Final = 16
 """Largest ratio of a picture's sides that is scaled; the rest of a longer picture is cut off."""
+Tokenizer = Callable[[list[str]], Any]
+"""Whole texts -> int64 tensor (n, context); it truncates by tokens."""
+# open_clip raises AssertionError for weights of another architecture.
+_LOAD_ERRORS: Final = (OSError, RuntimeError, ValueError, ImportError, LookupError, AssertionError)
 
 
 class ClipLoadError(RuntimeError):
@@ -109,6 +113,18 @@ def _register_shipped_models() -> None:
         open_clip.add_model_config(CONFIGS)
 
 
+def tokenizer_of(options: ClipOptions) -> Tokenizer:
+    """Load the tokenizer of a model, without the model. Raises :class:`ClipLoadError`."""
+    import open_clip
+
+    source = resolve(options)
+    try:
+        tokenizer: Tokenizer = open_clip.get_tokenizer(source.model, cache_dir=options.cache_dir)
+    except _LOAD_ERRORS as error:
+        raise ClipLoadError(_way_out(options, source, error)) from error
+    return tokenizer
+
+
 def load_clip(options: ClipOptions) -> ClipModel:
     """Load a model, ready to embed. Raises :class:`ClipLoadError`.
 
@@ -136,21 +152,11 @@ def load_clip(options: ClipOptions) -> ClipModel:
         preprocess = image_transform_v2(
             PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
         )
-        tokenizer = open_clip.get_tokenizer(source.model, cache_dir=options.cache_dir)
         # Convolutions are faster so, on tensor cores and on CPUs.
         model.to(device, memory_format=torch.channels_last)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        ImportError,
-        LookupError,
-        AssertionError,
-        SafetensorError,
-    ) as error:
-        # open_clip raises AssertionError for weights of another architecture.
+    except (*_LOAD_ERRORS, SafetensorError) as error:
         raise ClipLoadError(_way_out(options, source, error)) from error
-    return ClipModel(options, model.eval(), preprocess, tokenizer, device)
+    return ClipModel(options, model.eval(), preprocess, tokenizer_of(options), device)
 
 
 def choose_device(name: str) -> torch.device:
@@ -209,7 +215,7 @@ class ClipModel:
         options: those that the model was loaded by.
         model: open_clip's module, in eval mode, on ``device``.
         preprocess: open_clip's transform of a PIL image to a float32 tensor (3, height, width).
-        tokenizer: list of whole texts -> int64 tensor (n, context); it truncates by tokens.
+        tokenizer: of the same options, see :func:`tokenizer_of`.
         device: the device that the model is on.
     """
 
@@ -218,7 +224,7 @@ class ClipModel:
         options: ClipOptions,
         model: Any,
         preprocess: Any,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         device: torch.device,
     ) -> None:
         self.options = options

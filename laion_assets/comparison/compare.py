@@ -8,13 +8,15 @@ with their captions shuffled; it must find no more than chance does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.model import Tokenizer
 from laion_assets.comparison.options import ComparisonOptions
 from laion_assets.comparison.pool import Pool, Rules, TooFewPairsError
 from laion_assets.comparison.result import (
@@ -54,7 +56,7 @@ def compare(
     rules: Sequence[Rules],
     matching: float,
     options: ComparisonOptions,
-    clip: ClipOptions,
+    tokenize: Tokenizer,
     model: str,
 ) -> Comparison:
     """Train all arms, measure them, and say which recipe is the better one.
@@ -63,15 +65,15 @@ def compare(
 
     Args:
         matching: the lowest similarity of the held-out pairs that count as matching.
-        clip: the model whose tokenizer is used.
         model: name of the model that the vectors are of, for people.
 
     Raises:
         TooFewPairsError: before anything is trained.
+        NotFiniteError: if a model does not learn.
     """
     to_train = {one.recipe.title: pool.rows_to_train(one) for one in rules}
     samples = _samples(to_train, options)
-    to_train |= dict.fromkeys(CONTROLS, np.flatnonzero(pool.training))
+    to_train |= dict.fromkeys(CONTROLS, np.flatnonzero(~pool.held_out))
     to_search = {
         ALL: pool.rows_to_search(None, options.held_out),
         MATCHING: pool.rows_to_search(matching, options.held_out),
@@ -83,8 +85,10 @@ def compare(
                 f" {LEAST_HELD_OUT} are needed: compare when the lake has more pairs, or raise"
                 f" [comparison] held_out_share (now {options.held_out_share:g})"
             )
-    captions = captions_of(pool.texts, pool.training, clip)
-    hits = _trained(pool, captions, to_train, to_search, samples, options)
+    drawn = _drawn(to_train, samples, options.seeds)
+    trained = np.concatenate([draw.images for draw in drawn])
+    captions = captions_of(pool.texts, trained, np.concatenate([*to_search.values()]), tokenize)
+    hits = _trained(pool, captions, drawn, to_search, options)
     return _result(hits, to_train, to_search, samples, matching, options, model)
 
 
@@ -100,43 +104,55 @@ def _samples(to_train: Mapping[str, Rows], options: ComparisonOptions) -> int:
     return min(options.samples, *(len(rows) for rows in to_train.values()))
 
 
+class _Draw(NamedTuple):
+    """What an arm trains on for one seed, as rows of the pool, (samples,)."""
+
+    seed: int
+    arm: str
+    images: Rows
+    texts: Rows
+
+
+def _drawn(to_train: Mapping[str, Rows], samples: int, seeds: int) -> list[_Draw]:
+    found = []
+    for seed in range(seeds):
+        for arm, rows in to_train.items():
+            # The same of all rows for both controls, which differ in the captions alone.
+            images = np.random.default_rng([seed, 1]).choice(rows, samples, replace=False)
+            texts = images
+            if arm == SHUFFLED:
+                texts = np.random.default_rng([seed, 2]).permutation(images)
+            found.append(_Draw(seed, arm, images, texts))
+    return found
+
+
 def _trained(
     pool: Pool,
     captions: Captions,
-    to_train: Mapping[str, Rows],
+    drawn: Sequence[_Draw],
     to_search: Mapping[str, Rows],
-    samples: int,
     options: ComparisonOptions,
 ) -> dict[str, dict[str, Hits]]:
     """Train each arm for each seed. Returns what was found, by arm and by held-out pool."""
     device, dim = device_of(options), pool.images.shape[1]
-    steps = len(to_train) * options.seeds * options.steps
-    progress = Progress("recipe comparison", "steps", steps, logger)
+    progress = Progress("recipe comparison", "steps", len(drawn) * options.steps, logger)
     found: dict[str, dict[str, list[Hits]]] = {
-        arm: {name: [] for name in to_search} for arm in to_train
+        draw.arm: {name: [] for name in to_search} for draw in drawn
     }
-    for seed in range(options.seeds):
-        for arm, rows in to_train.items():
-            # The same of all rows for both controls, which differ in the captions alone.
-            drawn = np.random.default_rng([seed, 1]).choice(rows, samples, replace=False)
-            said = drawn
-            if arm == SHUFFLED:
-                said = np.random.default_rng([seed, 2]).permutation(drawn)
-            text_model = TextModel(captions.words, dim, options, seed, device)
-            text_model.fit(
-                pool.images[drawn], captions.tokens[said], _advancing(progress, f"{arm}, ")
-            )
-            for name, searched in to_search.items():
-                ranks = text_model.ranks(pool.images[searched], captions.tokens[searched])
-                found[arm][name].append(_hits(*ranks))
+    for draw in drawn:
+        model = TextModel(captions.words, dim, options, draw.seed, device)
+        model.fit(
+            pool.images[draw.images],
+            captions.of(draw.texts),
+            draw.arm,
+            lambda note: progress.advance(note=note),
+        )
+        for name, rows in to_search.items():
+            found[draw.arm][name].append(_hits(*model.ranks(pool.images[rows], captions.of(rows))))
     return {
         arm: {name: np.stack(of_seeds) for name, of_seeds in by_pool.items()}
         for arm, by_pool in found.items()
     }
-
-
-def _advancing(progress: Progress, arm: str) -> Callable[[str], None]:
-    return lambda note: progress.advance(note=arm + note)
 
 
 def _hits(by_text: Rows, by_image: Rows) -> Hits:
@@ -156,8 +172,7 @@ def _result(
     model: str,
 ) -> Comparison:
     drawn = {
-        name: _resampled({arm: by_pool[name] for arm, by_pool in hits.items()})
-        for name in to_search
+        name: resampled({arm: by_pool[name] for arm, by_pool in hits.items()}) for name in to_search
     }
     means = {
         name: {arm: by_pool[name].mean(axis=(0, 1)) for arm, by_pool in hits.items()}
@@ -167,7 +182,11 @@ def _result(
     def difference(name: str, arm: str, other: str, measure: int) -> Interval:
         apart = drawn[name][arm][:, measure] - drawn[name][other][:, measure]
         mean = means[name][arm][measure] - means[name][other][measure]
-        return _interval(mean, apart)
+        return interval_of(mean, apart, options.seeds)
+
+    def value(name: str, arm: str, measure: int) -> Interval:
+        found = interval_of(means[name][arm][measure], drawn[name][arm][:, measure], options.seeds)
+        return found.model_copy(update={"low": max(0.0, found.low), "high": min(1.0, found.high)})
 
     arms = [
         Arm(
@@ -177,7 +196,7 @@ def _result(
                 Measured(
                     held_out=name,
                     measure=measure,
-                    value=_interval(means[name][arm][at], drawn[name][arm][:, at]),
+                    value=value(name, arm, at),
                     above_random=None if arm == RANDOM else difference(name, arm, RANDOM, at),
                 )
                 for name in to_search
@@ -209,7 +228,7 @@ def _result(
     )
 
 
-def _resampled(hits: Mapping[str, Hits]) -> dict[str, NDArray[np.float32]]:
+def resampled(hits: Mapping[str, Hits]) -> dict[str, NDArray[np.float32]]:
     """Means of resampled seeds and held-out pairs, (resamples, measures), by arm.
 
     The resamples are the same for all arms, so that differences of two arms are paired.
@@ -231,9 +250,29 @@ def _resampled(hits: Mapping[str, Hits]) -> dict[str, NDArray[np.float32]]:
     }
 
 
-def _interval(mean: np.float32, resampled: NDArray[np.float32]) -> Interval:
+def interval_of(mean: np.floating, resampled: NDArray[np.floating], seeds: int) -> Interval:
+    """The 95 % interval, widened for there being few seeds."""
     low, high = np.quantile(resampled, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
-    return Interval(mean=_rounded(mean), low=_rounded(low), high=_rounded(high))
+    wider = wider_for(seeds)
+    return Interval(
+        mean=_rounded(mean),
+        low=_rounded(mean - wider * (mean - low)),
+        high=_rounded(mean + wider * (high - mean)),
+    )
+
+
+def wider_for(seeds: int) -> float:
+    """By what factor an interval of resamples is too narrow, as a mean of few has wider tails.
+
+    Resampled, n values spread by sqrt((n - 1) / n) too little. And what is estimated of them
+    follows Student's distribution: its quantile is expanded around the normal one (Abramowitz and
+    Stegun, 26.7.5), which from 5 values on is within 0.3 %.
+    """
+    free = seeds - 1
+    z = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
+    t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * free**3)
+    return t / z * math.sqrt(seeds / free)
 
 
 def _rounded(value: np.floating) -> float:

@@ -15,8 +15,8 @@ class ComparisonOptions(Options):
     pool: int = Field(
         500_000,
         ge=1,
-        description="Largest number of scored pairs that are looked at, about; of a larger lake, a"
-        " share by a hash of SAMPLE_ID",
+        description="Largest number of scored pairs that are looked at, about; of a larger lake,"
+        " segments by a hash of their names, and of these a share by a hash of the picture",
     )
     held_out_share: float = Field(
         0.1, gt=0, lt=1, description="Share of these pairs that no arm trains on"
@@ -32,7 +32,7 @@ class ComparisonOptions(Options):
     )
     least: int = Field(1_000, ge=2, description="A recipe with fewer pairs to train on is refused")
     seeds: int = Field(
-        5, ge=2, description="Trainings of each arm, each with other pairs, weights and order"
+        5, ge=5, description="Trainings of each arm, each with other pairs, weights and order"
     )
     steps: int = Field(300, ge=1, description="Optimiser steps of a training")
     batch: int = Field(256, ge=2, description="Pairs in a step")

@@ -1,12 +1,13 @@
-"""The pairs that are compared on: which each recipe takes, which are held out, which are left out.
+"""The pairs that are compared on: which each recipe takes, and which are held out.
 
-Whether a pair is held out is decided by a hash of its SAMPLE_ID and by nothing else, so that no
-recipe has a say. A pair that shares the bytes of its image, or a cluster of near-duplicates, with
-a held-out pair is trained on by no arm.
+Whether a pair is looked at, and whether it is held out, is decided by a hash of its picture and by
+nothing else. So no recipe has a say, all copies of a picture are on one side, and a recipe that
+takes one of each meets all copies that the segments have.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,12 @@ from numpy.typing import NDArray
 
 from laion_assets.clip.vectors import image_path, open_vectors
 from laion_assets.comparison.options import ComparisonOptions
-from laion_assets.filtering.one_of_each import OtherRowsError
+from laion_assets.filtering.one_of_each import clusters_of, largest_of_each, pixels_of
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import choose
-from laion_assets.layout import EMBEDDINGS, NEAR_DUPLICATES, PARTITIONS, SCORED_PAIRS
+from laion_assets.layout import EMBEDDINGS, PARTITIONS, SCORED_PAIRS
 from laion_assets.near_duplicates.keys import spread
-from laion_assets.tables import ROW_GROUP, batches, part_number, read_parquet, rows_in
+from laion_assets.tables import ROW_GROUP, batches, part_number, rows_in
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
@@ -73,10 +74,10 @@ class Pool:
     similarity: NDArray[np.float64]
     pictures: Rows
     """Cluster of near-duplicates of each image."""
-    pixels: Rows
+    pixels: NDArray[np.float64]
+    """Size of each image's original."""
     held_out: Mask
-    training: Mask
-    """Neither held out nor alike a held-out pair."""
+    """The other pairs may be trained on."""
     taken: Mapping[str, Mask]
     order: NDArray[np.uint64]
     """Random numbers, by a hash of SAMPLE_ID."""
@@ -85,14 +86,13 @@ class Pool:
         return len(self.sample_ids)
 
     def rows_to_train(self, rules: Rules) -> Rows:
-        """The rows that a recipe takes and that may be trained on, ascending.
+        """The rows that a recipe takes and that are not held out, ascending.
 
         A recipe that takes one of each picture takes its largest original, of these rows.
         """
-        rows = np.flatnonzero(self.training & self.taken[rules.recipe.title])
+        rows = np.flatnonzero(~self.held_out & self.taken[rules.recipe.title])
         if rules.recipe.duplicates:
-            best = rows[np.lexsort((rows, -self.pixels[rows], self.pictures[rows]))]
-            rows = np.sort(best[np.unique(self.pictures[best], return_index=True)[1]])
+            rows = np.sort(rows[largest_of_each(self.pictures[rows], self.pixels[rows])])
         return rows
 
     def rows_to_search(self, lowest: float | None, most: int) -> Rows:
@@ -109,14 +109,26 @@ class Pool:
         return rows[:most]
 
 
+def enough_segments(rows: Mapping[str, int], most: int) -> list[str]:
+    """The segments to read, in the order of ``rows``: as many as have ``most`` pairs together.
+
+    ``rows``: by segment, its number of scored pairs. A hash of the segments' names decides which
+    ones, so that a new segment changes few of them.
+    """
+    order = sorted(rows, key=lambda key: hashlib.sha256(key.encode()).digest())
+    before = np.cumsum([0, *(rows[key] for key in order)])
+    found = set(order[: np.searchsorted(before, most)])
+    return [key for key in rows if key in found]
+
+
 def read_pool(
     segments: Sequence[Segment], rules: Sequence[Rules], options: ComparisonOptions
 ) -> Pool:
     """Read the segments' pairs, each with its vector, into memory.
 
-    Raises :class:`OtherRowsError` if a segment's assets are of different rows,
-    :class:`~laion_assets.filtering.recipe.RecipeError` if a recipe asks for the scores of a head
-    that the pairs do not have, and :class:`TooFewPairsError` if there are none.
+    Raises :class:`~laion_assets.filtering.one_of_each.OtherRowsError` if a segment's assets are of
+    different rows, :class:`~laion_assets.filtering.recipe.RecipeError` if a recipe asks for the
+    scores of a head that the pairs do not have, and :class:`TooFewPairsError` if there are none.
     """
     parts = [PARTITIONS[SCORED_PAIRS].rows.paths(segment.scored) for segment in segments]
     total = rows_in(*(part for of_segment in parts for part in of_segment))
@@ -124,23 +136,22 @@ def read_pool(
     progress = Progress("pairs to compare on", "pairs", total, logger)
     read: list[_Read] = []
     for segment, of_segment in zip(segments, parts, strict=True):
-        clusters, at = _clusters(segment), 0
+        same = {SCORED_PAIRS: segment.scored, EMBEDDINGS: segment.embeddings}
+        clusters, at = clusters_of(segment.near_duplicates, same), 0
         for part in of_segment:
             path = image_path(segment.embeddings, part_number(part))
             images, start = open_vectors(path, rows_in(part)), at
             for batch in batches(part, rows=ROW_GROUP):
                 table = pa.Table.from_batches([batch])
-                near = clusters.slice(at, len(table))
-                if not near["SAMPLE_ID"].equals(table["SAMPLE_ID"]):
-                    raise _other_rows(segment)
-                wanted = uniform(_ids(table), _IN_POOL) < share
+                pictures = clusters[at : at + len(table)]
+                wanted = _uniform(pictures, _IN_POOL) < share
                 wanted &= pc.is_valid(table["text"]).to_numpy()
                 rows = table.filter(pa.array(wanted))
                 read.append(
                     _Read(
                         rows.select(_COLUMNS),
                         images[at - start + np.flatnonzero(wanted)],
-                        near["cluster"].to_numpy()[wanted],
+                        pictures[wanted],
                         [_taken(rows, one) for one in rules],
                     )
                 )
@@ -156,32 +167,26 @@ class _Read(NamedTuple):
 
     rows: pa.Table
     images: NDArray[np.float16]
-    clusters: Rows
+    pictures: Rows
     taken: list[Mask]
 
 
-_COLUMNS: Final = ["SAMPLE_ID", "text", "similarity", "sha256", "width", "height"]
+_COLUMNS: Final = ["SAMPLE_ID", "text", "similarity", "width", "height"]
 
 
 def _pool(read: Sequence[_Read], rules: Sequence[Rules], options: ComparisonOptions) -> Pool:
     tables, images, clusters, taken = zip(*read, strict=True)
     table = pa.concat_tables(tables)
-    ids, pictures = _ids(table), np.concatenate(clusters)
-    held_out = uniform(ids, _HELD_OUT) < options.held_out_share
-    alike = held_out.copy()
-    for values in (_numbered(table["sha256"]), pictures):
-        alike |= np.isin(values, values[held_out])
+    ids: Rows = table["SAMPLE_ID"].to_numpy()
+    pictures = np.concatenate(clusters)
     return Pool(
         sample_ids=ids,
         images=np.concatenate(images),
         texts=table["text"],
         similarity=table["similarity"].to_numpy(),
         pictures=pictures,
-        pixels=pc.multiply(
-            *(pc.fill_null(table[side].cast(pa.int64()), 0) for side in ("width", "height"))
-        ).to_numpy(),
-        held_out=held_out,
-        training=~alike,
+        pixels=pixels_of(table),
+        held_out=are_held_out(pictures, options.held_out_share),
         taken={
             one.recipe.title: np.concatenate([of_part[number] for of_part in taken])
             for number, one in enumerate(rules)
@@ -190,38 +195,20 @@ def _pool(read: Sequence[_Read], rules: Sequence[Rules], options: ComparisonOpti
     )
 
 
-def uniform(sample_ids: Rows, salt: int) -> NDArray[np.float64]:
-    """A number from 0 to 1 for each SAMPLE_ID, (n,), by a hash of it and of the salt."""
-    return spread(sample_ids ^ salt) / 2.0**64
+def are_held_out(pictures: Rows, share: float) -> Mask:
+    """Whether each picture is held out, (n,); about ``share`` of all pictures are."""
+    return _uniform(pictures, _HELD_OUT) < share
+
+
+def _uniform(pictures: Rows, salt: int) -> NDArray[np.float64]:
+    """A number from 0 to 1 for each picture, (n,), by a hash of its cluster and of the salt."""
+    return spread(pictures ^ salt) / 2.0**64
 
 
 def _taken(rows: pa.Table, rules: Rules) -> Mask:
     taken = np.zeros(len(rows), np.bool_)
     taken[choose(rows, rules.recipe, rules.threshold)[0]] = True
     return taken
-
-
-def _clusters(segment: Segment) -> pa.Table:
-    """SAMPLE_ID and cluster of each row of a segment. Raises :class:`OtherRowsError`."""
-    parts = PARTITIONS[NEAR_DUPLICATES].rows.paths(segment.near_duplicates)
-    found = pa.concat_tables([read_parquet(part, ["SAMPLE_ID", "cluster"]) for part in parts])
-    parts = PARTITIONS[EMBEDDINGS].rows.paths(segment.embeddings)
-    ids = pa.concat_tables([read_parquet(part, ["SAMPLE_ID"]) for part in parts])
-    if not ids["SAMPLE_ID"].equals(found["SAMPLE_ID"]):
-        raise _other_rows(segment)
-    return found
-
-
-def _other_rows(segment: Segment) -> OtherRowsError:
-    return OtherRowsError(
-        f"{segment.scored} and {segment.near_duplicates} are of other embeddings than"
-        f" {segment.embeddings}: materialize both again"
-    )
-
-
-def _ids(table: pa.Table) -> Rows:
-    values: Rows = table["SAMPLE_ID"].to_numpy()
-    return values
 
 
 def _numbered(column: pa.ChunkedArray) -> NDArray[Any]:

@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from laion_assets.clip.model import choose_device, resolve
-from laion_assets.clip.options import ClipOptions
+from laion_assets.clip.model import Tokenizer, choose_device
 from laion_assets.comparison.options import ComparisonOptions
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ Tokens = NDArray[np.int32]
 
 _PAD: Final = 0
 _AT_ONCE: Final = 8_192
+_ASKED_AT_ONCE: Final = 1_024
 _HIDDEN: Final = 4
 """Width of the hidden layer, in widths of a token's vector."""
 _DECAY: Final = 0.1
@@ -34,24 +34,36 @@ _HIGHEST_SCALE: Final = 100.0
 """Scale of the cosines: its first logarithm and its bound are CLIP's."""
 
 
+class NotFiniteError(ValueError):
+    """A model's loss or weights became infinite or no number; the message says whose."""
+
+
 @dataclass(frozen=True)
 class Captions:
-    """Captions as tokens, (n, length); 0 stands for none, and for one that training never sees."""
+    """Captions as tokens, of the rows that are trained on or searched."""
 
+    rows: Rows
+    """(n,), ascending."""
     tokens: Tokens
+    """(n, length); 0 stands for none, and for one that training never sees."""
     words: int
     """Numbers of tokens, 0 included."""
 
+    def of(self, rows: Rows) -> Tokens:
+        """The tokens of some of the rows, (m, length)."""
+        return self.tokens[np.searchsorted(self.rows, rows)]
 
-def captions_of(texts: pa.ChunkedArray, training: NDArray[np.bool_], clip: ClipOptions) -> Captions:
-    """Turn captions into tokens by the CLIP model's tokenizer.
 
-    ``training``: (n,), whose tokens are numbered; the numbers are the same for all arms. Raises
-    :class:`~laion_assets.clip.model.ClipLoadError`.
+def captions_of(
+    texts: pa.ChunkedArray, trained: Rows, searched: Rows, tokenize: Tokenizer
+) -> Captions:
+    """Turn captions into tokens.
+
+    ``trained``, ``searched``: rows of ``texts``. The tokens of those that are trained on, by any
+    arm, are numbered; the numbers are the same for all arms.
     """
-    import open_clip
-
-    tokenize = open_clip.get_tokenizer(resolve(clip).model, cache_dir=clip.cache_dir)
+    rows = np.unique(np.concatenate([trained, searched]))
+    texts = texts.take(pa.array(rows))
     # The last place of an empty caption is padding.
     none = int(tokenize([""])[0, -1])
     parts = [np.zeros((0, 1), np.int32)]
@@ -65,11 +77,12 @@ def captions_of(texts: pa.ChunkedArray, training: NDArray[np.bool_], clip: ClipO
     for part in parts:
         tokens[at : at + len(part), : part.shape[1]] = part
         at += len(part)
-    known = np.unique(tokens[training])
+    known = np.unique(tokens[np.isin(rows, trained)])
     known = known[known != none]
     place = np.searchsorted(known, tokens)
     found = known[np.minimum(place, len(known) - 1)] == tokens if len(known) else tokens != tokens
-    return Captions(np.where(found, place + 1, _PAD).astype(np.int32), len(known) + 1)
+    numbers = np.where(found, place + 1, _PAD).astype(np.int32)
+    return Captions(rows, numbers, len(known) + 1)
 
 
 class TextModel:
@@ -96,11 +109,16 @@ class TextModel:
         self._device, self._options, self._seed = device, options, seed
 
     def fit(
-        self, images: NDArray[np.float16], tokens: Tokens, advance: Callable[[str], None]
+        self,
+        images: NDArray[np.float16],
+        tokens: Tokens,
+        arm: str,
+        advance: Callable[[str], None],
     ) -> None:
         """Train on pairs, (n, dim) and (n, length), in an order that the seed decides.
 
-        ``advance`` is called after each step, with a note for the log.
+        ``arm``: for people. ``advance`` is called after each step, with a note for the log. Raises
+        :class:`NotFiniteError`.
         """
         import torch
         from open_clip.loss import ClipLoss
@@ -114,29 +132,41 @@ class TextModel:
         for rows in _batches(len(tokens), options, self._seed):
             scale = self._scale.exp().clamp(max=_HIGHEST_SCALE)
             loss = loss_of(self._images(images[rows]), self._texts(tokens[rows]), scale)
+            if not loss.isfinite():
+                raise NotFiniteError(self._not_finite(arm, "loss"))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
-            advance(f"loss {float(loss.detach()):.3f}")
+            advance(f"{arm}, loss {float(loss.detach()):.3f}")
+        if not all(parameter.isfinite().all() for parameter in parameters):
+            raise NotFiniteError(self._not_finite(arm, "weights"))
 
     def ranks(self, images: NDArray[np.float16], tokens: Tokens) -> tuple[Rows, Rows]:
         """How many other pairs are at least as near as the right one: of images by texts, and of
-        texts by images, (n,) each."""
+        texts by images, (n,) each. What is no number counts as nearer."""
         import torch
 
         with torch.inference_mode():
-            cosines = self._texts(tokens) @ self._images(images).T
-            right = cosines.diagonal()
-            by_text = (cosines >= right[:, None]).sum(dim=1) - 1
-            by_image = (cosines >= right[None, :]).sum(dim=0) - 1
-        return by_text.cpu().numpy(), by_image.cpu().numpy()
+            vectors, texts = self._images(images), self._texts(tokens)
+            return _ranks(texts, vectors), _ranks(vectors, texts)
+
+    def _not_finite(self, arm: str, what: str) -> str:
+        return (
+            f"the {what} of {arm}, training {self._seed + 1}, became no number: lower [comparison]"
+            f" rate (now {self._options.rate:g}), or the image vectors are damaged"
+        )
 
     def _images(self, vectors: NDArray[np.float16]) -> torch.Tensor:
-        return self._unit(torch_of(vectors, self._device).float())
+        return self._unit(self._on_device(vectors).float())
 
     def _texts(self, tokens: Tokens) -> torch.Tensor:
-        return self._unit(self._layers(torch_of(tokens, self._device)))
+        return self._unit(self._layers(self._on_device(tokens)))
+
+    def _on_device(self, values: NDArray[Any]) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(values).to(self._device)
 
     def _unit(self, vectors: torch.Tensor) -> torch.Tensor:
         from torch.nn import functional
@@ -144,10 +174,20 @@ class TextModel:
         return functional.normalize(vectors, dim=-1)
 
 
-def torch_of(values: NDArray[Any], device: torch.device) -> torch.Tensor:
+def _ranks(asked: torch.Tensor, answers: torch.Tensor) -> Rows:
+    """How many answers are at least as near as the one of the same row, itself not counted, (n,).
+
+    A block at a time: all cosines at once would take 4 n² bytes.
+    """
     import torch
 
-    return torch.from_numpy(values).to(device)
+    found = []
+    for start in range(0, len(asked), _ASKED_AT_ONCE):
+        cosines = asked[start : start + _ASKED_AT_ONCE] @ answers.T
+        right = cosines.diagonal(start)
+        found.append((~(cosines < right[:, None])).sum(dim=1) - 1)
+    ranks: Rows = torch.cat(found).cpu().numpy()
+    return ranks
 
 
 def _batches(pairs: int, options: ComparisonOptions, seed: int) -> Sequence[Rows]:

@@ -8,6 +8,7 @@ not belong here: what a cluster is (:mod:`laion_assets.near_duplicates`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -41,23 +42,12 @@ def copies_among(
     are not left out are noted as pending claims, and their numbers written to ``out``. Raises
     :class:`OtherRowsError`.
     """
-    parts = PARTITIONS[SCORED_PAIRS].rows.paths(scored)
-    rows = pa.concat_tables(
-        [read_parquet(part, ["SAMPLE_ID", "width", "height"]) for part in parts]
-    )
-    parts = PARTITIONS[NEAR_DUPLICATES].rows.paths(near_duplicates)
-    found = pa.concat_tables([read_parquet(part, ["SAMPLE_ID", "cluster"]) for part in parts])
-    if not found["SAMPLE_ID"].equals(rows["SAMPLE_ID"]):
-        raise OtherRowsError(
-            f"{near_duplicates} and {scored} are of different embeddings: materialize both again"
-        )
-    cluster = found["cluster"].to_numpy()[taken]
-    pixels = np.nan_to_num(_floats(rows, "width") * _floats(rows, "height"))[taken]
-    best = np.lexsort((taken, -pixels, cluster))
-    clusters, first = np.unique(cluster[best], return_index=True)
-    best = best[first]
+    cluster = clusters_of(near_duplicates, {SCORED_PAIRS: scored})[taken]
+    pixels = pixels_of(_read(SCORED_PAIRS, scored, ["width", "height"]))
+    left_out = np.zeros(len(pixels), np.bool_)
+    best = largest_of_each(cluster, pixels[taken])
+    clusters = cluster[best]
     free = ~_held(clusters, claims)
-    left_out = np.zeros(len(rows), np.bool_)
     left_out[taken] = True
     left_out[taken[best[free]]] = False
     write_array(out / CLUSTERS, clusters[free])
@@ -65,9 +55,41 @@ def copies_among(
     return left_out
 
 
-def _floats(rows: pa.Table, column: str) -> NDArray[np.float64]:
-    values: NDArray[np.float64] = rows[column].to_numpy().astype(np.float64)
-    return values
+def clusters_of(near_duplicates: Path, rows_of: Mapping[str, Path]) -> NDArray[np.int64]:
+    """The cluster of each row of a segment, (rows,).
+
+    ``rows_of``: by asset, folders that must have the same rows. Raises :class:`OtherRowsError`.
+    """
+    found = _read(NEAR_DUPLICATES, near_duplicates, ["SAMPLE_ID", "cluster"])
+    for asset, folder in rows_of.items():
+        if not _read(asset, folder, ["SAMPLE_ID"])["SAMPLE_ID"].equals(found["SAMPLE_ID"]):
+            raise OtherRowsError(
+                f"{near_duplicates} has other rows than {folder}: materialize"
+                f" {SCORED_PAIRS} and {NEAR_DUPLICATES} again"
+            )
+    clusters: NDArray[np.int64] = found["cluster"].to_numpy()
+    return clusters
+
+
+def pixels_of(rows: pa.Table) -> NDArray[np.float64]:
+    """Pixels of each row's original, (n,), by its ``width`` and ``height``; 0 if one is missing."""
+    width, height = (rows[side].to_numpy().astype(np.float64) for side in ("width", "height"))
+    pixels: NDArray[np.float64] = np.nan_to_num(width * height)
+    return pixels
+
+
+def largest_of_each(clusters: NDArray[np.int64], pixels: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The row of the largest original of each cluster, of equal ones the first, (m,).
+
+    They are in the order of the clusters' numbers. ``clusters``, ``pixels``: (n,).
+    """
+    best = np.lexsort((-pixels, clusters))
+    return best[np.unique(clusters[best], return_index=True)[1]]
+
+
+def _read(asset: str, folder: Path, columns: Sequence[str]) -> pa.Table:
+    parts = PARTITIONS[asset].rows.paths(folder)
+    return pa.concat_tables([read_parquet(part, columns) for part in parts])
 
 
 def _held(clusters: NDArray[np.int64], claims: KeyClaims) -> NDArray[np.bool_]:

@@ -27,6 +27,7 @@ from laion_assets.clip.model import (
     choose_device,
     load_clip,
     resolve,
+    tokenizer_of,
 )
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.precision import choose_precision, cpu_has_bf16, possible_precision
@@ -387,6 +388,8 @@ def test_weights_that_cannot_be_fetched_name_the_way_out(hub: None, tmp_path: Pa
 
     with pytest.raises(ClipLoadError, match="local-dir:FOLDER"):
         load_clip(options.model_copy(update={"model": "hf-hub:nobody/nothing"}))
+    with pytest.raises(ClipLoadError, match="local-dir:FOLDER"):
+        tokenizer_of(options.model_copy(update={"model": "hf-hub:nobody/nothing"}))
 
 
 @pytest.mark.skipif(

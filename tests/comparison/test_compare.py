@@ -11,9 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from laion_assets.comparison.compare import compare
+from laion_assets.clip.model import tokenizer_of
+from laion_assets.comparison.compare import compare, interval_of, resampled, wider_for
 from laion_assets.comparison.options import ComparisonOptions
-from laion_assets.comparison.pool import Rules, Segment, TooFewPairsError, read_pool
+from laion_assets.comparison.pool import (
+    Rules,
+    Segment,
+    TooFewPairsError,
+    enough_segments,
+    read_pool,
+)
 from laion_assets.comparison.result import ALL, MATCHING, RANDOM, SHUFFLED, SUMMARY, Comparison
 from laion_assets.filtering.one_of_each import OtherRowsError
 from laion_assets.filtering.recipe import Recipe
@@ -33,7 +40,7 @@ def segment(drawings: Drawings, tmp_path_factory: pytest.TempPathFactory) -> Seg
 
 def run(segment: Segment, *rules: Rules, options: ComparisonOptions = QUICK) -> Comparison:
     pool = read_pool([segment], rules, options)
-    return compare(pool, rules, THRESHOLD, options, TINY, MODEL)
+    return compare(pool, rules, THRESHOLD, options, tokenizer_of(TINY), MODEL)
 
 
 def test_a_filter_that_refuses_wrong_captions_wins_and_shuffled_captions_find_nothing(
@@ -59,7 +66,7 @@ def test_a_filter_that_refuses_wrong_captions_wins_and_shuffled_captions_find_no
     assert found.conclusion.startswith("filtered v1 trains a better model than every other arm")
 
 
-QUICKEST = QUICK.model_copy(update={"seeds": 2, "steps": 2})
+QUICKEST = QUICK.model_copy(update={"steps": 2})
 
 
 def test_the_same_pairs_give_the_same_result_which_names_none_of_them(
@@ -90,7 +97,7 @@ def test_no_recipe_has_a_say_in_what_is_held_out(segment: Segment) -> None:
     strict, loose = (read_pool([segment], [one], QUICK) for one in (FILTERED, UNFILTERED))
     assert strict.held_out.tolist() == loose.held_out.tolist()
     assert 0.15 < strict.held_out.mean() < 0.25
-    assert not (strict.held_out & strict.training).any()
+    assert not strict.held_out[strict.rows_to_train(FILTERED)].any()
     searched = strict.rows_to_search(None, 5_000)
     assert strict.held_out[searched].all()
     texts = strict.texts.take(searched).to_pylist()
@@ -99,36 +106,33 @@ def test_no_recipe_has_a_say_in_what_is_held_out(segment: Segment) -> None:
     assert len(strict.rows_to_search(None, 60)) == 60
 
 
-def test_what_is_alike_a_held_out_pair_is_trained_on_by_no_arm(
-    segment: Segment, drawings: Drawings, tmp_path: Path
-) -> None:
-    plain = read_pool([segment], [UNFILTERED], QUICK)
-    held_out, trained = np.flatnonzero(plain.held_out), np.flatnonzero(plain.training)
+def test_all_copies_of_a_picture_are_on_one_side(drawings: Drawings, tmp_path: Path) -> None:
+    def in_tens(rows: list[dict[str, Any]]) -> None:
+        for number, row in enumerate(rows):
+            row["cluster"] = number // 10
 
-    def alike(rows: list[dict[str, Any]]) -> None:
-        rows[trained[0]]["sha256"] = rows[held_out[0]]["sha256"]
-        rows[trained[1]]["cluster"] = rows[held_out[1]]["cluster"]
-        # Alike one another, and no held-out pair.
-        rows[trained[2]]["cluster"] = rows[trained[3]]["cluster"]
-        # Two held-out pairs: one of them is searched.
-        rows[held_out[2]]["cluster"] = rows[held_out[3]]["cluster"]
-
-    pool = read_pool([drawings.write(tmp_path, alike)], [UNFILTERED], QUICK)
-    assert pool.held_out.tolist() == plain.held_out.tolist()
-    assert np.flatnonzero(pool.training).tolist() == trained[2:].tolist()
-    searched = set(pool.rows_to_search(None, 5_000).tolist())
-    assert len({int(held_out[2]), int(held_out[3])} & searched) <= 1
+    one_of_each = Rules(Recipe(name="one", duplicates="images"), -1.0)
+    folder = drawings.write(tmp_path, in_tens)
+    for options in (QUICK, QUICK.model_copy(update={"pool": 500})):
+        pool = read_pool([folder], [UNFILTERED, one_of_each], options)
+        trained = pool.rows_to_train(UNFILTERED)
+        pictures, copies = np.unique(pool.pictures[trained], return_counts=True)
+        assert (copies == 10).all(), "a cluster survives whole"
+        assert not set(pictures) & set(pool.pictures[pool.held_out])
+        assert len(pool.rows_to_train(one_of_each)) == len(pictures) == len(trained) / 10
+        searched = pool.pictures[pool.rows_to_search(None, 5_000)]
+        assert sorted(searched) == sorted(set(pool.pictures[pool.held_out]))
 
 
 def test_a_recipe_of_one_of_each_picture_trains_on_the_largest(
     segment: Segment, drawings: Drawings, tmp_path: Path
 ) -> None:
-    trained = np.flatnonzero(read_pool([segment], [UNFILTERED], QUICK).training)
+    trained = read_pool([segment], [UNFILTERED], QUICK).rows_to_train(UNFILTERED)
     first, second, third = trained[:3]
 
     def copies(rows: list[dict[str, Any]]) -> None:
         for row in (first, second, third):
-            rows[row]["cluster"] = -7
+            rows[row]["cluster"] = first
         rows[second]["width"] = 900
 
     one_of_each = Rules(Recipe(name="one", duplicates="images"), -1.0)
@@ -146,6 +150,18 @@ def test_of_a_large_lake_a_share_is_read(segment: Segment, drawings: Drawings) -
     assert pool.held_out.tolist() == whole.held_out[rows].tolist()
     assert (pool.images == drawings.images[rows]).all()
     assert pool.taken["filtered v1"].tolist() == whole.taken["filtered v1"][rows].tolist()
+
+
+def test_of_a_large_lake_some_segments_are_read() -> None:
+    rows = {f"CC-MAIN-2000-05/{number:02d}": 100 + number for number in range(20)}
+    assert enough_segments(rows, 10**6) == [*rows]
+    some = enough_segments(rows, 700)
+    assert some == sorted(some)
+    assert some == enough_segments(dict(reversed(rows.items())), 700)[::-1]
+    assert 700 <= sum(rows[key] for key in some) < 700 + max(rows.values())
+    assert some != [*rows][: len(some)]
+    assert set(enough_segments(rows, 300)) < set(some)
+    assert len(enough_segments(rows, 1)) == 1
 
 
 def test_pairs_without_a_caption_are_no_pairs(drawings: Drawings, tmp_path: Path) -> None:
@@ -177,14 +193,33 @@ def test_assets_of_other_rows_are_refused(drawings: Drawings, tmp_path: Path) ->
         replace(segment, near_duplicates=other.near_duplicates),
         replace(segment, scored=other.scored),
     ):
-        with pytest.raises(OtherRowsError, match="materialize both again"):
+        with pytest.raises(OtherRowsError, match="scored_pairs and near_duplicates again"):
             read_pool([mixed], [FILTERED], QUICK)
+
+
+def test_intervals_of_few_seeds_hold_the_truth_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(3)
+    held, times, seeds = 0, 400, 5
+    for _ in range(times):
+        by_seed, by_pair = rng.normal(size=(seeds, 1, 1)), 0.5 * rng.normal(size=(1, 20, 1))
+        found = (by_seed + by_pair).astype(np.float32)
+        drawn = resampled({"arm": found})["arm"]
+        interval = interval_of(found.mean(), drawn, seeds)
+        held += interval.low <= 0 <= interval.high
+    assert 0.93 <= held / times < 0.99
+
+
+def test_the_factor_is_that_of_student_s_distribution() -> None:
+    quantiles = {5: 2.7764, 6: 2.5706, 10: 2.2622, 30: 2.0452}
+    for seeds, quantile in quantiles.items():
+        factor = quantile / 1.95996 * (seeds / (seeds - 1)) ** 0.5
+        assert wider_for(seeds) == pytest.approx(factor, rel=3e-3)
 
 
 def test_progress_has_a_rate(segment: Segment, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         run(segment, FILTERED, options=QUICKEST)
-    assert "recipe comparison: 12/12 steps in " in caplog.text
+    assert "recipe comparison: 30/30 steps in " in caplog.text
 
 
 def test_options_that_do_not_fit_are_refused() -> None:
@@ -192,3 +227,5 @@ def test_options_that_do_not_fit_are_refused() -> None:
         ComparisonOptions(least=200)
     with pytest.raises(ValueError, match="least 1000 is more than samples 900"):
         ComparisonOptions(samples=900)
+    with pytest.raises(ValueError, match="greater than or equal to 5"):
+        ComparisonOptions(seeds=4)

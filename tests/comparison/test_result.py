@@ -96,9 +96,18 @@ def test_a_difference_counts_if_both_pools_show_it_beyond_the_interval(
     found = comparison(recipes, between)
     assert found.best == best
     assert said in found.conclusion
+    worse = [name for name, above in recipes.items() if above == (WORSE, WORSE)]
+    assert ("a worse one than random pairs" in found.conclusion) == bool(worse)
+    for name in worse:
+        assert f"{name} trains a worse one" in found.conclusion
 
 
 def test_nothing_is_concluded_if_shuffled_captions_teach_something() -> None:
-    found = comparison(BOTH, {("a", "b"): (BETTER, BETTER)}, shuffled=(0.11, 0.2))
+    found = comparison(BOTH, {("a", "b"): (BETTER, BETTER)}, shuffled=(0.19, 0.25))
     assert not found.control_holds
     assert "nothing can be concluded" in found.conclusion
+
+
+def test_a_control_that_is_above_chance_by_accident_holds() -> None:
+    # Chance is 0.1: just beyond the interval of the control, as in one of twenty sound ones.
+    assert comparison(BOTH, {("a", "b"): (BETTER, BETTER)}, shuffled=(0.11, 0.15)).control_holds

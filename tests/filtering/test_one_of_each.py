@@ -77,7 +77,7 @@ def test_clusters_of_other_rows_are_refused(subsets: Subsets, tmp_path: Path) ->
     subsets.take(FIRST, [(7, 30)], [0])
     write_table(part_path(tmp_path / "near", 0), pa.table({"SAMPLE_ID": [5], "cluster": [7]}))
     with (
-        pytest.raises(OtherRowsError),
+        pytest.raises(OtherRowsError, match="scored_pairs and near_duplicates again"),
         claiming_keys(tmp_path / "l", tmp_path / "p", FIRST, clusters_held) as claims,
     ):
         copies_among(

@@ -12,7 +12,7 @@ from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.clip.identity import ModelIdentity, the_one
 from laion_assets.clip.thresholds import UnknownThresholdError, table_entry
 from laion_assets.clip.vectors import texts_among
-from laion_assets.comparison.pool import Rules, Segment, read_pool
+from laion_assets.comparison.pool import Rules, Segment, enough_segments, read_pool
 from laion_assets.comparison.result import PLOT
 from laion_assets.defs import pools
 from laion_assets.defs.declaration import Asset
@@ -41,7 +41,11 @@ logger = logging.getLogger(__name__)
 ASSET = Asset(RECIPE_COMPARISON, group="subset", revision=1, pool=pools.GENERATION)
 
 _MADE_OF = (SCORED_PAIRS, EMBEDDINGS, NEAR_DUPLICATES)
-_UNREAD = ("_text_emb/*",)
+_UNREAD = {
+    SCORED_PAIRS: ("_*",),
+    EMBEDDINGS: ("_text_emb/*", "_image_digests.npy"),
+    NEAR_DUPLICATES: ("_*",),
+}
 
 
 def build(settings: Settings) -> dg.AssetsDefinition:
@@ -70,12 +74,14 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         recipe: RecipeResource,
         comparison: ComparisonResource,
     ) -> dg.MaterializeResult:
+        from laion_assets.clip.model import tokenizer_of
         from laion_assets.comparison.compare import compare
         from laion_assets.stats.compared import figure_of
 
         store, options, main = lake.open(), comparison.options(), recipe.options()
-        segments = _segments(store)
-        model = _model(store, segments)
+        available = _segments(store)
+        model, rows = _model_and_rows(store, available)
+        segments = {key: available[key] for key in enough_segments(rows, options.pool)}
         rules = _rules([main, *further], model)
         made_of = {
             f"{asset} {key}": version
@@ -83,15 +89,15 @@ def build(settings: Settings) -> dg.AssetsDefinition:
             for asset, version in versions.items()
         }
         made_of |= {f"threshold {one.recipe.title}": str(one.threshold) for one in rules}
+        # A model that cannot be loaded is found before anything is read.
+        tokenize = tokenizer_of(clip.options())
         with publishing(context, store, made_of=made_of, options=options) as made:
             pool = read_pool([_folders(store, key) for key in segments], rules, options)
             if versions_of(store, _MADE_OF, map(SegmentKey.parse, segments)) != segments:
                 raise InputsChangedError(
                     "a segment was replaced meanwhile: materialize the comparison again"
                 )
-            found = compare(
-                pool, rules, _matching(model, main), options, clip.options(), model.title
-            )
+            found = compare(pool, rules, _matching(model, main), options, tokenize, model.title)
             found.write(made.out)
             figure = figure_of(found)
             with atomic_path(made.out / PLOT) as beside:
@@ -101,7 +107,9 @@ def build(settings: Settings) -> dg.AssetsDefinition:
                 "control_holds": found.control_holds,
                 "samples": found.samples,
                 "recipes": [one.recipe.title for one in rules],
+                "pairs": len(pool),
                 "segments": len(segments),
+                "segments_available": len(available),
                 "model": model.model,
             }
         return made.result(
@@ -129,14 +137,19 @@ def _segments(store: Lake) -> Mapping[str, Mapping[str, str]]:
     return with_texts
 
 
-def _model(store: Lake, segments: Mapping[str, object]) -> ModelIdentity:
-    """The model that all vectors and scores are of."""
+def _model_and_rows(
+    store: Lake, segments: Mapping[str, object]
+) -> tuple[ModelIdentity, dict[str, int]]:
+    """The model that all vectors and scores are of, and each segment's number of scored pairs."""
     models: list[tuple[object, ModelIdentity]] = []
+    rows: dict[str, int] = {}
     for key in map(SegmentKey.parse, segments):
         where = f"{EMBEDDINGS} of {key}"
         of = EmbeddedWith.recorded(store.manifest(EMBEDDINGS, key).metadata, where)
-        scored = store.manifest(SCORED_PAIRS, key).metadata
-        if not ScoredWith.recorded(scored, f"{SCORED_PAIRS} of {key}").is_same(of):
+        manifest = store.manifest(SCORED_PAIRS, key)
+        scored = ScoredWith.recorded(manifest.metadata, f"{SCORED_PAIRS} of {key}")
+        rows[str(key)] = scored.rows
+        if not scored.is_same(of):
             raise OtherModelError(
                 f"{SCORED_PAIRS} of {key} is of another model than its embeddings, {of.title}:"
                 " materialize it again"
@@ -144,7 +157,7 @@ def _model(store: Lake, segments: Mapping[str, object]) -> ModelIdentity:
         models.append((key, of.identity))
     model = the_one(models, EMBEDDINGS)
     assert model is not None
-    return model
+    return model, rows
 
 
 def _rules(recipes: Sequence[Recipe], model: ModelIdentity) -> list[Rules]:
@@ -170,8 +183,4 @@ def _matching(model: ModelIdentity, main: Recipe) -> float:
 
 def _folders(store: Lake, key: str) -> Segment:
     of = SegmentKey.parse(key)
-    return Segment(
-        scored=whole_input(store, SCORED_PAIRS, of),
-        embeddings=whole_input(store, EMBEDDINGS, of, _UNREAD),
-        near_duplicates=whole_input(store, NEAR_DUPLICATES, of),
-    )
+    return Segment(*(whole_input(store, asset, of, _UNREAD[asset]) for asset in _MADE_OF))
