@@ -347,7 +347,7 @@ def test_a_removal_that_is_killed_is_finished_by_the_next(
     monkeypatch.setenv("DAGSTER_HOME", str(copy.root / "home"))
     # What has come back is not in the subset before this.
     assert main(["remove", "--config", str(copy.config), "--apply"]) == 0
-    wrong = soak(copy.lake, copy.config, copy.root / "home", 2, random.Random(2))
+    wrong = soak(copy.lake, copy.config, copy.root / "home", 1, random.Random(2))
     assert not wrong
 
 
