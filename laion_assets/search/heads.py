@@ -151,9 +151,9 @@ class SearchHeads:
         if direction is None or direction.shape != vector.shape or not 0 < norm < math.inf:
             return vector
         weight = _WEIGHT if request.aesthetic_weight is None else request.aesthetic_weight
-        share = ((request.aesthetic_score or 0) - _MIDDLE) / _MIDDLE
-        steered: Vector = vector / norm + np.float32(weight * share) * direction
-        return steered
+        step = np.float32(weight * ((request.aesthetic_score or 0) - _MIDDLE) / _MIDDLE)
+        steered: Vector = vector / norm + step * direction
+        return steered if step else vector
 
     def ignored(self, request: KnnRequest, model: ModelIdentity) -> list[str]:
         """Parameters that ask for something that this service does not have."""
