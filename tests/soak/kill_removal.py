@@ -81,11 +81,16 @@ def remove(config: Path, home: Path, url: str, log: Path) -> subprocess.Popen[by
         )
 
 
-def soak(lake: Lake, config: Path, home: Path, kills: int, rng: random.Random) -> list[str]:
-    """Make so many kills; return what was wrong after them."""
-    log, before, latest_s = home / "removal.log", samples(lake), 0.0
+def soak(
+    lake: Lake, config: Path, home: Path, kills: int, rng: random.Random, latest_s: float = 0.0
+) -> list[str]:
+    """Make so many kills; return what was wrong after them.
+
+    ``latest_s``: within which a kill comes; 0 to see first how long a removal takes.
+    """
+    log, before = home / "removal.log", samples(lake)
     wrong: list[str] = []
-    killed = -1  # the first removal is left alone, to see how long one takes
+    killed = 0 if latest_s else -1
     while killed < kills and not wrong:
         url = rng.choice(sorted({sample[0] for sample in before.values()}))
         times = 0
