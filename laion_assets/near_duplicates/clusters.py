@@ -23,6 +23,7 @@ from laion_assets.near_duplicates.keys import (
     Entries,
     Keys,
     Sketches,
+    by_cluster,
     entries_of,
     keys_of,
 )
@@ -125,18 +126,28 @@ def find_foreign(
 ) -> Foreign:
     """The clusters of other segments that images join if they join none that is earlier.
 
-    ``images``: with the cluster that each was in, or 0. That goes before an earlier one.
-    ``find``: the claims of sorted keys. ``read``: an owner's signatures by sorted rows. Of an
-    owner's clusters the nearest is taken, and of equally near ones that with the smaller number.
+    ``images``: with the cluster that each was in, or 0. That goes before an earlier one, and who is
+    still in it is not compared with others: a rebuild costs what is new. ``find``: the claims of
+    sorted keys. ``read``: an owner's signatures by sorted rows. Of an owner's clusters the nearest
+    is taken, and of equally near ones that with the smaller number.
     """
     best = Foreign.none(len(images))
-    for at in range(0, len(images), _AT_ONCE):
-        rows = np.arange(at, min(at + _AT_ONCE, len(images)))
-        asked = entries_of(images[rows], rows, mirrored=True)
+    before, numbers = images["cluster"], cluster_of(images["sha256"])
+    here = (before != 0) & np.isin(before, numbers)
+
+    def compare(asked: Entries, *, stays: bool) -> None:
         for hits, of in _near(asked, find):
             triples = np.unique(np.stack([hits.owner, hits.row, of], axis=1), axis=0)
             for begin in range(0, len(triples), _JUDGED_AT_ONCE):
-                _compare(images, triples[begin : begin + _JUDGED_AT_ONCE], read, options, best)
+                some = triples[begin : begin + _JUDGED_AT_ONCE]
+                _compare(images, some, read, options, best, stays=stays)
+
+    # The same bytes may be the first of another segment's cluster, which then has their number.
+    compare(by_cluster(images, np.flatnonzero(before * (~here | (before == numbers)))), stays=True)
+    new = np.flatnonzero(~here & (best.likeness < 0))
+    for at in range(0, len(new), _AT_ONCE):
+        rows = new[at : at + _AT_ONCE]
+        compare(entries_of(images[rows], rows, mirrored=True), stays=False)
     return best
 
 
@@ -166,29 +177,32 @@ def _compare(
     read: Callable[[int, Rows], Signatures],
     options: NearDuplicateOptions,
     best: Foreign,
+    *,
+    stays: bool,
 ) -> None:
     """Note what is earlier than the best so far.
 
-    ``triples``: (n, 3) owners, their rows, and images, sorted.
+    ``triples``: (n, 3) owners, their rows, and images, sorted. ``stays``: only clusters in which
+    the images were count.
     """
     for owner in np.unique(triples[:, 0]):
         mine = triples[triples[:, 0] == owner]
         wanted, place = np.unique(mine[:, 1], return_inverse=True)
         others = read(int(owner), wanted)[place.reshape(-1)]
         of = mine[:, 2]
+        if stays:
+            same = others["cluster"] == images["cluster"][of]
+            others, of = others[same], of[same]
         alike, cluster = judged(images[of], others, options), others["cluster"]
         alike, cluster, of = (column[alike >= 0] for column in (alike, cluster, of))
-        order = np.lexsort((cluster, -alike, cluster != images["cluster"][of]))
+        order = np.lexsort((cluster, -alike))
         chosen = order[np.unique(of[order], return_index=True)[1]]
         alike, cluster, of = alike[chosen], cluster[chosen], of[chosen]
-        before = images["cluster"][of]
-        stays, stayed = cluster == before, (best.likeness[of] >= 0) & (best.cluster[of] == before)
         nearer = alike > best.likeness[of]
         nearer |= (alike == best.likeness[of]) & (cluster < best.cluster[of])
         earlier = (owner < best.owner[of]) | ((owner == best.owner[of]) & nearer)
-        better = np.where(stays == stayed, earlier, stays)
-        of = of[better]
-        best.likeness[of], best.cluster[of] = alike[better], cluster[better]
+        of = of[earlier]
+        best.likeness[of], best.cluster[of] = alike[earlier], cluster[earlier]
         best.owner[of] = owner
 
 

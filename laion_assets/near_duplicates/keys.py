@@ -82,6 +82,14 @@ def key_of_signs(signs: NDArray[np.uint64], choice: NDArray[np.int64]) -> Keys:
     return _mixed((signs & _MASKS[choice]) | _SALTS[choice])
 
 
+def by_cluster(images: Signatures, rows: NDArray[np.int64]) -> Entries:
+    """The keys of the clusters that some images are in, (m,), by which their first images are found
+    again; ``rows``: (m,)."""
+    keys = spread(images["cluster"][rows])
+    order = np.argsort(keys, kind="stable")
+    return Entries(keys[order], np.zeros(len(rows), np.uint32), rows[order])
+
+
 def keys_of(images: Signatures, *, turned: bool = False) -> Keys:
     """(n, 73): the keys of images; :data:`NONE` where an image has nothing to make one of.
 

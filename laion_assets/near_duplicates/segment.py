@@ -31,7 +31,7 @@ from laion_assets.near_duplicates.clusters import (
     find_clusters,
     find_foreign,
 )
-from laion_assets.near_duplicates.keys import Keys, entries_of
+from laion_assets.near_duplicates.keys import Entries, Keys, by_cluster, entries_of
 from laion_assets.near_duplicates.options import NearDuplicateOptions
 from laion_assets.near_duplicates.signature import Signatures, signs_of
 from laion_assets.near_duplicates.signatures import (
@@ -149,7 +149,9 @@ def _write_rows(rows: pa.Table, images: Signatures, clusters: Clusters, out: Pat
 
 
 def _claims(images: Signatures, founders: NDArray[np.int64]) -> tuple[Keys, Keys]:
-    entries = entries_of(images[founders], founders)
+    both = [entries_of(images[founders], founders), by_cluster(images, founders)]
+    joined = Entries(*(np.concatenate(column) for column in zip(*both, strict=True)))
+    entries = joined.take(np.lexsort((joined.row, joined.key)))
     # Some keys are those of many pictures, and each of these has others.
     place = np.arange(len(entries.key)) - np.searchsorted(entries.key, entries.key)
     entries = entries.take(np.flatnonzero(place < _CLAIMS_OF_A_KEY))

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from benchmarks.duplicates.planted import ORIGINAL, REACHED, Planted, clusters, measured
 from benchmarks.duplicates.segments import OPTIONS, Segments
+from laion_assets.dedup.claims import KeyClaims
+from laion_assets.dedup.runs import Columns
 from laion_assets.dedup.state import load
 from laion_assets.layout import CLUSTER_LEDGER, NEAR_DUPLICATES, SegmentKey
 from laion_assets.near_duplicates.clusters import Hits, cluster_of, find_foreign, judged
@@ -176,6 +178,27 @@ def test_the_same_bytes_in_two_segments_stay_where_they_are(
     for number, key in enumerate((FIRST, SECOND)):
         segments.make(key, originals)
         assert segments.lake.manifest(NEAR_DUPLICATES, key).data_version == before[number]
+
+
+def test_a_rebuild_looks_up_only_what_is_new(
+    planted: Planted, segments: Segments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of_kinds(planted, ORIGINAL, "bordered")
+    segments.make(FIRST, rows_of_kinds(planted, "resized"))
+    segments.make(SECOND, rows[1:])
+    asked: list[int] = []
+    find = KeyClaims.find
+
+    def counting(self: KeyClaims, keys: Keys) -> tuple[NDArray[np.int64], Columns]:
+        asked.append(len(keys))
+        return find(self, keys)
+
+    monkeypatch.setattr(KeyClaims, "find", counting)
+    segments.make(SECOND, rows[1:])
+    assert 0 < sum(asked) <= len(rows)
+    asked.clear()
+    segments.make(SECOND, rows)
+    assert len(rows) < sum(asked) <= len(rows) + 2 * keys_of(planted.images[:1]).size
 
 
 def test_a_rebuild_leaves_no_claim_of_what_is_gone(planted: Planted, segments: Segments) -> None:
