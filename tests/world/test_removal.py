@@ -37,7 +37,7 @@ from laion_assets.layout import (
     SegmentKey,
     with_subsets,
 )
-from laion_assets.near_duplicates.keys import NONE, keys_of
+from laion_assets.near_duplicates.keys import NONE, keys_of, spread
 from laion_assets.removals.ledger import read_ledger
 from laion_assets.settings import load_settings
 from tests.lake.stores import machines, store
@@ -129,7 +129,9 @@ def signature_of(lake: LocalLake, key: SegmentKey, sample_id: int) -> list[bytes
     del own[int(NONE)]
     found += [key.to_bytes(8, "little") for key, n in own.items() if counts[key] == n]
     if clusters == [(1,)]:
-        found += [str(cluster).encode(), cluster.to_bytes(8, "little", signed=True)]
+        key = int(spread(np.array([cluster]))[0])
+        found += [str(cluster).encode(), key.to_bytes(8, "little")]
+        found.append(cluster.to_bytes(8, "little", signed=True))
     return found
 
 
