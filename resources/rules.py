@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import model_validator
+
 from laion_assets.comparison.options import ComparisonOptions
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.generation.options import GenerationOptions
@@ -35,6 +39,13 @@ class IndexResource(IndexOptions, OptionsResource[IndexOptions]):
 
 class GenerationResource(GenerationOptions, OptionsResource[GenerationOptions]):
     """How the generation demo is trained and sampled."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_preset(cls, values: Any) -> Any:
+        # The settings have filled in the preset's values. Dagster drops what equals a default: that
+        # default is meant then, and not the preset's value.
+        return values
 
 
 class ComparisonResource(ComparisonOptions, OptionsResource[ComparisonOptions]):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ AVERAGE_EVERY = 5
 REVIVE_EVERY, REVIVE_UNTIL, UNUSED = 25, 0.7, 0.02
 OPTIONS = GenerationOptions(preset="demo")
 """The demo's sizes, which the shipped autoencoder is for."""
+RECIPE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+"""Part of a checkpoint's name: what another recipe has begun is not continued."""
 
 
 class Codebook:
@@ -204,7 +207,7 @@ def train(cache: Path, steps: int) -> Any:
     first = 0
     for what, more, rate in (("tokenizer", steps, RATE), ("polish", POLISH_STEPS, POLISH_RATE)):
         schedule = Schedule(more, rate, OPTIONS.seed + first, "bf16", checkpoint_every=100)
-        checkpoint = cache / "tokenizer" / f"{what}-{steps}.safetensors"
+        checkpoint = cache / "tokenizer" / f"{what}-{steps}-{RECIPE}.safetensors"
         loss = functools.partial(trainer.loss, first)
         fit(what, model, loss, schedule, checkpoint, carried=trainer.carried)
         first += more

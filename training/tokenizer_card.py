@@ -43,7 +43,8 @@ moving mean. {steps:,} steps of {batch} pictures, bfloat16, on one CPU core.
 ## Data
 {drawings:,} drawings made by `laion_assets/sample_crawl/drawings.py` (MIT, as this repository),
 from other seeds than the drawn crawl's, and {art:,} views of the sample crawl's pictures
-(`laion_assets/sample_crawl/data/ATTRIBUTION.md`):
+(`laion_assets/sample_crawl/data/ATTRIBUTION.md`). Steps draw from them at random, so that not
+all of them were seen:
 
 | art | licence | attribution |
 |---|---|---|

@@ -20,6 +20,7 @@ from PIL import Image
 from laion_assets.generation.pairs import shrunk
 from laion_assets.sample_crawl.drawings import Drawing, every_drawing, render
 from laion_assets.sample_crawl.plan import Pictures
+from laion_assets.tables import write_array
 
 from .compose import encode, jitter, stored
 
@@ -86,9 +87,7 @@ def cached(cache: Path, size: int) -> tuple[Pixels, Pixels]:
 def _kept(path: Path, make: Callable[[], Pixels]) -> Pixels:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, make())
-        partial.rename(path)
+        write_array(path, make())
     pixels: Pixels = np.load(path, mmap_mode="r")
     return pixels
 

@@ -77,6 +77,7 @@ def load(folder: Path, options: GenerationOptions) -> Any:
     import torch
     from diffusers import VQModel
 
+    _refuse_other(folder)
     try:
         model = VQModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
@@ -88,13 +89,26 @@ def load(folder: Path, options: GenerationOptions) -> Any:
     if (codes, shrink) != (options.codebook, options.shrink):
         raise WrongWeightsError(
             f"{folder} has {codes} codes, each for {shrink} pixels a side, but the options say"
-            f" {options.codebook} and {options.shrink}: set codebook and vq_channels to match it"
+            f" {options.codebook} and {options.shrink}: set codebook and vq_channels to match it,"
+            ' or vq_weights = "" to train an autoencoder first'
         )
     return model.eval()
 
 
+def _refuse_other(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise WrongWeightsError(
+            f"{folder} holds no VQModel: set vq_weights to a folder that does, to {SHIPPED!r}, or"
+            " to nothing to train an autoencoder first"
+        )
+
+
 def weights_digest(folder: Path) -> str:
-    """Digest of a VQModel's files; it does not depend on the folder's path."""
+    """Digest of a VQModel's files; it does not depend on the folder's path.
+
+    Raises :class:`WrongWeightsError` for a folder without them.
+    """
+    _refuse_other(folder)
     files = [*folder.glob("*.json"), *folder.glob("*.safetensors")]
     digests = [[path.name, sha256_file(path)] for path in sorted(files)]
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:32]

@@ -277,7 +277,7 @@ def _compared(studio: Studio, gpt: Any, options: GenerationOptions) -> dict[floa
     few = {"samples": options.guidance_samples, "best": options.guidance_samples}
     return {
         scale: studio.draw(
-            f"guidance {scale:g}", gpt, options.model_copy(update={"guidance": scale, **few})
+            f"guidance {scale!r}", gpt, options.model_copy(update={"guidance": scale, **few})
         )
         for scale in options.guidance_compared
     }

@@ -30,7 +30,12 @@ def draw_caption(folder: Path, caption: str, clip: ClipModel, seed: int, device:
     for name in (OPTIONS, VOCABULARY, TRANSFORMER, AUTOENCODER):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder} holds no finished demo: {name} is missing")
-    options = GenerationOptions.model_validate_json((folder / OPTIONS).read_bytes())
+    stored = json.loads((folder / OPTIONS).read_bytes())
+    if stored.get("vq_weights", "") is None:
+        # An earlier version's: its models have not learnt to do without a caption.
+        none = {"caption_dropout": 0.0, "guidance": 1.0, "guidance_compared": []}
+        stored |= {"vq_weights": "", **none}
+    options = GenerationOptions.model_validate(stored)
     vocabulary = Vocabulary(json.loads((folder / VOCABULARY).read_bytes())["clip_tokens"])
     where = choose_device(device)
     gpt = transformer.load(folder / TRANSFORMER).to(where)

@@ -1,4 +1,4 @@
-"""Options of the generation demo, with presets from minutes on a CPU to the paper's size."""
+"""Options of the generation demo, with presets from two cores to the paper's size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class GenerationOptions(Options):
     preset's values."""
 
     preset: str = Field(
-        "demo", description="demo (64 pixels, minutes on 2 cores) or paper (256 pixels, one GPU)"
+        "demo", description="demo (64 pixels, 2 cores) or paper (256 pixels, one GPU)"
     )
     seed: int = Field(
         0, ge=0, description="Seed of the split, the order, the weights and the samples"
@@ -67,8 +67,6 @@ class GenerationOptions(Options):
         1, ge=1, description="Forward passes in an optimiser step of the autoencoder"
     )
     vq_rate: float = Field(1e-3, gt=0, description="Highest learning rate of the autoencoder")
-    # The defaults of these and of guidance are the demo's: Dagster drops what equals a default, and
-    # a run would take the preset's value in its place.
     vq_weights: str = Field(
         "laion-assets-tiny-vq",
         description="Folder of a trained VQModel (diffusers) to use, as the paper used a VQGAN, or"
@@ -122,10 +120,11 @@ class GenerationOptions(Options):
     guidance: float = Field(
         2.0,
         ge=1,
+        allow_inf_nan=False,
         description="Scale of what the caption changes in the codes' scores when samples are drawn"
         " (classifier-free guidance); 1: as it was learnt",
     )
-    guidance_compared: list[float] = Field(
+    guidance_compared: list[Annotated[float, Field(ge=1, allow_inf_nan=False)]] = Field(
         default=[1.0, 2.0, 4.0],
         description="Scales of guidance to compare on a few samples of each caption",
     )
@@ -171,13 +170,13 @@ class GenerationOptions(Options):
             raise ValueError(f"best {self.best} is more than samples {self.samples}")
         if not all(0 < share < 1 for share in self.subset_shares):
             raise ValueError("subset_shares must be above 0 and below 1")
-        scales = {self.guidance, *self.guidance_compared}
-        if min(scales) < 1:
-            raise ValueError("guidance_compared must be 1 or more")
-        if max(scales) > 1 and not self.caption_dropout:
+        scales = {"guidance": self.guidance}
+        scales["guidance_compared"] = max(self.guidance_compared, default=1)
+        above = " and ".join(name for name, scale in scales.items() if scale > 1)
+        if above and not self.caption_dropout:
             raise ValueError(
-                "guidance above 1 needs a model that was trained without captions, too: set"
-                " caption_dropout"
+                f"{above} above 1 needs a model that was trained without captions, too: set"
+                " caption_dropout, or no scale but 1"
             )
         return self
 

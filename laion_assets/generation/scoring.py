@@ -10,13 +10,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from laion_assets.files import atomic_path
 from laion_assets.generation import autoencoder, transformer
 from laion_assets.generation.evaluation import OVERVIEW_BEST, Drawn, Real
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.pairs import Images, Pairs
 from laion_assets.generation.ranking import Judge, Pictures
 from laion_assets.generation.vocabulary import Vocabulary
+from laion_assets.tables import write_array
 from laion_assets.work import Progress
 
 logger = logging.getLogger(__name__)
@@ -79,9 +79,7 @@ class Studio:
     ) -> autoencoder.Codes:
         path = self.kept / f"{name}.npy"
         if not path.exists():
-            codes = draw(gpt, self.vocabulary, captions, options, number)
-            with atomic_path(path) as beside, beside.open("wb") as file:
-                np.save(file, codes)
+            write_array(path, draw(gpt, self.vocabulary, captions, options, number))
         kept: autoencoder.Codes = np.load(path)
         return kept
 

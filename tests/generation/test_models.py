@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -230,3 +231,23 @@ def test_captions_help_unless_they_were_shuffled(tmp_path: Path, tiny: Generatio
     # The first code gives the caption away: a caption saves ln 4 in 16 codes, and more at first.
     assert gains["true"] > np.log(4) / 16
     assert abs(gains["shuffled"]) < gains["true"] / 4
+
+
+def test_a_share_of_the_captions_is_dropped_in_training(
+    tiny: GenerationOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, losses = [], transformer.losses
+
+    def seeing(model: object, text: transformer.Tokens, *more: Any) -> Any:
+        seen.append(text)
+        return losses(model, text, *more)
+
+    monkeypatch.setattr(transformer, "losses", seeing)
+    options = tiny.model_copy(update={"caption_dropout": 0.3, "steps": 4})
+    text = np.tile(np.array([START, 4, 5, END] + [PAD] * 6, np.uint16), (200, 1))
+    codes = np.zeros((200, options.image_tokens), np.uint16)
+    checkpoint = tmp_path / "c.safetensors"
+    model = transformer.build(options, 9)
+    transformer.train("t", model, lambda _: (text, codes), options, "fp32", checkpoint)
+    dropped = np.concatenate(seen)[:, 1] == END
+    assert 0.2 < dropped.mean() < 0.4

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from pydantic import ValidationError
 
@@ -32,13 +34,38 @@ def test_omitted_fields_take_the_presets_values() -> None:
         ({"heads": 7}, "not a multiple of heads"),
         ({"samples": 4}, "best 8 is more than samples 4"),
         ({"subset_shares": [1.0]}, "above 0 and below 1"),
-        ({"guidance_compared": [0.5]}, "guidance_compared must be 1 or more"),
-        ({"caption_dropout": 0.0}, "set caption_dropout"),
+        ({"guidance_compared": [0.5]}, "greater than or equal to 1"),
+        ({"guidance_compared": [math.inf]}, "finite"),
+        ({"guidance": math.nan}, "greater than or equal to 1|finite"),
+        ({"caption_dropout": 0.0}, "guidance and guidance_compared above 1 needs"),
+        ({"caption_dropout": 0.0, "guidance": 1.0}, "^.*\n.*guidance_compared above 1 needs"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         GenerationOptions.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"preset": "paper", "guidance": 2.0, "caption_dropout": 0.1},
+        {"steps": 800, "batch": 64, "dropout": 0.1, "subset_shares": [0.05, 0.25]},
+        {"vq_weights": "", "image_size": 32, "vq_channels": [32, 64, 64], "codebook": 256},
+        {},
+    ],
+)
+def test_a_run_has_the_options_of_the_settings(given: dict[str, object]) -> None:
+    """Dagster drops what equals a class's default, which the preset's value must not replace."""
+    options, seen = GenerationOptions.model_validate(given), []
+
+    @dg.asset
+    def drawn(generation: GenerationResource) -> None:
+        seen.append(generation.options())
+
+    resource = GenerationResource.of(options)
+    assert dg.materialize([drawn], resources={"generation": resource}).success
+    assert seen == [options]
 
 
 def test_the_settings_file_has_a_section_for_it(tmp_path: Path) -> None:

@@ -148,6 +148,7 @@ def test_other_weights_under_the_same_path_are_not_gone_on_with(
 
     weights = tmp_path / "weights"
     weights.mkdir()
+    (weights / "config.json").write_text("{}")
     (weights / "a.safetensors").write_text("one")
     options = graph.settings.generation.model_copy(update={"vq_weights": str(weights)})
     graph.settings = graph.settings.model_copy(update={"generation": options})
