@@ -44,6 +44,7 @@ _BLOCK: Final = 1_024
 _NOBODY: Final = np.iinfo(np.int64).max
 
 Rows = NDArray[np.int64]
+_NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
 
 
 class Hits(NamedTuple):
@@ -211,8 +212,9 @@ def find_clusters(
 ) -> Clusters:
     """Put a segment's images into clusters. The same arguments give the same clusters.
 
-    An image stays in the cluster that it was in, if that is there and alike enough. ``number``: the
-    segment's own, as those of :class:`Foreign`, if it has claimed before.
+    An image stays in the cluster that it was in, if that is there and alike enough; it is compared
+    with others only if it is new, or they are. ``number``: the segment's own, as those of
+    :class:`Foreign`, if it has claimed before.
     """
     images, same_as = within.images, within.same_as
     n = len(images)
@@ -223,25 +225,58 @@ def find_clusters(
     # segment's first image with the same bytes gives its cluster the same number.
     joins = (foreign.likeness >= 0) & ((before != numbers) | (foreign.cluster == numbers))
     earlier = joins & ((number is None) | (foreign.owner < (number or 0)))
+    own, own_likeness = _own_firsts(within, numbers, options)
+    begun, new = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
     for row in (int(row) for row in within.order if same_as[row] == row):
-        candidates, best, stays = within.candidates(row), -1, False
+        was_first = own[row] == row and not joins[row]
+        if not was_first and own[row] >= 0 and begun[own[row]]:
+            first[row], alike[row] = own[row], own_likeness[row]
+            within.add(row, int(own[row]))
+            continue
+        candidates, best, stays = _NO_ROWS, -1, False
+        stays_foreign = joins[row] and foreign.cluster[row] == before[row]
+        if not (stays_foreign or (was_first and not new.any())):
+            candidates = within.candidates(row)
+        if was_first:
+            candidates = candidates[new[candidates]]
         if len(candidates):
             likely = judged(images[[row] * len(candidates)], images[candidates], options)
             alike_ones = np.flatnonzero(likely >= 0)
             same = alike_ones[numbers[candidates[alike_ones]] == before[row]]
             best, stays = int((*same, *alike_ones, -1)[0]), len(same) > 0
-        stays_foreign = joins[row] and foreign.cluster[row] == before[row]
         if joins[row] and (best < 0 or stays_foreign or (earlier[row] and not stays)):
             first[row], alike[row], cluster[row] = -1, foreign.likeness[row], foreign.cluster[row]
             continue
         if best >= 0:
             first[row], alike[row] = candidates[best], likely[best]
+        else:
+            begun[row], new[row] = True, not was_first
         within.add(row, int(first[row]))
     founders = np.flatnonzero((first == np.arange(n)) & (same_as == np.arange(n)))
     cluster[founders] = numbers[founders]
     joined = first >= 0
     cluster[joined] = cluster[first[joined]]
     return Clusters(first[same_as], cluster[same_as], alike[same_as])
+
+
+def _own_firsts(
+    within: Within, numbers: Rows, options: NearDuplicateOptions
+) -> tuple[Rows, NDArray[np.float32]]:
+    """(n,) each: the row of the first image of the cluster that each was in, and the likeness to
+    it; -1 if that is not here, or not alike."""
+    images, n = within.images, len(within.images)
+    rows = np.flatnonzero((within.same_as == np.arange(n)) & (images["cluster"] != 0))
+    order = np.argsort(numbers, kind="stable")
+    place = np.minimum(np.searchsorted(numbers[order], images["cluster"][rows]), n - 1)
+    firsts = within.same_as[order[place]]
+    here = numbers[firsts] == images["cluster"][rows]
+    rows, firsts = rows[here], firsts[here]
+    own, alike = np.full(n, -1), np.full(n, -1, np.float32)
+    for at in range(0, len(rows), _JUDGED_AT_ONCE):
+        some = slice(at, at + _JUDGED_AT_ONCE)
+        alike[rows[some]] = judged(images[rows[some]], images[firsts[some]], options)
+    own[rows] = np.where(alike[rows] >= 0, firsts, -1)
+    return own, alike
 
 
 class Within:
