@@ -69,8 +69,8 @@ def main() -> None:
 def _recall(chosen_on: Planted, shown_on: Planted) -> str:
     grid = [
         NearDuplicateOptions(likeness=likeness, embedding=embedding)
-        for likeness in _LIKENESS
-        for embedding in _EMBEDDING
+        for likeness in reversed(_LIKENESS)
+        for embedding in reversed(_EMBEDDING)
     ]
     options = _best(grid, lambda one: measured(chosen_on, clusters(chosen_on, one)))
     distance = _best(_DISTANCES, lambda one: _all_pairs(chosen_on, one))
@@ -105,7 +105,7 @@ def _over_segments(planted: Planted, options: NearDuplicateOptions) -> NDArray[n
     where = np.random.default_rng(0).integers(_SEGMENTS, size=len(planted.images))
     with tempfile.TemporaryDirectory() as folder:
         segments = Segments(Path(folder), planted, options)
-        keys = [SegmentKey("CC-MAIN-2021-01", f"{number:05d}") for number in range(_SEGMENTS)]
+        keys = [SegmentKey("CC-MAIN-2021-01", f"{number:02d}") for number in range(_SEGMENTS)]
         for number, key in enumerate(keys):
             segments.make(key, np.flatnonzero(where == number).tolist())
         found = segments.clusters(*keys)
@@ -113,7 +113,8 @@ def _over_segments(planted: Planted, options: NearDuplicateOptions) -> NDArray[n
 
 
 def _best(ways: Iterable[Way], measure: Callable[[Way], Result]) -> Way:
-    """The way with the most recall of the kinds that have goals, where all are precise enough."""
+    """The way with the most recall of the kinds that have goals, where all are precise enough; of
+    equally good ones the first, which is the strictest."""
 
     def rank(result: Result) -> tuple[float, ...]:
         reached = [result[kind] for kind in REACHED]
