@@ -8,6 +8,7 @@ import http.server
 import logging
 import multiprocessing
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,13 @@ class _Heard(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._tell(record.getMessage())
+
+
+def pytest_configure() -> None:
+    """Take SIGINT where a script that runs the tests in the background has it ignored: Dagster
+    handles SIGTERM as SIGINT is, and whatever is started afterwards would ignore that, too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
