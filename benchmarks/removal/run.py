@@ -57,10 +57,11 @@ def main() -> None:
             if size in sizes:
                 _remove_all(runs, _FOLDER_LAKE, config, root / "home", takes, size)
             shutil.rmtree(root)
-    steps = []
+    # Before what the peers' environments may take hours for, or fail in.
+    table.publish("removal", _text(runs, takes, [], args.samples))
     if not args.without_rebuild:
         steps = rebuild(LocalLake.at(template / "lake"), crawl, _FOLDER / "rebuild")
-    table.publish("removal", _text(runs, takes, steps, args.samples))
+        table.publish("removal", _text(runs, takes, steps, args.samples))
 
 
 def _numbers(text: str) -> list[int]:
