@@ -300,6 +300,15 @@ def versions_of(
     }
 
 
+def named_versions(versions: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """What :func:`versions_of` returned, as inputs of :func:`publishing`: by asset and segment."""
+    return {
+        f"{asset} {key}": version
+        for key, of_key in versions.items()
+        for asset, version in of_key.items()
+    }
+
+
 def made_of_the_same(made: Publication) -> bool:
     """Whether the published version was made of the same inputs with the same code and options."""
     with suppress(NotPublishedError):

@@ -224,9 +224,9 @@ def find_clusters(
     # One that was the first of its cluster is so still, whatever others have begun since. Another
     # segment's first image with the same bytes gives its cluster the same number.
     joins = (foreign.likeness >= 0) & ((before != numbers) | (foreign.cluster == numbers))
-    earlier = joins & ((number is None) | (foreign.owner < (number or 0)))
+    earlier = joins & (foreign.owner < (_NOBODY if number is None else number))
     own, own_likeness = _own_firsts(within, numbers, options)
-    begun, new = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+    begun, new, any_new = np.zeros(n, np.bool_), np.zeros(n, np.bool_), False
     for row in (int(row) for row in within.order if same_as[row] == row):
         was_first = own[row] == row and not joins[row]
         if not was_first and own[row] >= 0 and begun[own[row]]:
@@ -235,7 +235,7 @@ def find_clusters(
             continue
         candidates, best, stays = _NO_ROWS, -1, False
         stays_foreign = joins[row] and foreign.cluster[row] == before[row]
-        if not (stays_foreign or (was_first and not new.any())):
+        if not (stays_foreign or (was_first and not any_new)):
             candidates = within.candidates(row)
         if was_first:
             candidates = candidates[new[candidates]]
@@ -251,6 +251,7 @@ def find_clusters(
             first[row], alike[row] = candidates[best], likely[best]
         else:
             begun[row], new[row] = True, not was_first
+            any_new = any_new or not was_first
         within.add(row, int(first[row]))
     founders = np.flatnonzero((first == np.arange(n)) & (same_as == np.arange(n)))
     cluster[founders] = numbers[founders]

@@ -9,6 +9,7 @@ those of copies differ in few bits. What is left is compared afterwards.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -38,6 +39,12 @@ class Entries(NamedTuple):
     key: Keys
     sketch: Sketches
     row: NDArray[np.int64]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Entries]) -> Entries:
+        """All entries of the parts, sorted."""
+        found = cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        return found.take(np.lexsort((found.row, found.key)))
 
     def take(self, which: slice | NDArray[np.int64]) -> Entries:
         return Entries(self.key[which], self.sketch[which], self.row[which])
@@ -141,8 +148,7 @@ def entries_of(images: Signatures, rows: NDArray[np.int64], *, mirrored: bool = 
         key, sketch = keys.ravel(), _sketches_of(images, turned=turned).ravel()
         there = np.flatnonzero(key != NONE)
         found.append(Entries(key[there], sketch[there], rows[there // keys.shape[1]]))
-    joined = Entries(*(np.concatenate(column) for column in zip(*found, strict=True)))
-    entries = joined.take(np.lexsort((joined.row, joined.key)))
+    entries = Entries.joined(found)
     again = (entries.key[1:] == entries.key[:-1]) & (entries.row[1:] == entries.row[:-1])
     if mirrored:
         # What asks may ask with each of the looks that have the key.

@@ -149,9 +149,7 @@ def _write_rows(rows: pa.Table, images: Signatures, clusters: Clusters, out: Pat
 
 
 def _claims(images: Signatures, founders: NDArray[np.int64]) -> tuple[Keys, Keys]:
-    both = [entries_of(images[founders], founders), by_cluster(images, founders)]
-    joined = Entries(*(np.concatenate(column) for column in zip(*both, strict=True)))
-    entries = joined.take(np.lexsort((joined.row, joined.key)))
+    entries = Entries.joined([entries_of(images[founders], founders), by_cluster(images, founders)])
     # Some keys are those of many pictures, and each of these has others.
     place = np.arange(len(entries.key)) - np.searchsorted(entries.key, entries.key)
     entries = entries.take(np.flatnonzero(place < _CLAIMS_OF_A_KEY))

@@ -18,6 +18,7 @@ from laion_assets.defs.metadata import numbers_table
 from laion_assets.defs.publishing import (
     InputsChangedError,
     Publication,
+    named_versions,
     publishing,
     versions_of,
 )
@@ -104,11 +105,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
 
         store, options, model = lake.open(), generation.options(), clip.load()
         segments = _segments(store)
-        made_of = {
-            f"{asset} {key}": version
-            for key, versions in segments.items()
-            for asset, version in versions.items()
-        }
+        made_of = named_versions(segments)
         made_of["model"] = model.version
         if options.vq_weights:
             made_of["vq_weights"] = weights_digest(weights_folder(options.vq_weights))

@@ -17,7 +17,13 @@ from laion_assets.comparison.result import PLOT
 from laion_assets.defs import pools
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table
-from laion_assets.defs.publishing import InputsChangedError, publishing, versions_of, whole_input
+from laion_assets.defs.publishing import (
+    InputsChangedError,
+    named_versions,
+    publishing,
+    versions_of,
+    whole_input,
+)
 from laion_assets.defs.retries import retrying_transient
 from laion_assets.files import atomic_path
 from laion_assets.filtering.recipe import DEFAULT, Recipe, RecipeError, load_recipe
@@ -83,11 +89,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         model, rows = _model_and_rows(store, available)
         segments = {key: available[key] for key in enough_segments(rows, options.pool)}
         rules = _rules([main, *further], model)
-        made_of = {
-            f"{asset} {key}": version
-            for key, versions in segments.items()
-            for asset, version in versions.items()
-        }
+        made_of = named_versions(segments)
         made_of |= {f"threshold {one.recipe.title}": str(one.threshold) for one in rules}
         # A model that cannot be loaded is found before anything is read.
         tokenize = tokenizer_of(clip.options())
