@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from laion_assets.clip.vectors import image_path, open_vectors
 from laion_assets.comparison.options import ComparisonOptions
-from laion_assets.filtering.one_of_each import clusters_of, largest_of_each, pixels_of
+from laion_assets.filtering.one_of_each import clusters_of, largest_of_each
 from laion_assets.filtering.recipe import Recipe
 from laion_assets.filtering.subset import choose
 from laion_assets.layout import EMBEDDINGS, PARTITIONS, SCORED_PAIRS
 from laion_assets.near_duplicates.keys import spread
+from laion_assets.near_duplicates.signatures import pixels_of
 from laion_assets.tables import ROW_GROUP, batches, part_number, rows_in
 from laion_assets.work import Progress
 

@@ -20,6 +20,7 @@ from laion_assets.dedup.claims import KeyClaims
 from laion_assets.dedup.upkeep import Held
 from laion_assets.layout import NEAR_DUPLICATES, PARTITIONS, SCORED_PAIRS
 from laion_assets.near_duplicates.keys import Keys, spread
+from laion_assets.near_duplicates.signatures import pixels_of
 from laion_assets.tables import read_parquet, write_array
 
 CLUSTERS: Final = "_clusters.npy"
@@ -69,13 +70,6 @@ def clusters_of(near_duplicates: Path, rows_of: Mapping[str, Path]) -> NDArray[n
             )
     clusters: NDArray[np.int64] = found["cluster"].to_numpy()
     return clusters
-
-
-def pixels_of(rows: pa.Table) -> NDArray[np.float64]:
-    """Pixels of each row's original, (n,), by its ``width`` and ``height``; 0 if one is missing."""
-    width, height = (rows[side].to_numpy().astype(np.float64) for side in ("width", "height"))
-    pixels: NDArray[np.float64] = np.nan_to_num(width * height)
-    return pixels
 
 
 def largest_of_each(clusters: NDArray[np.int64], pixels: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -288,7 +288,7 @@ class Within:
     it was in, or 0. ``pixels``: (n,), those of the originals.
     """
 
-    def __init__(self, images: Signatures, pixels: Rows) -> None:
+    def __init__(self, images: Signatures, pixels: Rows | NDArray[np.float64]) -> None:
         n = len(images)
         self.images = images
         self.order = np.lexsort((np.arange(n), -pixels))

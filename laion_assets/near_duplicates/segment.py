@@ -36,6 +36,7 @@ from laion_assets.near_duplicates.options import NearDuplicateOptions
 from laion_assets.near_duplicates.signature import Signatures, signs_of
 from laion_assets.near_duplicates.signatures import (
     all_signatures,
+    pixels_of,
     read_signatures,
     write_signatures,
 )
@@ -92,7 +93,7 @@ def write_segment(
     signatures. Two calls in a row give the same bytes. The ledger is locked from the first look-up
     until the block of :func:`~laion_assets.dedup.claims.claiming_keys` ends.
     """
-    within = Within(images, _pixels(rows))
+    within = Within(images, pixels_of(rows))
     # The ledger is locked from here on.
     foreign = _foreign(images, claims, opener, options)
     clusters = find_clusters(within, foreign, options, claims.number)
@@ -104,13 +105,6 @@ def write_segment(
     claims.write(out, *_claims(images, founders))
     others = int(np.count_nonzero(clusters.first < 0))
     return Found(len(rows), len(founders), len(rows) - len(founders) - others, others)
-
-
-def _pixels(rows: pa.Table) -> NDArray[np.int64]:
-    sides = [rows[name].to_numpy(zero_copy_only=False) for name in ("width", "height")]
-    width, height = (np.nan_to_num(side.astype(np.float64)).astype(np.int64) for side in sides)
-    pixels: NDArray[np.int64] = width * height
-    return pixels
 
 
 def _foreign(

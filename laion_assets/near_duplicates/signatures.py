@@ -125,6 +125,13 @@ def _read(
                 yield numbers, [images.read(keys[row]) for row in numbers]
 
 
+def pixels_of(rows: pa.Table) -> NDArray[np.float64]:
+    """Pixels of each row's original, (n,), by its ``width`` and ``height``; 0 if one is missing."""
+    width, height = (rows[side].to_numpy().astype(np.float64) for side in ("width", "height"))
+    pixels: NDArray[np.float64] = np.nan_to_num(width * height)
+    return pixels
+
+
 def write_signatures(folder: Path, signatures: Signatures) -> None:
     write_array(folder / SIGNATURES, signatures)
 
