@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 
 from laion_assets.cli.common import say
 from laion_assets.cli.parser import build_parser
@@ -60,13 +61,34 @@ def _is_ours(error: ModuleNotFoundError) -> bool:
     return (error.name or "").partition(".")[0] in ("laion_assets", "resources", "sensors")
 
 
+@contextmanager
+def _cleans_up_on_sigterm() -> Iterator[None]:
+    """On SIGTERM a command cleans up as on Ctrl-C, also where Ctrl-C is ignored.
+
+    That is so in what a script starts in its background. Dagster handles SIGTERM as SIGINT is, and
+    would have both ignored, so SIGINT is not left ignored: its handler does nothing.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:
+            signal.default_int_handler(number, frame)
+
+    try:
+        signal.signal(signal.SIGTERM, handle)
+        if before[signal.SIGINT] is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, handle)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` and return the exit code."""
     args = build_parser().parse_args(argv)
-    # On SIGTERM a command cleans up as on Ctrl-C.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with show_log(shows_time=args.command.shows_time):
+        with _cleans_up_on_sigterm(), show_log(shows_time=args.command.shows_time):
             args.command.run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -88,6 +110,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = "" if ours else f"{type(error).__name__}: "
         say(f"laion-assets: {name}{error}")
         return 1
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     return 0

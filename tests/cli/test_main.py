@@ -63,6 +63,45 @@ def test_the_callers_handler_of_sigterm_is_left_as_it_was() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+IN_A_SCRIPTS_BACKGROUND = """
+import argparse, signal, sys, time
+import dagster as dg
+from laion_assets import cli
+
+@dg.asset
+def made(): ...
+
+def run(args):
+    dg.materialize([made])
+    print("made", flush=True)
+    time.sleep(60)
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+command = argparse.Namespace(run=run, shows_time=False)
+parser = argparse.ArgumentParser()
+parser.set_defaults(command=command)
+cli.build_parser = lambda: parser
+sys.exit(cli.main([]))
+"""
+
+
+def test_sigterm_ends_a_command_where_ctrl_c_is_ignored(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", IN_A_SCRIPTS_BACKGROUND],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=tmp_path,
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "made\n"
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 130
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [("[pairs]\nmin_txt_chars = 5", r"\[pairs\] has no min_txt_chars"), ("[", "is not TOML")],
