@@ -20,17 +20,18 @@ from laion_assets.clip.model import ClipModel, load_clip
 from laion_assets.clip.options import ClipOptions
 from laion_assets.defs.build import build_defs
 from laion_assets.files import LockedError
-from laion_assets.generation import autoencoder, require_extra
+from laion_assets.generation import autoencoder, require_extra, transformer
 from laion_assets.generation.autoencoder import WrongWeightsError
 from laion_assets.generation.dalle import ALL, SHUFFLED, make_samples
 from laion_assets.generation.drawing import draw_caption
 from laion_assets.generation.evaluation import Drawn
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.pairs import Images, NoPairsError, Pairs, Shard, captions_of
-from laion_assets.generation.ranking import Scores
-from laion_assets.generation.scoring import REAL_EACH
+from laion_assets.generation.ranking import Judge, Scores
+from laion_assets.generation.scoring import REAL_EACH, Studio
 from laion_assets.generation.shown_samples import SHOWN
 from laion_assets.generation.trainer import save_model
+from laion_assets.generation.vocabulary import Vocabulary
 from laion_assets.lake import LocalLake
 from laion_assets.layout import SegmentKey
 from laion_assets.settings import load_settings
@@ -154,6 +155,29 @@ def test_an_interrupted_demo_comes_to_the_same_end(
     assert "autoencoder: 6/6 steps were done by an earlier run" in lines
     for name in ("evaluation.json", "overview.png", "transformer/model.safetensors"):
         assert (out / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_captions_are_drawn_together_and_what_was_drawn_is_taken(
+    tmp_path: Path, finished: Path, tiny: GenerationOptions, clip: ClipModel
+) -> None:
+    options = tiny.model_copy(update={"sample_batch": 2 * tiny.samples})
+    vocabulary = Vocabulary(json.loads((finished / "vocabulary.json").read_text())["clip_tokens"])
+    vq = autoencoder.load(finished / "autoencoder", options)
+    gpt = transformer.load(finished / "transformer")
+    captions = [RED_HEART, "A blue star on a white background", "A green circle"]
+    studio = Studio(vq, vocabulary, Judge(clip), captions, tmp_path)
+    before = studio.draw("all", gpt, options)
+    assert [one.caption for one in before] == captions
+    assert {path.name for path in tmp_path.iterdir()} == {"all-0000.npy", "all-0002.npy"}
+    together = np.load(tmp_path / "all-0000.npy")
+    assert together.shape == (2, options.samples, options.image_tokens)
+    assert not np.array_equal(*together)
+    np.save(tmp_path / "all-0002.npy", np.zeros((1, *together.shape[1:]), together.dtype))
+    after = studio.draw("all", gpt, options)
+    same = [
+        np.array_equal(one.pixels, other.pixels) for one, other in zip(before, after, strict=True)
+    ]
+    assert same == [True, True, False]
 
 
 def test_a_finished_demo_draws(finished: Path, clip: ClipModel) -> None:
