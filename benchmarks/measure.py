@@ -16,7 +16,9 @@ from typing import Final
 _SAMPLE_S: Final = 0.25
 
 _REAPER: Final = """
-import ctypes, os, subprocess, sys
+import ctypes, os, signal, subprocess, sys
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)
 PR_SET_CHILD_SUBREAPER = 36
 if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
     sys.exit("prctl failed")
@@ -30,7 +32,9 @@ except ChildProcessError:
 """Program that runs a command and then waits for all processes that it left behind.
 
 Their CPU time would otherwise count for nobody: the processes of a pool are often not children of
-the process that uses them.
+the process that uses them. Signals are what they are in a terminal: started by a script in its
+background, and after a run of Dagster in the same process, a benchmark has both ignored, and a
+peer whose pool ends its workers by SIGTERM would wait for ever.
 """
 
 
