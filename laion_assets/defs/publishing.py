@@ -300,6 +300,31 @@ def versions_of(
     }
 
 
+@contextmanager
+def reading(
+    lake: Lake, assets: Sequence[str], versions: Mapping[str, Mapping[str, str]]
+) -> Iterator[None]:
+    """Read, in the block, what :func:`versions_of` returned the versions of.
+
+    Raises :class:`InputsChangedError` if a segment was replaced in the block, whichever error that
+    led to: what is read of two versions need not fit together.
+    """
+    message = "a segment was replaced meanwhile: materialize the asset again"
+    try:
+        yield
+    except Exception as error:
+        if not are_still(lake, assets, versions):
+            raise InputsChangedError(message) from error
+        raise
+    if not are_still(lake, assets, versions):
+        raise InputsChangedError(message)
+
+
+def are_still(lake: Lake, assets: Sequence[str], versions: Mapping[str, Mapping[str, str]]) -> bool:
+    """Whether the segments are present with the versions that :func:`versions_of` returned."""
+    return versions_of(lake, assets, map(SegmentKey.parse, versions)) == versions
+
+
 def named_versions(versions: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """What :func:`versions_of` returned, as inputs of :func:`publishing`: by asset and segment."""
     return {

@@ -5,8 +5,6 @@ Needs the optional extra `generation`. Never built automatically, because traini
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -16,10 +14,11 @@ from laion_assets.defs import pools
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table
 from laion_assets.defs.publishing import (
-    InputsChangedError,
     Publication,
+    are_still,
     named_versions,
     publishing,
+    reading,
     versions_of,
 )
 from laion_assets.defs.retries import retrying_transient
@@ -54,7 +53,7 @@ def _segments(store: Lake) -> Versions:
     begun = store.unfinished(DALLE_SAMPLES, None, SEGMENTS)
     if begun is not None:
         made_of: Versions = json.loads(begun)
-        if made_of and _still(store, made_of):
+        if made_of and are_still(store, _MADE_OF, made_of):
             return made_of
     keys = store.segments(FILTERED_SUBSET)
     found = versions_of(store, _MADE_OF, keys)
@@ -63,25 +62,6 @@ def _segments(store: Lake) -> Versions:
     if not found:
         raise NotPublishedError(f"no segment has both {' and '.join(_MADE_OF)}")
     return found
-
-
-def _still(store: Lake, made_of: Versions) -> bool:
-    return versions_of(store, _MADE_OF, map(SegmentKey.parse, made_of)) == made_of
-
-
-@contextmanager
-def _kept(store: Lake, segments: Versions) -> Iterator[None]:
-    """Raises :class:`InputsChangedError` if a segment was replaced in the block, whichever error
-    that led to: what is read of two versions need not fit together."""
-    message = "a segment was replaced meanwhile: materialize the samples again"
-    try:
-        yield
-    except Exception as error:
-        if not _still(store, segments):
-            raise InputsChangedError(message) from error
-        raise
-    if not _still(store, segments):
-        raise InputsChangedError(message)
 
 
 def build(settings: Settings) -> dg.AssetsDefinition:
@@ -111,7 +91,7 @@ def build(settings: Settings) -> dg.AssetsDefinition:
             made_of["vq_weights"] = weights_digest(weights_folder(options.vq_weights))
         with publishing(context, store, made_of=made_of, options=options) as made:
             write_json(made.out / SEGMENTS, segments)
-            with _kept(store, segments):
+            with reading(store, _MADE_OF, segments):
                 shards = [
                     shard
                     for key in map(SegmentKey.parse, segments)

@@ -18,9 +18,9 @@ from laion_assets.defs import pools
 from laion_assets.defs.declaration import Asset
 from laion_assets.defs.metadata import numbers_table
 from laion_assets.defs.publishing import (
-    InputsChangedError,
     named_versions,
     publishing,
+    reading,
     versions_of,
     whole_input,
 )
@@ -94,11 +94,8 @@ def build(settings: Settings) -> dg.AssetsDefinition:
         # A model that cannot be loaded is found before anything is read.
         tokenize = tokenizer_of(clip.options())
         with publishing(context, store, made_of=made_of, options=options) as made:
-            pool = read_pool([_folders(store, key) for key in segments], rules, options)
-            if versions_of(store, _MADE_OF, map(SegmentKey.parse, segments)) != segments:
-                raise InputsChangedError(
-                    "a segment was replaced meanwhile: materialize the comparison again"
-                )
+            with reading(store, _MADE_OF, segments):
+                pool = read_pool([_folders(store, key) for key in segments], rules, options)
             found = compare(pool, rules, _matching(model, main), options, tokenize, model.title)
             found.write(made.out)
             figure = figure_of(found)

@@ -192,17 +192,24 @@ def test_only_segments_that_are_enough_are_read(
     assert [metadata[name] for name in ("pairs", "segments", "segments_available")] == [pairs, 1, 2]
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
 def test_a_segment_that_is_replaced_meanwhile_is_noticed(
-    graph: Graph, drawings: Drawings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    graph: Graph, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    read = recipe_comparison.read_pool
+    read, pools = recipe_comparison.read_pool, []
 
-    def replaced(*args: Any) -> Any:
-        pool = read(*args)
+    def replace() -> None:
         with graph.lake.publish("near_duplicates", FIRST, inputs={}, code_version="2") as staging:
             (staging.path / "part-00000.parquet").write_bytes(b"another")
-        return pool
+
+    def replaced(*args: Any) -> Any:
+        if when == "before":
+            replace()
+        pools.append(read(*args))  # raises then, as the file is no parquet
+        replace()
+        return pools[0]
 
     monkeypatch.setattr(recipe_comparison, "read_pool", replaced)
     assert "a segment was replaced meanwhile" in failure(graph.run("comparison"))
+    assert bool(pools) == (when == "after")
     assert not graph.lake.has("recipe_comparison")
