@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Final, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from laion_assets.clip.model import Tokenizer
@@ -27,14 +29,17 @@ from laion_assets.comparison.result import (
     RANDOM,
     SHUFFLED,
     SUMMARY,
+    ZERO_SHOT,
     Arm,
     Between,
     Comparison,
     HeldOut,
     Interval,
     Measured,
+    ZeroShot,
 )
 from laion_assets.comparison.training import Captions, TextModel, captions_of, device_of
+from laion_assets.comparison.zero_shot import Labelled, labelled
 from laion_assets.options import versioned
 from laion_assets.work import Progress
 
@@ -85,11 +90,16 @@ def compare(
                 f" {LEAST_HELD_OUT} are needed: compare when the lake has more pairs, or raise"
                 f" [comparison] held_out_share (now {options.held_out_share:g})"
             )
+    to_classify = None
+    if options.classes:
+        rows = to_search[MATCHING]
+        texts = pool.texts.take(pa.array(rows)).to_pylist()
+        to_classify = labelled(rows, texts, options.classes)
     drawn = _drawn(to_train, samples, options.seeds)
     trained = np.concatenate([draw.images for draw in drawn])
-    captions = captions_of(pool.texts, trained, np.concatenate([*to_search.values()]), tokenize)
-    hits = _trained(pool, captions, drawn, to_search, options)
-    return _result(hits, to_train, to_search, samples, matching, options, model)
+    captions = _captions(pool, trained, to_search, to_classify, tokenize)
+    hits = _trained(pool, captions, drawn, to_search, to_classify, options)
+    return _result(hits, to_train, to_search, to_classify, samples, matching, options, model)
 
 
 def _samples(to_train: Mapping[str, Rows], options: ComparisonOptions) -> int:
@@ -126,19 +136,39 @@ def _drawn(to_train: Mapping[str, Rows], samples: int, seeds: int) -> list[_Draw
     return found
 
 
+def _captions(
+    pool: Pool,
+    trained: Rows,
+    to_search: Mapping[str, Rows],
+    to_classify: Labelled | None,
+    tokenize: Tokenizer,
+) -> Captions:
+    """The pool's captions and, in the rows behind them, the names of the classes."""
+    searched, texts = [*to_search.values()], pool.texts
+    if to_classify:
+        searched.append(_names(pool, to_classify))
+        names = pa.array(to_classify.classes, texts.type)
+        texts = pa.chunked_array([*texts.chunks, names])
+    return captions_of(texts, trained, np.concatenate(searched), tokenize)
+
+
+def _names(pool: Pool, to_classify: Labelled) -> Rows:
+    return len(pool) + np.arange(len(to_classify.classes))
+
+
 def _trained(
     pool: Pool,
     captions: Captions,
     drawn: Sequence[_Draw],
     to_search: Mapping[str, Rows],
+    to_classify: Labelled | None,
     options: ComparisonOptions,
 ) -> dict[str, dict[str, Hits]]:
-    """Train each arm for each seed. Returns what was found, by arm and by held-out pool."""
+    """Train each arm for each seed. Returns what was found, by arm, and by held-out pool or as
+    :data:`ZERO_SHOT`."""
     device, dim = device_of(options), pool.images.shape[1]
     progress = Progress("recipe comparison", "steps", len(drawn) * options.steps, logger)
-    found: dict[str, dict[str, list[Hits]]] = {
-        draw.arm: {name: [] for name in to_search} for draw in drawn
-    }
+    found: dict[str, dict[str, list[Hits]]] = {draw.arm: defaultdict(list) for draw in drawn}
     for draw in drawn:
         model = TextModel(captions.words, dim, options, draw.seed, device)
         model.fit(
@@ -149,6 +179,10 @@ def _trained(
         )
         for name, rows in to_search.items():
             found[draw.arm][name].append(_hits(*model.ranks(pool.images[rows], captions.of(rows))))
+        if to_classify:
+            names = captions.of(_names(pool, to_classify))
+            right = model.finds(pool.images[to_classify.rows], names, to_classify.labels)
+            found[draw.arm][ZERO_SHOT].append(right[:, None].astype(np.float32))
     return {
         arm: {name: np.stack(of_seeds) for name, of_seeds in by_pool.items()}
         for arm, by_pool in found.items()
@@ -166,17 +200,23 @@ def _result(
     hits: Mapping[str, Mapping[str, Hits]],
     to_train: Mapping[str, Rows],
     to_search: Mapping[str, Rows],
+    to_classify: Labelled | None,
     samples: int,
     matching: float,
     options: ComparisonOptions,
     model: str,
 ) -> Comparison:
-    drawn = {
-        name: resampled({arm: by_pool[name] for arm, by_pool in hits.items()}) for name in to_search
-    }
+    # A found pair of the pools counts as any other does; zero-shot, each class does.
+    groups = {name: np.zeros(len(rows), np.int64) for name, rows in to_search.items()}
+    measures = [(name, measure, name, at) for name in groups for at, measure in enumerate(MEASURES)]
+    if to_classify:
+        groups[ZERO_SHOT] = to_classify.labels
+        measures.append((MATCHING, ZERO_SHOT, ZERO_SHOT, 0))
+    found = {name: {arm: of_arm[name] for arm, of_arm in hits.items()} for name in groups}
+    drawn = {name: resampled(by_arm, groups[name]) for name, by_arm in found.items()}
     means = {
-        name: {arm: by_pool[name].mean(axis=(0, 1)) for arm, by_pool in hits.items()}
-        for name in to_search
+        name: {arm: mean_of(one, groups[name]) for arm, one in by_arm.items()}
+        for name, by_arm in found.items()
     }
 
     def difference(name: str, arm: str, other: str, measure: int) -> Interval:
@@ -194,13 +234,12 @@ def _result(
             pairs=len(rows),
             measured=[
                 Measured(
-                    held_out=name,
+                    held_out=held_out,
                     measure=measure,
                     value=value(name, arm, at),
                     above_random=None if arm == RANDOM else difference(name, arm, RANDOM, at),
                 )
-                for name in to_search
-                for at, measure in enumerate(MEASURES)
+                for held_out, measure, name, at in measures
             ],
         )
         for arm, rows in to_train.items()
@@ -225,19 +264,45 @@ def _result(
             for other in recipes[number + 1 :]
             for name in to_search
         ],
+        zero_shot=_zero_shot(to_classify) if to_classify else None,
     )
 
 
-def resampled(hits: Mapping[str, Hits]) -> dict[str, NDArray[np.float32]]:
+def _zero_shot(to_classify: Labelled) -> ZeroShot:
+    counts = np.bincount(to_classify.labels).tolist()
+    return ZeroShot(
+        classes=dict(zip(to_classify.classes, counts, strict=True)),
+        left_out=to_classify.left_out,
+        # As the measured values are, so that a model that guesses is not above it.
+        chance=_rounded(1 / len(counts)),
+    )
+
+
+def mean_of(hits: Hits, groups: Rows) -> NDArray[np.float32]:
+    """Mean of the means of each group of pairs, (measures,)."""
+    by_pair = hits.mean(axis=0)
+    found: NDArray[np.float32] = np.mean(
+        [by_pair[groups == group].mean(axis=0) for group in np.unique(groups)], axis=0
+    )
+    return found
+
+
+def resampled(hits: Mapping[str, Hits], groups: Rows) -> dict[str, NDArray[np.float32]]:
     """Means of resampled seeds and held-out pairs, (resamples, measures), by arm.
 
-    The resamples are the same for all arms, so that differences of two arms are paired.
+    The resamples are the same for all arms, so that differences of two arms are paired. ``groups``:
+    number of each pair's group, (pairs,). Pairs are resampled in each, and all groups count alike.
     """
     seeds, pairs, _ = next(iter(hits.values())).shape
     rng = np.random.default_rng(0)
     by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), _RESAMPLES) / np.float32(seeds)
-    by_pair = rng.multinomial(pairs, np.full(pairs, 1 / pairs), _RESAMPLES) / np.float32(pairs)
-    by_seed, by_pair = by_seed.astype(np.float32), by_pair.astype(np.float32)
+    by_pair = np.zeros((_RESAMPLES, pairs), np.float32)
+    numbers = np.unique(groups)
+    for number in numbers:
+        rows = np.flatnonzero(groups == number)
+        times = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), _RESAMPLES)
+        by_pair[:, rows] = times / (len(rows) * len(numbers))
+    by_seed = by_seed.astype(np.float32)
     return {
         arm: np.stack(
             [
@@ -275,5 +340,5 @@ def wider_for(seeds: int) -> float:
     return t / z * math.sqrt(seeds / free)
 
 
-def _rounded(value: np.floating) -> float:
+def _rounded(value: np.floating | float) -> float:
     return round(float(value), 5)

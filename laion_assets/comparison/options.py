@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from laion_assets.options import OPERATIONAL, Options
+from laion_assets.options import ADDED, OPERATIONAL, Options
 
 
 class ComparisonOptions(Options):
@@ -38,9 +38,25 @@ class ComparisonOptions(Options):
     batch: int = Field(256, ge=2, description="Pairs in a step")
     width: int = Field(128, ge=1, description="Width of the text model's token vectors")
     rate: float = Field(3e-3, gt=0, description="Highest learning rate")
+    classes: Annotated[list[str], ADDED] = Field(
+        [],
+        description="Names of things that held-out images are classified by, zero-shot; an empty"
+        " list classifies none",
+    )
     device: Annotated[str, OPERATIONAL] = Field(
         "auto", description="Device, as in [clip]: cpu, cuda, cuda:1 …"
     )
+
+    @field_validator("classes")
+    @classmethod
+    def _are_several(cls, classes: list[str]) -> list[str]:
+        if wrong := [name for name in classes if not name or name != name.strip()]:
+            raise ValueError(f"blank, or with white space around it: {wrong}")
+        if len({name.lower() for name in classes}) < len(classes):
+            raise ValueError(f"a class is listed twice: {', '.join(classes)}")
+        if len(classes) == 1:
+            raise ValueError(f"{classes[0]} is the only class, and 2 are needed to choose from")
+        return classes
 
     @model_validator(mode="after")
     def _fits(self) -> ComparisonOptions:

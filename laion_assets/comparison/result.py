@@ -36,6 +36,9 @@ MEASURES: Final = (
 """Shares of held-out pairs whose other half is the nearest, or among the ten nearest ones; the last
 is the mean of both directions."""
 
+ZERO_SHOT: Final = "zero-shot"
+"""Mean over classes of the share of images whose class's name is the nearest one, of the matching
+held-out pairs whose captions name one class."""
 
 _BOTH: Final = "beyond the interval in both pools"
 
@@ -92,6 +95,21 @@ class HeldOut(BaseModel, frozen=True):
     """Recall, at 1 and at 10, of a guess."""
 
 
+class ZeroShot(BaseModel, frozen=True):
+    """The classes that held-out images were classified by."""
+
+    classes: Mapping[str, int]
+    """Labelled matching held-out pairs, by class."""
+    left_out: list[str]
+    """Classes that too few captions name."""
+    chance: float
+    """Mean over classes of what a guess finds."""
+
+    @property
+    def pairs(self) -> int:
+        return sum(self.classes.values())
+
+
 class Between(BaseModel, frozen=True):
     """How much better a recipe is than another one, by the summary."""
 
@@ -113,6 +131,8 @@ class Comparison(BaseModel, frozen=True):
     held_out: list[HeldOut]
     arms: list[Arm]
     between: list[Between]
+    zero_shot: ZeroShot | None = None
+    """None if no classes were set."""
 
     @property
     def best(self) -> str | None:
@@ -139,17 +159,16 @@ class Comparison(BaseModel, frozen=True):
 
     @property
     def control_holds(self) -> bool:
-        """Whether `shuffled` found no more than chance does, in both pools.
+        """Whether `shuffled` found no more than chance does, in both pools and zero-shot.
 
         What it finds has to be above chance by twice the interval. By once, one sound comparison
         in twenty would not hold.
         """
         shuffled = next(arm for arm in self.arms if arm.name == SHUFFLED)
-        return all(
-            value.mean - 2 * (value.mean - value.low) <= one.chance[10]
-            for one in self.held_out
-            for value in [shuffled.on(one.name).value]
-        )
+        found = [(shuffled.on(one.name).value, one.chance[10]) for one in self.held_out]
+        if self.zero_shot:
+            found.append((shuffled.on(MATCHING, ZERO_SHOT).value, self.zero_shot.chance))
+        return all(value.mean - 2 * (value.mean - value.low) <= chance for value, chance in found)
 
     @property
     def conclusion(self) -> str:
@@ -183,10 +202,20 @@ class Comparison(BaseModel, frozen=True):
                 "held-out pairs": one.name,
                 **{measure: arm.on(one.name, measure).value.mean for measure in MEASURES},
                 "above random": _readable(arm.on(one.name).above_random),
+                **self._zero_shot(arm, one.name),
             }
             for one in self.held_out
             for arm in self.arms
         ]
+
+    def _zero_shot(self, arm: Arm, held_out: str) -> dict[str, str]:
+        if not self.zero_shot:
+            return {}
+        above = f"{ZERO_SHOT} above random"
+        if held_out != MATCHING:
+            return {ZERO_SHOT: "", above: ""}
+        found = arm.on(MATCHING, ZERO_SHOT)
+        return {ZERO_SHOT: f"{found.value.mean:.3f}", above: _readable(found.above_random)}
 
     def write(self, out: Path) -> None:
         """Write ``comparison.json`` and ``comparison.csv``."""

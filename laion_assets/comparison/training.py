@@ -151,6 +151,20 @@ class TextModel:
             vectors, texts = self._images(images), self._texts(tokens)
             return _ranks(texts, vectors), _ranks(vectors, texts)
 
+    def finds(self, images: NDArray[np.float16], names: Tokens, labels: Rows) -> NDArray[np.bool_]:
+        """Whether the name of each image's class is nearer to it than every other name, (n,).
+
+        ``names``: tokens of the classes' names; ``labels``: number of each image's class.
+        """
+        import torch
+
+        with torch.inference_mode():
+            cosines = self._images(images) @ self._texts(names).T
+            right = cosines.gather(1, self._on_device(labels)[:, None])
+            # The right one itself is not lower. What is no number is not lower, either.
+            found: NDArray[np.bool_] = ((~(cosines < right)).sum(dim=1) == 1).cpu().numpy()
+            return found
+
     def _not_finite(self, arm: str, what: str) -> str:
         return (
             f"the {what} of {arm}, training {self._seed + 1}, became no number: lower [comparison]"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from laion_assets.clip.model import tokenizer_of
-from laion_assets.comparison.compare import compare, interval_of, resampled, wider_for
+from laion_assets.comparison.compare import compare, interval_of, mean_of, resampled, wider_for
 from laion_assets.comparison.options import ComparisonOptions
 from laion_assets.comparison.pool import (
     Rules,
@@ -21,9 +21,18 @@ from laion_assets.comparison.pool import (
     enough_segments,
     read_pool,
 )
-from laion_assets.comparison.result import ALL, MATCHING, RANDOM, SHUFFLED, SUMMARY, Comparison
+from laion_assets.comparison.result import (
+    ALL,
+    MATCHING,
+    RANDOM,
+    SHUFFLED,
+    SUMMARY,
+    ZERO_SHOT,
+    Comparison,
+)
 from laion_assets.filtering.one_of_each import OtherRowsError
 from laion_assets.filtering.recipe import Recipe
+from laion_assets.sample_crawl.drawings import THINGS
 from tests.comparison.conftest import QUICK, SWAPPED, Drawings
 from tests.comparison.make_drawings import TINY
 
@@ -64,6 +73,66 @@ def test_a_filter_that_refuses_wrong_captions_wins_and_shuffled_captions_find_no
         assert value.mean < 2 * one.chance[10]
     assert found.best == "filtered v1"
     assert found.conclusion.startswith("filtered v1 trains a better model than every other arm")
+
+
+NAMED = QUICK.model_copy(update={"held_out_share": 0.4, "classes": [*THINGS]})
+
+
+def test_what_wrong_captions_cost_shows_zero_shot_and_shuffled_captions_teach_no_names(
+    segment: Segment, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = run(segment, FILTERED, options=NAMED)
+    assert found.zero_shot
+    assert found.zero_shot.left_out == ["fish"], "which the CLIP that matches seldom recognises"
+    assert "as fewer than 10 matching held-out pairs name them: fish (" in caplog.text
+    assert [*found.zero_shot.classes] == [name for name in THINGS if name != "fish"]
+    assert min(found.zero_shot.classes.values()) >= 10
+    (matching,) = (one.pairs for one in found.held_out if one.name == MATCHING)
+    assert matching - 10 < found.zero_shot.pairs <= matching, "nearly all captions name a thing"
+    assert found.zero_shot.chance == pytest.approx(1 / 11, abs=1e-5)
+
+    filtered, random, shuffled = (arm.on(MATCHING, ZERO_SHOT) for arm in found.arms)
+    assert random.value.mean > 0.7
+    assert filtered.above_random
+    assert filtered.above_random.low > 0
+    assert shuffled.value.low <= found.zero_shot.chance <= shuffled.value.high
+    assert shuffled.value.high < 0.3
+    assert found.control_holds
+    assert found.options["classes"] == NAMED.classes
+
+
+def test_zero_shot_is_beside_what_was_measured_before(segment: Segment, tmp_path: Path) -> None:
+    without = run(segment, FILTERED, options=QUICKEST)
+    assert without.zero_shot is None
+    assert "zero-shot" not in without.table()[0]
+    found = run(
+        segment, FILTERED, options=QUICKEST.model_copy(update={"classes": ["star", "Circle"]})
+    )
+    assert found.conclusion == without.conclusion
+    for arm, other in zip(found.arms, without.arms, strict=True):
+        assert arm.measured[:-1] == other.measured
+        assert (arm.measured[-1].held_out, arm.measured[-1].measure) == (MATCHING, ZERO_SHOT)
+    found.write(tmp_path)
+    assert Comparison.read(tmp_path) == found
+    with (tmp_path / "comparison.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["measure"] == ZERO_SHOT]
+    assert [float(row["mean"]) for row in rows] == [
+        arm.on(MATCHING, ZERO_SHOT).value.mean for arm in found.arms
+    ]
+    shown = [row["zero-shot"] for row in found.table()]
+    assert shown[:3] == ["", "", ""], "all held-out pairs"
+    assert shown[3:] == [f"{float(row['mean']):.3f}" for row in rows]
+
+
+def test_too_few_classes_are_refused_before_anything_is_trained(
+    segment: Segment, caplog: pytest.LogCaptureFixture
+) -> None:
+    rare = QUICK.model_copy(update={"classes": ["star", "Oryx", "drawn star"]})
+    with pytest.raises(
+        TooFewPairsError, match=r"fewer than 10 .* name Oryx \(0\), drawn star \(0\)"
+    ):
+        run(segment, FILTERED, options=rare)
+    assert "steps" not in caplog.text
 
 
 QUICKEST = QUICK.model_copy(update={"steps": 2})
@@ -203,10 +272,18 @@ def test_intervals_of_few_seeds_hold_the_truth_as_often_as_they_say() -> None:
     for _ in range(times):
         by_seed, by_pair = rng.normal(size=(seeds, 1, 1)), 0.5 * rng.normal(size=(1, 20, 1))
         found = (by_seed + by_pair).astype(np.float32)
-        drawn = resampled({"arm": found})["arm"]
+        drawn = resampled({"arm": found}, np.zeros(20, int))["arm"]
         interval = interval_of(found.mean(), drawn, seeds)
         held += interval.low <= 0 <= interval.high
     assert 0.93 <= held / times < 0.99
+
+
+def test_every_group_of_pairs_counts_alike() -> None:
+    found = np.zeros((5, 40, 1), np.float32)
+    found[:, :30] = 1
+    groups = np.repeat([0, 1], [30, 10])
+    assert mean_of(found, groups) == pytest.approx(0.5)
+    assert np.allclose(resampled({"arm": found}, groups)["arm"], 0.5)
 
 
 def test_the_factor_is_that_of_student_s_distribution() -> None:
@@ -229,3 +306,9 @@ def test_options_that_do_not_fit_are_refused() -> None:
         ComparisonOptions(samples=900)
     with pytest.raises(ValueError, match="greater than or equal to 5"):
         ComparisonOptions(seeds=4)
+    with pytest.raises(ValueError, match="star is the only class"):
+        ComparisonOptions(classes=["star"])
+    with pytest.raises(ValueError, match="listed twice: star, Star"):
+        ComparisonOptions(classes=["star", "Star"])
+    with pytest.raises(ValueError, match=r"white space around it: \[''\]"):
+        ComparisonOptions(classes=["star", ""])

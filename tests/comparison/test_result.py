@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from laion_assets.comparison.result import (
     ALL,
+    JSON,
     MATCHING,
     RANDOM,
     SHUFFLED,
     SUMMARY,
+    ZERO_SHOT,
     Arm,
     Between,
     Comparison,
     HeldOut,
     Interval,
     Measured,
+    ZeroShot,
 )
 
 BETTER, WORSE, UNCLEAR = (0.02, 0.08), (-0.08, -0.02), (-0.01, 0.03)
@@ -111,3 +117,30 @@ def test_nothing_is_concluded_if_shuffled_captions_teach_something() -> None:
 def test_a_control_that_is_above_chance_by_accident_holds() -> None:
     # Chance is 0.1: just beyond the interval of the control, as in one of twenty sound ones.
     assert comparison(BOTH, {("a", "b"): (BETTER, BETTER)}, shuffled=(0.11, 0.15)).control_holds
+
+
+def named(zero_shot: Bounds) -> Comparison:
+    """A comparison whose control finds what chance does but, maybe, zero-shot."""
+    found = comparison(BOTH, {("a", "b"): (BETTER, BETTER)})
+    measured = Measured(
+        held_out=MATCHING, measure=ZERO_SHOT, value=interval(zero_shot), above_random=None
+    )
+    arms = [one.model_copy(update={"measured": [*one.measured, measured]}) for one in found.arms]
+    classes = ZeroShot(classes={"cat": 30, "dog": 20}, left_out=[], chance=0.5)
+    return found.model_copy(update={"arms": arms, "zero_shot": classes})
+
+
+def test_shuffled_captions_may_teach_no_names() -> None:
+    assert named((0.45, 0.55)).control_holds
+    assert named((0.51, 0.6)).control_holds, "by accident"
+    assert not named((0.7, 0.8)).control_holds
+    assert "nothing can be concluded" in named((0.7, 0.8)).conclusion
+
+
+def test_what_was_written_before_there_was_zero_shot_is_read(tmp_path: Path) -> None:
+    found = comparison(BOTH, {("a", "b"): (BETTER, BETTER)})
+    found.write(tmp_path)
+    before = json.loads((tmp_path / JSON).read_text())
+    del before["zero_shot"]
+    (tmp_path / JSON).write_text(json.dumps(before))
+    assert Comparison.read(tmp_path) == found

@@ -37,6 +37,22 @@ def test_a_vector_that_is_no_number_is_found_last_and_finds_nothing() -> None:
     assert sound.min() >= 0
 
 
+def test_an_image_is_of_the_class_whose_name_is_nearest() -> None:
+    model, names = model_of(), TOKENS[:7]
+    labels = RNG.integers(0, 7, PAIRS)
+    found = model.finds(IMAGES, names, labels)
+    every = np.stack([model.finds(IMAGES, names, np.full(PAIRS, label)) for label in range(7)])
+    assert (every.sum(axis=0) == 1).all(), "one of them is nearest"
+    assert (every[labels, np.arange(PAIRS)] == found).all()
+    for number in np.flatnonzero(found)[:5]:
+        # It is nearer than each of the others, one at a time.
+        for other in set(range(7)) - {labels[number]}:
+            pair = names[[labels[number], other]]
+            assert model.finds(IMAGES[[number]], pair, np.array([0])).all()
+    assert not model.finds(with_nan(), names, labels)[7]
+    assert not model.finds(IMAGES, np.repeat(names[:1], 7, axis=0), labels).any(), "all alike"
+
+
 def test_blocks_rank_as_the_whole_does(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of()
     whole = model.ranks(IMAGES, TOKENS)

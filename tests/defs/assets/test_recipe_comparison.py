@@ -17,7 +17,7 @@ from PIL import Image
 from laion_assets.clip.embed import EmbeddedWith
 from laion_assets.clip.model import ClipModel
 from laion_assets.comparison.pool import enough_segments
-from laion_assets.comparison.result import ALL, Comparison
+from laion_assets.comparison.result import ALL, MATCHING, ZERO_SHOT, Comparison
 from laion_assets.defs.assets import recipe_comparison
 from laion_assets.defs.build import build_defs
 from laion_assets.filtering.recipe import Recipe, RecipeError
@@ -25,6 +25,7 @@ from laion_assets.filtering.score import ScoredWith
 from laion_assets.lake import LocalLake
 from laion_assets.layout import SegmentKey, partition_of
 from laion_assets.settings import Settings, load_settings, sample_config
+from laion_assets.stats.plotting import percent
 from tests.comparison.conftest import QUICK, Drawings
 
 FIRST, SECOND = (SegmentKey("CC-MAIN-2000-05", number) for number in ("00", "01"))
@@ -94,7 +95,7 @@ def graph(
     settings = settings.model_copy(
         update={
             "lake": settings.lake.model_copy(update={"root": str(tmp_path / "lake")}),
-            "comparison": QUICK.model_copy(update={"steps": 3}),
+            "comparison": QUICK.model_copy(update={"steps": 3, "classes": ["star", "circle"]}),
             "subsets": {"loose": Recipe(name="loose", threshold=0.2)},
             "retries": settings.retries.model_copy(
                 update={"local": settings.retries.local.model_copy(update={"times": 0})}
@@ -126,13 +127,15 @@ def test_a_comparison_is_published_and_shown_in_ui_and_report(graph: Graph) -> N
     assert all(map(partition_of("recipe_comparison").names, files))
     assert Image.open(folder / "comparison.png").width == 920
     with (folder / "comparison.csv").open() as stream:
-        assert len(list(csv.DictReader(stream))) == 4 * 2 * 5
+        assert len(list(csv.DictReader(stream))) == 4 * (2 * 5 + 1)
 
     metadata = graph.metadata()
     assert metadata["conclusion"].value == found.conclusion
     rows = [record.data for record in metadata["table"].value.records]
     assert [row["trained on"] for row in rows[:4]] == [arm.name for arm in found.arms]
     assert rows[0]["recall@10"] == found.arms[0].on(ALL).value.mean
+    zero_shot = [arm.on(MATCHING, ZERO_SHOT).value.mean for arm in found.arms]
+    assert [row["zero-shot"] for row in rows] == [""] * 4 + [f"{mean:.3f}" for mean in zero_shot]
     (encoded,) = re.findall(r"base64,([\w+/=]+)\)", metadata["plot"].value)
     assert Image.open(io.BytesIO(b64decode(encoded))).width > 100
 
@@ -141,7 +144,8 @@ def test_a_comparison_is_published_and_shown_in_ui_and_report(graph: Graph) -> N
     text = page.read_text()
     assert "What each recipe teaches" in text
     assert found.conclusion in text
-    assert text.count("<td>loose v1</td>") == 2
+    assert text.count("<td>loose v1</td>") == 2 + 1
+    assert f"by 2 classes: star, circle. Chance: {percent(0.5)}." in text
     assert (page.parent / "figures" / "recipe_comparison.csv").exists()
 
 
