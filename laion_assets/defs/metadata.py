@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -183,7 +184,7 @@ def picture(image: bytes, alt: str, uri: str) -> dg.MarkdownMetadataValue:
 
 
 def thumbnail(image: bytes, limit: int = THUMBNAIL_BYTES) -> bytes:
-    """Return the largest WebP of a picture, at most of its size, with at most ``limit`` bytes."""
+    """Return a WebP of a picture, at most of its size, with ``limit`` bytes or somewhat less."""
     from PIL import Image
 
     with Image.open(io.BytesIO(image)) as opened:
@@ -194,6 +195,8 @@ def thumbnail(image: bytes, limit: int = THUMBNAIL_BYTES) -> bytes:
         small.thumbnail((side, side))
         encoded = io.BytesIO()
         small.save(encoded, "WEBP", quality=_QUALITY, method=_EFFORT)
-        side = round(side * _SHRINK)
-        if encoded.tell() <= limit or side < _SMALLEST_SIDE:
+        size = encoded.tell()
+        # Bytes grow with less than the area, so this is never much too small.
+        side = round(side * max(0.5, min(_SHRINK, math.sqrt(limit / size))))
+        if size <= limit or side < _SMALLEST_SIDE:
             return encoded.getvalue()
