@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import logging
 import multiprocessing
+import os
 import shutil
 import signal
 import threading
@@ -32,7 +33,12 @@ class _Heard(logging.Handler):
 
 def pytest_configure() -> None:
     """Take SIGINT where a script that runs the tests in the background has it ignored: Dagster
-    handles SIGTERM as SIGINT is, and whatever is started afterwards would ignore that, too."""
+    handles SIGTERM as SIGINT is, and whatever is started afterwards would ignore that, too.
+
+    A thread each for torch, as there is a process for each core: more would wait for one another,
+    and take half as much time again.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

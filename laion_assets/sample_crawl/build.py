@@ -122,13 +122,15 @@ class Manifest:
         return cls([Case(**case) for case in content["cases"]], rows)
 
 
-def build_sample_crawl(out: Path) -> Manifest:
+def build_sample_crawl(out: Path, ordinary: float = 1.0) -> Manifest:
     """Write the crawl below ``out`` in Common Crawl's layout, the manifest last.
 
-    WAT files and lists of an earlier version that are no longer part of the crawl are deleted.
+    ``ordinary``: share of the pages that no case is about, to leave some out; hosts have their
+    pictures all the same. WAT files and lists of an earlier version that are no longer part of the
+    crawl are deleted.
     """
     plan = Plan()
-    drafts = _laid_out(plan)
+    drafts, left_out = _laid_out(plan, ordinary)
     cases: list[Case] = []
     records: list[Ends] = []
     routes: dict[str, dict[str, Answer]] = {}
@@ -150,6 +152,8 @@ def build_sample_crawl(out: Path) -> Manifest:
                     _add_routes(routes, page)
         listing = gzip.compress("".join(f"{path}\n" for path in paths).encode(), mtime=0)
         _publish(out / "crawl-data" / crawl.name / "wat.paths.gz", listing, written)
+    for page in left_out:
+        _add_routes(routes, page)
     _remove_strays(out / "crawl-data", written)
     routes[HOST] = gallery_answers(plan)
     _publish(out / FILE, gallery_csv(plan), written)
@@ -175,8 +179,9 @@ def expected_funnel(cases: list[Case], records: list[Ends]) -> list[tuple[str, s
     return [row for stage in STAGES for row in counts[stage].rows()]
 
 
-def _laid_out(plan: Plan) -> list[list[Draft]]:
-    """Lay out all pages by WAT file: planted among ordinary ones, the truncated one last."""
+def _laid_out(plan: Plan, share: float) -> tuple[list[list[Draft]], list[Draft]]:
+    """Lay out pages by WAT file: planted among a share of the ordinary ones, the truncated one
+    last. The others come second."""
     rng = random.Random(SEED)
     supply = Supply([pair for pair in plan.group("matched") if pair.reason == KEPT])
     slots = planted(plan, supply)
@@ -185,13 +190,14 @@ def _laid_out(plan: Plan) -> list[list[Draft]]:
     ordinary += plan.group("mismatched")
     rng.shuffle(ordinary)
     pages = list(_ordinary_pages(ordinary, rng))
-    for number, page in enumerate(pages):
+    some = round(share * len(pages))
+    for number, page in enumerate(pages[:some]):
         slots[number % len(slots)].append(page)
     for slot in slots:
         planned = slot.copy()
         rng.shuffle(planned)
         slot[:] = sorted(planned, key=_order_in_file)
-    return slots
+    return slots, pages[some:]
 
 
 def _order_in_file(page: Draft) -> int:

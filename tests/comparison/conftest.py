@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from laion_assets.clip.model import ClipModel, load_clip
@@ -36,12 +35,6 @@ QUICK: Final = ComparisonOptions(
     rate=1e-2,
     device="cpu",
 )
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """Models of this size are slower with several threads, and much slower on a busy machine."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

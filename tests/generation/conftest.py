@@ -13,7 +13,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.pairs import Shard
@@ -22,12 +21,6 @@ from laion_assets.tables import part_path
 
 CRAWL, SEGMENT = "CC-MAIN-2000-13", "00"
 MakeShards = Callable[[Path, int, int], list[Shard]]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """Models of this size are slower with several threads, and much slower on a busy machine."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

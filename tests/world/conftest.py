@@ -97,8 +97,10 @@ def sample_settings(root: Path, server: SampleServer) -> tuple[Path, Settings]:
 
 @pytest.fixture(scope="session")
 def sample_crawl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample crawl with all its cases. The demo has all ordinary pairs, too, of which more than
+    some hundred would only take time."""
     crawl = tmp_path_factory.mktemp("crawl")
-    build_sample_crawl(crawl)
+    build_sample_crawl(crawl, ordinary=0.35)
     return crawl
 
 
