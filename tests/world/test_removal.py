@@ -76,10 +76,14 @@ class Sample:
 
 def sole_rows(lake: LocalLake, key: SegmentKey) -> list[tuple[int, int]]:
     """List ``(part, row)`` of subset rows whose URL, text and image are unique in the lake."""
-    shards = f"read_parquet('{lake.root}/image_shards/*/*/part-*.parquet')"
     alone = [
-        f"{ours} in (select {theirs} from {shards} group by 1 having count(*) = 1)"
-        for ours, theirs in (("URL", "url"), ("TEXT", "caption"), ("sha256", "sha256"))
+        f"{ours} in (select {theirs} from read_parquet('{lake.root}/{asset}/*/*/part-*.parquet')"
+        " group by 1 having count(*) = 1)"
+        for ours, asset, theirs in (
+            ("URL", "pair_parquet", "url"),
+            ("TEXT", "pair_parquet", "text"),
+            ("sha256", "image_shards", "sha256"),
+        )
     ]
     subset = f"{lake.published('filtered_subset', key)}/part-*.parquet"
     return duckdb.sql(
