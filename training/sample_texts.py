@@ -57,6 +57,16 @@ ACCENTED = (
 FLAGGED_ALTS = ("Picture of {a}", "This is {a}", "{Name} illustration", "Drawing of {a}")
 MINORS_ALTS = ("Picture of {a} for KIDS", "Drawing of {a} by a child", "The baby’s {name}")
 OTHER_TEXTS = ("Here is the same {name} picture again", "Another look at the {name} drawing")
+COPY_ALTS = (
+    "Found on another site: {a}",
+    "{Name}, shared again on our page",
+    "Our favourite picture of {a}",
+    "The {name} image that everybody shares",
+    "Somebody sent us {a} today",
+    "This {name} picture is from the web",
+    "Look at {a} here",
+    "{Name} picture, seen elsewhere",
+)
 FOREIGN = {
     "de": ("Bild: {} als Zeichnung kostenlos herunterladen", "Hier sehen Sie ein Bild: {}"),
     "fr": ("Image à télécharger gratuitement : {}", "Voici un joli dessin : {}"),

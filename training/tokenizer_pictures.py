@@ -19,7 +19,7 @@ from PIL import Image
 
 from laion_assets.generation.pairs import shrunk
 from laion_assets.sample_crawl.drawings import Drawing, every_drawing, render
-from laion_assets.sample_crawl.plan import Pictures
+from laion_assets.sample_crawl.plan import COPIED, Pictures
 from laion_assets.tables import write_array
 
 from .compose import encode, jitter, stored
@@ -53,8 +53,11 @@ def drawn(kind: Drawing, seed: int, size: int) -> Pixels:
 
 
 def art(size: int, *, held_out: bool) -> Pixels:
-    """The sample crawl's pictures; for training each in several views, mirrored and jittered."""
-    names = [name for name in Pictures().names() if not name.startswith("special/")]
+    """The sample crawl's pictures; for training each in several views, mirrored and jittered.
+
+    Altered copies of them are left out, as are special files.
+    """
+    names = [name for name in Pictures().names() if not name.startswith(("special/", f"{COPIED}/"))]
     chosen = [name for name in names if _judges(PurePosixPath(name).stem) == held_out]
     return np.stack(list(_views(chosen, size, 1 if held_out else ART_VIEWS, held_out)))
 

@@ -22,7 +22,7 @@ from laion_assets.near_duplicates.clusters import Foreign, Within, find_clusters
 from laion_assets.near_duplicates.options import NearDuplicateOptions
 from laion_assets.near_duplicates.signature import SIGNATURE, Signatures, look, sketches
 from laion_assets.sample_crawl.copies import COPIES, encoded, opened
-from laion_assets.sample_crawl.plan import Pictures
+from laion_assets.sample_crawl.plan import COPIED, Pictures
 
 ORIGINAL: Final = "original"
 REACHED: Final = ("resized", "recompressed", "bordered", "cropped")
@@ -46,7 +46,7 @@ def vendors() -> list[tuple[str, str]]:
     by_name: dict[str, list[str]] = {}
     for name in Pictures().names():
         folder, _, file = name.partition("/")
-        if folder != "special":
+        if folder not in ("special", COPIED):
             by_name.setdefault(file.partition(".")[0], []).append(name)
     return sorted((names[0], names[1]) for names in by_name.values() if len(names) > 1)
 

@@ -32,8 +32,8 @@ from laion_assets.near_duplicates.signature import Signatures, likeness
 
 _MOST: Final = 64
 """First ones of clusters that an image is compared with for one key, those before others."""
-_AT_ONCE: Final = 50_000
-"""Images whose keys are looked up in one pass through the ledger, at up to 12 KB each."""
+_AT_ONCE: Final = 25_000
+"""Images whose keys are looked up in one pass through the ledger, at up to 24 KB each."""
 _KEYS_AT_ONCE: Final = 500_000
 _CLAIMS: Final = 1_000
 """Claims of one key that are looked at, the earliest ones."""
@@ -148,7 +148,7 @@ def find_foreign(
     new = np.flatnonzero(~here & (best.likeness < 0))
     for at in range(0, len(new), _AT_ONCE):
         rows = new[at : at + _AT_ONCE]
-        compare(entries_of(images[rows], rows, mirrored=True), stays=False)
+        compare(entries_of(images[rows], rows, asking=True), stays=False)
     return best
 
 

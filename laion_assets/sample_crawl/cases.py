@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from laion_assets.sample_crawl import answer_cases, link_cases
 from laion_assets.sample_crawl.drafts import Draft, picture_url
-from laion_assets.sample_crawl.plan import Plan, Supply
+from laion_assets.sample_crawl.plan import COPY, Plan, Supply, kind_of_copy
 
 
 def planted(plan: Plan, supply: Supply) -> list[list[Draft]]:
@@ -37,6 +37,8 @@ def planted(plan: Plan, supply: Supply) -> list[list[Draft]]:
         slots[number % len(slots)].extend(make(plan, supply))
     for slot, drafts in _duplicates(plan, supply).items():
         slots[slot].extend(drafts)
+    for slot, draft in _copies(plan).items():
+        slots[slot].append(draft)
     slots[5].append(_truncated(supply))
     return slots
 
@@ -111,3 +113,20 @@ def _duplicates(plan: Plan, supply: Supply) -> dict[int, list[Draft]]:
     for pair in plan.group("other_text"):
         pages[4].image("same_url_other_text", pair, picture_url(pair.file))
     return {0: [pages[0], again], **{slot: [pages[slot]] for slot in (1, 2, 4, 7)}}
+
+
+def _copies(plan: Plan) -> dict[int, Draft]:
+    """Altered copies of pictures that other pages have: of each kind one in each segment.
+
+    The originals are wherever ordinary pages have them.
+    """
+    pages: dict[int, Draft] = {}
+    found: dict[str, int] = {}
+    for pair in plan.group(COPY):
+        kind = str(kind_of_copy(pair.file))
+        number = found[kind] = found.get(kind, -1) + 1
+        slot = (2 * number + list(found).index(kind) % 2) % 8
+        site = f"https://www.reposts{slot}.sample.test"
+        page = pages.setdefault(slot, Draft(f"{site}/found.html", "Found elsewhere"))
+        page.image(f"copy_{kind}", pair, picture_url(pair.file))
+    return pages

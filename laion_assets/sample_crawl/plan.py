@@ -1,7 +1,8 @@
 """The committed inputs: pictures as the web serves them, captions, and what becomes of each pair.
 
-``training/sample_images.py`` writes ``data/plan.json`` and ``data/images.zip``; it scores every
-pair by the pipeline's own code. What does not belong here: anything about the model.
+``training/sample_images.py`` writes ``data/plan.json`` and ``data/images.zip``, and
+``training/sample_copies.py`` what in them are copies. Every pair is scored by the pipeline's own
+code. What does not belong here: anything about the model.
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 DATA: Final = Path(str(resources.files("laion_assets"))) / "sample_crawl" / "data"
 KEPT: Final = "kept"
+COPY: Final = "copy"
+"""Group of the pairs whose picture is an altered copy of another one."""
+COPIED: Final = "copies"
+"""Folder of these pictures: a copy of ``STYLE/NAME.jpg`` is ``copies/KIND/STYLE/NAME.jpg``, or has
+the suffix of its own format."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,8 @@ class PlannedPair:
     ``reason`` is the subset stage's verdict: ``kept`` or one of that stage's reject reasons.
     ``group`` is the pair's purpose: matched, mismatched, marked (the text has characters that HTML
     writes as entities), accented, other_text (for a picture that a matched pair has, too),
-    boundary (in bytes), long (in text), and ``safety_…``, the branches of the safety rule.
+    boundary (in bytes), long (in text), copy (of a matched pair's picture, altered), and
+    ``safety_…``, the branches of the safety rule.
     ``similarity`` and the tag ``nsfw`` are those of the shipped CLIP.
     """
 
@@ -87,10 +94,31 @@ class Plan:
         """Pairs of one group, in order."""
         return [pair for pair in self.pairs if pair.group == name]
 
+    def original(self, file: str) -> str:
+        """The picture that a file is a copy of; the file itself if it is none.
+
+        Raises ``KeyError`` if the original is not among the pictures.
+        """
+        if kind_of_copy(file) is None:
+            return file
+        return self._by_stem[str(PurePosixPath(*PurePosixPath(file).parts[2:]).with_suffix(""))]
+
+    @cached_property
+    def _by_stem(self) -> dict[str, str]:
+        return {
+            str(PurePosixPath(file).with_suffix("")): file for file in self._content["pictures"]
+        }
+
     def size(self, file: str) -> tuple[int, int] | None:
         """Width and height of a picture in pixels; None if the file is not a picture."""
         entry = self._content["pictures"].get(file)
         return (entry["width"], entry["height"]) if entry else None
+
+
+def kind_of_copy(file: str) -> str | None:
+    """The kind of copy that a picture is, one of ``copies.COPIES``; None if it is none."""
+    folder, kind, *_ = PurePosixPath(file).parts
+    return kind if folder == COPIED else None
 
 
 class Supply:

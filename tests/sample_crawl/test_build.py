@@ -5,15 +5,19 @@ import hashlib
 import itertools
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from warcio.archiveiterator import ArchiveIterator
 
 from laion_assets.funnel import REASONS, STAGES
-from laion_assets.sample_crawl.build import Manifest, build_sample_crawl
+from laion_assets.sample_crawl.build import Case, Manifest, build_sample_crawl
+from laion_assets.sample_crawl.copies import COPIES
+from laion_assets.sample_crawl.plan import COPY, Plan
 from laion_assets.schemas import uid_of
 
 # The keys of a real response's WAT record (CC-MAIN-2023-06), outermost first. Every leaf is a
@@ -286,6 +290,31 @@ def test_only_planted_duplicates_are_duplicates(manifest: Manifest) -> None:
         uid = uid_of(case.url, case.text)
         assert (uid in seen) == ((case.stage, case.reason) == ("unique_pairs", "duplicate"))
         seen.add(uid)
+
+
+def test_copies_are_on_other_sites_and_in_any_segment(manifest: Manifest) -> None:
+    plan = Plan()
+    kept: dict[str | None, list[Case]] = {}
+    for case in manifest.cases:
+        if case.kept:
+            kept.setdefault(case.file, []).append(case)
+    copies = [case for case in manifest.cases if case.name.startswith("copy_")]
+    assert {case.name for case in copies} == {f"copy_{kind}" for kind in COPIES}
+    assert Counter(case.file for case in copies) == {pair.file: 1 for pair in plan.group(COPY)}
+    places = Counter[str]()
+    for copy in copies:
+        assert copy.kept
+        originals = kept[plan.original(str(copy.file))]
+        for original in originals:
+            assert urlsplit(original.page_url).hostname != urlsplit(copy.page_url).hostname
+            assert original.url != copy.url
+        first = originals[0]
+        if first.crawl != copy.crawl:
+            places["other crawl"] += 1
+        else:
+            same = first.segment == copy.segment
+            places["same segment" if same else "other segment"] += 1
+    assert all(places[place] > 1 for place in ("same segment", "other segment", "other crawl"))
 
 
 def test_kept_pictures_have_their_size(manifest: Manifest) -> None:

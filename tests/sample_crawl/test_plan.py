@@ -3,11 +3,22 @@ from __future__ import annotations
 import io
 import warnings
 import zipfile
+from collections import Counter
+from pathlib import PurePosixPath
 
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from laion_assets.sample_crawl.plan import DATA, KEPT, Pictures, Plan
+from laion_assets.sample_crawl.copies import COPIES
+from laion_assets.sample_crawl.plan import (
+    COPIED,
+    COPY,
+    DATA,
+    KEPT,
+    Pictures,
+    Plan,
+    kind_of_copy,
+)
 
 MIN_BYTES = 5_000
 MAX_PIXELS = 89_478_485
@@ -54,10 +65,40 @@ def test_pictures_decode(plan: Plan, pictures: Pictures) -> None:
 
 
 def test_styles_and_their_terms(pictures: Pictures) -> None:
-    styles = {name.partition("/")[0] for name in pictures.names()} - {"special"}
-    assert len(styles) >= 2
+    folders = {name.partition("/")[0] for name in pictures.names()}
+    assert len(folders - {"special", COPIED}) >= 2
     terms = (DATA / "ATTRIBUTION.md").read_text("utf-8")
-    assert all(f"`{style}/`" in terms for style in styles)
+    assert all(f"`{folder}/`" in terms for folder in folders)
+
+
+def test_each_kind_of_copy_is_planned_with_a_text_of_its_own(
+    plan: Plan, pictures: Pictures
+) -> None:
+    kept = {pair.file: pair for pair in plan.group("matched") if pair.reason == KEPT}
+    texts = [pair.text for pair in plan.pairs]
+    originals = [plan.original(pair.file) for pair in plan.group(COPY)]
+    assert Counter(kind_of_copy(pair.file) for pair in plan.group(COPY)) == dict.fromkeys(COPIES, 4)
+    assert len(set(originals)) == len(originals)
+    for pair, original in zip(plan.group(COPY), originals, strict=True):
+        assert pair.reason == KEPT
+        assert original in kept
+        assert PurePosixPath(original).stem == PurePosixPath(pair.file).stem
+        assert texts.count(pair.text) == 1
+        assert pictures.read(pair.file) != pictures.read(original)
+
+
+def test_look_alikes_of_copied_pictures_are_planned(plan: Plan) -> None:
+    """Another family's drawing of the same thing, which is no copy."""
+    drawn = Counter(PurePosixPath(file).stem for file in {p.file for p in plan.group("matched")})
+    assert all(drawn[PurePosixPath(pair.file).stem] == 2 for pair in plan.group(COPY))
+
+
+def test_what_is_no_copy_is_its_own_original(plan: Plan) -> None:
+    for pair in plan.group("matched"):
+        assert kind_of_copy(pair.file) is None
+        assert plan.original(pair.file) == pair.file
+    with pytest.raises(KeyError):
+        plan.original(f"{COPIED}/cropped/noto/nothing.jpg")
 
 
 def test_no_pair_is_planned_twice(plan: Plan) -> None:

@@ -46,7 +46,7 @@ from resources.rules import NearDuplicatesResource
 ASSET = Asset(
     NEAR_DUPLICATES,
     group="subset",
-    revision=3,
+    revision=4,
     checks=("schema_exact", "rows_aligned"),
     pool=pools.CLUSTERS,
 )
