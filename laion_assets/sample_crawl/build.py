@@ -21,7 +21,7 @@ from laion_assets.funnel import STAGES, StageCounts
 from laion_assets.sample_crawl.cases import planted
 from laion_assets.sample_crawl.drafts import NO_LICENCE, Answer, Draft, Ends, Entry, picture_url
 from laion_assets.sample_crawl.gallery import FILE, HOST, gallery_answers, gallery_csv
-from laion_assets.sample_crawl.plan import KEPT, Plan, PlannedPair, Supply
+from laion_assets.sample_crawl.plan import COPY, KEPT, Plan, PlannedPair, Supply
 from laion_assets.sample_crawl.records import Link, Page, WatFile
 from laion_assets.sample_crawl.server import IMAGE_HOSTS, ROUTES
 
@@ -125,9 +125,9 @@ class Manifest:
 def build_sample_crawl(out: Path, ordinary: float = 1.0) -> Manifest:
     """Write the crawl below ``out`` in Common Crawl's layout, the manifest last.
 
-    ``ordinary``: share of the pages that no case is about, to leave some out; hosts have their
-    pictures all the same. WAT files and lists of an earlier version that are no longer part of the
-    crawl are deleted.
+    ``ordinary``: share of the pages that no case is about, to leave some out; those with a picture
+    that another page has a copy of stay, and hosts have all pictures. WAT files and lists of an
+    earlier version that are no longer part of the crawl are deleted.
     """
     plan = Plan()
     drafts, left_out = _laid_out(plan, ordinary)
@@ -189,15 +189,19 @@ def _laid_out(plan: Plan, share: float) -> tuple[list[list[Draft]], list[Draft]]
     ordinary += [pair for pair in plan.group("matched") if pair.reason != KEPT]
     ordinary += plan.group("mismatched")
     rng.shuffle(ordinary)
-    pages = list(_ordinary_pages(ordinary, rng))
-    some = round(share * len(pages))
-    for number, page in enumerate(pages[:some]):
-        slots[number % len(slots)].append(page)
+    pages, left_out = list(_ordinary_pages(ordinary, rng)), []
+    copied = {plan.original(pair.file) for pair in plan.group(COPY)}
+    for number, page in enumerate(pages):
+        has_copied = any(entry.scored and entry.scored.file in copied for entry in page.entries)
+        if number < share * len(pages) or has_copied:
+            slots[number % len(slots)].append(page)
+        else:
+            left_out.append(page)
     for slot in slots:
         planned = slot.copy()
         rng.shuffle(planned)
         slot[:] = sorted(planned, key=_order_in_file)
-    return slots, pages[some:]
+    return slots, left_out
 
 
 def _order_in_file(page: Draft) -> int:

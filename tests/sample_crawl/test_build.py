@@ -18,6 +18,7 @@ from laion_assets.funnel import REASONS, STAGES
 from laion_assets.sample_crawl.build import Case, Manifest, build_sample_crawl
 from laion_assets.sample_crawl.copies import COPIES
 from laion_assets.sample_crawl.plan import COPY, Plan
+from laion_assets.sample_crawl.server import ROUTES
 from laion_assets.schemas import uid_of
 
 # The keys of a real response's WAT record (CC-MAIN-2023-06), outermost first. Every leaf is a
@@ -328,3 +329,20 @@ def test_manifest_reads_back(built: Path, tmp_path: Path) -> None:
     assert build_sample_crawl(tmp_path) == Manifest.read(built)
     with pytest.raises(FileNotFoundError):
         Manifest.read(tmp_path / "nothing")
+
+
+def test_a_smaller_crawl_has_every_case_and_what_copies_are_of(built: Path, tmp_path: Path) -> None:
+    small, whole = build_sample_crawl(tmp_path, ordinary=0.2), Manifest.read(built)
+    fewer, all_of = (Counter(case.name for case in one.cases) for one in (small, whole))
+    assert fewer.keys() == all_of.keys()
+    assert {name for name in all_of if fewer[name] < all_of[name]} == {
+        "ordinary",
+        "mismatched_caption",
+        "model_miss",
+        "layout_image",
+    }
+    assert fewer["ordinary"] < all_of["ordinary"] / 2
+    files = {case.file for case in small.cases if case.file}
+    assert {Plan().original(file) for file in files} <= files
+    routes = [json.loads((folder / ROUTES).read_bytes()) for folder in (tmp_path, built)]
+    assert routes[0] == routes[1]

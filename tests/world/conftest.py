@@ -100,7 +100,7 @@ def sample_crawl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample crawl with all its cases. The demo has all ordinary pairs, too, of which more than
     some hundred would only take time."""
     crawl = tmp_path_factory.mktemp("crawl")
-    build_sample_crawl(crawl, ordinary=0.35)
+    build_sample_crawl(crawl, ordinary=0.2)
     return crawl
 
 
