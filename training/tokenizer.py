@@ -5,7 +5,8 @@ from a checkpoint in ``.cache/training``. It needs no network.
 
 The codebook starts as the k-means of latents once the encoder has settled a little, and is then
 the moving mean of the latents that chose each code; codes that nothing chooses move to latents.
-The shipped weights are a moving mean of the trained ones.
+At last the codes stay as they are, and the decoder learns to draw what CLIP sees in the pictures,
+too. The shipped weights are a moving mean of the trained ones.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import copy
 import functools
 import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -30,15 +33,23 @@ from laion_assets.generation.trainer import Schedule, fit, save_model
 
 from .corpus import DEFAULT_CACHE
 from .tokenizer_card import judge_codes, write_card
+from .tokenizer_features import SEEN, Features
 from .tokenizer_pictures import Pixels, cached
 
-STEPS = 1_000
+STEPS = 1_500
 BATCH = 8
 ART_EVERY = 4
 """Passes from one picture of art to the next; the others are drawings."""
 RATE = 4e-4
 POLISH_STEPS, POLISH_RATE = 500, 2.5e-4
 """A second, gentler training of the first one's result."""
+SHARPEN_STEPS, SHARPEN_RATE = 300, 3e-4
+"""The last training, of the decoder alone."""
+FEATURES = 1.0
+"""Weight of the difference that CLIP sees. In a trial on earlier weights, 300 steps raised what
+codes keep of the similarity as stored from 59 % to 97 %, and PSNR fell from 26.1 to 25.2 dB."""
+PRECISION = "fp32"
+"""Mixed precision takes many times as long on CPUs that have no bfloat16."""
 NORM_GROUPS = 1
 """All channels are normalised together: in four groups, colours were learnt much more slowly."""
 KMEANS_AT = 250
@@ -116,10 +127,15 @@ class Trainer:
     def batch(self, number: int, size: int = BATCH) -> torch.Tensor:
         """Pixels of a pass, (size, 3, side, side)."""
         rng = np.random.default_rng([OPTIONS.seed, 11, number])
-        art = size // BATCH if number % ART_EVERY == 0 else 0
-        some = [rng.integers(len(self._data[0]), size=size - art)]
-        some.append(rng.integers(len(self._data[1]), size=art))
-        pixels = [rows[np.sort(which)] for rows, which in zip(self._data, some, strict=True)]
+        # The codebook's start sees many passes' worth, each ART_EVERY-th with a picture of art.
+        art = size // BATCH // ART_EVERY if size > BATCH else int(number % ART_EVERY == 0)
+        drawn = rng.integers(len(self._data[0]), size=size - art)
+        return self._pixels(drawn, rng.integers(len(self._data[1]), size=art))
+
+    def _pixels(self, drawn: NDArray[np.int64], art: NDArray[np.int64]) -> torch.Tensor:
+        """Pixels of the drawings and pictures of art with these numbers, in order."""
+        parts = zip(self._data, (drawn, art), strict=True)
+        pixels = [rows[np.sort(which)] for rows, which in parts]
         return autoencoder.as_floats(np.concatenate(pixels), torch.device("cpu"))
 
     def loss(self, first: int, number: int) -> torch.Tensor:
@@ -147,6 +163,22 @@ class Trainer:
         commitment = functional.mse_loss(points, nearest)
         through = latents + (_grid(nearest, latents) - latents).detach()
         return difference(self._decoded(through), pixels) + COMMITMENT * commitment
+
+    def sharpening_loss(self, features: Features, first: int, number: int) -> torch.Tensor:
+        """Loss of a pass of the last training: :func:`difference`, and what CLIP sees."""
+        number += first
+        self._average(number)
+        rng = np.random.default_rng([OPTIONS.seed, 12, number])
+        rows = np.sort(rng.integers(SEEN, size=BATCH))
+        # What has been learnt of art is not to be forgotten.
+        pixels = self._pixels(rows, rng.integers(len(self._data[1]), size=1))
+        with torch.no_grad():
+            latents = self._model.encode(pixels).latents.float()
+            points = _points(latents)
+            nearest = self.book.codes[self.book.nearest(points)]
+        decoded = self._decoded(_grid(nearest, latents))
+        seen = features.difference(decoded[:BATCH], torch.from_numpy(rows))
+        return difference(decoded, pixels) + FEATURES * seen
 
     def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
         decoded: torch.Tensor = self._model.decode(latents, force_not_quantize=True).sample
@@ -205,12 +237,26 @@ def train(cache: Path, steps: int) -> Any:
     model.quantize.requires_grad_(False)
     trainer = Trainer(model, data, steps)
     first = 0
-    for what, more, rate in (("tokenizer", steps, RATE), ("polish", POLISH_STEPS, POLISH_RATE)):
-        schedule = Schedule(more, rate, OPTIONS.seed + first, "bf16", checkpoint_every=100)
-        checkpoint = cache / "tokenizer" / f"{what}-{steps}-{RECIPE}.safetensors"
-        loss = functools.partial(trainer.loss, first)
-        fit(what, model, loss, schedule, checkpoint, carried=trainer.carried)
+
+    def go_on(what: str, more: int, rate: float, loss: Callable[[int, int], torch.Tensor]) -> None:
+        nonlocal first
+        fit(
+            what,
+            model,
+            functools.partial(loss, first),
+            Schedule(more, rate, OPTIONS.seed + first, PRECISION),
+            cache / "tokenizer" / f"{what}-{steps}-{RECIPE}.safetensors",
+            carried=trainer.carried,
+        )
         first += more
+
+    go_on("tokenizer", steps, RATE, trainer.loss)
+    go_on("polish", POLISH_STEPS, POLISH_RATE, trainer.loss)
+    model.load_state_dict(trainer.mean)
+    for part in (model.encoder, model.quant_conv):
+        part.requires_grad_(False)
+    sharpening = functools.partial(trainer.sharpening_loss, Features(cache))
+    go_on("sharpen", SHARPEN_STEPS, SHARPEN_RATE, sharpening)
     model.load_state_dict(trainer.mean)
     return model.eval()
 
@@ -236,6 +282,8 @@ def main() -> None:
     report = judge_codes(model, OPTIONS.image_size) | {
         "parameters": sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         "steps": args.steps + POLISH_STEPS,
+        "sharpened": SHARPEN_STEPS,
+        "seen": SEEN,
         "batch": BATCH,
         "drawings": len(drawings),
         "art": len(art),

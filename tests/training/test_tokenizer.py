@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from laion_assets.generation import autoencoder
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.subjects import colours, subject
+from training.compose import STORED_SIZE
 from training.tokenizer import Codebook
+from training.tokenizer_features import Features, shipped_clip
 from training.tokenizer_pictures import Pixels, drawings
 
 FOLDER = autoencoder.weights_folder(autoencoder.SHIPPED)
 SIZE = 64
 PSNR_FLOOR = 24.0
 """In dB; the card has the figure of more drawings."""
+KEPT_FLOOR = 0.9
+"""Of the similarity with the caption."""
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +64,21 @@ def test_drawings_come_back_from_their_codes(
         assert colours(picture) == (drawing.background, drawing.colour)
 
 
+def test_clip_finds_decoded_drawings_as_like_their_captions_as_stored_ones(
+    model: Any, held_out: tuple[Pixels, list[str]]
+) -> None:
+    pixels, captions = (some[:24] for some in held_out)
+    decoded = autoencoder.decode(model, autoencoder.encode(model, pixels), 24)
+    stored, _ = drawings(24, STORED_SIZE, held_out=True)
+    clip = shipped_clip()
+    said = clip.encode_texts(captions)
+    through, before = (
+        (clip.encode_images([Image.fromarray(one) for one in some]) * said).sum(1).mean()
+        for some in (decoded, stored)
+    )
+    assert through > KEPT_FLOOR * before
+
+
 def test_training_and_judging_share_no_combination() -> None:
     said = [set(drawings(200, 8, held_out=held)[1]) for held in (False, True)]
     assert not said[0] & said[1]
@@ -75,3 +96,16 @@ def test_codes_move_to_what_chose_them_and_unused_ones_to_points() -> None:
     assert quantize.embedding.weight[1].item() == pytest.approx(10)
     book.revive(points)
     assert quantize.embedding.weight[1].item() in (1.0, 2.0)
+
+
+def test_clip_finds_decoded_drawings_like_the_stored_ones(tmp_path: Path) -> None:
+    n = 6
+    features = Features(tmp_path, n)
+    pixels, _ = drawings(n, 64, held_out=False)
+    decoded = autoencoder.as_floats(pixels, torch.device("cpu")).requires_grad_()
+    right = features.difference(decoded, torch.arange(n))
+    other = features.difference(decoded, torch.arange(n).roll(1))
+    assert 0 <= right.item() < 0.5 * other.item()
+    right.backward()
+    assert decoded.grad is not None
+    assert decoded.grad.abs().sum() > 0
