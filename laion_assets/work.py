@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from multiprocessing.connection import wait
+from types import FrameType
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -27,11 +28,25 @@ def signal_at_parents_end(number: signal.Signals) -> None:
         threading.Thread(target=_signal_without, args=watch, name="parent", daemon=True).start()
 
 
-def die_with(parent: int) -> None:
+def only_on_sigterm(number: int, frame: FrameType | None) -> None:
+    """A handler of SIGTERM and SIGINT where Ctrl-C is ignored: SIGTERM is handled as Ctrl-C is."""
+    if number == signal.SIGTERM:
+        signal.default_int_handler(number, frame)
+
+
+def ignores_ctrl_c() -> bool:
+    """Whether Ctrl-C does nothing here, as in what a script starts in its background."""
+    return signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, only_on_sigterm)
+
+
+def die_with(parent: int, *, ignoring_ctrl_c: bool = False) -> None:
     """Have this process killed when its parent, of process id ``parent``, dies.
 
-    Exits with 1 if the parent has died already.
+    ``ignoring_ctrl_c``: because the parent ends this process itself, or ignores it, too: handlers
+    are not inherited. Exits with 1 if the parent has died already.
     """
+    if ignoring_ctrl_c:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal_at_parents_end(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

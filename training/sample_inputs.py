@@ -94,7 +94,7 @@ these drawings; the folder is the style.
 
 {art}
 - `special/`: made of one of the `noto` drawings, or of nothing.
-- `copies/`: altered copies of pictures of the other folders, named like these.
+- `copies/`: altered copies of pictures of the other folders, as `copies/KIND/` and their paths.
 
 The texts are made of the names and keywords of the Unicode CLDR annotations, © Unicode, Inc.,
 under the Unicode License v3 (Unicode-3.0).

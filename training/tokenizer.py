@@ -31,6 +31,7 @@ from laion_assets.generation import autoencoder
 from laion_assets.generation.options import GenerationOptions
 from laion_assets.generation.trainer import Schedule, fit, save_model
 
+from . import tokenizer_features
 from .corpus import DEFAULT_CACHE
 from .tokenizer_card import judge_codes, write_card
 from .tokenizer_features import SEEN, Features
@@ -67,7 +68,9 @@ AVERAGE_EVERY = 5
 REVIVE_EVERY, REVIVE_UNTIL, UNUSED = 25, 0.7, 0.02
 OPTIONS = GenerationOptions(preset="demo")
 """The demo's sizes, which the shipped autoencoder is for."""
-RECIPE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+RECIPE = hashlib.sha256(
+    b"".join(Path(file).read_bytes() for file in (__file__, tokenizer_features.__file__))
+).hexdigest()[:8]
 """Part of a checkpoint's name: what another recipe has begun is not continued."""
 
 

@@ -39,9 +39,10 @@ mean colours of {shrink} × {shrink} pixels. The codebook starts as the k-means 
 move to the mean of the latents that choose them, and unused ones to latents. The weights are a
 moving mean. {steps:,} steps of {batch} pictures, float32, on one CPU core.
 
-In {sharpened} more steps of {batch} drawings the codes stayed as they were, and the decoder learnt
-with a second loss: 1 less the cosine between the embeddings, by `laion-assets-tiny`, of the decoded
-picture and of the drawing as a shard stores it. Of {seen:,} drawings these were known.
+In {sharpened} more steps of {batch} drawings and a picture of art the codes stayed as they
+were, and the decoder learnt with a second loss for the drawings: 1 less the cosine between the
+embeddings, by `laion-assets-tiny`, of the decoded picture and of the drawing as a shard stores it.
+The drawings were the first {seen:,} of those below.
 
 ## Data
 {drawings:,} drawings made by `laion_assets/sample_crawl/drawings.py` (MIT, as this repository),

@@ -14,10 +14,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 
 from laion_assets.cli.common import say
 from laion_assets.cli.parser import build_parser
+from laion_assets.work import ignores_ctrl_c, only_on_sigterm
 
 
 class _TerminalHandler(logging.Handler):
@@ -66,18 +66,13 @@ def _cleans_up_on_sigterm() -> Iterator[None]:
     """On SIGTERM a command cleans up as on Ctrl-C, also where Ctrl-C is ignored.
 
     That is so in what a script starts in its background. Dagster handles SIGTERM as SIGINT is, and
-    would have both ignored, so SIGINT is not left ignored: its handler does nothing.
+    would have both ignored; so SIGINT gets a handler, too, which does nothing.
     """
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM:
-            signal.default_int_handler(number, frame)
-
     try:
-        signal.signal(signal.SIGTERM, handle)
-        if before[signal.SIGINT] is signal.SIG_IGN:
-            signal.signal(signal.SIGINT, handle)
+        signal.signal(signal.SIGTERM, only_on_sigterm)
+        if ignores_ctrl_c():
+            signal.signal(signal.SIGINT, only_on_sigterm)
         yield
     finally:
         for number, handler in before.items():

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,9 +70,14 @@ def labelled(rows: Rows, captions: Sequence[str], classes: Sequence[str]) -> Lab
 
 
 def labels_of(captions: Sequence[str], classes: Sequence[str]) -> Rows:
-    """Number of the one class that each caption names as whole words, (n,); -1: none or several."""
-    names = [re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE) for name in classes]
+    """Number of the one class that each caption names as whole words, (n,); -1: none or several.
+
+    Composed and decomposed letters are the same, and so is all white space.
+    """
+    words = [r"\s+".join(map(re.escape, normalize("NFC", name).split())) for name in classes]
+    names = [re.compile(rf"(?<!\w){name}(?!\w)", re.IGNORECASE) for name in words]
     found = [
-        [number for number, name in enumerate(names) if name.search(text)] for text in captions
+        [number for number, name in enumerate(names) if name.search(normalize("NFC", text))]
+        for text in captions
     ]
     return np.array([one[0] if len(one) == 1 else -1 for one in found], np.int64)

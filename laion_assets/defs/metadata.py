@@ -184,7 +184,8 @@ def picture(image: bytes, alt: str, uri: str) -> dg.MarkdownMetadataValue:
 
 
 def thumbnail(image: bytes, limit: int = THUMBNAIL_BYTES) -> bytes:
-    """Return a WebP of a picture, at most of its size, with ``limit`` bytes or somewhat less."""
+    """Return a WebP of a picture, at most of its size, of at most ``limit`` bytes; of most pictures
+    it has not much less."""
     from PIL import Image
 
     with Image.open(io.BytesIO(image)) as opened:
@@ -196,7 +197,7 @@ def thumbnail(image: bytes, limit: int = THUMBNAIL_BYTES) -> bytes:
         encoded = io.BytesIO()
         small.save(encoded, "WEBP", quality=_QUALITY, method=_EFFORT)
         size = encoded.tell()
-        # Bytes grow with less than the area, so this is never much too small.
+        # Bytes mostly grow with less than the area, so this is seldom much too small.
         side = round(side * max(0.5, min(_SHRINK, math.sqrt(limit / size))))
         if size <= limit or side < _SMALLEST_SIDE:
             return encoded.getvalue()

@@ -223,7 +223,7 @@ def _stop(pool: ProcessPool) -> None:
 
 
 def _begin(begin: Callable[[], None]) -> None:
-    die_with(os.getppid())
+    die_with(os.getppid(), ignoring_ctrl_c=True)
     # Pebble's own handler runs in Python, so only after the decoder; it would wait 3 s for that.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     begin()

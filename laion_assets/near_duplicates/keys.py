@@ -167,8 +167,8 @@ def _packed(bits: NDArray[np.bool_] | Keys) -> Sketches:
 def entries_of(images: Signatures, rows: NDArray[np.int64], *, asking: bool = False) -> Entries:
     """The keys of several images, each key once for an image.
 
-    ``rows``: (n,), their numbers. ``asking``: those of the mirrored images, too, and those with a
-    weak sign changed.
+    ``rows``: (n,), their numbers. ``asking``: those of the mirrored images, too, and those of the
+    images as they are with a weak sign changed.
     """
     weak = _weak_signs(images) if asking else ()
     found = _entries(images, rows, [_AS_IT_IS, *weak], turned=False)

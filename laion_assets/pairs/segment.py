@@ -21,6 +21,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, 
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Final, Protocol
@@ -46,7 +47,7 @@ from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.uids import UidBuckets
 from laion_assets.schemas import PAIRS
 from laion_assets.tables import ROWS_PER_PART, key_in, part_path, rows_in, spans
-from laion_assets.work import Progress, die_with
+from laion_assets.work import Progress, die_with, ignores_ctrl_c
 
 logger = logging.getLogger(__name__)
 
@@ -194,8 +195,7 @@ def _extract_missing(
         ProcessPoolExecutor(
             min(workers, len(missing)),
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=die_with,
-            initargs=(os.getpid(),),
+            initializer=partial(die_with, os.getpid(), ignoring_ctrl_c=ignores_ctrl_c()),
         ) as pool,
         # Half of them wait for a process while the others fetch what it reads next. They are
         # threads of one process, which waits as one where the source asks for fewer requests.

@@ -117,8 +117,8 @@ class Plan:
 
 def kind_of_copy(file: str) -> str | None:
     """The kind of copy that a picture is, one of ``copies.COPIES``; None if it is none."""
-    folder, kind, *_ = PurePosixPath(file).parts
-    return kind if folder == COPIED else None
+    folder, _, rest = file.partition("/")
+    return rest.partition("/")[0] if folder == COPIED else None
 
 
 class Supply:

@@ -64,16 +64,22 @@ def test_the_callers_handler_of_sigterm_is_left_as_it_was() -> None:
 
 
 IN_A_SCRIPTS_BACKGROUND = """
-import argparse, signal, sys, time
+import argparse, functools, multiprocessing, os, signal, sys, time
+from concurrent.futures import ProcessPoolExecutor
 import dagster as dg
 from laion_assets import cli
+from laion_assets.work import die_with, ignores_ctrl_c
 
 @dg.asset
 def made(): ...
 
 def run(args):
+    begin = functools.partial(die_with, os.getpid(), ignoring_ctrl_c=ignores_ctrl_c())
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, begin) as pool:
+        in_child = pool.submit(signal.getsignal, signal.SIGINT).result()
     dg.materialize([made])
-    print("made", flush=True)
+    print("ignored" if in_child is signal.SIG_IGN else in_child, flush=True)
     time.sleep(60)
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -81,25 +87,34 @@ command = argparse.Namespace(run=run, shows_time=False)
 parser = argparse.ArgumentParser()
 parser.set_defaults(command=command)
 cli.build_parser = lambda: parser
-sys.exit(cli.main([]))
+code = cli.main([])
+assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+sys.exit(code)
 """
 
 
 def test_sigterm_ends_a_command_where_ctrl_c_is_ignored(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", IN_A_SCRIPTS_BACKGROUND],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=tmp_path,
-    ) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "made\n"
-        process.send_signal(signal.SIGINT)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.5)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 130
+    with (
+        (tmp_path / "stderr").open("w+") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-c", IN_A_SCRIPTS_BACKGROUND],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            cwd=tmp_path,
+        ) as process,
+    ):
+        try:
+            assert process.stdout
+            said = process.stdout.readline()
+            assert said == "ignored\n", (tmp_path / "stderr").read_text()
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,13 @@ from laion_assets.comparison.zero_shot import LEAST_OF_CLASS, labelled, labels_o
         ("sweetheart", -1),
         ("Ice cream", 1),
         ("ice, cream", -1),
+        ("ice\n cream", 1),
         ("A heart of ice cream", -1),
         ("A heart on a heart", 0),
         ("Programming in C++", 2),
         ("Programming in C", -1),
         ("Étoile", 3),
+        ("E\u0301toile", 3),
         ("", -1),
     ],
 )

@@ -98,14 +98,14 @@ def test_codes_move_to_what_chose_them_and_unused_ones_to_points() -> None:
     assert quantize.embedding.weight[1].item() in (1.0, 2.0)
 
 
-def test_clip_finds_decoded_drawings_like_the_stored_ones(tmp_path: Path) -> None:
+def test_small_drawings_are_like_their_own_stored_ones(tmp_path: Path) -> None:
     n = 6
     features = Features(tmp_path, n)
     pixels, _ = drawings(n, 64, held_out=False)
-    decoded = autoencoder.as_floats(pixels, torch.device("cpu")).requires_grad_()
-    right = features.difference(decoded, torch.arange(n))
-    other = features.difference(decoded, torch.arange(n).roll(1))
+    small = autoencoder.as_floats(pixels, torch.device("cpu")).requires_grad_()
+    right = features.difference(small, torch.arange(n))
+    other = features.difference(small, torch.arange(n).roll(1))
     assert 0 <= right.item() < 0.5 * other.item()
     right.backward()
-    assert decoded.grad is not None
-    assert decoded.grad.abs().sum() > 0
+    assert small.grad is not None
+    assert small.grad.abs().sum() > 0

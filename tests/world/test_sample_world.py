@@ -265,14 +265,14 @@ def test_things_are_found_by_name(world: World, manifest: Manifest) -> None:
 
     model = load_clip(world.settings.clip)
     texts = "\n".join(case.text for case in manifest.cases if case.kept).lower()
-    there = {query: word for query, word in NAMED.items() if re.search(rf"\b{word}\b", texts)}
-    assert len(there) >= 12
+    present = {query: word for query, word in NAMED.items() if re.search(rf"\b{word}\b", texts)}
+    assert len(present) >= 16
     right = [
         word
-        for query, word in there.items()
+        for query, word in present.items()
         if re.search(rf"\b{word}\b", search_text(world.index, query, model, 1)[0].text.lower())
     ]
-    assert len(right) >= 0.7 * len(there), sorted(set(there.values()) - set(right))
+    assert len(right) >= 0.7 * len(present), sorted(set(present.values()) - set(right))
 
 
 def test_the_search_command(world: World, capsys: pytest.CaptureFixture[str]) -> None:
