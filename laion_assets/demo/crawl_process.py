@@ -12,13 +12,8 @@ import os
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 from laion_assets.work import signal_at_parents_end
-
-
-def _end_group(_number: int, _frame: FrameType | None) -> None:
-    os.killpg(0, signal.SIGKILL)
 
 
 def main() -> int:
@@ -30,7 +25,9 @@ def main() -> int:
     args = parser.parse_args()
     if os.getpgrp() != os.getpid():
         raise SystemExit("this process must lead a process group of its own")
-    signal.signal(signal.SIGTERM, _end_group)
+    # Blocked and waited for: a handler would run too late for a signal that comes just before a
+    # wait, and the group would outlive its parent.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal_at_parents_end(signal.SIGTERM)
     if os.getppid() != args.parent:
@@ -45,8 +42,9 @@ def main() -> int:
         return 1
     with server:
         print("ready", flush=True)
-        while True:
-            signal.pause()
+        signal.sigwait({signal.SIGTERM})
+        os.killpg(0, signal.SIGKILL)
+    return 0
 
 
 if __name__ == "__main__":
