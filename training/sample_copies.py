@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from laion_assets.sample_crawl.copies import COPIES, opened
-from laion_assets.sample_crawl.plan import COPIED, COPY, DATA, KEPT
+from laion_assets.sample_crawl.plan import COPIED, COPY, DATA, KEPT, kind_of_copy
 
 from .corpus import DEFAULT_CACHE, Glyph
 from .sample_inputs import Inputs, read_inputs, write_inputs
@@ -44,9 +44,7 @@ def with_copies(inputs: Inputs, judge: Judge) -> Inputs:
     ``judge``: its pictures have the originals; the copies are added. Raises ``ValueError`` if a
     kind has too few copies that score clearly.
     """
-    content = {
-        file: body for file, body in inputs.content.items() if not file.startswith(f"{COPIED}/")
-    }
+    content = {file: body for file, body in inputs.content.items() if kind_of_copy(file) is None}
     pairs = [one for one in inputs.pairs if one.group != COPY]
     candidates = []
     for number, file in enumerate(originals(pairs)[: TRIED * len(COPIES)]):
@@ -90,9 +88,9 @@ def clear(candidates: list[Candidate]) -> list[Candidate]:
 
     Raises ``ValueError`` if there are too few.
     """
-    taken: dict[str, dict[str, Candidate]] = {kind: {} for kind in COPIES}
+    taken: dict[str | None, dict[str, Candidate]] = {kind: {} for kind in COPIES}
     for one in candidates:
-        of_kind = taken[PurePosixPath(one.file).parts[1]]
+        of_kind = taken[kind_of_copy(one.file)]
         if one.reason == KEPT and not one.close and len(of_kind) < EACH:
             of_kind.setdefault(one.file, one)
     if short := {kind: len(found) for kind, found in taken.items() if len(found) < EACH}:

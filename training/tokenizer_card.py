@@ -14,7 +14,7 @@ from laion_assets.generation.subjects import colours, subject
 
 from .compose import STORED_SIZE
 from .corpus import sources
-from .sample_images import STYLES
+from .sample_inputs import STYLES
 from .tokenizer_features import shipped_clip
 from .tokenizer_pictures import TEST_DRAWINGS, Pixels, art, drawings
 

@@ -184,8 +184,10 @@ def picture(image: bytes, alt: str, uri: str) -> dg.MarkdownMetadataValue:
 
 
 def thumbnail(image: bytes, limit: int = THUMBNAIL_BYTES) -> bytes:
-    """Return a WebP of a picture, at most of its size, of at most ``limit`` bytes; of most pictures
-    it has not much less."""
+    """Return a WebP of a picture, not larger than it, with at most ``limit`` bytes.
+
+    Most come close to the limit.
+    """
     from PIL import Image
 
     with Image.open(io.BytesIO(image)) as opened:
