@@ -106,13 +106,15 @@ cluster-demo: setup postgres
 
 bench-scale: chromium postgres
 
-# Each against its peer, the peer in its own environment (slow); the tables go into docs/benchmarks.md.
+# Each against its peer, the peer in its own environment (slow); the tables go into docs/benchmarks.md,
+# and what a crawl costs by them into docs/operations.md.
 BENCHMARKS := $(notdir $(patsubst %/run.py,%,$(wildcard benchmarks/*/run.py)))
 
 bench: $(addprefix bench-,$(BENCHMARKS))
 
 bench-%: setup
 	$(BIN)/python -m benchmarks.$*.run $(ARGS)
+	$(BIN)/python -m deploy.cost >/dev/null
 
 # Remakes the shipped CLIP, after it the sample crawl's pictures and plan, and the autoencoder of
 # drawings that learns from these, too (needs the registries).
