@@ -16,6 +16,7 @@ from laion_assets.cli.common import (
     must_exist,
     must_hold,
     output,
+    positive,
     say,
     show_counts,
 )
@@ -402,6 +403,13 @@ best by CLIP as one PNG. Needs the extra `generation`.
             metavar="N",
             help="another seed draws other pictures (default: 0)",
         ),
+        argument(
+            "--samples",
+            type=positive,
+            default=64,
+            metavar="N",
+            help="pictures to draw, of which the best are shown (default: 64)",
+        ),
         output("FILE", "PNG file to write"),
     ],
 )
@@ -418,7 +426,8 @@ def draw(args: argparse.Namespace) -> None:
     from laion_assets.generation.pictures import caption_grid
 
     clip = load_clip(settings.clip)
-    drawn = draw_caption(args.model, args.caption, clip, args.seed, settings.generation.device)
+    device = settings.generation.device
+    drawn = draw_caption(args.model, args.caption, clip, args.seed, device, args.samples)
     with atomic_path(args.output) as beside:
         beside.write_bytes(caption_grid(drawn, None, min(8, len(drawn.cosines))))
     print(args.output)

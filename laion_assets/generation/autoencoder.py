@@ -80,7 +80,11 @@ def load(folder: Path, options: GenerationOptions) -> Any:
     _refuse_other(folder)
     try:
         model = VQModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,  # which would need accelerate, and asks for it
         )
     except (OSError, ValueError) as error:
         raise WrongWeightsError(f"{folder} holds no VQModel: {error}") from error

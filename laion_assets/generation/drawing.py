@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from laion_assets.clip.model import ClipModel
 
 
-def draw_caption(folder: Path, caption: str, clip: ClipModel, seed: int, device: str) -> Drawn:
+def draw_caption(
+    folder: Path, caption: str, clip: ClipModel, seed: int, device: str, samples: int | None = None
+) -> Drawn:
     """Draw a caption's samples with the models in ``folder`` and let CLIP score them.
+
+    ``samples`` is their number; None for as many as the demo drew.
 
     Raises ``FileNotFoundError`` if the folder holds no finished demo, :class:`WrongWeightsError`
     if its parts come from different ones.
@@ -36,6 +40,8 @@ def draw_caption(folder: Path, caption: str, clip: ClipModel, seed: int, device:
         none = {"caption_dropout": 0.0, "guidance": 1.0, "guidance_compared": []}
         stored |= {"vq_weights": "", **none}
     options = GenerationOptions.model_validate(stored)
+    if samples is not None:
+        options = options.model_copy(update={"samples": samples})
     vocabulary = Vocabulary(json.loads((folder / VOCABULARY).read_bytes())["clip_tokens"])
     where = choose_device(device)
     gpt = transformer.load(folder / TRANSFORMER).to(where)

@@ -187,6 +187,7 @@ def test_a_finished_demo_draws(finished: Path, clip: ClipModel) -> None:
     assert sorted(drawn.cosines, reverse=True)[:2] == pytest.approx(first["best"], abs=2e-4)
     other = draw_caption(finished, RED_HEART, clip, 1, "cpu")
     assert not np.array_equal(drawn.pixels, other.pixels)
+    assert len(draw_caption(finished, RED_HEART, clip, 0, "cpu", 2).pixels) == 2
 
 
 def test_work_is_resumed_only_if_it_was_started_with_the_same_inputs(
