@@ -97,10 +97,10 @@ def sample_settings(root: Path, server: SampleServer) -> tuple[Path, Settings]:
 
 @pytest.fixture(scope="session")
 def sample_crawl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample crawl with all its cases, and a third of the pictures that no case is about. All
+    """The sample crawl with all its cases, and no page that no case is about. All
     of them, as the demo has them, would take a minute more and show nothing else."""
     crawl = tmp_path_factory.mktemp("crawl")
-    build_sample_crawl(crawl, ordinary=0.2)
+    build_sample_crawl(crawl, ordinary=0)
     return crawl
 
 

@@ -21,6 +21,7 @@ import dagster as dg
 import duckdb
 import faiss
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -156,8 +157,8 @@ def contents(path: Path) -> Iterator[bytes]:
         file = pq.ParquetFile(path)
         for column in file.read().columns:
             for chunk in column.chunks:
-                yield repr(chunk.to_pylist()).encode()
-                yield b"".join(buffer for buffer in map(bytes, filter(None, chunk.buffers())))
+                plain = chunk.dictionary_decode() if pa.types.is_dictionary(chunk.type) else chunk
+                yield b"".join(map(bytes, filter(None, plain.buffers())))
         yield repr(file.schema_arrow.metadata).encode() + repr(file.metadata.metadata).encode()
     elif path.suffix == ".duckdb":
         with duckdb.connect(str(path), read_only=True) as connection:
