@@ -406,9 +406,9 @@ best by CLIP as one PNG. Needs the extra `generation`.
         argument(
             "--samples",
             type=positive,
-            default=64,
+            default=32,
             metavar="N",
-            help="pictures to draw, of which the best are shown (default: 64)",
+            help="pictures to draw, of which the best are shown (default: 32)",
         ),
         output("FILE", "PNG file to write"),
     ],
