@@ -1,4 +1,4 @@
-"""Long work: processes that do not outlive the one they work for, and progress with a rate."""
+"""Long work: its processes' ends, the memory that they keep, and progress with a rate."""
 
 from __future__ import annotations
 
@@ -76,6 +76,26 @@ def _signal_without(parent: int, number: signal.Signals) -> None:
     while os.getppid() == parent:
         time.sleep(_LOOK_S)
     os.kill(os.getpid(), number)
+
+
+def keep_freed_memory() -> bool:
+    """Have malloc keep what is freed for what is allocated next, until this process ends.
+
+    Else glibc gives larger buffers than 32 MiB, and what is free at its heap's end, back to the
+    system, and a network's next layer has its pages mapped and cleared anew. False, and nothing is
+    changed, where malloc is another.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return all(mallopt(option, _KEPT) == 1 for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
+
+
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+"""Options of mallopt(3), of which the man page says what they do."""
+_KEPT: Final = 1 << 30
 
 
 class Progress:

@@ -1,7 +1,8 @@
-"""Processes that do not outlive the one they work for."""
+"""Processes that do not outlive the one they work for, and what they do with memory."""
 
 from __future__ import annotations
 
+import platform
 import signal
 import subprocess
 import sys
@@ -50,3 +51,27 @@ def test_a_child_ends_with_its_parent(system: str, number: signal.Signals) -> No
     while alive(pid):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from laion_assets.work import keep_freed_memory
+
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+for number in range(22):
+    if number == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(64 << 20, np.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_kept_on_request() -> None:
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(command, check=True, capture_output=True).stdout)
+
+    assert faults("kept") < 100 < faults("given back")

@@ -259,7 +259,7 @@ class ClipModel:
         import torch
 
         if (trunk := getattr(self.module.visual, "trunk", None)) is not None:
-            from timm.utils import reparameterize_model
+            from timm.utils.model import reparameterize_model
 
             _ = self.version  # of the weights as they were
             # Normalisations become part of the convolutions before them, branches one.

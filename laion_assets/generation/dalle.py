@@ -36,6 +36,7 @@ from laion_assets.generation.scoring import Studio
 from laion_assets.generation.tokens import Tokens, vocabulary_of, write_tokens
 from laion_assets.generation.trainer import Point, save_model
 from laion_assets.options import versioned
+from laion_assets.work import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ def make_samples(
     from laion_assets.clip.precision import choose_precision
     from laion_assets.generation.shown_samples import write_shown
 
+    keep_freed_memory()
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     work = out / _WORK
