@@ -107,7 +107,8 @@ cluster-demo: setup postgres
 bench-scale: chromium postgres
 
 # Each against its peer, the peer in its own environment (slow); the tables go into docs/benchmarks.md,
-# and what a crawl costs by them into docs/operations.md.
+# and what a crawl costs by them into docs/operations.md and the package: look at the difference before
+# you commit it, as small or disturbed runs change both.
 BENCHMARKS := $(notdir $(patsubst %/run.py,%,$(wildcard benchmarks/*/run.py)))
 
 bench: $(addprefix bench-,$(BENCHMARKS))

@@ -82,14 +82,15 @@ def keep_freed_memory() -> bool:
     """Have malloc keep what is freed for what is allocated next, until this process ends.
 
     Else glibc gives larger buffers than 32 MiB, and what is free at its heap's end, back to the
-    system, and a network's next layer has its pages mapped and cleared anew. False, and nothing is
-    changed, where malloc is another.
+    system, and a network's next layer has its pages mapped and cleared anew. False where malloc is
+    another, or one of glibc that refuses.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return all(mallopt(option, _KEPT) == 1 for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
+    taken = [mallopt(option, _KEPT) for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)]
+    return taken == [1, 1]
 
 
 _M_TRIM_THRESHOLD: Final = -1

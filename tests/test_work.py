@@ -58,8 +58,8 @@ import resource, sys
 import numpy as np
 from laion_assets.work import keep_freed_memory
 
-if sys.argv[1] == "kept":
-    assert keep_freed_memory()
+if sys.argv[1] == "kept" and not keep_freed_memory():
+    sys.exit("refused")
 for number in range(22):
     if number == 2:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -68,7 +68,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or platform.libc_ver()[1] < "2.36",
+    reason="earlier versions of mallopt may refuse",
+)
 def test_freed_memory_is_kept_on_request() -> None:
     def faults(how: str) -> int:
         command = [sys.executable, "-c", FAULTS, how]

@@ -2,8 +2,9 @@
 ROUNDS PRECISION WAY…``.
 
 ``embed`` is ours. The others are the bare model: images and tokens are ready in memory, and only
-open_clip's two encoders run. ``model`` encodes all texts at the 77 tokens of their context, as
-open_clip and the peer do; ``model_short`` at their own length, which is the work that ours has.
+open_clip's two encoders run, on as many pictures at once as ours takes. ``model`` encodes all texts
+at the 77 tokens of their context, as open_clip and the peer do; ``model_short`` at their own
+length, which is the work that ours has.
 
 All ways are warmed up alike by a batch of images and of texts, and then take turns, so that neither
 a first call's set-up nor a busy moment of the machine is counted for one alone. Prints a JSON line:
@@ -44,10 +45,11 @@ def bare(model: ClipModel, ready: Ready, *, short: bool) -> dict[str, float]:
     images, tokens = ready
     size = model.options.batch_size
     with torch.inference_mode():
-        for first in range(0, len(images), size):
-            model.module.encode_image(images[first : first + size])
-            if not short:
-                model.module.encode_text(tokens[first : first + size].to(model.device))
+        for some in torch.split(images, model.at_once):
+            model.module.encode_image(some)
+        if not short:
+            for words in torch.split(tokens, size):
+                model.module.encode_text(words.to(model.device))
     if short:
         model.embed_tokens(tokens.numpy())
     if model.device.type == "cuda":

@@ -47,7 +47,7 @@ class ClipOptions(Options):
         " embedded with it, and queries are in fp32",
     )
     batch_size: Annotated[int, OPERATIONAL] = Field(
-        64, ge=1, description="Number of images per forward pass"
+        64, ge=1, description="Number of images in a batch; a CPU encodes fewer of them at once"
     )
     decode_threads: Annotated[int | None, OPERATIONAL] = Field(
         None, ge=1, description="Number of threads that decode images; null takes one per core"

@@ -410,4 +410,5 @@ def test_the_shipped_model_is_open_clips_with_normalisations_folded_in() -> None
         return sum(isinstance(part, torch.nn.BatchNorm2d) for part in model.modules())
 
     assert normalisations(theirs) > normalisations(ours.module) == 0
+    assert {weights.device for weights in ours.module.parameters()} == {ours.device}
     assert float((vectors[0] * vectors[1]).sum()) < 0.99, "it tells pictures apart"

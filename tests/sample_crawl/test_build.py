@@ -342,6 +342,8 @@ def test_a_smaller_crawl_has_every_case_and_what_copies_are_of(built: Path, tmp_
         "layout_image",
     }
     assert fewer["ordinary"] < all_of["ordinary"] / 2
+    # What the filter refuses is there more than once.
+    assert min(fewer["mismatched_caption"], fewer["model_miss"]) >= 8
     files = {case.file for case in small.cases if case.file}
     assert {Plan().original(file) for file in files} <= files
     routes = [json.loads((folder / ROUTES).read_bytes()) for folder in (tmp_path, built)]
