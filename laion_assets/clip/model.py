@@ -261,14 +261,14 @@ class ClipModel:
         """Bring the image tower into the form in which it computes the same in less time."""
         import torch
 
-        trunk = getattr(self.module.visual, "trunk", None)
-        parts = trunk.modules() if trunk is not None else ()
+        visual = self.module.visual
+        parts = visual.trunk.modules() if hasattr(visual, "trunk") else ()
         if any(hasattr(part, how) for part in parts for how in _FOLD):
             from timm.utils.model import reparameterize_model
 
             _ = self.version  # of the weights as they were
             # Normalisations become part of the convolutions before them, branches one.
-            self.module.visual.trunk = reparameterize_model(trunk, inplace=True)
+            visual.trunk = reparameterize_model(visual.trunk, inplace=True)
         # Convolutions are faster so, on tensor cores and on CPUs. timm makes the folded ones on the
         # CPU.
         self.module.to(self.device, memory_format=torch.channels_last)
