@@ -24,7 +24,7 @@ THUMBNAIL_BYTES: Final = 5_000
 """About 7 kB in Base64: a person sees what the picture is of, and opens the whole one for more."""
 _QUALITY: Final = 50
 _EFFORT: Final = 4
-"""Of 6; the slowest takes twice the time, for a picture hardly larger."""
+"""The slowest, 6, takes twice the time, for a picture hardly larger."""
 _SHRINK: Final = 0.9
 _SMALLEST_SIDE: Final = 32
 _MOST_PIXELS: Final = 40
