@@ -97,8 +97,8 @@ def sample_settings(root: Path, server: SampleServer) -> tuple[Path, Settings]:
 
 @pytest.fixture(scope="session")
 def sample_crawl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample crawl with all its cases, a tenth of the other pages, and those whose pictures there
-    are copies of. All of them, as the demo has them, would take a minute more."""
+    """The sample crawl with all its cases, a tenth of the other pages, and those with pictures that
+    there are copies of. All of them, as the demo has them, would take a minute more."""
     crawl = tmp_path_factory.mktemp("crawl")
     build_sample_crawl(crawl, ordinary=0.1)
     return crawl
