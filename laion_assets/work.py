@@ -85,11 +85,10 @@ def keep_freed_memory() -> bool:
     system, and a network's next layer has its pages mapped and cleared anew. False where malloc is
     another, or one of glibc that refuses.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
         return False
-    taken = [mallopt(option, _KEPT) for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)]
+    taken = [libc.mallopt(option, _KEPT) for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)]
     return taken == [1, 1]
 
 

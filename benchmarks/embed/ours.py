@@ -67,13 +67,13 @@ def ready_made(model: ClipModel, shards: Path) -> Ready:
     from laion_assets.clip.shards import find_shards, read_rows
     from laion_assets.download.tars import ImageBytes
 
-    images, texts = [], []
+    images, texts, transform = [], [], model.preprocess.transform
     for tar in find_shards(shards):
         rows = read_rows(tar)
         texts += rows["text"].to_pylist()
         with ImageBytes(tar) as encoded:
             for key in rows["key"].to_pylist():
-                images.append(model.preprocess(Image.open(io.BytesIO(encoded.read(key)))))
+                images.append(transform(Image.open(io.BytesIO(encoded.read(key)))))
     return torch.stack(images).to(model.device), torch.from_numpy(np.copy(model.tokenize(texts)))
 
 

@@ -19,7 +19,7 @@ from laion_assets.clip.folder import problem_of
 from laion_assets.clip.identity import WEIGHTS, ModelIdentity
 from laion_assets.clip.options import BRING_THEIR_OWN_WEIGHTS, HUB, LOCAL, ClipOptions
 from laion_assets.clip.precision import possible_precision
-from laion_assets.clip.preprocessing import Preprocessing, UnsupportedTransformError
+from laion_assets.clip.preprocessing import Preprocessing
 from laion_assets.clip.texts import TextTower, batches_by_length
 
 if TYPE_CHECKING:
@@ -153,9 +153,8 @@ def load_clip(options: ClipOptions) -> ClipModel:
                 cache_dir=options.cache_dir,
                 require_pretrained=True,
             )
-        preprocess = image_transform_v2(
-            PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
-        )
+        transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+        preprocess = Preprocessing(transform, device)
         model.to(device)
     except (*_LOAD_ERRORS, SafetensorError) as error:
         raise ClipLoadError(_way_out(options, source, error)) from error
@@ -218,7 +217,7 @@ class ClipModel:
         options: those that the model was loaded by.
         model: open_clip's module, in eval mode, as it was loaded. Its image tower is brought into a
             quicker form, so that it serves no other object of this class.
-        preprocess: open_clip's transform of a PIL image to a float32 tensor (3, height, width).
+        preprocess: what is done to an image before the model.
         tokenizer: of the same options, see :func:`tokenizer_of`.
         device: the device that the model is on.
     """
@@ -227,7 +226,7 @@ class ClipModel:
         self,
         options: ClipOptions,
         model: Any,
-        preprocess: Any,
+        preprocess: Preprocessing,
         tokenizer: Tokenizer,
         device: torch.device,
     ) -> None:
@@ -238,10 +237,6 @@ class ClipModel:
         self.device = device
         self._cuda = device.type == "cuda"
         self.precision = possible_precision(options.precision, device)
-        try:
-            self._preprocessing = Preprocessing(preprocess, device)
-        except UnsupportedTransformError as error:
-            raise ClipLoadError(str(error)) from error
         self._texts = TextTower(model)
         self._make_quick()
         self._compiled_image: Any = None
@@ -339,7 +334,7 @@ class ClipModel:
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """Crop and resize an image for the model, (height, width, 3)."""
-        return self._preprocessing.pixels(image)
+        return self.preprocess.pixels(image)
 
     def embed_images(
         self, batches: Iterable[Sequence[NDArray[np.uint8]]]
@@ -382,7 +377,7 @@ class ClipModel:
         """Turn a batch of :meth:`pixels` on the device into the model's input."""
         import torch
 
-        floats = self._preprocessing.floats(pixels)
+        floats = self.preprocess.floats(pixels)
         return floats.to(torch.bfloat16) if self._converted else floats
 
     def _start_texts(self, tokens: NDArray[np.int64]) -> _Started:

@@ -15,10 +15,6 @@ _LONGEST: Final = 16
 """Largest ratio of a picture's sides that is scaled; the rest of a longer picture is cut off."""
 
 
-class UnsupportedTransformError(ValueError):
-    """A transform does not end in ToTensor and Normalize."""
-
-
 class Preprocessing:
     """A model's transform: what is done to a picture, and the arithmetic on a batch of them.
 
@@ -30,7 +26,7 @@ class Preprocessing:
         device: the device of the second half.
 
     Raises:
-        UnsupportedTransformError: if it has other steps than expected.
+        ValueError: if the transform does not end in ToTensor and Normalize.
     """
 
     def __init__(self, transform: Any, device: torch.device) -> None:
@@ -39,9 +35,9 @@ class Preprocessing:
 
         *on_picture, to_tensor, normalize = transform.transforms
         if not (type(to_tensor).__name__.endswith("ToTensor") and isinstance(normalize, Normalize)):
-            raise UnsupportedTransformError(
-                f"open_clip's preprocessing is not supported: {transform}"
-            )
+            steps = ", ".join(type(step).__name__ for step in transform.transforms)
+            raise ValueError(f"open_clip's preprocessing is not supported: {steps}")
+        self.transform = transform
         self._mean, self._std = (
             torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
             for values in (normalize.mean, normalize.std)

@@ -30,6 +30,7 @@ from laion_assets.clip.model import (
 )
 from laion_assets.clip.options import ClipOptions
 from laion_assets.clip.precision import choose_precision, cpu_has_bf16, possible_precision
+from laion_assets.clip.preprocessing import Preprocessing
 from laion_assets.clip.texts import TextTower, batches_by_length
 from tests.clip.conftest import MODEL, as_processor, picture
 
@@ -92,9 +93,9 @@ def test_pictures_are_preprocessed_bit_for_bit_as_open_clip_does(mode: str) -> N
 
     cfg = PreprocessCfg(size=32, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28), resize_mode=mode)
     theirs = image_transform_v2(cfg, is_train=False)
-    model = ClipModel(
-        ClipOptions(), open_clip_model(), theirs, open_clip_tokenizer(), torch.device("cpu")
-    )
+    device = torch.device("cpu")
+    preprocess = Preprocessing(theirs, device)
+    model = ClipModel(ClipOptions(), open_clip_model(), preprocess, open_clip_tokenizer(), device)
     images = [picture(1, 90, 50), picture(2, 30, 41), picture(3, 256, 256).convert("L")]
     images = [image.convert("RGB") for image in images]
     ours = model.floats(torch.from_numpy(np.stack([model.pixels(image) for image in images])))
