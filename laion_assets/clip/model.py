@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from laion_assets.clip.cores import Cores
 from laion_assets.clip.folder import problem_of
 from laion_assets.clip.identity import WEIGHTS, ModelIdentity
 from laion_assets.clip.options import BRING_THEIR_OWN_WEIGHTS, HUB, LOCAL, ClipOptions
@@ -33,9 +34,9 @@ _PROBE: Final = "Eine Katze, 3 çats & <b>猫</b>, isn't it?"
 _IN_FLIGHT: Final = 2
 """Batches queued on an accelerator while the next one is prepared."""
 _AT_ONCE: Final = 8
-"""Pictures that a CPU encodes at once, unless it has more threads. Of more, the largest layers take
-more than the 32 MiB up to which malloc reuses memory; to map it anew for every layer took up
-to two fifths of the time (measured with ViT-B-32, RN50 and the shipped model)."""
+"""Pictures at most that a core encodes at once. Of more, the largest layers take more than the
+32 MiB up to which malloc reuses memory; to map it anew for every layer took up to two fifths of the
+time (measured with ViT-B-32, RN50 and the shipped model)."""
 _FOLD: Final = ("fuse", "reparameterize", "switch_to_deploy")
 """Methods of timm's modules that can be folded."""
 Tokenizer = Callable[[list[str]], Any]
@@ -238,6 +239,7 @@ class ClipModel:
         self._cuda = device.type == "cuda"
         self.precision = possible_precision(options.precision, device)
         self._texts = TextTower(model)
+        self._cores = Cores() if device.type == "cpu" and not options.compile else None
         self._make_quick()
         self._compiled_image: Any = None
         if options.compile:
@@ -268,15 +270,11 @@ class ClipModel:
         # CPU.
         self.module.to(self.device, memory_format=torch.channels_last)
 
-    @cached_property
+    @property
     def at_once(self) -> int:
-        """Number of pictures that are encoded at once: the batch's, or what a CPU is quick with."""
-        import torch
-
+        """Number of pictures encoded at once: the batch's, or what a core is quick with."""
         size = self.options.batch_size
-        if self.device.type != "cpu" or self._compiled_image is not None:
-            return size
-        return min(size, max(_AT_ONCE, torch.get_num_threads()))
+        return size if self._cores is None else min(_AT_ONCE, -(-size // self._cores.n))
 
     @property
     def key(self) -> str:
@@ -367,11 +365,7 @@ class ClipModel:
         if self._compiled_image is not None and len(batch) == self.options.batch_size:
             encode = self._compiled_image  # compiled for this batch size
 
-        def encoded(moved: torch.Tensor) -> torch.Tensor:
-            parts = torch.split(moved, self.at_once)
-            return torch.cat([encode(self.floats(some)) for some in parts])
-
-        return self._start(encoded, pixels)
+        return self._start(lambda some: encode(self.floats(some)), pixels, self.at_once)
 
     def floats(self, pixels: torch.Tensor) -> torch.Tensor:
         """Turn a batch of :meth:`pixels` on the device into the model's input."""
@@ -385,22 +379,29 @@ class ClipModel:
 
         encode = self._texts.encoder(tokens.shape[1])
         batch = torch.from_numpy(np.ascontiguousarray(tokens))
-        return self._start(encode, batch.pin_memory() if self._cuda else batch)
+        rows = -(-len(tokens) // (self._cores.n if self._cores else 1))
+        return self._start(encode, batch.pin_memory() if self._cuda else batch, rows)
 
     def _start(
-        self, encode: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor
+        self, encode: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, rows: int
     ) -> _Started:
+        """Encode a batch, so many rows of it at once."""
         import torch
         from torch.nn import functional
 
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         if self._converted:
             dtype = None
+
+        def encoded(some: torch.Tensor) -> torch.Tensor:
+            half = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+            with torch.inference_mode(), half:
+                return functional.normalize(encode(some).float(), dim=-1)
+
         with torch.inference_mode():
-            moved = batch.to(self.device, non_blocking=self._cuda)
-            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-                features = encode(moved)
-            vectors = functional.normalize(features.float(), dim=-1)
+            parts = torch.split(batch.to(self.device, non_blocking=self._cuda), rows)
+            each = self._cores.each(encoded, parts) if self._cores else map(encoded, parts)
+            vectors = torch.cat([*each])
             # On CUDA this copies to pinned memory, and is complete after the event below.
             on_cpu = vectors.to("cpu", non_blocking=self._cuda)
         if not self._cuda:

@@ -68,6 +68,24 @@ def test_embeddings_are_float32_rows_of_unit_length(model: ClipModel) -> None:
     assert model.dim == 24
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_embeddings_keep_their_order_on_several_cores(
+    model: ClipModel, clip_folder: Path, threads: int
+) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        shared = load_clip(ClipOptions(model=f"local-dir:{clip_folder}", batch_size=7))
+        pictures, words = [picture(n) for n in range(17)], [f"thing {n} " * n for n in range(17)]
+        images, texts = shared.encode_images(pictures), shared.encode_texts(words)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(images, model.encode_images(pictures), atol=1e-6)
+    np.testing.assert_allclose(texts, model.encode_texts(words), atol=1e-6)
+
+
 def test_nothing_embeds_to_no_rows(model: ClipModel) -> None:
     assert model.encode_images([]).shape == (0, 24)
     assert model.encode_texts([]).shape == (0, 24)
