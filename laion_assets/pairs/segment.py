@@ -21,7 +21,6 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, 
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Final, Protocol
@@ -190,12 +189,15 @@ def _extract_missing(
         return
     failed: dict[int, str] = {}
     permanent = False
-    # Spawned, not forked: the caller may have threads, and forked ones would hold their locks.
+    # Not forked from the caller, which may have threads: copies would hold their locks.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     with (
         ProcessPoolExecutor(
             min(workers, len(missing)),
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=partial(die_with, os.getpid(), ignoring_ctrl_c=ignores_ctrl_c()),
+            mp_context=context,
+            initializer=_begin,
+            initargs=(ignores_ctrl_c(),),
         ) as pool,
         # Half of them wait for a process while the others fetch what it reads next. They are
         # threads of one process, which waits as one where the source asks for fewer requests.
@@ -235,6 +237,10 @@ def _extract_missing(
             f"{len(failed)} of the {len(parts)} {of_segment.kind} of {of_segment} could not be "
             f"extracted; the first is {wat_files[first]}: {failed[first]}"
         )
+
+
+def _begin(ignoring_ctrl_c: bool) -> None:
+    die_with(os.getppid(), ignoring_ctrl_c=ignoring_ctrl_c)
 
 
 class _WatError(Exception):
