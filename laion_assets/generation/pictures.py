@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from laion_assets.filtering.figures import as_png
 from laion_assets.generation.evaluation import OVERVIEW_BEST, Drawn, Real, Run
 
 _TILE: Final = 96
@@ -134,6 +135,4 @@ def curves(runs: Sequence[Run]) -> bytes:
         sizes.set(xscale="log", xlabel="training pairs", title="Held-out loss against pairs")
         sizes.legend(fontsize=8)
         sizes.grid(alpha=0.3, which="both")
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
+    return as_png(figure)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from laion_assets.filtering.figures import as_png
 from laion_assets.stats.report_data import Bin
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def render(
     import matplotlib as mpl
     from matplotlib.figure import Figure as Canvas
 
-    images = []
+    images, place = [], None
     for theme in (LIGHT, DARK):
         style: dict[Any, Any] = {
             "font.family": "DejaVu Sans",
@@ -95,15 +96,17 @@ def render(
             "axes.spines.right": False,
         }
         with mpl.rc_context(style):
-            canvas = Canvas(figsize=(WIDTH_INCHES, height), dpi=DPI, layout="constrained")
+            canvas = Canvas(
+                figsize=(WIDTH_INCHES, height), dpi=DPI, layout=None if place else "constrained"
+            )
             canvas.set_facecolor(theme.paper)
             axes = canvas.add_subplot()
             axes.set_facecolor(theme.paper)
             paint(axes, theme)
-            buffer = io.BytesIO()
-            # No software name and version in the file: equal data gives equal bytes.
-            canvas.savefig(buffer, format="png", metadata={"Software": None})
-            images.append(buffer.getvalue())
+            if place:  # colours change no layout
+                axes.set_position(place)
+            images.append(as_png(canvas))
+            place = axes.get_position()
     return Figure(name, title, alt, *data, *images)
 
 
