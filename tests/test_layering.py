@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
+import inspect
 import os
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Final
@@ -48,20 +50,43 @@ LOOSE_MODULES = 10
 FILES_WITH_A_NAME: Final = 4
 
 
-def imported(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+@dataclass
+class Source:
+    """What the tests ask of a file, parsed once for all of them."""
+
+    lines: int
+    imported: list[str] = field(default_factory=list)
+    literals: set[str] = field(default_factory=set)
+    functions: dict[str, int] = field(default_factory=dict)
+    """Each function's number of lines."""
+    docstrings: list[str] = field(default_factory=list)
+
+
+@functools.cache
+def source(path: Path) -> Source:
+    text = path.read_text(encoding="utf-8")
+    found = Source(len(text.splitlines()))
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found.imported += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found.imported.append(node.module)
+            found.imported += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.literals.add(node.value)
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            found.docstrings.append(inspect.cleandoc(str(node.value.value)))
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            found.functions[node.name] = max(lines, found.functions.get(node.name, 0))
+    return found
 
 
 @pytest.mark.parametrize("package", WAY)
 def test_a_domain_package_looks_only_back(package: str) -> None:
     allowed = set(WAY[: WAY.index(package) + 1]) | SHARED | MORE.get(package, set())
     for path in (PACKAGE / package).rglob("*.py"):
-        for module in imported(path):
+        for module in source(path).imported:
             top, _, rest = module.partition(".")
             assert top not in ("dagster", "resources", "sensors"), f"{path} imports {module}"
             if top == "laion_assets" and rest and rest != "__version__":
@@ -71,7 +96,7 @@ def test_a_domain_package_looks_only_back(package: str) -> None:
 def test_the_dagster_side_stands_on_the_resources_and_these_on_the_domain() -> None:
     for path in PRODUCT:
         place = path.relative_to(ROOT).parts
-        for module in imported(path):
+        for module in source(path).imported:
             parts = module.split(".")
             if place[0] == "resources":
                 assert parts[:2] != ["laion_assets", "defs"], f"{path} imports {module}"
@@ -80,14 +105,17 @@ def test_the_dagster_side_stands_on_the_resources_and_these_on_the_domain() -> N
                 assert parts[0] not in ("dagster", "resources", "sensors"), f"{path}: {module}"
                 assert parts[:2] != ["laion_assets", "defs"], f"{path} imports {module}"
         if place[0] == "laion_assets" and place[1].removesuffix(".py") in GROUND:
-            assert not {m.split(".")[0] for m in imported(path)} & {"dagster", "resources"}, path
+            assert not {m.split(".")[0] for m in source(path).imported} & {
+                "dagster",
+                "resources",
+            }, path
 
 
 def test_only_one_file_imports_what_dagster_keeps_to_itself() -> None:
     private = {
         path.relative_to(ROOT).as_posix()
         for path in PRODUCT
-        for module in imported(path)
+        for module in source(path).imported
         if re.match(r"dagster\w*\._", module)
     }
     assert private == {"laion_assets/defs/internals.py"}
@@ -104,7 +132,7 @@ def test_the_lake_keeps_its_layout_to_itself() -> None:
             assert f"/{name}" not in text, f"{path} names {name}"
         inside = {
             module
-            for module in imported(path)
+            for module in source(path).imported
             if module.startswith("laion_assets.lake.")
             and (PACKAGE / "lake" / f"{module.split('.')[2]}.py").exists()
         }
@@ -118,26 +146,16 @@ def test_the_root_has_few_modules() -> None:
 
 def test_no_module_and_no_function_is_long() -> None:
     for path in PRODUCT:
-        text = path.read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= LONGEST_MODULE, path
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or 0) - node.lineno + 1
-                assert lines <= LONGEST_FUNCTION, f"{path}: {node.name} has {lines} lines"
-
-
-def literals(path: Path) -> set[str]:
-    return {
-        node.value
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
+        assert source(path).lines <= LONGEST_MODULE, path
+        for name, lines in source(path).functions.items():
+            assert lines <= LONGEST_FUNCTION, f"{path}: {name} has {lines} lines"
 
 
 def test_an_assets_name_is_written_in_few_files() -> None:
-    written = {path: literals(path) for path in PRODUCT}
     for asset in (*layout.PARTITIONS, *layout.OVER_ALL):
-        files = [path.relative_to(ROOT).as_posix() for path in PRODUCT if asset in written[path]]
+        files = [
+            path.relative_to(ROOT).as_posix() for path in PRODUCT if asset in source(path).literals
+        ]
         assert len(files) <= FILES_WITH_A_NAME, f"{asset}: {files}"
 
 
@@ -187,14 +205,6 @@ print(sorted({of_extras()!r} & set(sys.modules)))
     assert done.stdout.strip() == "[]"
 
 
-def docstrings(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield ast.get_docstring(node) or ""
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            yield str(node.value.value)
-
-
 def test_the_english_is_the_fields() -> None:
     """No words that readers had to decipher: subjects first, and one term for one thing."""
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
@@ -202,5 +212,5 @@ def test_the_english_is_the_fields() -> None:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"\btold\b|made anew", text, re.IGNORECASE), path
     for path in PRODUCT:
-        for text in docstrings(path):
+        for text in source(path).docstrings:
             assert not re.match(r"(Of|That|None of|To be)\b", text), f"{path}: {text[:60]}"

@@ -209,7 +209,7 @@ def test_a_query_sees_a_partition_whole_while_it_is_replaced_repeatedly(tmp_path
         scanned, counted, by_path = set(), set(), set()
         turns, patience = 0, time.monotonic() + 60
         # Which of the two states a question meets is chance: ask on until both have been met.
-        while turns < 20 or (min(len(scanned), len(counted)) < 2 and time.monotonic() < patience):
+        while turns < 8 or (min(len(scanned), len(counted)) < 2 and time.monotonic() < patience):
             turns += 1
             sql = "select count(*), sum(WIDTH), count(distinct md5) from subset"
             scanned |= set(_rows(lake / "catalog" / "catalog.duckdb", sql))
