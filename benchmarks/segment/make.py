@@ -1,7 +1,7 @@
 """A crawl of one segment: captioned drawings on many hosts, on pages with other links.
 
-A tenth of the pages is not English, and a tenth of the captions does not fit the picture. The
-pictures of a host are at least 50, and the first of a thousand hosts has a tenth of all.
+A tenth of the pages is not English, and a tenth of the captions does not fit the picture. Hosts
+have the shares of the good ones of :mod:`benchmarks.download.web`, the largest 8 %.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.download.web import GOOD_HOSTS, HOST_EXPONENT
 from laion_assets.files import write_json, write_text
 from laion_assets.sample_crawl import drawings
 from laion_assets.sample_crawl.records import Link, Page, WatFile
@@ -38,12 +39,13 @@ def build_crawl(out: Path, n: int) -> None:
     with zipfile.ZipFile(out / PICTURES, "w", zipfile.ZIP_STORED) as archive:
         for number, drawing in enumerate(drawn):
             archive.writestr(f"drawn/{number:06d}.jpg", drawings.render(drawing, number))
-    hosts = -(-n // 50)
+    shares = [rank**HOST_EXPONENT for rank in range(1, GOOD_HOSTS + 1)]
+    hosts = chance.choices(range(GOOD_HOSTS), shares, k=n)
     routes: dict[str, dict[str, Any]] = {}
     links = []
-    for number in range(n):
+    for number, of_host in enumerate(hosts):
         which = number % len(drawn)
-        host = f"www{int(chance.random() ** 3 * hosts)}.pictures.sample.test"
+        host = f"www{of_host}.pictures.sample.test"
         path = f"/photos/{number:06d}.jpg"
         routes.setdefault(host, {})[path] = {"file": f"drawn/{which:06d}.jpg"}
         shown = drawn[which] if chance.random() < 0.9 else chance.choice(kinds)

@@ -21,6 +21,7 @@ from typing import Final
 
 from benchmarks import measure, table
 from benchmarks.download.run import SHARD, TIMEOUT_S, their_command
+from benchmarks.download.web import GOOD_HOSTS
 from benchmarks.peer import WORK, peer_python
 from benchmarks.segment.make import CRAWL, build_crawl, wat_files
 from laion_assets.clip.identity import WEIGHTS
@@ -70,7 +71,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20_000)
     parser.add_argument("--repeat", type=int, default=3, help="rounds; the fastest counts")
     args = parser.parse_args()
-    crawl = _FOLDER / f"crawl-{args.pairs}"
+    # Change the number when the crawl is made differently.
+    crawl = _FOLDER / f"crawl-2-{args.pairs}"
     build_crawl(crawl, args.pairs)
     runs: dict[str, list[_Run]] = {"theirs": [], "ours": []}
     for turn in range(args.repeat):
@@ -127,7 +129,7 @@ def _report(pairs: int, repeat: int, runs: dict[str, list[_Run]]) -> str:
     return (
         f"{table.markdown(columns, rows)}\n\n"
         f"{table.markdown(['seconds by stage', names['theirs'], 'ours'], stages)}\n\n"
-        f"A segment of {pairs:,} pictures with captions on {-(-pairs // 50):,} hosts in 4 WAT "
+        f"A segment of {pairs:,} pictures with captions on {GOOD_HOSTS} hosts in 4 WAT "
         f"files, the shipped model, {len(os.sched_getaffinity(0))} cores, the fastest of {repeat} "
         f"rounds and the median. Of the pairs that either keeps, both keep {len(mine & others):,}, "
         f"ours alone {len(mine - others):,}, the peers alone {len(others - mine):,}."
