@@ -2,9 +2,9 @@
 ROUNDS PRECISION WAY…``.
 
 ``embed`` is ours. The others are the bare model: images and tokens are ready in memory, and only
-open_clip's two encoders run, on as many pictures at once as ours takes. ``model`` encodes all texts
-at the 77 tokens of their context, as open_clip and the peer do; ``model_short`` at their own
-length, which is the work that ours has.
+open_clip's two encoders run, as torch divides their operations among the cores, on eight pictures
+at once on a CPU. ``model`` encodes all texts at the 77 tokens of their context, as open_clip and
+the peer do; ``model_short`` at their own length, by our code.
 
 All ways are warmed up alike by a batch of images and of texts, and then take turns, so that neither
 a first call's set-up nor a busy moment of the machine is counted for one alone. Prints a JSON line:
@@ -42,10 +42,13 @@ def embed(model: ClipModel, shards: Path, out: Path) -> dict[str, float]:
 def bare(model: ClipModel, ready: Ready, *, short: bool) -> dict[str, float]:
     import torch
 
+    from laion_assets.clip.model import AT_ONCE
+
     images, tokens = ready
     size = model.options.batch_size
+    at_once = max(AT_ONCE, torch.get_num_threads()) if model.device.type == "cpu" else size
     with torch.inference_mode():
-        for some in torch.split(images, model.at_once):
+        for some in torch.split(images, at_once):
             model.module.encode_image(some)
         if not short:
             for words in torch.split(tokens, size):

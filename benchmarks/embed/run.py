@@ -28,8 +28,8 @@ _FOLDER: Final = WORK / "embed"
 _ROUNDS: Final = 2
 _SHARDS: Final = 4  # so that each of the peer's readers has one
 _ROWS: Final = {
-    "model": "floor: bare model, all texts at 77 tokens",
-    "model_short": "floor: bare model, texts at their own length",
+    "model": "bare model, all texts at 77 tokens",
+    "model_short": "bare model, texts at their own length",
     "theirs": "clip-retrieval 2.45.0",
     "embed": "ours, fp32",
     "bf16": "ours, bf16",
@@ -112,11 +112,11 @@ def main() -> None:
         "samples/s",
         "median",
         "times clip-retrieval",
-        "of the 77-token floor",
-        "of the own-length floor",
+        "of the bare model at 77 tokens",
+        "of the bare model at their own length",
         "CPU s a 1,000",
         "median",
-        "floor's share of CPU s",
+        "bare model's share of CPU s",
         "peak MB",
     ]
     rows = [_row(name, runs, peak[name]) for name in _ROWS if runs[name]]

@@ -33,7 +33,7 @@ _PROBE: Final = "Eine Katze, 3 çats & <b>猫</b>, isn't it?"
 """Text by whose tokens tokenizers of the same class are distinguished."""
 _IN_FLIGHT: Final = 2
 """Batches queued on an accelerator while the next one is prepared."""
-_AT_ONCE: Final = 8
+AT_ONCE: Final = 8
 """Pictures at most that a core encodes at once. Of more, the largest layers take more than the
 32 MiB up to which malloc reuses memory; to map it anew for every layer took up to two fifths of the
 time (measured with ViT-B-32, RN50 and the shipped model)."""
@@ -271,12 +271,6 @@ class ClipModel:
         self.module.to(self.device, memory_format=torch.channels_last)
 
     @property
-    def at_once(self) -> int:
-        """Number of pictures encoded at once: the batch's, or what a core is quick with."""
-        size = self.options.batch_size
-        return size if self._cores is None else min(_AT_ONCE, -(-size // self._cores.n))
-
-    @property
     def key(self) -> str:
         return self.options.key
 
@@ -365,7 +359,7 @@ class ClipModel:
         if self._compiled_image is not None and len(batch) == self.options.batch_size:
             encode = self._compiled_image  # compiled for this batch size
 
-        return self._start(lambda some: encode(self.floats(some)), pixels, self.at_once)
+        return self._start(lambda some: encode(self.floats(some)), pixels, AT_ONCE)
 
     def floats(self, pixels: torch.Tensor) -> torch.Tensor:
         """Turn a batch of :meth:`pixels` on the device into the model's input."""
@@ -379,13 +373,12 @@ class ClipModel:
 
         encode = self._texts.encoder(tokens.shape[1])
         batch = torch.from_numpy(np.ascontiguousarray(tokens))
-        rows = -(-len(tokens) // (self._cores.n if self._cores else 1))
-        return self._start(encode, batch.pin_memory() if self._cuda else batch, rows)
+        return self._start(encode, batch.pin_memory() if self._cuda else batch, len(batch))
 
     def _start(
-        self, encode: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, rows: int
+        self, encode: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, most: int
     ) -> _Started:
-        """Encode a batch, so many rows of it at once."""
+        """Encode a batch; ``most``: rows of it that a CPU's core encodes at once."""
         import torch
         from torch.nn import functional
 
@@ -399,9 +392,9 @@ class ClipModel:
                 return functional.normalize(encode(some).float(), dim=-1)
 
         with torch.inference_mode():
-            parts = torch.split(batch.to(self.device, non_blocking=self._cuda), rows)
-            each = self._cores.each(encoded, parts) if self._cores else map(encoded, parts)
-            vectors = torch.cat([*each])
+            moved = batch.to(self.device, non_blocking=self._cuda)
+            parts = self._cores.each(encoded, moved, most) if self._cores else [encoded(moved)]
+            vectors = torch.cat(parts)
             # On CUDA this copies to pinned memory, and is complete after the event below.
             on_cpu = vectors.to("cpu", non_blocking=self._cuda)
         if not self._cuda:

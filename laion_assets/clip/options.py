@@ -47,7 +47,9 @@ class ClipOptions(Options):
         " embedded with it, and queries are in fp32",
     )
     batch_size: Annotated[int, OPERATIONAL] = Field(
-        64, ge=1, description="Number of images in a batch; a CPU encodes fewer of them at once"
+        64,
+        ge=1,
+        description="Number of images in a batch; a CPU's core encodes at most eight at once",
     )
     decode_threads: Annotated[int | None, OPERATIONAL] = Field(
         None, ge=1, description="Number of threads that decode images; null takes one per core"

@@ -77,7 +77,7 @@ def test_embeddings_keep_their_order_on_several_cores(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        shared = load_clip(ClipOptions(model=f"local-dir:{clip_folder}", batch_size=7))
+        shared = load_clip(ClipOptions(model=f"local-dir:{clip_folder}", batch_size=13))
         pictures, words = [picture(n) for n in range(17)], [f"thing {n} " * n for n in range(17)]
         images, texts = shared.encode_images(pictures), shared.encode_texts(words)
     finally:

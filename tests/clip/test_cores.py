@@ -11,44 +11,63 @@ import torch
 from laion_assets.clip.cores import Cores
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
+@pytest.fixture(params=[2, 3])
+def cores(request: pytest.FixtureRequest) -> Iterator[Cores]:
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
+    torch.set_num_threads(request.param)
+    yield Cores()
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("two_threads")
-def test_each_part_is_computed_by_a_thread_that_shares_none_of_its_operations() -> None:
-    meeting = threading.Barrier(2, timeout=30)
-    threads: list[tuple[int, int]] = []
+def test_each_part_is_computed_by_one_of_the_cores_alone(cores: Cores) -> None:
+    meeting = threading.Barrier(cores.n, timeout=30)
+    found: list[tuple[int, int]] = []
 
     def compute(part: torch.Tensor) -> torch.Tensor:
-        found = part @ part.T
         meeting.wait()
-        threads.append((threading.get_ident(), torch.get_num_threads()))
-        return found
+        found.append((threading.get_ident(), torch.get_num_threads()))
+        return part * 2
 
-    parts = torch.arange(48.0).reshape(4, 4, 3).unbind()
-    found = Cores().each(compute, parts)
-    assert [one.tolist() for one in found] == [(part @ part.T).tolist() for part in parts]
-    assert len({ident for ident, _ in threads}) == 2
-    assert {number for _, number in threads} == {1}
-    assert torch.get_num_threads() == 2
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_a_single_part_has_all_cores() -> None:
-    (found,) = Cores().each(lambda _: torch.tensor(torch.get_num_threads()), [torch.zeros(1)])
-    assert found == 2
+    batch = torch.arange(2.0 * cores.n * 8).reshape(-1, 1)
+    parts = cores.each(compute, batch, 8)
+    assert torch.equal(torch.cat(parts), batch * 2)
+    assert [len(part) for part in parts] == [8] * 2 * cores.n
+    assert len({thread for thread, _ in found}) == cores.n
+    assert {number for _, number in found} == {1}
+    assert torch.get_num_threads() == cores.n
 
 
-@pytest.mark.usefixtures("two_threads")
-def test_a_failure_is_raised_and_leaves_the_number_of_threads() -> None:
+@pytest.mark.parametrize(
+    ("rows", "most", "sizes"),
+    [
+        (10, 8, [5, 5]),
+        (13, 8, [7, 6]),
+        (33, 100, [17, 16]),
+        (33, 8, [6, 6, 6, 5, 5, 5]),
+        (7, 8, [7]),
+    ],
+)
+def test_parts_are_as_equal_as_can_be(rows: int, most: int, sizes: list[int]) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        parts = Cores().each(torch.Tensor.clone, torch.zeros(rows), most)
+    finally:
+        torch.set_num_threads(before)
+    assert [len(part) for part in parts] == sizes
+
+
+def test_a_few_rows_have_all_cores_for_each_operation(cores: Cores) -> None:
+    def threads(part: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(part),), torch.get_num_threads())
+
+    assert [one.tolist() for one in cores.each(threads, torch.zeros(3), 8)] == [[cores.n] * 3]
+
+
+def test_a_failure_is_raised(cores: Cores) -> None:
     def fail(part: torch.Tensor) -> torch.Tensor:
-        raise ValueError(f"row {part.item():.0f}")
+        raise ValueError(f"row {part[0].item():.0f}")
 
     with pytest.raises(ValueError, match="row 0"):
-        Cores().each(fail, torch.arange(2.0).split(1))
-    assert torch.get_num_threads() == 2
+        cores.each(fail, torch.arange(30.0), 8)
+    assert torch.get_num_threads() == cores.n
