@@ -10,10 +10,13 @@ import signal
 import threading
 import time
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
 from types import FrameType
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
+PRELOADED: Final = ("laion_assets.download.forkserver_preload", "laion_assets.pairs.segment")
+"""What the processes of a segment's assets import; those of pairs alone take over the others'."""
 _LOOK_S: Final = 0.5
 
 
@@ -39,24 +42,27 @@ def ignores_ctrl_c() -> bool:
     return signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, only_on_sigterm)
 
 
-def die_with(parent: int, *, ignoring_ctrl_c: bool = False) -> None:
-    """Have this process killed when its parent, of process id ``parent``, dies.
+def forked_from_server(*preloaded: str) -> ForkServerContext:
+    """A context of multiprocessing whose processes are forked from a server, not from this one.
 
-    ``ignoring_ctrl_c``: because the parent ends this process itself, or ignores it, too: handlers
-    are not inherited. Exits with 1 if the parent has died already.
+    This one may have threads, whose locks a copy would hold for ever. The server imports the
+    modules ``preloaded`` once, passing over what is not installed. It is one for all that this
+    process starts, so those of the first call count for as long as it lives.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*preloaded])
+    return context
+
+
+def die_with_first_process(*, ignoring_ctrl_c: bool = False) -> None:
+    """Have this process, which multiprocessing has started, exit with 1 when the first one ends.
+
+    Its parent may be a fork server, which lives for as long as one of its processes.
+    ``ignoring_ctrl_c``: because the first one ends this process itself, or ignores it, too:
+    handlers are not inherited.
     """
     if ignoring_ctrl_c:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal_at_parents_end(signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def die_with_first_process() -> None:
-    """Have this process, which multiprocessing has started, exit with 1 when the first one ends.
-
-    Its parent may be a fork server, which outlives the first process for a moment.
-    """
     threading.Thread(target=_exit_after_first_process, name="parent", daemon=True).start()
 
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-import multiprocessing
-import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -27,10 +25,8 @@ from laion_assets.download.images import ImageMaker, LargeImage, StoredImage
 from laion_assets.download.options import DownloadOptions
 from laion_assets.errors import TransientError
 from laion_assets.files import try_lock
-from laion_assets.work import die_with
+from laion_assets.work import PRELOADED, die_with_first_process, forked_from_server
 
-PRELOADED: Final = "laion_assets.download.forkserver_preload"
-"""Module that the server of these processes imports."""
 _LOOK_S: Final = 0.05
 _POOLS_TRIED: Final = 3
 
@@ -49,8 +45,8 @@ class DecodersError(TransientError, RuntimeError):
 class Decoders:
     """A pool of ``processes``; use as a context. ``scratch``: an own folder.
 
-    ``preload``: module that the processes' server imports, unless it runs already. ``begin``:
-    picklable; called first in each process.
+    ``preloaded``: as :func:`~laion_assets.work.forked_from_server` takes it. ``begin``: picklable;
+    called first in each process.
 
     Bodies go to the processes as files: a pipe holds less than one body, so a process would wait
     for each while the first process's thread holds the interpreter.
@@ -59,11 +55,11 @@ class Decoders:
     """
 
     def __init__(
-        self, processes: int, scratch: Path, preload: str, begin: Callable[[], None]
+        self, processes: int, scratch: Path, preloaded: Sequence[str], begin: Callable[[], None]
     ) -> None:
         self._processes = processes
         self._scratch = scratch
-        self._preload = preload
+        self._preloaded = preloaded
         self._begin = begin
         self._names = itertools.count()
         self._thread = ThreadPoolExecutor(1, "decoders")
@@ -140,8 +136,7 @@ class Decoders:
             self._pool = self._thread.submit(self._start)
 
     def _start(self) -> ProcessPool:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([self._preload])
+        context = forked_from_server(*self._preloaded)
         pool = ProcessPool(
             self._processes, context=context, initializer=_begin, initargs=(self._begin,)
         )
@@ -223,7 +218,7 @@ def _stop(pool: ProcessPool) -> None:
 
 
 def _begin(begin: Callable[[], None]) -> None:
-    die_with(os.getppid(), ignoring_ctrl_c=True)
+    die_with_first_process(ignoring_ctrl_c=True)
     # Pebble's own handler runs in Python, so only after the decoder; it would wait 3 s for that.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     begin()

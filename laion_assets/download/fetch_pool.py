@@ -6,7 +6,6 @@ What does not belong here: what such a process does (:mod:`.fetch_process`).
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import signal
 import socket
 import time
@@ -17,7 +16,6 @@ from typing import Any, Final
 
 from laion_assets.download.addresses import Resolve
 from laion_assets.download.calls import Calls
-from laion_assets.download.decoders import PRELOADED
 from laion_assets.download.fetch import Attempt
 from laion_assets.download.fetch_process import (
     Begin,
@@ -31,6 +29,7 @@ from laion_assets.download.requester import host_in
 from laion_assets.download.rows import Row, Wanted
 from laion_assets.download.rules import Rules
 from laion_assets.errors import TransientError
+from laion_assets.work import PRELOADED, forked_from_server
 
 _END_S: Final = 10.0
 """Time for the processes to end by themselves."""
@@ -114,8 +113,7 @@ class FetchPool:
         return await self._of(attempt.url).call(attempt)
 
     def _start(self, number: int) -> _Process:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([PRELOADED])
+        context = forked_from_server(*PRELOADED)
         ours, theirs = socket.socketpair()
         with theirs:
             process = context.Process(

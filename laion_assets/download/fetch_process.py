@@ -12,7 +12,6 @@ import hashlib
 import mmap
 import os
 import pickle
-import signal
 import socket
 import sys
 import traceback
@@ -123,8 +122,7 @@ def owner_of(host: str, processes: int) -> int:
 
 def work(number: int, sock: socket.socket, scratch: Path) -> None:
     """Work as the process of this number until the other end of ``sock`` is closed; then exit."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks ends this one
-    die_with_first_process()
+    die_with_first_process(ignoring_ctrl_c=True)
     code = 0
     try:
         asyncio.run(_Work(number, sock, Setup.read(scratch)).run())

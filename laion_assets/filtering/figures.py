@@ -73,7 +73,7 @@ def similarity_histogram(found: Similarities, thresholds: Sequence[float] = ()) 
 def as_png(figure: Figure) -> bytes:
     """Draw a figure; equal data gives equal bytes, as no software's version is among them.
 
-    ``savefig`` would lay the figure out twice, which takes as long as drawing it.
+    ``savefig`` would lay the figure out in a pass of its own, which takes as long as drawing it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image

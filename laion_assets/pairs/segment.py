@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Final, Protocol
@@ -46,7 +45,13 @@ from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.uids import UidBuckets
 from laion_assets.schemas import PAIRS
 from laion_assets.tables import ROWS_PER_PART, key_in, part_path, rows_in, spans
-from laion_assets.work import Progress, die_with, ignores_ctrl_c
+from laion_assets.work import (
+    PRELOADED,
+    Progress,
+    die_with_first_process,
+    forked_from_server,
+    ignores_ctrl_c,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -190,14 +195,11 @@ def _extract_missing(
     failed: dict[int, str] = {}
     permanent = False
     # Not forked from the caller, which may have threads: copies would hold their locks.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
     with (
         ProcessPoolExecutor(
             min(workers, len(missing)),
-            mp_context=context,
-            initializer=_begin,
-            initargs=(ignores_ctrl_c(),),
+            mp_context=forked_from_server(*PRELOADED),
+            initializer=partial(die_with_first_process, ignoring_ctrl_c=ignores_ctrl_c()),
         ) as pool,
         # Half of them wait for a process while the others fetch what it reads next. They are
         # threads of one process, which waits as one where the source asks for fewer requests.
@@ -237,10 +239,6 @@ def _extract_missing(
             f"{len(failed)} of the {len(parts)} {of_segment.kind} of {of_segment} could not be "
             f"extracted; the first is {wat_files[first]}: {failed[first]}"
         )
-
-
-def _begin(ignoring_ctrl_c: bool) -> None:
-    die_with(os.getppid(), ignoring_ctrl_c=ignoring_ctrl_c)
 
 
 class _WatError(Exception):

@@ -64,7 +64,7 @@ class QueryImages:
             Decoders(
                 self._options.decode_processes,
                 Path(self._running.enter_context(scratch)),
-                __name__,
+                [__name__],
                 _be_nice,
             )
         )

@@ -64,17 +64,17 @@ def test_the_callers_handler_of_sigterm_is_left_as_it_was() -> None:
 
 
 IN_A_SCRIPTS_BACKGROUND = """
-import argparse, functools, multiprocessing, os, signal, sys, time
+import argparse, functools, multiprocessing, signal, sys, time
 from concurrent.futures import ProcessPoolExecutor
 import dagster as dg
 from laion_assets import cli
-from laion_assets.work import die_with, ignores_ctrl_c
+from laion_assets.work import die_with_first_process, ignores_ctrl_c
 
 @dg.asset
 def made(): ...
 
 def run(args):
-    begin = functools.partial(die_with, os.getpid(), ignoring_ctrl_c=ignores_ctrl_c())
+    begin = functools.partial(die_with_first_process, ignoring_ctrl_c=ignores_ctrl_c())
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, begin) as pool:
         in_child = pool.submit(signal.getsignal, signal.SIGINT).result()

@@ -314,7 +314,7 @@ def test_a_killed_run_leaves_nothing_torn_and_is_resumed(images: Listener, tmp_p
         stdout=subprocess.PIPE,
         text=True,
     )
-    while not (out / "00001_stats.json").exists():
+    while not all((out / f"{shard:05d}_stats.json").exists() for shard in (0, 1)):
         assert child.poll() is None
         time.sleep(0.02)
     (out / ".making-torn").mkdir()

@@ -212,15 +212,24 @@ if __name__ == "__main__":
 
 
 def slow_copy(source: Path, wat_file: str, to: Path) -> None:
-    (source / f"pid-{os.getpid()}").touch()
+    (source / "begun").touch()
     time.sleep(0.05)
     copy(source, wat_file, to)
+
+
+def below(pid: int) -> list[int]:
+    """The processes that one has started, and those that these have."""
+    try:
+        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it has just ended
+        return []
+    return [one for child in map(int, listed) for one in (child, *below(child))]
 
 
 def running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except OSError:
         return False
 
 
@@ -232,19 +241,24 @@ def test_killed_at_any_moment_the_result_is_the_same(
     script = tmp_path / "child.py"
     script.write_text(_CHILD)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    rnd = random.Random(5)
+    rnd, begun, workers = random.Random(5), source / "begun", list[int]()
     for parts in (0, 1, 3, 5):
         child = subprocess.Popen(
             [sys.executable, str(script), str(source), str(out)], env=environment
         )
         deadline = time.monotonic() + 60
-        while not any(source.glob("pid-*")) or len(list(out.glob("**/part-*.parquet"))) < parts:
+        # One that had nothing left but to join may end by itself.
+        while child.poll() is None and (
+            not begun.exists() or len(list(out.glob("**/part-*.parquet"))) < parts
+        ):
             assert time.monotonic() < deadline
             time.sleep(0.002)
         time.sleep(rnd.uniform(0, 0.05))
+        workers += below(child.pid)
         child.kill()
         child.wait()
-    workers = [int(path.name.split("-")[1]) for path in source.glob("pid-*")]
+        begun.unlink(missing_ok=True)
+        assert len(workers) >= 3, "the first time: the tracker, the server and a process"
     deadline = time.monotonic() + 10
     while any(running(pid) for pid in workers):
         assert time.monotonic() < deadline, "workers outlive their parent"
