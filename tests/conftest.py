@@ -26,6 +26,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.pool import NullPool
 from xdist.scheduler.loadfile import LoadFileScheduling
 
+from laion_assets.work import PRELOADED
+
 _MEMORY: Final = Path("/dev/shm")
 _ROOM: Final = 12 << 30
 """Free bytes; the files of all tests take some two thousand million."""
@@ -53,9 +55,9 @@ def pytest_configure() -> None:
     """Take SIGINT where a script that runs the tests in the background has it ignored: Dagster
     handles SIGTERM as SIGINT is, and whatever is started afterwards would ignore that, too.
 
-    A thread each for torch, as there is a process for each core: more would wait for one another,
-    and take half as much time again. The tests' folders are in memory, if there is room: SQLite
-    waits for the disk at each of Dagster's events.
+    A thread each for torch, as the tests' processes fill the cores: more would wait for one
+    another, and take half as much time again. The tests' folders are in memory, if there is room:
+    SQLite waits for the disk at each of Dagster's events.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if "TMPDIR" not in os.environ and _MEMORY.is_dir() and _room() >= _ROOM:
@@ -66,9 +68,9 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def forked_quickly() -> None:
-    """Start the server that processes are forked from with what the downloader's need: another's
+    """Start the server that processes are forked from with what those of segments need: another's
     would have them import it one by one."""
-    multiprocessing.set_forkserver_preload(["laion_assets.download.forkserver_preload"])
+    multiprocessing.set_forkserver_preload([*PRELOADED])
     forkserver.ensure_running()
 
 
@@ -147,6 +149,15 @@ class _ByFile(LoadFileScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = str(super()._split_scope(nodeid))
         return "tests/world" if file.startswith("tests/world/") else file
+
+
+def pytest_xdist_auto_num_workers() -> int | None:
+    """One more than there are cores: tests wait for a clock, a daemon or a browser for a quarter of
+    their time."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (cores or 1) + 1
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:

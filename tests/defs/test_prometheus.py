@@ -1,5 +1,6 @@
 """Prometheus metrics of what real runs recorded."""
 
+import time
 from pathlib import Path
 
 import dagster as dg
@@ -20,6 +21,7 @@ CRAWL = "CC-MAIN-2021-04"
 def image_shards(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     with publishing(context, lake.open()) as made:
         (made.out / "00000.tar").write_bytes(b"12345")
+        time.sleep(0.002)  # seconds are recorded to a thousandth
         counts = StageCounts("images")
         counts.keep(2)
         counts.reject("timeout", "http://a.test/", 3)

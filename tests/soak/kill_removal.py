@@ -81,16 +81,11 @@ def remove(config: Path, home: Path, url: str, log: Path) -> subprocess.Popen[by
         )
 
 
-def soak(
-    lake: Lake, config: Path, home: Path, kills: int, rng: random.Random, latest_s: float = 0.0
-) -> list[str]:
-    """Make so many kills; return what was wrong after them.
-
-    ``latest_s``: within which a kill comes; 0 to see first how long a removal takes.
-    """
+def soak(lake: Lake, config: Path, home: Path, kills: int, rng: random.Random) -> list[str]:
+    """Make so many kills, within the time that a first removal takes; return what was wrong."""
     log, before = home / "removal.log", samples(lake)
     wrong: list[str] = []
-    killed = 0 if latest_s else -1
+    killed, latest_s = -1, 0.0
     while killed < kills and not wrong:
         url = rng.choice(sorted({sample[0] for sample in before.values()}))
         times = 0
