@@ -15,6 +15,8 @@ from typing import Final
 
 _SAMPLE_S: Final = 0.25
 _LEAST_REST: Final = 30
+"""Times as long as a look takes, up to ``_LONGEST_REST_S``: looks take a core's time."""
+_LONGEST_REST_S: Final = 2.0
 
 _REAPER: Final = """
 import ctypes, os, signal, subprocess, sys
@@ -115,9 +117,8 @@ class _Peak:
             began = time.thread_time()
             resident, own = tree_bytes(*_children(self._pid))
             self.bytes, self.own_bytes = max(self.bytes, resident), max(self.own_bytes, own)
-            # A look at a large process takes a core for a while, which the contestants need.
             looked = time.thread_time() - began
-            if self._ended.wait(max(_SAMPLE_S, _LEAST_REST * looked)):
+            if self._ended.wait(min(_LONGEST_REST_S, max(_SAMPLE_S, _LEAST_REST * looked))):
                 return
 
 

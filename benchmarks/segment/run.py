@@ -42,7 +42,10 @@ _AT_ONCE: Final = 64
 _STAGES: Final = {
     "WAT to pairs": (("wat_manifest", "pair_parquet", "unique_pairs"), ("cc2dataset", "glue")),
     "images": (("image_shards",), ("img2dataset",)),
-    "embed and filter": (("embeddings", "scored_pairs", "filtered_subset"), ("open_clip",)),
+    "embed and filter, near-duplicates": (
+        ("embeddings", "near_duplicates", "scored_pairs", "filtered_subset"),
+        ("open_clip",),
+    ),
     "index": (("knn_index",), ("autofaiss",)),
     "statistics": (("segment_stats",), ()),
 }
@@ -57,6 +60,8 @@ class _Run:
     peak_bytes: int = 0
     stages: dict[str, float] = field(default_factory=dict)
     kept: Kept = frozenset()
+    unsafe: int = 0
+    """Pairs that our safety rules drop."""
     bytes: int = 0
 
     def add(self, stage: str, measured: measure.Measured) -> None:
@@ -132,7 +137,8 @@ def _report(pairs: int, repeat: int, runs: dict[str, list[_Run]]) -> str:
         f"A segment of {pairs:,} pictures with captions on {GOOD_HOSTS} hosts in 4 WAT "
         f"files, the shipped model, {len(os.sched_getaffinity(0))} cores, the fastest of {repeat} "
         f"rounds and the median. Of the pairs that either keeps, both keep {len(mine & others):,}, "
-        f"ours alone {len(mine - others):,}, the peers alone {len(others - mine):,}."
+        f"ours alone {len(mine - others):,}, the peers alone {len(others - mine):,}; our safety "
+        f"rules drop {best['ours'].unsafe:,}."
     )
 
 
@@ -166,7 +172,10 @@ def _ours(root: Path) -> _Run:
     )
     run = _Run(measured.seconds, measured.cpu_seconds, measured.peak_own_bytes)
     run.stages = json.loads(measured.stdout.splitlines()[-1])
-    subset = LocalLake.at(root / "lake").folder(FILTERED_SUBSET, SegmentKey(CRAWL, "00"))
+    lake, key = LocalLake.at(root / "lake"), SegmentKey(CRAWL, "00")
+    subset = lake.folder(FILTERED_SUBSET, key)
+    rejects = lake.manifest(FILTERED_SUBSET, key).stage("subset").rejects
+    run.unsafe = sum(n for reason, n in rejects.items() if reason.startswith("unsafe_"))
     for part in PARTITIONS[FILTERED_SUBSET].rows.paths(subset):
         rows = read_parquet(part, ["URL", "TEXT"])
         run.kept |= set(zip(rows["URL"].to_pylist(), rows["TEXT"].to_pylist(), strict=True))
