@@ -111,8 +111,9 @@ class ImageMaker:
         with _as_undecodable():
             png = read_png(body) if kind == "PNG" else None
             needed = body if png is None else png.lean
-            header = self._check_header(needed, kind, png)
+            # Before Pillow, which reads every segment that there is.
             scans = check_jpeg(body) if kind == "JPEG" else None
+            header = self._check_header(needed, kind, png)
         if scans is not None and scans.number > 1:
             header = replace(header, several_scans=True)
         if not large and header.decoded_pixels > _LARGE_PIXELS:
