@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from types import FrameType
@@ -42,7 +43,7 @@ def ignores_ctrl_c() -> bool:
     return signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, only_on_sigterm)
 
 
-def forked_from_server(*preloaded: str) -> ForkServerContext:
+def forked_from_server(preloaded: Sequence[str]) -> ForkServerContext:
     """A context of multiprocessing whose processes are forked from a server, not from this one.
 
     This one may have threads, whose locks a copy would hold for ever. The server imports the

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import http.server
 import logging
-import multiprocessing
 import os
 import shutil
 import signal
@@ -26,7 +25,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.pool import NullPool
 from xdist.scheduler.loadfile import LoadFileScheduling
 
-from laion_assets.work import PRELOADED
+from laion_assets.work import PRELOADED, forked_from_server
 
 _MEMORY: Final = Path("/dev/shm")
 _ROOM: Final = 12 << 30
@@ -70,7 +69,7 @@ def pytest_configure() -> None:
 def forked_quickly() -> None:
     """Start the server that processes are forked from with what those of segments need: another's
     would have them import it one by one."""
-    multiprocessing.set_forkserver_preload([*PRELOADED])
+    forked_from_server(PRELOADED)
     forkserver.ensure_running()
 
 
@@ -156,8 +155,7 @@ def pytest_xdist_auto_num_workers() -> int | None:
     their time."""
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return (cores or 1) + 1
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:

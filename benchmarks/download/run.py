@@ -231,8 +231,9 @@ def _remarks(urls: int, repeat: int, expected: dict[str, int], runs: _Runs) -> s
         f"{urls:,} URLs, of large photos {round(urls * _LISTS['large'].share):,}; shards of "
         f"{SHARD:,}, {_AT_ONCE} requests at once, {TIMEOUT_S} s, no retries. {repeat} rounds: "
         "the median, and the best, of which the ratios are (memory and the last two columns: the "
-        "largest); Daft has one on the mixed list. "
+        "largest)"
     )
+    text += "; Daft has one on the mixed list. " if ("mixed", "daft") in runs else ". "
     if "mixed" in expected:
         text += f"Of the mixed list {expected['mixed']:,} URLs are on good hosts. "
     if not any(who == "daft" for _, who in runs):

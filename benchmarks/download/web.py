@@ -30,7 +30,7 @@ GOOD_HOSTS: Final = 400
 BAD_HOSTS: Final = 100
 BAD_SHARE: Final = 0.2
 
-HOST_EXPONENT: Final = -0.8
+_EXPONENT: Final = 0.8
 _MEDIAN_LATENCY_S: Final = 0.1
 _LATENCY_SIGMA: Final = 0.7
 _WORDS: Final = [
@@ -110,10 +110,14 @@ def write_pairs(path: Path, n: int, *, port: int, bad: bool, seed: int) -> int:
     return n - n_bad
 
 
+def host_shares(n: int) -> list[float]:
+    """What ``n`` hosts of a kind have of its URLs, by rank; not normalised."""
+    return [rank**-_EXPONENT for rank in range(1, n + 1)]
+
+
 def _hosts(kind: Kind, rng: random.Random) -> Iterator[str]:
     """Yield host names of a kind without end, the first ranks more often."""
     n = GOOD_HOSTS if kind is Kind.GOOD else round(BAD_HOSTS / len(BAD))
     names = [host_name(kind, rank) for rank in range(1, n + 1)]
-    shares = [rank**HOST_EXPONENT for rank in range(1, n + 1)]
     while True:
-        yield from rng.choices(names, shares, k=1000)
+        yield from rng.choices(names, host_shares(n), k=1000)

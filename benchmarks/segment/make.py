@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.download.web import GOOD_HOSTS, HOST_EXPONENT
+from benchmarks.download.web import GOOD_HOSTS, host_shares
 from laion_assets.files import write_json, write_text
 from laion_assets.sample_crawl import drawings
 from laion_assets.sample_crawl.records import Link, Page, WatFile
@@ -39,8 +39,7 @@ def build_crawl(out: Path, n: int) -> None:
     with zipfile.ZipFile(out / PICTURES, "w", zipfile.ZIP_STORED) as archive:
         for number, drawing in enumerate(drawn):
             archive.writestr(f"drawn/{number:06d}.jpg", drawings.render(drawing, number))
-    shares = [rank**HOST_EXPONENT for rank in range(1, GOOD_HOSTS + 1)]
-    hosts = chance.choices(range(GOOD_HOSTS), shares, k=n)
+    hosts = chance.choices(range(GOOD_HOSTS), host_shares(GOOD_HOSTS), k=n)
     routes: dict[str, dict[str, Any]] = {}
     links = []
     for number, of_host in enumerate(hosts):

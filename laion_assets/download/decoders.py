@@ -136,7 +136,7 @@ class Decoders:
             self._pool = self._thread.submit(self._start)
 
     def _start(self) -> ProcessPool:
-        context = forked_from_server(*self._preloaded)
+        context = forked_from_server(self._preloaded)
         pool = ProcessPool(
             self._processes, context=context, initializer=_begin, initargs=(self._begin,)
         )

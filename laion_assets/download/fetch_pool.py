@@ -113,7 +113,7 @@ class FetchPool:
         return await self._of(attempt.url).call(attempt)
 
     def _start(self, number: int) -> _Process:
-        context = forked_from_server(*PRELOADED)
+        context = forked_from_server(PRELOADED)
         ours, theirs = socket.socketpair()
         with theirs:
             process = context.Process(

@@ -198,7 +198,7 @@ def _extract_missing(
     with (
         ProcessPoolExecutor(
             min(workers, len(missing)),
-            mp_context=forked_from_server(*PRELOADED),
+            mp_context=forked_from_server(PRELOADED),
             initializer=partial(die_with_first_process, ignoring_ctrl_c=ignores_ctrl_c()),
         ) as pool,
         # Half of them wait for a process while the others fetch what it reads next. They are

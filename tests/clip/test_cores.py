@@ -47,13 +47,9 @@ def test_each_part_is_computed_by_one_of_the_cores_alone(cores: Cores) -> None:
         (7, 8, [7]),
     ],
 )
-def test_parts_are_as_equal_as_can_be(rows: int, most: int, sizes: list[int]) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        parts = Cores().each(torch.Tensor.clone, torch.zeros(rows), most)
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.parametrize("cores", [2], indirect=True)
+def test_parts_are_as_equal_as_can_be(cores: Cores, rows: int, most: int, sizes: list[int]) -> None:
+    parts = cores.each(torch.Tensor.clone, torch.zeros(rows), most)
     assert [len(part) for part in parts] == sizes
 
 
