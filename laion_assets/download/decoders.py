@@ -28,6 +28,9 @@ from laion_assets.files import try_lock
 from laion_assets.work import PRELOADED, die_with_first_process, forked_from_server
 
 _LOOK_S: Final = 0.05
+_MOST_WALL: Final = 10
+"""Seconds that may pass for each CPU second that a picture may take: a busy machine must not have
+good pictures refused, and a process that waits for ever must end, too."""
 _POOLS_TRIED: Final = 3
 
 P = ParamSpec("P")
@@ -92,16 +95,20 @@ class Decoders:
     async def run_within(
         self, timeout_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Call a picklable function that decodes a picture; its own time is limited.
+        """Call a picklable function that decodes a picture, for at most ``timeout_s`` CPU seconds.
 
         Raises :class:`ImageRefused` if it takes longer or if its process dies. Cancelling the call
         ends the process, too.
         """
+        limited = functools.partial(_limited, timeout_s, function)
+        slow = ImageRefused("decode_timeout", f"not decoded in {timeout_s:g} s")
         try:
-            return await self._call(function, args, kwargs, timeout_s)
+            return await self._call(limited, args, kwargs, _MOST_WALL * timeout_s)
         except TimeoutError as error:
-            raise ImageRefused("decode_timeout", f"not decoded in {timeout_s:g} s") from error
+            raise slow from error
         except ProcessExpired as error:
+            if error.exitcode == -signal.SIGPROF:
+                raise slow from error
             died = f"its decoder died with exit code {error.exitcode}"
             raise ImageRefused("decoder_failed", died) from error
 
@@ -222,6 +229,18 @@ def _begin(begin: Callable[[], None]) -> None:
     # Pebble's own handler runs in Python, so only after the decoder; it would wait 3 s for that.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     begin()
+
+
+def _limited(cpu_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call it; the kernel ends this process when that has taken it ``cpu_s`` seconds of CPU time.
+
+    A handler in Python would not run before the decoder returns.
+    """
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _begin_making(options: DownloadOptions) -> None:

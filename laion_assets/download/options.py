@@ -54,7 +54,9 @@ class DownloadOptions(Options):
     )
 
     decode_timeout_s: Annotated[float, OPERATIONAL] = Field(
-        60.0, gt=0, description="Time limit in seconds for decoding one image"
+        60.0,
+        gt=0,
+        description="CPU seconds that decoding one image may take, within ten times as many",
     )
 
     total_timeout_s: Annotated[float, OPERATIONAL] = Field(

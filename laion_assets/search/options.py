@@ -77,7 +77,9 @@ class ServeOptions(Options):
         2, ge=1, description="Processes that decode query images, one of a client at a time"
     )
     decode_timeout_s: float = Field(
-        5.0, gt=0, description="Time limit for decoding a query image, in seconds"
+        5.0,
+        gt=0,
+        description="CPU seconds that decoding a query image may take, within ten times as many",
     )
     images_waiting: int = Field(
         8, ge=1, description="Largest number of query images of one client that wait or are decoded"

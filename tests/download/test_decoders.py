@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -72,6 +75,42 @@ def test_a_decoder_that_hangs_costs_its_image(tmp_path: Path) -> None:
     refusal, width = in_pool(tmp_path, after=0, kill=False, decode_timeout_s=0.2)
     assert refusal == "decode_timeout: not decoded in 0.2 s"
     assert width == 256
+
+
+def burn(seconds: float) -> None:
+    """Take this process that much CPU time."""
+    begin = time.process_time()
+    while time.process_time() - begin < seconds:
+        pass
+
+
+def test_the_limit_is_of_cpu_time_and_a_waiting_process_has_ten_times_as_long(
+    tmp_path: Path,
+) -> None:
+    async def run() -> list[str]:
+        with ImageMakers(DownloadOptions(resize_processes=1), tmp_path) as decoders:
+
+            async def within(limit: float, function: Callable[[float], Any], value: float) -> str:
+                pid = await decoders.run(os.getpid)
+                try:
+                    await decoders.run_within(limit, function, value)
+                except ImageRefused as refused:
+                    assert pid != await decoders.run(os.getpid)
+                    return str(refused)
+                assert pid == await decoders.run(os.getpid)
+                return "made"
+
+            return [
+                await within(0.2, time.sleep, 0.5),
+                await within(0.2, burn, 60),
+                await within(0.05, time.sleep, 60),
+                # What one call has used is not counted for the next.
+                *[await within(0.5, burn, 0.2) for _ in range(4)],
+            ]
+
+    slept, burnt, hung, *again = asyncio.run(run())
+    assert (slept, burnt) == ("made", "decode_timeout: not decoded in 0.2 s")
+    assert (hung, again) == ("decode_timeout: not decoded in 0.05 s", ["made"] * 4)
 
 
 def test_our_own_error_is_not_blamed_on_the_image(tmp_path: Path) -> None:
