@@ -6,10 +6,10 @@ import platform
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
+
+from tests.processes import alive, until
 
 CHILD = """
 import sys, time
@@ -31,13 +31,6 @@ time.sleep(300)
 """
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 @pytest.mark.parametrize("system", ["linux", "elsewhere"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_child_ends_with_its_parent(system: str, number: signal.Signals) -> None:
@@ -47,10 +40,7 @@ def test_a_child_ends_with_its_parent(system: str, number: signal.Signals) -> No
         pid = int(parent.stdout.readline())
         assert alive(pid)
         parent.kill()
-    deadline = time.monotonic() + 30
-    while alive(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: not alive(pid), "the child's end")
 
 
 FAULTS = """

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ import pytest
 from laion_assets.cli import main
 from laion_assets.sample_crawl.build import Case, build_sample_crawl
 from laion_assets.settings import CONFIG_VARIABLE, sample_config
+from tests.processes import free_port, served, until
 
 SERVE = """
 import sys
@@ -71,24 +70,13 @@ def refused(done: Done, message: str) -> None:
     assert re.match(r"laion-assets: .*" + message, line), line
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 @contextmanager
 def serving(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``command`` once its port answers; terminate it at the end."""
     with subprocess.Popen(command) as process:
         try:
-            deadline = time.monotonic() + 60
-            while True:
-                assert process.poll() is None, f"{command} ended"
-                with contextlib.suppress(OSError):
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    break
-                assert time.monotonic() < deadline, f"{command} does not answer"
-                time.sleep(0.05)
+            until(lambda: served(port) or process.poll() is not None, f"an answer of {command}")
+            assert process.poll() is None, f"{command} ended"
             yield process
         finally:
             process.terminate()

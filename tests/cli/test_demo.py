@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from laion_assets.cli import main
-from tests.cli.conftest import Stages, free_port, serving
+from tests.cli.conftest import Stages, serving
+from tests.processes import PATIENCE_S, free_port
 
 
 def test_the_served_crawl_outlives_a_client_that_leaves(stages: Stages) -> None:
@@ -18,9 +19,9 @@ def test_the_served_crawl_outlives_a_client_that_leaves(stages: Stages) -> None:
     request = f"GET /{stages.cases[0].wat_file} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
     with serving(command, port) as process:
         for _ in range(50):
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
                 client.sendall(request)
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
             client.sendall(request)
             assert client.recv(12) == b"HTTP/1.1 200"
         assert process.poll() is None

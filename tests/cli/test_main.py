@@ -14,6 +14,7 @@ import pytest
 from laion_assets.cli import show_log
 from laion_assets.cli.parser import GROUPS
 from tests.cli.conftest import laion_assets, refused
+from tests.processes import PATIENCE_S
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_sigterm_ends_a_command_where_ctrl_c_is_ignored(tmp_path: Path) -> None:
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.5)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 130
+            assert process.wait(PATIENCE_S) == 130
         finally:
             process.kill()
 

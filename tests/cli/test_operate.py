@@ -8,7 +8,8 @@ import dagster as dg
 import pytest
 
 from laion_assets.defs.partitions import crawls
-from tests.cli.conftest import Stages, free_port, laion_assets, refused
+from tests.cli.conftest import Stages, laion_assets, refused
+from tests.processes import free_port
 
 
 def test_crawls_lists_what_the_source_has(stages: Stages) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from laion_assets.clip.cores import Cores
+from tests.processes import PATIENCE_S
 
 
 @pytest.fixture(params=[2, 3])
@@ -20,7 +21,7 @@ def cores(request: pytest.FixtureRequest) -> Iterator[Cores]:
 
 
 def test_each_part_is_computed_by_one_of_the_cores_alone(cores: Cores) -> None:
-    meeting = threading.Barrier(cores.n, timeout=30)
+    meeting = threading.Barrier(cores.n, timeout=PATIENCE_S)
     found: list[tuple[int, int]] = []
 
     def compute(part: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from laion_assets.funnel import StageCounts
 from laion_assets.layout import SegmentKey
 from laion_assets.removals.entries import parse
 from tests.dedup.world import CRAWL, NONE, StoppedError, World, uid, url_of
+from tests.processes import PATIENCE_S
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_sigkill_at_any_step_neither_loses_a_pair_nor_claims_it_for_ever(
         target=claim_and_die, args=(tmp_path, "00", at)
     )
     process.start()
-    process.join(60)
+    process.join(PATIENCE_S)
     assert process.exitcode in (0, -signal.SIGKILL)
     world.claim("02")
     assert {path.stem for path in world.ledger.glob("run-*")} == {
@@ -430,7 +431,7 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
         process.start()
     os.close(handle)
     for process in processes:
-        process.join(60)
+        process.join(PATIENCE_S)
         assert process.exitcode == 0
     kept = [row for some in segments for segment in some for row in world.kept(segment)]
     assert sorted(kept) == list(range(207))

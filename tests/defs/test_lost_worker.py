@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -18,6 +17,7 @@ import yaml
 from laion_assets.lake import LocalLake
 from laion_assets.layout import SegmentKey
 from laion_assets.settings import DAGSTER_CONFIG
+from tests.processes import until
 
 ROOT = Path(__file__).parents[2]
 KEY = SegmentKey("CC-MAIN-2021-04", "00")
@@ -62,13 +62,6 @@ defs = dg.Definitions(
 """
 
 
-def until(what: str, holds: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.1)
-
-
 @pytest.fixture
 def daemon(tmp_path: Path, instance: dg.DagsterInstance) -> Iterator[dg.DagsterInstance]:
     home = Path(instance.root_directory)
@@ -100,13 +93,14 @@ def test_the_run_of_a_killed_worker_is_retried_and_continues(
     def lines() -> list[list[str]]:
         return [line.split() for line in made.read_text().splitlines()] if made.exists() else []
 
-    until("three parts made", lambda: len(lines()) == 4)
+    until(lambda: len(lines()) == 4, "the third part", every_s=0.1)
     worker = int(lines()[-1][1])
     os.kill(worker, signal.SIGKILL)
     (tmp_path / "go").touch()
     until(
-        "the second run's success",
         lambda: any(run.status == dg.DagsterRunStatus.SUCCESS for run in daemon.get_runs()),
+        "the second run's success",
+        every_s=0.1,
     )
     second, first = daemon.get_runs()
     assert (first.status, second.parent_run_id) == (dg.DagsterRunStatus.FAILURE, first.run_id)

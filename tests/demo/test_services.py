@@ -19,7 +19,8 @@ from websockets.typing import Origin, Subprotocol
 
 from laion_assets.demo.services import Dagster, DemoError, dagster_services
 from laion_assets.settings import CONFIG_VARIABLE, DAGSTER_CONFIG
-from tests.demo.test_world import ROOT, eventually, free_port, gone
+from tests.demo.test_world import ROOT
+from tests.processes import PATIENCE_S, alive, free_port, until
 
 HIDDEN: Final = "hushhush"
 JSON: Final = {"Content-Type": "application/json"}
@@ -52,7 +53,7 @@ def dagster(home: Path) -> Iterator[Dagster]:
 
 
 def ask(dagster: Dagster, query: str) -> Any:
-    answer = httpx.post(f"{dagster.url}/graphql", json={"query": query}, timeout=30)
+    answer = httpx.post(f"{dagster.url}/graphql", json={"query": query}, timeout=PATIENCE_S)
     assert answer.status_code == 200, answer.text
     return answer.json()["data"]
 
@@ -89,7 +90,12 @@ def test_what_another_site_could_send_changes_nothing(
 ) -> None:
     params = {"query": query} if query else None
     answer = httpx.request(
-        method, f"{dagster.url}/graphql", params=params, content=body, headers=headers, timeout=30
+        method,
+        f"{dagster.url}/graphql",
+        params=params,
+        content=body,
+        headers=headers,
+        timeout=PATIENCE_S,
     )
     assert answer.status_code in (400, 403)
     assert "stolen" not in limits(dagster)
@@ -99,9 +105,10 @@ def test_programs_and_links_get_through(dagster: Dagster) -> None:
     ask(dagster, SETTING.replace("stolen", "mine"))
     assert "mine" in limits(dagster)
     link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
-    assert httpx.get(f"{dagster.url}/asset-groups", headers=link).status_code == 200
     embedded = link | {"Sec-Fetch-Mode": "no-cors"}
-    assert httpx.get(f"{dagster.url}/asset-groups", headers=embedded).status_code == 403
+    with httpx.Client(base_url=dagster.url, timeout=PATIENCE_S) as http:
+        assert http.get("/asset-groups", headers=link).status_code == 200
+        assert http.get("/asset-groups", headers=embedded).status_code == 403
 
 
 def test_own_pages_subscribe_and_others_do_not(dagster: Dagster) -> None:
@@ -162,4 +169,4 @@ def test_a_service_ends_with_its_starter(tmp_path: Path) -> None:
         assert starter.stdout
         pid = int(starter.stdout.readline())
         starter.kill()
-    eventually(lambda: gone(pid), "the service is alive")
+    until(lambda: not alive(pid), "the end of the service")

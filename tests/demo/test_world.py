@@ -8,9 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -33,6 +31,7 @@ from laion_assets.sample_crawl.build import build_sample_crawl
 from laion_assets.sample_crawl.server import SampleServer
 from laion_assets.settings import load_settings, sample_config
 from tests.conftest import heard
+from tests.processes import PATIENCE_S, alive, free_port, served, until
 
 ROOT = Path(__file__).parents[2]
 DEMO = """
@@ -52,38 +51,10 @@ if __name__ == "__main__":
 """
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def config_on(port: int, root: Path) -> Path:
     path = root / "config.toml"
     path.write_text(sample_config().read_text().replace(":8799", f":{port}"))
     return path
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
-def gone(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return True
-    return state == "Z"
-
-
-def served(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 @pytest.fixture
@@ -100,13 +71,13 @@ def test_nothing_outlives_a_killed_demo(places: Places, number: int) -> None:
     script = places.root / "demo.py"
     script.write_text(DEMO)
     with subprocess.Popen([sys.executable, str(script), str(places.root), str(config)]) as demo:
-        eventually((places.root / "up").exists, "the demo did not come up")
+        until((places.root / "up").exists, "the demo")
         group, run = map(int, (places.root / "up").read_text().split())
         assert served(port)
         os.kill(demo.pid, number)
-    eventually(lambda: gone(run), "its run is alive")
-    eventually(lambda: gone(group), "its crawl server is alive")
-    eventually(lambda: not served(port), "its crawl is still served")
+    until(lambda: not alive(run), "the end of its run")
+    until(lambda: not alive(group), "the end of its crawl server")
+    until(lambda: not served(port), "the end of its port")
     with crawl_server(places, load_settings(config)):
         assert served(port)
     assert not served(port)
@@ -128,7 +99,7 @@ def test_one_crawl_is_served_by_all_who_need_it(places: Places, tmp_path: Path) 
     url = f"{settings.crawl_source.data_url}collinfo.json"
 
     def answers() -> bool:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
             return bool(answer.status == 200)
 
     with crawl_server(places, settings):
@@ -158,8 +129,8 @@ def test_a_second_server_takes_over_when_the_first_ends(
             patch.setenv("http_proxy", "http://127.0.0.1:1")  # loopback is not asked of a proxy
             second = ends_later.enter_context(SampleServer(places.crawl, port))
             third = ends_later.enter_context(SampleServer(places.crawl, port))
-        eventually(lambda: served(port), "nobody took over")
-        with urllib.request.urlopen(f"{second.url}collinfo.json", timeout=5) as answer:
+        until(lambda: served(port), "another server")
+        with urllib.request.urlopen(f"{second.url}collinfo.json", timeout=PATIENCE_S) as answer:
             assert answer.status == 200
         assert second.requests + third.requests == {"127.0.0.1/collinfo.json": 1}
     assert not served(port)

@@ -55,6 +55,7 @@ from tests.download.conftest import (
 )
 from tests.download.test_decoders import SLOW
 from tests.download.test_segment import CHILD
+from tests.processes import PATIENCE_S, until
 
 
 def host(process: int, number: int = 0) -> str:
@@ -66,17 +67,6 @@ def host(process: int, number: int = 0) -> str:
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
     return tmp_path / "pairs.parquet"
-
-
-PATIENCE_S = 120.0
-
-
-def until(true: Callable[[], object]) -> None:
-    """Wait until something is true; fail if it does not come."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def rows(out: Path) -> list[dict[str, Any]]:

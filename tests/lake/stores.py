@@ -7,7 +7,6 @@ import itertools
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,13 +65,6 @@ def made(lake: Lake, content: str, *, asset: str = "pairs", key: SegmentKey = KE
         (staging.path / "same.txt").write_text("same")
         staging.counts = [StageCounts("pairs")]
     return staging.published
-
-
-def until(true: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 class Between(UnreliableProxy):

@@ -27,6 +27,7 @@ from laion_assets.lake import (
     open_lake,
 )
 from laion_assets.layout import SegmentKey
+from tests.processes import until
 
 KEY = SegmentKey("CC-MAIN-2000-05", "00")
 
@@ -187,10 +188,7 @@ def killed_at_any_moment(republish: Callable[[str, str], None], folder: Path) ->
         ready.unlink(missing_ok=True)
         process = context.Process(target=republish, args=(str(folder / "lake"), str(ready)))
         process.start()
-        deadline = time.monotonic() + 60
-        while not ready.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        until(ready.exists, every_s=0.001)
         time.sleep(delay)
         assert process.pid
         os.kill(process.pid, signal.SIGKILL)
@@ -221,10 +219,7 @@ def test_two_processes_never_make_the_same_partition_at_once(tmp_path: Path) -> 
     )
     process.start()
     try:
-        deadline = time.monotonic() + 60
-        while not held.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(held.exists)
         with pytest.raises(PartitionBusyError):
             make(lake_at(tmp_path / "lake", busy_timeout_s=0.3), {"part": "a"})
     finally:

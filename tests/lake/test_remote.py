@@ -29,7 +29,8 @@ from laion_assets.removals.entry import Key
 from laion_assets.schemas import PAIRS, sample_id_of, uid_of
 from laion_assets.stats.question import ask
 from laion_assets.tables import part_path, write_table
-from tests.lake.stores import KEY, OTHER, Machine, machines, made, store, until
+from tests.lake.stores import KEY, OTHER, Machine, machines, made, store
+from tests.processes import until
 
 
 def test_one_machine_publishes_and_another_reads(machine: Machine) -> None:

@@ -13,7 +13,8 @@ from laion_assets.lake.checkpoint import Checkpoint
 from laion_assets.lake.pointer import Pointer, StoredFile, parse_pointer, pointer_path
 from laion_assets.lake.remote import RemoteLake
 from laion_assets.layout import SegmentKey, place_of
-from tests.lake.stores import KEY, OTHER, Between, Machine, made, until
+from tests.lake.stores import KEY, OTHER, Between, Machine, made
+from tests.processes import until
 
 FILES = {f"{number:03}.txt": f"content {number}" for number in range(100)}
 

@@ -16,6 +16,7 @@ from laion_assets.layout import place_of
 from laion_assets.removals.active import FOLDERS, read_lists
 from tests.conftest import heard
 from tests.lake.stores import KEY, OTHER, Between, Machine, made
+from tests.processes import PATIENCE_S
 
 PLACE = place_of("pairs", KEY)
 
@@ -41,7 +42,7 @@ def test_a_lost_answer_and_a_fence_delete_nothing(
     slow, other = proxied(), machine()
     proxy.lost = pointer_path(PLACE)
     publishing, errors = in_a_thread(slow)
-    assert proxy.done.wait(30)
+    assert proxy.done.wait(PATIENCE_S)
     assert other.has("pairs", KEY), "the pointer is written, its writer does not know"
     other._fence("pairs", KEY)
     proxy.go.set()
@@ -57,7 +58,7 @@ def test_a_lost_answer_and_a_newer_publication_keep_what_that_names(
     slow, other = proxied(), machine()
     proxy.lost = pointer_path(PLACE)
     publishing, errors = in_a_thread(slow)
-    assert proxy.done.wait(30)
+    assert proxy.done.wait(PATIENCE_S)
     made(other, "two")
     proxy.go.set()
     publishing.join()

@@ -13,7 +13,8 @@ from laion_assets.lake import DamagedFilesError, Lake, LocalLake, NotPublishedEr
 from laion_assets.lake.checkpoint import Checkpoint
 from laion_assets.lake.partition import Manifest
 from laion_assets.layout import SegmentKey, place_of
-from tests.lake.stores import Machine, until
+from tests.lake.stores import Machine
+from tests.processes import until
 
 KEY = SegmentKey("CC-MAIN-2000-10", "00")
 FILES = {"part-00000.parquet": b"rows", "_shards/0.tar": b"tar" * 99, "_shards/1.tar": b"other"}

@@ -26,6 +26,7 @@ from laion_assets.pairs.extract import read_counts
 from laion_assets.pairs.rules import PairRules
 from laion_assets.pairs.segment import SegmentError, extract_segment
 from laion_assets.tables import part_path, read_parquet
+from tests.processes import alive, below, until
 from tests.readers import assert_readable
 from tests.wat.making import image, page, write
 
@@ -217,22 +218,6 @@ def slow_copy(source: Path, wat_file: str, to: Path) -> None:
     copy(source, wat_file, to)
 
 
-def below(pid: int) -> list[int]:
-    """The processes that one has started, and those that these have."""
-    try:
-        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:  # it has just ended
-        return []
-    return [one for child in map(int, listed) for one in (child, *below(child))]
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_killed_at_any_moment_the_result_is_the_same(
     source: Path, whole: tuple[Path, list[StageCounts]], tmp_path: Path
 ) -> None:
@@ -246,23 +231,21 @@ def test_killed_at_any_moment_the_result_is_the_same(
         child = subprocess.Popen(
             [sys.executable, str(script), str(source), str(out)], env=environment
         )
-        deadline = time.monotonic() + 60
-        # One that had nothing left but to join may end by itself.
-        while child.poll() is None and (
-            not begun.exists() or len(list(out.glob("**/part-*.parquet"))) < parts
-        ):
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+
+        def far_enough(child: subprocess.Popen[bytes], parts: int) -> bool:
+            # One that had nothing left but to join may end by itself.
+            return child.poll() is not None or (
+                begun.exists() and len(list(out.glob("**/part-*.parquet"))) >= parts
+            )
+
+        until(partial(far_enough, child, parts), every_s=0.002)
         time.sleep(rnd.uniform(0, 0.05))
         workers += below(child.pid)
         child.kill()
         child.wait()
         begun.unlink(missing_ok=True)
         assert len(workers) >= 3, "the first time: the tracker, the server and a process"
-    deadline = time.monotonic() + 10
-    while any(running(pid) for pid in workers):
-        assert time.monotonic() < deadline, "workers outlive their parent"
-        time.sleep(0.02)
+    until(lambda: not any(map(alive, workers)), "the end of the workers")
     assert extract(source, out) == whole[1]
     assert contents(out) == contents(whole[0])
 

@@ -6,7 +6,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from laion_assets.sample_crawl.build import Manifest
 from laion_assets.sample_crawl.plan import Pictures
 from laion_assets.sample_crawl.server import SampleServer
+from tests.processes import PATIENCE_S, free_port, served, until
 
 Headers = dict[str, str]
 
@@ -21,7 +21,7 @@ Headers = dict[str, str]
 def ask(
     server: SampleServer, host: str, path: str, method: str = "GET", headers: Headers | None = None
 ) -> tuple[int, Headers, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
     connection.request(method, path, headers={"Host": host, **(headers or {})})
     response = connection.getresponse()
     answer = response.status, dict(response.headers), response.read()
@@ -31,7 +31,7 @@ def ask(
 
 def opened(server: SampleServer, host: str, path: str) -> socket.socket:
     """Open a socket and send the request."""
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S)
     connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
     return connection
 
@@ -111,7 +111,7 @@ def test_serves_no_other_files_of_the_disk(tmp_path: Path, built: Path, path: st
 
 def test_keeps_connections_and_counts_requests(server: SampleServer) -> None:
     before = server.requests["127.0.0.1/collinfo.json"]
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
     for _ in range(3):
         connection.request("GET", "/collinfo.json")
         assert connection.getresponse().read()
@@ -121,7 +121,7 @@ def test_keeps_connections_and_counts_requests(server: SampleServer) -> None:
 
 def test_every_kept_pair_has_its_picture(server: SampleServer, manifest: Manifest) -> None:
     pictures = Pictures()
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
     for case in manifest.cases:
         if case.stage != "subset" or case.name.startswith("redirect"):
             continue
@@ -202,7 +202,7 @@ def test_answer_that_is_not_http(server: SampleServer) -> None:
 def test_refuses_tls_with_an_alert(server: SampleServer) -> None:
     context = ssl.create_default_context()
     with (
-        socket.create_connection(("127.0.0.1", server.port), timeout=10) as plain,
+        socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as plain,
         pytest.raises(ssl.SSLError),
     ):
         context.wrap_socket(plain, server_hostname="img.sample.test")
@@ -212,7 +212,7 @@ def test_connect_to_names_the_port_and_a_refusing_one(server: SampleServer) -> N
     assert server.connect_to["*.sample.test"] == f"127.0.0.1:{server.port}"
     host, _, port = server.connect_to["dead.sample.test"].rpartition(":")
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((host, int(port)), timeout=10)
+        socket.create_connection((host, int(port)), timeout=PATIENCE_S)
 
 
 def test_stops_while_clients_hang(built: Path) -> None:
@@ -221,7 +221,7 @@ def test_stops_while_clients_hang(built: Path) -> None:
         drip = opened(server, "slow.sample.test", "/drip.jpg")
         assert drip.recv(1)
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S)
     waiting.close()
     drip.close()
 
@@ -231,18 +231,11 @@ def test_serve_runs_until_a_signal_stops_it(built: Path) -> None:
         "import sys; from pathlib import Path; from laion_assets.sample_crawl.server import serve;"
         "serve(Path(sys.argv[1]), int(sys.argv[2]))"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen([sys.executable, "-c", code, str(built), str(port)])
     try:
-        for _ in range(200):
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except ConnectionRefusedError:
-                time.sleep(0.05)
+        until(lambda: served(port))
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_S) == 0
     finally:
         process.kill()

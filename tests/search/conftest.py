@@ -47,6 +47,7 @@ from laion_assets.search.serve import make_server
 from laion_assets.search.service import SearchService
 from laion_assets.tables import part_path, write_table
 from tests.heads.conftest import write_linear
+from tests.processes import PATIENCE_S
 
 CLIP = ClipOptions(model="laion-assets-tiny", pretrained="laion-assets-tiny", device="cpu")
 FIRST = SegmentKey("CC-MAIN-2000-05", "00")
@@ -247,6 +248,11 @@ class Serving:
     url: str
     http: httpx.Client
 
+    def another_client(self) -> httpx.Client:
+        """One from another address than :attr:`http`."""
+        address = httpx.HTTPTransport(local_address="127.0.0.2")
+        return httpx.Client(base_url=self.url, transport=address, timeout=PATIENCE_S)
+
     def search(self, **asked: Any) -> dict[str, Any]:
         answer = self.http.post("/search", json=asked)
         assert answer.status_code == 200, answer.text
@@ -293,8 +299,8 @@ def serving(
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        assert listening.wait(20), "the service does not listen"
-        with httpx.Client(base_url=addresses[0], timeout=20) as http:
+        assert listening.wait(PATIENCE_S), "the service does not listen"
+        with httpx.Client(base_url=addresses[0], timeout=PATIENCE_S) as http:
             yield Serving(service, addresses[0], http)
     finally:
         server.should_exit = True
@@ -376,7 +382,7 @@ def clip_client() -> Callable[..., subprocess.CompletedProcess[str]]:
             capture_output=True,
             text=True,
             env={"PATH": os.environ["PATH"]},
-            timeout=60,
+            timeout=PATIENCE_S,
         )
 
     return run

@@ -13,9 +13,9 @@ import pytest
 from pydantic import ValidationError
 
 from laion_assets.search.options import ServeOptions
+from tests.processes import PATIENCE_S
 from tests.search.conftest import FREE, Serving, SmallLake, serving
 
-ANOTHER_CLIENT = httpx.HTTPTransport(local_address="127.0.0.2")
 ASK = b"GET /about HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CHUNKED = (
     b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -27,7 +27,7 @@ HASTY = FREE.model_copy(update={"idle_timeout_s": 0.2, "body_timeout_s": 0.2})
 
 def connect(served: Serving) -> socket.socket:
     address = urlsplit(served.url)
-    return socket.create_connection((address.hostname, address.port), timeout=20)
+    return socket.create_connection((address.hostname, address.port), timeout=PATIENCE_S)
 
 
 @contextmanager
@@ -53,13 +53,13 @@ def hasty(small_lake: SmallLake) -> Iterator[Serving]:
 
 def test_silent_connections_of_one_client_shut_nobody_out(small_lake: SmallLake) -> None:
     with serving(small_lake.index, small_lake.model, FEW) as served, silent(served, 40):
-        with httpx.Client(base_url=served.url, transport=ANOTHER_CLIENT) as other:
+        with served.another_client() as other:
             for _ in range(30):
                 assert other.get("/about", headers={"Connection": "close"}).status_code == 200
         # The client itself is refused, but its machine may still look after the service.
-        mine = httpx.get(f"{served.url}about")
+        mine = httpx.get(f"{served.url}about", timeout=PATIENCE_S)
         assert (mine.status_code, mine.json()["reason"]) == (503, "connections")
-        assert httpx.get(f"{served.url}healthz").status_code == 200
+        assert httpx.get(f"{served.url}healthz", timeout=PATIENCE_S).status_code == 200
         metrics = served.http.get("/metrics")
         assert metrics.status_code == 503
 
@@ -67,7 +67,7 @@ def test_silent_connections_of_one_client_shut_nobody_out(small_lake: SmallLake)
 def test_a_full_service_ends_who_waits_longest(small_lake: SmallLake) -> None:
     options = FREE.model_copy(update={"connections": 5})
     with serving(small_lake.index, small_lake.model, options) as served, silent(served, 5) as held:
-        assert httpx.get(f"{served.url}about").status_code == 200
+        assert httpx.get(f"{served.url}about", timeout=PATIENCE_S).status_code == 200
         assert until_closed(held[0]) == b""
         held[-1].sendall(ASK)
         assert held[-1].recv(12) == b"HTTP/1.1 200"
@@ -76,7 +76,7 @@ def test_a_full_service_ends_who_waits_longest(small_lake: SmallLake) -> None:
 def test_a_trusted_proxy_may_hold_many(small_lake: SmallLake) -> None:
     options = FEW.model_copy(update={"proxies": ("127.0.0.0/8",)})
     with serving(small_lake.index, small_lake.model, options) as served, silent(served, 10):
-        assert httpx.get(f"{served.url}about").status_code == 200
+        assert httpx.get(f"{served.url}about", timeout=PATIENCE_S).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from laion_assets.clip.vectors import image_path, text_path
 from laion_assets.tables import part_path
+from tests.processes import until
 from tests.search.conftest import FIRST, SECOND, SmallLake, serving
 
 
@@ -64,9 +64,7 @@ def test_a_mapped_file_that_is_cut_does_not_end_the_process(own_lake: SmallLake)
         assert any("image.index was cut from" in problem for problem in named)
         # Another index is whole, and in use without a restart.
         own_lake.publish(SECOND)
-        deadline = time.monotonic() + 20
-        while served.http.post("/search", json={"text": "a red apple"}).status_code != 200:
-            assert time.monotonic() < deadline
+        until(lambda: served.http.post("/search", json={"text": "a red apple"}).status_code == 200)
 
 
 @pytest.mark.parametrize("name", ["image.index", "text.index", "ids.npy"])
@@ -75,7 +73,9 @@ def test_a_flipped_byte_of_an_index_is_noticed(own_lake: SmallLake, name: str) -
     [path] = own_lake.index.rglob(name)
     flip(path)
     with serving(own_lake.index, own_lake.model) as served:
-        deadline = time.monotonic() + 20
-        while not (named := served.http.get("/healthz").json()["index"]["damaged"]):
-            assert time.monotonic() < deadline
-        assert named == [str(path.relative_to(own_lake.index))]
+
+        def named() -> list[str]:
+            return served.http.get("/healthz").json()["index"]["damaged"]
+
+        until(named)
+        assert named() == [str(path.relative_to(own_lake.index))]

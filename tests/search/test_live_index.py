@@ -8,9 +8,7 @@ import io
 import json
 import tarfile
 import threading
-import time
 import weakref
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
@@ -26,14 +24,8 @@ from laion_assets.knn.query import subset_beside
 from laion_assets.knn.samples import SampleRef
 from laion_assets.search.live_index import LiveIndex
 from laion_assets.tables import part_path, write_table
+from tests.processes import PATIENCE_S, until
 from tests.search.conftest import FIRST, SECOND, SmallLake, rows, serving
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def test_a_new_index_is_loaded_without_dropping_a_request(own_lake: SmallLake) -> None:
@@ -45,7 +37,7 @@ def test_a_new_index_is_loaded_without_dropping_a_request(own_lake: SmallLake) -
     with serving(own_lake.index, own_lake.model) as served:
 
         def ask() -> None:
-            with httpx.Client(base_url=served.url, timeout=20) as http:
+            with httpx.Client(base_url=served.url, timeout=PATIENCE_S) as http:
                 while not stop.is_set():
                     asked = {"embedding_input": vector, "num_images": 60}
                     answer = http.post("/knn-service", json=asked)

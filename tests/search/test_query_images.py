@@ -171,8 +171,7 @@ def test_other_queries_pass_while_a_picture_is_decoded(small_lake: SmallLake) ->
         while not served.service.encoder._images._clients:
             pass
         assert served.captions(text="a red apple", limit=1)
-        other = httpx.HTTPTransport(local_address="127.0.0.3")
-        with httpx.Client(base_url=served.url, transport=other, timeout=20) as neighbour:
+        with served.another_client() as neighbour:
             assert neighbour.post("/search", json=in_base64(GOOD)).status_code == 200
         finished.append("others")
         thread.join()

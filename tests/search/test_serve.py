@@ -13,6 +13,7 @@ import pytest
 
 from laion_assets.cli import main
 from laion_assets.settings import CONFIG_VARIABLE, sample_config
+from tests.processes import PATIENCE_S
 from tests.search.conftest import SmallLake
 
 
@@ -29,9 +30,9 @@ def test_serve_prints_its_address_and_stops_when_asked(small_lake: SmallLake) ->
         assert process.stderr
         address = process.stdout.readline().removeprefix("search page: ").strip()
         assert address.startswith("http://127.0.0.1:")
-        assert httpx.get(f"{address}about").json()["samples"] == 30
+        assert httpx.get(f"{address}about", timeout=PATIENCE_S).json()["samples"] == 30
         process.send_signal(signal.SIGTERM)
-        assert process.wait(120) == 0
+        assert process.wait(PATIENCE_S) == 0
         assert process.stderr.read() == ""
 
 

@@ -25,6 +25,7 @@ from laion_assets.lake import LocalLake
 from laion_assets.layout import SegmentKey
 from laion_assets.stats.catalog import QueryError, ask, build_catalog, query
 from laion_assets.tables import part_path
+from tests.processes import PATIENCE_S
 from tests.stats.conftest import SEGMENTS, SegmentFiles
 
 VIEWS = {
@@ -207,7 +208,7 @@ def test_a_query_sees_a_partition_whole_while_it_is_replaced_repeatedly(tmp_path
         assert publisher.stdout
         assert publisher.stdout.readline() == "published\n"
         scanned, counted, by_path = set(), set(), set()
-        turns, patience = 0, time.monotonic() + 60
+        turns, patience = 0, time.monotonic() + PATIENCE_S
         # Which of the two states a question meets is chance: ask on until both have been met.
         while turns < 8 or (min(len(scanned), len(counted)) < 2 and time.monotonic() < patience):
             turns += 1
