@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
+import sys
 import time
 import webbrowser
 from collections.abc import Callable, Sequence
@@ -16,6 +18,7 @@ from urllib.parse import urlsplit
 import dagster as dg
 import pyarrow as pa
 
+import laion_assets
 from laion_assets.demo.driver import Driver, needs
 from laion_assets.demo.services import Dagster, DemoError
 from laion_assets.demo.world import (
@@ -130,7 +133,7 @@ def run_search_page(places: Places, settings: Settings, port: int | None) -> Non
     lake = open_lake(settings.lake)
     index = lake.folder(SEARCH_INDEX)
     if not index.exists():
-        raise DemoError("there is no index yet: run `make demo` first")
+        raise DemoError("there is no index yet: run `laion-assets demo` (`make demo`) first")
     places.build_crawl()
     with contextlib.ExitStack() as stack:
         try:
@@ -144,12 +147,7 @@ def run_search_page(places: Places, settings: Settings, port: int | None) -> Non
 
 def show_summary(settings: Settings, places: Places) -> None:
     """Print the funnel, where the results are, a few searches, and what to do next."""
-    lake, drawn = open_lake(settings.lake), places.world == DRAWN
-    config = f"{CONFIG_VARIABLE}={shipped_config(DRAWN)} " if drawn else ""
-    ui, page = (
-        f".venv/bin/laion-assets {word} --world {places.world}" if drawn else f"make {short}"
-        for word, short in (("ui", "ui"), ("search-page", "search"))
-    )
+    lake = open_lake(settings.lake)
     print()
     print_funnel(query_funnel(lake))
     print_searches(settings, lake, SEARCHES[places.world])
@@ -158,13 +156,36 @@ def show_summary(settings: Settings, places: Places) -> None:
         f"  the lake      {lake}\n"
         f"  the report    {report(lake).as_uri()}\n"
         f"  any DuckDB    {lake.folder(CATALOG) / 'catalog.duckdb'}\n"
-        "\nNext\n"
-        f"  {ui:24}Dagster's UI on this instance\n"
-        f"  {page:24}the search page\n"
-        f'  {config}.venv/bin/laion-assets sql "select stage, reason, n from funnel"\n'
-        f"  .venv/bin/laion-assets search {lake.folder(SEARCH_INDEX)} "
-        f'"{SEARCHES[places.world][-1]}"'
+        "\nNext"
     )
+    for line in next_steps(places, lake.folder(SEARCH_INDEX)):
+        print(f"  {line}")
+
+
+def next_steps(places: Places, index: Path) -> list[str]:
+    """Commands to go on with in the demo's folder: by make in a checkout, else as installed."""
+    own, drawn = _own_command(places.root), places.world == DRAWN
+    config = f"{CONFIG_VARIABLE}={shipped_config(DRAWN)} " if drawn else ""
+    if not drawn and Path(laion_assets.__file__).parents[1] == places.root:
+        ui, page = "make ui", "make search"
+    else:
+        world = f" --world {places.world}" if drawn else ""
+        ui, page = f"{own} ui{world}", f"{own} search-page{world}"
+    width = len(page) + 4
+    return [
+        f"{ui:{width}}Dagster's UI on this instance",
+        f"{page:{width}}the search page",
+        f'{config}{own} sql "select stage, reason, n from funnel"',
+        f'{own} search {index} "{SEARCHES[places.world][-1]}"',
+    ]
+
+
+def _own_command(folder: Path) -> str:
+    """How this installation's ``laion-assets`` is called in a folder."""
+    command = Path(sys.executable).with_name("laion-assets")
+    if shutil.which(command.name) == str(command):
+        return command.name
+    return str(command.relative_to(folder) if command.is_relative_to(folder) else command)
 
 
 def report(lake: Lake) -> Path:

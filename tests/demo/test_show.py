@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
-from laion_assets.demo.show import print_funnel
+from laion_assets.demo.show import next_steps, print_funnel
+from laion_assets.demo.world import DRAWN, SAMPLE, Places
 from laion_assets.funnel import STAGES
 
 
@@ -22,3 +27,27 @@ def test_the_funnel_has_a_line_a_stage_with_its_main_refusals(
     line = lines[list(STAGES).index("pairs")]
     assert line.split()[1:3] == ["1,200", "1,000"]
     assert line.endswith("   language 120, text_short 60, duplicate 15, 5 for 2 other reasons")
+
+
+def test_what_to_do_next_can_be_done_where_the_demo_was_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout, installed = Path(__file__).parents[2], Path(sys.executable).with_name("laion-assets")
+    assert os.access(installed, os.X_OK)
+    ui, page, sql, search = next_steps(Places(checkout, SAMPLE), tmp_path / "index")
+    assert (ui.split()[:2], page.split()[:2]) == (["make", "ui"], ["make", "search"])
+    command = sql.split()[0]
+    assert (checkout / command).samefile(installed)
+    assert search == f'{command} search {tmp_path}/index "a slice of pizza"'
+
+    # Installed, and run in a folder of one's own: no Makefile is there.
+    steps = next_steps(Places(tmp_path, SAMPLE), tmp_path / "index")
+    assert [step.split()[0] for step in steps] == [str(installed)] * 4
+    assert [step.split()[1] for step in steps] == ["ui", "search-page", "sql", "search"]
+
+    monkeypatch.setenv("PATH", str(installed.parent))
+    ui, page, sql, search = next_steps(Places(tmp_path, DRAWN), tmp_path / "index")
+    assert ui.startswith("laion-assets ui --world drawn ")
+    assert page.startswith("laion-assets search-page --world drawn ")
+    assert " laion-assets sql " in sql
+    assert sql.startswith("LAION_ASSETS_CONFIG=")
