@@ -11,6 +11,7 @@ import asyncio
 import functools
 import itertools
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ from pebble import ProcessExpired, ProcessPool
 from laion_assets.download.errors import ImageRefused
 from laion_assets.download.images import ImageMaker, LargeImage, StoredImage
 from laion_assets.download.options import DownloadOptions
+from laion_assets.download.priority_semaphore import PrioritySemaphore
 from laion_assets.errors import TransientError
 from laion_assets.files import try_lock
 from laion_assets.work import PRELOADED, die_with_first_process, forked_from_server
@@ -32,6 +34,8 @@ _MOST_WALL: Final = 10
 """Seconds that may pass for each CPU second that a picture may take: a busy machine must not have
 good pictures refused, and a process that waits for ever must end, too."""
 _POOLS_TRIED: Final = 3
+_AT_ONCE: Final = 2
+"""Images of each process that the pool has: one that is made, and the next."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -162,25 +166,29 @@ class ImageMakers(Decoders):
         super().__init__(options.resize_processes, scratch, PRELOADED, begin)
         self._timeout_s = options.decode_timeout_s
         self._one_large = OneAtATime(large)
+        self._turns = PrioritySemaphore(_AT_ONCE * options.resize_processes)
 
-    async def make(self, body: bytes, spent: Spent = lambda _: None) -> StoredImage:
-        """The image to store. Raises :class:`ImageRefused`."""
+    async def make(
+        self, body: bytes, urgency: int = 0, spent: Spent = lambda _: None
+    ) -> StoredImage:
+        """The image to store; the most urgent is made first. Raises :class:`ImageRefused`."""
         with self.file(body) as path:
-            made = await self._make(path, large=False, spent=spent)
+            made = await self._make(path, urgency, large=False, spent=spent)
             if made is None:
-                async with self._one_large.turn():
-                    made = await self._make(path, large=True, spent=spent)
+                async with self._one_large.turn():  # for which others wait, whatever their hosts
+                    made = await self._make(path, sys.maxsize, large=True, spent=spent)
         if isinstance(made, StoredImage):
             return made
         assert made is not None
         raise ImageRefused(*made)
 
     async def _make(
-        self, body: Path, *, large: bool, spent: Spent
+        self, body: Path, urgency: int, *, large: bool, spent: Spent
     ) -> StoredImage | tuple[str, str] | None:
         seconds = self._timeout_s
         try:
-            made, seconds = await self.run_within(self._timeout_s, _make, body, large)
+            async with self._turns.held(urgency):
+                made, seconds = await self.run_within(self._timeout_s, _make, body, large)
         except ImageRefused as refused:
             if refused.reason == "decode_timeout":
                 spent(seconds)

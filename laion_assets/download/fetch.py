@@ -157,6 +157,10 @@ class Fetcher:
         """Count the seconds that a body of :meth:`fetching`'s block took its decoder."""
         self._hosts.decoded(self._hosts.held(ada_url.URL(fetched.url).hostname), seconds)
 
+    def urgency(self, fetched: Fetched) -> int:
+        """How many images wait for the host of a body of :meth:`fetching`'s block."""
+        return self._hosts.held(ada_url.URL(fetched.url).hostname).users
+
     @property
     def has_free_slot(self) -> bool:
         """Whether the hosts' limits leave some of ``concurrency`` unused."""

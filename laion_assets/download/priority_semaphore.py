@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 
 class PrioritySemaphore:
@@ -23,6 +25,15 @@ class PrioritySemaphore:
     def free(self) -> int:
         """How many slots are free."""
         return self._free
+
+    @asynccontextmanager
+    async def held(self, urgency: int) -> AsyncIterator[None]:
+        """Hold a slot until the block ends, waiting for it if none is free."""
+        await self.acquire(urgency)
+        try:
+            yield
+        finally:
+            self.release()
 
     async def acquire(self, urgency: int) -> None:
         """Take a slot, waiting for it if none is free."""

@@ -172,7 +172,9 @@ class RowMaker:
         if kept is not None and kept.sha256 == sums.sha256:
             return replace(row, outcome=replace(kept, redirects=redirects), keeps=True)
         refuse_unseen(body, self._rules.options.min_bytes)
-        image = await self._decoders.make(body, partial(self._fetcher.decoded, fetched))
+        # Its host is asked for no more meanwhile, and those with most images would come last.
+        urgency = self._fetcher.urgency(fetched)
+        image = await self._decoders.make(body, urgency, partial(self._fetcher.decoded, fetched))
         outcome = Outcome(
             SUCCESS,
             None,

@@ -138,9 +138,9 @@ def test_a_decoders_seconds_are_counted(tmp_path: Path) -> None:
     async def run() -> list[float]:
         seconds: list[float] = []
         with ImageMakers(DownloadOptions(decode_timeout_s=0.3), tmp_path) as decoders:
-            await decoders.make(QUICK, seconds.append)
+            await decoders.make(QUICK, spent=seconds.append)
             with pytest.raises(ImageRefused):
-                await decoders.make(SLOW, seconds.append)
+                await decoders.make(SLOW, spent=seconds.append)
         return seconds
 
     quick, looked_at, killed = asyncio.run(run())
