@@ -16,7 +16,10 @@ from types import FrameType
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
-PRELOADED: Final = ("laion_assets.download.forkserver_preload", "laion_assets.pairs.segment")
+PRELOADED: Final = (
+    "laion_assets.download.forkserver_preload",
+    "laion_assets.pairs.forkserver_preload",
+)
 """What the processes of a segment's assets import; those of pairs alone take over the others'."""
 _LOOK_S: Final = 0.5
 

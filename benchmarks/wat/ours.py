@@ -5,6 +5,7 @@ Prints a JSON line.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import tempfile
@@ -96,6 +97,9 @@ def _extract(wat: Path, rules: PairRules) -> int:
 WAYS = {way.__name__: way for way in (inflate, read, cld2, same_work, everything, english)}
 
 if __name__ == "__main__":
+    # The processes of a segment are forked from one that has imported what they need.
+    if sys.argv[1] in ("everything", "english"):
+        importlib.import_module("laion_assets.pairs.forkserver_preload")
     started, before = time.perf_counter(), time.process_time()
     n = WAYS[sys.argv[1]](Path(sys.argv[2]))
     spent = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - before}

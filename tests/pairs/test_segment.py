@@ -173,12 +173,13 @@ def test_a_dead_worker_is_reported(source: Path, tmp_path: Path) -> None:
 
     def kill() -> None:
         """As a system without memory does."""
-        workers: list[Any] = []
-        while len(workers) < 2:
-            time.sleep(0.01)
+
+        def workers() -> list[Any]:
             now = multiprocessing.active_children()
-            workers = [child for child in now if child.pid not in others]
-        workers[0].kill()
+            return [child for child in now if child.pid not in others]
+
+        until(lambda: len(workers()) == 2, every_s=0.01)
+        workers()[0].kill()
 
     killer = Thread(target=kill)
     killer.start()
@@ -192,6 +193,33 @@ def test_no_wat_files(tmp_path: Path) -> None:
     (part,) = (tmp_path / "out").iterdir()
     assert pq.read_schema(part).names == schemas.PAIRS.names
     assert pq.read_metadata(part).num_rows == 0
+
+
+_IMPORTS = """
+import importlib, sys
+from pathlib import Path
+from laion_assets.pairs.extract import extract_wat
+from laion_assets.pairs.rules import PairRules
+from laion_assets.work import PRELOADED
+for name in PRELOADED:
+    importlib.import_module(name)
+before = set(sys.modules)
+place = {"crawl": "CC-MAIN-2021-04", "segment": "01", "wat_file": "w"}
+_, pairs = extract_wat(Path(sys.argv[1]), Path(sys.argv[2]), PairRules(), **place)
+print(pairs.kept, *sorted(set(sys.modules) - before))
+"""
+
+
+def test_a_process_imports_nothing_once_it_is_forked(source: Path, tmp_path: Path) -> None:
+    """Each would do so anew: pandas alone, for pyarrow's first array, takes a quarter second."""
+    command = [
+        sys.executable,
+        "-c",
+        _IMPORTS,
+        str(source / WATS[0]),
+        str(tmp_path / "part.parquet"),
+    ]
+    assert subprocess.check_output(command, text=True).split() == ["20"]
 
 
 _CHILD = """
