@@ -39,6 +39,7 @@ SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
         "too_small": "download.min_bytes",
         "too_many_pixels": "download.max_pixels",
         "too_narrow": "download.max_aspect_ratio",
+        "decode_timeout": "download.decode_timeout_s",
         "decoder_failed": "download.decode_timeout_s",
     },
     "subset": {

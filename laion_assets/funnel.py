@@ -75,8 +75,8 @@ REASONS: Final[Mapping[str, Mapping[str, str]]] = {
         "too_narrow": "one side is longer than the other by more than the limit",
         "animated": "the image has several frames",
         "undecodable": "the bytes do not decode as an image",
-        "decode_timeout": "decoding it took longer than the limit",
-        "decoder_failed": "the decoder died over it",
+        "decode_timeout": "decoding it took more CPU time than the limit",
+        "decoder_failed": "the decoder died over it, or got no core for it in time",
     },
     "embeddings": {
         "undecodable": "the stored image does not decode",

@@ -347,15 +347,19 @@ def sample_config() -> Path:
     return shipped_config("sample")
 
 
+def named_config() -> Path | None:
+    """The settings file that the environment names, if it names one."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    return Path(named) if named else None
+
+
 def load_settings(path: Path | None = None) -> Settings:
     """Read and validate a settings file. Raises :class:`SettingsError`.
 
     A recipe without a threshold for the model is warned of only: until a model of one's own is
     calibrated, all stages before the subset do without.
     """
-    if path is None:
-        named = os.environ.get(CONFIG_VARIABLE)
-        path = Path(named) if named else sample_config()
+    path = path or named_config() or sample_config()
     try:
         with path.open("rb") as stream:
             values = tomllib.load(stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -12,10 +13,10 @@ PATIENCE_S: Final = 120.0
 """After so long what a test waits for counts as never coming: a busy machine takes seconds."""
 
 
-def until(true: Callable[[], object], what: str = "it", every_s: float = 0.02) -> None:
+def until(condition: Callable[[], object], what: str = "it", every_s: float = 0.02) -> None:
     """Wait until something is true; fail if that does not come."""
     deadline = time.monotonic() + PATIENCE_S
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline, f"{what} did not come within {PATIENCE_S:.0f} s"
         time.sleep(every_s)
 
@@ -26,6 +27,12 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has taken."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, after_name[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def below(pid: int) -> list[int]:
@@ -46,7 +53,7 @@ def free_port() -> int:
 def served(port: int) -> bool:
     """Whether a port of this machine takes connections."""
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S).close()
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:
         return False
     return True

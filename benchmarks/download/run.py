@@ -59,7 +59,7 @@ class _List:
 _LISTS: Final = {
     "clean": _List("clean"),
     "mixed": _List("a fifth dead or slow", bad=True, once=("daft",)),
-    "large": _List("large photos", "large-1", share=0.1, only=tuple(_CONTESTANTS)),
+    "large": _List("large photos", "large-1", share=0.05, only=tuple(_CONTESTANTS)),
 }
 
 

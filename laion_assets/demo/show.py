@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import shutil
 import sys
 import time
@@ -42,7 +43,7 @@ from laion_assets.layout import (
     DATASET_REPORT,
     SEARCH_INDEX,
 )
-from laion_assets.settings import CONFIG_VARIABLE, Settings, shipped_config
+from laion_assets.settings import CONFIG_VARIABLE, Settings, named_config, shipped_config
 
 logger = logging.getLogger(__name__)
 
@@ -164,28 +165,32 @@ def show_summary(settings: Settings, places: Places) -> None:
 
 def next_steps(places: Places, index: Path) -> list[str]:
     """Commands to go on with in the demo's folder: by make in a checkout, else as installed."""
-    own, drawn = _own_command(places.root), places.world == DRAWN
-    config = f"{CONFIG_VARIABLE}={shipped_config(DRAWN)} " if drawn else ""
+    own, drawn, config = _own_command(places.root), places.world == DRAWN, named_config()
+    with_config = f"{CONFIG_VARIABLE}={shlex.quote(str(config))} " if config else ""
+    of_world = "" if drawn and config == shipped_config(DRAWN) else with_config
     if not drawn and Path(laion_assets.__file__).parents[1] == places.root:
-        ui, page = "make ui", "make search"
+        ui, page = f"{of_world}make ui", f"{of_world}make search"
     else:
         world = f" --world {places.world}" if drawn else ""
-        ui, page = f"{own} ui{world}", f"{own} search-page{world}"
+        ui, page = f"{of_world}{own} ui{world}", f"{of_world}{own} search-page{world}"
     width = len(page) + 4
     return [
         f"{ui:{width}}Dagster's UI on this instance",
         f"{page:{width}}the search page",
-        f'{config}{own} sql "select stage, reason, n from funnel"',
-        f'{own} search {index} "{SEARCHES[places.world][-1]}"',
+        f'{with_config}{own} sql "select stage, reason, n from funnel"',
+        f'{own} search {shlex.quote(str(index))} "{SEARCHES[places.world][-1]}"',
     ]
 
 
 def _own_command(folder: Path) -> str:
     """How this installation's ``laion-assets`` is called in a folder."""
     command = Path(sys.executable).with_name("laion-assets")
+    if not command.exists():
+        return f"{shlex.quote(sys.executable)} -m laion_assets.cli"
     if shutil.which(command.name) == str(command):
         return command.name
-    return str(command.relative_to(folder) if command.is_relative_to(folder) else command)
+    beside = command.relative_to(folder) if command.is_relative_to(folder) else command
+    return shlex.quote(str(beside))
 
 
 def report(lake: Lake) -> Path:

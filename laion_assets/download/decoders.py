@@ -31,8 +31,8 @@ from laion_assets.work import PRELOADED, die_with_first_process, forked_from_ser
 
 _LOOK_S: Final = 0.05
 _MOST_WALL: Final = 10
-"""Seconds that may pass for each CPU second that a picture may take: a busy machine must not have
-good pictures refused, and a process that waits for ever must end, too."""
+"""Seconds that may pass for each CPU second that a picture may take: it may have to wait for a
+core, and a process that waits for ever must end, too."""
 _POOLS_TRIED: Final = 3
 _AT_ONCE: Final = 2
 """Images of each process that the pool has: one that is made, and the next."""
@@ -97,22 +97,29 @@ class Decoders:
         return await self._call(function, args, kwargs, None)
 
     async def run_within(
-        self, timeout_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+        self,
+        cpu_s: float,
+        wall_s: float,
+        function: Callable[P, T],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> T:
-        """Call a picklable function that decodes a picture, for at most ``timeout_s`` CPU seconds.
+        """Call a picklable function that decodes a picture, for at most ``cpu_s`` CPU seconds.
 
-        Raises :class:`ImageRefused` if it takes longer or if its process dies. Cancelling the call
-        ends the process, too.
+        Raises :class:`ImageRefused`: ``decode_timeout`` if it takes more, ``decoder_failed`` if its
+        process dies or is not done within ``wall_s``. Cancelling the call ends the process, too.
         """
-        limited = functools.partial(_limited, timeout_s, function)
-        slow = ImageRefused("decode_timeout", f"not decoded in {timeout_s:g} s")
+        limited = functools.partial(_limited, cpu_s, function)
         try:
-            return await self._call(limited, args, kwargs, _MOST_WALL * timeout_s)
+            return await self._call(limited, args, kwargs, wall_s)
         except TimeoutError as error:
-            raise slow from error
+            # The machine's fault, if anyone's: the picture has not used up its time.
+            late = f"its decoder was not done within {wall_s:g} s"
+            raise ImageRefused("decoder_failed", late) from error
         except ProcessExpired as error:
             if error.exitcode == -signal.SIGPROF:
-                raise slow from error
+                slow = f"not decoded in {cpu_s:g} s of CPU time"
+                raise ImageRefused("decode_timeout", slow) from error
             died = f"its decoder died with exit code {error.exitcode}"
             raise ImageRefused("decoder_failed", died) from error
 
@@ -175,7 +182,8 @@ class ImageMakers(Decoders):
         with self.file(body) as path:
             made = await self._make(path, urgency, large=False, spent=spent)
             if made is None:
-                async with self._one_large.turn():  # for which others wait, whatever their hosts
+                async with self._one_large.turn(urgency):
+                    # Before all that are not large: the next large one waits for it.
                     made = await self._make(path, sys.maxsize, large=True, spent=spent)
         if isinstance(made, StoredImage):
             return made
@@ -188,7 +196,9 @@ class ImageMakers(Decoders):
         seconds = self._timeout_s
         try:
             async with self._turns.held(urgency):
-                made, seconds = await self.run_within(self._timeout_s, _make, body, large)
+                made, seconds = await self.run_within(
+                    self._timeout_s, _MOST_WALL * self._timeout_s, _make, body, large
+                )
         except ImageRefused as refused:
             if refused.reason == "decode_timeout":
                 spent(seconds)
@@ -200,18 +210,18 @@ class ImageMakers(Decoders):
 class OneAtATime:
     """Turns that one task at a time has, of all processes that have the same file, if it is given.
 
-    A process that dies leaves its turn.
+    Of a process's tasks the most urgent is next. A process that dies leaves its turn.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._here = asyncio.Lock()
+        self._here = PrioritySemaphore(1)
         self._others_until = 0.0
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def turn(self, urgency: int = 0) -> AsyncIterator[None]:
         """Have a turn until the block ends."""
-        async with self._here:
+        async with self._here.held(urgency):
             if self._path is None:
                 yield
                 return
@@ -236,6 +246,7 @@ def _begin(begin: Callable[[], None]) -> None:
     die_with_first_process(ignoring_ctrl_c=True)
     # Pebble's own handler runs in Python, so only after the decoder; it would wait 3 s for that.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which :func:`_limited` relies on
     begin()
 
 

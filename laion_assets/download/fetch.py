@@ -158,8 +158,8 @@ class Fetcher:
         self._hosts.decoded(self._hosts.held(ada_url.URL(fetched.url).hostname), seconds)
 
     def urgency(self, fetched: Fetched) -> int:
-        """How many images wait for the host of a body of :meth:`fetching`'s block."""
-        return self._hosts.held(ada_url.URL(fetched.url).hostname).users
+        """How urgent it is to decode a body of :meth:`fetching`'s block (:meth:`.Host.urgency`)."""
+        return self._hosts.held(ada_url.URL(fetched.url).hostname).urgency()
 
     @property
     def has_free_slot(self) -> bool:

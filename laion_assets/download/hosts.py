@@ -54,6 +54,8 @@ class Host:
     """When the rate, or the host's own wish, allows the next request."""
     failures: int = 0
     """Consecutive failures, up to now."""
+    decode_s: float = 0.0
+    """CPU seconds that its last picture took."""
     slow_pictures: int = 0
     """Consecutive pictures, up to now, that were decoded for longer than an answer may take."""
     last_failed: float = 0.0
@@ -73,6 +75,13 @@ class Host:
             refused = FetchRefused(reason, self.why)
             refused.asked = False
             raise refused
+
+    def urgency(self) -> int:
+        """How many of its images wait; fewer by as much as its pictures are costlier than usual.
+
+        So a host cannot have the decoders before all others by many pictures that take them long.
+        """
+        return int(self.users * _ORDINARY_DECODE_S / max(_ORDINARY_DECODE_S, self.decode_s))
 
     def idle(self, now: float, failures_kept_s: float) -> bool:
         """Whether there is nothing to remember: a new object would do as well."""
@@ -143,6 +152,7 @@ class Hosts:
         The host's next request waits as long as decoding took longer than usual. A picture that
         took longer than an answer may take counts as a failure of the host.
         """
+        host.decode_s = seconds
         longer = seconds - _ORDINARY_DECODE_S
         if longer > 0:
             now = asyncio.get_running_loop().time()

@@ -56,7 +56,8 @@ class DownloadOptions(Options):
     decode_timeout_s: Annotated[float, OPERATIONAL] = Field(
         60.0,
         gt=0,
-        description="CPU seconds that decoding one image may take, within ten times as many",
+        le=86_400,
+        description="CPU seconds that decoding one image may take; ten times as many may pass",
     )
 
     total_timeout_s: Annotated[float, OPERATIONAL] = Field(

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 class PrioritySemaphore:
     """``n`` slots; a free one goes to the most urgent waiter, among equals to the first.
 
-    A plain semaphore would serve all hosts alike and leave the largest host for the end, where its
-    rate alone would limit the download.
+    A plain semaphore, or a queue, would serve all hosts alike and leave the largest host for the
+    end, where its rate alone would limit the download.
     """
 
     def __init__(self, n: int) -> None:

@@ -172,7 +172,8 @@ class RowMaker:
         if kept is not None and kept.sha256 == sums.sha256:
             return replace(row, outcome=replace(kept, redirects=redirects), keeps=True)
         refuse_unseen(body, self._rules.options.min_bytes)
-        # Its host is asked for no more meanwhile, and those with most images would come last.
+        # A body holds one of its host's slots until it is decoded: served in order, the host with
+        # most images would finish last.
         urgency = self._fetcher.urgency(fetched)
         image = await self._decoders.make(body, urgency, partial(self._fetcher.decoded, fetched))
         outcome = Outcome(

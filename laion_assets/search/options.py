@@ -79,7 +79,8 @@ class ServeOptions(Options):
     decode_timeout_s: float = Field(
         5.0,
         gt=0,
-        description="CPU seconds that decoding a query image may take, within ten times as many",
+        le=86_400,
+        description="CPU seconds that decoding a query image may take; four times as many may pass",
     )
     images_waiting: int = Field(
         8, ge=1, description="Largest number of query images of one client that wait or are decoded"

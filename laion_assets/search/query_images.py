@@ -33,6 +33,8 @@ _MOST_PIXELS: Final = 2**22
 """Larger images are reduced by a whole factor: no CLIP model sees over a few hundred rows."""
 _NICENESS: Final = 5
 """The processes leave the cores to the queries that need no decoder."""
+_MOST_WALL: Final = 4
+"""Seconds that may pass for each CPU second that an image may take: others wait for its process."""
 _OWN_REASONS: Final = frozenset({"decode_timeout", "decoder_failed", "too_complex"})
 
 
@@ -85,7 +87,11 @@ class QueryImages:
             try:
                 with self._decoders.file(body) as path:
                     made = await self._decoders.run_within(
-                        options.decode_timeout_s, decode_file, path, options.max_pixels
+                        options.decode_timeout_s,
+                        _MOST_WALL * options.decode_timeout_s,
+                        decode_file,
+                        path,
+                        options.max_pixels,
                     )
             except ImageRefused as refused:
                 made = _refusal(refused)

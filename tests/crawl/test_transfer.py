@@ -16,6 +16,7 @@ import pytest
 from laion_assets.crawl import source as module
 from laion_assets.crawl.source import CrawlSource, CrawlSourceError, CrawlSourceOptions
 from laion_assets.crawl.transfer import Throttle
+from tests.processes import until
 
 WAT = bytes(range(256)) * 4000
 ETAG = '"one"'
@@ -148,8 +149,7 @@ def test_the_whole_process_waits(serve: Serve, tmp_path: Path) -> None:
     asks, other = serve(Mood(429, {"Retry-After": "1"}), Mood()), serve(Mood())
     thread = Thread(target=fetch, args=(asks, tmp_path / "1"))
     thread.start()
-    while not asks.times:
-        time.sleep(0.01)
+    until(lambda: asks.times)
     time.sleep(0.1)
     fetch(other, tmp_path / "2")
     thread.join()

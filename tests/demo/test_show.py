@@ -12,6 +12,7 @@ import pytest
 from laion_assets.demo.show import next_steps, print_funnel
 from laion_assets.demo.world import DRAWN, SAMPLE, Places
 from laion_assets.funnel import STAGES
+from laion_assets.settings import shipped_config
 
 
 def test_the_funnel_has_a_line_a_stage_with_its_main_refusals(
@@ -32,6 +33,8 @@ def test_the_funnel_has_a_line_a_stage_with_its_main_refusals(
 def test_what_to_do_next_can_be_done_where_the_demo_was_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("LAION_ASSETS_CONFIG", raising=False)
     checkout, installed = Path(__file__).parents[2], Path(sys.executable).with_name("laion-assets")
     assert os.access(installed, os.X_OK)
     ui, page, sql, search = next_steps(Places(checkout, SAMPLE), tmp_path / "index")
@@ -46,8 +49,16 @@ def test_what_to_do_next_can_be_done_where_the_demo_was_run(
     assert [step.split()[1] for step in steps] == ["ui", "search-page", "sql", "search"]
 
     monkeypatch.setenv("PATH", str(installed.parent))
+    monkeypatch.setenv("LAION_ASSETS_CONFIG", str(shipped_config(DRAWN)))
     ui, page, sql, search = next_steps(Places(tmp_path, DRAWN), tmp_path / "index")
     assert ui.startswith("laion-assets ui --world drawn ")
     assert page.startswith("laion-assets search-page --world drawn ")
-    assert " laion-assets sql " in sql
-    assert sql.startswith("LAION_ASSETS_CONFIG=")
+    assert sql.startswith(f"LAION_ASSETS_CONFIG={shipped_config(DRAWN)} laion-assets sql ")
+    assert search == f'laion-assets search {tmp_path}/index "a yellow star"'
+
+    # Settings of one's own have a lake of their own.
+    monkeypatch.setenv("LAION_ASSETS_CONFIG", "/my own.toml")
+    ui, page, sql, search = next_steps(Places(checkout, SAMPLE), tmp_path / "index")
+    assert ui.startswith("LAION_ASSETS_CONFIG='/my own.toml' make ui ")
+    assert page.startswith("LAION_ASSETS_CONFIG='/my own.toml' make search ")
+    assert sql.startswith("LAION_ASSETS_CONFIG='/my own.toml' laion-assets sql ")

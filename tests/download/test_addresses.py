@@ -14,6 +14,7 @@ from laion_assets.download.addresses import (
     system_resolve,
 )
 from laion_assets.download.errors import FetchRefused
+from tests.processes import PATIENCE_S
 
 PUBLIC = [
     "93.184.216.34",
@@ -107,7 +108,7 @@ class Asked:
 
     def __call__(self, host: str) -> list[str]:
         self.names.append(host)
-        self.go.wait(5)
+        self.go.wait(PATIENCE_S)
         answer = self.answers.pop(0) if self.answers else ["8.8.8.8"]
         if not answer:
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
@@ -205,7 +206,7 @@ def test_a_slow_name_times_out_and_leaves_the_others_alone() -> None:
 
     def resolve(host: str) -> list[str]:
         if host.startswith("slow"):
-            go.wait(10)
+            go.wait(PATIENCE_S)
         return ["8.8.8.8"]
 
     async def ask(names: Names, host: str) -> str:
@@ -226,7 +227,7 @@ def test_a_slow_name_times_out_and_leaves_the_others_alone() -> None:
         names.close()
         return answers, later
 
-    (*slow, good), later = asyncio.run(asyncio.wait_for(run(), 30))
+    (*slow, good), later = asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
     assert slow == [f"dns: slow{i}.test: no answer in 0.3 s" for i in range(100)]
     assert good == later == "[('8.8.8.8', 80)]"
 

@@ -25,6 +25,7 @@ from tests.download.conftest import (
     run,
     write_pairs,
 )
+from tests.processes import cpu_s, until
 
 SLOW = encoded(Image.new("RGBA", (9400, 9400), (255, 0, 0, 100)), "PNG", compress_level=1)
 """An image that is quick to send to a process and slow to decode."""
@@ -32,8 +33,8 @@ SLOW = encoded(Image.new("RGBA", (9400, 9400), (255, 0, 0, 100)), "PNG", compres
 QUICK = encoded(picture(2))
 
 
-def in_pool(scratch: Path, after: float, kill: bool, **settings: object) -> tuple[str, int]:
-    """Decode SLOW, killing its process after ``after`` seconds if ``kill``; then decode QUICK.
+def in_pool(scratch: Path, kill: bool, **settings: object) -> tuple[str, int]:
+    """Decode SLOW, killing its process midway if ``kill``; then decode QUICK.
 
     Return why SLOW was refused, and QUICK's stored width.
     """
@@ -42,9 +43,10 @@ def in_pool(scratch: Path, after: float, kill: bool, **settings: object) -> tupl
         options = DownloadOptions.model_validate({"resize_processes": 1} | settings)
         with ImageMakers(options, scratch) as decoders:
             pid = await decoders.run(os.getpid)
+            idle_s = cpu_s(pid)
             slow = asyncio.create_task(decoders.make(SLOW))
-            await asyncio.sleep(after)
             if kill:
+                await asyncio.to_thread(until, lambda: cpu_s(pid) > idle_s + 0.1)
                 os.kill(pid, signal.SIGKILL)
             with pytest.raises(ImageRefused) as caught:
                 await slow
@@ -55,7 +57,7 @@ def in_pool(scratch: Path, after: float, kill: bool, **settings: object) -> tupl
 
 
 def test_a_decoder_that_dies_costs_its_image(tmp_path: Path) -> None:
-    refusal, width = in_pool(tmp_path, after=0.5, kill=True)
+    refusal, width = in_pool(tmp_path, kill=True)
     assert refusal == "decoder_failed: its decoder died with exit code -9"
     assert width == 256
 
@@ -72,8 +74,8 @@ def test_processes_that_die_while_they_wait_are_replaced(tmp_path: Path) -> None
 
 
 def test_a_decoder_that_hangs_costs_its_image(tmp_path: Path) -> None:
-    refusal, width = in_pool(tmp_path, after=0, kill=False, decode_timeout_s=0.2)
-    assert refusal == "decode_timeout: not decoded in 0.2 s"
+    refusal, width = in_pool(tmp_path, kill=False, decode_timeout_s=0.2)
+    assert refusal == "decode_timeout: not decoded in 0.2 s of CPU time"
     assert width == 256
 
 
@@ -84,16 +86,16 @@ def burn(seconds: float) -> None:
         pass
 
 
-def test_the_limit_is_of_cpu_time_and_a_waiting_process_has_ten_times_as_long(
-    tmp_path: Path,
-) -> None:
+def test_the_limit_is_of_cpu_time_and_a_waiting_process_has_one_of_its_own(tmp_path: Path) -> None:
     async def run() -> list[str]:
         with ImageMakers(DownloadOptions(resize_processes=1), tmp_path) as decoders:
 
-            async def within(limit: float, function: Callable[[float], Any], value: float) -> str:
+            async def within(
+                cpu: float, wall: float, function: Callable[[float], Any], value: float
+            ) -> str:
                 pid = await decoders.run(os.getpid)
                 try:
-                    await decoders.run_within(limit, function, value)
+                    await decoders.run_within(cpu, wall, function, value)
                 except ImageRefused as refused:
                     assert pid != await decoders.run(os.getpid)
                     return str(refused)
@@ -101,16 +103,19 @@ def test_the_limit_is_of_cpu_time_and_a_waiting_process_has_ten_times_as_long(
                 return "made"
 
             return [
-                await within(0.2, time.sleep, 0.5),
-                await within(0.2, burn, 60),
-                await within(0.05, time.sleep, 60),
+                await within(0.1, 60, time.sleep, 0.3),
+                await within(0.1, 60, burn, 50),
+                await within(60, 0.3, time.sleep, 50),
                 # What one call has used is not counted for the next.
-                *[await within(0.5, burn, 0.3) for _ in range(2)],
+                *[await within(0.5, 60, burn, 0.3) for _ in range(2)],
             ]
 
     slept, burnt, hung, *again = asyncio.run(run())
-    assert (slept, burnt) == ("made", "decode_timeout: not decoded in 0.2 s")
-    assert (hung, again) == ("decode_timeout: not decoded in 0.05 s", ["made"] * 2)
+    assert (slept, burnt) == ("made", "decode_timeout: not decoded in 0.1 s of CPU time")
+    assert (hung, again) == (
+        "decoder_failed: its decoder was not done within 0.3 s",
+        ["made"] * 2,
+    )
 
 
 def test_our_own_error_is_not_blamed_on_the_image(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from tests.download.conftest import (
     urls,
     write_pairs,
 )
+from tests.processes import PATIENCE_S, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:value is deprecated:DeprecationWarning")
 
@@ -307,16 +307,16 @@ def test_a_killed_run_leaves_nothing_torn_and_is_resumed(images: Listener, tmp_p
     pairs, out, options = tmp_path / "pairs.parquet", tmp_path / "shards", options_for(images)
     write_pairs(pairs, urls())
     answer_12 = images.routes["/12.jpg"]
-    images.routes["/12.jpg"] = lambda _: images.closing.wait(60) and None
+    images.routes["/12.jpg"] = lambda _: images.closing.wait(PATIENCE_S) and None
     command = [sys.executable, "-c", CHILD, str(pairs), str(out)]
     child = subprocess.Popen(
-        [*command, options.model_copy(update={"total_timeout_s": 60.0}).model_dump_json()],
+        [*command, options.model_copy(update={"total_timeout_s": PATIENCE_S}).model_dump_json()],
         stdout=subprocess.PIPE,
         text=True,
     )
-    while not all((out / f"{shard:05d}_stats.json").exists() for shard in (0, 1)):
-        assert child.poll() is None
-        time.sleep(0.02)
+    stats = [out / f"{shard:05d}_stats.json" for shard in (0, 1)]
+    until(lambda: all(path.exists() for path in stats) or child.poll() is not None)
+    assert child.poll() is None
     (out / ".making-torn").mkdir()
     (out / ".making-torn" / "00002.tar").write_bytes(b"half")
     child.kill()

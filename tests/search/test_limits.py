@@ -22,6 +22,7 @@ from laion_assets.search.options import ServeOptions
 from laion_assets.search.rate_limit import Rate, client_of
 from laion_assets.settings import load_settings
 from tests.conftest import FolderServer
+from tests.processes import until
 from tests.search.conftest import FIRST, FREE, Serving, SmallLake, serving
 
 
@@ -240,8 +241,7 @@ def test_without_a_model_what_needs_none_still_works(small_lake: SmallLake) -> N
     down = ClipOptions(model="laion-assets-tiny", pretrained="laion-assets-tiny", weights="/absent")
     vector = small_lake.model.encode_texts(["a cat"])[0].tolist()
     with serving(small_lake.index, None, clip=down) as served:
-        while served.service.encoder.state == "loading":
-            pass
+        until(lambda: served.service.encoder.state != "loading")
         answer = served.http.post("/search", json={"text": "a cat"})
         assert (answer.status_code, answer.json()["reason"]) == (503, "encoder_down")
         assert served.http.get("/healthz").json()["encoder"]["state"] == "failed"

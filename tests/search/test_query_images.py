@@ -19,6 +19,7 @@ from PIL import Image
 
 from laion_assets.search.errors import RequestRefusedError
 from laion_assets.search.query_images import QueryImages
+from tests.processes import cpu_s, until
 from tests.search.conftest import FREE, Serving, SmallLake, serving
 
 T = TypeVar("T")
@@ -84,15 +85,16 @@ def test_an_image_past_its_deadline_is_refused_and_its_process_replaced() -> Non
 
     refused, shape, replaced = running(use, decode_processes=1, decode_timeout_s=0.3)
     assert (refused.status, refused.reason) == (422, "decode_timeout")
-    assert refused.detail == "the image is refused: not decoded in 0.3 s"
+    assert refused.detail == "the image is refused: not decoded in 0.3 s of CPU time"
     assert (shape, replaced) == ((256, 256, 3), True)
 
 
 def test_cancelling_kills_the_decoder_and_drops_what_waits() -> None:
     async def use(images: QueryImages) -> list[str]:
         before = await images._decoders.run(os.getpid)
+        idle_s = cpu_s(before)
         calls = [asyncio.create_task(images.decode(SLOW, "a", spent)) for _ in range(3)]
-        await asyncio.sleep(0.3)
+        await asyncio.to_thread(until, lambda: cpu_s(before) > idle_s + 0.1)
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
@@ -168,8 +170,7 @@ def test_other_queries_pass_while_a_picture_is_decoded(small_lake: SmallLake) ->
 
         thread = threading.Thread(target=attack)
         thread.start()
-        while not served.service.encoder._images._clients:
-            pass
+        until(lambda: served.service.encoder._images._clients)
         assert served.captions(text="a red apple", limit=1)
         with served.another_client() as neighbour:
             assert neighbour.post("/search", json=in_base64(GOOD)).status_code == 200
@@ -187,10 +188,8 @@ def test_a_client_that_leaves_stops_its_work(small_lake: SmallLake) -> None:
         head = "".join(f"{name}: {value}\r\n" for name, value in body.headers.items())
         with socket.create_connection((url.host, url.port or 80)) as connection:
             connection.sendall(f"POST /search HTTP/1.1\r\n{head}\r\n".encode() + body.read())
-            while not clients:
-                pass
-        while clients:
-            pass
+            until(lambda: clients)
+        until(lambda: not clients)
         assert served.http.post("/search", json=in_base64(GOOD)).status_code == 200
         gone = 'laion_assets_search_refused_total{reason="gone"} 1.0'
         assert gone in served.http.get("/metrics").text
