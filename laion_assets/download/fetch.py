@@ -250,7 +250,7 @@ class Fetcher:
             await self._names.endpoints(target.host, 0)
         while True:
             await self._hosts.until_open(host)
-            await self._slots.acquire(urgency=host.users)
+            await self._slots.acquire(host.urgency())
             try:
                 if self._hosts.begin(host, delay):
                     return

@@ -13,6 +13,7 @@ import pytest
 
 from laion_assets.download.errors import FetchRefused
 from laion_assets.download.fetch import Fetcher
+from laion_assets.download.hosts import Host
 from laion_assets.download.options import DownloadOptions
 from tests.download.conftest import PUBLIC, Listener, answer, get, reasons
 
@@ -196,6 +197,12 @@ def test_a_host_whose_pictures_burn_decoders_is_left_alone(web: Listener) -> Non
     assert outcomes[then[0]] == (
         "host_down: not asked for 300 s: a picture took 11 s to decode, 3 times in a row"
     )
+
+
+def test_many_costly_pictures_make_no_host_urgent() -> None:
+    seconds = (0.0, 0.01, 0.1, 0.2, 1.0, 9.9)
+    hosts = [Host(asyncio.Semaphore(), users=60, decode_s=decode_s) for decode_s in seconds]
+    assert [host.urgency() for host in hosts] == [60, 60, 60, 30, 6, 0]
 
 
 def test_a_picture_holds_its_hosts_slot_until_it_is_decoded(web: Listener) -> None:
