@@ -1,4 +1,7 @@
-"""Strangers' query images: decoded in processes that can be killed, one of a client at a time."""
+"""Strangers' query images: decoded in processes that can be killed, one of a client at a time.
+
+A free process goes to the client that has taken least of them of late.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,6 +26,7 @@ from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
 from laion_assets.download.decoders import Decoders, DecodersError, Spent
 from laion_assets.download.errors import ImageRefused
 from laion_assets.download.formats import lean
+from laion_assets.download.priority_semaphore import PrioritySemaphore
 from laion_assets.search.errors import RequestRefusedError
 from laion_assets.search.options import ServeOptions
 
@@ -35,6 +40,10 @@ _NICENESS: Final = 5
 """The processes leave the cores to the queries that need no decoder."""
 _MOST_WALL: Final = 4
 """Seconds that may pass for each CPU second that an image may take: others wait for its process."""
+_FADES_S: Final = 60.0
+"""After so long, a third of the seconds that a client has taken still count."""
+_CLIENTS: Final = 10_000
+"""Clients whose seconds are remembered, so that strangers cannot fill the memory."""
 _OWN_REASONS: Final = frozenset({"decode_timeout", "decoder_failed", "too_complex"})
 
 
@@ -49,13 +58,15 @@ class _Client:
 class QueryImages:
     """Decodes images in ``decode_processes``; use it on one event loop.
 
-    A client has one image decoded at a time and few waiting, so that its images, however long they
-    take, leave the other processes to others.
+    A client has one image decoded at a time and few waiting, and waits for those that have taken
+    less of the processes, so that its images, however long they take, leave them to others.
     """
 
     def __init__(self, options: ServeOptions) -> None:
         self._options = options
-        self._free = asyncio.Semaphore(options.decode_processes)
+        self._free = PrioritySemaphore(options.decode_processes)
+        self._taken: LRUCache[str, tuple[float, float]] = LRUCache(_CLIENTS)
+        """Client -> seconds that it has taken, as they counted at a time, and that time."""
         self._clients: dict[str, _Client] = {}
         self._running = ExitStack()
 
@@ -100,7 +111,9 @@ class QueryImages:
                     503, "decoders_down", "images cannot be decoded now", retry_after_s=10
                 ) from error
             finally:
-                spent(time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                self._taken[client] = self._taken_s(client) + seconds, time.monotonic()
+                spent(seconds)
         if isinstance(made, tuple):
             raise RequestRefusedError(*made)
         return made
@@ -119,12 +132,18 @@ class QueryImages:
             raise RequestRefusedError(503, "busy", "too many images are waiting", retry_after_s=1)
         client.images += 1
         try:
-            async with client.turn, self._free:
+            # In whole seconds, or strangers with ever new addresses would go before all others.
+            async with client.turn, self._free.held(-int(self._taken_s(name))):
                 yield
         finally:
             client.images -= 1
             if not client.images:
                 del self._clients[name]
+
+    def _taken_s(self, client: str) -> float:
+        """Seconds that a client has taken of late; older ones count less and less."""
+        seconds, then = self._taken.get(client, (0.0, 0.0))
+        return seconds * math.exp((then - time.monotonic()) / _FADES_S)
 
 
 def _be_nice() -> None:

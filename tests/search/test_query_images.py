@@ -10,6 +10,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import httpx
@@ -128,6 +129,28 @@ def test_a_client_has_one_image_at_work_and_few_waiting() -> None:
 
     done = running(use, decode_processes=2, images_waiting=3)
     assert done == ["greedy: 429 images_waiting", "other 0", "other 1"]
+
+
+def test_who_has_taken_least_is_next() -> None:
+    async def use(images: QueryImages) -> list[str]:
+        done: list[str] = []
+
+        async def one(body: bytes, client: str) -> None:
+            with suppress(RequestRefusedError):  # the slow ones take too long
+                await images.decode(body, client, spent)
+            done.append(client)
+
+        await one(SLOW, "greedy")
+        calls = [one(SLOW, "busy"), one(GOOD, "greedy"), one(GOOD, "modest"), one(GOOD, "new")]
+        tasks = []
+        for call in calls:
+            tasks.append(asyncio.create_task(call))
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        return done[1:]
+
+    done = running(use, decode_processes=1, decode_timeout_s=1.1)
+    assert done == ["busy", "modest", "new", "greedy"]
 
 
 def test_the_images_of_all_have_a_bound() -> None:
