@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -132,13 +132,24 @@ class QueryImages:
             raise RequestRefusedError(503, "busy", "too many images are waiting", retry_after_s=1)
         client.images += 1
         try:
-            # In whole seconds, or strangers with ever new addresses would go before all others.
-            async with client.turn, self._free.held(-int(self._taken_s(name))):
+            async with AsyncExitStack() as process, client.turn:
+                # In whole seconds, or strangers with ever new addresses would go before all others.
+                urgency = -int(self._taken_s(name))
+                await process.enter_async_context(self._process(urgency))
                 yield
         finally:
             client.images -= 1
             if not client.images:
                 del self._clients[name]
+
+    @asynccontextmanager
+    async def _process(self, urgency: int) -> AsyncIterator[None]:
+        """Hold a process until the block ends; then the client's next image may line up for it."""
+        async with self._free.held(urgency):
+            try:
+                yield
+            finally:
+                await asyncio.sleep(0)
 
     def _taken_s(self, client: str) -> float:
         """Seconds that a client has taken of late; older ones count less and less."""
