@@ -49,6 +49,10 @@ class DecodersError(TransientError, RuntimeError):
     """The pool's processes die again and again although they have nothing to do."""
 
 
+class LateImage(ImageRefused):
+    """A picture was not decoded in time by the clock, although it has not used up its CPU time."""
+
+
 class Decoders:
     """A pool of ``processes``; use as a context. ``scratch``: an own folder.
 
@@ -107,15 +111,15 @@ class Decoders:
         """Call a picklable function that decodes a picture, for at most ``cpu_s`` CPU seconds.
 
         Raises :class:`ImageRefused`: ``decode_timeout`` if it takes more, ``decoder_failed`` if its
-        process dies or is not done within ``wall_s``. Cancelling the call ends the process, too.
+        process dies, and :class:`LateImage` if it is not done within ``wall_s``. Cancelling the
+        call ends the process, too.
         """
         limited = functools.partial(_limited, cpu_s, function)
         try:
             return await self._call(limited, args, kwargs, wall_s)
         except TimeoutError as error:
-            # The machine's fault, if anyone's: the picture has not used up its time.
             late = f"its decoder was not done within {wall_s:g} s"
-            raise ImageRefused("decoder_failed", late) from error
+            raise LateImage("decoder_failed", late) from error
         except ProcessExpired as error:
             if error.exitcode == -signal.SIGPROF:
                 slow = f"not decoded in {cpu_s:g} s of CPU time"
@@ -203,7 +207,8 @@ class ImageMakers(Decoders):
             if refused.reason == "decode_timeout":
                 spent(seconds)
             raise
-        spent(seconds)
+        if made is not None:
+            spent(seconds)
         return made
 
 

@@ -81,7 +81,7 @@ class Host:
 
         So a host cannot have the decoders before all others by many pictures that take them long.
         """
-        return int(self.users * _ORDINARY_DECODE_S / max(_ORDINARY_DECODE_S, self.decode_s))
+        return int(self.users * min(1.0, _ORDINARY_DECODE_S / max(self.decode_s, 1e-9)))
 
     def idle(self, now: float, failures_kept_s: float) -> bool:
         """Whether there is nothing to remember: a new object would do as well."""

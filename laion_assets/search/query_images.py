@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from cachetools import LRUCache
+from cachetools import TTLCache
 from numpy.typing import NDArray
 from PIL import Image
 
 from laion_assets.clip.shards import IMAGE_FORMATS, NOT_AN_IMAGE
-from laion_assets.download.decoders import Decoders, DecodersError, Spent
+from laion_assets.download.decoders import Decoders, DecodersError, LateImage, Spent
 from laion_assets.download.errors import ImageRefused
 from laion_assets.download.formats import lean
 from laion_assets.download.priority_semaphore import PrioritySemaphore
@@ -42,8 +42,9 @@ _MOST_WALL: Final = 4
 """Seconds that may pass for each CPU second that an image may take: others wait for its process."""
 _FADES_S: Final = 60.0
 """After so long, a third of the seconds that a client has taken still count."""
+_REMEMBERED_S: Final = 10 * _FADES_S
 _CLIENTS: Final = 10_000
-"""Clients whose seconds are remembered, so that strangers cannot fill the memory."""
+"""Clients that are remembered, so that strangers cannot fill the memory."""
 _OWN_REASONS: Final = frozenset({"decode_timeout", "decoder_failed", "too_complex"})
 
 
@@ -65,7 +66,7 @@ class QueryImages:
     def __init__(self, options: ServeOptions) -> None:
         self._options = options
         self._free = PrioritySemaphore(options.decode_processes)
-        self._taken: LRUCache[str, tuple[float, float]] = LRUCache(_CLIENTS)
+        self._taken: TTLCache[str, tuple[float, float]] = TTLCache(_CLIENTS, _REMEMBERED_S)
         """Client -> seconds that it has taken, as they counted at a time, and that time."""
         self._clients: dict[str, _Client] = {}
         self._running = ExitStack()
@@ -89,21 +90,22 @@ class QueryImages:
     async def decode(self, body: bytes, client: str, spent: Spent) -> Pixels:
         """Decode an image file for a client. Raises :class:`RequestRefusedError`.
 
-        Cancelling the call ends its decoder, too. ``spent`` gets the seconds from the image's turn
-        to its end.
+        Cancelling the call ends its decoder, too. ``spent`` gets the CPU seconds that the image
+        took, or at most could have taken.
         """
         options = self._options
+        cpu_s, wall_s = options.decode_timeout_s, _MOST_WALL * options.decode_timeout_s
         async with self._turn(client):
-            started = time.perf_counter()
+            started, seconds = time.perf_counter(), None
             try:
                 with self._decoders.file(body) as path:
-                    made = await self._decoders.run_within(
-                        options.decode_timeout_s,
-                        _MOST_WALL * options.decode_timeout_s,
-                        decode_file,
-                        path,
-                        options.max_pixels,
+                    made, seconds = await self._decoders.run_within(
+                        cpu_s, wall_s, _decode, path, options.max_pixels
                     )
+            except LateImage as error:
+                raise RequestRefusedError(
+                    503, "busy", "the decoders had no time for the image", retry_after_s=10
+                ) from error
             except ImageRefused as refused:
                 made = _refusal(refused)
             except DecodersError as error:
@@ -111,7 +113,8 @@ class QueryImages:
                     503, "decoders_down", "images cannot be decoded now", retry_after_s=10
                 ) from error
             finally:
-                seconds = time.perf_counter() - started
+                if seconds is None:
+                    seconds = min(cpu_s, time.perf_counter() - started)
                 self._taken[client] = self._taken_s(client) + seconds, time.monotonic()
                 spent(seconds)
         if isinstance(made, tuple):
@@ -126,16 +129,16 @@ class QueryImages:
             raise RequestRefusedError(
                 429, "images_waiting", "too many of your images are waiting", retry_after_s=1
             )
-        if sum(other.images for other in self._clients.values()) >= self._options.encoder_waiting:
+        # Half of the places are for clients that have none, or eight could shut out all others.
+        places = self._options.encoder_waiting // (2 if client.images else 1)
+        if sum(other.images for other in self._clients.values()) >= places:
             if not client.images:
                 del self._clients[name]
             raise RequestRefusedError(503, "busy", "too many images are waiting", retry_after_s=1)
         client.images += 1
         try:
             async with AsyncExitStack() as process, client.turn:
-                # In whole seconds, or strangers with ever new addresses would go before all others.
-                urgency = -int(self._taken_s(name))
-                await process.enter_async_context(self._process(urgency))
+                await process.enter_async_context(self._process(self._urgency(name)))
                 yield
         finally:
             client.images -= 1
@@ -151,6 +154,17 @@ class QueryImages:
             finally:
                 await asyncio.sleep(0)
 
+    def _urgency(self, client: str) -> int:
+        """How urgent the client's next image is, compared with those that line up later, too.
+
+        Who has taken less goes first. As what was taken fades for all alike while they wait, its
+        logarithm and the time now decide as well as what is left of it would at any later time, and
+        nobody waits for ever. A second or less counts as one, or strangers with ever new addresses
+        would go before who has asked for little.
+        """
+        taken = math.log(max(1.0, self._taken_s(client)))
+        return -int(1000 * (taken + time.monotonic() / _FADES_S))
+
     def _taken_s(self, client: str) -> float:
         """Seconds that a client has taken of late; older ones count less and less."""
         seconds, then = self._taken.get(client, (0.0, 0.0))
@@ -165,6 +179,13 @@ def _refusal(refused: ImageRefused) -> tuple[int, str, str]:
     if refused.reason in _OWN_REASONS:
         return 422, refused.reason, f"the image is refused: {refused.detail}"
     return 422, "undecodable", "the image is not a readable JPEG, PNG or WebP"
+
+
+def _decode(body: Path, max_pixels: int) -> tuple[Pixels | tuple[int, str, str], float]:
+    """:func:`decode_file`, and the CPU seconds of this process that it took."""
+    started = time.process_time()
+    made = decode_file(body, max_pixels)
+    return made, time.process_time() - started
 
 
 def decode_file(body: Path, max_pixels: int) -> Pixels | tuple[int, str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from laion_assets.download import decoders
 from laion_assets.download.decoders import ImageMakers
 from laion_assets.download.errors import ImageRefused
 from laion_assets.download.options import DownloadOptions
@@ -33,6 +34,12 @@ SLOW = encoded(Image.new("RGBA", (9400, 9400), (255, 0, 0, 100)), "PNG", compres
 QUICK = encoded(picture(2))
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a picture's CPU time is to run out, a busy machine must not end it before."""
+    monkeypatch.setattr(decoders, "_MOST_WALL", 1000)
+
+
 def in_pool(scratch: Path, kill: bool, **settings: object) -> tuple[str, int]:
     """Decode SLOW, killing its process midway if ``kill``; then decode QUICK.
 
@@ -41,16 +48,16 @@ def in_pool(scratch: Path, kill: bool, **settings: object) -> tuple[str, int]:
 
     async def run() -> tuple[str, int]:
         options = DownloadOptions.model_validate({"resize_processes": 1} | settings)
-        with ImageMakers(options, scratch) as decoders:
-            pid = await decoders.run(os.getpid)
+        with ImageMakers(options, scratch) as makers:
+            pid = await makers.run(os.getpid)
             idle_s = cpu_s(pid)
-            slow = asyncio.create_task(decoders.make(SLOW))
+            slow = asyncio.create_task(makers.make(SLOW))
             if kill:
                 await asyncio.to_thread(until, lambda: cpu_s(pid) > idle_s + 0.1)
                 os.kill(pid, signal.SIGKILL)
             with pytest.raises(ImageRefused) as caught:
                 await slow
-            stored = await decoders.make(QUICK)
+            stored = await makers.make(QUICK)
         return str(caught.value), stored.width
 
     return asyncio.run(run())
@@ -64,11 +71,11 @@ def test_a_decoder_that_dies_costs_its_image(tmp_path: Path) -> None:
 
 def test_processes_that_die_while_they_wait_are_replaced(tmp_path: Path) -> None:
     async def run() -> int:
-        with ImageMakers(DownloadOptions(resize_processes=1), tmp_path) as decoders:
+        with ImageMakers(DownloadOptions(resize_processes=1), tmp_path) as makers:
             for _ in range(3):
-                os.kill(await decoders.run(os.getpid), signal.SIGKILL)
+                os.kill(await makers.run(os.getpid), signal.SIGKILL)
                 await asyncio.sleep(0.3)
-            return (await decoders.make(QUICK)).width
+            return (await makers.make(QUICK)).width
 
     assert asyncio.run(run()) == 256
 
@@ -88,18 +95,18 @@ def burn(seconds: float) -> None:
 
 def test_the_limit_is_of_cpu_time_and_a_waiting_process_has_one_of_its_own(tmp_path: Path) -> None:
     async def run() -> list[str]:
-        with ImageMakers(DownloadOptions(resize_processes=1), tmp_path) as decoders:
+        with ImageMakers(DownloadOptions(resize_processes=1), tmp_path) as makers:
 
             async def within(
                 cpu: float, wall: float, function: Callable[[float], Any], value: float
             ) -> str:
-                pid = await decoders.run(os.getpid)
+                pid = await makers.run(os.getpid)
                 try:
-                    await decoders.run_within(cpu, wall, function, value)
+                    await makers.run_within(cpu, wall, function, value)
                 except ImageRefused as refused:
-                    assert pid != await decoders.run(os.getpid)
+                    assert pid != await makers.run(os.getpid)
                     return str(refused)
-                assert pid == await decoders.run(os.getpid)
+                assert pid == await makers.run(os.getpid)
                 return "made"
 
             return [
@@ -120,8 +127,8 @@ def test_the_limit_is_of_cpu_time_and_a_waiting_process_has_one_of_its_own(tmp_p
 
 def test_our_own_error_is_not_blamed_on_the_image(tmp_path: Path) -> None:
     async def run() -> None:
-        with ImageMakers(DownloadOptions(), tmp_path) as decoders:
-            await decoders.run(os.stat, "/nonexistent")
+        with ImageMakers(DownloadOptions(), tmp_path) as makers:
+            await makers.run(os.stat, "/nonexistent")
 
     with pytest.raises(FileNotFoundError):
         asyncio.run(run())
@@ -142,12 +149,11 @@ def test_a_picture_past_its_deadline_is_refused_for_good(tmp_path: Path) -> None
 def test_a_decoders_seconds_are_counted(tmp_path: Path) -> None:
     async def run() -> list[float]:
         seconds: list[float] = []
-        with ImageMakers(DownloadOptions(decode_timeout_s=0.3), tmp_path) as decoders:
-            await decoders.make(QUICK, spent=seconds.append)
+        with ImageMakers(DownloadOptions(decode_timeout_s=0.3), tmp_path) as makers:
+            await makers.make(QUICK, spent=seconds.append)
             with pytest.raises(ImageRefused):
-                await decoders.make(SLOW, spent=seconds.append)
+                await makers.make(SLOW, spent=seconds.append)
         return seconds
 
-    quick, looked_at, killed = asyncio.run(run())
-    assert quick > 0
-    assert (looked_at < 0.3, killed) == (True, 0.3)
+    quick, killed = asyncio.run(run())  # and not the look at the head of the large one
+    assert (0 < quick < 0.3, killed) == (True, 0.3)
