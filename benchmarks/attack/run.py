@@ -32,7 +32,7 @@ _VECTORS: Final = 20_000
 _D: Final = 256
 """Numbers of a vector of the shipped CLIP."""
 _RATE: Final = 5.0
-_CONNECTIONS: Final = 8
+_CONNECTIONS: Final = 4
 _COLUMNS: Final = (
     "attack", "attackers", "text: p50 ms", "p99 ms", "image: p50 ms", "p99 ms",
     "embedding: p50 ms", "p99 ms", "refused",

@@ -125,13 +125,13 @@ class QueryImages:
     async def _turn(self, name: str) -> AsyncIterator[None]:
         """Wait for the client's turn and a process. Raises :class:`RequestRefusedError`."""
         client = self._clients.setdefault(name, _Client())
-        if client.images >= self._options.images_waiting:
+        # One share more than there are clients, or a few could take all places.
+        share = max(1, self._options.encoder_waiting // (len(self._clients) + 1))
+        if client.images >= min(self._options.images_waiting, share):
             raise RequestRefusedError(
                 429, "images_waiting", "too many of your images are waiting", retry_after_s=1
             )
-        # Half of the places are for clients that have none, or eight could shut out all others.
-        places = self._options.encoder_waiting // (2 if client.images else 1)
-        if sum(other.images for other in self._clients.values()) >= places:
+        if sum(other.images for other in self._clients.values()) >= self._options.encoder_waiting:
             if not client.images:
                 del self._clients[name]
             raise RequestRefusedError(503, "busy", "too many images are waiting", retry_after_s=1)

@@ -189,7 +189,7 @@ def test_clients_with_many_images_leave_places_to_others() -> None:
         return await asyncio.gather(*calls)
 
     decoded = running(use, encoder_waiting=4)
-    assert decoded == ["decoded", "decoded", "decoded", "busy", "decoded", "busy", "busy"]
+    assert decoded == ["decoded"] * 3 + ["images_waiting", "decoded", "busy", "busy"]
 
 
 def test_an_image_for_which_no_core_was_free_is_not_refused_for_good(
