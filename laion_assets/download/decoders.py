@@ -50,7 +50,7 @@ class DecodersError(TransientError, RuntimeError):
 
 
 class LateImage(ImageRefused):
-    """A picture was not decoded in time by the clock, although it has not used up its CPU time."""
+    """The wall-clock limit of a decoder passed, but its picture has not used up its CPU time."""
 
 
 class Decoders:
@@ -107,8 +107,10 @@ class Decoders:
         function: Callable[P, T],
         *args: P.args,
         **kwargs: P.kwargs,
-    ) -> T:
+    ) -> tuple[T, float]:
         """Call a picklable function that decodes a picture, for at most ``cpu_s`` CPU seconds.
+
+        Returns what it returned, and the CPU seconds that it took.
 
         Raises :class:`ImageRefused`: ``decode_timeout`` if it takes more, ``decoder_failed`` if its
         process dies, and :class:`LateImage` if it is not done within ``wall_s``. Cancelling the
@@ -197,7 +199,6 @@ class ImageMakers(Decoders):
     async def _make(
         self, body: Path, urgency: int, *, large: bool, spent: Spent
     ) -> StoredImage | tuple[str, str] | None:
-        seconds = self._timeout_s
         try:
             async with self._turns.held(urgency):
                 made, seconds = await self.run_within(
@@ -205,7 +206,7 @@ class ImageMakers(Decoders):
                 )
         except ImageRefused as refused:
             if refused.reason == "decode_timeout":
-                spent(seconds)
+                spent(self._timeout_s)
             raise
         if made is not None:
             spent(seconds)
@@ -255,14 +256,19 @@ def _begin(begin: Callable[[], None]) -> None:
     begin()
 
 
-def _limited(cpu_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call it; the kernel ends this process when that has taken it ``cpu_s`` seconds of CPU time.
+def _limited(
+    cpu_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> tuple[T, float]:
+    """What it returns, and the CPU seconds of this process that it took.
+
+    The kernel ends this process when that has taken it ``cpu_s``.
 
     A handler in Python would not run before the decoder returns.
     """
+    started = time.process_time()
     signal.setitimer(signal.ITIMER_PROF, cpu_s)
     try:
-        return function(*args, **kwargs)
+        return function(*args, **kwargs), time.process_time() - started
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
@@ -272,17 +278,11 @@ def _begin_making(options: DownloadOptions) -> None:
     _maker = ImageMaker(options)
 
 
-def _make(body: Path, large: bool) -> tuple[StoredImage | tuple[str, str] | None, float]:
-    """The image, its refusal's reason and detail, or None for a large image unless ``large``.
-
-    And the seconds of this process that it took.
-    """
-    started = time.process_time()
-    made: StoredImage | tuple[str, str] | None
+def _make(body: Path, large: bool) -> StoredImage | tuple[str, str] | None:
+    """The image, its refusal's reason and detail, or None for a large image unless ``large``."""
     try:
-        made = _maker.make(body.read_bytes(), large=large)
+        return _maker.make(body.read_bytes(), large=large)
     except ImageRefused as refused:
-        made = refused.reason, refused.detail
+        return refused.reason, refused.detail
     except LargeImage:
-        made = None
-    return made, time.process_time() - started
+        return None

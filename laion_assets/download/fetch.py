@@ -155,11 +155,14 @@ class Fetcher:
 
     def decoded(self, fetched: Fetched, seconds: float) -> None:
         """Count the seconds that a body of :meth:`fetching`'s block took its decoder."""
-        self._hosts.decoded(self._hosts.held(ada_url.URL(fetched.url).hostname), seconds)
+        self._hosts.decoded(self._host_of(fetched), seconds)
 
     def urgency(self, fetched: Fetched) -> int:
         """How urgent it is to decode a body of :meth:`fetching`'s block (:meth:`.Host.urgency`)."""
-        return self._hosts.held(ada_url.URL(fetched.url).hostname).urgency()
+        return self._host_of(fetched).urgency()
+
+    def _host_of(self, fetched: Fetched) -> Host:
+        return self._hosts.held(ada_url.URL(fetched.url).hostname)
 
     @property
     def has_free_slot(self) -> bool:

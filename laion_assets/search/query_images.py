@@ -67,7 +67,7 @@ class QueryImages:
         self._options = options
         self._free = PrioritySemaphore(options.decode_processes)
         self._taken: TTLCache[str, tuple[float, float]] = TTLCache(_CLIENTS, _REMEMBERED_S)
-        """Client -> seconds that it has taken, as they counted at a time, and that time."""
+        """Client -> CPU seconds that it has taken, as they counted at a time, and that time."""
         self._clients: dict[str, _Client] = {}
         self._running = ExitStack()
 
@@ -90,17 +90,16 @@ class QueryImages:
     async def decode(self, body: bytes, client: str, spent: Spent) -> Pixels:
         """Decode an image file for a client. Raises :class:`RequestRefusedError`.
 
-        Cancelling the call ends its decoder, too. ``spent`` gets the CPU seconds that the image
-        took, or at most could have taken.
+        Cancelling the call ends its decoder, too. ``spent`` gets the seconds from the image's turn
+        to its end.
         """
-        options = self._options
-        cpu_s, wall_s = options.decode_timeout_s, _MOST_WALL * options.decode_timeout_s
+        most_s, max_pixels = self._options.decode_timeout_s, self._options.max_pixels
         async with self._turn(client):
-            started, seconds = time.perf_counter(), None
+            started, cpu_s = time.perf_counter(), None
             try:
                 with self._decoders.file(body) as path:
-                    made, seconds = await self._decoders.run_within(
-                        cpu_s, wall_s, _decode, path, options.max_pixels
+                    made, cpu_s = await self._decoders.run_within(
+                        most_s, _MOST_WALL * most_s, decode_file, path, max_pixels
                     )
             except LateImage as error:
                 raise RequestRefusedError(
@@ -113,10 +112,10 @@ class QueryImages:
                     503, "decoders_down", "images cannot be decoded now", retry_after_s=10
                 ) from error
             finally:
-                if seconds is None:
-                    seconds = min(cpu_s, time.perf_counter() - started)
-                self._taken[client] = self._taken_s(client) + seconds, time.monotonic()
-                spent(seconds)
+                passed = time.perf_counter() - started
+                taken = min(most_s, passed) if cpu_s is None else cpu_s
+                self._taken[client] = self._taken_s(client) + taken, time.monotonic()
+                spent(passed)
         if isinstance(made, tuple):
             raise RequestRefusedError(*made)
         return made
@@ -179,13 +178,6 @@ def _refusal(refused: ImageRefused) -> tuple[int, str, str]:
     if refused.reason in _OWN_REASONS:
         return 422, refused.reason, f"the image is refused: {refused.detail}"
     return 422, "undecodable", "the image is not a readable JPEG, PNG or WebP"
-
-
-def _decode(body: Path, max_pixels: int) -> tuple[Pixels | tuple[int, str, str], float]:
-    """:func:`decode_file`, and the CPU seconds of this process that it took."""
-    started = time.process_time()
-    made = decode_file(body, max_pixels)
-    return made, time.process_time() - started
 
 
 def decode_file(body: Path, max_pixels: int) -> Pixels | tuple[int, str, str]:
